@@ -1,0 +1,77 @@
+"""The two things the converter does for a user: make a plan, and write the folder it describes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters.masked import MaskedCheckpoint
+from converters.model_card import model_card
+from converters.rules import compile_plan
+from converters.to_hf import write_hf
+from sgate_serve.checkpoint import Checkpoint, FolderWriter, new_folder
+from sgate_serve.errors import PlanError
+from sgate_serve.gates import Gates
+from sgate_serve.plan import Plan
+
+PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+ONNX_DIR = "onnx"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to convert and how; `to` lists what is written beside the HF layout."""
+
+    checkpoint: str
+    out: Path
+    gates: Path | None = None
+    to: tuple[str, ...] = ("hf",)
+    precision: str | None = None
+    align: int = 1
+    progress: bool = False
+
+
+def open_masked(
+    checkpoint: str | Path, gates: Path | None, precision: str | None = None
+) -> MaskedCheckpoint:
+    """Open a base with its gates; raise SgateError if either is malformed or they do not match."""
+    if precision is not None and precision not in PRECISIONS:
+        raise PlanError(f"--precision {precision}: this release writes {', '.join(PRECISIONS)}")
+    dtype = None if precision is None else PRECISIONS[precision]
+    read = None if gates is None else Gates.read(gates)
+    return MaskedCheckpoint.open(Checkpoint.open(checkpoint), read, dtype)
+
+
+def make_plan(masked: MaskedCheckpoint, align: int = 1) -> Plan:
+    """Decide what goes; without gates this scans the weights for zeros."""
+    return compile_plan(masked.spec, masked.zeros(), masked.base.fingerprint, align)
+
+
+def convert(options: ConvertOptions) -> Plan:
+    """Write the deployable folder, all or nothing, and return the plan it follows.
+
+    Raises SgateError before anything is written if an input is malformed or `out` is not empty.
+    """
+    unknown = sorted(set(options.to) - set(WRITERS))
+    if unknown or not options.to:
+        raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
+    masked = open_masked(options.checkpoint, options.gates, options.precision)
+    with new_folder(options.out) as writer:
+        plan = make_plan(masked, options.align)
+        write_hf(writer, masked, plan, options.progress)
+        writer.path("README.md").write_text(model_card(plan, masked.spec), encoding="utf-8")
+        for target in sorted(set(options.to)):
+            WRITERS[target](writer)
+    return plan
+
+
+def _write_onnx(writer: FolderWriter) -> None:
+    from converters.to_onnx import write_onnx
+
+    write_onnx(Checkpoint.open(writer.staging), writer.path(f"{ONNX_DIR}/model.onnx").parent)
+
+
+# The HF layout is always written: every other target is derived from it and lies beside it.
+WRITERS: Mapping[str, Callable[[FolderWriter], None]] = {
+    "hf": lambda writer: None,
+    "onnx": _write_onnx,
+}
