@@ -1,0 +1,47 @@
+"""Configs of pruned models: a stock family's config, per-layer sizes, and the `sgate` block.
+
+The per-layer sizes are transformers' own `per_layer_config` (heterogeneous configs, 5.16 on).
+Top-level sizes are the maximum over the layers; stock modelling code may read them.
+"""
+
+from typing import Any
+
+from transformers import LlamaConfig, PreTrainedConfig
+
+from sgate_serve.families import SGATE_MODEL_TYPE, family_of
+
+
+class UnevenConfigMixin:
+    """Lets stock modelling code build at the top-level sizes; `shrink` then narrows each layer."""
+
+    allow_global_per_layer_attribute_access = True
+
+    def __getattribute__(self, key: str) -> Any:
+        # transformers warns at each top-level read of a per-layer size; here that read is meant.
+        attribute_map = object.__getattribute__(self, "attribute_map")
+        return object.__getattribute__(self, attribute_map.get(key, key))
+
+    def validate_architecture(self) -> None:
+        """Accept head counts that do not divide the hidden size; head_dim is explicit."""
+
+
+class SGateLlamaConfig(UnevenConfigMixin, LlamaConfig):
+    """A Llama whose layers have their own widths."""
+
+    model_type = SGATE_MODEL_TYPE
+    sgate: dict | None = None  # type: ignore[type-arg]  # validated at run time by transformers
+
+
+CONFIGS: dict[str, type[PreTrainedConfig]] = {"llama": SGateLlamaConfig}
+
+
+class SGateConfig(PreTrainedConfig):
+    """What AutoConfig finds under `model_type: sgate`; loading returns the family's own class."""
+
+    model_type = SGATE_MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
+        """Return the config of the family named in the `sgate` block; CheckpointError if none."""
+        family = family_of(config_dict, str(config_dict.get("_name_or_path") or "config.json"))
+        return CONFIGS[family.name].from_dict(config_dict, **kwargs)
