@@ -1,0 +1,97 @@
+"""What a model folder holds: widths per layer, bytes, predicted speedup, certificate."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.bench.ideal import decode_weights, ideal_speedup
+from sgate_serve.checkpoint import Checkpoint, read_json
+from sgate_serve.plan import PLAN_FILE, Plan
+
+CERTIFICATE_FILE = "verification.json"
+PREFILL_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A folder, the plan it was written with and its certificate, where it has them."""
+
+    folder: Checkpoint
+    plan: Plan | None
+    certificate: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, location: str | Path) -> "Inspection":
+        """Read a folder; raise SgateError if it, its plan or its certificate is malformed."""
+        checkpoint = Checkpoint.open(location)
+        plan_path = checkpoint.folder / PLAN_FILE
+        certificate_path = checkpoint.folder / CERTIFICATE_FILE
+        return cls(
+            folder=checkpoint,
+            plan=Plan.read(plan_path) if plan_path.exists() else None,
+            certificate=read_json(certificate_path) if certificate_path.exists() else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        spec = self.folder.spec
+        bytes_per_weight = self.folder.num_bytes / spec.num_parameters
+        report: dict[str, Any] = {
+            "family": spec.family.name,
+            "model_type": self.folder.config["model_type"],
+            "parameters": spec.num_parameters,
+            "bytes_stored": self.folder.num_bytes,
+            "bytes_per_decode_step": round(decode_weights(spec) * bytes_per_weight),
+            "layers": [
+                {
+                    "mlp_units": layer.mlp_units,
+                    "heads": layer.num_heads,
+                    "kv_heads": layer.num_kv_heads,
+                    "head_dim": layer.head_dim,
+                }
+                for layer in spec.layers
+            ],
+            "certificate": self.certificate,
+        }
+        if self.plan is not None:
+            dense = self.plan.dense_spec(spec)
+            ideal = ideal_speedup(dense, spec, PREFILL_TOKENS)
+            report |= {
+                "removed": self.plan.removed(dense),
+                "removed_overall": self.plan.removed_overall(dense),
+                "predicted_speedup": {"decode": ideal.decode, "prefill": ideal.prefill},
+            }
+        return report
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for a person."""
+        report = self.to_json()
+        yield f"{self.folder.folder}: {report['family']} family, model_type {report['model_type']}"
+        yield (
+            f"{report['parameters']:,} parameters, {report['bytes_stored']:,} bytes stored, "
+            f"{report['bytes_per_decode_step']:,} read per decode step"
+        )
+        yield f"{'layer':>5}  {'MLP units':>9}  {'heads':>5}  {'KV heads':>8}  {'head dim':>8}"
+        for index, layer in enumerate(report["layers"]):
+            yield (
+                f"{index:>5}  {layer['mlp_units']:>9}  {layer['heads']:>5}  "
+                f"{layer['kv_heads']:>8}  {layer['head_dim']:>8}"
+            )
+        if self.plan is not None:
+            speedup = report["predicted_speedup"]
+            yield (
+                f"removed {report['removed']:.1%} of the block linears, "
+                f"{report['removed_overall']:.1%} of all parameters; ideal speedup "
+                f"decode {speedup['decode']:.2f}x, prefill {speedup['prefill']:.2f}x"
+            )
+        yield _certificate_line(self.certificate)
+
+
+def _certificate_line(certificate: dict[str, Any] | None) -> str:
+    if certificate is None:
+        return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
+    outcome = "verified" if certificate.get("passed") else "verification FAILED"
+    return (
+        f"{outcome} on {certificate.get('engine')} {certificate.get('engine_version')}: "
+        f"max abs logit difference {certificate.get('max_abs_diff'):.2e}"
+    )

@@ -1,0 +1,53 @@
+"""Pictures of models and measurements, drawn with matplotlib without a display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.errors import SgateError
+from sgate_serve.inspect import Inspection
+
+KEPT, GONE, ACCENT = "#3b6ea5", "#d9e2ec", "#c8553d"
+FORMATS = (".png", ".svg", ".pdf")
+
+
+def new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Sequence[Any]]:
+    """Return a figure of that size in inches, with `panels` axes side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write the figure; raise SgateError for a file type that is not drawn."""
+    if path.suffix not in FORMATS:
+        raise SgateError(f"{path}: give a file name that ends in {', '.join(FORMATS)}")
+    figure.savefig(path, dpi=150)
+
+
+def plot_widths(inspection: Inspection, path: Path) -> None:
+    """Draw how much of each layer's MLP and attention is left of the dense width."""
+    spec = inspection.folder.spec
+    dense = spec if inspection.plan is None else inspection.plan.dense_spec(spec)
+    figure, axes = new_figure(9, 1.2 + 0.22 * len(spec.layers), panels=2)
+    panels = (
+        (axes[0], "MLP units", [(d.mlp_units, k.mlp_units) for d, k in _pairs(dense, spec)]),
+        (axes[1], "query heads", [(d.num_heads, k.num_heads) for d, k in _pairs(dense, spec)]),
+    )
+    for axis, title, sizes in panels:
+        layers = range(len(sizes))
+        axis.barh(layers, [total for total, _ in sizes], color=GONE, label="removed")
+        axis.barh(layers, [kept for _, kept in sizes], color=KEPT, label="kept")
+        axis.set(title=title, xlabel="width", yticks=list(layers))
+        axis.invert_yaxis()
+    axes[0].set_ylabel("layer")
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    save_figure(figure, path)
+
+
+def _pairs(dense: Any, kept: Any) -> Any:
+    return zip(dense.layers, kept.layers, strict=True)

@@ -1,0 +1,63 @@
+"""Give an engine the files that it loads: those in the model folder, or built once in a cache.
+
+The cache lies below `SGATE_CACHE`, `$XDG_CACHE_HOME/sgate-serve` or `~/.cache/sgate-serve`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.onnx_format import GRAPH_FILE
+
+logger = logging.getLogger(__name__)
+
+ONNX_DIR = "onnx"
+
+
+def has_onnx(model: Checkpoint) -> bool:
+    return (model.folder / ONNX_DIR / GRAPH_FILE).exists()
+
+
+def onnx_folder(model: Checkpoint) -> Path:
+    """Return the folder of a model's ONNX graph; build it in the cache where the model has none."""
+    if has_onnx(model):
+        return model.folder / ONNX_DIR
+    target = cache_dir() / ONNX_DIR / cache_key(model)
+    if (target / GRAPH_FILE).exists():
+        logger.info("onnx graph of %s found in %s", model.folder, target)
+        return target
+    logger.info("building the onnx graph of %s in %s", model.folder, target)
+    build_onnx(model, target)
+    return target
+
+
+def build_onnx(model: Checkpoint, target: Path) -> None:
+    """Build the graph beside `target` and move it there whole; another process may win the race."""
+    from converters.to_onnx import write_onnx
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+    try:
+        write_onnx(model, staging)
+        if not (target / GRAPH_FILE).exists():
+            staging.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def cache_key(model: Checkpoint) -> str:
+    """Return a name for what a graph depends on: the weights and the config."""
+    config = json.dumps(model.config, sort_keys=True)
+    return hashlib.sha256(f"{model.fingerprint} {config}".encode()).hexdigest()
+
+
+def cache_dir() -> Path:
+    own, shared = os.environ.get("SGATE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    return (Path(shared) if shared else Path.home() / ".cache") / "sgate-serve"

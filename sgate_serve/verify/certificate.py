@@ -1,0 +1,59 @@
+"""What a verification says, as a value: it is printed, stored beside the model and shown again."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.options import option
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to compare, on which engine and with how many random prompts."""
+
+    checkpoint: str
+    out: str
+    gates: Path | None = option(None, "gates folder, or its gates.safetensors")
+    engine: str = option("auto", "auto, torch or onnx; auto is onnx where OUT holds a graph")
+    num_prompts: int = option(4, "random prompts to compare")
+    prompt_tokens: int = option(48, "token ids in each prompt")
+    seed: int = option(0, "seed of the prompts")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One engine's comparison. `difference` is None when it holds, else where it first fails.
+
+    Differences are of logits, in fp32 on both sides. A position counts as a tie, not a failure,
+    when the best two reference logits are closer than ten tolerances.
+    """
+
+    passed: bool
+    difference: str | None
+    engine: str
+    engine_version: str
+    max_abs_diff: float
+    tolerance: float
+    num_tokens: int
+    tokens_equal: int
+    ties: int
+    tensors_equal: bool | None
+    seed: int
+    versions: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for a person."""
+        yield (
+            f"{self.engine} {self.engine_version}: max abs logit difference "
+            f"{self.max_abs_diff:.2e} (tolerance {self.tolerance:.2e})"
+        )
+        tied = f", {self.ties} of the others ties" if self.ties else ""
+        yield f"{self.tokens_equal} of {self.num_tokens} teacher-forced tokens equal{tied}"
+        if self.tensors_equal is not None:
+            verdict = "equal" if self.tensors_equal else "do NOT equal"
+            yield f"stored tensors {verdict} the plan's rewriting of the masked dense model"
+        yield "verified" if self.passed else f"DIFFERS: {self.difference}"

@@ -1,0 +1,174 @@
+"""Run a verification: stored tensors first, then logits, then bisection to the layer that differs.
+
+Two independent checks. The stored tensors must equal the plan's rewriting of the masked dense
+model, byte for byte; and the logits of an engine must equal the masked dense model's. The first
+catches a changed weight wherever it hides, the second a plan that is wrong.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.convert import open_masked
+from converters.masked import MaskedCheckpoint
+from converters.rewrite import rewritten_tensors, tensor_headers
+from sgate_serve.checkpoint import DTYPE_NAMES, Checkpoint
+from sgate_serve.environment import library_versions
+from sgate_serve.errors import CheckpointError
+from sgate_serve.families import ModelSpec
+from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.engines import VerifiedEngine, open_engine
+from sgate_serve.verify.reference import TorchModel
+
+Floats = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+
+# fp32 sums in another order differ by some 1e-6 of the logits' scale; a wrong weight by far more.
+RELATIVE_TOLERANCE = 1e-4
+TIE_TOLERANCES = 10
+
+
+@dataclass(frozen=True)
+class LogitComparison:
+    """Reference and engine over all prompts: the largest difference and the greedy tokens."""
+
+    max_abs_diff: float
+    scale: float
+    num_tokens: int
+    tokens_equal: int
+    ties: int
+
+    @property
+    def tolerance(self) -> float:
+        return RELATIVE_TOLERANCE * max(1.0, self.scale)
+
+    @property
+    def holds(self) -> bool:
+        unequal = self.num_tokens - self.tokens_equal - self.ties
+        return self.max_abs_diff <= self.tolerance and unequal == 0
+
+
+def verify(options: VerifyOptions) -> Verification:
+    """Compare the masked dense model with the converted one on one engine.
+
+    Raises SgateError for bad input; a difference is a result, not an error.
+    """
+    out = Checkpoint.open(options.out)
+    embedding = out.tensors[f"{out.spec.family.embedding}.weight"]
+    masked = open_masked(options.checkpoint, options.gates)
+    masked = MaskedCheckpoint.open(masked.base, masked.gates, embedding.dtype)
+    check_same_model(masked.spec, out)
+    tensor = first_different_tensor(masked, out)
+    engine = open_engine(options.engine, out)
+    reference = TorchModel.masked_dense(masked)
+    prompts = random_prompts(options, out.spec)
+    compared = compare_logits(reference.logits, engine.logits, prompts)
+    difference = None
+    if tensor is not None:
+        difference = describe_tensor(out.spec, tensor)
+    elif not compared.holds:
+        difference = first_different_layer(reference, engine, prompts[0])
+    return Verification(
+        passed=difference is None,
+        difference=difference,
+        engine=engine.name,
+        engine_version=engine.version,
+        max_abs_diff=compared.max_abs_diff,
+        tolerance=compared.tolerance,
+        num_tokens=compared.num_tokens,
+        tokens_equal=compared.tokens_equal,
+        ties=compared.ties,
+        tensors_equal=None if _plan_of(out, masked) is None else tensor is None,
+        seed=options.seed,
+        versions=library_versions(),
+    )
+
+
+def check_same_model(dense: ModelSpec, out: Checkpoint) -> None:
+    """Raise CheckpointError unless `out` can be a pruned form of the dense model."""
+    small = out.spec
+    same = ("family", "hidden_size", "vocab_size", "tied_head")
+    unequal = [name for name in same if getattr(dense, name) != getattr(small, name)]
+    if unequal or len(dense.layers) != len(small.layers):
+        raise CheckpointError(
+            f"{out.folder} is no conversion of this checkpoint: they differ in "
+            f"{', '.join(unequal) or 'the number of layers'}"
+        )
+
+
+def random_prompts(options: VerifyOptions, spec: ModelSpec) -> list[Tokens]:
+    """Return `num_prompts` arrays of uniformly random token ids, [prompt_tokens] each."""
+    generator = np.random.default_rng(options.seed)
+    length = min(options.prompt_tokens, spec.max_positions)
+    return [generator.integers(0, spec.vocab_size, length) for _ in range(options.num_prompts)]
+
+
+def first_different_tensor(masked: MaskedCheckpoint, out: Checkpoint) -> str | None:
+    """Return the first stored tensor that is not what the folder's own plan makes of the base.
+
+    None where all are equal, or where the folder holds no plan for this base and dtype.
+    """
+    plan = _plan_of(out, masked)
+    if plan is None:
+        return None
+    arrays = rewritten_tensors(masked, plan)
+    for header, array in zip(tensor_headers(masked, plan), arrays, strict=True):
+        stored = out.read(header.name)
+        if array.shape != stored.shape or DTYPE_NAMES[array.dtype] != DTYPE_NAMES[stored.dtype]:
+            return header.name
+        if np.ascontiguousarray(array).tobytes() != stored.tobytes():
+            return header.name
+    return None
+
+
+def describe_tensor(spec: ModelSpec, tensor: str) -> str:
+    """Say which layer a differing tensor belongs to."""
+    for index in range(len(spec.layers)):
+        if tensor.startswith(f"{spec.family.layer_name(index)}."):
+            return f"first differing layer: {index} (tensor {tensor})"
+    return f"outside the layers: tensor {tensor}"
+
+
+def compare_logits(
+    reference: Callable[[Tokens], Floats], engine: Callable[[Tokens], Floats], prompts: list[Tokens]
+) -> LogitComparison:
+    """Teacher-force the same prompts through both and compare logits and greedy tokens."""
+    pairs = [(reference(prompt), engine(prompt)) for prompt in prompts]
+    expected = np.concatenate([pair[0] for pair in pairs])
+    found = np.concatenate([pair[1] for pair in pairs])
+    scale = float(np.abs(expected).max())
+    tolerance = RELATIVE_TOLERANCE * max(1.0, scale)
+    best = np.sort(expected, axis=-1)[:, -2:]
+    is_equal = expected.argmax(-1) == found.argmax(-1)
+    is_tie = best[:, 1] - best[:, 0] < TIE_TOLERANCES * tolerance
+    return LogitComparison(
+        max_abs_diff=float(np.abs(expected - found).max()),
+        scale=scale,
+        num_tokens=len(expected),
+        tokens_equal=int(is_equal.sum()),
+        ties=int((~is_equal & is_tie).sum()),
+    )
+
+
+def first_different_layer(reference: TorchModel, engine: VerifiedEngine, prompt: Tokens) -> str:
+    """Compare the residual stream after every layer; name the first that differs."""
+    pairs = zip(reference.residuals(prompt), engine.residuals(prompt), strict=True)
+    for layer, (expected, found) in enumerate(pairs):
+        scale = max(1.0, float(np.abs(expected).max()))
+        difference = float(np.abs(expected - found).max())
+        # Not `>`: a NaN must count as different.
+        if not difference <= RELATIVE_TOLERANCE * scale:
+            return f"first differing layer: {layer}, by {difference:.2e} in the residual stream"
+    return "after the last layer: the final norm or the head"
+
+
+def _plan_of(out: Checkpoint, masked: MaskedCheckpoint) -> Plan | None:
+    path: Path = out.folder / PLAN_FILE
+    plan = Plan.read(path) if path.exists() else None
+    if plan is None or plan.base_fingerprint != masked.base.fingerprint:
+        return None
+    return plan
