@@ -1,0 +1,71 @@
+"""The `sgate` command: parse, call one function, print, exit 0, 1 or 2.
+
+The table below is all that `sgate --help` loads; a command's module is imported when it runs.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
+from sgate_serve import __version__
+from sgate_serve.errors import SgateError
+
+COMMANDS: Mapping[str, str] = {
+    "train": "train gates on a frozen base model; writes a gates folder",
+    "plan": "decide what goes, and say why",
+    "convert": "write the physically smaller model",
+    "verify": "compare the masked dense model with the converted one",
+    "inspect": "show widths, bytes, predicted speedup and certificate of a folder",
+    "serve": "serve a model folder over the OpenAI API",
+    "bench": "measure a pruned model against its dense parent",
+    "demo": "run the whole pipeline on a small real model",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line on stderr and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words and words[0] in COMMANDS else None
+    if name is None:
+        _top_parser().parse_args(words or ["--help"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    command = importlib.import_module(f"sgate_serve.commands.{name}")
+    parser = Parser(prog=f"sgate {name}", description=COMMANDS[str(name)])
+    command.add_arguments(parser)
+    try:
+        status: int = command.run(parser.parse_args(words[1:]))
+    except SgateError as error:
+        print(f"sgate {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"sgate {name}: interrupted", file=sys.stderr)
+        return 130
+    return status
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    parser = Parser(
+        prog="sgate",
+        description="Serve structurally pruned language models.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\n`sgate COMMAND --help` shows its options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"sgate-serve {__version__}")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

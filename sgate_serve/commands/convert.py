@@ -1,0 +1,33 @@
+"""`sgate convert`: write the deployable folder."""
+
+import argparse
+from pathlib import Path
+
+from converters.convert import ConvertOptions, convert, open_masked
+from sgate_serve.commands.flags import comma_separated, options_from
+from sgate_serve.commands.output import is_terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="model folder or hub id")
+    parser.add_argument("--gates", type=Path, help="gates folder, or its gates.safetensors")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
+    parser.add_argument(
+        "--to",
+        type=comma_separated,
+        default=("hf",),
+        help="hf (always written), onnx; separated by commas (default: hf)",
+    )
+    parser.add_argument("--precision", help="fp32, fp16 or bf16 (default: as stored)")
+    parser.add_argument("--align", type=int, default=1, help="make MLP widths multiples of N")
+
+
+def run(args: argparse.Namespace) -> int:
+    plan = convert(options_from(args, ConvertOptions, progress=is_terminal()))
+    dense = open_masked(args.checkpoint, args.gates).spec
+    found = "closed gates" if args.gates is not None else "zero rows and columns"
+    print(
+        f"{args.out}: {found} removed {plan.removed(dense):.2%} of the block linears, "
+        f"{plan.removed_overall(dense):.2%} of all parameters"
+    )
+    return 0

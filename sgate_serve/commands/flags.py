@@ -1,0 +1,60 @@
+"""Flags read off an options dataclass: names, types, defaults and help have one source."""
+
+import argparse
+from collections.abc import Collection
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
+
+Options = TypeVar("Options")
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, options: type[Any], leave_out: Collection[str] = ()
+) -> None:
+    """Add `--field-name` for every field of `options` but those left out.
+
+    A field without default is required, a boolean is a switch, `X | None` takes an X.
+    """
+    hints = get_type_hints(options)
+    for field in fields(options):
+        if field.name not in leave_out:
+            _add_flag(parser, field, hints[field.name])
+
+
+def options_from(args: argparse.Namespace, options: type[Options], **given: Any) -> Options:
+    """Build the dataclass from parsed flags and the fields given by name."""
+    names = {field.name for field in fields(options)}  # type: ignore[arg-type]
+    return options(**{k: v for k, v in vars(args).items() if k in names} | given)
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    text = field.metadata.get("help")
+    if hint is bool:
+        parser.add_argument(flag, dest=field.name, action="store_true", help=text)
+        return
+    required = field.default is MISSING and field.default_factory is MISSING
+    default = None if required else field.default
+    if default is not None and text:
+        text += " (default: %(default)s)"
+    parser.add_argument(
+        flag,
+        dest=field.name,
+        type=_reader(hint),
+        required=required,
+        default=default,
+        help=text,
+        metavar=field.name.rpartition("_")[2].upper(),
+    )
+
+
+def _reader(hint: Any) -> Any:
+    if isinstance(hint, UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    return hint if hint in (int, float, str, Path) else str

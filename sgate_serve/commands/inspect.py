@@ -1,0 +1,26 @@
+"""`sgate inspect`: what a folder holds, and how wide each layer is."""
+
+import argparse
+from pathlib import Path
+
+from sgate_serve.commands.output import print_json, print_lines
+from sgate_serve.inspect import Inspection
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", help="model folder, converted or plain")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--plot", type=Path, help="draw the widths per layer into this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    inspection = Inspection.of(args.out)
+    if args.plot is not None:
+        from sgate_serve.plots import plot_widths
+
+        plot_widths(inspection, args.plot)
+    if args.json:
+        print_json(inspection.to_json())
+    else:
+        print_lines(inspection.lines())
+    return 0

@@ -1,0 +1,20 @@
+"""Printing for commands: one JSON object on stdout, or lines for a person."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def is_terminal() -> bool:
+    """Say whether progress bars on stderr have a reader."""
+    return sys.stderr.isatty()

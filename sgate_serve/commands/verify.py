@@ -1,0 +1,36 @@
+"""`sgate verify`: masked dense model against converted model; exit status 1 where they differ."""
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.commands.output import print_json, print_lines
+from sgate_serve.errors import EngineError
+from sgate_serve.inspect import CERTIFICATE_FILE
+from sgate_serve.verify.certificate import VerifyOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="base model folder or hub id")
+    parser.add_argument("out", help="the converted folder")
+    add_flags(parser, VerifyOptions, leave_out=("checkpoint", "out"))
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    if importlib.util.find_spec("torch") is None:
+        raise EngineError(
+            'verify needs the torch reference: pip install "sgate-serve[train]" and run it again'
+        )
+    from sgate_serve.verify.run import verify
+
+    result = verify(options_from(args, VerifyOptions))
+    certificate = Path(args.out) / CERTIFICATE_FILE
+    certificate.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    if args.json:
+        print_json(result.to_json())
+    else:
+        print_lines(result.lines())
+    return 0 if result.passed else 1
