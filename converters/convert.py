@@ -27,7 +27,6 @@ class ConvertOptions:
     to: tuple[str, ...] = ("hf",)
     precision: str | None = None
     align: int = 1
-    progress: bool = False
 
 
 def open_masked(
@@ -57,7 +56,7 @@ def convert(options: ConvertOptions) -> Plan:
     masked = open_masked(options.checkpoint, options.gates, options.precision)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.align)
-        write_hf(writer, masked, plan, options.progress)
+        write_hf(writer, masked, plan)
         writer.path("README.md").write_text(model_card(plan, masked.spec), encoding="utf-8")
         for target in sorted(set(options.to)):
             WRITERS[target](writer)

@@ -40,7 +40,7 @@ COMPANION_FILES = (
 )
 
 
-def write_hf(writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan, progress: bool) -> None:
+def write_hf(writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan) -> None:
     """Write everything of the HF layout into `writer`; the caller commits."""
     plan.check(masked.spec)
     headers = tensor_headers(masked, plan)
@@ -48,7 +48,7 @@ def write_hf(writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan, progres
     plan.write(writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer)
     arrays: Iterator[Array] = rewritten_tensors(masked, plan)
-    shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=not progress)
+    shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
     writer.write_weights(headers, shown, SHARD_BYTES)
 
 

@@ -12,6 +12,9 @@ import tempfile
 from pathlib import Path
 
 from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines import ENGINES, choose_engine, load_engine
+from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.errors import CheckpointError
 from sgate_serve.onnx_format import GRAPH_FILE
 
 logger = logging.getLogger(__name__)
@@ -24,8 +27,12 @@ def has_onnx(model: Checkpoint) -> bool:
 
 
 def onnx_folder(model: Checkpoint) -> Path:
-    """Return the folder of a model's ONNX graph; build it in the cache where the model has none."""
+    """Return the folder of a model's ONNX graph; build it in the cache where the model has none.
+
+    Raises CheckpointError if the model's own graph was built from other weights.
+    """
     if has_onnx(model):
+        check_graph(model)
         return model.folder / ONNX_DIR
     target = cache_dir() / ONNX_DIR / cache_key(model)
     if (target / GRAPH_FILE).exists():
@@ -34,6 +41,29 @@ def onnx_folder(model: Checkpoint) -> Path:
     logger.info("building the onnx graph of %s in %s", model.folder, target)
     build_onnx(model, target)
     return target
+
+
+def check_graph(model: Checkpoint) -> None:
+    """Raise CheckpointError unless the graph in the folder names the folder's own weights.
+
+    The fingerprint stands in the graph's metadata as it is; looking for it needs no ONNX library.
+    """
+    graph = model.folder / ONNX_DIR / GRAPH_FILE
+    if model.fingerprint.encode() not in graph.read_bytes():
+        raise CheckpointError(
+            f"{graph} was built from other weights than {model.folder} holds now; convert the "
+            "model again, or remove the onnx folder"
+        )
+
+
+def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> SlotEngine:
+    """Load engine `name` (or "auto") for a model folder; build first what the engine reads.
+
+    Raises EngineError for an engine that is unknown, not installed, or cannot run the model.
+    """
+    name = choose_engine(name)
+    folder = onnx_folder(model) if ENGINES[name].reads == "onnx" else model.folder
+    return load_engine(name, folder, options)
 
 
 def build_onnx(model: Checkpoint, target: Path) -> None:

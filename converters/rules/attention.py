@@ -41,6 +41,6 @@ def dead_heads(facts: LayerFacts, live: Liveness) -> Iterator[Death]:
 
 def dead_kv_heads(facts: LayerFacts, live: Liveness) -> Iterator[Death]:
     """A KV head dies with the last of its query heads (rule 4): nobody attends to it."""
-    groups = live.heads.reshape(facts.shape.num_kv_heads, -1)
-    if groups.size:
+    if live.kv_heads.any():
+        groups = live.heads.reshape(facts.shape.num_kv_heads, -1)
         yield Death("kv_heads", ~np.any(groups, axis=1), "no query head is left")

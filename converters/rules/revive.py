@@ -34,9 +34,9 @@ def even_out_groups(facts: LayerFacts, live: Liveness) -> tuple[Liveness, list[R
 
     Grouped-query attention has one ratio per layer, in every engine.
     """
-    groups = live.heads.reshape(facts.shape.num_kv_heads, -1).copy()
-    if not groups.any():
+    if not live.heads.any():
         return live, []
+    groups = live.heads.reshape(facts.shape.num_kv_heads, -1).copy()
     largest = int(groups.sum(axis=1).max())
     revived: list[int] = []
     for kv in np.flatnonzero(live.kv_heads):

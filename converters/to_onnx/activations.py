@@ -1,0 +1,46 @@
+"""Activations of the config (`hidden_act`, transformers' names) as ONNX operators."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from converters.to_onnx.graph import MICROSOFT, Attribute, GraphBuilder
+from sgate_serve.errors import EngineError
+
+
+@dataclass(frozen=True)
+class _Operator:
+    op: str
+    domain: str = ""
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+
+# QuickGelu is x * sigmoid(alpha * x), so alpha 1 is SiLU.
+_SILU = _Operator("QuickGelu", MICROSOFT, {"alpha": 1.0})
+_TANH_GELU = _Operator("Gelu", "", {"approximate": "tanh"})
+OPERATORS: Mapping[str, _Operator] = {
+    "silu": _SILU,
+    "swish": _SILU,
+    "quick_gelu": _Operator("QuickGelu", MICROSOFT, {"alpha": 1.702}),
+    "gelu": _Operator("Gelu"),
+    "gelu_new": _TANH_GELU,
+    "gelu_fast": _TANH_GELU,
+    "gelu_pytorch_tanh": _TANH_GELU,
+    "relu": _Operator("Relu"),
+    "tanh": _Operator("Tanh"),
+}
+
+
+def check_activation(name: str) -> None:
+    """Raise EngineError if the graph has no operator for `hidden_act`."""
+    if name not in OPERATORS:
+        raise EngineError(
+            f"the onnx engine has no operator for hidden_act {name!r} (it has: "
+            f"{', '.join(sorted(OPERATORS))}); use --engine torch"
+        )
+
+
+def activate(graph: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
+    operator = OPERATORS[name]
+    return graph.node(operator.op, [x], operator.attributes, domain=operator.domain)[0]

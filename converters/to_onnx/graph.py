@@ -1,0 +1,96 @@
+"""A thin builder over onnx_ir: named inputs, lazy fp32 weights, nodes in order, one model.
+
+It knows no architecture. Weights are read when the file is written, one at a time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import onnx_ir as ir
+
+from sgate_serve.checkpoint import Array
+
+OPSET = 21
+IR_VERSION = 10
+MICROSOFT = "com.microsoft"
+
+Dims = Sequence[int | str]
+Attribute = int | float | str
+
+
+class GraphBuilder:
+    """Collects the parts of one graph; equal weight and constant names share one initializer."""
+
+    def __init__(self) -> None:
+        self._inputs: list[ir.Value] = []
+        self._outputs: list[ir.Value] = []
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, dims: Dims) -> ir.Value:
+        value = _typed_value(name, dtype, dims)
+        self._inputs.append(value)
+        return value
+
+    def output(self, value: ir.Value, name: str, dims: Dims) -> None:
+        """Make a float32 value an output of the graph and give it its public name."""
+        value.name, value.shape = name, ir.Shape(dims)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        self._outputs.append(value)
+
+    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], Array]) -> ir.Value:
+        """Add a float32 initializer whose array `read` returns when the file is written."""
+
+        def tensor() -> ir.TensorProtocol:
+            array = read()
+            assert array.shape == shape and array.dtype == np.float32, (name, array.shape, shape)
+            return ir.tensor(array, name=name)
+
+        if name not in self._initializers:
+            lazy = ir.LazyTensor(tensor, ir.DataType.FLOAT, ir.Shape(shape), name=name)
+            self._initializers[name] = ir.Value(name=name, const_value=lazy)
+        return self._initializers[name]
+
+    def constant(self, name: str, array: Array) -> ir.Value:
+        if name not in self._initializers:
+            tensor = ir.tensor(array, name=name)
+            self._initializers[name] = ir.Value(name=name, const_value=tensor)
+        return self._initializers[name]
+
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Attribute] = MappingProxyType({}),
+        *,
+        outputs: Sequence[str] = ("",),
+        domain: str = "",
+    ) -> list[ir.Value]:
+        """Append one node and return its outputs, one for each given name.
+
+        A sole unnamed output gets a name of its own; among several, an empty name leaves that
+        optional output out.
+        """
+        number = len(self._nodes)
+        names = [f"{op}_{number}"] if tuple(outputs) == ("",) else outputs
+        values = [ir.Value(name=name) for name in names]
+        attrs = [ir.convenience.convert_attribute(k, v) for k, v in attributes.items()]
+        name = f"{op}_{number}"
+        self._nodes.append(ir.Node(domain, op, inputs, attrs, outputs=values, name=name))
+        return values
+
+    def model(self, metadata: Mapping[str, str]) -> ir.Model:
+        graph = ir.Graph(
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": OPSET, MICROSOFT: 1},
+            name="decoder",
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, metadata_props=dict(metadata))
+
+
+def _typed_value(name: str, dtype: ir.DataType, dims: Dims) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(dims))

@@ -1,0 +1,34 @@
+"""Write a decoder graph to disk, the weights first and the graph last."""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from converters.to_onnx.decoder import build_decoder
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.errors import EngineError
+from sgate_serve.onnx_format import GRAPH_FILE, WEIGHTS_FILE
+
+_UNFINISHED = ".model.onnx.incomplete"
+
+
+def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
+
+    Weights are streamed: peak memory is about the largest matrix in fp32. `model.onnx` appears
+    last, so its presence means both are complete. Raises EngineError if it is there already, or
+    for a model that the graph cannot express.
+    """
+    target = folder / GRAPH_FILE
+    if target.exists():
+        raise EngineError(f"{target} exists already; remove it or give a new folder")
+    model = build_decoder(checkpoint)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished, weights = folder / _UNFINISHED, folder / WEIGHTS_FILE
+    try:
+        ir.save(model, unfinished, format="protobuf", external_data=WEIGHTS_FILE)
+        unfinished.replace(target)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        weights.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,140 @@
+"""The command line as scripts use it: exit statuses, one-line errors, JSON on stdout, start-up."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.cli import COMMANDS, main
+from sgate_serve.inspect import CERTIFICATE_FILE
+from tests.converters.test_convert import random_gates, write_gates
+from tests.small_llama import dense_llama, save
+from tests.verify.test_verify import tamper
+
+HEAVY = ("torch", "transformers", "onnxruntime", "onnx_ir", "vllm", "matplotlib", "numpy")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Checkpoint:
+    checkpoint = save(dense_llama(), tmp_path / "base")
+    write_gates(checkpoint, tmp_path / "gates", **random_gates(checkpoint, 5, 0.4))
+    return checkpoint
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    """Run a command in this process; return exit status, stdout and stderr."""
+    capsys.readouterr()
+    try:
+        status = main([str(word) for word in words])
+    except SystemExit as stopped:
+        status = int(str(stopped.code))
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from sgate_serve.cli import main\n"
+        "try: main(['--help'])\n"
+        f"finally: assert not set({HEAVY}) & set(sys.modules), sorted(sys.modules)"
+    )
+    started = time.monotonic()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert all(name in result.stdout for name in COMMANDS)
+    # 0.05 s on an idle machine; a heavy import takes seconds.
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    status, out, _ = run(capsys, command, "--help")
+    assert status == 0
+    assert f"usage: sgate {command}" in out
+
+
+def test_core_commands_import_neither_torch_nor_transformers(
+    base: Checkpoint, tmp_path: Path
+) -> None:
+    folder, out = base.folder, tmp_path / "out"
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'peft'): sys.modules[name] = None\n"
+        "from sgate_serve.cli import main\n"
+        f"gates = ['--gates', {str(tmp_path / 'gates')!r}]\n"
+        f"assert main(['plan', {str(folder)!r}, *gates]) == 0\n"
+        f"assert main(['convert', {str(folder)!r}, *gates, '--out', {str(out)!r},"
+        " '--to', 'hf,onnx']) == 0\n"
+        f"assert main(['inspect', {str(out)!r}]) == 0\n"
+        f"assert main(['bench', 'compare', {str(folder)!r}, {str(out)!r}, '--rounds', '1',"
+        " '--decode-steps', '2', '--prefill-tokens', '8']) == 0\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_plan_explains_and_prints_one_json_object(
+    base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates = ("--gates", tmp_path / "gates" / "gates.safetensors")
+    status, out, _ = run(capsys, "plan", base.folder, *gates, "--explain")
+    assert status == 0
+    assert "MLP units: down column is zero (rule 1 MLP unit never read)" in out
+    path = tmp_path / "plan.json"
+    status, out, err = run(capsys, "plan", base.folder, *gates, "--json", "--out", path)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["layers"] == json.loads(path.read_text())["layers"]
+
+
+def test_convert_verify_inspect(
+    base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates, out = ("--gates", tmp_path / "gates"), tmp_path / "out"
+    status, text, _ = run(capsys, "convert", base.folder, *gates, "--out", out)
+    assert status == 0 and "closed gates removed" in text
+    status, text, _ = run(capsys, "inspect", out)
+    assert status == 0 and "not verified yet" in text
+    status, text, _ = run(capsys, "verify", base.folder, *gates, out, "--engine", "torch")
+    assert status == 0 and text.endswith("verified\n")
+    status, text, _ = run(capsys, "inspect", out, "--json", "--plot", tmp_path / "w.png")
+    assert json.loads(text)["certificate"]["passed"] is True
+    assert (tmp_path / "w.png").stat().st_size > 1000
+
+
+def test_verify_exits_1_and_names_the_layer_of_a_tampered_weight(
+    base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates, out = ("--gates", tmp_path / "gates"), tmp_path / "out"
+    run(capsys, "convert", base.folder, *gates, "--out", out)
+    tamper(out, "model.layers.1.mlp.up_proj.weight")
+    status, text, _ = run(capsys, "verify", base.folder, *gates, out, "--engine", "torch")
+    assert status == 1
+    assert "DIFFERS: first differing layer: 1" in text
+    assert json.loads((out / CERTIFICATE_FILE).read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["plan"], "the following arguments are required: checkpoint"),
+        (["plan", "/nowhere/at/all"], "no such folder"),
+        (["inspect", "BASE", "--plot", "w.bmp"], "w.bmp: give a file name that ends in .png"),
+        (["convert", "BASE", "--out", "BASE"], "is not empty; give a new folder"),
+        (["serve", "BASE", "--engine", "vllm"], "engine vllm is not in this release yet"),
+        (["serve", "BASE", "--", "--frob", "1"], "--frob"),
+        (["bench", "compare", "BASE", "BASE", "--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "row-col"], "row-col"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_status_2(
+    base: Checkpoint, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    status, out, err = run(capsys, *(word.replace("BASE", str(base.folder)) for word in words))
+    assert (status, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

@@ -1,0 +1,72 @@
+"""The import graph of docs/architecture: who may import whom, read off the sources."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# package → what of our own it may import beside itself, at any depth of a function.
+CORE = {"sgate_serve.errors", "sgate_serve.families", "sgate_serve.checkpoint", "sgate_serve.plan"}
+ALLOWED = {
+    "sgate_serve/errors.py": set(),
+    "sgate_serve/families.py": {"sgate_serve.errors"},
+    "sgate_serve/checkpoint.py": {"sgate_serve.errors", "sgate_serve.families"},
+    "sgate_serve/plan.py": CORE,
+    "sgate_serve/gates": CORE,
+    "converters": CORE | {"sgate_serve.gates", "sgate_serve.onnx_format"},
+    "sgate_serve/models": CORE,
+    "sgate_serve/engines": CORE
+    | {"sgate_serve.models", "sgate_serve.onnx_format"}
+    | {"sgate_serve.environment"},
+    "sgate_serve/server": {"sgate_serve.errors", "sgate_serve.engines.base"}
+    | {"sgate_serve.tokenization", "sgate_serve.__version__", "sgate_serve.options"},
+    "sgate_serve/training": CORE
+    | {"sgate_serve.gates", "sgate_serve.options", "converters.rules", "sgate_serve.models"},
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "sgate_serve":
+            yield from (f"sgate_serve.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("place", ALLOWED)
+def test_imports_stay_within_the_graph(place: str) -> None:
+    path = ROOT / place
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert files
+    own = place.removesuffix(".py").replace("/", ".")
+    allowed = ALLOWED[place] | {own}
+    ours = ("sgate_serve", "converters")
+    strays = [
+        f"{file.relative_to(ROOT)} imports {module}"
+        for file in files
+        for module in imported(file)
+        if module.split(".")[0] in ours and not any(is_within(module, a) for a in allowed)
+    ]
+    assert strays == []
+
+
+def test_importing_the_package_is_light() -> None:
+    source = (ROOT / "sgate_serve" / "__init__.py").read_text(encoding="utf-8")
+    assert list(imported(ROOT / "sgate_serve" / "__init__.py")) == [], source
+
+
+def test_version_is_the_newest_changelog_entry() -> None:
+    from sgate_serve import __version__
+
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    newest = next(line for line in lines if line.startswith("## ["))
+    assert newest.startswith(f"## [{__version__}]")

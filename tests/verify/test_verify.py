@@ -1,0 +1,153 @@
+"""Verification: it holds for real conversions and names the layer that was tampered with."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.convert import ConvertOptions, convert
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.plan import PLAN_FILE
+from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.run import compare_logits, random_prompts, verify
+from tests.converters.test_convert import random_gates, write_gates
+from tests.small_llama import dense_llama, save
+
+ENGINES = ("torch", "onnx")
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    """A base with gates and deltas, and its conversion with a graph."""
+    base = save(dense_llama(), tmp_path / "base")
+    write_gates(base, tmp_path / "gates", **random_gates(base, seed=4, closed=0.4))
+    folders = {name: tmp_path / name for name in ("base", "gates", "out")}
+    convert(ConvertOptions(str(base.folder), folders["out"], folders["gates"], ("hf", "onnx")))
+    return folders
+
+
+def options(folders: dict[str, Path], engine: str, out: str = "out") -> VerifyOptions:
+    return VerifyOptions(str(folders["base"]), str(folders[out]), folders["gates"], engine)
+
+
+def tamper(folder: Path, name: str, amount: float = 1.0) -> None:
+    """Change one stored number of a tensor, past the bytes that a fingerprint reads."""
+    info = Checkpoint.open(folder).tensors[name]
+    content = bytearray(info.file.read_bytes())
+    middle = (info.start + info.end) // 8 * 4
+    value = np.frombuffer(content[middle : middle + 4], np.float32) + np.float32(amount)
+    content[middle : middle + 4] = value.tobytes()
+    info.file.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_real_conversion_holds(folders: dict[str, Path], engine: str) -> None:
+    result = verify(options(folders, engine))
+    assert result.passed and result.difference is None
+    assert result.tensors_equal is True
+    assert result.tokens_equal + result.ties == result.num_tokens == 4 * 48
+    assert result.max_abs_diff < result.tolerance
+    assert (result.engine, result.versions["sgate-serve"]) == (engine, "0.1.0")
+
+
+def test_auto_takes_the_graph_where_there_is_one(folders: dict[str, Path]) -> None:
+    assert verify(options(folders, "auto")).engine == "onnx"
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_tampered_weight_names_its_layer(folders: dict[str, Path], layer: int) -> None:
+    name = f"model.layers.{layer}.mlp.down_proj.weight"
+    tamper(folders["out"], name)
+    result = verify(options(folders, "torch"))
+    assert not result.passed
+    assert result.difference == f"first differing layer: {layer} (tensor {name})"
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_without_a_plan_the_residual_stream_is_bisected(
+    folders: dict[str, Path], layer: int
+) -> None:
+    (folders["out"] / PLAN_FILE).unlink()
+    tamper(folders["out"], f"model.layers.{layer}.mlp.down_proj.weight")
+    result = verify(options(folders, "torch"))
+    assert result.tensors_equal is None
+    assert result.difference is not None
+    assert result.difference.startswith(f"first differing layer: {layer}, by ")
+
+
+def test_change_too_small_for_the_logits_is_still_found(folders: dict[str, Path]) -> None:
+    tamper(folders["out"], "model.embed_tokens.weight", amount=1e-7)
+    result = verify(options(folders, "torch"))
+    assert result.max_abs_diff < result.tolerance
+    assert result.difference == "outside the layers: tensor model.embed_tokens.weight"
+
+
+def test_tampered_norm_and_head_lie_after_the_layers(folders: dict[str, Path]) -> None:
+    (folders["out"] / PLAN_FILE).unlink()
+    tamper(folders["out"], "model.norm.weight")
+    result = verify(options(folders, "torch"))
+    assert result.difference == "after the last layer: the final norm or the head"
+
+
+def test_tampered_graph_weights_name_the_layer(folders: dict[str, Path]) -> None:
+    other = save(dense_llama(seed=9), folders["base"].parent / "other")
+    gates = write_gates(
+        other, folders["base"].parent / "g9", **random_gates(other, seed=4, closed=0.4)
+    )
+    target = folders["base"].parent / "other-out"
+    convert(ConvertOptions(str(other.folder), target, gates, ("hf", "onnx")))
+    weights = Path("onnx") / "model.onnx.data"
+    (folders["out"] / weights).write_bytes((target / weights).read_bytes())
+    result = verify(options(folders, "onnx"))
+    assert not result.passed and result.tensors_equal is True
+    assert result.difference is not None
+    assert result.difference.startswith("first differing layer: 0, by ")
+
+
+def test_bf16_conversion_is_compared_with_weights_rounded_alike(folders: dict[str, Path]) -> None:
+    out = folders["base"].parent / "bf16"
+    convert(ConvertOptions(str(folders["base"]), out, folders["gates"], precision="bf16"))
+    result = verify(options(folders | {"bf16": out}, "torch", "bf16"))
+    assert result.passed and result.tensors_equal is True
+
+
+def test_ties_are_no_failures_and_differences_are() -> None:
+    expected = np.array([[1.0, 1.0 + 1e-5, 0.0], [0.0, 3.0, 1.0]], np.float32)
+    swapped = np.array([[1.0 + 1e-5, 1.0, 0.0], [0.0, 3.0, 1.0]], np.float32)
+    prompt = [np.zeros(2, np.int64)]
+    tied = compare_logits(lambda _: expected, lambda _: swapped, prompt)
+    assert (tied.holds, tied.tokens_equal, tied.ties) == (True, 1, 1)
+    wrong = np.array([[1.0, 1.0 + 1e-5, 0.0], [4.0, 3.0, 1.0]], np.float32)
+    different = compare_logits(lambda _: expected, lambda _: wrong, prompt)
+    assert (different.holds, different.tokens_equal, different.ties) == (False, 1, 0)
+    nothing = compare_logits(lambda _: expected, lambda _: expected * np.nan, prompt)
+    assert not nothing.holds
+
+
+def test_prompts_are_seeded(folders: dict[str, Path]) -> None:
+    spec = Checkpoint.open(folders["base"]).spec
+    first, again = (random_prompts(options(folders, "torch"), spec) for _ in range(2))
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+
+
+def test_folders_that_cannot_belong_together(folders: dict[str, Path], tmp_path: Path) -> None:
+    other = save(dense_llama(vocab_size=64), tmp_path / "vocab")
+    with pytest.raises(CheckpointError, match=r"is no conversion .* they differ in vocab_size"):
+        verify(VerifyOptions(str(folders["base"]), str(other.folder), folders["gates"]))
+    with pytest.raises(EngineError, match="--engine vllm: verify runs on auto, torch or onnx"):
+        verify(options(folders, "vllm"))
+
+
+def test_certificate_is_json(folders: dict[str, Path]) -> None:
+    value = json.loads(json.dumps(verify(options(folders, "torch")).to_json()))
+    assert value["passed"] is True and value["seed"] == 0
+
+
+def test_graph_of_other_weights_is_refused(folders: dict[str, Path]) -> None:
+    graph = folders["out"] / "onnx" / "model.onnx"
+    fingerprint = Checkpoint.open(folders["out"]).fingerprint.encode()
+    graph.write_bytes(graph.read_bytes().replace(fingerprint, b"0" * len(fingerprint)))
+    with pytest.raises(CheckpointError, match="was built from other weights than"):
+        verify(options(folders, "onnx"))
