@@ -1,0 +1,76 @@
+"""What every engine promises: requests of token ids in, token events out.
+
+An engine knows no text, no HTTP and no files of the converters. `step` does one round of work for
+all running requests; the caller drives it from one thread. Greedy tokens of a request are the same
+alone and in any batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens. Temperature 0 is greedy; `seed` makes a sampled run repeatable."""
+
+    max_tokens: int = 16
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue; `request_id` is the caller's and unique while it runs."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One step of one request: a new token, its end, or both.
+
+    `token` is None when the request ended without a new visible token (a stop token is never
+    shown). `finish_reason` is None while the request goes on.
+    """
+
+    request_id: str
+    token: int | None
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """A snapshot for /metrics: requests in slots, requests in the queue, share of KV in use."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+
+
+class Engine(Protocol):
+    """A loaded model that continues prompts. Not thread-safe: one thread drives it."""
+
+    name: str
+    max_model_len: int
+    vocab_size: int
+
+    def add(self, request: Request) -> None:
+        """Queue a request; raise RequestError if it can never run (too long, id out of range)."""
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request, running or waiting, and free its slot; unknown ids are ignored."""
+
+    def step(self) -> Sequence[TokenEvent]:
+        """Advance every running request by at most one token; admit waiting ones first."""
+
+    def has_work(self) -> bool:
+        """Say whether a request is running or waiting."""
+
+    def stats(self) -> EngineStats: ...

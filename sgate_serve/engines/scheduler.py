@@ -1,0 +1,196 @@
+"""Slot-based continuous batching, generic over the model runner behind it.
+
+Each step admits waiting requests to free slots in order of arrival, feeds one chunk of one
+prompt, and decodes every row that already has a token in one call. A long prompt therefore delays
+running streams by one chunk at most.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.engines.base import EngineStats, Request, TokenEvent
+from sgate_serve.engines.sampling import Logits, Sampler, choose_tokens
+from sgate_serve.errors import EngineError, RequestError
+from sgate_serve.options import option
+
+
+@dataclass(frozen=True)
+class SlotOptions:
+    """Sizes of a slot engine; None means chosen from the machine and the model, and logged."""
+
+    slots: int | None = option(None, "requests that run at the same time")
+    max_model_len: int | None = option(None, "longest prompt and completion together, in tokens")
+    threads: int | None = option(None, "CPU threads of the engine")
+    prefill_chunk: int | None = option(None, "prompt tokens fed in one step")
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value < 1:
+                raise EngineError(f"engine option {name} must be at least 1, found {value}")
+
+
+class Runner(Protocol):
+    """A model with a KV cache of `num_slots` rows; each slot holds the tokens of one request."""
+
+    num_slots: int
+    max_model_len: int
+    vocab_size: int
+
+    def prefill(self, slot: int, tokens: Sequence[int]) -> Logits:
+        """Append tokens to what the slot holds; return the logits [vocab] after the last."""
+
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
+        """Append one token to each slot; return [len(slots), vocab] in that order."""
+
+    def logits(self, tokens: NDArray[np.int64]) -> Logits:
+        """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle runner."""
+
+    def release(self, slot: int) -> None:
+        """Forget what the slot holds."""
+
+
+@dataclass
+class _Sequence:
+    """A request in a slot: how much of its prompt is fed and what it generated last."""
+
+    request: Request
+    slot: int
+    sampler: Sampler
+    num_fed: int = 0
+    num_generated: int = 0
+    last_token: int = -1
+
+    @property
+    def num_cached(self) -> int:
+        # The newest token enters the cache only when the next one is computed.
+        return self.num_fed + max(0, self.num_generated - 1)
+
+
+class SlotEngine:
+    """An `Engine` (see engines/base.py) over any `Runner`; a subclass adds how to load one."""
+
+    def __init__(self, name: str, runner: Runner, prefill_chunk: int) -> None:
+        self.name, self.runner, self.prefill_chunk = name, runner, prefill_chunk
+        self.max_model_len, self.vocab_size = runner.max_model_len, runner.vocab_size
+        self._waiting: deque[Request] = deque()
+        self._running: dict[str, _Sequence] = {}
+
+    def add(self, request: Request) -> None:
+        """Queue a request; raise RequestError naming the field if it can never run."""
+        check_request(request, self.max_model_len, self.vocab_size)
+        ids = {waiting.request_id for waiting in self._waiting} | self._running.keys()
+        assert request.request_id not in ids, f"request id {request.request_id} is in use"
+        self._waiting.append(request)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request and free its slot at once; no event follows."""
+        if request_id in self._running:
+            self._release(self._running[request_id])
+        self._waiting = deque(r for r in self._waiting if r.request_id != request_id)
+
+    def step(self) -> list[TokenEvent]:
+        self._admit()
+        # Chosen before the prefill: a request gets at most one token in a step.
+        decoding = [sequence for sequence in self._running.values() if sequence.num_generated]
+        return self._prefill_chunk() + self._decode(decoding)
+
+    def has_work(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    def stats(self) -> EngineStats:
+        cached = sum(sequence.num_cached for sequence in self._running.values())
+        capacity = self.runner.num_slots * self.max_model_len
+        return EngineStats(len(self._running), len(self._waiting), cached / capacity)
+
+    def _admit(self) -> None:
+        # Lowest slot first: the rows of a decode call then lie close together.
+        taken = {sequence.slot for sequence in self._running.values()}
+        free = (slot for slot in range(self.runner.num_slots) if slot not in taken)
+        for slot in free:
+            if not self._waiting:
+                return
+            request = self._waiting.popleft()
+            sampler = Sampler.start(request.sampling)
+            self._running[request.request_id] = _Sequence(request, slot, sampler)
+
+    def _prefill_chunk(self) -> list[TokenEvent]:
+        """Feed one chunk to the oldest request whose prompt is not all in the cache."""
+        for sequence in self._running.values():
+            prompt, start = sequence.request.prompt, sequence.num_fed
+            if start == len(prompt):
+                continue
+            chunk = prompt[start : start + self.prefill_chunk]
+            logits = self.runner.prefill(sequence.slot, chunk)
+            sequence.num_fed += len(chunk)
+            if sequence.num_fed < len(prompt):
+                return []
+            return self._emit([sequence], logits[None])
+        return []
+
+    def _decode(self, sequences: list[_Sequence]) -> list[TokenEvent]:
+        if not sequences:
+            return []
+        slots = [sequence.slot for sequence in sequences]
+        logits = self.runner.decode(slots, [sequence.last_token for sequence in sequences])
+        return self._emit(sequences, logits)
+
+    def _emit(self, sequences: list[_Sequence], logits: Logits) -> list[TokenEvent]:
+        tokens = choose_tokens(logits, [sequence.sampler for sequence in sequences])
+        return [self._advance(*pair) for pair in zip(sequences, tokens, strict=True)]
+
+    def _advance(self, sequence: _Sequence, token: int) -> TokenEvent:
+        """Record a new token; end the request at a stop token or a limit."""
+        request, sampling = sequence.request, sequence.request.sampling
+        if token in sampling.stop_token_ids:
+            self._release(sequence)
+            return TokenEvent(request.request_id, None, "stop")
+        sequence.num_generated += 1
+        sequence.last_token = token
+        limit = min(sampling.max_tokens, self.max_model_len - len(request.prompt))
+        if sequence.num_generated < limit:
+            return TokenEvent(request.request_id, token)
+        self._release(sequence)
+        return TokenEvent(request.request_id, token, "length")
+
+    def _release(self, sequence: _Sequence) -> None:
+        self.runner.release(sequence.slot)
+        del self._running[sequence.request.request_id]
+
+
+def check_request(request: Request, max_model_len: int, vocab_size: int) -> None:
+    """Raise RequestError naming the field that makes a request impossible to run."""
+    prompt, sampling = request.prompt, request.sampling
+    if not prompt:
+        raise RequestError("the prompt has no tokens; give at least one", param="prompt")
+    for index, token in enumerate(prompt):
+        if not 0 <= token < vocab_size:
+            raise RequestError(
+                f"prompt token {token} at index {index} is outside the vocabulary of "
+                f"{vocab_size} tokens",
+                param="prompt",
+            )
+    if len(prompt) >= max_model_len:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens; this server takes at most {max_model_len - 1} "
+            f"(model length {max_model_len}, one token of it for the answer)",
+            param="prompt",
+        )
+    if sampling.max_tokens < 1:
+        raise RequestError(
+            f"max_tokens must be at least 1, found {sampling.max_tokens}", param="max_tokens"
+        )
+    if not sampling.temperature >= 0:
+        raise RequestError(
+            f"temperature must be 0 or more, found {sampling.temperature}", param="temperature"
+        )
+    if not 0 < sampling.top_p <= 1:
+        raise RequestError(
+            f"top_p must be above 0 and at most 1, found {sampling.top_p}", param="top_p"
+        )
+    if sampling.seed is not None and sampling.seed < 0:
+        raise RequestError(f"seed must be 0 or more, found {sampling.seed}", param="seed")

@@ -1,0 +1,51 @@
+"""Drive an engine as its caller would: add requests, step, gather what comes out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from sgate_serve.engines.base import Engine, FinishReason, Request, SamplingParams
+from tests.small_llama import random_tokens
+
+
+@dataclass
+class Answer:
+    """What a request got: its tokens and why it ended (None while it has not)."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+def greedy(max_tokens: int = 8, stop: Sequence[int] = ()) -> SamplingParams:
+    return SamplingParams(max_tokens, temperature=0.0, stop_token_ids=frozenset(stop))
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(random_tokens(length, seed).tolist())
+
+
+def step(engine: Engine, answers: Mapping[str, Answer]) -> None:
+    """Do one step; no request may get two events in it, or any after its end."""
+    events = engine.step()
+    names = [event.request_id for event in events]
+    assert len(set(names)) == len(names)
+    for event in events:
+        answer = answers[event.request_id]
+        assert answer.finish_reason is None
+        if event.token is not None:
+            answer.tokens.append(event.token)
+        answer.finish_reason = event.finish_reason
+
+
+def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str, Answer]:
+    """Answer all requests; one arrives `every` so many steps, or all at once for 0."""
+    answers = {request.request_id: Answer() for request in requests}
+    queue, num_steps = list(requests), 0
+    while queue or engine.has_work():
+        while queue and (not every or num_steps % every == 0):
+            engine.add(queue.pop(0))
+            if every:
+                break
+        step(engine, answers)
+        num_steps += 1
+        assert num_steps < 1000, "the engine does not come to an end"
+    return answers

@@ -1,0 +1,136 @@
+"""What every engine owes its requests: the same cases through each of them."""
+
+import numpy as np
+import pytest
+
+from sgate_serve.engines.base import EngineStats, Request, SamplingParams, TokenEvent
+from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from tests.engines.drive import Answer, greedy, prompt, run, step
+from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
+from tests.small_llama import random_tokens, reference_greedy, reference_logits
+
+
+def ragged_requests() -> list[Request]:
+    """Return more requests than slots, with prompts below, at and above a chunk."""
+    lengths = (1, 4, 5, 6, 11, 17, 3, 20)
+    counts = (9, 3, 1, 12, 5, 8, 7, 4)
+    return [
+        Request(f"r{seed}", prompt(length, seed), greedy(count))
+        for seed, (length, count) in enumerate(zip(lengths, counts, strict=True))
+    ]
+
+
+def test_teacher_forced_logits_are_the_masked_dense_models(
+    engine: SlotEngine, uneven: UnevenModel
+) -> None:
+    tokens = random_tokens(40)
+    expected = reference_logits(uneven.oracle, tokens)
+    error = np.abs(engine.runner.logits(tokens) - expected).max()
+    assert error < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("every", [0, 1, 2, 3])
+def test_staggered_requests_get_the_reference_tokens(
+    engine: SlotEngine, uneven: UnevenModel, every: int
+) -> None:
+    answers = run(engine, ragged_requests(), every)
+    for request in ragged_requests():
+        expected = reference_greedy(uneven.oracle, request.prompt, request.sampling.max_tokens)
+        assert answers[request.request_id] == Answer(expected, "length")
+
+
+def test_each_request_gets_the_tokens_of_its_solo_run(engine: SlotEngine) -> None:
+    together = run(engine, ragged_requests(), every=2)
+    for request in ragged_requests():
+        assert run(engine, [request]) == {request.request_id: together[request.request_id]}
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20, 100])
+def test_chunk_size_does_not_change_tokens(
+    load: LoadEngine, uneven: UnevenModel, chunk: int
+) -> None:
+    engine = load(SlotOptions(slots=2, max_model_len=48, threads=1, prefill_chunk=chunk))
+    requests = [Request(str(length), prompt(length), greedy(4)) for length in (19, 20, 21)]
+    for request_id, answer in run(engine, requests).items():
+        assert answer.tokens == reference_greedy(uneven.oracle, prompt(int(request_id)), 4)
+
+
+def test_stop_token_ends_a_request_unseen(engine: SlotEngine, uneven: UnevenModel) -> None:
+    expected = reference_greedy(uneven.oracle, prompt(6), 8)
+    stop = expected[4]
+    first = expected.index(stop)
+    answers = run(engine, [Request("a", prompt(6), greedy(8, stop=[stop]))])
+    assert answers["a"] == Answer(expected[:first], "stop")
+
+
+def test_stop_token_may_come_first(engine: SlotEngine, uneven: UnevenModel) -> None:
+    (first,) = reference_greedy(uneven.oracle, prompt(3), 1)
+    engine.add(Request("a", prompt(3), greedy(8, stop=[first])))
+    assert engine.step() == [TokenEvent("a", None, "stop")]
+    assert not engine.has_work()
+
+
+def test_generation_ends_at_the_model_length(engine: SlotEngine, uneven: UnevenModel) -> None:
+    answers = run(engine, [Request("a", prompt(40), greedy(100))])
+    assert answers["a"] == Answer(reference_greedy(uneven.oracle, prompt(40), 8), "length")
+
+
+def test_longest_prompt_gets_one_token(engine: SlotEngine, uneven: UnevenModel) -> None:
+    answers = run(engine, [Request("a", prompt(47), greedy(100))])
+    assert answers["a"] == Answer(reference_greedy(uneven.oracle, prompt(47), 1), "length")
+
+
+def test_abort_frees_the_slot_and_leaves_the_others_alone(engine: SlotEngine) -> None:
+    requests = ragged_requests()
+    solo = {request.request_id: run(engine, [request])[request.request_id] for request in requests}
+    answers = {request.request_id: Answer() for request in requests}
+    for request in requests:
+        engine.add(request)
+    for _ in range(4):
+        step(engine, answers)
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (2, 4)
+    engine.abort("r3")  # being fed
+    engine.abort("r7")  # waiting
+    engine.abort("nobody")
+    assert (engine.stats().num_running, engine.stats().num_waiting) == (1, 3)
+    while engine.has_work():
+        step(engine, answers)
+    assert answers["r3"].finish_reason is None and answers["r7"] == Answer()
+    for name in set(answers) - {"r3", "r7"}:
+        assert answers[name] == solo[name]
+
+
+def test_a_seed_repeats_its_tokens_in_any_batch(engine: SlotEngine) -> None:
+    sampling = SamplingParams(max_tokens=12, temperature=1.5, top_p=0.9, seed=7)
+    request = Request("seeded", prompt(6), sampling)
+    others = [
+        Request(f"r{seed}", prompt(4 + seed, seed), SamplingParams(max_tokens=9, seed=seed))
+        for seed in range(4)
+    ]
+    alone = run(engine, [request])["seeded"]
+    assert run(engine, [*others[:2], request, *others[2:]], every=1)["seeded"] == alone
+    other_seed = SamplingParams(max_tokens=12, temperature=1.5, top_p=0.9, seed=8)
+    assert run(engine, [Request("b", prompt(6), other_seed)])["b"].tokens != alone.tokens
+
+
+def test_without_a_seed_runs_differ(engine: SlotEngine) -> None:
+    sampling = SamplingParams(max_tokens=20, temperature=3.0)
+    answers = run(engine, [Request(name, prompt(6), sampling) for name in ("a", "b")])
+    assert answers["a"].tokens != answers["b"].tokens
+
+
+def test_stats_count_slots_queue_and_cached_tokens(engine: SlotEngine) -> None:
+    assert engine.stats() == EngineStats(0, 0, 0.0)
+    for request in ragged_requests()[1:6]:
+        engine.add(request)
+    assert engine.stats() == EngineStats(0, 5, 0.0)
+    engine.step()  # feeds 4 tokens of r1
+    assert engine.stats() == EngineStats(3, 2, 4 / (3 * 48))
+    engine.step()  # feeds 5 tokens of r2, which ends there; decodes r1
+    assert engine.stats() == EngineStats(2, 2, 5 / (3 * 48))
+
+
+def test_sizes_are_those_asked_for(engine: SlotEngine) -> None:
+    assert engine.runner.num_slots == SIZES.slots
+    assert (engine.max_model_len, engine.vocab_size) == (48, 97)
+    assert engine.prefill_chunk == 5

@@ -1,0 +1,92 @@
+"""The order of work, and the requests that are refused."""
+
+import math
+
+import pytest
+
+from sgate_serve.engines.base import Request, SamplingParams
+from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.errors import EngineError, RequestError
+from tests.engines.drive import Answer, greedy, prompt, step
+
+
+def test_requests_are_admitted_in_order_of_arrival(onnx_engine: SlotEngine) -> None:
+    names = [f"r{number}" for number in range(6)]
+    answers = {name: Answer() for name in names}
+    for name in names:
+        onnx_engine.add(Request(name, prompt(2), greedy(3)))
+    started: list[str] = []
+    while onnx_engine.has_work():
+        step(onnx_engine, answers)
+        started += [name for name in names if answers[name].tokens and name not in started]
+    assert started == names
+
+
+def test_a_long_prompt_does_not_stop_running_streams(onnx_engine: SlotEngine) -> None:
+    answers = {"stream": Answer(), "long": Answer()}
+    onnx_engine.add(Request("stream", prompt(3), greedy(20)))
+    step(onnx_engine, answers)
+    onnx_engine.add(Request("long", prompt(25), greedy(2)))
+    for _ in range(4):
+        step(onnx_engine, answers)
+    assert (len(answers["stream"].tokens), answers["long"].tokens) == (5, [])
+    step(onnx_engine, answers)
+    assert (len(answers["stream"].tokens), len(answers["long"].tokens)) == (6, 1)
+
+
+def test_a_freed_slot_is_used_again(onnx_engine: SlotEngine) -> None:
+    for number in range(4):
+        onnx_engine.add(Request(f"r{number}", prompt(2), greedy(30)))
+    onnx_engine.step()
+    onnx_engine.abort("r1")
+    onnx_engine.step()
+    assert onnx_engine.stats().num_running == 3
+    assert onnx_engine.stats().num_waiting == 0
+
+
+def test_reusing_a_running_id_is_the_callers_bug(onnx_engine: SlotEngine) -> None:
+    onnx_engine.add(Request("a", prompt(2), greedy()))
+    with pytest.raises(AssertionError, match="request id a is in use"):
+        onnx_engine.add(Request("a", prompt(2), greedy()))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ((), "the prompt has no tokens; give at least one"),
+        ((1, 2, 97), "prompt token 97 at index 2 is outside the vocabulary of 97 tokens"),
+        ((1, -5), "prompt token -5 at index 1 is outside the vocabulary of 97 tokens"),
+        ((1,) * 48, r"the prompt has 48 tokens; this server takes at most 47 \(model length 48"),
+    ],
+)
+def test_impossible_prompts_are_refused(
+    onnx_engine: SlotEngine, tokens: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as refusal:
+        onnx_engine.add(Request("a", tokens, greedy()))
+    assert (refusal.value.param, refusal.value.status) == ("prompt", 400)
+    assert not onnx_engine.has_work()
+
+
+@pytest.mark.parametrize(
+    ("param", "sampling", "message"),
+    [
+        ("max_tokens", SamplingParams(0), "max_tokens must be at least 1, found 0"),
+        ("temperature", SamplingParams(temperature=-0.5), r"must be 0 or more, found -0\.5"),
+        ("temperature", SamplingParams(temperature=math.nan), "must be 0 or more, found nan"),
+        ("top_p", SamplingParams(top_p=0.0), r"above 0 and at most 1, found 0\.0"),
+        ("top_p", SamplingParams(top_p=1.5), r"above 0 and at most 1, found 1\.5"),
+        ("seed", SamplingParams(seed=-1), "seed must be 0 or more, found -1"),
+    ],
+)
+def test_impossible_sampling_is_refused(
+    onnx_engine: SlotEngine, param: str, sampling: SamplingParams, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message) as refusal:
+        onnx_engine.add(Request("a", prompt(2), sampling))
+    assert refusal.value.param == param
+
+
+def test_options_below_one_are_refused() -> None:
+    with pytest.raises(EngineError, match="engine option slots must be at least 1, found 0"):
+        SlotOptions(slots=0)
