@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = words[0] if words and words[0] in COMMANDS else None
     if name is None:
         _top_parser().parse_args(words or ["--help"])
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("sgate_serve").setLevel(logging.INFO)
     command = importlib.import_module(f"sgate_serve.commands.{name}")
     parser = Parser(prog=f"sgate {name}", description=COMMANDS[str(name)])
     command.add_arguments(parser)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sgate_serve.bench.compare import Comparison
 from sgate_serve.errors import SgateError
 from sgate_serve.inspect import Inspection
 
@@ -51,3 +52,26 @@ def plot_widths(inspection: Inspection, path: Path) -> None:
 
 def _pairs(dense: Any, kept: Any) -> Any:
     return zip(dense.layers, kept.layers, strict=True)
+
+
+def plot_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw each phase's measured speedup with its interval, the ideal, and the A/A noise floor."""
+    results = comparison.results
+    figure, axes = new_figure(7, 1.4 + 0.6 * len(results))
+    axis, rows = axes[0], range(len(results))
+    for row, result in zip(rows, results.values(), strict=True):
+        speedup, floor = result.speedup, result.floor
+        axis.plot([speedup.low, speedup.high], [row, row], color=KEPT, linewidth=3, alpha=0.5)
+        axis.plot([floor.low, floor.high], [row, row], color="grey", linewidth=3, alpha=0.4)
+    axis.scatter([r.speedup.median for r in results.values()], rows, color=KEPT, label="measured")
+    axis.scatter(
+        [r.ideal for r in results.values()], rows, color=ACCENT, marker="|", s=300, label="ideal"
+    )
+    axis.scatter(
+        [r.floor.median for r in results.values()], rows, color="grey", label="dense against itself"
+    )
+    axis.set(yticks=list(rows), yticklabels=list(results), xlabel="speedup over dense")
+    axis.margins(y=0.2)
+    axis.invert_yaxis()
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    save_figure(figure, path)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.commands.flags import comma_separated, options_from
-from sgate_serve.commands.output import is_terminal
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = convert(options_from(args, ConvertOptions, progress=is_terminal()))
+    plan = convert(options_from(args, ConvertOptions))
     dense = open_masked(args.checkpoint, args.gates).spec
     found = "closed gates" if args.gates is not None else "zero rows and columns"
     print(

@@ -1,7 +1,6 @@
 """Printing for commands: one JSON object on stdout, or lines for a person."""
 
 import json
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,8 +12,3 @@ def print_json(value: Any) -> None:
 def print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
-
-
-def is_terminal() -> bool:
-    """Say whether progress bars on stderr have a reader."""
-    return sys.stderr.isatty()

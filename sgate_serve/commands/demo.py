@@ -1,0 +1,28 @@
+"""`sgate demo`: the whole pipeline on a small real model."""
+
+import argparse
+import importlib.util
+import os
+
+from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.demo.options import DemoOptions
+from sgate_serve.errors import SgateError
+
+NEEDED = ("torch", "transformers", "peft", "openai")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_flags(parser, DemoOptions)
+
+
+def run(args: argparse.Namespace) -> int:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SgateError(f'demo needs {", ".join(missing)}: pip install "sgate-serve[demo]"')
+    from sgate_serve.demo.run import demo
+
+    options = options_from(args, DemoOptions)
+    # Graphs of the dense models go with the demo's folder, not into the user's cache.
+    os.environ.setdefault("SGATE_CACHE", str(options.dir / "cache"))
+    demo(options)
+    return 0

@@ -1,0 +1,35 @@
+"""`sgate serve`: an OpenAI-compatible server over a model folder."""
+
+import argparse
+
+from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.server.options import ServerOptions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "sgate serve OUT [options] [-- ENGINE ARGS]"
+    parser.add_argument("out", help="model folder, converted or plain")
+    parser.add_argument("--engine", default="auto", help="auto, onnx or torch (default: auto)")
+    add_flags(parser, ServerOptions)
+    parser.add_argument(
+        "engine_arguments",
+        nargs="*",
+        metavar="-- ENGINE ARGS",
+        help="options of the engine: --slots N --max-model-len N --threads N --prefill-chunk N",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from sgate_serve.checkpoint import Checkpoint
+    from sgate_serve.engines import choose_engine, parse_options
+    from sgate_serve.prepare import load_slot_engine
+    from sgate_serve.server import LoadedModel, serve
+
+    model = Checkpoint.open(args.out)
+    engine = choose_engine(args.engine)
+    options = parse_options(engine, args.engine_arguments)
+
+    def load() -> LoadedModel:
+        return LoadedModel.from_folder(load_slot_engine(engine, model, options), model.folder)
+
+    return serve(options_from(args, ServerOptions), load)

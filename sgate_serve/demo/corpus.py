@@ -1,0 +1,75 @@
+"""Real text that every machine has: the sources of Python's standard library, split by file."""
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from sgate_serve.checkpoint import FolderWriter
+from sgate_serve.demo.options import DemoSizes
+
+TRAIN_FILE, EVAL_FILE = "train.jsonl", "eval.jsonl"
+TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"
+END_TOKEN = "<|endoftext|>"
+HELD_OUT_OF_256 = 20
+
+# Tests, data tables and installed packages read unlike the library itself.
+LEFT_OUT = frozenset(
+    {"test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data", "site-packages"}
+)
+
+# The model has only ever seen Python: a chat is shown to it as a module's docstring.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
+    '{% if add_generation_prompt %}"""{% endif %}'
+)
+
+
+def write_corpus(writer: FolderWriter, sizes: DemoSizes) -> None:
+    """Write train.jsonl, eval.jsonl (one document a file) and a byte-level BPE tokenizer."""
+    sources = list(read_sources())[: sizes.max_files]
+    parts: dict[str, list[str]] = {TRAIN_FILE: [], EVAL_FILE: []}
+    for name, text in sources:
+        parts[EVAL_FILE if is_held_out(name) else TRAIN_FILE].append(text)
+    for name, texts in parts.items():
+        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        writer.path(name).write_text("".join(lines), encoding="utf-8")
+    train_tokenizer(parts[TRAIN_FILE], sizes.vocab_size).save(str(writer.path(TOKENIZER_FILE)))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_TOKEN,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    writer.write_json(TOKENIZER_CONFIG_FILE, config)
+
+
+def read_sources() -> Iterator[tuple[str, str]]:
+    """Yield (path inside the library, text) of its Python sources, sorted by path."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if LEFT_OUT.isdisjoint(name.parts):
+            yield name.as_posix(), path.read_text(encoding="utf-8", errors="replace")
+
+
+def is_held_out(name: str) -> bool:
+    """Say whether a file is never trained on; decided by its name alone."""
+    return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT_OF_256
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE on `texts`; every string has an encoding and comes back from it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -1,0 +1,63 @@
+"""How large the demonstration is. `--quick` runs the same stages at the smallest size."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgate_serve.options import option
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Flags of `sgate demo`."""
+
+    dir: Path = option(Path("sgate-demo"), "folder to work in; a started one is continued")
+    quick: bool = option(False, "the same stages at the smallest size, in under two minutes")
+
+
+@dataclass(frozen=True)
+class DemoSizes:
+    """Sizes of every stage. `shape_*` is the random-weight model that outgrows the cache."""
+
+    max_files: int | None = None
+    vocab_size: int = 4096
+    hidden: int = 256
+    layers: int = 6
+    heads: int = 8
+    kv_heads: int = 2
+    mlp_units: int = 704
+    pretrain_seconds: float = 150.0
+    pretrain_steps: int | None = None
+    target: float = 0.3
+    gate_steps: int = 160
+    batch_size: int = 16
+    seq_len: int = 128
+    eval_blocks: int = 128
+    rounds: int = 9
+    shape_layers: int = 24
+    shape_vocab_size: int = 32768
+    shape_rounds: int = 3
+    shape_decode_steps: int = 6
+    max_tokens: int = 48
+    seed: int = 0
+
+    @classmethod
+    def quick(cls) -> "DemoSizes":
+        return cls(
+            max_files=60,
+            vocab_size=512,
+            hidden=64,
+            layers=4,
+            heads=4,
+            mlp_units=176,
+            pretrain_steps=30,
+            gate_steps=20,
+            batch_size=4,
+            seq_len=64,
+            eval_blocks=16,
+            rounds=5,
+            shape_layers=2,
+            shape_vocab_size=2048,
+            shape_rounds=2,
+            shape_decode_steps=2,
+            max_tokens=16,
+        )

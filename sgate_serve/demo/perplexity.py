@@ -1,0 +1,23 @@
+"""Held-out perplexity of a model folder, as it is on disk."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+import sgate_serve.models  # noqa: F401  # registers model_type "sgate"
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.demo.options import DemoSizes
+from sgate_serve.training.causal_lm import end_token
+from sgate_serve.training.documents import pack, read_documents, read_tokenizer
+from sgate_serve.training.evaluate import perplexity
+
+
+def held_out_perplexity(folder: Path, data: Path, sizes: DemoSizes) -> float:
+    """Return exp(mean loss) over the first blocks of `data`, in fp32."""
+    checkpoint = Checkpoint.open(folder)
+    tokenizer = read_tokenizer(folder / "tokenizer.json", checkpoint.spec.vocab_size)
+    end = end_token(checkpoint.config)
+    blocks = pack(read_documents(data), tokenizer, end, sizes.seq_len)[: sizes.eval_blocks]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return perplexity(model, blocks)

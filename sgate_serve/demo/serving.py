@@ -1,0 +1,91 @@
+"""Start the real server on a free port, talk to it with the openai client, end it by SIGTERM."""
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.errors import EngineError
+
+START_SECONDS = 60
+STOP_SECONDS = 30
+PROMPT = "def parse_args(self, args=None"
+QUESTION = "How do I read a file line by line?"
+
+
+@contextmanager
+def running_server(folder: Path, log: Path) -> Iterator[str]:
+    """Run `sgate serve folder` and yield its URL once it is healthy.
+
+    Raises EngineError naming `log` if it does not start or does not end with status 0.
+    """
+    command = [sys.executable, "-m", "sgate_serve.cli", "serve", str(folder), "--port", "0"]
+    with (
+        log.open("w", encoding="utf-8") as stderr,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().rpartition(" ")[2].strip()
+            wait_until_healthy(url, process, log)
+            yield url
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                status = process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+    if status != 0:
+        raise EngineError(f"the server ended with status {status}; its log is {log}")
+
+
+def wait_until_healthy(url: str, process: "subprocess.Popen[str]", log: Path) -> None:
+    """Poll /health until it answers 200; raise EngineError if the process ends or time runs out."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, ValueError):
+            time.sleep(0.1)
+    raise EngineError(f"the server did not become healthy; its log is {log}")
+
+
+def stream_answers(url: str, max_tokens: int, show: Callable[[str], None]) -> dict[str, Any]:
+    """Stream one greedy completion and one chat answer; return both with their usage."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
+    model = client.models.list().data[0].id
+    settings: dict[str, Any] = {
+        "model": model,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    show(f"completion of {PROMPT!r}:\n{PROMPT}")
+    completion = _collect(client.completions.create(prompt=PROMPT, **settings), show)
+    show(f"\nchat answer to {QUESTION!r} (a model of Python sources, not a chat model):\n")
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    chat = _collect(client.chat.completions.create(messages=messages, **settings), show)
+    show("\n")
+    return {"completion": {"prompt": PROMPT, **completion}, "chat": {"prompt": QUESTION, **chat}}
+
+
+def _collect(stream: Any, show: Callable[[str], None]) -> dict[str, Any]:
+    text, usage = "", None
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            delta = choice.delta.content if hasattr(choice, "delta") else choice.text
+            text += delta or ""
+            show(delta or "")
+    return {"text": text, "usage": None if usage is None else usage.model_dump()}

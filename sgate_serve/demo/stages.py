@@ -1,0 +1,200 @@
+"""The stages of the demonstration, each skipped where its result is there already."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from converters.convert import ConvertOptions, convert
+from sgate_serve.bench.compare import compare
+from sgate_serve.bench.workload import Workload
+from sgate_serve.checkpoint import Checkpoint, new_folder
+from sgate_serve.demo.corpus import (
+    END_TOKEN,
+    EVAL_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    TRAIN_FILE,
+    write_corpus,
+)
+from sgate_serve.demo.options import DemoSizes
+from sgate_serve.demo.serving import running_server, stream_answers
+from sgate_serve.demo.shape import write_shape, write_shape_gates
+from sgate_serve.errors import EngineError
+from sgate_serve.inspect import CERTIFICATE_FILE
+from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plots import plot_comparison
+from sgate_serve.training import TrainOptions, train
+from sgate_serve.training.work_dir import work_dir_of
+from sgate_serve.verify.certificate import VerifyOptions
+
+SERVED_FILE = "served.json"
+PERPLEXITY_FILE = "perplexity.json"
+COMPARE_FILE, COMPARE_PLOT = "compare.json", "compare.png"
+SHAPE_COMPARE_FILE, SHAPE_COMPARE_PLOT = "shape-compare.json", "shape-compare.png"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: what it is, the file that appears last, and what makes it."""
+
+    title: str
+    result: Path
+    run: Callable[[], None]
+
+    @property
+    def is_done(self) -> bool:
+        return self.result.exists()
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The folder and the sizes of one demonstration; each method is one stage."""
+
+    folder: Path
+    sizes: DemoSizes
+
+    @property
+    def stages(self) -> list[Stage]:
+        at = self.folder
+        return [
+            Stage("corpus and tokenizer", at / "corpus", self.make_corpus),
+            Stage("train the dense model", at / "dense", self.train_dense),
+            Stage("train gates and recover", at / "gates", self.train_gates),
+            Stage("convert to HF and ONNX", at / "pruned", self.convert),
+            Stage("verify on torch and onnx", at / "pruned" / CERTIFICATE_FILE, self.verify),
+            Stage("held-out perplexity", at / PERPLEXITY_FILE, self.measure_perplexity),
+            Stage("serve and ask", at / SERVED_FILE, self.serve),
+            Stage("compare speed", at / COMPARE_FILE, self.compare),
+            Stage("make the larger shape", at / "shape" / "pruned", self.make_shape),
+            Stage("compare the larger shape", at / SHAPE_COMPARE_FILE, self.compare_shape),
+        ]
+
+    def make_corpus(self) -> None:
+        with new_folder(self.folder / "corpus") as writer:
+            write_corpus(writer, self.sizes)
+
+    def train_dense(self) -> None:
+        from sgate_serve.training.documents import read_documents
+        from sgate_serve.training.pretrain import LlamaSizes, PretrainOptions, pretrain
+
+        corpus, sizes = self.folder / "corpus", self.sizes
+        pretrain(
+            PretrainOptions(
+                out=self.folder / "dense",
+                documents=read_documents(corpus / TRAIN_FILE),
+                tokenizer_files=[corpus / TOKENIZER_FILE, corpus / TOKENIZER_CONFIG_FILE],
+                end_token=END_TOKEN,
+                sizes=LlamaSizes(
+                    sizes.hidden, sizes.layers, sizes.heads, sizes.kv_heads, sizes.mlp_units
+                ),
+                steps=sizes.pretrain_steps,
+                seconds=None if sizes.pretrain_steps else sizes.pretrain_seconds,
+                batch_size=sizes.batch_size,
+                seq_len=sizes.seq_len,
+                seed=sizes.seed,
+            )
+        )
+
+    def train_gates(self) -> None:
+        out, sizes = self.folder / "gates", self.sizes
+        train(
+            TrainOptions(
+                base=str(self.folder / "dense"),
+                data=self.folder / "corpus" / TRAIN_FILE,
+                eval_data=self.folder / "corpus" / EVAL_FILE,
+                out=out,
+                target=sizes.target,
+                steps=sizes.gate_steps,
+                batch_size=sizes.batch_size,
+                seq_len=sizes.seq_len,
+                eval_blocks=sizes.eval_blocks,
+                seed=sizes.seed,
+                resume=work_dir_of(out).exists(),
+            )
+        )
+
+    def convert(self) -> None:
+        convert(
+            ConvertOptions(
+                checkpoint=str(self.folder / "dense"),
+                gates=self.folder / "gates",
+                out=self.folder / "pruned",
+                to=("hf", "onnx"),
+            )
+        )
+
+    def verify(self) -> None:
+        """Verify on both engines; keep the certificate of the one that serves."""
+        from sgate_serve.verify.run import verify
+
+        dense, pruned = str(self.folder / "dense"), self.folder / "pruned"
+        for engine in ("torch", "onnx"):
+            result = verify(VerifyOptions(dense, str(pruned), self.folder / "gates", engine))
+            for line in result.lines():
+                say(f"  {line}")
+            if not result.passed:
+                raise EngineError(f"{pruned} differs from the masked model: {result.difference}")
+        write_json(pruned / CERTIFICATE_FILE, result.to_json())
+
+    def measure_perplexity(self) -> None:
+        from sgate_serve.demo.perplexity import held_out_perplexity
+
+        models = {name: self.folder / name for name in ("dense", "pruned")}
+        data = self.folder / "corpus" / EVAL_FILE
+        write_json(
+            self.folder / PERPLEXITY_FILE,
+            {name: held_out_perplexity(model, data, self.sizes) for name, model in models.items()},
+        )
+
+    def serve(self) -> None:
+        with running_server(self.folder / "pruned", self.folder / "serve.log") as url:
+            answers = stream_answers(url, self.sizes.max_tokens, _show)
+        write_json(self.folder / SERVED_FILE, answers)
+
+    def compare(self) -> None:
+        workload = Workload(rounds=self.sizes.rounds, seed=self.sizes.seed)
+        self._compare(self.folder, workload, COMPARE_FILE, COMPARE_PLOT)
+
+    def make_shape(self) -> None:
+        root = self.folder / "shape"
+        # An interrupted attempt left a part of it: random weights are quick to make anew.
+        shutil.rmtree(root, ignore_errors=True)
+        write_shape(root / "dense", self.sizes)
+        trained = Plan.read(self.folder / "pruned" / PLAN_FILE)
+        base = Checkpoint.open(root / "dense")
+        write_shape_gates(base, trained, root / "gates", self.sizes.seed)
+        convert(ConvertOptions(str(root / "dense"), root / "pruned", root / "gates"))
+
+    def compare_shape(self) -> None:
+        workload = Workload(
+            rounds=self.sizes.shape_rounds,
+            decode_steps=self.sizes.shape_decode_steps,
+            seed=self.sizes.seed,
+        )
+        self._compare(self.folder / "shape", workload, SHAPE_COMPARE_FILE, SHAPE_COMPARE_PLOT)
+
+    def _compare(self, models: Path, workload: Workload, record: str, plot: str) -> None:
+        dense, pruned = (Checkpoint.open(models / name) for name in ("dense", "pruned"))
+        result = compare(dense, pruned, "onnx", workload)
+        plot_comparison(result, self.folder / plot)
+        write_json(self.folder / record, result.to_json())
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a stage's record whole or not at all: its presence means the stage is done."""
+    unfinished = path.with_name(f".{path.name}.incomplete")
+    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
