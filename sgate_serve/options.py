@@ -4,6 +4,6 @@ from dataclasses import field
 from typing import Any
 
 
-def option(default: Any, text: str) -> Any:
-    """Return a dataclass field with a default and the help of its flag."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, *, is_secret: bool = False) -> Any:
+    """Return a dataclass field with a default and the help of its flag; secrets have no repr."""
+    return field(default=default, repr=not is_secret, metadata={"help": text})

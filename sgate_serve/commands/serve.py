@@ -1,6 +1,7 @@
 """`sgate serve`: an OpenAI-compatible server over a model folder."""
 
 import argparse
+import os
 
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.server.options import ServerOptions
@@ -32,4 +33,7 @@ def run(args: argparse.Namespace) -> int:
     def load() -> LoadedModel:
         return LoadedModel.from_folder(load_slot_engine(engine, model, options), model.folder)
 
+    # A flag shows in the process list; the variable does not.
+    if args.api_key is None:
+        args.api_key = os.environ.get("SGATE_API_KEY")
     return serve(options_from(args, ServerOptions), load)

@@ -1,0 +1,33 @@
+"""The ASGI application: routes, error bodies and what wraps them, around one engine driver."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from sgate_serve import __version__
+from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.error_responses import install_handlers
+from sgate_serve.server.middleware import ApiKey, BodyLimit, RequestLog
+from sgate_serve.server.options import ServerOptions
+from sgate_serve.server.routes import Endpoints
+
+
+def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
+    """Build the application; its lifespan starts the driver, which loads the model, and ends it."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        driver.start()
+        yield
+        await driver.stop()
+
+    app = FastAPI(title="sgate-serve", version=__version__, lifespan=lifespan)
+    app.include_router(Endpoints(driver).router())
+    install_handlers(app)
+    # Each wraps those before it: the log sees everything, the key is asked before a body is read.
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    if options.api_key is not None:
+        app.add_middleware(ApiKey, api_key=options.api_key)
+    app.add_middleware(RequestLog)
+    return app

@@ -1,0 +1,234 @@
+"""The bridge between the event loop and the one thread that owns the engine.
+
+The thread loads the model, then applies commands and steps the engine. Everything else lives on
+the event loop: requests are opened, token events are received and groups are closed there, so
+neither side needs a lock. If the engine raises, every open request fails and no new one starts.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Literal
+
+from sgate_serve.engines.base import Engine, EngineStats, Request, TokenEvent
+from sgate_serve.errors import RequestError
+from sgate_serve.server.model import LoadedModel
+
+LOGGER = logging.getLogger(__name__)
+
+# A step of a large model may take seconds; the thread is a daemon, so nothing waits longer.
+STOP_SECONDS = 10.0
+
+State = Literal["loading", "ready", "stopping", "failed"]
+REASONS: Mapping[State, str] = {
+    "loading": "the model is still loading; try again when /health answers 200",
+    "stopping": "the server is shutting down; send the request to another one",
+    "failed": "the engine failed and this server must be restarted; its log has the traceback",
+}
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Tells the engine thread to drop a request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Tells the engine thread to end."""
+
+
+Command = Request | Abort | Stop
+
+
+class RequestGroup:
+    """The engine requests of one HTTP call: an iterator over their events until all have ended."""
+
+    def __init__(self, driver: "EngineDriver", request_ids: Sequence[str]) -> None:
+        self._driver = driver
+        self._open = set(request_ids)
+        self._received: asyncio.Queue[TokenEvent | RequestError] = asyncio.Queue()
+
+    def receive(self, item: TokenEvent | RequestError) -> None:
+        self._received.put_nowait(item)
+
+    def __aiter__(self) -> "RequestGroup":
+        return self
+
+    async def __anext__(self) -> TokenEvent:
+        """Return the next event; raise RequestError if the engine refused a request or failed."""
+        while self._open:
+            item = await self._received.get()
+            if isinstance(item, RequestError):
+                raise item
+            if item.request_id not in self._open:
+                continue  # it crossed with the abort
+            if item.finish_reason is not None:
+                self._open.discard(item.request_id)
+                self._driver.forget(item.request_id)
+            return item
+        raise StopAsyncIteration
+
+    def abort(self, request_id: str) -> None:
+        """Free the request's slot before the engine's next step; nothing happens if it ended."""
+        if request_id in self._open:
+            self._open.discard(request_id)
+            self._driver.abort(request_id)
+
+    def close(self) -> None:
+        """Abort whatever has not ended."""
+        for request_id in tuple(self._open):
+            self.abort(request_id)
+
+
+class EngineDriver:
+    """Runs one engine for many HTTP calls. Every public method is for the event loop's thread."""
+
+    def __init__(self, load: Callable[[], LoadedModel]) -> None:
+        self.state: State = "loading"
+        self.load_error: BaseException | None = None
+        self.loaded: LoadedModel | None = None
+        self.stats = EngineStats(num_running=0, num_waiting=0, kv_cache_usage=0.0)
+        self._load = load
+        self._loop: asyncio.AbstractEventLoop
+        self._commands: SimpleQueue[Command] = SimpleQueue()
+        self._groups: dict[str, RequestGroup] = {}
+        self._thread = Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model to serve requests with; raises RequestError 503 while it cannot."""
+        self.check_ready()
+        assert self.loaded is not None
+        return self.loaded
+
+    def check_ready(self) -> None:
+        """Raise RequestError 503 unless requests can be served now."""
+        if self.state != "ready":
+            raise self._unavailable()
+
+    def start(self) -> None:
+        """Begin loading; must be called on the event loop that will receive the events."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the thread after its current step, or leave it behind if it does not come back."""
+        is_loading = self.loaded is None
+        self.end_requests()
+        self._commands.put(Stop())
+        if not is_loading:
+            await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+
+    def open(self, requests: Sequence[Request]) -> RequestGroup:
+        """Queue the requests; their events come out of the returned group, which must be closed.
+
+        Raises RequestError 503 if the engine is not running.
+        """
+        self.check_ready()
+        group = RequestGroup(self, [request.request_id for request in requests])
+        for request in requests:
+            self._groups[request.request_id] = group
+            self._commands.put(request)
+        return group
+
+    def abort(self, request_id: str) -> None:
+        self.forget(request_id)
+        self._commands.put(Abort(request_id))
+
+    def forget(self, request_id: str) -> None:
+        """Stop routing the events of a request that has ended."""
+        self._groups.pop(request_id, None)
+
+    def end_requests(self) -> None:
+        """Refuse new requests and fail the open ones: the server is going down."""
+        if self.state != "failed":
+            self.state = "stopping"
+        self._fail_groups(self._unavailable())
+
+    def _unavailable(self) -> RequestError:
+        return RequestError(REASONS[self.state], status=503)
+
+    def _fail_groups(self, error: RequestError) -> None:
+        for group in set(self._groups.values()):
+            group.receive(error)
+
+    # Called on the event loop, by the engine thread's `_post`.
+
+    def _finish_loading(self, model: LoadedModel) -> None:
+        self.loaded = model
+        if self.state == "loading":
+            self.state = "ready"
+            LOGGER.info("serving model=%r engine=%s", model.name, model.engine.name)
+
+    def _fail_loading(self, error: BaseException) -> None:
+        self.state, self.load_error = "failed", error
+
+    def _fail(self) -> None:
+        self.state = "failed"
+        self._fail_groups(RequestError(REASONS["failed"], status=500))
+
+    def _deliver(self, events: Sequence[TokenEvent], stats: EngineStats) -> None:
+        self.stats = stats
+        for event in events:
+            group = self._groups.get(event.request_id)
+            if group is not None:
+                group.receive(event)
+
+    def _refuse(self, request_id: str, error: RequestError) -> None:
+        group = self._groups.get(request_id)
+        if group is not None:
+            group.receive(error)
+
+    # The engine thread.
+
+    def _run(self) -> None:
+        try:
+            model = self._load()
+        except BaseException as error:  # also SystemExit: the state must not stay "loading"
+            self._post(self._fail_loading, error)
+            return
+        self._post(self._finish_loading, model)
+        try:
+            while self._advance(model.engine):
+                pass
+        except BaseException:
+            LOGGER.exception("the engine failed; open requests end with an error")
+            self._post(self._fail)
+
+    def _advance(self, engine: Engine) -> bool:
+        """Apply what was asked, then step once if there is work; False when told to stop."""
+        for command in self._take_commands(wait=not engine.has_work()):
+            match command:
+                case Stop():
+                    return False
+                case Abort(request_id):
+                    engine.abort(request_id)
+                case request:
+                    self._add(engine, request)
+        events = engine.step() if engine.has_work() else ()
+        self._post(self._deliver, events, engine.stats())
+        return True
+
+    def _add(self, engine: Engine, request: Request) -> None:
+        try:
+            engine.add(request)
+        except RequestError as error:
+            self._post(self._refuse, request.request_id, error)
+
+    def _take_commands(self, *, wait: bool) -> Iterator[Command]:
+        if wait:
+            yield self._commands.get()
+        with suppress(Empty):
+            while True:
+                yield self._commands.get_nowait()
+
+    def _post(self, call: Callable[..., None], *arguments: object) -> None:
+        # The loop is closed when the server gave up waiting for this thread: nobody listens.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *arguments)

@@ -1,0 +1,79 @@
+"""One place that turns an exception into an OpenAI error body.
+
+`{"error": {"message", "type", "param", "code"}}`; the type is OpenAI's for the status. An
+exception that is none of these is a bug: the client learns that much, the log has the traceback.
+"""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sgate_serve.errors import RequestError
+
+RETRY_AFTER_SECONDS = 2
+INTERNAL_ERROR = RequestError(
+    "the server met an error of its own; its log has the traceback under this request's id",
+    status=HTTPStatus.INTERNAL_SERVER_ERROR,
+)
+
+
+def error_body(error: RequestError) -> dict[str, Any]:
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {
+        "error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}
+    }
+
+
+def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response of a refusal; 503 asks to come back, which the SDK does by itself."""
+    added = dict(headers or {})
+    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        added["retry-after"] = str(RETRY_AFTER_SECONDS)
+    # ASCII, because a message may quote half a surrogate pair, which UTF-8 cannot carry.
+    content = json.dumps(error_body(error))
+    return Response(content, error.status, added, "application/json")
+
+
+def as_request_error(error: Exception, request: Request) -> RequestError:
+    """Return the refusal that an exception of a route, of the framework or of a bug stands for."""
+    match error:
+        case RequestError():
+            return error
+        case RequestValidationError():
+            return RequestError(_malformed(error))
+        case HTTPException(status_code=404):
+            return RequestError(f"there is no {request.url.path}; /docs lists what is", status=404)
+        case HTTPException(status_code=405):
+            return RequestError(
+                f"{request.url.path} does not take {request.method}; /docs says what it takes",
+                status=405,
+            )
+        case HTTPException(status_code=status, detail=detail):
+            return RequestError(f"the request cannot be read: {detail}", status=status)
+    return INTERNAL_ERROR
+
+
+def _malformed(error: RequestValidationError) -> str:
+    details = error.errors()[0]
+    if details["type"] == "json_invalid":
+        reason = details["ctx"]["error"]
+        return f"the body is no JSON: {reason} at character {details['loc'][-1]}"
+    return "the body must be a JSON object sent with Content-Type: application/json"
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Answer every refusal of the app with an OpenAI error body."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return error_response(as_request_error(error, request), headers)
+
+    for kind in (RequestError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, answer)

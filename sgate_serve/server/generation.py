@@ -1,0 +1,121 @@
+"""Runs a job and turns its token events into pieces of text, one choice for each prompt."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from sgate_serve.engines.base import FinishReason, Request, TokenEvent
+from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.jobs import Job
+from sgate_serve.server.metrics import ServerMetrics
+from sgate_serve.server.stop_strings import StopStrings
+from sgate_serve.tokenization import TextCodec
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to one choice; the text may be held back, the tokens never are."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read and tokens generated, over all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Choice:
+    """The text of one engine request as it grows. Without a codec there is only the echo."""
+
+    def __init__(
+        self, index: int, request: Request, codec: TextCodec | None, stops: StopStrings
+    ) -> None:
+        self.index = index
+        self.finish_reason: FinishReason | None = None
+        self._text = None if codec is None else codec.detokenizer(request.prompt)
+        self._stops = stops
+
+    def push(self, event: TokenEvent) -> Delta:
+        """Return what the event adds; it finishes the choice also where a stop string ends it."""
+        shown = ""
+        if event.token is not None and self._text is not None:
+            shown = self._stops.push(self._text.push(event.token))
+        self.finish_reason = "stop" if self._stops.found else event.finish_reason
+        if event.finish_reason is not None and self._text is not None and not self._stops.found:
+            shown += self._finish(self._text.flush())
+        tokens = () if event.token is None else (event.token,)
+        return Delta(self.index, shown, tokens, self.finish_reason)
+
+    def _finish(self, text: str) -> str:
+        shown = self._stops.push(text)
+        if self._stops.found:
+            self.finish_reason = "stop"
+            return shown
+        return shown + self._stops.flush()
+
+
+class Generation:
+    """A running job. It must be closed: that frees the slots of what has not ended."""
+
+    def __init__(
+        self, job: Job, driver: EngineDriver, codec: TextCodec | None, metrics: ServerMetrics
+    ) -> None:
+        self._echo = list(job.echo)
+        self._choices = {
+            request.request_id: Choice(index, request, codec, StopStrings(job.stop))
+            for index, request in enumerate(job.requests)
+        }
+        self._clocks = {
+            request.request_id: metrics.clock(len(request.prompt)) for request in job.requests
+        }
+        self._num_prompt_tokens = sum(len(request.prompt) for request in job.requests)
+        self._num_generated = 0
+        self._group = driver.open(job.requests)
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._choices)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far."""
+        return Usage(self._num_prompt_tokens, self._num_generated)
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Yield what each event adds; raise RequestError if the engine refuses or fails."""
+        async for event in self._group:
+            choice = self._choices[event.request_id]
+            delta = choice.push(event)
+            self._record(event, choice)
+            echo, self._echo[choice.index] = self._echo[choice.index], ""
+            yield Delta(delta.index, echo + delta.text, delta.tokens, delta.finish_reason)
+
+    def close(self) -> None:
+        """Abort what has not ended; closing twice does nothing more."""
+        self._group.close()
+        for request_id in tuple(self._clocks):
+            self._clocks.pop(request_id).end("abort")
+
+    def _record(self, event: TokenEvent, choice: Choice) -> None:
+        """Count the event, and free the slot of a choice that a stop string has ended."""
+        if event.token is not None:
+            self._num_generated += 1
+            self._clocks[event.request_id].token()
+        if choice.finish_reason is not None:
+            self._group.abort(event.request_id)
+            self._clocks.pop(event.request_id).end(choice.finish_reason)
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """Return one choice's deltas, at least one, as a single one with the reason of the last."""
+    return Delta(
+        index=deltas[-1].index,
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        finish_reason=deltas[-1].finish_reason,
+    )

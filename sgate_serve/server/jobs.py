@@ -1,0 +1,111 @@
+"""Turns a validated body into what the engine runs: prompts into token ids, limits, stop rules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sgate_serve.engines.base import Request, SamplingParams
+from sgate_serve.errors import RequestError
+from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    TokenIds,
+)
+
+# Engines seed generators that take no negative number; the client's may be any 64-bit one.
+SEED_MODULUS = 2**64
+
+
+@dataclass(frozen=True)
+class Job:
+    """The engine requests of one HTTP call, in the order of its choices.
+
+    `stop` ends a choice where its text shows one of the strings; `echo` is the text shown before
+    each choice's own, nothing unless asked for.
+    """
+
+    requests: tuple[Request, ...]
+    stop: tuple[str, ...]
+    echo: tuple[str, ...]
+
+
+def completion_job(body: CompletionRequest, model: LoadedModel, job_id: str) -> Job:
+    """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
+    model.check_name(body.model)
+    prompts = [_encode(prompt, model) for prompt in body.prompts]
+    if not prompts:
+        raise RequestError("`prompt` is an empty list; send at least one prompt", param="prompt")
+    for prompt in prompts:
+        _check_length(prompt, body.max_tokens, model, "prompt")
+    requests = _requests(job_id, prompts, _sampling(body, model, body.max_tokens))
+    echo = tuple(_echo(body, prompt, model) for prompt in body.prompts)
+    return Job(requests, body.stop_strings, echo)
+
+
+def chat_job(body: ChatRequest, model: LoadedModel, job_id: str) -> Job:
+    """Render and encode a conversation; raise RequestError naming what cannot be served."""
+    model.check_name(body.model)
+    codec = model.require_codec("messages")
+    prompt = codec.encode_chat([message.variables for message in body.messages])
+    # A prompt that leaves no room is refused with one token asked for, by the check below.
+    max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
+    _check_length(prompt, max_tokens, model, "messages")
+    requests = _requests(job_id, [prompt], _sampling(body, model, max_tokens))
+    return Job(requests, body.stop_strings, ("",))
+
+
+def _requests(
+    job_id: str, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams
+) -> tuple[Request, ...]:
+    return tuple(
+        Request(f"{job_id}-{index}", prompt, sampling) for index, prompt in enumerate(prompts)
+    )
+
+
+def _encode(prompt: str | TokenIds, model: LoadedModel) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        return model.require_codec("prompt").encode(prompt)
+    size = model.engine.vocab_size
+    for token in prompt:
+        if not 0 <= token < size:
+            raise RequestError(
+                f"`prompt` has the token id {token}; this model's ids are 0 to {size - 1}",
+                param="prompt",
+            )
+    return tuple(prompt)
+
+
+def _echo(body: CompletionRequest, prompt: str | TokenIds, model: LoadedModel) -> str:
+    if not body.echo:
+        return ""
+    return prompt if isinstance(prompt, str) else model.require_codec("echo").decode(prompt)
+
+
+def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> SamplingParams:
+    """Return the sampling parameters; a stop string that is a special token stops by its id."""
+    stop_ids = frozenset() if body.ignore_eos else model.stop_token_ids
+    if body.stop_strings:
+        stop_ids |= model.require_codec("stop").special_ids(body.stop_strings)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=None if body.seed is None else body.seed % SEED_MODULUS,
+        stop_token_ids=stop_ids,
+    )
+
+
+def _check_length(prompt: tuple[int, ...], max_tokens: int, model: LoadedModel, param: str) -> None:
+    limit = model.engine.max_model_len
+    if not prompt:
+        raise RequestError(
+            f"`{param}` has no tokens; send some text, or at least one token id", param=param
+        )
+    if len(prompt) + max_tokens > limit:
+        raise RequestError(
+            f"this model holds {limit} tokens, but `{param}` has {len(prompt)} and {max_tokens} "
+            "more may be generated; shorten it or lower max_tokens",
+            param=param,
+            code="context_length_exceeded",
+        )

@@ -1,0 +1,116 @@
+"""Prometheus metrics under vLLM's names, so that its dashboards and load tools read them.
+
+Each server has its own registry. Times are in seconds, as the client sees them: measured where
+the event loop takes a token from the engine.
+"""
+
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sgate_serve.engines.base import EngineStats, FinishReason
+
+LABELS = ("model_name",)
+FIRST_TOKEN_BUCKETS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    40.0,
+)
+NEXT_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5)
+REQUEST_BUCKETS = (0.1, 0.3, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 240.0, 480.0)
+
+
+class ServerMetrics:
+    """The metrics of one served model."""
+
+    def __init__(self, model_name: str) -> None:
+        self.registry = CollectorRegistry()
+        self._name = model_name
+        self._running = self._gauge("num_requests_running", "Requests in a slot.")
+        self._waiting = self._gauge("num_requests_waiting", "Requests in the queue.")
+        self._cache = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed.")
+        self._generated_tokens = self._counter("generation_tokens", "Tokens generated.")
+        self._ended = Counter(
+            "vllm:request_success",
+            "Requests ended, by reason.",
+            (*LABELS, "finished_reason"),
+            registry=self.registry,
+        )
+        self._first_token = self._histogram(
+            "time_to_first_token_seconds", "Request to first token.", FIRST_TOKEN_BUCKETS
+        )
+        self._next_token = self._histogram(
+            "inter_token_latency_seconds", "Token to next token.", NEXT_TOKEN_BUCKETS
+        )
+        self._request = self._histogram(
+            "e2e_request_latency_seconds", "Request to its end.", REQUEST_BUCKETS
+        )
+
+    def render(self, stats: EngineStats) -> bytes:
+        """Return the text exposition, with the engine's snapshot in the gauges."""
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._cache.set(stats.kv_cache_usage)
+        return generate_latest(self.registry)
+
+    def clock(self, num_prompt_tokens: int) -> "RequestClock":
+        """Start the clock of one engine request."""
+        return RequestClock(self, num_prompt_tokens)
+
+    def count_first_token(self, seconds: float, num_prompt_tokens: int) -> None:
+        self._prompt_tokens.inc(num_prompt_tokens)
+        self._generated_tokens.inc()
+        self._first_token.observe(seconds)
+
+    def count_next_token(self, seconds: float) -> None:
+        self._generated_tokens.inc()
+        self._next_token.observe(seconds)
+
+    def count_end(self, seconds: float, reason: FinishReason) -> None:
+        self._ended.labels(self._name, reason).inc()
+        self._request.observe(seconds)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"vllm:{name}", text, LABELS, registry=self.registry).labels(self._name)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"vllm:{name}", text, LABELS, registry=self.registry).labels(self._name)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        histogram = Histogram(f"vllm:{name}", text, LABELS, registry=self.registry, buckets=buckets)
+        return histogram.labels(self._name)
+
+
+class RequestClock:
+    """The times of one engine request, from when it was queued."""
+
+    def __init__(self, metrics: ServerMetrics, num_prompt_tokens: int) -> None:
+        self._metrics = metrics
+        self._num_prompt_tokens = num_prompt_tokens
+        self._start = perf_counter()
+        self._last: float | None = None
+
+    def token(self) -> None:
+        """Record a token that arrived now."""
+        now = perf_counter()
+        if self._last is None:
+            self._metrics.count_first_token(now - self._start, self._num_prompt_tokens)
+        else:
+            self._metrics.count_next_token(now - self._last)
+        self._last = now
+
+    def end(self, reason: FinishReason) -> None:
+        """Record that the request ended now."""
+        self._metrics.count_end(perf_counter() - self._start, reason)

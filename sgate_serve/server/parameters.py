@@ -1,0 +1,104 @@
+"""OpenAI and vLLM parameters that have no effect here: which values are accepted, which refused.
+
+A parameter that would change the answer is refused by name unless it has the value that asks for
+nothing; that value is dropped. `null` means absent everywhere. Parameters with an effect are the
+fields of the models in `protocol`; a name in neither place is unknown and refused there.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sgate_serve.errors import RequestError
+
+# They identify the caller or a cache; the answer is the same without them.
+IGNORED = frozenset(
+    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
+)
+
+# name → the values that ask for nothing. Empty: only absent or null.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (True,),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_k": (-1, 0),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+
+def drop_nulls(value: Any) -> Any:
+    """Return the JSON value without object members that are null, at any depth."""
+    if isinstance(value, dict):
+        return {name: drop_nulls(member) for name, member in value.items() if member is not None}
+    if isinstance(value, list):
+        return [drop_nulls(item) for item in value]
+    return value
+
+
+def drop_neutral(body: Mapping[str, Any], effective: frozenset[str]) -> dict[str, Any]:
+    """Return the members of a request body that have an effect, and those that are unknown.
+
+    `effective` names the parameters of the endpoint. Raises RequestError naming a known parameter
+    whose value asks for something that is not done here.
+    """
+    kept: dict[str, Any] = {}
+    for name, value in body.items():
+        if name in effective or name not in IGNORED | NEUTRAL.keys():
+            kept[name] = value
+        elif name in NEUTRAL and not _is_neutral(value, NEUTRAL[name]):
+            accepted = " or ".join(repr(neutral) for neutral in NEUTRAL[name])
+            remedy = f"leave it out or send {accepted}" if accepted else "leave it out"
+            raise RequestError(f"`{name}` is not supported; {remedy}", param=name)
+    return kept
+
+
+def _is_neutral(value: Any, accepted: tuple[Any, ...]) -> bool:
+    # In Python True == 1, in JSON they differ: `logprobs: 0` asks for something, false does not.
+    return any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool)
+        for neutral in accepted
+    )

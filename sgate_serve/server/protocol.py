@@ -1,0 +1,210 @@
+"""The bodies of the two POST endpoints: the parameters that have an effect.
+
+Types are strict (`"5"` is no number), null means absent and an unknown name is refused. Every
+refusal is a RequestError whose `param` is the path of the value. The field descriptions are the
+documentation at /docs and part of the messages.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+
+from sgate_serve.errors import RequestError
+from sgate_serve.server.parameters import drop_neutral, drop_nulls
+
+MAX_STOP_STRINGS = 16
+MAX_PROMPTS = 1024
+MAX_SHOWN_VALUE = 60
+
+StopString = Annotated[str, Field(min_length=1)]
+TokenIds = list[int]
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StreamOptions(StrictModel):
+    """`continuous_usage_stats` is vLLM's: usage in every chunk."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class GenerationRequest(StrictModel):
+    """What completions and chat completions share."""
+
+    model: str | None = Field(None, description="the served model's name, or absent")
+    temperature: float = Field(1.0, ge=0, le=2, description="a number from 0 (greedy) to 2")
+    top_p: float = Field(1.0, gt=0, le=1, description="a number above 0, at most 1")
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="a 64-bit integer that makes a sample repeatable"
+    )
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = Field(
+        default_factory=list,
+        description=f"a non-empty string or a list of at most {MAX_STOP_STRINGS} of them",
+    )
+    stream: bool = Field(False, description="true or false")
+    stream_options: StreamOptions | None = Field(
+        None, description="an object with `include_usage`, together with `stream: true`"
+    )
+    ignore_eos: bool = Field(
+        False, description="true or false; true goes on to max_tokens (as in vLLM)"
+    )
+    return_token_ids: bool = Field(
+        False, description="true or false; true adds `token_ids` to each choice (as in vLLM)"
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, body: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(body, dict):
+            raise RequestError(
+                "the body must be a JSON object sent with Content-Type: application/json"
+            )
+        _check_unicode(body)
+        fields = drop_neutral(drop_nulls(body), frozenset(cls.model_fields))
+        try:
+            request = handler(fields)
+        except ValidationError as error:
+            raise cls._refusal(error, fields) from error
+        if request.stream_options is not None and not request.stream:
+            raise RequestError(
+                "`stream_options` is only for `stream: true`; leave it out", param="stream_options"
+            )
+        return request
+
+    @classmethod
+    def _refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> RequestError:
+        """Say of the most specific of pydantic's errors what is wrong, where, and what would do.
+
+        Of a union each member errs: the one that read furthest is the one that was meant.
+        """
+        found = [(_path(detail["loc"], fields), detail) for detail in error.errors()]
+        (path, value), detail = max(found, key=lambda entry: (len(entry[0][0]), entry[0][0]))
+        param = ".".join(str(part) for part in path)
+        if detail["type"] == "extra_forbidden":
+            return RequestError(f"`{param}` is not a known field; leave it out", param=param)
+        field = cls.model_fields.get(str(path[0]))
+        expected = f"; expected {field.description}" if field else ""
+        if detail["type"] == "missing":
+            return RequestError(f"`{param}` is missing{expected}", param=param)
+        shown = repr(value)
+        if len(shown) > MAX_SHOWN_VALUE:
+            shown = f"{shown[:MAX_SHOWN_VALUE]}…"
+        return RequestError(f"`{param}` is {shown}: {detail['msg']}{expected}", param=param)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of /v1/completions. `max_tokens` is 16 unless given, as at OpenAI."""
+
+    prompt: (
+        str
+        | TokenIds
+        | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
+    ) = Field(
+        description="a string, a list of token ids, or a list of at most "
+        f"{MAX_PROMPTS} strings or lists of token ids"
+    )
+    max_tokens: int = Field(16, ge=1, description="a positive integer")
+    echo: bool = Field(False, description="true or false; true shows the prompt before the text")
+
+    @property
+    def prompts(self) -> list[str | TokenIds]:
+        """The prompts, always as a list of them."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        token_ids = [item for item in self.prompt if isinstance(item, int)]
+        prompts = [item for item in self.prompt if not isinstance(item, int)]
+        return [token_ids] if token_ids else [*prompts]
+
+
+class TextPart(StrictModel):
+    type: Literal["text"]
+    text: str
+
+
+class Message(StrictModel):
+    """One message; text only, and no tool calls."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The message as a chat template sees it; text parts are joined by newlines, as in vLLM."""
+        if isinstance(self.content, str):
+            text = self.content
+        else:
+            text = "\n".join(part.text for part in self.content)
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": text, **named}
+
+
+class ChatRequest(GenerationRequest):
+    """The body of /v1/chat/completions. Without a limit the answer may fill the model's length."""
+
+    messages: list[Message] = Field(
+        min_length=1, description="a list of messages with `role` and text `content`"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="a positive integer")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, description="a positive integer; the newer name of max_tokens"
+    )
+
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
+            raise RequestError(
+                "`max_tokens` and `max_completion_tokens` are two names of one limit and differ; "
+                "send one",
+                param="max_tokens",
+            )
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens to generate, by either name."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+def _check_unicode(body: dict[str, Any]) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell but no tokenizer and no UTF-8 can."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the body has {error.object[error.start]!r}, half of a surrogate pair; send whole "
+            "characters"
+        ) from error
+
+
+def _path(loc: tuple[int | str, ...], body: Any) -> tuple[tuple[int | str, ...], Any]:
+    """Return the path inside the body that a pydantic location means, and the value there.
+
+    Pydantic puts names of union members, such as `list[int]`, between the keys: they index nothing.
+    """
+    path: tuple[int | str, ...] = ()
+    value = body
+    for part in loc:
+        if isinstance(value, dict):
+            path, value = (*path, part), value.get(str(part))
+        elif isinstance(value, list) and isinstance(part, int):
+            path, value = (*path, part), value[part]
+    return path, value

@@ -1,0 +1,178 @@
+"""Text in, token ids out, and back again piece by piece.
+
+Reads the tokenizer files of a Hugging Face folder with the `tokenizers` library alone. It refuses
+nothing that the folder lacks: without `tokenizer.json` there is no codec, without a chat template
+there is no chat, and the caller says so.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from sgate_serve.chat_template import ChatTemplate
+from sgate_serve.checkpoint import read_json
+from sgate_serve.errors import CheckpointError, RequestError
+
+LOGGER = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+# How many tokens of the prompt the first new token is decoded behind, so that a decoder which
+# strips the first space (Metaspace) does not strip one in the middle. vLLM's number.
+NUM_CONTEXT_TOKENS = 5
+# A model may emit invalid UTF-8 for ever; past this many held tokens they are shown as U+FFFD.
+MAX_HELD_TOKENS = 32
+REPLACEMENT = "\ufffd"
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """A folder's tokenizer and chat template."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "TextCodec | None":
+        """Read a model folder; None, and a warning, if it has no tokenizer.
+
+        Raises CheckpointError for files that are there but cannot be read.
+        """
+        path = folder / TOKENIZER_FILE
+        if not path.exists():
+            LOGGER.warning(
+                "%s has no %s: only prompts of token ids work; copy the base model's tokenizer "
+                "files there",
+                folder,
+                TOKENIZER_FILE,
+            )
+            return None
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(
+                f"{path} is no tokenizer that the tokenizers library reads: {error}"
+            ) from error
+        # Training settings that may be stored in the file and would cut or pad every prompt.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        config_path = folder / TOKENIZER_CONFIG_FILE
+        config = read_json(config_path) if config_path.exists() else {}
+        return cls(tokenizer, ChatTemplate.load(folder, config, special_tokens(config)))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of a prompt, with the special tokens the tokenizer itself adds."""
+        return tuple(self.tokenizer.encode(text).ids)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """Return the token ids of a conversation, up to where the assistant is to speak.
+
+        Raises RequestError without a chat template, or if the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise RequestError(
+                "this model has no chat template; use /v1/completions, or put the base model's "
+                "chat_template.jinja into the model folder",
+                param="messages",
+            )
+        text = self.chat_template.render(messages)
+        # The template writes the special tokens itself.
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special tokens left out."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Return the ids of those texts that are special tokens: they never show up as text."""
+        special = {
+            token.content: index
+            for index, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        return frozenset(special[text] for text in texts if text in special)
+
+    def detokenizer(self, prompt: Sequence[int]) -> "Detokenizer":
+        return Detokenizer(self, prompt[-NUM_CONTEXT_TOKENS:])
+
+
+class Detokenizer:
+    """Turns tokens into text one by one; a character split over tokens comes out whole.
+
+    The window is the last complete piece of text, as context, and the tokens behind it. What
+    `push` and `flush` returned, joined, is the decoding of all tokens pushed.
+    """
+
+    def __init__(self, codec: TextCodec, context: Sequence[int]) -> None:
+        self._codec = codec
+        self._window = list(context)
+        self._num_context = len(context)
+        self._num_shown = len(codec.decode(context).rstrip(REPLACEMENT))
+
+    def push(self, token: int) -> str:
+        """Return the text that became certain with this token, often one token's, maybe none."""
+        self._window.append(token)
+        text = self._codec.decode(self._window)
+        num_held = len(self._window) - self._num_context
+        if text.endswith(REPLACEMENT) and num_held < MAX_HELD_TOKENS:
+            return self._show(text.rstrip(REPLACEMENT))
+        shown = self._show(text)
+        if shown:
+            del self._window[: self._num_context]
+            self._num_context = len(self._window)
+            self._num_shown = len(self._codec.decode(self._window))
+        return shown
+
+    def flush(self) -> str:
+        """Return what is still held: the replacement of a character that was never completed."""
+        return self._show(self._codec.decode(self._window))
+
+    def _show(self, text: str) -> str:
+        shown = text[self._num_shown :]
+        self._num_shown = max(self._num_shown, len(text))
+        return shown
+
+
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return `bos_token`, `eos_token` and their like as a template's variables."""
+    tokens: dict[str, str] = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]:
+    """Return every id that ends a generation.
+
+    The sources are `eos_token_id` of generation_config.json, or else of config.json, and the
+    tokenizer's own `eos_token`. Raises CheckpointError if one is no id.
+    """
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        value = read_json(path).get("eos_token_id") if path.exists() else None
+        if value is not None:
+            ids.update(_token_ids(value, path))
+            break
+    config_path = folder / TOKENIZER_CONFIG_FILE
+    if codec is not None and config_path.exists():
+        eos = codec.tokenizer.token_to_id(
+            special_tokens(read_json(config_path)).get("eos_token", "")
+        )
+        ids.update(() if eos is None else (eos,))
+    return frozenset(ids)
+
+
+def _token_ids(value: Any, path: Path) -> list[int]:
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(index) is int and index >= 0 for index in ids):
+        raise CheckpointError(
+            f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids"
+        )
+    return ids

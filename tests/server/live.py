@@ -1,0 +1,94 @@
+"""A real server on a free port of this machine, in a thread of the test."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from sgate_serve.engines.base import Engine
+from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.options import ServerOptions
+from sgate_serve.server.run import DrainingServer, address, open_listener
+from sgate_serve.tokenization import TextCodec
+from tests.server.hash_engine import HashEngine
+from tests.text_model import EOS, byte_tokenizer, chat_template, special_id
+
+MODEL = "some/tiny-model"
+TOKENIZER = byte_tokenizer()
+CODEC = TextCodec(TOKENIZER, chat_template())
+VOCAB_SIZE = TOKENIZER.get_vocab_size()
+EOS_ID = special_id(TOKENIZER, EOS)
+WAIT_SECONDS = 10.0
+
+
+def token_ids(text: str) -> list[int]:
+    """The tokens of a text, without the `<s>` that a prompt begins with."""
+    return list(TOKENIZER.encode(text, add_special_tokens=False).ids)
+
+
+def speaking(text: str, **options: Any) -> HashEngine:
+    """An engine that says this text, then stops."""
+    return HashEngine(VOCAB_SIZE, script=[*token_ids(text), EOS_ID], **options)
+
+
+def model_of(engine: Engine, codec: TextCodec | None = CODEC) -> LoadedModel:
+    return LoadedModel(engine, MODEL, codec, frozenset({EOS_ID}))
+
+
+@contextmanager
+def serving(load: Callable[[], LoadedModel], **options: Any) -> Iterator[httpx.Client]:
+    """Run a server until the block ends; yields a client whose base is the server's address."""
+    chosen = ServerOptions(**{"grace_seconds": 2.0, **options})
+    with open_listener(chosen.host, 0) as listener:
+        server = DrainingServer(EngineDriver(load), chosen)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            with httpx.Client(base_url=address(listener), timeout=WAIT_SECONDS) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def serving_engine(
+    engine: Engine, codec: TextCodec | None = CODEC, **options: Any
+) -> Iterator[httpx.Client]:
+    """Run a server around an engine, ready when the block begins."""
+    with serving(lambda: model_of(engine, codec), **options) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        yield client
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return as soon as the condition holds; fail the test if it does not in time."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, "the condition did not come to hold"
+        time.sleep(0.01)
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The JSON events of a streamed answer, which must end with `[DONE]`."""
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    lines = [line for line in response.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def refusal(response: httpx.Response) -> dict[str, Any]:
+    """The error of a refused request, which must have OpenAI's shape and the request's id."""
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    body: dict[str, Any] = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    return error

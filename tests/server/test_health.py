@@ -1,0 +1,122 @@
+import threading
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sgate_serve import __version__
+from sgate_serve.server.model import LoadedModel
+from tests.server.hash_engine import HashEngine
+from tests.server.live import (
+    MODEL,
+    VOCAB_SIZE,
+    model_of,
+    refusal,
+    serving,
+    serving_engine,
+    wait_until,
+)
+
+
+def test_socket_opens_before_the_model_is_loaded() -> None:
+    may_load = threading.Event()
+
+    def load() -> LoadedModel:
+        may_load.wait()
+        return model_of(HashEngine(VOCAB_SIZE))
+
+    with serving(load) as client:
+        for path in ("/health", "/v1/models"):
+            response = client.get(path)
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "2"
+            assert "still loading; try again when /health" in refusal(response)["message"]
+        assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 503
+        assert client.get("/version").status_code == 200
+        assert client.get("/metrics").text == ""
+        may_load.set()
+        wait_until(lambda: client.get("/health").status_code == 200)
+        assert client.get("/health").json() == {"status": "ready"}
+        assert "vllm:num_requests_running" in client.get("/metrics").text
+        assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+
+
+def test_models_lists_the_served_model(client: httpx.Client) -> None:
+    listing = client.get("/v1/models").json()
+    assert listing["object"] == "list"
+    [card] = listing["data"]
+    assert (card["id"], card["object"], card["max_model_len"]) == (MODEL, "model", 512)
+    for name in (MODEL, "tiny-model"):
+        assert client.get(f"/v1/models/{name}").json() == card
+    response = client.get("/v1/models/gpt")
+    assert response.status_code == 404
+    assert refusal(response)["code"] == "model_not_found"
+
+
+def test_version_and_documentation(client: httpx.Client) -> None:
+    assert client.get("/version").json() == {"version": __version__}
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/health"} <= paths.keys()
+    assert client.get("/docs").status_code == 200
+
+
+def test_metrics_count_what_happened_under_vllms_names() -> None:
+    with serving_engine(HashEngine(VOCAB_SIZE)) as client:
+        body = {"prompt": [[5, 6], [7, 8, 9]], "max_tokens": 4, "ignore_eos": True}
+        for stream in (False, True):
+            client.post("/v1/completions", json={**body, "stream": stream})
+        text = client.get("/metrics").text
+    values = {
+        (sample.name, sample.labels.get("finished_reason"), sample.labels.get("le")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.labels["model_name"] == MODEL
+    }
+    for name, expected in {
+        "prompt_tokens_total": 10,
+        "generation_tokens_total": 16,
+        "time_to_first_token_seconds_count": 4,
+        "inter_token_latency_seconds_count": 12,
+        "e2e_request_latency_seconds_count": 4,
+        "num_requests_running": 0,
+        "num_requests_waiting": 0,
+        "kv_cache_usage_perc": 0,
+    }.items():
+        assert values[f"vllm:{name}", None, None] == expected
+    assert values["vllm:request_success_total", "length", None] == 4
+
+
+def test_gauges_show_what_runs_and_waits() -> None:
+    engine = HashEngine(VOCAB_SIZE, num_slots=2, step_seconds=0.02, max_model_len=100_000)
+    body = {"prompt": [[1]] * 5, "max_tokens": 90_000, "stream": True, "ignore_eos": True}
+    with (
+        serving_engine(engine) as client,
+        client.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        # Dropping the iterator would close the connection.
+        lines = response.iter_lines()
+        next(lines)
+        wait_until(
+            lambda: 'num_requests_running{model_name="some/tiny-model"} 2.0' in metrics(client)
+        )
+        assert 'num_requests_waiting{model_name="some/tiny-model"} 3.0' in metrics(client)
+        assert 'kv_cache_usage_perc{model_name="some/tiny-model"} 1.0' in metrics(client)
+
+
+def metrics(client: httpx.Client) -> str:
+    return client.get("/metrics").text
+
+
+def test_each_request_is_one_log_line_with_its_id(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), serving_engine(HashEngine(VOCAB_SIZE)) as client:
+        answered = client.post("/v1/completions", json={"prompt": "a secret"})
+        missing = client.get("/no%0Awhere")
+    records = [record for record in caplog.records if record.name.startswith("sgate_serve")]
+    lines = [record.getMessage() for record in records]
+    request_id = answered.headers["x-request-id"]
+    assert answered.json()["id"] == f"cmpl-{request_id}"
+    [line] = [line for line in lines if request_id in line]
+    assert line.startswith(f'request id={request_id} method=POST path="/v1/completions" status=200')
+    [line] = [line for line in lines if missing.headers["x-request-id"] in line]
+    assert 'path="/no\\nwhere" status=404' in line
+    assert not any("secret" in line or "/health" in line for line in lines)

@@ -1,0 +1,153 @@
+from typing import Any
+
+import pytest
+
+from sgate_serve.errors import RequestError
+from sgate_serve.server.parameters import IGNORED, NEUTRAL
+from sgate_serve.server.protocol import ChatRequest, CompletionRequest
+
+USER = {"role": "user", "content": "hi"}
+
+
+def refused(kind: type[CompletionRequest] | type[ChatRequest], body: Any) -> RequestError:
+    with pytest.raises(RequestError) as raised:
+        kind.model_validate(body)
+    assert raised.value.status == 400
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("temperature", -1, "`temperature` is -1: Input should be greater than or equal to 0; exp"),
+        ("temperature", "1", "expected a number from 0 (greedy) to 2"),
+        ("temperature", float("nan"), "`temperature` is nan: Input should be "),
+        ("temperature", 2.5, "less than or equal to 2"),
+        ("top_p", 0, "`top_p` is 0: Input should be greater than 0"),
+        ("top_p", 1.01, "expected a number above 0, at most 1"),
+        ("max_tokens", 0, "`max_tokens` is 0: Input should be greater than or equal to 1"),
+        ("max_tokens", 1.5, "expected a positive integer"),
+        ("max_tokens", True, "`max_tokens` is True: Input should be a valid integer"),
+        ("seed", 2**63, "expected a 64-bit integer that makes a sample repeatable"),
+        ("stream", "yes", "`stream` is 'yes': Input should be a valid boolean"),
+        ("stop", "", "`stop` is '': String should have at least 1 character; expected a non-emp"),
+        ("stop", ["a"] * 17, "a list of at most 16 of them"),
+        ("stop", 5, "`stop` is 5: "),
+        ("model", 5, "`model` is 5: "),
+        ("prompt", 5, "`prompt` is 5: Input should be a valid string; expected a string, a list"),
+        ("prompt", ["x"] * 1025, "at most 1024 strings or lists of token ids"),
+        ("stream_options", {"include_usage": 1}, "Input should be a valid boolean"),
+    ],
+)
+def test_bad_values_are_named_with_what_is_expected(field: str, value: Any, message: str) -> None:
+    error = refused(CompletionRequest, {"prompt": "x", "stream": True, field: value})
+    assert message in str(error)
+    assert str(error.param).split(".")[0] == field
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": [1, "a"]}, "prompt.1"),
+        ({"prompt": [[1], [None]]}, "prompt.1.0"),
+        ({"prompt": ["a", 1.5]}, "prompt.1"),
+        ({"prompt": "x", "stop": ["a", ""]}, "stop.1"),
+    ],
+)
+def test_param_is_the_path_of_the_value(body: dict[str, Any], param: str) -> None:
+    assert refused(CompletionRequest, body).param == param
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "tool", "content": "x"}, "messages.0.role"),
+        ({"role": "user"}, "messages.0.content"),
+        ({"role": "user", "content": None}, "messages.0.content"),
+        ({"role": "user", "content": 5}, "messages.0.content"),
+        ({"role": "user", "content": "x", "tool_calls": [1]}, "messages.0.tool_calls"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "messages.0.content.0.type",
+        ),
+        ("hello", "messages.0"),
+    ],
+)
+def test_bad_messages_are_named_by_their_path(message: Any, param: str) -> None:
+    assert refused(ChatRequest, {"messages": [message]}).param == param
+
+
+def test_missing_and_empty_fields_are_named() -> None:
+    assert str(refused(CompletionRequest, {})).startswith("`prompt` is missing; expected a string")
+    assert str(refused(ChatRequest, {})).startswith("`messages` is missing; expected a list of mes")
+    assert "`messages` is []: List should have at least 1 item" in str(
+        refused(ChatRequest, {"messages": []})
+    )
+
+
+def test_unknown_field_is_named() -> None:
+    error = refused(CompletionRequest, {"prompt": "x", "temprature": 0})
+    assert str(error) == "`temprature` is not a known field; leave it out"
+    assert error.param == "temprature"
+    assert refused(ChatRequest, {"messages": [USER], "prompt": "x"}).param == "prompt"
+
+
+@pytest.mark.parametrize("body", [None, 5, "x", [], [{"prompt": "x"}]])
+def test_body_that_is_no_object_is_refused(body: Any) -> None:
+    assert "the body must be a JSON object" in str(refused(CompletionRequest, body))
+
+
+def test_null_means_absent() -> None:
+    fields = ["model", "temperature", "top_p", "seed", "stop", "stream", "max_tokens", "echo"]
+    nulls = dict.fromkeys([*fields, *NEUTRAL, *IGNORED])
+    assert CompletionRequest.model_validate({"prompt": "x", **nulls}) == (
+        CompletionRequest.model_validate({"prompt": "x"})
+    )
+    message = {**USER, "tool_calls": None, "refusal": None, "name": None}
+    assert ChatRequest.model_validate({"messages": [message], **nulls}) == (
+        ChatRequest.model_validate({"messages": [USER]})
+    )
+
+
+@pytest.mark.parametrize("name", sorted(NEUTRAL.keys() - {"echo"}))
+def test_parameter_without_effect_is_accepted_only_where_it_asks_for_nothing(name: str) -> None:
+    for value in NEUTRAL[name]:
+        CompletionRequest.model_validate({"prompt": "x", name: value})
+        ChatRequest.model_validate({"messages": [USER], name: value})
+    error = refused(CompletionRequest, {"prompt": "x", name: "something else"})
+    assert str(error).startswith(f"`{name}` is not supported; leave it out")
+    assert error.param == name
+
+
+def test_neutral_numbers_and_booleans_are_told_apart() -> None:
+    assert refused(CompletionRequest, {"prompt": "x", "logprobs": 0}).param == "logprobs"
+    assert refused(CompletionRequest, {"prompt": "x", "n": True}).param == "n"
+    assert str(refused(CompletionRequest, {"prompt": "x", "top_k": 5})) == (
+        "`top_k` is not supported; leave it out or send -1 or 0"
+    )
+
+
+def test_echo_has_an_effect_on_completions_and_none_on_chat() -> None:
+    assert CompletionRequest.model_validate({"prompt": "x", "echo": True}).echo
+    ChatRequest.model_validate({"messages": [USER], "echo": False})
+    assert refused(ChatRequest, {"messages": [USER], "echo": True}).param == "echo"
+
+
+@pytest.mark.parametrize("name", sorted(IGNORED))
+def test_parameters_that_only_identify_the_caller_are_ignored(name: str) -> None:
+    assert CompletionRequest.model_validate({"prompt": "x", name: {"any": "thing"}}) == (
+        CompletionRequest.model_validate({"prompt": "x"})
+    )
+
+
+def test_stream_options_need_a_stream() -> None:
+    error = refused(CompletionRequest, {"prompt": "x", "stream_options": {"include_usage": True}})
+    assert str(error) == "`stream_options` is only for `stream: true`; leave it out"
+
+
+def test_text_parts_are_joined_by_newlines() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    body = ChatRequest.model_validate(
+        {"messages": [{"role": "user", "content": parts, "name": "ann"}]}
+    )
+    assert body.messages[0].variables == {"role": "user", "content": "one\ntwo", "name": "ann"}
