@@ -20,7 +20,7 @@ ALLOWED = {
     "sgate_serve/models": CORE,
     "sgate_serve/engines": CORE
     | {"sgate_serve.models", "sgate_serve.onnx_format"}
-    | {"sgate_serve.environment"},
+    | {"sgate_serve.environment", "sgate_serve.options"},
     "sgate_serve/server": {"sgate_serve.errors", "sgate_serve.engines.base"}
     | {"sgate_serve.tokenization", "sgate_serve.__version__", "sgate_serve.options"},
     "sgate_serve/training": CORE

@@ -1,0 +1,58 @@
+"""Ideals counted by hand, and what an interval must do."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sgate_serve.bench.ideal import decode_weights, ideal_speedup, prefill_flops
+from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.families import LayerShape, ModelSpec
+
+CONFIG = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 10,
+    "vocab_size": 32,
+}
+LINEARS = 2 * (2 * 8 * 16 + 2 * 8 * 8 + 3 * 8 * 10)
+NORMS = 5 * 8
+
+
+def spec_of(tied: bool) -> ModelSpec:
+    return ModelSpec.from_config(CONFIG | {"tie_word_embeddings": tied}, "config.json")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_decode_reads_the_head_once_whether_tied_or_not(tied: bool) -> None:
+    assert decode_weights(spec_of(tied)) == LINEARS + NORMS + 32 * 8
+
+
+def test_prefill_counts_linears_attention_and_one_row_of_logits() -> None:
+    attention = 2 * 2 * (4 * 4) * 100 * 100
+    assert prefill_flops(spec_of(True), 100) == 2 * LINEARS * 100 + attention + 2 * 32 * 8
+
+
+def test_ideal_is_the_ratio_to_a_smaller_model() -> None:
+    dense = spec_of(True)
+    half = replace(dense, layers=(dense.layers[0], LayerShape(0, 0, 4, 0)))
+    ideal = ideal_speedup(dense, half, prefill_tokens=64)
+    assert ideal.decode == pytest.approx(decode_weights(dense) / decode_weights(half))
+    assert ideal.prefill == pytest.approx(prefill_flops(dense, 64) / prefill_flops(half, 64))
+    assert ideal_speedup(dense, dense, 64) == ideal_speedup(half, half, 64)
+
+
+def test_interval_holds_the_median_narrows_and_is_seeded() -> None:
+    generator = np.random.default_rng(0)
+    values = generator.normal(1.4, 0.1, 400).tolist()
+    few, many = median_with_interval(values[:10], 0), median_with_interval(values, 0)
+    for estimate in (few, many):
+        assert estimate.low <= estimate.median <= estimate.high
+    assert many.high - many.low < few.high - few.low
+    assert many.low < 1.4 < many.high
+    assert median_with_interval(values, 0) == many
+    assert median_with_interval([2.0], 0).low == 2.0
