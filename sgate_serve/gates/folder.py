@@ -1,0 +1,223 @@
+"""Read, check and write a gates folder: `gates.safetensors` and optional `deltas.safetensors`.
+
+Gates are fp32 read-outs in [0, 1], closed is exactly 0. Deltas are replacement values, in the dtype
+that was trained, of every weight that training changed, or biases that the base lacks; they stay in
+their file until asked for. Gates of another base are refused.
+"""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from sgate_serve.checkpoint import (
+    DTYPE_NAMES,
+    FLOAT_DTYPES,
+    Array,
+    Checkpoint,
+    FolderWriter,
+    TensorHeader,
+    TensorInfo,
+    new_folder,
+    read_header,
+    write_tensors,
+)
+from sgate_serve.errors import CheckpointError, GatesError
+from sgate_serve.families import ModelSpec
+from sgate_serve.gates.keys import gate_sites, linear_sites
+from sgate_serve.plan import Gate, Masks
+
+GATES_FILE = "gates.safetensors"
+DELTAS_FILE = "deltas.safetensors"
+GATES_FORMAT = "sgate-gates"
+GATES_VERSION = "1"
+
+Values = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Gate read-outs by key, where they come from, and the weights trained beside them."""
+
+    method: str
+    family: str
+    granularity: str
+    base_fingerprint: str
+    values: Mapping[str, Values]
+    deltas: Mapping[str, TensorInfo] = field(default_factory=dict)
+    source: str = GATES_FILE
+
+    @classmethod
+    def read(cls, location: str | Path) -> "Gates":
+        """Read a gates folder, or the `gates.safetensors` in it.
+
+        Raises GatesError for a missing, malformed or foreign file, and for values that are no
+        read-outs. Deltas are opened by header only.
+        """
+        path = Path(location)
+        file = path / GATES_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise GatesError(f"{file} is missing; give a gates folder or its {GATES_FILE}")
+        headers, metadata = _read_header(file), _read_metadata(file)
+        deltas_file = file.parent / DELTAS_FILE
+        gates = cls(
+            method=metadata["method"],
+            family=metadata["family"],
+            granularity=metadata["granularity"],
+            base_fingerprint=metadata["base_fingerprint"],
+            values={name: info.read() for name, info in headers.items()},
+            deltas=_read_header(deltas_file) if deltas_file.exists() else {},
+            source=str(file),
+        )
+        gates.check_values()
+        return gates
+
+    def write(self, folder: Path, new_deltas: Mapping[str, Array] | None = None) -> None:
+        """Write a new gates folder, all or nothing; `new_deltas` join or replace the deltas.
+
+        Raises GatesError for values that are no read-outs and CheckpointError if `folder` is not
+        empty.
+        """
+        with new_folder(folder) as writer:
+            self.stage(writer, new_deltas or {})
+
+    def stage(self, writer: FolderWriter, new_deltas: Mapping[str, Array]) -> None:
+        """Write the files of the gates folder where `writer` stages them."""
+        self.check_values()
+        metadata = {
+            "format": GATES_FORMAT,
+            "version": GATES_VERSION,
+            "method": self.method,
+            "family": self.family,
+            "granularity": self.granularity,
+            "base_fingerprint": self.base_fingerprint,
+        }
+        headers = [TensorHeader(k, "F32", v.shape) for k, v in self.values.items()]
+        write_tensors(writer.path(GATES_FILE), headers, self.values.values(), metadata)
+        writer.last = [GATES_FILE]
+        headers = [
+            *(TensorHeader(k, i.dtype, i.shape) for k, i in self._kept_deltas(new_deltas).items()),
+            *(TensorHeader(k, DTYPE_NAMES[a.dtype], a.shape) for k, a in new_deltas.items()),
+        ]
+        if headers:
+            kept = (info.read() for info in self._kept_deltas(new_deltas).values())
+            arrays = (array for group in (kept, new_deltas.values()) for array in group)
+            write_tensors(writer.path(DELTAS_FILE), headers, arrays, {"format": "pt"})
+
+    def _kept_deltas(self, new_deltas: Mapping[str, Array]) -> dict[str, TensorInfo]:
+        return {name: info for name, info in self.deltas.items() if name not in new_deltas}
+
+    def check_values(self) -> None:
+        """Raise GatesError unless every gate is an fp32 vector of finite values in [0, 1]."""
+        for key, values in self.values.items():
+            if values.dtype != np.float32 or values.ndim != 1:
+                raise GatesError(
+                    f"{self.source}: {key} is {values.dtype} of shape {list(values.shape)}; "
+                    "gates are stored as fp32 vectors"
+                )
+            if not np.isfinite(values).all():
+                raise GatesError(f"{self.source}: {key} holds NaN or infinity; train again")
+            if values.size and not 0 <= values.min() <= values.max() <= 1:
+                raise GatesError(
+                    f"{self.source}: {key} spans {values.min():g} to {values.max():g}; store "
+                    "read-outs in [0, 1], not logits"
+                )
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Raise GatesError unless these gates and deltas were made for this base model."""
+        spec = checkpoint.spec
+        if self.family != spec.family.name:
+            raise GatesError(
+                f"{self.source}: gates of family {self.family!r}, but {checkpoint.folder} is of "
+                f"family {spec.family.name!r}; give the base that they were trained on"
+            )
+        if self.base_fingerprint != checkpoint.fingerprint:
+            raise GatesError(
+                f"{self.source}: trained on base {self.base_fingerprint[:12]}…, but "
+                f"{checkpoint.folder} is {checkpoint.fingerprint[:12]}…; give the base that they "
+                "were trained on, or train again on this one"
+            )
+        self.check_values()
+        self._check_keys(spec)
+        self._check_deltas(spec)
+
+    def _check_keys(self, spec: ModelSpec) -> None:
+        sites = gate_sites(spec)
+        for key, values in self.values.items():
+            if key not in sites:
+                raise GatesError(
+                    f"{self.source}: {key} names no gate of this model; expected a key like "
+                    f"{next(iter(sites), 'none, for it has no blocks')}"
+                )
+            if values.size != sites[key].num_gates:
+                raise GatesError(
+                    f"{self.source}: {key} has {values.size} gates, the model has "
+                    f"{sites[key].num_gates} there; give the base that they were trained on"
+                )
+
+    def _check_deltas(self, spec: ModelSpec) -> None:
+        expected = self.spec(spec).tensor_shapes()
+        for name, info in self.deltas.items():
+            if name not in expected:
+                raise GatesError(
+                    f"{info.file}: {name} is neither a tensor of the base nor a bias of one of "
+                    "its block linears; remove it or train again"
+                )
+            if info.shape != expected[name] or info.dtype not in FLOAT_DTYPES:
+                raise GatesError(
+                    f"{info.file}: {name} is {info.dtype} of shape {list(info.shape)}, the base "
+                    f"wants a float tensor of shape {list(expected[name])}"
+                )
+
+    def spec(self, dense: ModelSpec) -> ModelSpec:
+        """Return the base's spec with the biases that the deltas add to its block linears."""
+        return with_added_biases(dense, self.deltas)
+
+    def masks(self, spec: ModelSpec) -> Masks:
+        """Fold all gates to rows and columns of linears, by module name.
+
+        An MLP unit is a column of the down projection; a head or KV group is its run of columns of
+        the output projection. Where several apply they multiply. The keys must have been checked.
+        """
+        sites = gate_sites(spec)
+        masks: dict[str, Gate] = {}
+        for key, values in self.values.items():
+            site = sites[key]
+            spread = np.repeat(values, site.repeat)
+            gate = masks.get(site.module, Gate())
+            known = gate.rows if site.side == "rows" else gate.columns
+            product = spread if known is None else known * spread
+            masks[site.module] = replace(gate, **{site.side: product})
+        return masks
+
+
+def with_added_biases(dense: ModelSpec, deltas: Container[str]) -> ModelSpec:
+    """Return `dense` with a bias for each block linear whose bias `deltas` name and it lacks."""
+    own = dense.tensor_shapes()
+    modules = {site.module for site in linear_sites(dense)}
+    added = {name for name in modules if f"{name}.bias" in deltas and f"{name}.bias" not in own}
+    return replace(dense, extra_biases=dense.extra_biases | added)
+
+
+def _read_header(file: Path) -> dict[str, TensorInfo]:
+    try:
+        return read_header(file)
+    except CheckpointError as error:
+        raise GatesError(str(error)) from error
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="np") as tensors:
+        metadata: dict[str, str] = tensors.metadata() or {}
+    if metadata.get("format") != GATES_FORMAT or metadata.get("version") != GATES_VERSION:
+        raise GatesError(
+            f"{file}: format {metadata.get('format')!r} version {metadata.get('version')!r} in its "
+            f"metadata; this release reads {GATES_FORMAT} version {GATES_VERSION}"
+        )
+    for name in ("method", "family", "granularity", "base_fingerprint"):
+        if name not in metadata:
+            raise GatesError(f"{file}: metadata lacks {name}; write it with this release")
+    return metadata

@@ -1,0 +1,66 @@
+"""The keys of a gates file, and what each of them closes in a model.
+
+Coupled keys name a layer and fold into column gates of the linear that reads the units; the others
+name a linear and one of its sides.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from sgate_serve.families import DOWN, OUTPUT, ModelSpec
+
+MLP_UNITS, HEADS, KV_GROUPS = "mlp_units", "heads", "kv_groups"
+ROWS, COLUMNS = "rows", "columns"
+
+Side = Literal["rows", "columns"]
+
+
+@dataclass(frozen=True)
+class GateSite:
+    """One place for a gate vector: each of its `num_gates` values covers `repeat` neighbours.
+
+    They multiply the rows (outputs) or columns (inputs) of linear `module` of layer `layer`.
+    """
+
+    key: str
+    layer: int
+    module: str
+    side: Side
+    num_gates: int
+    repeat: int = 1
+
+    @property
+    def kind(self) -> str:
+        """The last part of the key: mlp_units, heads, kv_groups, rows or columns."""
+        return self.key.rpartition(".")[2]
+
+
+def coupled_sites(spec: ModelSpec) -> Iterator[GateSite]:
+    """Yield the sites whose closing shrinks plain dense shapes: MLP units, heads, KV groups."""
+    for index, layer in enumerate(spec.layers):
+        name = spec.family.layer_name(index)
+        if layer.mlp_units:
+            down = spec.family.linear(index, DOWN)
+            yield GateSite(f"{name}.{MLP_UNITS}", index, down, "columns", layer.mlp_units)
+        if layer.num_heads:
+            output, width = spec.family.linear(index, OUTPUT), layer.head_dim
+            yield GateSite(f"{name}.{HEADS}", index, output, "columns", layer.num_heads, width)
+            # The query heads of a KV head are neighbours, so a group is one run of columns.
+            width *= layer.queries_per_kv
+            groups = layer.num_kv_heads
+            yield GateSite(f"{name}.{KV_GROUPS}", index, output, "columns", groups, width)
+
+
+def linear_sites(spec: ModelSpec) -> Iterator[GateSite]:
+    """Yield the two sites of every linear inside the blocks: its rows and its columns."""
+    for index, layer in enumerate(spec.layers):
+        for role, (rows, columns) in layer.linear_shapes(spec.hidden_size).items():
+            module = spec.family.linear(index, role)
+            yield GateSite(f"{module}.{ROWS}", index, module, "rows", rows)
+            yield GateSite(f"{module}.{COLUMNS}", index, module, "columns", columns)
+
+
+def gate_sites(spec: ModelSpec) -> dict[str, GateSite]:
+    """Return every key that a gates file of this model may hold."""
+    return {site.key: site for site in (*coupled_sites(spec), *linear_sites(spec))}

@@ -1,0 +1,144 @@
+"""Train a small Llama from scratch on text: the dense model that a demonstration starts from."""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
+
+from sgate_serve.checkpoint import SINGLE_FILE, new_folder
+from sgate_serve.errors import TrainingError
+from sgate_serve.training.documents import Blocks, pack, read_tokenizer
+from sgate_serve.training.pace import Pace, plan_pace
+from sgate_serve.training.phases import BlockDataset, Phase, best_device, run
+from sgate_serve.training.work_dir import (
+    check_empty,
+    resume_work_dir,
+    start_work_dir,
+    work_dir_of,
+)
+
+TOKENIZER_FILE = "tokenizer.json"
+PACE_FILE = "pace.json"
+WARMUP_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class LlamaSizes:
+    """The widths of the model to train; the head is tied to the embeddings."""
+
+    hidden: int = 256
+    layers: int = 6
+    heads: int = 8
+    kv_heads: int = 4
+    mlp_units: int = 768
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """One run. `steps` or `seconds` says how long; `seconds` may train in bf16 where it is faster.
+
+    `tokenizer_files` are copied beside the weights, one of them is `tokenizer.json`; `end_token`
+    is the token text that ends a document.
+    """
+
+    out: Path
+    documents: Sequence[str]
+    tokenizer_files: Sequence[Path]
+    end_token: str
+    sizes: LlamaSizes = field(default_factory=LlamaSizes)
+    steps: int | None = None
+    seconds: float | None = None
+    batch_size: int = 4  # many small steps learn more in a few minutes than few large ones
+    seq_len: int = 256
+    max_positions: int = 1024
+    learning_rate: float = 3e-3
+    save_steps: int = 100
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise TrainingError unless exactly one length is given and there is a tokenizer."""
+        if (self.steps is None) == (self.seconds is None):
+            raise TrainingError("pretraining takes either steps or seconds; give one of them")
+        if TOKENIZER_FILE not in [file.name for file in self.tokenizer_files]:
+            raise TrainingError(f"tokenizer_files hold no {TOKENIZER_FILE}; add the tokenizer")
+
+
+def pretrain(options: PretrainOptions) -> None:
+    """Train and write a model folder, all or nothing; an interrupted run continues where it was.
+
+    Raises TrainingError for contradicting options, too little text, an `out` that is not empty, or
+    an interrupted run that was started with other options.
+    """
+    options.check()
+    check_empty(options.out)
+    files = {file.name: file for file in options.tokenizer_files}
+    tokenizer = read_tokenizer(files[TOKENIZER_FILE], vocab_size=2**31)
+    end: int | None = tokenizer.token_to_id(options.end_token)
+    if end is None:
+        raise TrainingError(f"{files[TOKENIZER_FILE]} has no token {options.end_token!r}")
+    blocks = pack(options.documents, tokenizer, end, options.seq_len)
+    set_seed(options.seed)
+    model = LlamaForCausalLM(llama_config(options, tokenizer.get_vocab_size(), end))
+    model.to(best_device())
+    work = work_dir_of(options.out)
+    (resume_work_dir if work.exists() else start_work_dir)(work, _record(options, blocks))
+    _train(model, blocks, options)
+    with new_folder(options.out) as writer:
+        model.save_pretrained(writer.staging)
+        for name, file in files.items():
+            shutil.copyfile(file, writer.path(name))
+        writer.last = [SINGLE_FILE]
+    shutil.rmtree(work)
+
+
+def _record(options: PretrainOptions, blocks: Blocks) -> dict[str, Any]:
+    """Return what shapes the result, as JSON values; text and tokenizer by a hash of the tokens."""
+    values = asdict(replace(options, documents=(), tokenizer_files=()))
+    digest = hashlib.sha256(blocks.tobytes()).hexdigest()
+    return {**values, "out": str(options.out), "documents": digest, "tokenizer_files": []}
+
+
+def llama_config(options: PretrainOptions, vocab_size: int, end_token: int) -> LlamaConfig:
+    """Return the stock config of the model to train."""
+    sizes = options.sizes
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=sizes.hidden,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        intermediate_size=sizes.mlp_units,
+        max_position_embeddings=options.max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=end_token,
+        eos_token_id=end_token,
+    )
+
+
+def _train(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) -> None:
+    pace = _pace(model, blocks, options)
+    phase = Phase(
+        folder=work_dir_of(options.out),
+        steps=pace.steps,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        schedule="cosine",
+        warmup_steps=round(WARMUP_SHARE * pace.steps),
+        save_steps=options.save_steps,
+        seed=options.seed,
+        bf16=pace.bf16,
+    )
+    run(Trainer(model=model, args=phase.arguments(), train_dataset=BlockDataset(blocks)))
+
+
+def _pace(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) -> Pace:
+    if options.steps is not None:
+        return Pace(options.steps, bf16=False)
+    assert options.seconds is not None, "checked: either steps or seconds"
+    batch = torch.from_numpy(blocks[: options.batch_size]).to(model.device)
+    return plan_pace(model, batch, options.seconds, work_dir_of(options.out) / PACE_FILE)

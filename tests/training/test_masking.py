@@ -1,0 +1,85 @@
+"""Gates on inputs: the masked model is the model whose weights the gates were folded into."""
+
+from copy import deepcopy
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM
+
+from sgate_serve.families import ModelSpec
+from sgate_serve.gates import Gates
+from sgate_serve.training.evaluate import mean_loss, perplexity
+from sgate_serve.training.importance import fisher_scores
+from sgate_serve.training.masking import column_tensors, masked_inputs
+from sgate_serve.training.sites import trained_sites
+from tests.small_llama import dense_llama, random_tokens
+
+BLOCKS = random_tokens(6 * 16).reshape(6, 16)
+
+
+def spec_of(model: LlamaForCausalLM) -> ModelSpec:
+    return ModelSpec.from_config(model.config.to_dict(), "test model")
+
+
+def test_masked_loss_is_the_loss_of_folded_weights() -> None:
+    model = dense_llama(attention_bias=True, mlp_bias=True)
+    spec, rng = spec_of(model), np.random.default_rng(1)
+    values = {
+        site.gate.key: (rng.random(site.gate.num_gates) * (rng.random(site.gate.num_gates) > 0.4))
+        for site in trained_sites(spec)
+    }
+    fp32 = {key: value.astype(np.float32) for key, value in values.items()}
+    masks = Gates("test", "llama", "coupled", "", fp32).masks(spec)
+    folded = deepcopy(model)
+    with torch.no_grad():
+        for name, gate in masks.items():
+            folded.get_submodule(name).weight *= torch.tensor(gate.columns)
+    dense = mean_loss(model, BLOCKS)
+    with masked_inputs(model, column_tensors(masks, torch.device("cpu"))):
+        masked = mean_loss(model, BLOCKS)
+    assert abs(masked - mean_loss(folded, BLOCKS)) < 1e-5
+    assert abs(masked - dense) > 1e-2
+    assert mean_loss(model, BLOCKS) == dense
+
+
+def test_the_mean_loss_is_the_models_own_and_independent_of_the_batch() -> None:
+    model = dense_llama()
+    ids = torch.from_numpy(BLOCKS)
+    with torch.no_grad():
+        expected = model(input_ids=ids, labels=ids).loss.item()
+    assert abs(mean_loss(model, BLOCKS) - expected) < 1e-5
+    assert abs(mean_loss(model, BLOCKS, batch_size=4) - expected) < 1e-5
+    assert abs(perplexity(model, BLOCKS) - np.exp(expected)) < 1e-2
+
+
+def test_fisher_scores_are_the_squared_slopes_of_the_loss() -> None:
+    model = dense_llama(num_hidden_layers=2).double()
+    # transformers computes norms and loss in fp32 even so: a small step would drown in rounding.
+    spec, step = spec_of(model), 1e-2
+    sites = trained_sites(spec)
+    batches = torch.split(torch.from_numpy(BLOCKS), 3)
+    scores = fisher_scores(model, sites, batches)
+    for site in sites:
+        gate = site.gate
+        for unit in (0, gate.num_gates - 1):
+            columns = slice(unit * gate.repeat, (unit + 1) * gate.repeat)
+            slopes = [
+                (
+                    _nudged(model, gate.module, columns, 1 + step, batch)
+                    - _nudged(model, gate.module, columns, 1 - step, batch)
+                )
+                / (2 * step)
+                for batch in batches
+            ]
+            expected = np.mean(np.square(slopes))
+            np.testing.assert_allclose(scores[gate.key][unit], expected, rtol=0.02, atol=1e-9)
+
+
+def _nudged(
+    model: torch.nn.Module, name: str, columns: slice, value: float, batch: torch.Tensor
+) -> float:
+    weight = model.get_parameter(f"{name}.weight")
+    mask = torch.ones(weight.shape[1], dtype=torch.float64)
+    mask[columns] = value
+    with torch.no_grad(), masked_inputs(model, {name: lambda: mask}):
+        return float(model(input_ids=batch, labels=batch).loss)

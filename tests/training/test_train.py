@@ -1,0 +1,279 @@
+"""Whole training runs on a tiny Llama: what they write, that they resume, what they refuse."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from converters.rules import compile_plan, zeros_of_masks
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.errors import TrainingError
+from sgate_serve.gates import DELTAS_FILE, Gates
+from sgate_serve.training import TrainOptions, train
+from sgate_serve.training.causal_lm import load_frozen, read_data
+from sgate_serve.training.evaluate import mean_loss
+from sgate_serve.training.phases import PartlyFrozen
+from sgate_serve.training.work_dir import work_dir_of
+from tests.small_llama import dense_llama, save
+from tests.text_model import SENTENCES, write_tokenizer
+
+SIZES: dict[str, Any] = {"vocab_size": 400, "num_hidden_layers": 2, "eos_token_id": 1}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    save(dense_llama(**SIZES), folder)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, rng = tmp_path_factory.mktemp("data") / "text.jsonl", random.Random(0)
+    texts = [". ".join(rng.choices(SENTENCES[:2], k=6)) for _ in range(40)]
+    path.write_text("\n".join(json.dumps({"text": one}) for one in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def options(base: Path, text: Path, tmp_path: Path) -> TrainOptions:
+    return options_of(base, text, tmp_path / "gates")
+
+
+@pytest.fixture(scope="module")
+def lora_run(base: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+    """The options of a complete run with the default recovery, for tests that only read it."""
+    options = options_of(base, text, tmp_path_factory.mktemp("lora") / "gates")
+    train(options)
+    return options
+
+
+def options_of(base: Path, text: Path, out: Path) -> TrainOptions:
+    return TrainOptions(
+        base=str(base),
+        data=text,
+        out=out,
+        target=0.3,
+        steps=10,
+        batch_size=4,
+        seq_len=16,
+        learning_rate=0.02,
+        lora_rank=2,
+        eval_blocks=8,
+        save_steps=2,
+    )
+
+
+def masked_with_deltas(base: Checkpoint, gates: Gates) -> torch.nn.Module:
+    """Return base + deltas with the gates folded in, by hand."""
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    for name, info in gates.deltas.items():
+        module = model.get_submodule(name.rpartition(".")[0])
+        tensor = torch.nn.Parameter(torch.from_numpy(np.array(info.read())))
+        setattr(module, name.rpartition(".")[2], tensor)
+    with torch.no_grad():
+        for name, gate in gates.masks(base.spec).items():
+            model.get_parameter(f"{name}.weight").mul_(torch.tensor(gate.columns))
+    return model
+
+
+def check_promises(options: TrainOptions) -> dict[str, Any]:
+    """Check what any run must hold, and return its metrics."""
+    base, gates = Checkpoint.open(options.base), Gates.read(options.out)
+    gates.check(base)
+    assert {value for array in gates.values.values() for value in array.tolist()} == {0.0, 1.0}
+    spec = gates.spec(base.spec)
+    plan = compile_plan(spec, zeros_of_masks(spec, gates.masks(spec), {}), base.fingerprint)
+    assert abs(plan.removed(spec) - options.target) <= 0.01
+    metrics: dict[str, Any] = json.loads((options.out / "metrics.json").read_text())
+    assert metrics["removed"] == pytest.approx(plan.removed(spec))
+    assert metrics["removed_overall"] == pytest.approx(plan.removed_overall(base.spec))
+    held_out = read_data(base, options).held_out
+    recovered = mean_loss(masked_with_deltas(base, gates), held_out)
+    assert metrics["loss"]["recovered"] == pytest.approx(recovered, abs=1e-4)
+    dense = mean_loss(load_frozen(base.folder), held_out)
+    assert metrics["loss"]["dense"] == pytest.approx(dense, abs=1e-4)
+    assert not work_dir_of(options.out).exists()
+    return metrics
+
+
+def test_lora_recovers_and_replaces_the_weights_of_the_blocks(lora_run: TrainOptions) -> None:
+    metrics = check_promises(lora_run)
+    assert metrics["loss"]["recovered"] < metrics["loss"]["masked"] - 0.05
+    spec = Checkpoint.open(lora_run.base).spec
+    weights = {
+        f"{spec.family.linear(index, role)}.weight"
+        for index, layer in enumerate(spec.layers)
+        for role in layer.linear_shapes(spec.hidden_size)
+    }
+    assert Gates.read(lora_run.out).deltas.keys() == weights
+
+
+def test_biases_recover_where_blocks_write(options: TrainOptions) -> None:
+    options = replace(options, recovery="bias")
+    result = train(options)
+    metrics = check_promises(options)
+    assert metrics == json.loads(json.dumps(result.metrics))
+    assert metrics["loss"]["recovered"] < metrics["loss"]["masked"] - 0.05
+    writers = ("self_attn.o_proj", "mlp.down_proj")
+    expected = {f"model.layers.{index}.{name}.bias" for index in (0, 1) for name in writers}
+    assert Gates.read(options.out).deltas.keys() == expected
+
+
+def test_without_recovery_the_weights_stay(options: TrainOptions) -> None:
+    options = replace(options, recovery="none", target=0.5)
+    train(options)
+    metrics = check_promises(options)
+    assert metrics["loss"]["recovered"] == metrics["loss"]["masked"]
+    assert not (options.out / DELTAS_FILE).exists()
+
+
+def test_biases_that_the_base_has_are_all_trained(text: Path, options: TrainOptions) -> None:
+    folder = options.out.with_name("base")
+    save(dense_llama(**SIZES, attention_bias=True), folder)
+    write_tokenizer(folder)
+    biased = replace(options, base=str(folder), recovery="bias")
+    train(biased)
+    gates = Gates.read(biased.out)
+    gates.check(Checkpoint.open(folder))
+    assert "model.layers.0.self_attn.v_proj.bias" in gates.deltas
+    assert "model.layers.0.mlp.up_proj.bias" not in gates.deltas
+
+
+class PowerCutError(Exception):
+    """Stands for a power cut in the middle of a run."""
+
+
+@pytest.mark.parametrize("steps", [3, 8], ids=["gates", "recovery"])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    lora_run: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    cut = replace(lora_run, out=tmp_path / "cut")
+    _count_steps(monkeypatch, limit=steps)
+    with pytest.raises(PowerCutError):
+        train(cut)
+    monkeypatch.undo()
+    assert not cut.out.exists()
+    taken = _count_steps(monkeypatch)
+    train(replace(cut, resume=True))
+    # Checkpoints are two steps apart, and five steps end a phase.
+    assert len(taken) == 10 - (2 if steps == 3 else 7)
+    straight, resumed = Gates.read(lora_run.out), Gates.read(cut.out)
+    for key, values in straight.values.items():
+        np.testing.assert_array_equal(resumed.values[key], values, err_msg=key)
+    for name, info in straight.deltas.items():
+        np.testing.assert_allclose(resumed.deltas[name].read(), info.read(), atol=1e-6)
+
+
+def _count_steps(monkeypatch: pytest.MonkeyPatch, limit: int = 1000) -> list[int]:
+    """Note each training step in the list returned; cut the power after `limit` of them."""
+    forward, taken = PartlyFrozen.forward, list[int]()
+
+    def counted(self: PartlyFrozen, input_ids: torch.Tensor, labels: torch.Tensor) -> Any:
+        if len(taken) == limit:
+            raise PowerCutError
+        taken.append(1)
+        return forward(self, input_ids, labels)
+
+    monkeypatch.setattr(PartlyFrozen, "forward", counted)
+    return taken
+
+
+def test_checkpoints_hold_no_frozen_weight(options: TrainOptions) -> None:
+    model = dense_llama(**SIZES).requires_grad_(False)
+    bias = model.get_parameter("model.norm.weight").requires_grad_(True)
+    wrapped = PartlyFrozen(model)
+    assert wrapped.state_dict().keys() == {"model.model.norm.weight"}
+    wrapped.load_state_dict({"model.model.norm.weight": torch.zeros_like(bias)})
+    assert not bias.detach().any()
+
+
+def test_an_interrupted_run_is_neither_overwritten_nor_mixed_up(options: TrainOptions) -> None:
+    work = work_dir_of(options.out)
+    with pytest.raises(TrainingError, match=r"options\.json is missing, so there is no run to re"):
+        train(replace(options, resume=True))
+    work.mkdir()
+    (work / "options.json").write_text(json.dumps(options.to_json()))
+    with pytest.raises(TrainingError, match=r"gates\.work holds an interrupted run; continue it w"):
+        train(options)
+    changed = replace(options, resume=True, target=0.4, seed=1)
+    with pytest.raises(TrainingError, match="was started with another target, seed; give the opt"):
+        train(changed)
+
+
+def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> None:
+    options.out.mkdir()
+    (options.out / "note").write_text("mine")
+    with pytest.raises(TrainingError, match="gates is not empty; give a new folder or remove"):
+        train(options)
+    assert not work_dir_of(options.out).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "classification"}, "--task classification: this release supports causal-lm"),
+        ({"gates": "row-col"}, "--gates row-col: this release supports coupled"),
+        ({"recovery": "full"}, "--recovery full: this release supports lora, bias, none"),
+        ({"target": 0.0}, r"--target 0\.0: give the fraction of block weights to remove, above"),
+        ({"target": 1.0}, r"--target 1\.0: give the fraction"),
+        ({"target": 0.99}, r"--target 0\.99: the nearest that this model can come is 0\.\d+"),
+        ({"gate_share": 1.0}, r"--gate-share 1\.0: must lie between 0 and 1"),
+        ({"steps": 1}, "--steps 1: give a whole number of at least 2"),
+        ({"seq_len": 1}, "--seq-len 1: give a whole number of at least 2"),
+        ({"seq_len": 512}, "--seq-len 512: .* has 256 positions"),
+        ({"batch_size": 0}, "--batch-size 0: give a whole number of at least 1"),
+        ({"lora_rank": 0}, "--lora-rank 0: give"),
+        ({"eval_blocks": 0}, "--eval-blocks 0: give"),
+        ({"save_steps": 0}, "--save-steps 0: give"),
+        ({"learning_rate": 0.0}, r"--learning-rate 0\.0: must be positive"),
+        ({"gate_learning_rate": -1.0}, r"--gate-learning-rate -1\.0: must be positive"),
+    ],
+)
+def test_options_that_cannot_be_met_are_refused(
+    options: TrainOptions, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        train(replace(options, **changes))
+    assert not work_dir_of(options.out).exists()
+
+
+def test_a_pruned_base_is_refused(options: TrainOptions, base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "sgate", "sgate": {"version": 1, "family": "llama"}}
+    folder = options.out.with_name("pruned")
+    folder.mkdir()
+    for file in base.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(TrainingError, match="is an sgate folder, already pruned; train on its"):
+        train(replace(options, base=str(folder)))
+
+
+def test_missing_packages_are_named_with_their_remedy(
+    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgate_serve.training.extra.find_spec", lambda name: name != "peft" or None)
+    with pytest.raises(TrainingError, match=r'needs peft, .* pip install "sgate-serve\[train\]"'):
+        train(options)
+
+
+def test_held_out_data_may_be_given(options: TrainOptions, tmp_path: Path) -> None:
+    held_out = tmp_path / "eval.txt"
+    held_out.write_text("nothing of this is trained on. " * 10)
+    base = Checkpoint.open(options.base)
+    given = read_data(base, replace(options, eval_data=held_out))
+    split = read_data(base, options)
+    assert len(given.train) > len(split.train)
+    assert not (given.held_out[:, None] == split.held_out[None]).all(axis=2).any()
+    limited = read_data(base, replace(options, eval_data=held_out, eval_blocks=2))
+    spaced = given.held_out[:: len(given.held_out) // 2][:2]
+    assert len(given.held_out) > 3
+    np.testing.assert_array_equal(limited.held_out, spaced)
