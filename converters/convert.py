@@ -8,8 +8,9 @@ from converters.masked import MaskedCheckpoint
 from converters.model_card import model_card
 from converters.rules import compile_plan
 from converters.to_hf import write_hf
-from sgate_serve.checkpoint import Checkpoint, FolderWriter, new_folder
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import PlanError
+from sgate_serve.folder import FolderWriter, new_folder
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 

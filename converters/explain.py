@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from sgate_serve.families import ModelSpec
 from sgate_serve.plan import AXES, LayerPlan, Plan
+from sgate_serve.spec import ModelSpec
 
 AXIS_NAMES = {"mlp_units": "MLP units", "heads": "query heads", "kv_heads": "KV heads"}
 

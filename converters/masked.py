@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from converters.rules import Zeros, zeros_of_masks, zeros_of_weight
 from sgate_serve.checkpoint import DTYPES, Array, Checkpoint, TensorInfo
 from sgate_serve.errors import CheckpointError
-from sgate_serve.families import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Gate, Masks
+from sgate_serve.spec import ModelSpec
 
 Indices = NDArray[np.int64]
 

@@ -1,7 +1,7 @@
 """The model card of a converted folder: what was removed, and how to load the rest."""
 
-from sgate_serve.families import ModelSpec, is_stock_shape
 from sgate_serve.plan import Plan
+from sgate_serve.spec import ModelSpec, is_stock_shape
 
 CARD = """---
 library_name: transformers

@@ -7,7 +7,8 @@ the same order. Peak memory is the largest tensor. Only `slice` lowering: rows a
 from collections.abc import Iterator
 
 from converters.masked import MaskedCheckpoint
-from sgate_serve.checkpoint import Array, TensorHeader
+from sgate_serve.checkpoint import Array
+from sgate_serve.folder import TensorHeader
 from sgate_serve.plan import LinearPlan, Plan
 
 

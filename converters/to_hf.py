@@ -14,15 +14,16 @@ from tqdm import tqdm
 
 from converters.masked import MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
-from sgate_serve.checkpoint import Array, FolderWriter
-from sgate_serve.families import (
+from sgate_serve.checkpoint import Array
+from sgate_serve.folder import FolderWriter
+from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.spec import (
     SGATE_FORMAT_VERSION,
     SGATE_MODEL_TYPE,
     LayerShape,
     ModelSpec,
     is_stock_shape,
 )
-from sgate_serve.plan import PLAN_FILE, Plan
 
 SHARD_BYTES = 4 * 2**30
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

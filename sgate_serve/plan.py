@@ -16,17 +16,8 @@ from numpy.typing import NDArray
 
 from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import PlanError
-from sgate_serve.families import (
-    ATTENTION,
-    ATTENTION_ROLES,
-    DOWN,
-    MLP,
-    MLP_ROLES,
-    OUTPUT,
-    QUERY,
-    LayerShape,
-    ModelSpec,
-)
+from sgate_serve.families import ATTENTION, ATTENTION_ROLES, DOWN, MLP, MLP_ROLES, OUTPUT, QUERY
+from sgate_serve.spec import LayerShape, ModelSpec
 
 PLAN_VERSION = 1
 PLAN_FILE = "sgate_plan.json"

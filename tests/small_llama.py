@@ -23,8 +23,8 @@ from sgate_serve.families import (
     OUTPUT,
     QUERY,
     VALUE,
-    ModelSpec,
 )
+from sgate_serve.spec import ModelSpec
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -8,18 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    STAGING_DIR,
-    Checkpoint,
-    TensorHeader,
-    find_folder,
-    new_folder,
-    read_header,
-)
+from sgate_serve.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, find_folder, read_header
 from sgate_serve.errors import CheckpointError
-from sgate_serve.families import ModelSpec
+from sgate_serve.folder import STAGING_DIR, TensorHeader, new_folder
+from sgate_serve.spec import ModelSpec
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

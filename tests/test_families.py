@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.families import LayerShape, ModelSpec, is_stock_shape
+from sgate_serve.spec import LayerShape, ModelSpec, is_stock_shape
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

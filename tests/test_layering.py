@@ -9,11 +9,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # package → what of our own it may import beside itself, at any depth of a function.
-CORE = {"sgate_serve.errors", "sgate_serve.families", "sgate_serve.checkpoint", "sgate_serve.plan"}
+CORE = {
+    "sgate_serve.errors",
+    "sgate_serve.families",
+    "sgate_serve.spec",
+    "sgate_serve.checkpoint",
+    "sgate_serve.folder",
+    "sgate_serve.plan",
+}
 ALLOWED = {
     "sgate_serve/errors.py": set(),
-    "sgate_serve/families.py": {"sgate_serve.errors"},
-    "sgate_serve/checkpoint.py": {"sgate_serve.errors", "sgate_serve.families"},
+    "sgate_serve/families.py": set(),
+    "sgate_serve/spec.py": {"sgate_serve.errors", "sgate_serve.families"},
+    "sgate_serve/checkpoint.py": {"sgate_serve.errors", "sgate_serve.spec"},
+    "sgate_serve/folder.py": {"sgate_serve.errors", "sgate_serve.checkpoint"},
     "sgate_serve/plan.py": CORE,
     "sgate_serve/gates": CORE,
     "converters": CORE | {"sgate_serve.gates", "sgate_serve.onnx_format"},

@@ -10,8 +10,8 @@ from converters.rules.facts import Flags, LayerFacts, Liveness, Rule, Zeros
 from converters.rules.mlp import silent_units, unread_units
 from converters.rules.revive import align_mlp, even_out_groups, keep_constant_blocks
 from sgate_serve.errors import PlanError
-from sgate_serve.families import ModelSpec
 from sgate_serve.plan import AXES, LayerPlan, Plan, Removal
+from sgate_serve.spec import ModelSpec
 
 # The order decides which cause is named where two rules agree: the most telling first.
 RULES: Mapping[str, Rule] = {

@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.families import ZERO_AT_ZERO, LayerShape
+from sgate_serve.families import ZERO_AT_ZERO
+from sgate_serve.spec import LayerShape
 
 Flags = NDArray[np.bool_]
 LiveAxis = Literal["mlp_units", "value_dims", "heads", "kv_heads"]

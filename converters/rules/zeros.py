@@ -6,8 +6,8 @@ import numpy as np
 
 from converters.rules.facts import Zeros
 from sgate_serve.checkpoint import Array
-from sgate_serve.families import ModelSpec
 from sgate_serve.plan import Gate, Masks
+from sgate_serve.spec import ModelSpec
 
 Biases = Mapping[str, Array]
 

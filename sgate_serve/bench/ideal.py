@@ -7,7 +7,7 @@ so its ideal is the ratio of matmul FLOPs. Efficiency is measured speedup over i
 
 from dataclasses import dataclass
 
-from sgate_serve.families import ModelSpec
+from sgate_serve.spec import ModelSpec
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,11 @@ class DemoSizes:
     heads: int = 8
     kv_heads: int = 2
     mlp_units: int = 704
-    pretrain_seconds: float = 150.0
-    pretrain_steps: int | None = None
+    pretrain_steps: int = 600
+    pretrain_batch_size: int = 4
     target: float = 0.3
     gate_steps: int = 160
-    batch_size: int = 16
+    batch_size: int = 8
     seq_len: int = 128
     eval_blocks: int = 128
     rounds: int = 9

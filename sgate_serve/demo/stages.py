@@ -11,7 +11,7 @@ from typing import Any
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
-from sgate_serve.checkpoint import Checkpoint, new_folder
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.demo.corpus import (
     END_TOKEN,
     EVAL_FILE,
@@ -24,6 +24,7 @@ from sgate_serve.demo.options import DemoSizes
 from sgate_serve.demo.serving import running_server, stream_answers
 from sgate_serve.demo.shape import write_shape, write_shape_gates
 from sgate_serve.errors import EngineError
+from sgate_serve.folder import new_folder
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plots import plot_comparison
@@ -92,8 +93,7 @@ class Demo:
                     sizes.hidden, sizes.layers, sizes.heads, sizes.kv_heads, sizes.mlp_units
                 ),
                 steps=sizes.pretrain_steps,
-                seconds=None if sizes.pretrain_steps else sizes.pretrain_seconds,
-                batch_size=sizes.batch_size,
+                batch_size=sizes.pretrain_batch_size,
                 seq_len=sizes.seq_len,
                 seed=sizes.seed,
             )

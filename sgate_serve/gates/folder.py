@@ -18,17 +18,14 @@ from sgate_serve.checkpoint import (
     FLOAT_DTYPES,
     Array,
     Checkpoint,
-    FolderWriter,
-    TensorHeader,
     TensorInfo,
-    new_folder,
     read_header,
-    write_tensors,
 )
 from sgate_serve.errors import CheckpointError, GatesError
-from sgate_serve.families import ModelSpec
+from sgate_serve.folder import FolderWriter, TensorHeader, new_folder, write_tensors
 from sgate_serve.gates.keys import gate_sites, linear_sites
 from sgate_serve.plan import Gate, Masks
+from sgate_serve.spec import ModelSpec
 
 GATES_FILE = "gates.safetensors"
 DELTAS_FILE = "deltas.safetensors"

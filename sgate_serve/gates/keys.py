@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sgate_serve.families import DOWN, OUTPUT, ModelSpec
+from sgate_serve.families import DOWN, OUTPUT
+from sgate_serve.spec import ModelSpec
 
 MLP_UNITS, HEADS, KV_GROUPS = "mlp_units", "heads", "kv_groups"
 ROWS, COLUMNS = "rows", "columns"

@@ -5,9 +5,9 @@ Afterwards AutoConfig and the AutoModel classes load a pruned folder like any ot
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from sgate_serve.families import SGATE_MODEL_TYPE
 from sgate_serve.models.configuration import SGateConfig, SGateLlamaConfig
 from sgate_serve.models.modeling import SGateLlamaForCausalLM, SGateLlamaModel
+from sgate_serve.spec import SGATE_MODEL_TYPE
 
 AutoConfig.register(SGATE_MODEL_TYPE, SGateConfig, exist_ok=True)
 AutoModel.register(SGateLlamaConfig, SGateLlamaModel, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedConfig
 
-from sgate_serve.families import SGATE_MODEL_TYPE, family_of
+from sgate_serve.spec import SGATE_MODEL_TYPE, family_of
 
 
 class UnevenConfigMixin:

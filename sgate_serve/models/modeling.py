@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
 
-from sgate_serve.families import ATTENTION, MLP, Family, ModelSpec
+from sgate_serve.families import ATTENTION, MLP, Family
 from sgate_serve.models.configuration import SGateLlamaConfig
+from sgate_serve.spec import ModelSpec
 
 
 class SkippedAttention(nn.Module):

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sgate_serve.checkpoint import Array, Checkpoint, new_folder
+from sgate_serve.checkpoint import Array, Checkpoint
 from sgate_serve.errors import TrainingError
-from sgate_serve.families import SGATE_MODEL_TYPE
+from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates, with_added_biases
 from sgate_serve.plan import Masks
+from sgate_serve.spec import SGATE_MODEL_TYPE
 from sgate_serve.training.coupled_gates import CoupledGates
 from sgate_serve.training.documents import (
     Blocks,

@@ -35,7 +35,6 @@ class Phase:
     warmup_steps: int
     save_steps: int
     seed: int
-    bf16: bool = False
     beta2: float = 0.999
 
     def arguments(self) -> TrainingArguments:
@@ -54,7 +53,6 @@ class Phase:
             save_total_limit=1,
             seed=self.seed,
             data_seed=self.seed,
-            bf16=self.bf16,
             use_cpu=best_device().type == "cpu",
             dataloader_num_workers=0,
             remove_unused_columns=False,

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
 
-from sgate_serve.checkpoint import SINGLE_FILE, new_folder
+from sgate_serve.checkpoint import SINGLE_FILE
 from sgate_serve.errors import TrainingError
+from sgate_serve.folder import new_folder
 from sgate_serve.training.documents import Blocks, pack, read_tokenizer
-from sgate_serve.training.pace import Pace, plan_pace
 from sgate_serve.training.phases import BlockDataset, Phase, best_device, run
 from sgate_serve.training.work_dir import (
     check_empty,
@@ -23,7 +22,6 @@ from sgate_serve.training.work_dir import (
 )
 
 TOKENIZER_FILE = "tokenizer.json"
-PACE_FILE = "pace.json"
 WARMUP_SHARE = 0.05
 
 
@@ -40,7 +38,7 @@ class LlamaSizes:
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """One run. `steps` or `seconds` says how long; `seconds` may train in bf16 where it is faster.
+    """One run of `steps` optimiser steps, in fp32.
 
     `tokenizer_files` are copied beside the weights, one of them is `tokenizer.json`; `end_token`
     is the token text that ends a document.
@@ -51,8 +49,7 @@ class PretrainOptions:
     tokenizer_files: Sequence[Path]
     end_token: str
     sizes: LlamaSizes = field(default_factory=LlamaSizes)
-    steps: int | None = None
-    seconds: float | None = None
+    steps: int = 600
     batch_size: int = 4  # many small steps learn more in a few minutes than few large ones
     seq_len: int = 256
     max_positions: int = 1024
@@ -61,9 +58,9 @@ class PretrainOptions:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise TrainingError unless exactly one length is given and there is a tokenizer."""
-        if (self.steps is None) == (self.seconds is None):
-            raise TrainingError("pretraining takes either steps or seconds; give one of them")
+        """Raise TrainingError unless there are steps to take and a tokenizer."""
+        if self.steps < 1:
+            raise TrainingError(f"steps {self.steps}: give a whole number of at least 1")
         if TOKENIZER_FILE not in [file.name for file in self.tokenizer_files]:
             raise TrainingError(f"tokenizer_files hold no {TOKENIZER_FILE}; add the tokenizer")
 
@@ -121,24 +118,14 @@ def llama_config(options: PretrainOptions, vocab_size: int, end_token: int) -> L
 
 
 def _train(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) -> None:
-    pace = _pace(model, blocks, options)
     phase = Phase(
         folder=work_dir_of(options.out),
-        steps=pace.steps,
+        steps=options.steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         schedule="cosine",
-        warmup_steps=round(WARMUP_SHARE * pace.steps),
+        warmup_steps=round(WARMUP_SHARE * options.steps),
         save_steps=options.save_steps,
         seed=options.seed,
-        bf16=pace.bf16,
     )
     run(Trainer(model=model, args=phase.arguments(), train_dataset=BlockDataset(blocks)))
-
-
-def _pace(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) -> Pace:
-    if options.steps is not None:
-        return Pace(options.steps, bf16=False)
-    assert options.seconds is not None, "checked: either steps or seconds"
-    batch = torch.from_numpy(blocks[: options.batch_size]).to(model.device)
-    return plan_pace(model, batch, options.seconds, work_dir_of(options.out) / PACE_FILE)

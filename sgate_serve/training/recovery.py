@@ -8,8 +8,9 @@ from torch import nn
 from transformers import Trainer, set_seed
 
 from sgate_serve.checkpoint import Array
-from sgate_serve.families import DOWN, OUTPUT, ModelSpec
+from sgate_serve.families import DOWN, OUTPUT
 from sgate_serve.plan import Masks
+from sgate_serve.spec import ModelSpec
 from sgate_serve.training.documents import Blocks
 from sgate_serve.training.masking import column_tensors, masked_inputs
 from sgate_serve.training.phases import BlockDataset, PartlyFrozen, Phase, run

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.families import ATTENTION, ATTENTION_ROLES, MLP, ModelSpec
+from sgate_serve.families import ATTENTION, ATTENTION_ROLES, MLP
 from sgate_serve.gates.keys import HEADS, KV_GROUPS, MLP_UNITS, GateSite, coupled_sites
+from sgate_serve.spec import ModelSpec
 
 # A budget for each: with one for all, attention collapses.
 BLOCKS = (MLP, ATTENTION)

@@ -12,9 +12,10 @@ import numpy as np
 
 from converters.rules import compile_plan, zeros_of_masks
 from sgate_serve.errors import TrainingError
-from sgate_serve.families import ATTENTION, MLP, ModelSpec
+from sgate_serve.families import ATTENTION, MLP
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
+from sgate_serve.spec import ModelSpec
 from sgate_serve.training.sites import Scores, TrainedSite, trained_sites
 
 TOLERANCE = 0.01

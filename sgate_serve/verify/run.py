@@ -18,8 +18,8 @@ from converters.rewrite import rewritten_tensors, tensor_headers
 from sgate_serve.checkpoint import DTYPE_NAMES, Checkpoint
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
-from sgate_serve.families import ModelSpec
 from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Verification, VerifyOptions
 from sgate_serve.verify.engines import VerifiedEngine, open_engine
 from sgate_serve.verify.reference import TorchModel

@@ -7,7 +7,7 @@ import pytest
 
 from sgate_serve.bench.ideal import decode_weights, ideal_speedup, prefill_flops
 from sgate_serve.bench.statistics import median_with_interval
-from sgate_serve.families import LayerShape, ModelSpec
+from sgate_serve.spec import LayerShape, ModelSpec
 
 CONFIG = {
     "model_type": "llama",

@@ -12,7 +12,8 @@ from converters.rules.blocks import silent_blocks
 from converters.rules.facts import Flags, Liveness, Rule
 from converters.rules.mlp import silent_units, unread_units
 from sgate_serve.errors import PlanError
-from sgate_serve.families import DOWN, GATE, OUTPUT, QUERY, UP, VALUE, LayerShape, ModelSpec
+from sgate_serve.families import DOWN, GATE, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.spec import LayerShape, ModelSpec
 
 HIDDEN = 6
 SHAPE = LayerShape(num_heads=4, num_kv_heads=2, head_dim=2, mlp_units=3)

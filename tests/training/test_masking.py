@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from sgate_serve.families import ModelSpec
 from sgate_serve.gates import Gates
+from sgate_serve.spec import ModelSpec
 from sgate_serve.training.evaluate import mean_loss, perplexity
 from sgate_serve.training.importance import fisher_scores
 from sgate_serve.training.masking import column_tensors, masked_inputs

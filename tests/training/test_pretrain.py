@@ -1,6 +1,5 @@
 """Pretraining a small Llama from nothing: what it writes, how long it runs, what it refuses."""
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -16,9 +14,7 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.training.documents import pack
 from sgate_serve.training.evaluate import mean_loss
-from sgate_serve.training.pace import plan_pace
 from sgate_serve.training.pretrain import LlamaSizes, PretrainOptions, pretrain
-from tests.small_llama import dense_llama, random_tokens
 from tests.text_model import EOS, SENTENCES, byte_tokenizer, write_tokenizer
 
 
@@ -94,27 +90,10 @@ def test_a_complete_run_whose_folder_could_not_be_written_is_not_repeated(
         np.testing.assert_array_equal(base.read(name), tensor.numpy())
 
 
-def test_seconds_are_planned_once_and_in_proportion(tmp_path: Path) -> None:
-    model, batch = dense_llama(), torch.from_numpy(random_tokens(32).reshape(2, 16))
-    paces = [
-        plan_pace(model, batch, seconds, tmp_path / f"{seconds}.json") for seconds in (0.0, 1e6)
-    ]
-    assert paces[0].steps == 1 < 1000 < paces[1].steps
-    again = plan_pace(model, batch, 0.0, tmp_path / "1000000.0.json")
-    assert again == paces[1]
-    assert json.loads((tmp_path / "1000000.0.json").read_text())["steps"] == again.steps
-
-
-def test_a_run_may_be_limited_in_seconds(options: PretrainOptions) -> None:
-    pretrain(replace(options, steps=None, seconds=0.1))
-    assert Checkpoint.open(options.out).spec.hidden_size == 32
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seconds": 5.0}, "takes either steps or seconds; give one of them"),
-        ({"steps": None}, "takes either steps or seconds"),
+        ({"steps": 0}, "steps 0: give a whole number of at least 1"),
         ({"tokenizer_files": []}, r"tokenizer_files hold no tokenizer\.json; add the tokenizer"),
         ({"end_token": "<none>"}, r"tokenizer\.json has no token '<none>'"),
         ({"documents": ["the"]}, "less than one block of 16"),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from sgate_serve.families import ModelSpec
+from sgate_serve.spec import ModelSpec
 from sgate_serve.training.masking import column_tensors, masked_inputs
 from sgate_serve.training.phases import Phase
 from sgate_serve.training.recovery import recover_with_lora

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sgate_serve.errors import TrainingError
-from sgate_serve.families import LLAMA, LayerShape, ModelSpec
+from sgate_serve.families import LLAMA
+from sgate_serve.spec import LayerShape, ModelSpec
 from sgate_serve.training.sites import Scores, trained_sites
 from sgate_serve.training.snap import check_reachable, snap
 

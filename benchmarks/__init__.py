@@ -1,0 +1,1 @@
+"""Scripts that choose workloads, their results as JSON, and the tables made from those."""
