@@ -19,23 +19,23 @@ class DemoSizes:
     """Sizes of every stage. `shape_*` is the random-weight model that outgrows the cache."""
 
     max_files: int | None = None
-    vocab_size: int = 4096
-    hidden: int = 256
+    vocab_size: int = 2048
+    hidden: int = 192
     layers: int = 6
-    heads: int = 8
+    heads: int = 6
     kv_heads: int = 2
-    mlp_units: int = 704
-    pretrain_steps: int = 600
+    mlp_units: int = 512
+    pretrain_steps: int = 800
     pretrain_batch_size: int = 4
     target: float = 0.3
-    gate_steps: int = 160
+    gate_steps: int = 200
     batch_size: int = 8
     seq_len: int = 128
     eval_blocks: int = 128
     rounds: int = 9
     shape_layers: int = 24
     shape_vocab_size: int = 32768
-    shape_rounds: int = 3
+    shape_rounds: int = 5
     shape_decode_steps: int = 6
     max_tokens: int = 48
     seed: int = 0
