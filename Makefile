@@ -26,10 +26,12 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+	@echo "installing the demo's packages into $(VENV): a few minutes, once"
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+	@echo "installing packages into $(VENV): a few minutes, once"
 	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
 	touch $@
 

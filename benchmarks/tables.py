@@ -21,9 +21,10 @@ def result_rows(report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the Markdown table of both comparisons, the larger shape first."""
     yield "| measured on ONNX Runtime, CPU, fp32 | speedup (95% interval) | ideal | dense / dense |"
     yield "|---|---|---|---|"
+    millions = report["parameters"]["dense"] / 1e6
     shapes = (
         ("hidden 896 × 24 layers, random weights", report["shape_comparison"]),
-        ("the demo's 5M-parameter model, in cache", report["comparison"]),
+        (f"the demo's model of {millions:.1f}M parameters, in cache", report["comparison"]),
     )
     for name, record in shapes:
         for phase, speedup in record["speedups"]["onnx"].items():

@@ -119,12 +119,14 @@ def write_tensors(
 def new_folder(folder: Path) -> Iterator[FolderWriter]:
     """Write a new folder all or nothing; refuse one that holds anything.
 
-    Raises CheckpointError if `folder` is not empty. On any error what was staged is removed.
+    What a killed run left staged, and nothing else, counts as nothing. Raises CheckpointError if
+    `folder` is not empty. On any error what was staged is removed.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} is not empty; give a new folder or remove this one")
     existed = folder.exists()
+    if existed and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {STAGING_DIR}):
+        raise CheckpointError(f"{folder} is not empty; give a new folder or remove this one")
     writer = FolderWriter(folder)
+    shutil.rmtree(writer.staging, ignore_errors=True)
     writer.staging.mkdir(parents=True)
     try:
         yield writer

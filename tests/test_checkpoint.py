@@ -177,6 +177,14 @@ def test_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_run_left_staged_is_replaced(tmp_path: Path) -> None:
+    staged = tmp_path / "model" / STAGING_DIR / "half.safetensors"
+    staged.parent.mkdir(parents=True)
+    staged.write_text("half")
+    folder = write(tmp_path / "model", dict(arrays()))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", SINGLE_FILE]
+
+
 def test_weights_appear_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[str] = []
     replace = Path.replace

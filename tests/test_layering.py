@@ -1,4 +1,4 @@
-"""The import graph of docs/architecture: who may import whom, read off the sources."""
+"""The import graph: who may import whom, read off the sources."""
 
 import ast
 from collections.abc import Iterator

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from converters.convert import ConvertOptions, convert, open_masked
+from converters.convert import ConvertOptions, convert
 from sgate_serve.commands.flags import comma_separated, options_from
+from sgate_serve.inspect import Inspection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    plan = convert(options_from(args, ConvertOptions))
-    dense = open_masked(args.checkpoint, args.gates).spec
+    convert(options_from(args, ConvertOptions))
+    report = Inspection.of(args.out).to_json()
     found = "closed gates" if args.gates is not None else "zero rows and columns"
     print(
-        f"{args.out}: {found} removed {plan.removed(dense):.2%} of the block linears, "
-        f"{plan.removed_overall(dense):.2%} of all parameters"
+        f"{args.out}: {found} removed {report['removed']:.2%} of the block linears, "
+        f"{report['removed_overall']:.2%} of all parameters"
     )
     return 0

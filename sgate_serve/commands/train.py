@@ -17,4 +17,6 @@ def run(args: argparse.Namespace) -> int:
     result = train(options_from(args, TrainOptions))
     metrics = result.metrics
     print(f"{result.out}: {metrics['removed']:.2%} of the block linears will go")
+    scores = (f"{value:.2f} {name}" for name, value in metrics["perplexity"].items())
+    print(f"held-out perplexity: {', '.join(scores)}")
     return 0

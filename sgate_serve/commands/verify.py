@@ -3,8 +3,8 @@
 import argparse
 import importlib.util
 import json
-from pathlib import Path
 
+from sgate_serve.checkpoint import find_folder
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_json, print_lines
 from sgate_serve.errors import EngineError
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.verify.run import verify
 
     result = verify(options_from(args, VerifyOptions))
-    certificate = Path(args.out) / CERTIFICATE_FILE
+    certificate = find_folder(args.out) / CERTIFICATE_FILE
     certificate.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     if args.json:
         print_json(result.to_json())

@@ -32,7 +32,8 @@ class DemoSizes:
     batch_size: int = 8
     seq_len: int = 128
     eval_blocks: int = 128
-    rounds: int = 9
+    rounds: int = 25
+    decode_steps: int = 64
     shape_layers: int = 24
     shape_vocab_size: int = 32768
     shape_rounds: int = 5
@@ -54,7 +55,8 @@ class DemoSizes:
             batch_size=4,
             seq_len=64,
             eval_blocks=16,
-            rounds=5,
+            rounds=3,
+            decode_steps=16,
             shape_layers=2,
             shape_vocab_size=2048,
             shape_rounds=2,

@@ -76,6 +76,9 @@ def make_report(folder: Path) -> dict[str, Any]:
     return {
         "removed": inspection["removed"],
         "removed_overall": inspection["removed_overall"],
+        "parameters": {
+            name: Checkpoint.open(folder / name).spec.num_parameters for name in ("dense", "pruned")
+        },
         "bytes": {name: Checkpoint.open(folder / name).num_bytes for name in ("dense", "pruned")},
         "perplexity": read_json(folder / PERPLEXITY_FILE),
         "gates": read_json(folder / "gates" / "metrics.json"),

@@ -59,7 +59,7 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[str]", log: Path) ->
 
 
 def stream_answers(url: str, max_tokens: int, show: Callable[[str], None]) -> dict[str, Any]:
-    """Stream one greedy completion and one chat answer; return both with their usage."""
+    """Stream one greedy completion and one sampled chat answer; return both with their usage."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -67,15 +67,16 @@ def stream_answers(url: str, max_tokens: int, show: Callable[[str], None]) -> di
     settings: dict[str, Any] = {
         "model": model,
         "max_tokens": max_tokens,
-        "temperature": 0,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     show(f"completion of {PROMPT!r}:\n{PROMPT}")
-    completion = _collect(client.completions.create(prompt=PROMPT, **settings), show)
+    completion = _collect(client.completions.create(prompt=PROMPT, temperature=0, **settings), show)
     show(f"\nchat answer to {QUESTION!r} (a model of Python sources, not a chat model):\n")
     messages: Any = [{"role": "user", "content": QUESTION}]
-    chat = _collect(client.chat.completions.create(messages=messages, **settings), show)
+    sampling: Any = {"temperature": 0.7, "top_p": 0.9, "seed": 0}
+    answer = client.chat.completions.create(messages=messages, **sampling, **settings)
+    chat = _collect(answer, show)
     show("\n")
     return {"completion": {"prompt": PROMPT, **completion}, "chat": {"prompt": QUESTION, **chat}}
 

@@ -11,7 +11,7 @@ from typing import Any
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint import SINGLE_FILE, Checkpoint
 from sgate_serve.demo.corpus import (
     END_TOKEN,
     EVAL_FILE,
@@ -25,6 +25,7 @@ from sgate_serve.demo.serving import running_server, stream_answers
 from sgate_serve.demo.shape import write_shape, write_shape_gates
 from sgate_serve.errors import EngineError
 from sgate_serve.folder import new_folder
+from sgate_serve.gates import GATES_FILE
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plots import plot_comparison
@@ -62,15 +63,15 @@ class Demo:
     def stages(self) -> list[Stage]:
         at = self.folder
         return [
-            Stage("corpus and tokenizer", at / "corpus", self.make_corpus),
-            Stage("train the dense model", at / "dense", self.train_dense),
-            Stage("train gates and recover", at / "gates", self.train_gates),
-            Stage("convert to HF and ONNX", at / "pruned", self.convert),
+            Stage("corpus and tokenizer", at / "corpus" / TRAIN_FILE, self.make_corpus),
+            Stage("train the dense model", at / "dense" / SINGLE_FILE, self.train_dense),
+            Stage("train gates and recover", at / "gates" / GATES_FILE, self.train_gates),
+            Stage("convert to HF and ONNX", at / "pruned" / SINGLE_FILE, self.convert),
             Stage("verify on torch and onnx", at / "pruned" / CERTIFICATE_FILE, self.verify),
             Stage("held-out perplexity", at / PERPLEXITY_FILE, self.measure_perplexity),
             Stage("serve and ask", at / SERVED_FILE, self.serve),
             Stage("compare speed", at / COMPARE_FILE, self.compare),
-            Stage("make the larger shape", at / "shape" / "pruned", self.make_shape),
+            Stage("make the larger shape", at / "shape/pruned" / SINGLE_FILE, self.make_shape),
             Stage("compare the larger shape", at / SHAPE_COMPARE_FILE, self.compare_shape),
         ]
 
@@ -156,7 +157,9 @@ class Demo:
         write_json(self.folder / SERVED_FILE, answers)
 
     def compare(self) -> None:
-        workload = Workload(rounds=self.sizes.rounds, seed=self.sizes.seed)
+        workload = Workload(
+            rounds=self.sizes.rounds, decode_steps=self.sizes.decode_steps, seed=self.sizes.seed
+        )
         self._compare(self.folder, workload, COMPARE_FILE, COMPARE_PLOT)
 
     def make_shape(self) -> None:
