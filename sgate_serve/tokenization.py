@@ -17,7 +17,7 @@ from sgate_serve.chat_template import ChatTemplate
 from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import CheckpointError, RequestError
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
@@ -44,7 +44,7 @@ class TextCodec:
         """
         path = folder / TOKENIZER_FILE
         if not path.exists():
-            LOGGER.warning(
+            logger.warning(
                 "%s has no %s: only prompts of token ids work; copy the base model's tokenizer "
                 "files there",
                 folder,

@@ -6,6 +6,7 @@ machine cancels. Per round, (A+A)/(B+B) is one sample of the speedup and (A+A)/(
 noise floor; medians over rounds carry bootstrap intervals.
 """
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,6 +31,10 @@ from sgate_serve.prepare import load_slot_engine
 
 DENSE, PRUNED, DENSE_AGAIN = "dense", "pruned", "dense_again"
 ORDER = (DENSE, PRUNED, DENSE_AGAIN, DENSE_AGAIN, PRUNED, DENSE)
+
+# The threads of the model before spin for 2 ms after its run (engines/onnx_runner.py). Without the
+# pause they made a small dense model up to 1.3 times as fast or slow as itself.
+SETTLE_SECONDS = 0.01
 
 Times = dict[str, dict[str, list[float]]]
 
@@ -133,6 +138,7 @@ def measure_rounds(
         for number in range(rounds + 1):
             for name, measure in measures.items():
                 for model in ORDER:
+                    time.sleep(SETTLE_SECONDS)
                     seconds = measure(runners[model])
                     if number:
                         times[name][model].append(seconds)

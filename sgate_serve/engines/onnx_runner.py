@@ -20,6 +20,9 @@ from sgate_serve.errors import EngineError
 
 Ints = NDArray[np.int64]
 
+# Longer than the pause between two steps of one request, so that threads are awake for the next.
+SPIN_MICROSECONDS = 2000
+
 
 @dataclass(frozen=True)
 class _Call:
@@ -136,6 +139,9 @@ def open_session(graph: str | bytes, folder: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # By default threads spin on for long after a run, and slow whatever runs next: another model
+    # in a comparison, or the server's event loop.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )

@@ -18,7 +18,7 @@ from sgate_serve.engines.base import Engine, EngineStats, Request, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.model import LoadedModel
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # A step of a large model may take seconds; the thread is a daemon, so nothing waits longer.
 STOP_SECONDS = 10.0
@@ -164,7 +164,7 @@ class EngineDriver:
         self.loaded = model
         if self.state == "loading":
             self.state = "ready"
-            LOGGER.info("serving model=%r engine=%s", model.name, model.engine.name)
+            logger.info("serving model=%r engine=%s", model.name, model.engine.name)
 
     def _fail_loading(self, error: BaseException) -> None:
         self.state, self.load_error = "failed", error
@@ -198,7 +198,7 @@ class EngineDriver:
             while self._advance(model.engine):
                 pass
         except BaseException:
-            LOGGER.exception("the engine failed; open requests end with an error")
+            logger.exception("the engine failed; open requests end with an error")
             self._post(self._fail)
 
     def _advance(self, engine: Engine) -> bool:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sgate_serve.errors import RequestError
 from sgate_serve.server.error_responses import as_request_error, error_response
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 HEALTH_PATH = "/health"
 METRICS_PATH = "/metrics"
@@ -56,7 +56,7 @@ class RequestLog:
         except ClientDisconnect:
             status = CLIENT_CLOSED
         except Exception as error:
-            LOGGER.exception("request failed id=%s", request_id)
+            logger.exception("request failed id=%s", request_id)
             if status is not None:  # the response has begun and can only be broken off
                 raise
             refusal = as_request_error(error, Request(scope))
@@ -70,7 +70,7 @@ def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
     level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
     milliseconds = seconds * 1000
     line = "request id=%s method=%s path=%s status=%d ms=%.1f"
-    LOGGER.log(level, line, request_id, scope["method"], path, status, milliseconds)
+    logger.log(level, line, request_id, scope["method"], path, status, milliseconds)
 
 
 class ApiKey:

@@ -17,7 +17,7 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.model import LoadedModel
 from sgate_serve.server.options import ServerOptions
 
-LOGGER = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # After the grace period the streams are told to end; this is for writing that out.
@@ -76,7 +76,7 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter) or self.driver.load_error is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        LOGGER.info("shutting down; running requests have %g s", self._grace_seconds)
+        logger.info("shutting down; running requests have %g s", self._grace_seconds)
         loop = asyncio.get_running_loop()
         cut_off = loop.call_later(self._grace_seconds, self.driver.end_requests)
         await super().shutdown(sockets)
