@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from sgate_serve.plan import AXES, LayerPlan, Plan
 from sgate_serve.spec import ModelSpec
 
-AXIS_NAMES = {"mlp_units": "MLP units", "heads": "query heads", "kv_heads": "KV heads"}
+AXIS_NAMES = {"mlp_units": "MLP unit", "heads": "query head", "kv_heads": "KV head"}
+MAX_SHOWN_RANGES = 12
 
 
 def plan_table(plan: Plan, dense: ModelSpec, explain: bool) -> Iterator[str]:
@@ -22,14 +23,16 @@ def plan_table(plan: Plan, dense: ModelSpec, explain: bool) -> Iterator[str]:
 
 
 def format_indices(indices: Sequence[int]) -> str:
-    """Return sorted indices as ranges: (0, 1, 2, 7) → '0-2, 7'."""
+    """Return sorted indices as ranges, (0, 1, 2, 7) → '0-2, 7'; of many only the first."""
     ranges: list[list[int]] = []
     for index in indices:
         if ranges and index == ranges[-1][1] + 1:
             ranges[-1][1] = index
         else:
             ranges.append([index, index])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+    shown = [str(a) if a == b else f"{a}-{b}" for a, b in ranges[:MAX_SHOWN_RANGES]]
+    left_out = sum(b - a + 1 for a, b in ranges[MAX_SHOWN_RANGES:])
+    return ", ".join([*shown, f"and {left_out} more"] if left_out else shown)
 
 
 def _layer_row(layer: LayerPlan, hidden_size: int) -> str:
@@ -47,12 +50,12 @@ def _layer_row(layer: LayerPlan, hidden_size: int) -> str:
 def _reasons(layer: LayerPlan) -> Iterator[str]:
     for removal in layer.removals:
         yield (
-            f"       - {len(removal.indices)} {AXIS_NAMES[removal.axis]}: {removal.cause} "
+            f"       - {len(removal.indices)} × {AXIS_NAMES[removal.axis]}: {removal.cause} "
             f"(rule {removal.rule}): {format_indices(removal.indices)}"
         )
     for revival in layer.revivals:
         yield (
-            f"       + {len(revival.indices)} {AXIS_NAMES[revival.axis]} kept though dead: "
+            f"       + {len(revival.indices)} × {AXIS_NAMES[revival.axis]} kept though dead: "
             f"{revival.reason}: {format_indices(revival.indices)}"
         )
 

@@ -43,8 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = importlib.import_module(f"sgate_serve.commands.{name}")
     parser = Parser(prog=f"sgate {name}", description=COMMANDS[str(name)])
     command.add_arguments(parser)
+    own, engine_words = _split_at_dashes(words[1:])
+    args = parser.parse_args(own)
+    if engine_words and not hasattr(args, "engine_arguments"):
+        parser.error(f"nothing is expected behind `--`, found {engine_words[0]}")
+    args.engine_arguments = engine_words
     try:
-        status: int = command.run(parser.parse_args(words[1:]))
+        status: int = command.run(args)
     except SgateError as error:
         print(f"sgate {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -52,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sgate {name}: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words before `--`, which are the command's, and those behind it."""
+    position = words.index("--") if "--" in words else len(words)
+    return words[:position], words[position + 1 :]
 
 
 def _top_parser() -> argparse.ArgumentParser:

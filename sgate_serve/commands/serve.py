@@ -9,15 +9,11 @@ from sgate_serve.server.options import ServerOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate serve OUT [options] [-- ENGINE ARGS]"
+    parser.epilog = "ENGINE ARGS: --slots N, --max-model-len N, --threads N, --prefill-chunk N"
+    parser.set_defaults(engine_arguments=[])
     parser.add_argument("out", help="model folder, converted or plain")
     parser.add_argument("--engine", default="auto", help="auto, onnx or torch (default: auto)")
     add_flags(parser, ServerOptions)
-    parser.add_argument(
-        "engine_arguments",
-        nargs="*",
-        metavar="-- ENGINE ARGS",
-        help="options of the engine: --slots N --max-model-len N --threads N --prefill-chunk N",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from converters.explain import format_indices
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.cli import COMMANDS, main
 from sgate_serve.inspect import CERTIFICATE_FILE
@@ -83,7 +84,7 @@ def test_plan_explains_and_prints_one_json_object(
     gates = ("--gates", tmp_path / "gates" / "gates.safetensors")
     status, out, _ = run(capsys, "plan", base.folder, *gates, "--explain")
     assert status == 0
-    assert "MLP units: down column is zero (rule 1 MLP unit never read)" in out
+    assert "× MLP unit: down column is zero (rule 1 MLP unit never read)" in out
     path = tmp_path / "plan.json"
     status, out, err = run(capsys, "plan", base.folder, *gates, "--json", "--out", path)
     assert (status, err) == (0, "")
@@ -126,7 +127,9 @@ def test_verify_exits_1_and_names_the_layer_of_a_tampered_weight(
         (["inspect", "BASE", "--plot", "w.bmp"], "w.bmp: give a file name that ends in .png"),
         (["convert", "BASE", "--out", "BASE"], "is not empty; give a new folder"),
         (["serve", "BASE", "--engine", "vllm"], "engine vllm is not in this release yet"),
-        (["serve", "BASE", "--", "--frob", "1"], "--frob"),
+        (["serve", "BASE", "--port", "0", "--", "--frob", "1"], "--frob"),
+        (["serve", "BASE", "--", "--slots", "0"], "slots must be at least 1, found 0"),
+        (["inspect", "BASE", "--", "--slots", "4"], "nothing is expected behind `--`"),
         (["bench", "compare", "BASE", "BASE", "--rounds", "0"], "--rounds 0: must be at least 1"),
         (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "row-col"], "row-col"),
     ],
@@ -138,3 +141,8 @@ def test_bad_input_is_one_line_and_exit_status_2(
     assert (status, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_long_lists_of_indices_are_cut() -> None:
+    assert format_indices((0, 1, 2, 7)) == "0-2, 7"
+    assert format_indices(tuple(range(0, 40, 2))).endswith("20, 22, and 8 more")
