@@ -6,7 +6,7 @@ catches a changed weight wherever it hides, the second a plan that is wrong.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,11 +58,10 @@ def verify(options: VerifyOptions) -> Verification:
     Raises SgateError for bad input; a difference is a result, not an error.
     """
     out = Checkpoint.open(options.out)
-    embedding = out.tensors[f"{out.spec.family.embedding}.weight"]
-    masked = open_masked(options.checkpoint, options.gates)
-    masked = MaskedCheckpoint.open(masked.base, masked.gates, embedding.dtype)
+    masked = rounded_like(open_masked(options.checkpoint, options.gates), out)
     check_same_model(masked.spec, out)
-    tensor = first_different_tensor(masked, out)
+    plan = _plan_of(out, masked)
+    tensor = None if plan is None else first_different_tensor(masked, plan, out)
     engine = open_engine(options.engine, out)
     reference = TorchModel.masked_dense(masked)
     prompts = random_prompts(options, out.spec)
@@ -82,10 +81,17 @@ def verify(options: VerifyOptions) -> Verification:
         num_tokens=compared.num_tokens,
         tokens_equal=compared.tokens_equal,
         ties=compared.ties,
-        tensors_equal=None if _plan_of(out, masked) is None else tensor is None,
+        tensors_equal=None if plan is None else tensor is None,
         seed=options.seed,
         versions=library_versions(),
     )
+
+
+def rounded_like(masked: MaskedCheckpoint, out: Checkpoint) -> MaskedCheckpoint:
+    """Return the masked model with weights rounded as `out` has them: its own, or one precision."""
+    name = f"{out.spec.family.embedding}.weight"
+    converted = out.tensors[name].dtype
+    return masked if converted == masked.dtype(name) else replace(masked, precision=converted)
 
 
 def check_same_model(dense: ModelSpec, out: Checkpoint) -> None:
@@ -107,14 +113,8 @@ def random_prompts(options: VerifyOptions, spec: ModelSpec) -> list[Tokens]:
     return [generator.integers(0, spec.vocab_size, length) for _ in range(options.num_prompts)]
 
 
-def first_different_tensor(masked: MaskedCheckpoint, out: Checkpoint) -> str | None:
-    """Return the first stored tensor that is not what the folder's own plan makes of the base.
-
-    None where all are equal, or where the folder holds no plan for this base and dtype.
-    """
-    plan = _plan_of(out, masked)
-    if plan is None:
-        return None
+def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> str | None:
+    """Return the first stored tensor that is not what the plan makes of the base, or None."""
     arrays = rewritten_tensors(masked, plan)
     for header, array in zip(tensor_headers(masked, plan), arrays, strict=True):
         stored = out.read(header.name)
@@ -167,6 +167,7 @@ def first_different_layer(reference: TorchModel, engine: VerifiedEngine, prompt:
 
 
 def _plan_of(out: Checkpoint, masked: MaskedCheckpoint) -> Plan | None:
+    """Return the folder's plan, or None where it has none for this base."""
     path: Path = out.folder / PLAN_FILE
     plan = Plan.read(path) if path.exists() else None
     if plan is None or plan.base_fingerprint != masked.base.fingerprint:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint import Checkpoint
@@ -111,6 +112,18 @@ def test_bf16_conversion_is_compared_with_weights_rounded_alike(folders: dict[st
     convert(ConvertOptions(str(folders["base"]), out, folders["gates"], precision="bf16"))
     result = verify(options(folders | {"bf16": out}, "torch", "bf16"))
     assert result.passed and result.tensors_equal is True
+
+
+def test_tensors_of_several_dtypes_keep_theirs(tmp_path: Path) -> None:
+    model = dense_llama().to(torch.bfloat16)
+    model.model.norm.float()
+    base = save(model, tmp_path / "base")
+    gates = write_gates(base, tmp_path / "gates", **random_gates(base, seed=4, closed=0.4))
+    convert(ConvertOptions(str(base.folder), tmp_path / "out", gates))
+    tensors = Checkpoint.open(tmp_path / "out").tensors
+    assert tensors["model.norm.weight"].dtype == "F32"
+    assert tensors["model.embed_tokens.weight"].dtype == "BF16"
+    assert verify(VerifyOptions(str(base.folder), str(tmp_path / "out"), gates, "torch")).passed
 
 
 def test_ties_are_no_failures_and_differences_are() -> None:
