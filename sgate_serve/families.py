@@ -4,7 +4,8 @@ A new family is a new entry of `FAMILIES`; no other module names one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 GATE, UP, DOWN = "gate", "up", "down"
@@ -19,9 +20,17 @@ ZERO_AT_ZERO = frozenset(
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its tensors; names in `linears`, `blocks` and `norms` are per layer."""
+    """Where a family keeps its tensors and what sets it apart.
+
+    Names in `linears`, `blocks`, `norms` and `head_norms` are inside a layer. `biases` says of each
+    role whether its linear has one: always, never, or the config's switch of that name. `classes`
+    are transformers' config, base model and causal LM. Sliding windows are on in no layer, in all
+    that the config's `sliding_window` is set for, or where `use_sliding_window` puts them.
+    """
 
     name: str
+    classes: tuple[str, str, str]
+    biases: Mapping[str, bool | str]
     layer: str
     linears: Mapping[str, str]
     blocks: Mapping[str, str]
@@ -29,6 +38,9 @@ class Family:
     embedding: str
     final_norm: str
     head: str
+    head_norms: tuple[str, ...] = ()
+    default_head_dim: int | None = None
+    windows: Literal["never", "always", "switched"] = "never"
     ignored_suffixes: tuple[str, ...] = ()
 
     def layer_name(self, layer: int) -> str:
@@ -42,8 +54,16 @@ class Family:
         return f"{self.layer_name(layer)}.{self.norms[block]}"
 
 
+ATTENTION_ROLES = (QUERY, KEY, VALUE, OUTPUT)
+MLP_ROLES = (GATE, UP, DOWN)
+
 LLAMA = Family(
     name="llama",
+    classes=("LlamaConfig", "LlamaModel", "LlamaForCausalLM"),
+    biases={
+        **dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+        **dict.fromkeys(MLP_ROLES, "mlp_bias"),
+    },
     layer="model.layers.{}",
     linears={
         QUERY: "self_attn.q_proj",
@@ -62,7 +82,30 @@ LLAMA = Family(
     ignored_suffixes=("rotary_emb.inv_freq",),
 )
 
-FAMILIES: Mapping[str, Family] = {LLAMA.name: LLAMA}
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    classes=("MistralConfig", "MistralModel", "MistralForCausalLM"),
+    biases={},
+    windows="always",
+)
 
-ATTENTION_ROLES = (QUERY, KEY, VALUE, OUTPUT)
-MLP_ROLES = (GATE, UP, DOWN)
+QWEN2 = replace(
+    LLAMA,
+    name="qwen2",
+    classes=("Qwen2Config", "Qwen2Model", "Qwen2ForCausalLM"),
+    biases=dict.fromkeys((QUERY, KEY, VALUE), True),
+    windows="switched",
+)
+
+QWEN3 = replace(
+    LLAMA,
+    name="qwen3",
+    classes=("Qwen3Config", "Qwen3Model", "Qwen3ForCausalLM"),
+    biases=dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+    default_head_dim=128,
+    windows="switched",
+)
+
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}

@@ -11,7 +11,6 @@ from typing import Any
 from sgate_serve.errors import CheckpointError
 from sgate_serve.families import (
     ATTENTION,
-    ATTENTION_ROLES,
     DOWN,
     FAMILIES,
     GATE,
@@ -66,8 +65,8 @@ class ModelSpec:
     norm_eps: float
     activation: str
     tied_head: bool
-    attention_bias: bool
-    mlp_bias: bool
+    biased_roles: frozenset[str]
+    windows: tuple[int | None, ...]
     rope: Mapping[str, Any]
     extra_biases: frozenset[str] = frozenset()
 
@@ -84,7 +83,7 @@ class ModelSpec:
         dense = LayerShape(
             num_heads=heads,
             num_kv_heads=get.integer("num_key_value_heads", heads),
-            head_dim=get.integer("head_dim", hidden // heads),
+            head_dim=get.integer("head_dim", family.default_head_dim or hidden // max(heads, 1)),
             mlp_units=get.integer("intermediate_size"),
         )
         spec = cls(
@@ -96,8 +95,8 @@ class ModelSpec:
             norm_eps=float(get("rms_norm_eps", 1e-6)),
             activation=str(get("hidden_act", "silu")),
             tied_head=bool(get("tie_word_embeddings", False)),
-            attention_bias=bool(get("attention_bias", False)),
-            mlp_bias=bool(get("mlp_bias", False)),
+            biased_roles=frozenset(_biased_roles(family, config)),
+            windows=tuple(_windows(family, num_layers, config, source)),
             rope=rope_parameters(config),
             extra_biases=frozenset(_sgate_block(config).get("extra_biases", ())),
         )
@@ -125,8 +124,7 @@ class ModelSpec:
 
     def has_bias(self, layer: int, role: str) -> bool:
         """Say whether the linear of `role` carries a bias, its own or one that pruning added."""
-        inherited = self.attention_bias if role in ATTENTION_ROLES else self.mlp_bias
-        return inherited or self.family.linear(layer, role) in self.extra_biases
+        return role in self.biased_roles or self.family.linear(layer, role) in self.extra_biases
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name → shape of every tensor that a folder of this spec must hold."""
@@ -137,6 +135,8 @@ class ModelSpec:
         for index, layer in enumerate(self.layers):
             if layer.num_heads:
                 shapes[f"{family.norm(index, ATTENTION)}.weight"] = (hidden,)
+                for norm in family.head_norms:
+                    shapes[f"{family.layer_name(index)}.{norm}.weight"] = (layer.head_dim,)
             if layer.mlp_units:
                 shapes[f"{family.norm(index, MLP)}.weight"] = (hidden,)
             for role, shape in layer.linear_shapes(hidden).items():
@@ -200,6 +200,35 @@ def is_stock_shape(spec: ModelSpec) -> bool:
         and first.mlp_units > 0
         and spec.hidden_size % first.num_heads == 0
     )
+
+
+def _biased_roles(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
+    for role, switch in family.biases.items():
+        if config.get(switch) if isinstance(switch, str) else switch:
+            yield role
+
+
+def _windows(
+    family: Family, num_layers: int, config: Mapping[str, Any], source: str
+) -> Iterator[int | None]:
+    """Yield each layer's sliding window in tokens, None for full attention.
+
+    As transformers' config classes derive it: 4096 where the config is silent.
+    """
+    is_on = family.windows == "always" or (
+        family.windows == "switched" and bool(config.get("use_sliding_window"))
+    )
+    if not is_on or config.get("sliding_window", 4096) is None:
+        yield from [None] * num_layers
+        return
+    window = _Fields({"sliding_window": 4096, **config}, source).integer("sliding_window")
+    first = _Fields(config, source).integer("max_window_layers", 28)
+    kinds = config.get("layer_types") if family.windows == "switched" else None
+    for index in range(num_layers):
+        if kinds is not None:
+            yield window if kinds[index] == "sliding_attention" else None
+        else:
+            yield window if family.windows == "always" or index >= first else None
 
 
 def _sgate_block(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,17 +19,26 @@ from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import inverse_frequencies, rotary_angles
 from sgate_serve import onnx_format as names
 from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.errors import EngineError
 from sgate_serve.families import ATTENTION, MLP
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
 MAX_CAPACITY = 32768
+# What GroupQueryAttention takes for "attend to everything before".
+UNLIMITED_WINDOW = -1
 
 
 def build_decoder(checkpoint: Checkpoint) -> ir.Model:
     """Return the graph of a checkpoint; weights are read when it is saved.
 
-    Raises EngineError for a rope type or an activation that the graph has no operator for.
+    Raises EngineError for a rope type, an activation or norms that the graph has no operator for.
     """
+    family = checkpoint.spec.family
+    if family.head_norms:
+        raise EngineError(
+            f"{checkpoint.folder}: the ONNX graph has no norms of query and key yet, which family "
+            f"{family.name} needs; use --engine torch"
+        )
     check_activation(checkpoint.spec.activation)
     return _Decoder(checkpoint).build()
 
@@ -88,6 +97,7 @@ class _Decoder:
                 "kv_num_heads": shape.num_kv_heads,
                 "do_rotary": 1,
                 "scale": shape.head_dim**-0.5,
+                "local_window_size": self.spec.windows[index] or UNLIMITED_WINDOW,
             },
             outputs=[f"layer.{index}.attended", "key", "value"],
             domain=MICROSOFT,

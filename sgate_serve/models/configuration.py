@@ -6,8 +6,10 @@ Top-level sizes are the maximum over the layers; stock modelling code may read t
 
 from typing import Any
 
-from transformers import LlamaConfig, PreTrainedConfig
+import transformers
+from transformers import PreTrainedConfig
 
+from sgate_serve.families import FAMILIES, Family
 from sgate_serve.spec import SGATE_MODEL_TYPE, family_of
 
 
@@ -25,14 +27,25 @@ class UnevenConfigMixin:
         """Accept head counts that do not divide the hidden size; head_dim is explicit."""
 
 
-class SGateLlamaConfig(UnevenConfigMixin, LlamaConfig):
-    """A Llama whose layers have their own widths."""
+def uneven_config(family: Family) -> type[PreTrainedConfig]:
+    """Make the family's config class for uneven layers, with the `sgate` block as a field."""
+    stock = getattr(transformers, family.classes[0])
+    fields = {
+        "model_type": SGATE_MODEL_TYPE,
+        "sgate": None,
+        "__annotations__": {"sgate": dict | None},
+        "__module__": __name__,
+        "__doc__": f"A {stock.__name__} whose layers have their own widths.",
+    }
+    made: type[PreTrainedConfig] = type(
+        f"SGate{stock.__name__}", (UnevenConfigMixin, stock), fields
+    )
+    return made
 
-    model_type = SGATE_MODEL_TYPE
-    sgate: dict | None = None  # type: ignore[type-arg]  # validated at run time by transformers
 
-
-CONFIGS: dict[str, type[PreTrainedConfig]] = {"llama": SGateLlamaConfig}
+CONFIGS = {name: uneven_config(family) for name, family in FAMILIES.items()}
+# By their names too: a class must be found where it says it lives, to be pickled.
+globals().update({made.__name__: made for made in CONFIGS.values()})
 
 
 class SGateConfig(PreTrainedConfig):

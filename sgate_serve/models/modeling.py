@@ -7,11 +7,12 @@ stock forward is rewritten: linears are replaced by smaller ones, skipped blocks
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import LlamaForCausalLM, LlamaModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from sgate_serve.families import ATTENTION, MLP, Family
-from sgate_serve.models.configuration import SGateLlamaConfig
+from sgate_serve.families import ATTENTION, FAMILIES, MLP, Family
+from sgate_serve.models.configuration import CONFIGS
 from sgate_serve.spec import ModelSpec
 
 
@@ -29,43 +30,60 @@ class SkippedMLP(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
-class SGateLlamaModel(LlamaModel):
-    """The decoder stack of a pruned Llama, without a head."""
+def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:
+    """Make the subclass of a stock model that shrinks itself once it is built."""
 
-    config_class = SGateLlamaConfig
-
-    def __init__(self, config: SGateLlamaConfig) -> None:
-        super().__init__(config)
+    def build(self: PreTrainedModel, config: Any) -> None:
+        stock.__init__(self, config)
         shrink(self)
 
+    fields = {
+        "config_class": config,
+        "__init__": build,
+        "__module__": __name__,
+        "__doc__": f"A {stock.__name__} whose layers have their own widths.",
+    }
+    made: type[PreTrainedModel] = type(f"SGate{stock.__name__}", (stock,), fields)
+    return made
 
-class SGateLlamaForCausalLM(LlamaForCausalLM):
-    """A pruned Llama with its language-model head."""
 
-    config_class = SGateLlamaConfig
-
-    def __init__(self, config: SGateLlamaConfig) -> None:
-        super().__init__(config)
-        shrink(self)
+def _uneven_models(position: int) -> dict[str, type[PreTrainedModel]]:
+    return {
+        name: uneven_model(getattr(transformers, family.classes[position]), CONFIGS[name])
+        for name, family in FAMILIES.items()
+    }
 
 
 def shrink(model: PreTrainedModel) -> None:
     """Narrow the layers of a model built at its config's top-level widths, in place."""
     spec = ModelSpec.from_config(model.config.to_dict(), "config.json")
     root = model.base_model
-    num_caches = 0
+    caches = _cache_indices(spec)
     for index, shape in enumerate(spec.layers):
         _replace_linears(root, spec, index)
-        layer = root.get_submodule(_inside(root, spec.family.layer_name(index)))
+        attention = root.get_submodule(
+            _inside(root, f"{spec.family.layer_name(index)}.{spec.family.blocks[ATTENTION]}")
+        )
         if shape.num_heads:
-            layer.self_attn.num_key_value_groups = shape.queries_per_kv
-            # A cache reports the length of its first layer: number only layers that fill one.
-            layer.self_attn.layer_idx = num_caches
-            num_caches += 1
+            attention.num_key_value_groups = shape.queries_per_kv
+            attention.layer_idx = caches[index]
         else:
             _skip(root, spec.family, index, ATTENTION, SkippedAttention())
         if not shape.mlp_units:
             _skip(root, spec.family, index, MLP, SkippedMLP())
+
+
+def _cache_indices(spec: ModelSpec) -> dict[int, int]:
+    """Return, for each layer with attention, the layer whose place in the KV cache it takes.
+
+    transformers reads the length of the past off the first layer of each kind (full or sliding), so
+    that place must be filled: the first layer of the kind that still has attention takes it.
+    """
+    first: dict[int | None, int] = {}
+    for index, window in enumerate(spec.windows):
+        first.setdefault(window, index)
+    attending = [index for index, shape in enumerate(spec.layers) if shape.num_heads]
+    return {index: first.pop(spec.windows[index], index) for index in attending}
 
 
 def _replace_linears(root: nn.Module, spec: ModelSpec, index: int) -> None:
@@ -84,3 +102,9 @@ def _skip(root: nn.Module, family: Family, index: int, block: str, stand_in: nn.
 def _inside(root: nn.Module, name: str) -> str:
     """Return a module's name below the base model: `model.layers.0` → `layers.0`."""
     return name.removeprefix(f"{root.base_model_prefix}.")
+
+
+BASE_MODELS = _uneven_models(1)
+CAUSAL_LMS = _uneven_models(2)
+# By their names too: a class must be found where it says it lives, to be pickled.
+globals().update({made.__name__: made for made in (*BASE_MODELS.values(), *CAUSAL_LMS.values())})

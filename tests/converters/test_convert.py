@@ -28,7 +28,8 @@ TOLERANCE = 2e-5
 
 def write_gates(base: Checkpoint, folder: Path, **values: Any) -> Path:
     arrays = {key.replace("__", "."): np.asarray(v, np.float32) for key, v in values.items()}
-    Gates("test", "llama", "coupled", base.fingerprint, arrays).write(folder)
+    family = base.spec.family.name
+    Gates("test", family, "coupled", base.fingerprint, arrays).write(folder)
     return folder
 
 

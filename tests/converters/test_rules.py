@@ -169,7 +169,7 @@ def test_alignment_leaves_a_removed_block_removed() -> None:
 
 
 def test_block_that_writes_only_its_bias_keeps_one_unit_and_one_group() -> None:
-    spec = replace(SPEC, attention_bias=True, mlp_bias=True)
+    spec = replace(SPEC, biased_roles=frozenset({OUTPUT, DOWN}))
     given = no_zeros(bias=True) | {
         DOWN: zeros(DOWN, columns=(0, 1, 2), bias=()),
         OUTPUT: zeros(OUTPUT, columns=tuple(range(8)), bias=()),

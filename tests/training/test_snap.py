@@ -22,8 +22,8 @@ def spec_of(heads: int, kv_heads: int, *, layers: int = 3, mlp_units: int = 96) 
         norm_eps=1e-6,
         activation="silu",
         tied_head=True,
-        attention_bias=False,
-        mlp_bias=False,
+        biased_roles=frozenset(),
+        windows=(None,) * layers,
         rope={},
     )
 
