@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
 from converters.model_card import model_card
 from converters.rules import compile_plan
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.errors import PlanError
+from sgate_serve.errors import GatesError, PlanError
 from sgate_serve.folder import FolderWriter, new_folder
-from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 
 PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -28,17 +28,27 @@ class ConvertOptions:
     to: tuple[str, ...] = ("hf",)
     precision: str | None = None
     align: int = 1
+    gates_kind: str | None = None
 
 
 def open_masked(
-    checkpoint: str | Path, gates: Path | None, precision: str | None = None
+    checkpoint: str | Path,
+    gates: Path | None,
+    precision: str | None = None,
+    gates_kind: str | None = None,
 ) -> MaskedCheckpoint:
-    """Open a base with its gates; raise SgateError if either is malformed or they do not match."""
+    """Open a base with its gates, of any kind that `converters.importers` reads.
+
+    Raises SgateError if either is malformed or they do not match.
+    """
     if precision is not None and precision not in PRECISIONS:
         raise PlanError(f"--precision {precision}: this release writes {', '.join(PRECISIONS)}")
     dtype = None if precision is None else PRECISIONS[precision]
-    read = None if gates is None else Gates.read(gates)
-    return MaskedCheckpoint.open(Checkpoint.open(checkpoint), read, dtype)
+    if gates is None and gates_kind is not None:
+        raise GatesError(f"--gates-kind {gates_kind} without --gates; name the gates as well")
+    base = Checkpoint.open(checkpoint)
+    read = None if gates is None else read_gates(gates, base, gates_kind)
+    return MaskedCheckpoint.open(base, read, dtype)
 
 
 def make_plan(masked: MaskedCheckpoint, align: int = 1) -> Plan:
@@ -54,7 +64,7 @@ def convert(options: ConvertOptions) -> Plan:
     unknown = sorted(set(options.to) - set(WRITERS))
     if unknown or not options.to:
         raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
-    masked = open_masked(options.checkpoint, options.gates, options.precision)
+    masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.align)
         write_hf(writer, masked, plan)

@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name is None:
         _top_parser().parse_args(words or ["--help"])
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("sgate_serve").setLevel(logging.INFO)
+    for package in ("sgate_serve", "converters"):
+        logging.getLogger(package).setLevel(logging.INFO)
     command = importlib.import_module(f"sgate_serve.commands.{name}")
     parser = Parser(prog=f"sgate {name}", description=COMMANDS[str(name)])
     command.add_arguments(parser)

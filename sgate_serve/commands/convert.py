@@ -10,7 +10,10 @@ from sgate_serve.inspect import Inspection
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="model folder or hub id")
-    parser.add_argument("--gates", type=Path, help="gates folder, or its gates.safetensors")
+    parser.add_argument("--gates", type=Path, help="gates folder of any kind, or its file")
+    parser.add_argument(
+        "--gates-kind", help="what --gates is: sgate, finegates or peft (default: detected)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
     parser.add_argument(
         "--to",

@@ -10,7 +10,10 @@ from sgate_serve.commands.output import print_json, print_lines
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="model folder or hub id")
-    parser.add_argument("--gates", type=Path, help="gates folder, or its gates.safetensors")
+    parser.add_argument("--gates", type=Path, help="gates folder of any kind, or its file")
+    parser.add_argument(
+        "--gates-kind", help="what --gates is: sgate, finegates or peft (default: detected)"
+    )
     parser.add_argument("--align", type=int, default=1, help="make MLP widths multiples of N")
     parser.add_argument("--out", type=Path, help="write the plan to this file")
     parser.add_argument("--explain", action="store_true", help="name rule and cause of removals")
@@ -18,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    masked = open_masked(args.checkpoint, args.gates)
+    masked = open_masked(args.checkpoint, args.gates, gates_kind=args.gates_kind)
     plan = make_plan(masked, args.align)
     if args.out is not None:
         plan.write(args.out)

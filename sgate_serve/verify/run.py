@@ -58,7 +58,8 @@ def verify(options: VerifyOptions) -> Verification:
     Raises SgateError for bad input; a difference is a result, not an error.
     """
     out = Checkpoint.open(options.out)
-    masked = rounded_like(open_masked(options.checkpoint, options.gates), out)
+    masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
+    masked = rounded_like(masked, out)
     check_same_model(masked.spec, out)
     plan = _plan_of(out, masked)
     tensor = None if plan is None else first_different_tensor(masked, plan, out)

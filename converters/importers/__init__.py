@@ -1,0 +1,87 @@
+"""What `--gates` may name: our gates folder and the masks of other tools, behind one call.
+
+Each kind is one row of `KINDS`, and becomes the same `Gates` value; nothing behind this package
+knows where gates came from. Safetensors only.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters.importers import finegates, peft, sgate
+from converters.importers.source import GatesSource
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.errors import GatesError
+from sgate_serve.gates import Gates
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GatesKind:
+    """One layout: the files of a folder that may hold it, and the tensor names that give it away.
+
+    `files` are tried in order, `marks` are endings of tensor names.
+    """
+
+    title: str
+    files: tuple[str, ...]
+    marks: tuple[str, ...]
+    read: Callable[[GatesSource, Checkpoint], Gates]
+
+    def is_in(self, source: GatesSource) -> bool:
+        return any(name.endswith(self.marks) for name in source.tensors)
+
+
+KINDS: Mapping[str, GatesKind] = {
+    "sgate": GatesKind(sgate.TITLE, sgate.FILES, sgate.MARKS, sgate.read),
+    "finegates": GatesKind(finegates.TITLE, finegates.FILES, finegates.MARKS, finegates.read),
+    "peft": GatesKind(peft.TITLE, peft.FILES, peft.MARKS, peft.read),
+}
+
+
+def read_gates(location: Path, base: Checkpoint, kind: str | None = None) -> Gates:
+    """Read the gates of `base` at `location`, a folder or its safetensors file, and say their kind.
+
+    The kind is found from the tensor names unless `kind` forces one. Raises GatesError for a kind
+    that is unknown or not there, and for gates that are malformed or of another base.
+    """
+    found = detect(location) if kind is None else _forced(kind)
+    source = GatesSource.open(location, found.files)
+    if not found.is_in(source):
+        raise GatesError(
+            f"{source.location}: no tensor ends in {' or '.join(found.marks)}, as in a "
+            f"{found.title}; leave --gates-kind out to have the kind detected"
+        )
+    gates = found.read(source, base)
+    gates.check(base)
+    logger.info("gates: %s, %d linears", found.title, len(gates.masks(base.spec)))
+    return gates
+
+
+def detect(location: Path) -> GatesKind:
+    """Return the one kind whose tensor names are found; raise GatesError for none or several."""
+    sources = {name: GatesSource.find(location, kind.files) for name, kind in KINDS.items()}
+    held = [name for name, source in sources.items() if source and KINDS[name].is_in(source)]
+    if len(held) > 1:
+        raise GatesError(
+            f"{location} holds gates of several kinds; choose with --gates-kind {'|'.join(held)}"
+        )
+    if not held:
+        raise GatesError(f"{location} holds no gates; this release reads {_layouts()}")
+    return KINDS[held[0]]
+
+
+def _forced(kind: str) -> GatesKind:
+    if kind not in KINDS:
+        raise GatesError(f"--gates-kind {kind}: this release reads {', '.join(KINDS)}")
+    return KINDS[kind]
+
+
+def _layouts() -> str:
+    layouts = (
+        f"{kind.title} ({kind.files[0]}, names ending in {kind.marks[0]})"
+        for kind in KINDS.values()
+    )
+    return ", ".join(layouts)

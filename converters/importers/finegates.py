@@ -1,0 +1,34 @@
+"""Checkpoints of the FineGates authors' code: `save_pretrained` of a model with gated linears.
+
+For each gated linear X they hold `X.gates_rows._gates_logits` [1, out],
+`X.gates_columns._gates_logits` [1, in] and `X.bias`, also where the base has none, but no weight.
+Paper: arXiv 2412.12951.
+"""
+
+from converters.importers.logits import ForeignGates, to_gates
+from converters.importers.source import GatesSource
+from sgate_serve.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from sgate_serve.gates import Gates
+
+TITLE = "FineGates checkpoint"
+FILES = (SINGLE_FILE, INDEX_FILE)
+# Their names of the gates, and ours.
+SIDES = {".gates_rows._gates_logits": ".rows", ".gates_columns._gates_logits": ".columns"}
+MARKS = tuple(SIDES)
+# Buffers of training that the function does not depend on.
+IGNORED = (".noise", ".target_keep")
+
+
+def read(source: GatesSource, base: Checkpoint) -> Gates:
+    """Return their gates; whatever else the files hold replaces the base's tensor of that name.
+
+    Raises GatesError for gates that do not fit `base`, and for a gated head.
+    """
+    found = ForeignGates(TITLE, source.location)
+    for name, info in source.tensors.items():
+        mark = next(filter(name.endswith, MARKS), None)
+        if mark is not None:
+            found.logits[name.removesuffix(mark) + SIDES[mark]] = info
+        elif not name.endswith(IGNORED):
+            found.add_delta(name, info)
+    return to_gates(found, base)

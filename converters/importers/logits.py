@@ -1,0 +1,95 @@
+"""From the gate logits of other tools to our gates: checked against the base, then read out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
+from sgate_serve.errors import GatesError
+from sgate_serve.gates import Gates
+from sgate_serve.gates.keys import GateSite, linear_sites
+
+Values = NDArray[np.float32]
+
+
+@dataclass
+class ForeignGates:
+    """What another tool's files hold, in our names, collected tensor by tensor.
+
+    `logits` by gate key (`<module>.rows`, `<module>.columns`), `deltas` by tensor name of the base.
+    """
+
+    method: str
+    location: Path
+    logits: dict[str, TensorInfo] = field(default_factory=dict)
+    deltas: dict[str, TensorInfo] = field(default_factory=dict)
+
+    def add_delta(self, name: str, info: TensorInfo) -> None:
+        """Take a replacement value; raise GatesError if there is one already."""
+        if name in self.deltas:
+            raise GatesError(
+                f"{info.file}: {info.name} and {self.deltas[name].name} both replace {name}; "
+                "remove one"
+            )
+        self.deltas[name] = info
+
+
+def to_gates(found: ForeignGates, base: Checkpoint) -> Gates:
+    """Return row-col gates bound to `base`: such files carry no fingerprint, their shapes must fit.
+
+    A bias stays as it was trained: the row gates multiply it when they are folded. Raises
+    GatesError for a linear that the base lacks, a gated head, wrong lengths and bad numbers.
+    """
+    sites = {site.key: site for site in linear_sites(base.spec)}
+    values = {
+        key: read_out(info, _site(key, info, sites, base)) for key, info in found.logits.items()
+    }
+    return Gates(
+        method=found.method,
+        family=base.spec.family.name,
+        granularity="row-col",
+        base_fingerprint=base.fingerprint,
+        values=values,
+        deltas=found.deltas,
+        source=str(found.location),
+    )
+
+
+def read_out(info: TensorInfo, site: GateSite) -> Values:
+    """Return clamp(tanh(logits) + 0.5, 0, 1) in fp32: exactly 0 iff tanh(logit) ≤ −0.5.
+
+    `info` holds [n] or [1, n] logits; raise GatesError unless n finite floats are there.
+    """
+    expected = (site.num_gates,)
+    if info.shape not in (expected, (1, *expected)) or info.dtype not in FLOAT_DTYPES:
+        raise GatesError(
+            f"{info.file}: {info.name} is {info.dtype} of shape {list(info.shape)}, but "
+            f"{site.module} has {site.num_gates} {site.side}; give the base that it was trained on"
+        )
+    logits = info.read().reshape(-1).astype(np.float32)
+    if not np.isfinite(logits).all():
+        raise GatesError(
+            f"{info.file}: {info.name} holds NaN or infinite logits; save or train them again"
+        )
+    opened: Values = np.clip(np.tanh(logits) + np.float32(0.5), 0, 1)
+    return opened
+
+
+def _site(key: str, info: TensorInfo, sites: Mapping[str, GateSite], base: Checkpoint) -> GateSite:
+    if key in sites:
+        return sites[key]
+    family, module = base.spec.family, key.rpartition(".")[0]
+    if module == family.head:
+        raise GatesError(
+            f"{info.file}: {info.name} gates the head, which unties it from the embeddings and "
+            f"gives it a bias; this release cannot write a head with a bias: leave {family.head} "
+            "out of the gated linears and train again"
+        )
+    raise GatesError(
+        f"{info.file}: {info.name} gates {module}, which is no block linear of {base.folder}; "
+        f"expected one like {next(iter(sites), 'none, for it has no blocks').rpartition('.')[0]}; "
+        "give the base that it was trained on"
+    )

@@ -1,0 +1,60 @@
+"""FINEGATES adapters as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`.
+
+Keys are `base_model.model.<module>.finegates_rows` [out] and `.finegates_columns` [in], logits
+(https://github.com/huggingface/peft/pull/3517). Biases trained beside them, which belong to the
+wrapped linear, and `modules_to_save` are whole tensors.
+"""
+
+from converters.importers.logits import ForeignGates, to_gates
+from converters.importers.source import GatesSource
+from sgate_serve.checkpoint import Checkpoint, read_json
+from sgate_serve.errors import CheckpointError, GatesError
+from sgate_serve.gates import Gates
+
+TITLE = "PEFT FINEGATES adapter"
+CONFIG_FILE = "adapter_config.json"
+FILES = ("adapter_model.safetensors",)
+# Their names of the gates, and ours.
+SIDES = {".finegates_rows": ".rows", ".finegates_columns": ".columns"}
+MARKS = tuple(SIDES)
+PREFIX = "base_model.model."
+PEFT_TYPE = "FINEGATES"
+
+
+def read(source: GatesSource, base: Checkpoint) -> Gates:
+    """Return the adapter's gates; its other tensors replace the base's of the same name.
+
+    Raises GatesError for an adapter of another type, and for gates that do not fit `base`.
+    """
+    check_config(source)
+    found = ForeignGates(TITLE, source.location)
+    for name, info in source.tensors.items():
+        if not name.startswith(PREFIX):
+            raise GatesError(
+                f"{info.file}: {name} does not start with {PREFIX}; save the adapter with PEFT's "
+                "save_pretrained"
+            )
+        own = name.removeprefix(PREFIX)
+        mark = next(filter(own.endswith, MARKS), None)
+        if mark is not None:
+            found.logits[own.removesuffix(mark) + SIDES[mark]] = info
+        else:
+            module, _, last = own.rpartition(".")
+            found.add_delta(f"{module.removesuffix('.base_layer')}.{last}", info)
+    return to_gates(found, base)
+
+
+def check_config(source: GatesSource) -> None:
+    """Raise GatesError unless the adapter's config says that it is a FINEGATES one."""
+    file = source.folder / CONFIG_FILE
+    if not file.exists():
+        raise GatesError(f"{file} is missing; copy it from where the adapter was saved")
+    try:
+        found = read_json(file).get("peft_type")
+    except CheckpointError as error:
+        raise GatesError(str(error)) from error
+    if found != PEFT_TYPE:
+        raise GatesError(
+            f"{file}: peft_type {found!r}, expected {PEFT_TYPE!r}; only adapters of gates can "
+            "become a smaller model"
+        )

@@ -1,0 +1,14 @@
+"""Our own gates folder, as `sgate train` writes it; `sgate_serve.gates` owns the format."""
+
+from converters.importers.source import GatesSource
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.gates import GATES_FILE, Gates
+
+TITLE = "sgate gates folder"
+FILES = (GATES_FILE,)
+MARKS = (".mlp_units", ".heads", ".kv_groups", ".rows", ".columns")
+
+
+def read(source: GatesSource, base: Checkpoint) -> Gates:
+    """Read coupled or row-col gates; the caller checks that they are of `base`."""
+    return Gates.read(source.location)
