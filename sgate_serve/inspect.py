@@ -1,15 +1,24 @@
 """What a model folder holds: widths per layer, bytes, predicted speedup, certificate."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgate_serve.bench.ideal import decode_weights, ideal_speedup
 from sgate_serve.checkpoint import Checkpoint, read_json
+from sgate_serve.errors import CheckpointError, PlanError
+from sgate_serve.fields import FLAG, NUMBER, TEXT, Kind, check_fields
 from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.spec import ModelSpec
 
 CERTIFICATE_FILE = "verification.json"
+CERTIFICATE_FIELDS: Mapping[str, Kind] = {
+    "passed": FLAG,
+    "engine": TEXT,
+    "engine_version": TEXT,
+    "max_abs_diff": NUMBER,
+}
 PREFILL_TOKENS = 512
 
 
@@ -29,8 +38,8 @@ class Inspection:
         certificate_path = checkpoint.folder / CERTIFICATE_FILE
         return cls(
             folder=checkpoint,
-            plan=Plan.read(plan_path) if plan_path.exists() else None,
-            certificate=read_json(certificate_path) if certificate_path.exists() else None,
+            plan=_read_plan(plan_path, checkpoint.spec) if plan_path.exists() else None,
+            certificate=_read_certificate(certificate_path) if certificate_path.exists() else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -87,11 +96,33 @@ class Inspection:
         yield _certificate_line(self.certificate)
 
 
+def _read_plan(path: Path, spec: ModelSpec) -> Plan:
+    """Read a folder's plan; raise SgateError unless it leads to just the widths of `spec`."""
+    plan = Plan.read(path)
+    if tuple(layer.shape for layer in plan.layers) != spec.layers:
+        raise PlanError(
+            f"{path}: the plan's widths are not those of config.json; convert the base again"
+        )
+    dense = plan.dense_spec(spec)
+    dense.check(str(path))
+    plan.check(dense, str(path))
+    return plan
+
+
+def _read_certificate(path: Path) -> dict[str, Any]:
+    certificate = read_json(path)
+    check_fields(certificate, CERTIFICATE_FIELDS, str(path), CheckpointError)
+    for key in CERTIFICATE_FIELDS:
+        if certificate.get(key) is None:
+            raise CheckpointError(f"{path} lacks {key}; run `sgate verify` again")
+    return certificate
+
+
 def _certificate_line(certificate: dict[str, Any] | None) -> str:
     if certificate is None:
         return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
-    outcome = "verified" if certificate.get("passed") else "verification FAILED"
+    outcome = "verified" if certificate["passed"] else "verification FAILED"
     return (
-        f"{outcome} on {certificate.get('engine')} {certificate.get('engine_version')}: "
-        f"max abs logit difference {certificate.get('max_abs_diff'):.2e}"
+        f"{outcome} on {certificate['engine']} {certificate['engine_version']}: "
+        f"max abs logit difference {certificate['max_abs_diff']:.2e}"
     )

@@ -7,8 +7,9 @@ and columns of each linear, removed fractions) is a property here and stored now
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import PlanError
 from sgate_serve.families import ATTENTION, ATTENTION_ROLES, DOWN, MLP, MLP_ROLES, OUTPUT, QUERY
+from sgate_serve.fields import INDICES, TEXT, TEXTS, WHOLE, Kind
 from sgate_serve.spec import LayerShape, ModelSpec
 
+PLAN_FORMAT = "sgate-plan"
 PLAN_VERSION = 1
 PLAN_FILE = "sgate_plan.json"
 
@@ -139,28 +142,36 @@ class Plan:
 
     def removed(self, dense: ModelSpec) -> float:
         """Fraction of the gateable linear weights that goes, at the alignment in force."""
-        return 1 - self.spec(dense).num_gateable / dense.num_gateable
+        total = dense.num_gateable
+        return 1 - self.spec(dense).num_gateable / total if total else 0.0
 
     def removed_overall(self, dense: ModelSpec) -> float:
         """Fraction of all parameters that goes, embeddings and head counted."""
         return 1 - self.spec(dense).num_parameters / dense.num_parameters
 
-    def check(self, dense: ModelSpec) -> None:
-        """Raise PlanError unless the plan is one that this model can be rewritten by."""
+    def check(self, dense: ModelSpec, source: str = "plan") -> None:
+        """Raise PlanError, naming `source`, unless this model can be rewritten by the plan."""
         if self.version != PLAN_VERSION:
-            raise PlanError(f"plan version {self.version!r}, this release reads {PLAN_VERSION}")
+            raise PlanError(f"{source} version {self.version!r}, this release reads {PLAN_VERSION}")
         if self.family != dense.family.name or len(self.layers) != len(dense.layers):
             raise PlanError(
-                f"plan is for {len(self.layers)} layers of {self.family}, the checkpoint has "
-                f"{len(dense.layers)} of {dense.family.name}"
+                f"{source} is for {len(self.layers)} layers of {self.family:.40}, the checkpoint "
+                f"has {len(dense.layers)} of {dense.family.name}"
             )
         for index, (layer, shape) in enumerate(zip(self.layers, dense.layers, strict=True)):
             if layer.dense != shape:
-                raise PlanError(f"plan, layer {index}: made for {layer.dense}, found {shape}")
-            _check_layer(layer, index)
+                raise PlanError(f"{source}, layer {index}: made for {layer.dense}, found {shape}")
+            _check_layer(layer, index, source)
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": "sgate-plan", **asdict(self)}
+        # Not asdict(): it copies one index at a time, and a 70B model's plan holds millions.
+        layers = [
+            vars(layer)
+            | {"dense": vars(layer.dense)}
+            | {key: [vars(v) for v in getattr(layer, key)] for key in ("removals", "revivals")}
+            for layer in self.layers
+        ]
+        return {"format": PLAN_FORMAT, **vars(self), "layers": layers}
 
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
@@ -172,17 +183,23 @@ class Plan:
     @classmethod
     def from_json(cls, value: Mapping[str, Any], source: str) -> "Plan":
         """Read a stored plan; raise PlanError naming `source` if it is malformed."""
+        found = value.get("format"), value.get("version")
+        if found != (PLAN_FORMAT, PLAN_VERSION):
+            raise PlanError(
+                f"{source} is no plan of this release: format {brief(found[0])} version "
+                f"{brief(found[1])}, expected {PLAN_FORMAT} version {PLAN_VERSION}"
+            )
         try:
             return cls(
-                family=str(value["family"]),
-                base_fingerprint=str(value["base_fingerprint"]),
-                align=int(value["align"]),
+                family=_typed(value, "family", TEXT),
+                base_fingerprint=_typed(value, "base_fingerprint", TEXT),
+                align=_typed(value, "align", WHOLE),
                 layers=tuple(_layer_from_json(layer) for layer in value["layers"]),
-                extra_biases=tuple(str(name) for name in value["extra_biases"]),
-                version=int(value["version"]),
+                extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
+                version=PLAN_VERSION,
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise PlanError(f"{source} is no plan of this release: {error!r}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"{source} is no plan of this release: {error!r:.200}") from error
 
 
 def head_dims(heads: Indices, head_dim: int) -> NDArray[np.int64]:
@@ -191,10 +208,10 @@ def head_dims(heads: Indices, head_dim: int) -> NDArray[np.int64]:
     return (starts + np.arange(head_dim)).reshape(-1)
 
 
-def _check_layer(layer: LayerPlan, index: int) -> None:
+def _check_layer(layer: LayerPlan, index: int, source: str) -> None:
     dense = layer.dense
     sizes = {"mlp_units": dense.mlp_units, "heads": dense.num_heads, "kv_heads": dense.num_kv_heads}
-    where = f"plan, layer {layer.index}"
+    where = f"{source}, layer {layer.index}"
     if layer.index != index:
         raise PlanError(f"{where} stands at position {index}; layers must be in order")
     for axis in AXES:
@@ -208,27 +225,43 @@ def _check_layer(layer: LayerPlan, index: int) -> None:
 
 
 def _layer_from_json(value: Mapping[str, Any]) -> LayerPlan:
+    dense = value["dense"]
     return LayerPlan(
-        index=int(value["index"]),
-        dense=LayerShape(**{key: int(size) for key, size in value["dense"].items()}),
-        **{axis: _indices(value[axis]) for axis in AXES},
+        index=_typed(value, "index", WHOLE),
+        dense=LayerShape(**{str(key): _typed(dense, key, WHOLE) for key in dense}),
+        **{axis: _indices(value, axis) for axis in AXES},
         removals=tuple(
-            Removal(_axis(r["axis"]), _indices(r["indices"]), str(r["rule"]), str(r["cause"]))
-            for r in value["removals"]
+            Removal(
+                _axis(removal["axis"]),
+                _indices(removal, "indices"),
+                rule=_typed(removal, "rule", TEXT),
+                cause=_typed(removal, "cause", TEXT),
+            )
+            for removal in value["removals"]
         ),
         revivals=tuple(
-            Revival(_axis(r["axis"]), _indices(r["indices"]), str(r["reason"]))
-            for r in value["revivals"]
+            Revival(
+                _axis(revival["axis"]),
+                _indices(revival, "indices"),
+                reason=_typed(revival, "reason", TEXT),
+            )
+            for revival in value["revivals"]
         ),
     )
 
 
-def _indices(values: Any) -> Indices:
-    return tuple(int(value) for value in values)
+def _typed(value: Mapping[str, Any], key: str, kind: Kind) -> Any:
+    if not kind.accepts(value[key]):
+        raise ValueError(f"{key} must be {kind.words}, found {brief(value[key])}")
+    return value[key]
+
+
+def _indices(value: Mapping[str, Any], key: str) -> Indices:
+    return tuple(_typed(value, key, INDICES))
 
 
 def _axis(value: Any) -> Axis:
     for axis in AXES:
         if value == axis:
             return axis
-    raise ValueError(f"unknown axis {value!r}")
+    raise ValueError(f"unknown axis {brief(value)}")

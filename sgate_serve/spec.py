@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sgate_serve.config_fields import check_config
 from sgate_serve.errors import CheckpointError
 from sgate_serve.families import (
     ATTENTION,
@@ -76,6 +77,7 @@ class ModelSpec:
 
         Raises CheckpointError for an unsupported family or contradicting values.
         """
+        check_config(config, source)
         family = family_of(config, source)
         get = _Fields(config, source)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
@@ -117,6 +119,19 @@ class ModelSpec:
                 raise CheckpointError(
                     f"{source}: layer {index}: head_dim {layer.head_dim} must be even and positive"
                 )
+        unknown = sorted(self.extra_biases - self._linear_names())
+        if unknown:
+            raise CheckpointError(
+                f"{source}: sgate.extra_biases names {unknown[0]!r:.80}, which is no linear of "
+                "this model; convert the base checkpoint again"
+            )
+
+    def _linear_names(self) -> set[str]:
+        return {
+            self.family.linear(index, role)
+            for index, layer in enumerate(self.layers)
+            for role in layer.linear_shapes(self.hidden_size)
+        }
 
     @property
     def has_uniform_layers(self) -> bool:
@@ -181,8 +196,10 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
 
 def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `rope_type`, `rope_theta` and scaling values from either spelling of the config."""
-    nested = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    nested.setdefault("rope_theta", config.get("rope_theta", 10000.0))
+    stored = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    nested = {key: value for key, value in stored.items() if value is not None}
+    theta = config.get("rope_theta")
+    nested.setdefault("rope_theta", 10000.0 if theta is None else theta)
     nested.setdefault("rope_type", nested.pop("type", "default"))
     return nested
 
@@ -245,7 +262,7 @@ def _layer_shapes(
     if unknown:
         raise CheckpointError(f"{source}: per_layer_config names layers {unknown} of {num_layers}")
     for index in range(num_layers):
-        get = _Fields(overrides.get(index, {}), f"{source}: per_layer_config[{index}]")
+        get = _Fields(overrides.get(index) or {}, f"{source}: per_layer_config[{index}]")
         shape = LayerShape(
             num_heads=get.integer("num_attention_heads", dense.num_heads),
             num_kv_heads=get.integer("num_key_value_heads", dense.num_kv_heads),

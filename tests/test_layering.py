@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 CORE = {
     "sgate_serve.errors",
     "sgate_serve.families",
+    "sgate_serve.fields",
     "sgate_serve.spec",
     "sgate_serve.checkpoint",
     "sgate_serve.folder",
@@ -20,8 +21,12 @@ CORE = {
 ALLOWED = {
     "sgate_serve/errors.py": set(),
     "sgate_serve/families.py": set(),
-    "sgate_serve/spec.py": {"sgate_serve.errors", "sgate_serve.families"},
-    "sgate_serve/checkpoint.py": {"sgate_serve.errors", "sgate_serve.spec"},
+    "sgate_serve/fields.py": {"sgate_serve.errors"},
+    "sgate_serve/config_fields.py": {"sgate_serve.errors", "sgate_serve.families"}
+    | {"sgate_serve.fields"},
+    "sgate_serve/spec.py": {"sgate_serve.errors", "sgate_serve.families"}
+    | {"sgate_serve.config_fields"},
+    "sgate_serve/checkpoint.py": {"sgate_serve.errors", "sgate_serve.fields", "sgate_serve.spec"},
     "sgate_serve/folder.py": {"sgate_serve.errors", "sgate_serve.checkpoint"},
     "sgate_serve/plan.py": CORE,
     "sgate_serve/gates": CORE,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sgate_serve.checkpoint import (
     DTYPE_NAMES,
@@ -207,8 +207,11 @@ def _read_header(file: Path) -> dict[str, TensorInfo]:
 
 
 def _read_metadata(file: Path) -> dict[str, str]:
-    with safe_open(file, framework="np") as tensors:
-        metadata: dict[str, str] = tensors.metadata() or {}
+    try:
+        with safe_open(file, framework="np") as tensors:
+            metadata: dict[str, str] = tensors.metadata() or {}
+    except SafetensorError as error:
+        raise GatesError(f"{file}: malformed safetensors header ({error})") from error
     if metadata.get("format") != GATES_FORMAT or metadata.get("version") != GATES_VERSION:
         raise GatesError(
             f"{file}: format {metadata.get('format')!r} version {metadata.get('version')!r} in its "

@@ -67,7 +67,9 @@ def test_verification_holds_and_cached_generation_equals_uncached(
     torch.testing.assert_close(hidden, expected)
 
 
-@pytest.mark.parametrize(("family", "sizes"), ONNX_CASES, ids=lambda case: getattr(case, "name", None))
+@pytest.mark.parametrize(
+    ("family", "sizes"), ONNX_CASES, ids=lambda case: getattr(case, "name", None)
+)
 def test_onnx_holds_too(family: Family, sizes: dict[str, Any], tmp_path: Path) -> None:
     at = converted(family, sizes, tmp_path, skip=0)
     result = verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx"))

@@ -66,7 +66,10 @@ def test_both_spellings_of_rope(spelling: dict[str, Any]) -> None:
     ("config", "message"),
     [
         (LLAMA | {"model_type": "mamba"}, "'mamba' is not supported; supported families: llama"),
-        (LLAMA | {"hidden_size": "wide"}, "hidden_size must be a whole number, found 'wide'"),
+        (
+            LLAMA | {"hidden_size": "wide"},
+            "hidden_size must be a whole number of at least 1, found 'wide'",
+        ),
         (LLAMA | {"vocab_size": None}, "vocab_size must be a whole number, found None"),
         (LLAMA | {"head_dim": 4, "num_key_value_heads": 3}, "4 query heads, not a multiple of"),
         (LLAMA | {"head_dim": 3}, "layer 0: head_dim 3 must be even and positive"),

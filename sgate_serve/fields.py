@@ -1,0 +1,67 @@
+"""Types of the JSON fields that are read from user files, checked before anything uses them.
+
+A field that is absent or null has its reader's default; one of another type is refused by name.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from reprlib import repr as brief
+from typing import Any
+
+from sgate_serve.errors import SgateError
+
+# Far above any model, and small enough that products of sizes stay cheap and printable.
+MAX_SIZE = 2**40
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field may hold, in words and as a test."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+def is_whole(value: Any) -> bool:
+    """Say whether a JSON value is an integer from 0 to MAX_SIZE, and no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
+
+
+def is_number(value: Any) -> bool:
+    """Say whether a JSON value is a number that fits a float, NaN and infinities included."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return isinstance(value, float) or abs(value) <= MAX_SIZE
+
+
+def _is_positive(value: Any) -> bool:
+    return is_number(value) and 0 < value < math.inf
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple | set) and all(isinstance(text, str) for text in value)
+
+
+WHOLE = Kind("a whole number", is_whole)
+SIZE = Kind("a whole number of at least 1", lambda value: is_whole(value) and value > 0)
+NUMBER = Kind("a number", is_number)
+POSITIVE = Kind("a positive number", _is_positive)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a string", lambda value: isinstance(value, str))
+TEXTS = Kind("a list of strings", _is_texts)
+INDICES = Kind(
+    "a list of whole numbers",
+    lambda value: isinstance(value, list | tuple) and all(is_whole(index) for index in value),
+)
+OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+
+
+def check_fields(
+    values: Mapping[Any, Any], kinds: Mapping[str, Kind], source: str, error: type[SgateError]
+) -> None:
+    """Raise `error` naming `source` and the field unless every known one is null or of its kind."""
+    for key, kind in kinds.items():
+        value = values.get(key)
+        if value is not None and not kind.accepts(value):
+            raise error(f"{source}: {key} must be {kind.words}, found {brief(value)}")

@@ -1,0 +1,108 @@
+"""Small, complete folders to mutate: a stock base, its gates, the converted folder, and shards."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.convert import ConvertOptions, convert
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.folder import TensorHeader, new_folder
+from sgate_serve.gates import Gates
+from sgate_serve.inspect import CERTIFICATE_FILE
+from sgate_serve.spec import ModelSpec
+from sgate_serve.verify.certificate import Verification
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 2,
+    "intermediate_size": 6,
+    "vocab_size": 5,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": True,
+    "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+}
+CERTIFICATE = Verification(
+    passed=True,
+    difference=None,
+    engine="onnx",
+    engine_version="1.0",
+    max_abs_diff=1e-6,
+    tolerance=1e-4,
+    num_tokens=8,
+    tokens_equal=8,
+    ties=0,
+    tensors_equal=True,
+    seed=0,
+    versions={"numpy": np.__version__},
+)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A root that holds `base`, `gates` (with a delta), `pruned` and `shards`."""
+
+    root: Path
+
+    @property
+    def base(self) -> Path:
+        return self.root / "base"
+
+    @property
+    def gates(self) -> Path:
+        return self.root / "gates"
+
+    @property
+    def pruned(self) -> Path:
+        return self.root / "pruned"
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+
+def write_folders(root: Path) -> Folders:
+    folders = Folders(root)
+    write_model(folders.base)
+    write_model(folders.shards, shard_bytes=600)
+    write_gates(folders)
+    convert(ConvertOptions(str(folders.base), folders.pruned, folders.gates))
+    certificate = json.dumps(CERTIFICATE.to_json())
+    (folders.pruned / CERTIFICATE_FILE).write_text(certificate, encoding="utf-8")
+    return folders
+
+
+def write_model(folder: Path, shard_bytes: int = 2**30) -> None:
+    rng = np.random.default_rng(0)
+    shapes = ModelSpec.from_config(CONFIG, "config.json").tensor_shapes()
+    headers = [TensorHeader(name, "F32", shape) for name, shape in shapes.items()]
+    with new_folder(folder) as writer:
+        writer.write_json("config.json", CONFIG)
+        arrays = (rng.standard_normal(shape).astype(np.float32) for shape in shapes.values())
+        writer.write_weights(headers, arrays, shard_bytes)
+
+
+def write_gates(folders: Folders) -> None:
+    """Close a whole attention block, some units and rows, and add a bias by a delta."""
+    values = {
+        "model.layers.0.mlp_units": np.array([0, 1, 0.5, 1, 0, 1], np.float32),
+        "model.layers.0.heads": np.zeros(4, np.float32),
+        "model.layers.1.kv_groups": np.array([0, 1], np.float32),
+        "model.layers.1.mlp.up_proj.rows": np.array([1, 1, 1, 1, 1, 0], np.float32),
+    }
+    base = Checkpoint.open(folders.base).fingerprint
+    deltas = {
+        "model.layers.1.mlp.down_proj.weight": np.full((8, 6), 0.5, np.float32),
+        "model.layers.1.mlp.down_proj.bias": np.ones(8, np.float32),
+    }
+    Gates("by hand", "llama", "coupled", base, values).write(folders.gates, deltas)
