@@ -5,13 +5,16 @@ never exists in memory at once. Folding (RULES, "Folding"): W' = diag(rows) · W
 b' = rows · b.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.float_bits import is_finite
 from converters.rules import Zeros, zeros_of_masks, zeros_of_weight
 from sgate_serve.checkpoint import DTYPES, Array, Checkpoint, TensorInfo
 from sgate_serve.errors import CheckpointError
@@ -20,6 +23,9 @@ from sgate_serve.plan import Gate, Masks
 from sgate_serve.spec import ModelSpec
 
 Indices = NDArray[np.int64]
+
+# Half a MiB of bf16, twice that when folded: of 2**13 to 2**24 the fastest on an EPYC.
+BLOCK_VALUES = 2**18
 
 
 @dataclass(frozen=True)
@@ -72,17 +78,14 @@ class MaskedCheckpoint:
         """
         info = self.deltas.get(name) or self.base.tensors[name]
         value = info.read()
-        if not np.isfinite(value).all():
+        if not is_finite(value):
             raise CheckpointError(
                 f"{info.file}: tensor {name} holds NaN or infinite values; repair the checkpoint"
             )
         gate = self.masks.get(name.rpartition(".")[0], Gate())
-        value, row_gate = _take(value, gate.rows, rows, axis=0)
-        if value.ndim == 2:
-            value, column_gate = _take(value, gate.columns, columns, axis=1)
-        else:
-            column_gate = None
-        return _fold(value, row_gate, column_gate).astype(DTYPES[self.dtype(name)], copy=False)
+        by_row = _Side.of(gate.rows, rows)
+        by_column = _Side.of(gate.columns, columns) if value.ndim == 2 else _Side()
+        return _masked_part(value, by_row, by_column, DTYPES[self.dtype(name)])
 
     def zeros(self) -> Sequence[Mapping[str, Zeros]]:
         """Return the zeros of every layer's linears, by role.
@@ -109,14 +112,44 @@ class MaskedCheckpoint:
                 yield name.removesuffix(".bias"), self.read(name)
 
 
-def _take(
-    value: Array, gate: NDArray[np.float32] | None, kept: Indices | None, axis: int
-) -> tuple[Array, NDArray[np.float32] | None]:
-    """Slice one axis of a tensor and of its gate; a gate that is 1 throughout becomes None."""
-    if kept is not None:
-        value = value.take(kept, axis)
-        gate = None if gate is None else gate[kept]
-    return value, None if gate is None or (gate == 1).all() else gate
+@dataclass(frozen=True)
+class _Side:
+    """What happens to one axis of a tensor: indices that are kept, and their gates; None is all."""
+
+    kept: Indices | None = None
+    gate: NDArray[np.float32] | None = None
+
+    @classmethod
+    def of(cls, gate: NDArray[np.float32] | None, kept: Indices | None) -> "_Side":
+        """Bind the gate to the kept indices; one that is 1 throughout becomes None."""
+        if gate is not None and kept is not None:
+            gate = gate[kept]
+        return cls(kept, None if gate is None or (gate == 1).all() else gate)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.kept is None and self.gate is None
+
+    def block(self, span: slice) -> "_Side":
+        kept = None if self.kept is None else self.kept[span]
+        return _Side(kept, None if self.gate is None else self.gate[span])
+
+
+def _masked_part(value: Array, rows: _Side, columns: _Side, dtype: np.dtype[Any]) -> Array:
+    """Slice, fold and round a tensor, a few rows at a time: temporaries stay in the CPU's cache."""
+    if rows.is_whole and columns.is_whole and value.dtype == dtype:
+        return value
+    height = len(value) if rows.kept is None else len(rows.kept)
+    width = value.shape[1:] if columns.kept is None else columns.kept.shape
+    part = np.empty((height, *width), dtype)
+    step = max(1, BLOCK_VALUES // max(1, math.prod(value.shape[1:])))
+    for start in range(0, height, step):
+        span = slice(start, start + step)
+        block = rows.block(span)
+        lines = value[span] if block.kept is None else value.take(block.kept, 0)
+        lines = lines if columns.kept is None else lines.take(columns.kept, 1)
+        part[span] = _fold(lines, block.gate, columns.gate)
+    return part
 
 
 def _fold(
@@ -126,5 +159,7 @@ def _fold(
         return value
     folded = value.astype(np.float32)
     if rows is not None:
-        folded = folded * rows.reshape(-1, *[1] * (value.ndim - 1))
-    return folded if columns is None else folded * columns
+        folded *= rows.reshape(-1, *[1] * (value.ndim - 1))
+    if columns is not None:
+        folded *= columns
+    return folded

@@ -58,7 +58,7 @@ class FolderWriter:
 
         Peak memory is one array. An array that contradicts its header is our bug.
         """
-        shards = list(_shards(headers, shard_bytes))
+        shards = list(divide_into_shards(headers, shard_bytes))
         stream = iter(arrays)
         weight_map: dict[str, str] = {}
         for number, shard in enumerate(shards, 1):
@@ -95,6 +95,16 @@ def write_tensors(
 
     Takes no more of `arrays` than there are headers. Peak memory is one array.
     """
+    with path.open("wb") as file:
+        file.write(file_header(headers, metadata))
+        for header, array in zip(headers, arrays, strict=False):
+            assert array.shape == header.shape, (header, array.shape)
+            assert DTYPE_NAMES[array.dtype] == header.dtype, (header, array.dtype)
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def file_header(headers: list[TensorHeader], metadata: Mapping[str, str]) -> bytes:
+    """Return what a safetensors file starts with; the tensors follow without gaps."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for header in headers:
@@ -107,12 +117,7 @@ def write_tensors(
         offset = span[1]
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for header, array in zip(headers, arrays, strict=False):
-            assert array.shape == header.shape, (header, array.shape)
-            assert DTYPE_NAMES[array.dtype] == header.dtype, (header, array.dtype)
-            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+    return len(text).to_bytes(8, "little") + text
 
 
 @contextmanager
@@ -138,7 +143,10 @@ def new_folder(folder: Path) -> Iterator[FolderWriter]:
         raise
 
 
-def _shards(headers: list[TensorHeader], shard_bytes: int) -> Iterator[list[TensorHeader]]:
+def divide_into_shards(
+    headers: list[TensorHeader], shard_bytes: int
+) -> Iterator[list[TensorHeader]]:
+    """Yield runs of headers of at most `shard_bytes`; a tensor larger than that stands alone."""
     shard: list[TensorHeader] = []
     size = 0
     for header in headers:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
+from converters.float_bits import is_zero_along
 from converters.rules.facts import Zeros
 from sgate_serve.checkpoint import Array
 from sgate_serve.plan import Gate, Masks
@@ -34,22 +36,25 @@ def zeros_of_masks(spec: ModelSpec, masks: Masks, biases: Biases) -> list[dict[s
 
 def zeros_of_weight(weight: Array, bias: Array | None) -> Zeros:
     """Return the zero rows and columns of one (out, in) matrix and the zeros of its bias."""
-    nonzero = weight != 0
     return Zeros(
-        rows=~nonzero.any(axis=1),
-        columns=~nonzero.any(axis=0),
+        rows=is_zero_along(weight, axis=1),
+        columns=is_zero_along(weight, axis=0),
         bias=np.ones(weight.shape[0], np.bool_) if bias is None else np.asarray(bias == 0),
     )
 
 
 def _zeros_of_gate(shape: tuple[int, int], gate: Gate, bias: Array | None, has_bias: bool) -> Zeros:
-    rows = np.zeros(shape[0], np.bool_) if gate.rows is None else gate.rows == 0
-    columns = np.zeros(shape[1], np.bool_) if gate.columns is None else gate.columns == 0
+    rows, columns = _closed(gate.rows, shape[0]), _closed(gate.columns, shape[1])
     if not has_bias:
         bias_zeros = np.ones(shape[0], np.bool_)
     elif bias is None:
-        bias_zeros = np.zeros(shape[0], np.bool_)
+        # A row gate closes the bias with the row, y = (W x + b) ∘ r; a column gate does not.
+        bias_zeros = rows
     else:
-        bias_zeros = np.asarray(bias == 0)
-    # A row gate closes the bias with the row: y = (W x + b) ∘ r.
-    return Zeros(rows, columns, bias_zeros | rows if gate.rows is not None else bias_zeros)
+        bias_zeros = rows | (bias == 0)
+    # A matrix that is closed throughout on one side is zero on the other side too.
+    return Zeros(rows | columns.all(), columns | rows.all(), bias_zeros)
+
+
+def _closed(gate: NDArray[np.float32] | None, size: int) -> NDArray[np.bool_]:
+    return np.zeros(size, np.bool_) if gate is None else gate == 0

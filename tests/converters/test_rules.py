@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from converters.rules import LayerFacts, Zeros, compile_plan, find_dead
+from converters.rules import LayerFacts, Zeros, compile_plan, find_dead, zeros_of_masks
 from converters.rules.attention import dead_heads, dead_kv_heads, dead_value_dims
 from converters.rules.blocks import silent_blocks
 from converters.rules.facts import Flags, Liveness, Rule
 from converters.rules.mlp import silent_units, unread_units
 from sgate_serve.errors import PlanError
 from sgate_serve.families import DOWN, GATE, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.plan import Gate
 from sgate_serve.spec import LayerShape, ModelSpec
 
 HIDDEN = 6
@@ -179,6 +180,22 @@ def test_block_that_writes_only_its_bias_keeps_one_unit_and_one_group() -> None:
     assert {revival.reason for revival in layer.revivals} == {
         "the block still writes its output bias"
     }
+
+
+def test_closed_columns_zero_the_rows_but_not_the_bias() -> None:
+    spec = replace(SPEC, biased_roles=frozenset({UP, GATE}))
+    up, gate = (spec.family.linear(0, role) for role in (UP, GATE))
+    biases = {up: np.array([0, 1, 1], np.float32), gate: np.ones(3, np.float32)}
+    masks = {
+        up: Gate(columns=np.zeros(HIDDEN, np.float32)),
+        gate: Gate(rows=np.array([1, 1, 0], np.float32)),
+    }
+    (found,) = zeros_of_masks(spec, masks, biases)
+    assert found[UP].rows.all()
+    assert found[UP].bias.tolist() == [True, False, False]
+    assert found[GATE].rows.tolist() == found[GATE].bias.tolist() == [False, False, True]
+    # Unit 0 is silent by its up row, unit 2 by its gate row; unit 1 is a constant, not dead.
+    assert compile_plan(spec, [found], "base").layers[0].mlp_units == (1,)
 
 
 def test_alignment_below_one_is_refused() -> None:

@@ -1,0 +1,244 @@
+"""How fast and in how little memory a checkpoint is converted, against copying its files.
+
+`python -m benchmarks.streaming --json FILE [--gib 4]` writes a noise checkpoint into a temporary
+folder, then in every round copies its files, converts it with gates, and converts it without (a
+scan for zeros that finds none). Each conversion is the real command in a process of its own, start
+included; the copy is `shutil.copyfile` in this process. `sgate plan` runs on the headers of a 70B.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.synthetic import (
+    LLAMA_70B,
+    config_of_size,
+    describe,
+    write_gates,
+    write_headers_only,
+    write_noise,
+)
+from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.environment import hardware, library_versions
+from sgate_serve.options import option
+
+Config = Mapping[str, Any]
+
+NUM_SHARDS = 5
+COPY, GATES, SCAN, PLAN = "copy", "convert_with_gates", "convert_by_scan", "plan_70b"
+# What issue #3 asks for.
+GOALS = {
+    "convert_peak_rss_bytes": 2**30,
+    "convert_speed_of_copy": 0.5,
+    "plan_seconds": 10,
+    "plan_peak_rss_bytes": 500 * 10**6,
+}
+COMMAND = """
+import sys
+from sgate_serve.cli import main
+from sgate_serve.environment import peak_rss_bytes
+status = main(sys.argv[1:])
+print(peak_rss_bytes())
+sys.exit(status or ("torch was imported" if "torch" in sys.modules else 0))
+"""
+
+
+@dataclass(frozen=True)
+class StreamingOptions:
+    """What is measured: the size of the checkpoint, the share of closed gates, the rounds."""
+
+    gib: float = option(4.0, "size of the checkpoint in GiB")
+    closed: float = option(0.3, "share of MLP units and KV groups that is closed")
+    rounds: int = option(5, "interleaved rounds")
+    seed: int = option(0, "seed of weights and gates")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one run took: wall seconds, CPU seconds, and peak resident bytes if it had a process."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The folders that the measured commands read, and where they write."""
+
+    dense: Path
+    gates: Path
+    large: Path
+    large_gates: Path
+    out: Path
+
+    @classmethod
+    def within(cls, folder: Path) -> "Inputs":
+        return cls(*(folder / name for name in ("dense", "gates", "large", "large-gates", "out")))
+
+    def commands(self) -> dict[str, list[str]]:
+        dense, out = str(self.dense), str(self.out)
+        large, plan = str(self.large), str(self.out / "plan.json")
+        return {
+            GATES: ["convert", dense, "--gates", str(self.gates), "--out", out],
+            SCAN: ["convert", dense, "--out", out],
+            PLAN: ["plan", large, "--gates", str(self.large_gates), "--out", plan],
+        }
+
+
+def make_inputs(inputs: Inputs, options: StreamingOptions, dense: Config, large: Config) -> None:
+    """Write both checkpoints, noise and headers only, and their gates."""
+    write_noise(inputs.dense, dense, NUM_SHARDS, options.seed)
+    write_gates(inputs.gates, Checkpoint.open(inputs.dense), options.closed, options.seed)
+    write_headers_only(inputs.large, large)
+    write_gates(inputs.large_gates, Checkpoint.open(inputs.large), options.closed, options.seed)
+
+
+def run_command(arguments: list[str]) -> Usage:
+    """Run one `sgate` command in a process of its own.
+
+    Raises RuntimeError with the end of its output if it fails or imports torch.
+    """
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    with tempfile.TemporaryFile() as output:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
+    if process.returncode:
+        raise RuntimeError(f"sgate {' '.join(arguments)} failed:\n{text[-2000:]}")
+    # Not `usage.ru_maxrss`: on Linux a child inherits its parent's.
+    return Usage(seconds, usage.ru_utime + usage.ru_stime, int(text.split()[-1]))
+
+
+def copy_files(source: Path, target: Path) -> Usage:
+    """Copy every file of a folder, in this process."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    for file in sorted(source.iterdir()):
+        shutil.copyfile(file, target / file.name)
+    return Usage(time.perf_counter() - start, time.process_time() - cpu_start)
+
+
+def measure(inputs: Inputs, rounds: int) -> dict[str, list[Usage]]:
+    """Run everything once a round; return name → one value a round.
+
+    What one run wrote is deleted before the next one.
+    """
+    runs: dict[str, Callable[[], Usage]] = {
+        COPY: partial(copy_files, inputs.dense, inputs.out),
+        **{name: partial(run_command, args) for name, args in inputs.commands().items()},
+    }
+    usages: dict[str, list[Usage]] = {name: [] for name in runs}
+    with tqdm(total=(rounds + 1) * len(runs), desc="measuring", unit="run", disable=None) as bar:
+        # The first round warms the page cache and is not kept.
+        for number in range(rounds + 1):
+            for name, start in runs.items():
+                _warm_memory(inputs)
+                inputs.out.mkdir()
+                usage = start()
+                shutil.rmtree(inputs.out)
+                if number:
+                    usages[name].append(usage)
+                bar.update()
+    return usages
+
+
+def record_of(
+    usages: Mapping[str, list[Usage]], inputs: Inputs, options: StreamingOptions
+) -> dict[str, Any]:
+    """Return the JSON record: medians, intervals and single runs, and what they were made with."""
+    dense, large = Checkpoint.open(inputs.dense), Checkpoint.open(inputs.large)
+    flags = " ".join(f"--{name} {value}" for name, value in asdict(options).items())
+    return {
+        "command": f"python -m benchmarks.streaming {flags}",
+        "options": asdict(options),
+        "checkpoint": describe(dense) | {"shards": len(list(inputs.dense.glob("*.safetensors")))},
+        "plan_checkpoint": describe(large),
+        "goals": GOALS,
+        "speed_of_copy": {
+            name: _speed_of_copy(usages[COPY], usages[name], options.seed) for name in (GATES, SCAN)
+        },
+        "results": {name: _summary(runs, options.seed) for name, runs in usages.items()},
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
+
+
+def run(options: StreamingOptions, dense: Config, large: Config) -> dict[str, Any]:
+    """Measure checkpoints of these configs in a temporary folder; return the record."""
+    with tempfile.TemporaryDirectory(prefix="sgate-streaming-") as folder:
+        inputs = Inputs.within(Path(folder))
+        # In a process of its own: a child's peak memory starts at that of its parent (execve(2)
+        # keeps the maximum), so this one has to stay small.
+        maker = multiprocessing.get_context("spawn").Process(
+            target=make_inputs, args=(inputs, options, dense, large)
+        )
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise RuntimeError("the checkpoints could not be written; see the error above")
+        return record_of(measure(inputs, options.rounds), inputs, options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="file to write the record to")
+    for field in fields(StreamingOptions):
+        text, value = field.metadata["help"], field.default
+        parser.add_argument(
+            f"--{field.name}", type=type(value), default=value, help=f"{text} (default: {value})"
+        )
+    arguments = vars(parser.parse_args())
+    path = arguments.pop("json")
+    options = StreamingOptions(**arguments)
+    record = run(options, config_of_size(round(options.gib * 2**30)), LLAMA_70B)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _warm_memory(inputs: Inputs) -> None:
+    """Settle the disk, then fill and free as much page cache as any run needs.
+
+    A virtual machine fetches memory that was long free from its host, which takes several times
+    as long as copying into it: whatever ran first after a pause looked slow.
+    """
+    os.sync()
+    inputs.out.mkdir()
+    copy_files(inputs.dense, inputs.out)
+    shutil.rmtree(inputs.out)
+
+
+def _speed_of_copy(copies: list[Usage], runs: list[Usage], seed: int) -> dict[str, float]:
+    """Return how much of the copy's speed over the same input is reached, round by round."""
+    ratios = [copy.seconds / run.seconds for copy, run in zip(copies, runs, strict=True)]
+    return asdict(median_with_interval(ratios, seed))
+
+
+def _summary(runs: list[Usage], seed: int) -> dict[str, Any]:
+    peaks = [run.peak_rss_bytes for run in runs if run.peak_rss_bytes is not None]
+    return {
+        "seconds": asdict(median_with_interval([run.seconds for run in runs], seed)),
+        "cpu_seconds": asdict(median_with_interval([run.cpu_seconds for run in runs], seed)),
+        **({"peak_rss_bytes": max(peaks)} if peaks else {}),
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Questions about floats that their bits answer without arithmetic and without a temporary array.
+
+numpy compares bfloat16 one value at a time; integers of the same width it compares many at once.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.checkpoint import Array
+
+
+def is_finite(values: Array) -> bool:
+    """Say whether no float is NaN or infinite.
+
+    Both have all exponent bits set (IEEE 754), so they are the patterns from +inf up among signed
+    integers, and those from -inf up among unsigned ones.
+    """
+    if not values.size:
+        return True
+    infinities = np.array([np.inf, -np.inf]).astype(values.dtype)
+    positive = _bits(values, "i").max() < _bits(infinities, "i")[0]
+    negative = _bits(values, "u").max() < _bits(infinities, "u")[1]
+    return bool(positive and negative)
+
+
+def is_zero_along(values: Array, axis: int) -> NDArray[np.bool_]:
+    """Return which slices along `axis` hold nothing but zeros; -0.0 is one."""
+    united = np.bitwise_or.reduce(_bits(values, "u"), axis=axis)
+    return np.asarray(united << 1 == 0)
+
+
+def _bits(values: Array, kind: str) -> NDArray[Any]:
+    """View floats as integers of their width, signed ("i") or unsigned ("u")."""
+    return values.view(np.dtype(f"{kind}{values.dtype.itemsize}"))

@@ -1,0 +1,15 @@
+"""A config so small that a checkpoint of it takes no time, with the shapes of a real one."""
+
+from typing import Any
+
+from benchmarks.synthetic import LLAMA_1B
+
+TINY: dict[str, Any] = {
+    **LLAMA_1B,
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
