@@ -111,6 +111,8 @@ def report_lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
         f"difference {checked['max_abs_diff']:.1e}, {checked['tokens_equal']} of "
         f"{checked['num_tokens']} tokens equal"
     )
+    for kind, answer in report["served"].items():
+        yield f"{kind:<17}{answer['prompt']!r} -> {answer['text']!r}"
     yield ""
     yield "speed of the model trained here (it sits in the CPU's cache):"
     yield from comparison_lines(report["comparison"])
