@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.families import (
@@ -18,6 +18,7 @@ from sgate_serve.families import (
     ATTENTION_ROLES,
     DOWN,
     KEY,
+    LLAMA,
     MLP,
     MLP_ROLES,
     OUTPUT,
@@ -25,20 +26,7 @@ from sgate_serve.families import (
     VALUE,
 )
 from sgate_serve.spec import ModelSpec
-
-SIZES: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 30,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    # Wide enough that the two best logits differ clearly.
-    "initializer_range": 0.2,
-    "eos_token_id": None,
-}
+from tests.families.small_models import small_model
 
 
 @dataclass(frozen=True)
@@ -61,14 +49,9 @@ EMPTY = Kept((), ())
 
 
 def dense_llama(seed: int = 0, **sizes: Any) -> LlamaForCausalLM:
-    """Return a random model; biases and norms are random too, so that none can go unnoticed."""
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**SIZES | sizes)).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.normal_(0, 0.1)
-        elif "norm" in name:
-            parameter.data.uniform_(0.5, 1.5)
+    """Return a random Llama; see `small_model`."""
+    model = small_model(LLAMA, seed, **sizes)
+    assert isinstance(model, LlamaForCausalLM)
     return model
 
 

@@ -15,7 +15,8 @@ from converters.to_onnx.rope import inverse_frequencies, rotary_angles
 from sgate_serve.engines.onnx import load_runner
 from sgate_serve.engines.scheduler import SlotOptions
 from sgate_serve.errors import EngineError
-from tests.small_llama import SIZES, dense_llama, random_tokens, reference_logits, save
+from tests.families.small_models import SIZES
+from tests.small_llama import dense_llama, random_tokens, reference_logits, save
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -16,7 +16,8 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
-    "max_position_embeddings": 128,
+    "max_position_embeddings": 256,
+    # Wide enough that the two best logits differ clearly.
     "initializer_range": 0.2,
     "eos_token_id": None,
 }
