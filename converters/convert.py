@@ -12,10 +12,10 @@ from converters.to_hf import write_hf
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import GatesError, PlanError
 from sgate_serve.folder import FolderWriter, new_folder
+from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
 from sgate_serve.plan import Plan
 
 PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-ONNX_DIR = "onnx"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def open_masked(
         raise GatesError(f"--gates-kind {gates_kind} without --gates; name the gates as well")
     base = Checkpoint.open(checkpoint)
     read = None if gates is None else read_gates(gates, base, gates_kind)
-    return MaskedCheckpoint.open(base, read, dtype)
+    return MaskedCheckpoint(base, read, dtype)
 
 
 def make_plan(masked: MaskedCheckpoint, align: int = 1) -> Plan:
@@ -77,7 +77,7 @@ def convert(options: ConvertOptions) -> Plan:
 def _write_onnx(writer: FolderWriter) -> None:
     from converters.to_onnx import write_onnx
 
-    write_onnx(Checkpoint.open(writer.staging), writer.path(f"{ONNX_DIR}/model.onnx").parent)
+    write_onnx(Checkpoint.open(writer.staging), writer.path(f"{ONNX_DIR}/{GRAPH_FILE}").parent)
 
 
 # The HF layout is always written: every other target is derived from it and lies beside it.

@@ -32,21 +32,13 @@ BLOCK_VALUES = 2**18
 class MaskedCheckpoint:
     """A base checkpoint seen through a gates folder; without one, the base itself.
 
-    `precision` is the dtype name that weights are rounded to, or None for the stored one.
+    `gates` must have been checked against `base`. `precision` is the dtype name that weights are
+    rounded to, or None for the stored one.
     """
 
     base: Checkpoint
     gates: Gates | None = None
     precision: str | None = None
-
-    @classmethod
-    def open(
-        cls, base: Checkpoint, gates: Gates | None, precision: str | None = None
-    ) -> "MaskedCheckpoint":
-        """Bind gates to their base; raise GatesError if they belong to another."""
-        if gates is not None:
-            gates.check(base)
-        return cls(base, gates, precision)
 
     @cached_property
     def spec(self) -> ModelSpec:

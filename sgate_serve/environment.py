@@ -3,7 +3,9 @@
 import os
 import platform
 import resource
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cpus": num_cpus(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "memory_bytes": memory_bytes(),
     }
 
 
@@ -38,6 +40,16 @@ def peak_rss_bytes() -> int:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     # Only macOS is left, which counts in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def missing_packages(names: Iterable[str]) -> list[str]:
+    """Return those of the packages that are not installed; none is imported."""
+    return [name for name in names if find_spec(name) is None]
+
+
+def memory_bytes() -> int:
+    """Return the machine's physical memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def num_cpus() -> int:

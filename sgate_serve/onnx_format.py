@@ -4,6 +4,7 @@
 are [b, kv_heads, length, head width]; an engine binds both to one buffer.
 """
 
+ONNX_DIR = "onnx"  # inside a deployable folder
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 FORMAT_VERSION = 1

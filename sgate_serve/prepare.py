@@ -15,11 +15,9 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import ENGINES, choose_engine, load_engine
 from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
 from sgate_serve.errors import CheckpointError
-from sgate_serve.onnx_format import GRAPH_FILE
+from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
 
 logger = logging.getLogger(__name__)
-
-ONNX_DIR = "onnx"
 
 
 def has_onnx(model: Checkpoint) -> bool:

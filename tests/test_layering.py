@@ -38,7 +38,8 @@ ALLOWED = {
     "sgate_serve/server": {"sgate_serve.errors", "sgate_serve.engines.base"}
     | {"sgate_serve.tokenization", "sgate_serve.__version__", "sgate_serve.options"},
     "sgate_serve/training": CORE
-    | {"sgate_serve.gates", "sgate_serve.options", "converters.rules", "sgate_serve.models"},
+    | {"sgate_serve.gates", "sgate_serve.options", "converters.rules", "sgate_serve.models"}
+    | {"sgate_serve.environment"},
 }
 
 

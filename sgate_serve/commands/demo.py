@@ -1,11 +1,11 @@
 """`sgate demo`: the whole pipeline on a small real model."""
 
 import argparse
-import importlib.util
 import os
 
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.demo.options import DemoOptions
+from sgate_serve.environment import missing_packages
 from sgate_serve.errors import SgateError
 
 NEEDED = ("torch", "transformers", "peft", "openai")
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = missing_packages(NEEDED)
     if missing:
         raise SgateError(f'demo needs {", ".join(missing)}: pip install "sgate-serve[demo]"')
     from sgate_serve.demo.run import demo

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from sgate_serve.options import flag_of
+
 Options = TypeVar("Options")
 
 
@@ -34,7 +36,7 @@ def comma_separated(text: str) -> tuple[str, ...]:
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> None:
-    flag = "--" + field.name.replace("_", "-")
+    flag = flag_of(field.name)
     text = field.metadata.get("help")
     if hint is bool:
         parser.add_argument(flag, dest=field.name, action="store_true", help=text)

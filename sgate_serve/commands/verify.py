@@ -1,12 +1,12 @@
 """`sgate verify`: masked dense model against converted model; exit status 1 where they differ."""
 
 import argparse
-import importlib.util
 import json
 
 from sgate_serve.checkpoint import find_folder
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_json, print_lines
+from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.verify.certificate import VerifyOptions
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if importlib.util.find_spec("torch") is None:
+    if missing_packages(("torch", "transformers")):
         raise EngineError(
             'verify needs the torch reference: pip install "sgate-serve[train]" and run it again'
         )

@@ -9,13 +9,14 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
 from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
+from sgate_serve.options import flag_of
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +100,14 @@ def check_engine(name: str) -> None:
 
 
 def missing_modules(row: EngineRow) -> list[str]:
-    return [module for module in row.modules if find_spec(module) is None]
+    return missing_packages(row.modules)
 
 
 def parse_options(name: str, arguments: Sequence[str]) -> SlotOptions:
     """Read `--slots N` and the like for engine `name`; raise EngineError for anything else."""
     parser = _Parser(prog=f"engine {name}", add_help=False, allow_abbrev=False)
     for option in fields(SlotOptions):
-        parser.add_argument(_flag(option.name), dest=option.name, type=int)
+        parser.add_argument(flag_of(option.name), dest=option.name, type=int)
     return SlotOptions(**vars(parser.parse_args(arguments)))
 
 
@@ -114,9 +115,5 @@ class _Parser(argparse.ArgumentParser):
     """argparse that raises our error instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        known = ", ".join(_flag(option.name) for option in fields(SlotOptions))
+        known = ", ".join(flag_of(option.name) for option in fields(SlotOptions))
         raise EngineError(f"{self.prog}: {message}; its options: {known}, each with a number")
-
-
-def _flag(field_name: str) -> str:
-    return f"--{field_name.replace('_', '-')}"

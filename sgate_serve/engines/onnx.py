@@ -5,7 +5,6 @@ and the machine, and logged.
 """
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from sgate_serve import onnx_format as names
 from sgate_serve.engines.onnx_runner import Ints, OnnxRunner, cache_shapes, open_session
 from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
-from sgate_serve.environment import num_cpus
+from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
 
 logger = logging.getLogger(__name__)
@@ -126,7 +125,7 @@ def _model_length(info: GraphInfo, options: SlotOptions, bytes_per_position: int
                 f"{info.capacity} positions; give at most that"
             )
         return options.max_model_len
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CACHE_SHARE
+    memory = memory_bytes() * CACHE_SHARE
     affordable = int(memory // max(1, bytes_per_position))
     if affordable < 1:
         raise EngineError(

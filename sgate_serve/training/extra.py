@@ -1,7 +1,6 @@
 """The packages that training needs beyond the core."""
 
-from importlib.util import find_spec
-
+from sgate_serve.environment import missing_packages
 from sgate_serve.errors import TrainingError
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate")
@@ -9,7 +8,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate")
 
 def check_extra_installed() -> None:
     """Raise TrainingError naming what is missing and the command that installs it."""
-    missing = [name for name in PACKAGES if find_spec(name) is None]
+    missing = missing_packages(PACKAGES)
     if missing:
         raise TrainingError(
             f"training needs {', '.join(missing)}, not installed here; "

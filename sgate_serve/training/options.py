@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sgate_serve.errors import TrainingError
+from sgate_serve.options import flag_of
 
 CAUSAL_LM, COUPLED = "causal-lm", "coupled"
 LORA, BIAS, NONE = "lora", "bias", "none"
@@ -90,7 +91,7 @@ class TrainOptions:
             _check_at_least(name, getattr(self, name), 1)
         for name in ("gate_learning_rate", "learning_rate"):
             if not getattr(self, name) > 0:
-                raise TrainingError(f"{_flag(name)} {getattr(self, name)}: must be positive")
+                raise TrainingError(f"{flag_of(name)} {getattr(self, name)}: must be positive")
 
     @property
     def gate_steps(self) -> int:
@@ -117,8 +118,4 @@ class TrainResult:
 
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise TrainingError(f"{_flag(name)} {value}: give a whole number of at least {least}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        raise TrainingError(f"{flag_of(name)} {value}: give a whole number of at least {least}")

@@ -72,4 +72,5 @@ def test_needs_neither_torch_nor_transformers_nor_engines() -> None:
         "found = [m for m in ('torch', 'transformers', 'sgate_serve.engines', 'onnxruntime') "
         "if m in sys.modules]; assert not found, found"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

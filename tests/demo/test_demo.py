@@ -112,7 +112,7 @@ def test_missing_extras_are_named(
 ) -> None:
     from sgate_serve.cli import main
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sgate_serve.environment.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert f"demo needs {', '.join(NEEDED)}" in capsys.readouterr().err
 

@@ -260,7 +260,7 @@ def test_a_pruned_base_is_refused(options: TrainOptions, base: Path) -> None:
 def test_missing_packages_are_named_with_their_remedy(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgate_serve.training.extra.find_spec", lambda name: name != "peft" or None)
+    monkeypatch.setattr("sgate_serve.environment.find_spec", lambda name: name != "peft" or None)
     with pytest.raises(TrainingError, match=r'needs peft, .* pip install "sgate-serve\[train\]"'):
         train(options)
 
