@@ -7,13 +7,14 @@ from pathlib import Path
 from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
 from converters.model_card import model_card
+from converters.facts import model_facts
 from converters.rules import compile_plan
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import GatesError, PlanError
 from sgate_serve.folder import FolderWriter, new_folder
 from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
-from sgate_serve.plan import Plan
+from sgate_serve.plan import Plan, Target
 
 PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -27,8 +28,9 @@ class ConvertOptions:
     gates: Path | None = None
     to: tuple[str, ...] = ("hf",)
     precision: str | None = None
-    align: int = 1
     gates_kind: str | None = None
+    target: Target = Target()
+    index_price: int | None = None
 
 
 def open_masked(
@@ -51,9 +53,11 @@ def open_masked(
     return MaskedCheckpoint(base, read, dtype)
 
 
-def make_plan(masked: MaskedCheckpoint, align: int = 1) -> Plan:
+def make_plan(
+    masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
+) -> Plan:
     """Decide what goes; without gates this scans the weights for zeros."""
-    return compile_plan(masked.spec, masked.zeros(), masked.base.fingerprint, align)
+    return compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
 
 
 def convert(options: ConvertOptions) -> Plan:
@@ -66,7 +70,7 @@ def convert(options: ConvertOptions) -> Plan:
         raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     with new_folder(options.out) as writer:
-        plan = make_plan(masked, options.align)
+        plan = make_plan(masked, options.target, options.index_price)
         write_hf(writer, masked, plan)
         writer.path("README.md").write_text(model_card(plan, masked.spec), encoding="utf-8")
         for target in sorted(set(options.to)):

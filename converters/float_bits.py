@@ -31,6 +31,11 @@ def is_zero_along(values: Array, axis: int) -> NDArray[np.bool_]:
     return np.asarray(united << 1 == 0)
 
 
+def is_zero(values: Array) -> NDArray[np.bool_]:
+    """Return which values are zero; -0.0 is."""
+    return np.asarray(_bits(values, "u") << 1 == 0)
+
+
 def _bits(values: Array, kind: str) -> NDArray[Any]:
     """View floats as integers of their width, signed ("i") or unsigned ("u")."""
     return values.view(np.dtype(f"{kind}{values.dtype.itemsize}"))

@@ -6,8 +6,8 @@ b' = rows · b.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.float_bits import is_finite
-from converters.rules import Zeros, zeros_of_masks, zeros_of_weight
 from sgate_serve.checkpoint import DTYPES, Array, Checkpoint, TensorInfo
 from sgate_serve.errors import CheckpointError
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Gate, Masks
-from sgate_serve.spec import ModelSpec
+from sgate_serve.spec import IN_INDEX, OUT_INDEX, ModelSpec
 
 Indices = NDArray[np.int64]
 
@@ -42,12 +41,13 @@ class MaskedCheckpoint:
 
     @cached_property
     def spec(self) -> ModelSpec:
-        """The base's architecture, with the biases that training added."""
-        return self.base.spec if self.gates is None else self.gates.spec(self.base.spec)
+        """The base's architecture in full dimensions, with the biases that training added."""
+        spec = replace(self.base.spec, lowered={})
+        return spec if self.gates is None else self.gates.spec(spec)
 
     @cached_property
     def masks(self) -> Masks:
-        return {} if self.gates is None else self.gates.masks(self.base.spec)
+        return {} if self.gates is None else self.gates.masks(replace(self.base.spec, lowered={}))
 
     @cached_property
     def deltas(self) -> Mapping[str, TensorInfo]:
@@ -57,51 +57,73 @@ class MaskedCheckpoint:
         """Return the dtype name that a tensor of the masked model is stored as."""
         if self.precision is not None:
             return self.precision
-        info = self.base.tensors.get(name)
+        info = self.base.tensors.get(self._stored_name(name))
         if info is None:
             # An added bias takes the dtype of its own linear's weight.
-            info = self.base.tensors[name.removesuffix("bias") + "weight"]
+            info = self.base.tensors[self._stored_name(name.removesuffix("bias") + "weight")]
         return info.dtype
+
+    @cached_property
+    def _modules(self) -> Mapping[str, int]:
+        return self.spec.module_names()
+
+    def _stored_name(self, name: str) -> str:
+        """Return the base's tensor of that name; an untied head starts as the embedding."""
+        family = self.spec.family
+        if name == f"{family.head}.weight" and name not in self.base.tensors:
+            return f"{family.embedding}.weight"
+        return name
+
+    def _spread(self, module: str, stored: Array) -> Array:
+        """Return a lowered matrix in full dimensions, zeros where nothing is stored."""
+        shape = self.spec.module_shape(self._modules[module], module)
+        is_transposed = self.spec.family.is_transposed
+        places = []
+        for name, size in ((OUT_INDEX, shape[0]), (IN_INDEX, shape[1])):
+            info = self.base.tensors.get(f"{module}.{name}")
+            places.append(np.arange(size) if info is None else info.read())
+        full = np.zeros(shape, stored.dtype)
+        full[np.ix_(*places)] = stored.T if is_transposed else stored
+        return full.T if is_transposed else full
 
     def read(self, name: str, rows: Indices | None = None, columns: Indices | None = None) -> Array:
         """Return one masked tensor, or those of its rows and columns, in its stored dtype.
 
         Raises CheckpointError for NaN or infinite values: no proof holds for them.
         """
-        info = self.deltas.get(name) or self.base.tensors[name]
+        info = self.deltas.get(name) or self.base.tensors[self._stored_name(name)]
         value = info.read()
         if not is_finite(value):
             raise CheckpointError(
                 f"{info.file}: tensor {name} holds NaN or infinite values; repair the checkpoint"
             )
-        gate = self.masks.get(name.rpartition(".")[0], Gate())
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and name not in self.deltas and module in self.base.spec.lowered:
+            value = self._spread(module, value)
+        gate = self.masks.get(module, Gate())
+        if self.spec.family.is_transposed and kind == "weight" and module in self._modules:
+            gate = Gate(gate.columns, gate.rows)
         by_row = _Side.of(gate.rows, rows)
         by_column = _Side.of(gate.columns, columns) if value.ndim == 2 else _Side()
         return _masked_part(value, by_row, by_column, DTYPES[self.dtype(name)])
 
-    def zeros(self) -> Sequence[Mapping[str, Zeros]]:
-        """Return the zeros of every layer's linears, by role.
+    def read_role(
+        self, layer: int, role: str, rows: Indices | None = None, columns: Indices | None = None
+    ) -> Array:
+        """Return the (out, in) matrix of one role, or those of its rows and columns, masked."""
+        module, part = self.spec.family.linear(layer, role), self.spec.role_rows(layer, role)
+        if len(self.spec.family.fused_roles(role)) > 1:
+            rows = np.arange(part.start, part.stop) if rows is None else rows + part.start
+        if not self.spec.family.is_transposed:
+            return self.read(f"{module}.weight", rows, columns)
+        return self.read(f"{module}.weight", columns, rows).T
 
-        With gates: from the gates and the biases, no weight is read. Without: by scanning the
-        weights, one at a time.
-        """
-        if self.gates is not None:
-            return zeros_of_masks(self.spec, self.masks, dict(self._biases()))
-        return [
-            {role: self._scan(index, role) for role in layer.linear_shapes(self.spec.hidden_size)}
-            for index, layer in enumerate(self.spec.layers)
-        ]
-
-    def _scan(self, layer: int, role: str) -> Zeros:
+    def read_bias(self, layer: int, role: str) -> Array | None:
+        """Return the bias of one role, masked, or None where its linear has none."""
+        if not self.spec.has_bias(layer, role):
+            return None
         module = self.spec.family.linear(layer, role)
-        has_bias = self.spec.has_bias(layer, role)
-        bias = self.read(f"{module}.bias") if has_bias else None
-        return zeros_of_weight(self.read(f"{module}.weight"), bias)
-
-    def _biases(self) -> Iterator[tuple[str, Array]]:
-        for name in self.spec.tensor_shapes():
-            if name.endswith(".bias"):
-                yield name.removesuffix(".bias"), self.read(name)
+        return self.read(f"{module}.bias")[self.spec.role_rows(layer, role)]
 
 
 @dataclass(frozen=True)

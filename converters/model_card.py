@@ -1,5 +1,8 @@
 """The model card of a converted folder: what was removed, and how to load the rest."""
 
+from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.figures import Figures
+from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import Plan
 from sgate_serve.spec import ModelSpec, is_stock_shape
 
@@ -21,19 +24,24 @@ dense model; `sgate verify` checks that, and `verification.json`, where present,
 `sgate_plan.json` lists every removed unit with the rule and the reason.
 """
 
-STOCK_CODE = """from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")"""
-
-SGATE_CODE = """import sgate_serve.models  # registers model_type "sgate"; no remote code
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER")"""
+AUTO_CLASSES = {
+    CAUSAL_LM: "AutoModelForCausalLM",
+    CLASSIFICATION: "AutoModelForSequenceClassification",
+    BASE: "AutoModel",
+}
+CODE = """from transformers import {auto}
+model = {auto}.from_pretrained("THIS_FOLDER")"""
+REGISTERED = """import sgate_serve.models  # registers model_type "sgate"; no remote code
+"""
 
 
 def model_card(plan: Plan, dense: ModelSpec) -> str:
     """Return the card as Markdown; `dense` is the architecture before."""
+    figures = Figures.of(plan, dense)
+    code = CODE.format(auto=AUTO_CLASSES[dense.task])
     return CARD.format(
         family=plan.family,
-        removed=plan.removed(dense),
-        overall=plan.removed_overall(dense),
-        code=STOCK_CODE if is_stock_shape(plan.spec(dense)) else SGATE_CODE,
+        removed=figures.removed,
+        overall=figures.overall,
+        code=code if is_stock_shape(pruned_spec(plan, dense)) else REGISTERED + code,
     )

@@ -1,36 +1,181 @@
 """Apply a plan: the tensors of the small model, one at a time.
 
 Headers come first, so that everything can be checked before a byte is written; then the arrays in
-the same order. Peak memory is the largest tensor. Only `slice` lowering: rows and columns are cut.
+the same order. Peak memory is the largest tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from converters.masked import MaskedCheckpoint
-from sgate_serve.checkpoint import Array
+import numpy as np
+
+from converters.constants import Constants
+from converters.masked import Indices, MaskedCheckpoint
+from sgate_serve.checkpoint import DTYPES, Array
+from sgate_serve.family import DOWN, HEAD_UNITS, HIDDEN, KEY, OUTPUT
 from sgate_serve.folder import TensorHeader
-from sgate_serve.plan import LinearPlan, Plan
+from sgate_serve.placement import Placement, Side, place, pruned_spec
+from sgate_serve.plan import Plan, head_dims
+from sgate_serve.spec import IN_INDEX, OUT_INDEX
 
 
 def tensor_headers(masked: MaskedCheckpoint, plan: Plan) -> list[TensorHeader]:
     """Return the header of every tensor that the rewritten folder holds, in writing order."""
-    shapes = plan.spec(masked.spec).tensor_shapes()
-    return [TensorHeader(name, masked.dtype(name), shape) for name, shape in shapes.items()]
+    return Rewriter(masked, plan).headers()
 
 
 def rewritten_tensors(masked: MaskedCheckpoint, plan: Plan) -> Iterator[Array]:
     """Yield the surviving part of every masked tensor, in the order of `tensor_headers`."""
-    linears = _linear_plans(masked, plan)
-    for header in tensor_headers(masked, plan):
-        linear = linears.get(header.name.rpartition(".")[0], LinearPlan(None, None))
-        yield masked.read(header.name, linear.rows, linear.columns)
+    rewriter = Rewriter(masked, plan)
+    for header in rewriter.headers():
+        yield rewriter.tensor(header.name)
 
 
-def _linear_plans(masked: MaskedCheckpoint, plan: Plan) -> dict[str, LinearPlan]:
-    spec, plans = masked.spec, {}
-    for layer in plan.layers:
-        for role in layer.dense.linear_shapes(spec.hidden_size):
-            linear = layer.linear(role)
-            if linear is not None:
-                plans[spec.family.linear(layer.index, role)] = linear
-    return plans
+class Rewriter:
+    """One plan on one masked model."""
+
+    def __init__(self, masked: MaskedCheckpoint, plan: Plan) -> None:
+        self.masked, self.plan, self.dense = masked, plan, masked.spec
+        self.small = pruned_spec(plan, masked.spec)
+        self.constants = Constants(masked, plan)
+        self._modules = self.small.module_names()
+        self._outside = self.small.axes_outside()
+
+    def headers(self) -> list[TensorHeader]:
+        shapes = self.small.tensor_shapes()
+        return [TensorHeader(name, self._dtype(name), shape) for name, shape in shapes.items()]
+
+    def tensor(self, name: str) -> Array:
+        """Return one tensor of the small model, in the dtype of its header."""
+        module, _, kind = name.rpartition(".")
+        if module in self._modules:
+            part: Callable[[str], Array] = {
+                "weight": self._weight,
+                "bias": self._bias,
+                IN_INDEX: self._in_index,
+                OUT_INDEX: self._out_index,
+            }[kind]
+            return np.ascontiguousarray(part(module)).astype(DTYPES[self._dtype(name)], copy=False)
+        return self._vector_or_table(name)
+
+    def _dtype(self, name: str) -> str:
+        if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
+            return "I64"
+        return "F32" if name in self.constants.changed else self.masked.dtype(name)
+
+    def _weight(self, module: str) -> Array:
+        index = self._modules[module]
+        parts = [self._role_weight(index, role) for role in self.small.modules(index)[module]]
+        stacked = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return stacked.T if self.dense.family.is_transposed else stacked
+
+    def _role_weight(self, index: int, role: str) -> Array:
+        """Return what is stored of one role: sliced, what was merged replaced, the dead zeroed."""
+        at = self._placed(index, role)
+        shape = self.dense.linear_shapes(index)[role]
+        rows, columns = _stored(at.rows, shape[0]), _stored(at.columns, shape[1])
+        value = self.masked.read_role(index, role, rows, columns)
+        value = self._merge_heads(index, role, value, at) if role == OUTPUT else value
+        value = self._merge_keys(index, value, at) if role == KEY else value
+        dead = np.isin(at.columns.stored, self._zeroed_columns(index, role))
+        return np.where(dead, np.zeros((), value.dtype), value) if dead.any() else value
+
+    def _zeroed_columns(self, index: int, role: str) -> Indices:
+        """Return the columns that must not be read: of revived units, or folded into the bias."""
+        layer = self.plan.layers[index]
+        if role == DOWN:
+            return np.array(sorted(layer.revived("mlp_units")), np.int64)
+        if role == OUTPUT:
+            return head_dims(tuple(sorted(layer.revived("heads"))), layer.dense.head_dim)
+        source = f"{role}.columns"
+        folds = [f for f in self.plan.folds if f.layer == index and f.source == source]
+        return np.array([i for fold in folds for i in fold.indices], np.int64)
+
+    def _merge_heads(self, index: int, role: str, value: Array, at: Placement) -> Array:
+        """Add the output columns of merged heads to those of the head that stays."""
+        width = self.plan.layers[index].dense.head_dim
+        rows = _stored(at.rows, self.dense.hidden_size)
+        for merge in self.constants.merged(index, "heads"):
+            into = head_dims(merge.indices[:1], width)
+            total = sum(
+                self.masked.read_role(index, role, rows, head_dims((head,), width)).astype(np.float64)
+                for head in merge.indices
+            )
+            value = value.copy()
+            kept = np.isin(into, at.columns.stored)
+            places = np.searchsorted(at.columns.stored, into[kept])
+            value[:, places] = np.asarray(total)[:, kept].astype(value.dtype)
+        return value
+
+    def _merge_keys(self, index: int, value: Array, at: Placement) -> Array:
+        """Put the combined key row where the first of the merged dimensions is."""
+        columns = _stored(at.columns, self.dense.hidden_size)
+        for merge in self.constants.merged(index, "key_dims"):
+            place_of = np.flatnonzero(at.rows.stored == merge.indices[0])
+            row = self.constants.merged_key(index, merge)[:-1]
+            value = value.copy()
+            value[place_of] = (row if columns is None else row[columns]).astype(value.dtype)
+        return value
+
+    def _bias(self, module: str) -> Array:
+        index = self._modules[module]
+        parts = []
+        for role in self.small.modules(index)[module]:
+            at = self._placed(index, role)
+            parts.append(self._role_bias(index, role)[at.rows.stays])
+        return np.concatenate(parts)
+
+    def _role_bias(self, index: int, role: str) -> Array:
+        value = self.constants.bias(index, role)
+        for merge in self.constants.merged(index, "key_dims") if role == KEY else ():
+            value[merge.indices[0]] = self.constants.merged_key(index, merge)[-1]
+        return value
+
+    def _in_index(self, module: str) -> Array:
+        index = self._modules[module]
+        place_of = self._placed(index, self.small.modules(index)[module][0]).columns.index
+        assert place_of is not None, module
+        return place_of
+
+    def _out_index(self, module: str) -> Array:
+        index, start, parts = self._modules[module], 0, []
+        for role in self.small.modules(index)[module]:
+            rows = self._placed(index, role).rows
+            placed = np.arange(len(rows.stays)) if rows.index is None else rows.index
+            parts.append(placed + start)
+            start += len(rows.stays)
+        return np.concatenate(parts)
+
+    def _vector_or_table(self, name: str) -> Array:
+        """Return a norm, a table or a tensor of the head, cut along its named axes."""
+        axes = self._outside.get(name, (HIDDEN,) if name not in self._head_norms() else ("dims",))
+        if name == f"{self.dense.family.head}.bias":
+            axes = ("vocab",)
+        kept = [self._kept(axis) for axis in axes]
+        value = self.masked.read(name, *kept)
+        added = self.constants.added_to(name)
+        if added is None:
+            return value
+        return (value.astype(np.float64) + (added if kept[-1] is None else added[kept[-1]])).astype(
+            np.float32
+        )
+
+    def _head_norms(self) -> set[str]:
+        family = self.dense.family
+        return {
+            f"{family.layer_name(index)}.{norm}.weight"
+            for index in range(len(self.dense.layers))
+            for norm in family.head_norms
+        }
+
+    def _kept(self, axis: str) -> Indices | None:
+        kept = {HIDDEN: self.plan.hidden, HEAD_UNITS: self.plan.head_units}.get(axis)
+        return None if kept is None else np.asarray(kept, np.int64)
+
+    def _placed(self, index: int, role: str) -> Placement:
+        placed = place(self.plan, self.dense, index, role)
+        assert placed is not None, (index, role)
+        return placed
+
+
+def _stored(side: Side, size: int) -> Indices | None:
+    return None if side.is_all(size) else side.stored

@@ -6,7 +6,7 @@ of us to load; anything else as `model_type: sgate`.
 
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,17 @@ from converters.masked import MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
 from sgate_serve.checkpoint import Array
 from sgate_serve.folder import FolderWriter
-from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.spec import (
+from sgate_serve.config_values import (
+    SGATE_CLASS_PREFIX,
     SGATE_FORMAT_VERSION,
     SGATE_MODEL_TYPE,
-    LayerShape,
-    ModelSpec,
-    is_stock_shape,
 )
+from sgate_serve.family import Family
+from sgate_serve.placement import pruned_spec
+from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan_json import write_plan
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec, is_stock_shape
 
 SHARD_BYTES = 4 * 2**30
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -44,9 +47,13 @@ COMPANION_FILES = (
 def write_hf(writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan) -> None:
     """Write everything of the HF layout into `writer`; the caller commits."""
     plan.check(masked.spec)
-    headers = tensor_headers(masked, plan)
+    # Under the names that the base's own files use: base models are saved without a prefix.
+    headers = [
+        replace(header, name=masked.base.written_name(header.name))
+        for header in tensor_headers(masked, plan)
+    ]
     writer.write_json("config.json", hf_config(masked, plan))
-    plan.write(writer.path(PLAN_FILE))
+    write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer)
     arrays: Iterator[Array] = rewritten_tensors(masked, plan)
     shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
@@ -55,22 +62,44 @@ def write_hf(writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan) -> None
 
 def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     """Derive `config.json` from the plan and the base's config; top-level sizes are the maximum."""
-    config, spec = stock_config(masked.base.config), plan.spec(masked.spec)
-    config |= _sizes(_largest(spec.layers, masked.spec.layers))
-    config["dtype"] = TORCH_DTYPES[masked.dtype(f"{spec.family.embedding}.weight")]
+    config, spec = stock_config(masked.base.config), pruned_spec(plan, masked.spec)
+    family = spec.family
+    config |= _sizes(_top_level(spec, masked.spec), family)
+    config |= {"tie_word_embeddings": spec.tied_head} if spec.tied_head else {}
+    if not spec.tied_head and masked.base.spec.tied_head:
+        config["tie_word_embeddings"] = False
+    if spec.hidden_size != masked.spec.hidden_size:
+        config[family.keys.get("hidden_size", "hidden_size")] = spec.hidden_size
+    config["dtype"] = TORCH_DTYPES[masked.dtype(f"{family.embedding}.weight")]
     if is_stock_shape(spec):
         return config
-    block = {
-        "version": SGATE_FORMAT_VERSION,
-        "family": spec.family.name,
-        "base_model_type": config["model_type"],
-        "extra_biases": list(plan.extra_biases),
-    }
+    names = config.get("architectures") or ()
+    block = sgate_block(spec, config["model_type"])
     config["model_type"] = SGATE_MODEL_TYPE
-    config["architectures"] = [f"SGate{name}" for name in config.get("architectures") or ()]
+    config["architectures"] = [f"{SGATE_CLASS_PREFIX}{name}" for name in names]
     config["per_layer_config"] = dict(_per_layer(spec, plan, config))
     config["sgate"] = block
     return config
+
+
+def sgate_block(spec: ModelSpec, base_model_type: str) -> dict[str, Any]:
+    """Return what Hugging Face has no name for; what is as in a stock model is left out."""
+    block: dict[str, Any] = {
+        "version": SGATE_FORMAT_VERSION,
+        "family": spec.family.name,
+        "base_model_type": base_model_type,
+        "extra_biases": sorted(spec.extra_biases),
+    }
+    if spec.norm_size != spec.hidden_size:
+        block["norm_size"] = spec.norm_size
+    if spec.head_units != spec.hidden_size:
+        block["head_units"] = spec.head_units
+    if spec.lowered:
+        block["lowered"] = {
+            name: {k: v for k, v in vars(lowered).items() if v is not None}
+            for name, lowered in spec.lowered.items()
+        }
+    return block
 
 
 def stock_config(base: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +109,7 @@ def stock_config(base: Mapping[str, Any]) -> dict[str, Any]:
     if base["model_type"] == SGATE_MODEL_TYPE:
         config["model_type"] = base["sgate"]["base_model_type"]
         names = base.get("architectures") or ()
-        config["architectures"] = [name.removeprefix("SGate") for name in names]
+        config["architectures"] = [name.removeprefix(SGATE_CLASS_PREFIX) for name in names]
     return config
 
 
@@ -97,30 +126,43 @@ def _per_layer(
     """Yield what differs from the top level, under zero-padded layer numbers."""
     digits = len(str(len(spec.layers) - 1))
     for layer, shape in zip(plan.layers, spec.layers, strict=True):
-        sizes = {key: value for key, value in _sizes(shape).items() if value not in (top[key], 0)}
+        own = _sizes(shape, spec.family)
+        sizes = {key: value for key, value in own.items() if value not in (top.get(key), 0)}
         skip = {"skip": list(layer.skipped_blocks)} if layer.skipped_blocks else {}
         entry = sizes | skip
         if entry:
             yield str(layer.index).zfill(digits), entry
 
 
-def _sizes(shape: LayerShape) -> dict[str, int]:
-    return {
+def _sizes(shape: LayerShape, family: Family) -> dict[str, int]:
+    """Return a layer's widths under the config keys of the family."""
+    sizes = {
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_dim,
         "intermediate_size": shape.mlp_units,
     }
+    if not family.has_stated_head_width:
+        del sizes["head_dim"]
+    if not family.has_kv_heads:
+        del sizes["num_key_value_heads"]
+    return {family.keys.get(key, key): value for key, value in sizes.items()}
 
 
-def _largest(layers: tuple[LayerShape, ...], dense: tuple[LayerShape, ...]) -> LayerShape:
+def _top_level(spec: ModelSpec, dense: ModelSpec) -> LayerShape:
     """Return the maximum of each size over the layers; engines size their scratch from it.
 
-    A block that no layer has keeps its dense size: stock configs refuse zero heads.
+    A block that no layer has keeps its dense size: stock configs refuse zero heads. So do head
+    counts where they state the width of a head: hidden size / heads.
     """
 
     def largest(name: str) -> int:
-        kept: int = max(getattr(layer, name) for layer in layers)
-        return kept or max(getattr(layer, name) for layer in dense)
+        kept: int = max(getattr(layer, name) for layer in spec.layers)
+        return kept or max(getattr(layer, name) for layer in dense.layers)
 
-    return LayerShape(**{field.name: largest(field.name) for field in fields(LayerShape)})
+    top = LayerShape(**{field.name: largest(field.name) for field in fields(LayerShape)})
+    if spec.family.has_stated_head_width:
+        return top
+    heads = dense.hidden_size // top.head_dim
+    ratio = max((layer.queries_per_kv for layer in dense.layers), default=1) or 1
+    return replace(top, num_heads=heads, num_kv_heads=heads // ratio)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.errors import CheckpointError
+from sgate_serve.family import Family
 from sgate_serve.fields import MAX_SIZE, is_whole
-from sgate_serve.spec import ModelSpec
+from sgate_serve.spec import IN_INDEX, OUT_INDEX, ModelSpec
 
 Array = NDArray[Any]
 
@@ -67,7 +68,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder whose headers have been read and checked; tensors are read one at a time."""
+    """A model folder whose headers have been read and checked; tensors are read one at a time.
+
+    Tensors are known by the names that a model with a head gives them; each keeps its own name in
+    the file.
+    """
 
     folder: Path
     config: Mapping[str, Any]
@@ -83,7 +88,8 @@ class Checkpoint:
         folder = find_folder(location)
         config = read_json(folder / "config.json")
         spec = ModelSpec.from_config(config, str(folder / "config.json"))
-        checkpoint = cls(folder, config, spec, read_headers(folder))
+        tensors = canonical_names(read_headers(folder), spec.family)
+        checkpoint = cls(folder, config, spec, tensors)
         checkpoint.check()
         return checkpoint
 
@@ -101,7 +107,10 @@ class Checkpoint:
                     f"{found.file}: tensor {name} has shape {list(found.shape)}, config.json "
                     f"implies {list(shape)}"
                 )
-            if found.dtype not in FLOAT_DTYPES:
+            is_index = name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}"))
+            if is_index:
+                self._check_index(name, found)
+            elif found.dtype not in FLOAT_DTYPES:
                 raise CheckpointError(
                     f"{found.file}: tensor {name} is stored as {found.dtype}; "
                     "give the unquantised checkpoint (F32, F16 or BF16)"
@@ -112,6 +121,27 @@ class Checkpoint:
                     f"{self.tensors[name].file}: tensor {name} is no part of family "
                     f"{self.spec.family.name} with this config.json"
                 )
+
+    def _check_index(self, name: str, info: TensorInfo) -> None:
+        """Raise CheckpointError unless an index vector is int64, sorted, unique and in range."""
+        module, _, side = name.rpartition(".")
+        whole = replace(self.spec, lowered={})
+        layer = whole.module_names()[module]
+        size = whole.module_shape(layer, module)[side == IN_INDEX]
+        if info.dtype != "I64":
+            raise CheckpointError(f"{info.file}: tensor {name} is {info.dtype}, expected I64")
+        index = info.read()
+        if (np.diff(index) <= 0).any() or not 0 <= index[0] <= index[-1] < size:
+            raise CheckpointError(
+                f"{info.file}: tensor {name} must hold sorted, unique positions below {size}; "
+                "convert the base checkpoint again"
+            )
+
+    def written_name(self, name: str) -> str:
+        """Return the name that a tensor of the model has in this folder's files."""
+        prefix = f"{self.spec.family.prefix}."
+        has_prefix = any(info.name.startswith(prefix) for info in self.tensors.values())
+        return name if has_prefix else name.removeprefix(prefix)
 
     def _is_ignored(self, name: str) -> bool:
         family = self.spec.family
@@ -129,15 +159,40 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """sha256 over sorted (name, shape, dtype, first and last 4 KiB of each tensor)."""
         digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            info = self.tensors[name]
-            digest.update(json.dumps([name, list(info.shape), info.dtype]).encode())
+        for info in sorted(self.tensors.values(), key=lambda info: info.name):
+            digest.update(json.dumps([info.name, list(info.shape), info.dtype]).encode())
             with info.file.open("rb") as file:
                 file.seek(info.start)
                 digest.update(file.read(min(FINGERPRINT_EDGE, info.end - info.start)))
                 file.seek(max(info.start, info.end - FINGERPRINT_EDGE))
                 digest.update(file.read(info.end - file.tell()))
         return digest.hexdigest()
+
+
+def canonical_names(
+    tensors: Mapping[str, TensorInfo], family: Family
+) -> dict[str, TensorInfo]:
+    """Return the tensors by the names of a model with a head, whatever the files call them.
+
+    Base models are saved without the prefix of the stack, old checkpoints with other endings.
+    """
+    prefix = f"{family.prefix}."
+    has_prefix = any(name.startswith(prefix) for name in tensors)
+    outside = {name for task in family.tasks.values() for name in task.tensors} | {*family.outside}
+    stack = (family.layer.format(""), *(name for name in outside if name.startswith(prefix)))
+    stack = tuple(name.removeprefix(prefix) for name in stack)
+    found: dict[str, TensorInfo] = {}
+    for name, info in tensors.items():
+        own = name
+        for old, new in family.renames.items():
+            own = own.removesuffix(old) + new if own.endswith(old) else own
+        own = f"{prefix}{own}" if not has_prefix and own.startswith(stack) else own
+        if own in found:
+            raise CheckpointError(
+                f"{info.file}: {name} and {found[own].name} are both {own}; keep one of them"
+            )
+        found[own] = info
+    return found
 
 
 def find_folder(location: str | Path) -> Path:

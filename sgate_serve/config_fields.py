@@ -5,7 +5,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.families import ATTENTION, MLP
+from sgate_serve.family import ATTENTION, MLP, Family
 from sgate_serve.fields import (
     FLAG,
     OBJECT,
@@ -43,7 +43,15 @@ FIELDS: Mapping[str, Kind] = {
     "hidden_size": SIZE,
     "vocab_size": SIZE,
     "max_position_embeddings": SIZE,
-    "rms_norm_eps": POSITIVE,
+    "norm_eps": POSITIVE,
+    "architectures": TEXTS,
+    "type_vocab_size": WHOLE,
+    "pad_token_id": WHOLE,
+    "num_labels": SIZE,
+    "id2label": OBJECT,
+    "attn_logit_softcapping": POSITIVE,
+    "partial_rotary_factor": POSITIVE,
+    "sliding_window_pattern": SIZE,
     "hidden_act": TEXT,
     "tie_word_embeddings": FLAG,
     "attention_bias": FLAG,
@@ -68,30 +76,52 @@ ROPE_FIELDS: Mapping[str, Kind] = {
     "high_freq_factor": POSITIVE,
     "original_max_position_embeddings": SIZE,
 }
-SGATE_FIELDS: Mapping[str, Kind] = {"version": WHOLE, "family": TEXT, "extra_biases": TEXTS}
+SGATE_FIELDS: Mapping[str, Kind] = {
+    "version": WHOLE,
+    "family": TEXT,
+    "base_model_type": TEXT,
+    "extra_biases": TEXTS,
+    "norm_size": SIZE,
+    "head_units": SIZE,
+    "lowered": OBJECT,
+}
+LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
 
 
-def check_config(config: Mapping[str, Any], source: str) -> None:
+def check_config(config: Mapping[str, Any], source: str, family: Family) -> None:
     """Raise CheckpointError naming `source` and the field where a config holds another type."""
-    check_fields(config, FIELDS, source, CheckpointError)
+    check_fields(config, _own_keys(FIELDS, family), source, CheckpointError)
     for name, kinds in (
         ("rope_parameters", ROPE_FIELDS),
         ("rope_scaling", ROPE_FIELDS),
         ("sgate", SGATE_FIELDS),
     ):
         check_fields(config.get(name) or {}, kinds, f"{source}: {name}", CheckpointError)
-    layer_types, depth = config.get("layer_types"), config.get("num_hidden_layers")
+    lowered = (config.get("sgate") or {}).get("lowered") or {}
+    for module, entry in lowered.items():
+        where = f"{source}: sgate.lowered[{brief(module)}]"
+        check_fields({"entry": entry}, {"entry": OBJECT}, where, CheckpointError)
+        unknown = sorted(set(entry or {}) - set(LOWERED_FIELDS))
+        if entry is None or unknown:
+            raise CheckpointError(f"{where} must hold rows or columns, found {brief(entry)}")
+        check_fields(entry, LOWERED_FIELDS, where, CheckpointError)
+    depth_key = family.keys.get("num_hidden_layers", "num_hidden_layers")
+    layer_types, depth = config.get("layer_types"), config.get(depth_key)
     if layer_types is not None and len(layer_types) != depth:
         raise CheckpointError(f"{source}: layer_types names {len(layer_types)} layers of {depth}")
-    _check_layers(config.get("per_layer_config") or {}, f"{source}: per_layer_config")
+    _check_layers(config.get("per_layer_config") or {}, f"{source}: per_layer_config", family)
 
 
-def _check_layers(layers: Mapping[Any, Any], source: str) -> None:
+def _own_keys(kinds: Mapping[str, Kind], family: Family) -> dict[str, Kind]:
+    return {family.keys.get(key, key): kind for key, kind in kinds.items()}
+
+
+def _check_layers(layers: Mapping[Any, Any], source: str, family: Family) -> None:
     for key, layer in layers.items():
         if not str(key).isdecimal() or len(str(key)) > len(str(MAX_LAYERS)):
             raise CheckpointError(f"{source} holds {brief(key)}; expected the number of a layer")
         check_fields(layers, {key: OBJECT}, source, CheckpointError)
-        kinds = {**LAYER_FIELDS, "skip": BLOCKS}
+        kinds = {**_own_keys(LAYER_FIELDS, family), "skip": BLOCKS}
         check_fields(layer or {}, kinds, f"{source}[{key}]", CheckpointError)
     if len({int(key) for key in layers}) < len(layers):
         raise CheckpointError(f"{source} names a layer twice; keep one entry")

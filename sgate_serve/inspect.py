@@ -7,9 +7,12 @@ from typing import Any
 
 from sgate_serve.bench.ideal import decode_weights, ideal_speedup
 from sgate_serve.checkpoint import Checkpoint, read_json
-from sgate_serve.errors import CheckpointError, PlanError
+from sgate_serve.errors import CheckpointError
 from sgate_serve.fields import FLAG, NUMBER, TEXT, Kind, check_fields
+from sgate_serve.figures import Figures
+from sgate_serve.placement import dense_spec
 from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan_json import read_plan
 from sgate_serve.spec import ModelSpec
 
 CERTIFICATE_FILE = "verification.json"
@@ -63,11 +66,13 @@ class Inspection:
             "certificate": self.certificate,
         }
         if self.plan is not None:
-            dense = self.plan.dense_spec(spec)
+            dense = dense_spec(self.plan, spec, PLAN_FILE)
+            figures = Figures.of(self.plan, dense)
             ideal = ideal_speedup(dense, spec, PREFILL_TOKENS)
             report |= {
-                "removed": self.plan.removed(dense),
-                "removed_overall": self.plan.removed_overall(dense),
+                "removed": figures.removed,
+                "removed_overall": figures.overall,
+                "figures": vars(figures),
                 "predicted_speedup": {"decode": ideal.decode, "prefill": ideal.prefill},
             }
         return report
@@ -98,14 +103,8 @@ class Inspection:
 
 def _read_plan(path: Path, spec: ModelSpec) -> Plan:
     """Read a folder's plan; raise SgateError unless it leads to just the widths of `spec`."""
-    plan = Plan.read(path)
-    if tuple(layer.shape for layer in plan.layers) != spec.layers:
-        raise PlanError(
-            f"{path}: the plan's widths are not those of config.json; convert the base again"
-        )
-    dense = plan.dense_spec(spec)
-    dense.check(str(path))
-    plan.check(dense, str(path))
+    plan = read_plan(path)
+    dense_spec(plan, spec, str(path))
     return plan
 
 

@@ -2,32 +2,29 @@
 
 One frozen, versioned value. Rules make it, `rewrite` applies it, everything else reads it; nobody
 re-reads masks. Indices are absolute, sorted and unique. Whatever follows from them (widths, rows
-and columns of each linear, removed fractions) is a property here and stored nowhere.
+and columns of each linear, removed fractions) is derived and stored nowhere.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
-from reprlib import repr as brief
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import PlanError
-from sgate_serve.families import ATTENTION, ATTENTION_ROLES, DOWN, MLP, MLP_ROLES, OUTPUT, QUERY
-from sgate_serve.fields import INDICES, TEXT, TEXTS, WHOLE, Kind
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.family import ATTENTION, DOWN, MLP, OUTPUT
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 
 PLAN_FORMAT = "sgate-plan"
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 PLAN_FILE = "sgate_plan.json"
 
 Indices = tuple[int, ...]
-Axis = Literal["mlp_units", "heads", "kv_heads"]
-AXES: tuple[Axis, ...] = ("mlp_units", "heads", "kv_heads")
+Axis = Literal["mlp_units", "heads", "kv_heads", "value_dims", "key_dims"]
+# Heads and KV heads count whole; dimensions count as rows of the value and key projections.
+AXES: tuple[Axis, ...] = ("mlp_units", "heads", "kv_heads", "value_dims", "key_dims")
 
 
 @dataclass(frozen=True)
@@ -46,9 +43,12 @@ Masks = Mapping[str, Gate]
 
 @dataclass(frozen=True)
 class Removal:
-    """Units of one axis that one rule found dead, with the root cause in words."""
+    """What one rule found dead on one axis, with the root cause in words.
 
-    axis: Axis
+    `axis` is one of AXES, `<role>.columns` for what a reader takes in, `hidden` or `head_units`.
+    """
+
+    axis: str
     indices: Indices
     rule: str
     cause: str
@@ -56,7 +56,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Revival:
-    """Dead units that stay because something wants the width; they add exactly nothing."""
+    """Dead units that stay, zeroed, because something wants the width; they add exactly nothing."""
 
     axis: Axis
     indices: Indices
@@ -64,16 +64,64 @@ class Revival:
 
 
 @dataclass(frozen=True)
-class LinearPlan:
-    """One linear's surviving rows and columns; None means all of them."""
+class Lowering:
+    """How zero rows or columns go where the dimension itself must stay.
 
-    rows: NDArray[np.int64] | None
-    columns: NDArray[np.int64] | None
+    `kept` rows are scattered to their places, `kept` columns gathered from theirs; `dense` leaves
+    the zeros where they are. `saved` are the weights that the cut takes out, `cost` its index work
+    in weights' worth of time. Several `roles` share one gather.
+    """
+
+    roles: tuple[str, ...]
+    side: Literal["rows", "columns"]
+    how: Literal["scatter", "gather", "dense"]
+    kept: Indices
+    saved: int
+    cost: int
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A constant that moves into a bias because what produced it goes.
+
+    `source` is `mlp_units` (into the down bias), `value_dims` (output bias), `<role>.columns` (the
+    reader's bias), `head_units` (outer bias) or a block, whose whole constant goes to the tensor
+    `target`; everything else has one possible target.
+    """
+
+    source: str
+    layer: int
+    indices: Indices
+    target: str = ""
+
+    @property
+    def role(self) -> str | None:
+        """The role whose bias takes the constant over; None for a block and for units on top."""
+        role, _, side = self.source.partition(".")
+        return role if side else {"mlp_units": DOWN, "value_dims": OUTPUT}.get(role)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Heads or key dimensions of a layer that become one, the first of `indices`."""
+
+    axis: Literal["heads", "key_dims"]
+    layer: int
+    indices: Indices
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the plan was made for: multiples of `align`, shards of `tensor_parallel`, an engine."""
+
+    align: int = 1
+    tensor_parallel: int = 1
+    engine: str | None = None
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Surviving MLP units, query heads and KV heads of one layer, and the history of the rest.
+    """Survivors of one layer on every axis, how the rest is lowered, and its history.
 
     `dense` is the shape before: the coordinates that every index here refers to.
     """
@@ -83,11 +131,18 @@ class LayerPlan:
     mlp_units: Indices
     heads: Indices
     kv_heads: Indices
+    value_dims: Indices
+    key_dims: Indices
+    lowerings: tuple[Lowering, ...] = ()
     removals: tuple[Removal, ...] = ()
     revivals: tuple[Revival, ...] = ()
 
     def survivors(self, axis: Axis) -> Indices:
-        return {"mlp_units": self.mlp_units, "heads": self.heads, "kv_heads": self.kv_heads}[axis]
+        indices: Indices = getattr(self, axis)
+        return indices
+
+    def revived(self, axis: Axis) -> set[int]:
+        return {i for revival in self.revivals if revival.axis == axis for i in revival.indices}
 
     @property
     def shape(self) -> LayerShape:
@@ -103,56 +158,33 @@ class LayerPlan:
         gone = {ATTENTION: not self.heads, MLP: not self.mlp_units}
         return tuple(block for block, is_gone in gone.items() if is_gone)
 
-    def linear(self, role: str) -> LinearPlan | None:
-        """Return what survives of one linear, or None if its whole block goes."""
-        if not (self.heads if role in ATTENTION_ROLES else self.mlp_units):
-            return None
-        if role in MLP_ROLES:
-            kept, total = self.mlp_units, self.dense.mlp_units
-            indices = np.asarray(kept, np.int64)
-        else:
-            kept = self.heads if role in (QUERY, OUTPUT) else self.kv_heads
-            is_query = role in (QUERY, OUTPUT)
-            total = self.dense.num_heads if is_query else self.dense.num_kv_heads
-            indices = head_dims(kept, self.dense.head_dim)
-        survivors = None if len(kept) == total else indices
-        reads_hidden = role not in (OUTPUT, DOWN)
-        return LinearPlan(survivors, None) if reads_hidden else LinearPlan(None, survivors)
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for a whole model, bound to the base checkpoint by its fingerprint."""
+    """The decision for a whole model, bound to the base checkpoint by its fingerprint.
+
+    `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the units on top
+    of `dense_head_units`; None for all. `closed` and `dead` count block weights: in closed rows or
+    columns, and provably dead.
+    """
 
     family: str
     base_fingerprint: str
-    align: int
+    target: Target
     layers: tuple[LayerPlan, ...]
+    dense_hidden: int
+    dense_head_units: int
+    closed: int
+    dead: int
+    hidden: Indices | None = None
+    head_units: Indices | None = None
+    folds: tuple[Fold, ...] = ()
+    merges: tuple[Merge, ...] = ()
     extra_biases: tuple[str, ...] = ()
-    version: int = PLAN_VERSION
-
-    def spec(self, dense: ModelSpec) -> ModelSpec:
-        """Return the architecture of the rewritten model."""
-        shapes = tuple(layer.shape for layer in self.layers)
-        return replace(dense, layers=shapes, extra_biases=frozenset(self.extra_biases))
-
-    def dense_spec(self, small: ModelSpec) -> ModelSpec:
-        """Return the architecture before, from that of the rewritten model."""
-        return replace(small, layers=tuple(layer.dense for layer in self.layers))
-
-    def removed(self, dense: ModelSpec) -> float:
-        """Fraction of the gateable linear weights that goes, at the alignment in force."""
-        total = dense.num_gateable
-        return 1 - self.spec(dense).num_gateable / total if total else 0.0
-
-    def removed_overall(self, dense: ModelSpec) -> float:
-        """Fraction of all parameters that goes, embeddings and head counted."""
-        return 1 - self.spec(dense).num_parameters / dense.num_parameters
+    removals: tuple[Removal, ...] = field(default=())
 
     def check(self, dense: ModelSpec, source: str = "plan") -> None:
         """Raise PlanError, naming `source`, unless this model can be rewritten by the plan."""
-        if self.version != PLAN_VERSION:
-            raise PlanError(f"{source} version {self.version!r}, this release reads {PLAN_VERSION}")
         if self.family != dense.family.name or len(self.layers) != len(dense.layers):
             raise PlanError(
                 f"{source} is for {len(self.layers)} layers of {self.family:.40}, the checkpoint "
@@ -162,44 +194,16 @@ class Plan:
             if layer.dense != shape:
                 raise PlanError(f"{source}, layer {index}: made for {layer.dense}, found {shape}")
             _check_layer(layer, index, source)
-
-    def to_json(self) -> dict[str, Any]:
-        # Not asdict(): it copies one index at a time, and a 70B model's plan holds millions.
-        layers = [
-            vars(layer)
-            | {"dense": vars(layer.dense)}
-            | {key: [vars(v) for v in getattr(layer, key)] for key in ("removals", "revivals")}
-            for layer in self.layers
-        ]
-        return {"format": PLAN_FORMAT, **vars(self), "layers": layers}
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> "Plan":
-        return cls.from_json(read_json(path), str(path))
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any], source: str) -> "Plan":
-        """Read a stored plan; raise PlanError naming `source` if it is malformed."""
-        found = value.get("format"), value.get("version")
-        if found != (PLAN_FORMAT, PLAN_VERSION):
-            raise PlanError(
-                f"{source} is no plan of this release: format {brief(found[0])} version "
-                f"{brief(found[1])}, expected {PLAN_FORMAT} version {PLAN_VERSION}"
-            )
-        try:
-            return cls(
-                family=_typed(value, "family", TEXT),
-                base_fingerprint=_typed(value, "base_fingerprint", TEXT),
-                align=_typed(value, "align", WHOLE),
-                layers=tuple(_layer_from_json(layer) for layer in value["layers"]),
-                extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
-                version=PLAN_VERSION,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"{source} is no plan of this release: {error!r:.200}") from error
+        for name, kept, size, found in (
+            ("hidden", self.hidden, self.dense_hidden, dense.hidden_size),
+            ("head_units", self.head_units, self.dense_head_units, dense.head_units),
+        ):
+            if size != found:
+                raise PlanError(f"{source}: {name} of {size}, but the checkpoint has {found}")
+            if kept is not None:
+                check_indices(kept, size, f"{source}: {name}")
+                if not kept:
+                    raise PlanError(f"{source}: {name} keeps nothing")
 
 
 def head_dims(heads: Indices, head_dim: int) -> NDArray[np.int64]:
@@ -208,60 +212,23 @@ def head_dims(heads: Indices, head_dim: int) -> NDArray[np.int64]:
     return (starts + np.arange(head_dim)).reshape(-1)
 
 
+def check_indices(kept: Indices, size: int, where: str) -> None:
+    """Raise PlanError unless `kept` are sorted, unique and below `size`."""
+    indices = np.asarray(kept, np.int64)
+    if (np.diff(indices) <= 0).any() or (indices.size and not 0 <= indices[0] <= indices[-1] < size):
+        raise PlanError(f"{where} must be sorted, unique and below {size}")
+
+
 def _check_layer(layer: LayerPlan, index: int, source: str) -> None:
     dense = layer.dense
-    sizes = {"mlp_units": dense.mlp_units, "heads": dense.num_heads, "kv_heads": dense.num_kv_heads}
+    kv_dims = dense.num_kv_heads * dense.head_dim
+    sizes = (dense.mlp_units, dense.num_heads, dense.num_kv_heads, kv_dims, kv_dims)
     where = f"{source}, layer {layer.index}"
     if layer.index != index:
         raise PlanError(f"{where} stands at position {index}; layers must be in order")
-    for axis in AXES:
-        kept = layer.survivors(axis)
-        if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < sizes[axis]):
-            raise PlanError(f"{where}: {axis} must be sorted, unique and below {sizes[axis]}")
+    for axis, size in zip(AXES, sizes, strict=True):
+        check_indices(layer.survivors(axis), size, f"{where}: {axis}")
     owners = [head // dense.queries_per_kv for head in layer.heads]
     per_group = {owners.count(kv) for kv in layer.kv_heads}
     if set(owners) != set(layer.kv_heads) or len(per_group) > 1:
         raise PlanError(f"{where}: every kept KV head needs the same number of its query heads")
-
-
-def _layer_from_json(value: Mapping[str, Any]) -> LayerPlan:
-    dense = value["dense"]
-    return LayerPlan(
-        index=_typed(value, "index", WHOLE),
-        dense=LayerShape(**{str(key): _typed(dense, key, WHOLE) for key in dense}),
-        **{axis: _indices(value, axis) for axis in AXES},
-        removals=tuple(
-            Removal(
-                _axis(removal["axis"]),
-                _indices(removal, "indices"),
-                rule=_typed(removal, "rule", TEXT),
-                cause=_typed(removal, "cause", TEXT),
-            )
-            for removal in value["removals"]
-        ),
-        revivals=tuple(
-            Revival(
-                _axis(revival["axis"]),
-                _indices(revival, "indices"),
-                reason=_typed(revival, "reason", TEXT),
-            )
-            for revival in value["revivals"]
-        ),
-    )
-
-
-def _typed(value: Mapping[str, Any], key: str, kind: Kind) -> Any:
-    if not kind.accepts(value[key]):
-        raise ValueError(f"{key} must be {kind.words}, found {brief(value[key])}")
-    return value[key]
-
-
-def _indices(value: Mapping[str, Any], key: str) -> Indices:
-    return tuple(_typed(value, key, INDICES))
-
-
-def _axis(value: Any) -> Axis:
-    for axis in AXES:
-        if value == axis:
-            return axis
-    raise ValueError(f"unknown axis {brief(value)}")

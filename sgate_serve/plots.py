@@ -7,6 +7,8 @@ from typing import Any
 from sgate_serve.bench.compare import Comparison
 from sgate_serve.errors import SgateError
 from sgate_serve.inspect import Inspection
+from sgate_serve.placement import dense_spec
+from sgate_serve.plan import PLAN_FILE
 
 KEPT, GONE, ACCENT = "#3b6ea5", "#d9e2ec", "#c8553d"
 FORMATS = (".png", ".svg", ".pdf")
@@ -33,7 +35,7 @@ def save_figure(figure: Any, path: Path) -> None:
 def plot_widths(inspection: Inspection, path: Path) -> None:
     """Draw how much of each layer's MLP and attention is left of the dense width."""
     spec = inspection.folder.spec
-    dense = spec if inspection.plan is None else inspection.plan.dense_spec(spec)
+    dense = spec if inspection.plan is None else dense_spec(inspection.plan, spec, PLAN_FILE)
     figure, axes = new_figure(9, 1.2 + 0.22 * len(spec.layers), panels=2)
     panels = (
         (axes[0], "MLP units", [(d.mlp_units, k.mlp_units) for d, k in _pairs(dense, spec)]),

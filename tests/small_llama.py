@@ -13,12 +13,12 @@ from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM
 
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.families import (
+from sgate_serve.families import LLAMA
+from sgate_serve.family import (
     ATTENTION,
     ATTENTION_ROLES,
     DOWN,
     KEY,
-    LLAMA,
     MLP,
     MLP_ROLES,
     OUTPUT,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sgate_serve.errors import PlanError
-from sgate_serve.families import DOWN, KEY, OUTPUT, QUERY, UP
+from sgate_serve.family import DOWN, KEY, OUTPUT, QUERY, UP
 from sgate_serve.plan import LayerPlan, Plan, Removal, Revival
 from sgate_serve.spec import LayerShape, ModelSpec
 

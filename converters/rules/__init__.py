@@ -1,16 +1,17 @@
-"""The compiler: zeros of a masked model in, a Plan out. RULES 1, 3, 4 and 6, one function each."""
+"""The compiler: zeros of a masked model in, a Plan out. Each rule of RULES is one function."""
 
 from converters.rules.compile import RULES, compile_plan, find_dead
-from converters.rules.facts import LayerFacts, Liveness, Zeros
-from converters.rules.zeros import zeros_of_masks, zeros_of_weight
+from converters.rules.facts import ModelFacts, NormZeros, Zeros
+from converters.rules.zeros import zeros_of_masks, zeros_of_weight, zeros_on
 
 __all__ = [
     "RULES",
-    "LayerFacts",
-    "Liveness",
+    "ModelFacts",
+    "NormZeros",
     "Zeros",
     "compile_plan",
     "find_dead",
     "zeros_of_masks",
     "zeros_of_weight",
+    "zeros_on",
 ]

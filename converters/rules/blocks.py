@@ -1,20 +1,79 @@
-"""Rule 6: blocks that write nothing to the residual stream (pre-norm families)."""
+"""Rule 6: blocks that write nothing to the residual stream, or always the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from converters.rules.facts import Death, LayerFacts, Liveness
-from sgate_serve.families import DOWN, OUTPUT
+from converters.rules.facts import Context, Death, LayerState
+from sgate_serve.family import ATTENTION, BLOCKS, MLP, WRITERS
+from sgate_serve.spec import ModelSpec
+
+UNITS = {ATTENTION: "heads", MLP: "mlp_units"}
 
 
-def silent_blocks(facts: LayerFacts, live: Liveness) -> Iterator[Death]:
+def silent_blocks(at: Context) -> Iterator[Death]:
     """All units or heads of a block die when its last linear writes nothing.
 
-    6. Matrix and bias of the writing linear are zero: with a norm *before* the block, x + 0 = x,
-       so the block and its norm go. A live bias keeps the block: it writes a constant.
+    6. Matrix and bias of the writing linear are zero. With a norm *before* the block, x + 0 = x: the
+       block and its norm go. With one on the sum (BERT), the block goes and the norm stays.
+    7. A norm after the block (Gemma): the norm of zero is zero; it writes nothing either where all
+       of that norm's effective weights are zero.
     """
-    if live.mlp_units.any() and facts.zeros[DOWN].writes_nothing:
-        yield Death("mlp_units", np.ones_like(live.mlp_units), "the MLP block writes nothing")
-    if live.heads.any() and facts.zeros[OUTPUT].writes_nothing:
-        yield Death("heads", np.ones_like(live.heads), "the attention block writes nothing")
+    layer = at.layer
+    for block in BLOCKS:
+        if not layer.has(block):
+            continue
+        zeros = layer.found[WRITERS[block]]
+        silent = bool(((zeros.rows & zeros.bias) | ~layer.hidden).all())
+        cause = f"the {block} block writes nothing"
+        if block in layer.family.post_norms:
+            post = f"{layer.family.layer_name(layer.index)}.{layer.family.post_norms[block]}"
+            silent |= bool(at.facts.norm(post).weight.all())
+        if silent:
+            yield Death(UNITS[block], np.ones_like(layer.units_of(block)), cause)
+
+
+@dataclass(frozen=True)
+class Move:
+    """A block that writes only a constant, and the tensor that takes the constant over.
+
+    `writer` is the layer and block whose output bias that is, None for an embedding or a norm.
+    """
+
+    layer: int
+    block: str
+    tensor: str
+    writer: tuple[int, str] | None
+
+
+def constant_target(
+    spec: ModelSpec, layers: Sequence[LayerState], index: int, block: str
+) -> Move | None:
+    """Return where the constant of a block without units can go, or None where it must stay.
+
+    6a. Norms before the blocks: into the output bias of the block before, for nothing reads the
+        stream in between; of the first block into the position table or an *untied* embedding.
+    6b. Norms on the sum: into the bias of the norm before, whose only other reader is the sum.
+    6c. Norms after the block: it stays [the constant would have to pass the norm].
+    """
+    family = spec.family
+    if family.residual == "sandwich":
+        return None
+    before = _blocks_before(index, block)
+    if family.residual == "post":
+        norm = next((family.norm_name(*place) for place in before), family.embedding_norm)
+        return Move(index, block, f"{norm}.bias", None)
+    for place in before:
+        if layers[place[0]].has(place[1]):
+            writer = family.linear(place[0], WRITERS[place[1]])
+            return Move(index, block, f"{writer}.bias", place)
+    if family.position_table is not None:
+        return Move(index, block, f"{family.position_table}.weight", None)
+    return None if spec.tied_head else Move(index, block, f"{family.embedding}.weight", None)
+
+
+def _blocks_before(index: int, block: str) -> list[tuple[int, str]]:
+    """Return the blocks before one in the order of the forward, the nearest first."""
+    places = [(layer, name) for layer in range(index + 1) for name in BLOCKS]
+    return places[: places.index((index, block))][::-1]

@@ -1,89 +1,119 @@
-"""Masks to a Plan: run every rule to a fixpoint, then revive what widths require. Pure."""
+"""Facts to a Plan: run every rule to a fixpoint, revive what widths require, lower the rest. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 
-import numpy as np
-
-from converters.rules.attention import dead_heads, dead_kv_heads, dead_value_dims
+from converters.rules.attention import (
+    constant_value_dims,
+    dead_heads,
+    dead_kv_heads,
+    dead_value_dims,
+)
 from converters.rules.blocks import silent_blocks
-from converters.rules.facts import Flags, LayerFacts, Liveness, Rule, Zeros
-from converters.rules.mlp import silent_units, unread_units
-from converters.rules.revive import align_mlp, even_out_groups, keep_constant_blocks
-from sgate_serve.errors import PlanError
-from sgate_serve.plan import AXES, LayerPlan, Plan, Removal
-from sgate_serve.spec import ModelSpec
+from converters.rules.facts import LayerState, ModelFacts, Rule
+from converters.rules.fixpoint import Fixpoint, indices_of
+from converters.rules.lowering import lower_layer, nonzero_weights
+from converters.rules.mlp import constant_units, silent_units, unread_units
+from converters.rules.revive import revive
+from converters.rules.scores import constant_query_dims, dead_key_dims, uniform_heads
+from converters.rules.stream import dead_columns
+from sgate_serve.placement import pruned_spec
+from sgate_serve.plan import AXES, LayerPlan, Plan, Target
+from sgate_serve.targets import TARGETS, check_target
 
 # The order decides which cause is named where two rules agree: the most telling first.
 RULES: Mapping[str, Rule] = {
     "6 silent block": silent_blocks,
+    "8 column": dead_columns,
     "1 MLP unit never read": unread_units,
     "1 MLP unit silent": silent_units,
+    "2 MLP unit constant": constant_units,
     "3 value dimension": dead_value_dims,
+    "2 value dimension constant": constant_value_dims,
     "4 query head": dead_heads,
     "4 KV head": dead_kv_heads,
+    "5 key dimension": dead_key_dims,
+    "10 uniform heads": uniform_heads,
+    "10 constant queries": constant_query_dims,
 }
-
-LayerZeros = Mapping[str, Zeros]
 
 
 def compile_plan(
-    spec: ModelSpec, zeros: Sequence[LayerZeros], base_fingerprint: str, align: int = 1
+    facts: ModelFacts,
+    base_fingerprint: str,
+    target: Target | None = None,
+    index_price: int | None = None,
 ) -> Plan:
-    """Decide what goes, given the zeros of every layer's linears in the masked dense model.
+    """Decide what goes, given the zeros of the masked dense model.
 
-    `align` rounds MLP widths up. Raises PlanError for an `align` below 1.
+    `index_price` is what one gather or scatter may cost, in weights; by default the target
+    engine's. Raises PlanError for a target that no widths of this model can meet.
     """
-    if align < 1:
-        raise PlanError(f"--align {align}: give a whole number of at least 1")
-    layers = [
-        _compile_layer(index, LayerFacts(shape, layer_zeros, spec.activation), align)
-        for index, (shape, layer_zeros) in enumerate(zip(spec.layers, zeros, strict=True))
-    ]
+    target = target or Target()
+    check_target(target, facts.spec)
+    price = TARGETS[target.engine].index_price if index_price is None else index_price
+    found = find_dead(facts)
+    layers = [_layer_plan(found, state, target, price) for state in found.layers]
     plan = Plan(
-        family=spec.family.name,
+        family=facts.spec.family.name,
         base_fingerprint=base_fingerprint,
-        align=align,
+        target=target,
         layers=tuple(layers),
-        extra_biases=_surviving_biases(spec, layers),
+        dense_hidden=facts.spec.hidden_size,
+        dense_head_units=facts.spec.head_units,
+        closed=found.num_weights - _count_open(facts),
+        dead=found.num_weights - sum(nonzero_weights(state) for state in found.layers),
+        hidden=None if found.hidden.all() else indices_of(found.hidden),
+        head_units=None if found.head_units.all() else indices_of(found.head_units),
+        folds=tuple(found.folds),
+        merges=tuple(found.merges),
+        removals=tuple(found.removals),
     )
-    plan.check(spec)
+    plan = _with_biases(plan, facts)
+    plan.check(facts.spec)
     return plan
 
 
-def find_dead(facts: LayerFacts) -> tuple[Liveness, list[Removal]]:
-    """Apply all rules until none finds more; return what lives and each new finding in order."""
-    live, removals = Liveness.of(facts.shape), []
-    changed = True
-    while changed:
-        changed = False
-        for name, rule in RULES.items():
-            for death in rule(facts, live):
-                new: Flags = death.dead & getattr(live, death.axis)
-                if not new.any():
-                    continue
-                changed = True
-                live = live.without(death.axis, new)
-                if death.axis != "value_dims":
-                    indices = tuple(np.flatnonzero(new).tolist())
-                    removals.append(Removal(death.axis, indices, name, death.cause))
-    return live, removals
+def find_dead(facts: ModelFacts) -> Fixpoint:
+    """Apply all rules until none finds more."""
+    found = Fixpoint(facts, RULES)
+    found.run()
+    return found
 
 
-def _compile_layer(index: int, facts: LayerFacts, align: int) -> LayerPlan:
-    live, removals = find_dead(facts)
-    live, constant = keep_constant_blocks(facts, live)
-    live, evened = even_out_groups(facts, live)
-    live, aligned = align_mlp(live, align)
-    kept = {axis: tuple(np.flatnonzero(getattr(live, axis)).tolist()) for axis in AXES}
-    revivals = (*constant, *evened, *aligned)
-    return LayerPlan(index, facts.shape, **kept, removals=tuple(removals), revivals=revivals)
+def _layer_plan(found: Fixpoint, state: LayerState, target: Target, price: int) -> LayerPlan:
+    moved = found.moved_blocks(state.index)
+    revived, revivals = revive(state, target, moved)
+    kept = {axis: indices_of(getattr(revived, axis)) for axis in AXES}
+    return LayerPlan(
+        index=state.index,
+        dense=state.shape,
+        **kept,
+        lowerings=tuple(lower_layer(revived, revivals, target.align, price)),
+        removals=tuple(found.layer_removals[state.index]),
+        revivals=tuple(revivals),
+    )
 
 
-def _surviving_biases(spec: ModelSpec, layers: Sequence[LayerPlan]) -> tuple[str, ...]:
-    """Return the added biases whose linear is still there."""
-    names = {
-        spec.family.linear(layer.index, role)
-        for layer in layers
-        for role in layer.shape.linear_shapes(spec.hidden_size)
-    }
-    return tuple(sorted(spec.extra_biases & names))
+def _count_open(facts: ModelFacts) -> int:
+    """Count the block weights in rows and columns that are not closed themselves."""
+    return sum(
+        int((~zeros.rows).sum()) * int((~zeros.columns).sum())
+        for layer in facts.layers
+        for zeros in layer.values()
+    )
+
+
+def _with_biases(plan: Plan, facts: ModelFacts) -> Plan:
+    """Add the biases that folds need and the family lacks; drop those whose linear is gone."""
+    spec, small = facts.spec, pruned_spec(plan, facts.spec)
+    stay = small.module_names()
+    wanted = {name for name in spec.extra_biases if name in stay or name == spec.family.head}
+    for fold in plan.folds:
+        role = fold.role
+        module = fold.target.removesuffix(".bias")
+        if role is not None:
+            module = spec.family.linear(fold.layer, role)
+        if module in stay and not spec.has_bias(stay[module], small.modules(stay[module])[module][0]):
+            wanted.add(module)
+    return replace(plan, extra_biases=tuple(sorted(wanted)))

@@ -1,71 +1,121 @@
 """Dead units that stay because a width is wanted: the layer must be one that engines can run.
 
-A dead unit adds exactly zero, so keeping one is always exact. What it costs stands in the Plan.
+A revived unit is written with zeros where it is read, so keeping one is always exact. What it costs
+stands in the Plan.
 """
+
+from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 
-from converters.rules.facts import Flags, LayerFacts, Liveness
-from sgate_serve.families import DOWN, OUTPUT
-from sgate_serve.plan import Revival
+from converters.rules.facts import Flags, LayerState
+from sgate_serve.errors import PlanError
+from sgate_serve.family import ATTENTION, MLP, WRITERS
+from sgate_serve.plan import Revival, Target
+from sgate_serve.targets import is_shardable
+
+Revived = tuple[LayerState, list[Revival]]
 
 
-def keep_constant_blocks(facts: LayerFacts, live: Liveness) -> tuple[Liveness, list[Revival]]:
-    """Keep one unit, or one KV group, of a block whose dead units leave a live output bias.
+def revive(state: LayerState, target: Target, moved: Collection[str]) -> Revived:
+    """Return the state with everything that must stay alive again, and the reasons.
 
-    The block still writes that constant; dropping it would change the model (rule 6).
+    `moved` are blocks whose constant went elsewhere, so that they may go whole.
     """
+    state, constant = keep_constant_blocks(state, moved)
+    state, evened = even_out_groups(state, target)
+    state, aligned = align_mlp(state, target)
+    return state, [*constant, *evened, *aligned]
+
+
+def keep_constant_blocks(state: LayerState, moved: Collection[str]) -> Revived:
+    """Keep one unit, or one KV group, of a block that still writes its output bias (rule 6)."""
     revivals: list[Revival] = []
     reason = "the block still writes its output bias"
-    if live.mlp_units.size and not live.mlp_units.any() and not facts.zeros[DOWN].bias.all():
-        live = _with_flags(live, mlp_units=_first(live.mlp_units.size, 1))
+    if _writes_only_a_bias(state, MLP, moved):
+        state = replace(state, mlp_units=_first(state.mlp_units.size, 1))
         revivals.append(Revival("mlp_units", (0,), reason))
-    if live.heads.size and not live.heads.any() and not facts.zeros[OUTPUT].bias.all():
-        size = facts.shape.queries_per_kv
-        heads, kv_heads = _first(live.heads.size, size), _first(live.kv_heads.size, 1)
-        live = _with_flags(live, heads=heads, kv_heads=kv_heads)
+    if _writes_only_a_bias(state, ATTENTION, moved):
+        size = state.shape.queries_per_kv
+        heads, kv_heads = _first(state.heads.size, size), _first(state.kv_heads.size, 1)
+        state = replace(state, heads=heads, kv_heads=kv_heads)
         revivals.append(Revival("heads", tuple(range(size)), reason))
         revivals.append(Revival("kv_heads", (0,), reason))
-    return live, revivals
+    return state, revivals
 
 
-def even_out_groups(facts: LayerFacts, live: Liveness) -> tuple[Liveness, list[Revival]]:
-    """Give every living KV head of a layer as many query heads as the largest group kept.
+def even_out_groups(state: LayerState, target: Target) -> Revived:
+    """Give every KV head as many query heads, and shards as many of both.
 
-    Grouped-query attention has one ratio per layer, in every engine.
+    1. Grouped-query attention has one ratio per layer, in every engine: the largest group's.
+    2. Under tensor parallelism query heads divide by the shards, KV heads do or are replicated.
     """
-    if not live.heads.any():
-        return live, []
-    groups = live.heads.reshape(facts.shape.num_kv_heads, -1).copy()
-    largest = int(groups.sum(axis=1).max())
+    if not state.heads.any():
+        return state, []
+    groups = state.heads.reshape(state.shape.num_kv_heads, -1).copy()
+    num_kv, per_kv = _shardable_counts(state, groups, target.tensor_parallel)
+    more_kv = np.flatnonzero(~state.kv_heads)[: num_kv - int(state.kv_heads.sum())]
+    kv_heads = state.kv_heads.copy()
+    kv_heads[more_kv] = True
     revived: list[int] = []
-    for kv in np.flatnonzero(live.kv_heads):
-        missing = largest - int(groups[kv].sum())
-        for head in np.flatnonzero(~groups[kv])[:missing]:
+    for kv in np.flatnonzero(kv_heads):
+        for head in np.flatnonzero(~groups[kv])[: per_kv - int(groups[kv].sum())]:
             groups[kv, head] = True
-            revived.append(int(kv) * facts.shape.queries_per_kv + int(head))
-    if not revived:
-        return live, []
-    reason = f"each KV head keeps {largest} query heads"
-    return _with_flags(live, heads=groups.reshape(-1)), [Revival("heads", tuple(revived), reason)]
+            revived.append(int(kv) * state.shape.queries_per_kv + int(head))
+    reason = f"each KV head keeps {per_kv} query heads"
+    if target.tensor_parallel > 1:
+        reason += f", for {target.tensor_parallel} shards"
+    revivals = [Revival("heads", tuple(revived), reason)] if revived else []
+    if more_kv.size:
+        revivals.append(Revival("kv_heads", tuple(more_kv.tolist()), reason))
+    return replace(state, heads=groups.reshape(-1), kv_heads=kv_heads), revivals
 
 
-def align_mlp(live: Liveness, align: int) -> tuple[Liveness, list[Revival]]:
-    """Round the MLP width up to a multiple of `align`, or to the dense width if that is less."""
-    kept = int(live.mlp_units.sum())
-    wanted = min(-(-kept // align) * align, live.mlp_units.size)
+def align_mlp(state: LayerState, target: Target) -> Revived:
+    """Round the MLP width up to a multiple of the alignment in every shard.
+
+    Never beyond the dense width, where that divides among the shards.
+    """
+    multiple = target.align * target.tensor_parallel
+    kept, size = int(state.mlp_units.sum()), state.mlp_units.size
+    wanted = -(-kept // multiple) * multiple
+    if wanted > size:
+        wanted = size
+        if wanted % target.tensor_parallel:
+            raise PlanError(
+                f"--tensor-parallel {target.tensor_parallel}: layer {state.index} keeps {kept} of "
+                f"{size} MLP units, and no multiple of {target.tensor_parallel} up to {size} holds "
+                "them; give a divisor of the dense width"
+            )
     if wanted == kept:
-        return live, []
-    revived = np.flatnonzero(~live.mlp_units)[: wanted - kept]
-    flags = live.mlp_units.copy()
+        return state, []
+    revived = np.flatnonzero(~state.mlp_units)[: wanted - kept]
+    flags = state.mlp_units.copy()
     flags[revived] = True
-    reason = f"widths are multiples of {align}"
-    revival = Revival("mlp_units", tuple(revived.tolist()), reason)
-    return _with_flags(live, mlp_units=flags), [revival]
+    revival = Revival("mlp_units", tuple(revived.tolist()), f"widths are multiples of {multiple}")
+    return replace(state, mlp_units=flags), [revival]
 
 
-def _with_flags(live: Liveness, **flags: Flags) -> Liveness:
-    return Liveness(**{**vars(live), **flags})
+
+def _shardable_counts(state: LayerState, groups: Flags, shards: int) -> tuple[int, int]:
+    """Return the least numbers of KV heads and of query heads for each that can be shared out."""
+    least_kv, least = int(state.kv_heads.sum()), int(groups.sum(axis=1).max())
+    options = [
+        (num_kv, per_kv)
+        for num_kv in range(least_kv, state.shape.num_kv_heads + 1)
+        for per_kv in range(least, state.shape.queries_per_kv + 1)
+        if is_shardable(num_kv * per_kv, num_kv, shards)
+    ]
+    # The dense layer can be shared out (`check_target`), so there is one.
+    return min(options, key=lambda counts: (counts[0] * counts[1] + 2 * counts[0], counts))
+
+
+def _writes_only_a_bias(state: LayerState, block: str, moved: Collection[str]) -> bool:
+    writer = WRITERS[block]
+    if writer not in state.zeros or state.has(block) or block in moved:
+        return False
+    return bool((~state.found[writer].bias & state.hidden).any())
 
 
 def _first(size: int, count: int) -> Flags:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.float_bits import is_zero_along
-from converters.rules.facts import Zeros
+from converters.float_bits import is_zero, is_zero_along
+from converters.rules.facts import Flags, Zeros
 from sgate_serve.checkpoint import Array
 from sgate_serve.plan import Gate, Masks
 from sgate_serve.spec import ModelSpec
@@ -14,44 +14,53 @@ from sgate_serve.spec import ModelSpec
 Biases = Mapping[str, Array]
 
 
-def zeros_of_masks(spec: ModelSpec, masks: Masks, biases: Biases) -> list[dict[str, Zeros]]:
+def zeros_of_masks(spec: ModelSpec, masks: Masks, biases: Biases) -> tuple[dict[str, Zeros], ...]:
     """Return each layer's zeros by role, from gates that are exactly 0 and from bias values.
 
     `biases` maps module names to (masked) bias vectors; a bias the spec has but `biases` lacks
     counts as live. Weights are taken to be nonzero where no gate closes them.
     """
-    return [
-        {
-            role: _zeros_of_gate(
-                shape,
-                masks.get(spec.family.linear(index, role), Gate()),
-                biases.get(spec.family.linear(index, role)),
-                spec.has_bias(index, role),
-            )
-            for role, shape in layer.linear_shapes(spec.hidden_size).items()
-        }
-        for index, layer in enumerate(spec.layers)
-    ]
+    return tuple(
+        {role: _zeros_of_gate(spec, index, role, masks, biases) for role in spec.linear_shapes(index)}
+        for index in range(len(spec.layers))
+    )
 
 
 def zeros_of_weight(weight: Array, bias: Array | None) -> Zeros:
     """Return the zero rows and columns of one (out, in) matrix and the zeros of its bias."""
+    rows, columns = is_zero_along(weight, axis=1), is_zero_along(weight, axis=0)
+    lines = weight.size - int((~rows).sum()) * int((~columns).sum())
     return Zeros(
-        rows=is_zero_along(weight, axis=1),
-        columns=is_zero_along(weight, axis=0),
+        rows=rows,
+        columns=columns,
         bias=np.ones(weight.shape[0], np.bool_) if bias is None else np.asarray(bias == 0),
+        scattered=int(np.count_nonzero(is_zero(weight))) - lines,
     )
 
 
-def _zeros_of_gate(shape: tuple[int, int], gate: Gate, bias: Array | None, has_bias: bool) -> Zeros:
-    rows, columns = _closed(gate.rows, shape[0]), _closed(gate.columns, shape[1])
-    if not has_bias:
+def zeros_on(weight: Array, live_rows: Flags, live_columns: Flags) -> Zeros:
+    """Return the rows and columns that are zero on the living part of a matrix."""
+    rows, columns = ~live_rows, ~live_columns
+    rows[live_rows] = is_zero_along(weight[np.ix_(live_rows, live_columns)], axis=1)
+    columns[live_columns] = is_zero_along(weight[np.ix_(live_rows, live_columns)], axis=0)
+    return Zeros(rows, columns, np.zeros_like(rows))
+
+
+def _zeros_of_gate(
+    spec: ModelSpec, index: int, role: str, masks: Masks, biases: Biases
+) -> Zeros:
+    module, part = spec.family.linear(index, role), spec.role_rows(index, role)
+    gate, bias = masks.get(module, Gate()), biases.get(module)
+    shape = spec.linear_shapes(index)[role]
+    rows = _closed(None if gate.rows is None else gate.rows[part], shape[0])
+    columns = _closed(gate.columns, shape[1])
+    if not spec.has_bias(index, role):
         bias_zeros = np.ones(shape[0], np.bool_)
     elif bias is None:
         # A row gate closes the bias with the row, y = (W x + b) ∘ r; a column gate does not.
         bias_zeros = rows
     else:
-        bias_zeros = rows | (bias == 0)
+        bias_zeros = rows | (bias[part] == 0)
     # A matrix that is closed throughout on one side is zero on the other side too.
     return Zeros(rows | columns.all(), columns | rows.all(), bias_zeros)
 

@@ -20,7 +20,7 @@ from converters.to_onnx.rope import inverse_frequencies, rotary_angles
 from sgate_serve import onnx_format as names
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import EngineError
-from sgate_serve.families import ATTENTION, MLP
+from sgate_serve.family import ATTENTION, MLP
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
 MAX_CAPACITY = 32768

@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.to_onnx.heads import pad_head_columns, pad_head_rows, padded_head_dim
 from sgate_serve.checkpoint import Array, Checkpoint
-from sgate_serve.families import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 
 Transform = Callable[[Array], Array]
 

@@ -27,7 +27,8 @@ from sgate_serve.errors import EngineError
 from sgate_serve.folder import new_folder
 from sgate_serve.gates import GATES_FILE
 from sgate_serve.inspect import CERTIFICATE_FILE
-from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan import PLAN_FILE
+from sgate_serve.plan_json import read_plan
 from sgate_serve.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.work_dir import work_dir_of
@@ -167,7 +168,7 @@ class Demo:
         # An interrupted attempt left a part of it: random weights are quick to make anew.
         shutil.rmtree(root, ignore_errors=True)
         write_shape(root / "dense", self.sizes)
-        trained = Plan.read(self.folder / "pruned" / PLAN_FILE)
+        trained = read_plan(self.folder / "pruned" / PLAN_FILE)
         base = Checkpoint.open(root / "dense")
         write_shape_gates(base, trained, root / "gates", self.sizes.seed)
         convert(ConvertOptions(str(root / "dense"), root / "pruned", root / "gates"))

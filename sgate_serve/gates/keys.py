@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sgate_serve.families import DOWN, OUTPUT
+from sgate_serve.family import DOWN, OUTPUT
 from sgate_serve.spec import ModelSpec
 
 MLP_UNITS, HEADS, KV_GROUPS = "mlp_units", "heads", "kv_groups"
@@ -55,11 +55,10 @@ def coupled_sites(spec: ModelSpec) -> Iterator[GateSite]:
 
 def linear_sites(spec: ModelSpec) -> Iterator[GateSite]:
     """Yield the two sites of every linear inside the blocks: its rows and its columns."""
-    for index, layer in enumerate(spec.layers):
-        for role, (rows, columns) in layer.linear_shapes(spec.hidden_size).items():
-            module = spec.family.linear(index, role)
-            yield GateSite(f"{module}.{ROWS}", index, module, "rows", rows)
-            yield GateSite(f"{module}.{COLUMNS}", index, module, "columns", columns)
+    for module, index in spec.module_names().items():
+        rows, columns = spec.module_shape(index, module)
+        yield GateSite(f"{module}.{ROWS}", index, module, "rows", rows)
+        yield GateSite(f"{module}.{COLUMNS}", index, module, "columns", columns)
 
 
 def gate_sites(spec: ModelSpec) -> dict[str, GateSite]:

@@ -1,20 +1,31 @@
 """The transformers side of the format: `import sgate_serve.models` registers `model_type: sgate`.
 
 Afterwards AutoConfig and the AutoModel classes load a pruned folder like any other; no remote code.
-Each family of `sgate_serve.families` has its config, base model and causal LM here, named as the
+Each family of `sgate_serve.families` has its config and a model for each task here, named as the
 stock ones with `SGate` before.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
-from sgate_serve.families import FAMILIES
+from sgate_serve.config_values import SGATE_MODEL_TYPE
+from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.models.configuration import CONFIGS, SGateConfig
-from sgate_serve.models.modeling import BASE_MODELS, CAUSAL_LMS
-from sgate_serve.spec import SGATE_MODEL_TYPE
+from sgate_serve.models.modeling import MODELS
+
+AUTO_CLASSES = {
+    BASE: AutoModel,
+    CAUSAL_LM: AutoModelForCausalLM,
+    CLASSIFICATION: AutoModelForSequenceClassification,
+}
 
 AutoConfig.register(SGATE_MODEL_TYPE, SGateConfig, exist_ok=True)
-for _name in FAMILIES:
-    AutoModel.register(CONFIGS[_name], BASE_MODELS[_name], exist_ok=True)
-    AutoModelForCausalLM.register(CONFIGS[_name], CAUSAL_LMS[_name], exist_ok=True)
+for _name, _models in MODELS.items():
+    for _task, _model in _models.items():
+        AUTO_CLASSES[_task].register(CONFIGS[_name], _model, exist_ok=True)
 
-__all__ = ["BASE_MODELS", "CAUSAL_LMS", "CONFIGS", "SGateConfig"]
+__all__ = ["AUTO_CLASSES", "CONFIGS", "MODELS", "SGateConfig"]

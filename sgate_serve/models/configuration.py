@@ -9,8 +9,9 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig
 
-from sgate_serve.families import FAMILIES, Family
-from sgate_serve.spec import SGATE_MODEL_TYPE, family_of
+from sgate_serve.config_values import SGATE_MODEL_TYPE, family_of
+from sgate_serve.families import FAMILIES
+from sgate_serve.family import Family
 
 
 class UnevenConfigMixin:
@@ -29,7 +30,7 @@ class UnevenConfigMixin:
 
 def uneven_config(family: Family) -> type[PreTrainedConfig]:
     """Make the family's config class for uneven layers, with the `sgate` block as a field."""
-    stock = getattr(transformers, family.classes[0])
+    stock = getattr(transformers, family.config_class)
     fields = {
         "model_type": SGATE_MODEL_TYPE,
         "sgate": None,

@@ -11,23 +11,18 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
-from sgate_serve.families import ATTENTION, FAMILIES, MLP, Family
+from sgate_serve.families import FAMILIES
+from sgate_serve.family import ATTENTION, BLOCKS, MLP, Family
 from sgate_serve.models.configuration import CONFIGS
+from sgate_serve.models.layers import (
+    IndexedLinear,
+    NarrowRMSNorm,
+    Skipped,
+    SkippedAttention,
+    TransposedIndexedLinear,
+)
+from sgate_serve.shapes import LayerShape, Lowered
 from sgate_serve.spec import ModelSpec
-
-
-class SkippedAttention(nn.Module):
-    """Stands where an attention block was removed: adds zero, caches nothing."""
-
-    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        return torch.zeros_like(hidden_states), None
-
-
-class SkippedMLP(nn.Module):
-    """Stands where an MLP block was removed: adds zero."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.zeros_like(hidden_states)
 
 
 def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:
@@ -47,30 +42,40 @@ def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedM
     return made
 
 
-def _uneven_models(position: int) -> dict[str, type[PreTrainedModel]]:
-    return {
-        name: uneven_model(getattr(transformers, family.classes[position]), CONFIGS[name])
-        for name, family in FAMILIES.items()
+# By family and task.
+MODELS: dict[str, dict[str, type[PreTrainedModel]]] = {
+    name: {
+        task: uneven_model(getattr(transformers, row.model_class), CONFIGS[name])
+        for task, row in family.tasks.items()
     }
+    for name, family in FAMILIES.items()
+}
+# By their names too: a class must be found where it says it lives, to be pickled.
+globals().update({made.__name__: made for models in MODELS.values() for made in models.values()})
 
 
 def shrink(model: PreTrainedModel) -> None:
-    """Narrow the layers of a model built at its config's top-level widths, in place."""
+    """Narrow the layers of a model built at its config's top-level widths, in place.
+
+    A classifier of some families builds its stack by AutoModel, which has then shrunk already: to
+    narrow twice is to narrow once.
+    """
     spec = ModelSpec.from_config(model.config.to_dict(), "config.json")
-    root = model.base_model
     caches = _cache_indices(spec)
     for index, shape in enumerate(spec.layers):
-        _replace_linears(root, spec, index)
-        attention = root.get_submodule(
-            _inside(root, f"{spec.family.layer_name(index)}.{spec.family.blocks[ATTENTION]}")
-        )
+        for module in spec.modules(index):
+            model.set_submodule(_inside(model, module), _linear(spec, index, module))
+        attention = _find(model, spec.family, index, ATTENTION)
         if shape.num_heads:
-            attention.num_key_value_groups = shape.queries_per_kv
-            attention.layer_idx = caches[index]
-        else:
-            _skip(root, spec.family, index, ATTENTION, SkippedAttention())
-        if not shape.mlp_units:
-            _skip(root, spec.family, index, MLP, SkippedMLP())
+            _set_head_counts(attention, shape)
+            if hasattr(attention, "layer_idx"):
+                attention.layer_idx = caches[index]
+        for block in BLOCKS:
+            if not (shape.num_heads if block == ATTENTION else shape.mlp_units):
+                _skip(model, spec.family, index, block)
+    if spec.norm_size != spec.hidden_size:
+        _narrow_stream(model, spec)
+    _narrow_head(model, spec)
 
 
 def _cache_indices(spec: ModelSpec) -> dict[int, int]:
@@ -86,25 +91,103 @@ def _cache_indices(spec: ModelSpec) -> dict[int, int]:
     return {index: first.pop(spec.windows[index], index) for index in attending}
 
 
-def _replace_linears(root: nn.Module, spec: ModelSpec, index: int) -> None:
-    for role, (rows, columns) in spec.layers[index].linear_shapes(spec.hidden_size).items():
-        name = _inside(root, spec.family.linear(index, role))
-        linear = nn.Linear(columns, rows, bias=spec.has_bias(index, role))
-        root.set_submodule(name, linear)
+def _linear(spec: ModelSpec, index: int, module: str) -> nn.Module:
+    roles, dims = spec.modules(index)[module], spec.linear_shapes(index)
+    shape, lowered = spec.module_shape(index, module), spec.lowered.get(module, Lowered())
+    has_bias = spec.has_bias(index, roles[0])
+    size = sum(dims[role][0] for role in roles)
+    if spec.family.is_transposed:
+        return TransposedIndexedLinear(shape[::-1], lowered, size, has_bias)
+    if lowered != Lowered():
+        return IndexedLinear(shape, lowered, size, has_bias)
+    return nn.Linear(shape[1], shape[0], bias=has_bias)
 
 
-def _skip(root: nn.Module, family: Family, index: int, block: str, stand_in: nn.Module) -> None:
-    name = _inside(root, family.layer_name(index))
-    root.set_submodule(f"{name}.{family.blocks[block]}", stand_in)
-    root.set_submodule(_inside(root, family.norm(index, block)), nn.Identity())
+def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
+    """Give an attention module the counts that its stock forward splits by, where it has them."""
+    width = shape.head_dim
+    counts = {
+        "num_key_value_groups": shape.queries_per_kv,
+        "num_key_value_heads": shape.num_kv_heads,
+        "num_attention_heads": shape.num_heads,
+        "num_heads": shape.num_heads,
+        "n_heads": shape.num_heads,
+        "all_head_size": shape.num_heads * width,
+        "split_size": shape.num_heads * width,
+    }
+    for name, count in counts.items():
+        if hasattr(attention, name):
+            setattr(attention, name, count)
+    if hasattr(attention, "qkv_proj"):
+        attention.config = _LayerConfig(attention.config, shape.num_heads)
 
 
-def _inside(root: nn.Module, name: str) -> str:
-    """Return a module's name below the base model: `model.layers.0` → `layers.0`."""
-    return name.removeprefix(f"{root.base_model_prefix}.")
+class _LayerConfig:
+    """A model's config as one layer sees it: its own head count, everything else shared."""
+
+    def __init__(self, config: Any, num_attention_heads: int) -> None:
+        self._shared = config
+        self.num_attention_heads = num_attention_heads
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_shared":  # while unpickling or copying
+            raise AttributeError(name)
+        return getattr(self._shared, name)
 
 
-BASE_MODELS = _uneven_models(1)
-CAUSAL_LMS = _uneven_models(2)
-# By their names too: a class must be found where it says it lives, to be pickled.
-globals().update({made.__name__: made for made in (*BASE_MODELS.values(), *CAUSAL_LMS.values())})
+def _find(model: PreTrainedModel, family: Family, index: int, block: str) -> nn.Module:
+    name = f"{family.layer_name(index)}.{family.blocks[block][0]}"
+    return model.get_submodule(_inside(model, name))
+
+
+def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> None:
+    """Put zeros where a block was, and nothing where its norms were unless they are on the sum."""
+    layer = family.layer_name(index)
+    first, *behind = family.blocks[block]
+    stand_in = SkippedAttention() if block == ATTENTION else Skipped()
+    if block == MLP and behind:
+        stand_in = nn.Identity()
+    model.set_submodule(_inside(model, f"{layer}.{first}"), stand_in)
+    for name in behind:
+        model.set_submodule(_inside(model, f"{layer}.{name}"), Skipped())
+    if family.residual == "post":
+        return
+    for norms in (family.norms, family.post_norms):
+        if block in norms:
+            model.set_submodule(_inside(model, f"{layer}.{norms[block]}"), nn.Identity())
+
+
+def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Let residual norms divide by the width before removal, and keep Gemma's embedding scale."""
+    norms = [name for index in range(len(spec.layers)) for name in spec.norms(index)]
+    assert spec.family.final_norm is not None, "only RMSNorm families lose residual dimensions"
+    for name in (*norms, spec.family.final_norm):
+        norm = NarrowRMSNorm(
+            spec.hidden_size, spec.norm_size, spec.norm_eps, spec.family.norm_offset
+        )
+        model.set_submodule(_inside(model, name), norm)
+    table = model.get_submodule(_inside(model, spec.family.embedding))
+    if hasattr(table, "scalar_embed_scale"):
+        table.scalar_embed_scale = spec.norm_size**0.5
+        table.embed_scale = torch.tensor(table.scalar_embed_scale)
+
+
+def _narrow_head(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Replace the linears on top whose units were removed, and a head that pruning gave a bias."""
+    dense = spec.head.dense
+    if dense is not None and spec.head_units != spec.hidden_size:
+        inner = nn.Linear(spec.hidden_size, spec.head_units)
+        model.set_submodule(_inside(model, dense.inner), inner)
+        outer = nn.Linear(spec.head_units, spec.num_labels)
+        model.set_submodule(_inside(model, dense.outer), outer)
+    if spec.family.head in spec.extra_biases and hasattr(model, spec.family.head):
+        head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=True)
+        model.set_submodule(spec.family.head, head)
+
+
+def _inside(model: PreTrainedModel, name: str) -> str:
+    """Return a module's name in `model`: a base model has no prefix, `model.layers.0` → `layers.0`."""
+    prefix = f"{model.base_model_prefix}."
+    return name.removeprefix(prefix) if model.base_model is model else name
+
+

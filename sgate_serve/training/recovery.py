@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer, set_seed
 
 from sgate_serve.checkpoint import Array
-from sgate_serve.families import DOWN, OUTPUT
+from sgate_serve.family import DOWN, OUTPUT
 from sgate_serve.plan import Masks
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.documents import Blocks
@@ -29,8 +29,8 @@ class BlockLinears:
     def of(cls, spec: ModelSpec) -> "BlockLinears":
         roles = [
             (spec.family.linear(index, role), role)
-            for index, layer in enumerate(spec.layers)
-            for role in layer.linear_shapes(spec.hidden_size)
+            for index in range(len(spec.layers))
+            for role in spec.linear_shapes(index)
         ]
         names = tuple(name for name, _ in roles)
         return cls(names, tuple(name for name, role in roles if role in (OUTPUT, DOWN)))

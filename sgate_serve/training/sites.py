@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.families import ATTENTION, ATTENTION_ROLES, MLP
+from sgate_serve.family import ATTENTION, ATTENTION_ROLES, MLP
 from sgate_serve.gates.keys import HEADS, KV_GROUPS, MLP_UNITS, GateSite, coupled_sites
 from sgate_serve.spec import ModelSpec
 
@@ -39,7 +39,7 @@ def trained_sites(spec: ModelSpec) -> tuple[TrainedSite, ...]:
         block = MLP if gate.kind == MLP_UNITS else ATTENTION
         weights = sum(
             rows * columns
-            for role, (rows, columns) in shape.linear_shapes(spec.hidden_size).items()
+            for role, (rows, columns) in spec.linear_shapes(gate.layer).items()
             if (role in ATTENTION_ROLES) == (block == ATTENTION)
         )
         sites.append(TrainedSite(gate, block, weights // gate.num_gates))

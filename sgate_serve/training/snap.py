@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.rules import compile_plan, zeros_of_masks
 from sgate_serve.errors import TrainingError
-from sgate_serve.families import ATTENTION, MLP
+from sgate_serve.family import ATTENTION, MLP
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 from sgate_serve.spec import ModelSpec

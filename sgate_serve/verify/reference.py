@@ -6,45 +6,37 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-import sgate_serve.models  # noqa: F401  # registers model_type "sgate"
 from converters.masked import MaskedCheckpoint
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.spec import ModelSpec
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
 
 
 class TorchModel:
-    """A causal LM in fp32 that yields logits and the residual stream of one prompt."""
+    """A model in fp32 that yields its outputs and the residual stream of one prompt."""
 
     name: str = "torch"
     version: str = str(torch.__version__)
 
-    def __init__(self, model: Any) -> None:
-        self.model = model.float().eval()
+    def __init__(self, model: Any, spec: ModelSpec) -> None:
+        self.model, self.spec = model.float().eval(), spec
 
     @classmethod
     def masked_dense(cls, masked: MaskedCheckpoint) -> "TorchModel":
         """Build the dense architecture and fill it with masked weights, one tensor at a time."""
-        config = AutoConfig.from_pretrained(masked.base.folder)
-        with no_init_weights():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.tie_weights()
-        for module in masked.spec.extra_biases - masked.base.spec.extra_biases:
-            linear = model.get_submodule(module)
-            linear.bias = torch.nn.Parameter(torch.zeros(linear.out_features))
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for name in masked.spec.tensor_shapes():
-                weight = np.array(masked.read(name), dtype=np.float32)
-                parameters[name].copy_(torch.from_numpy(weight))
-        return cls(model)
+        return cls(dense_model(masked), masked.spec)
 
     @classmethod
     def converted(cls, folder: Path) -> "TorchModel":
-        return cls(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+        spec = Checkpoint.open(folder).spec
+        auto = AUTO_CLASSES[spec.task]
+        return cls(auto.from_pretrained(folder, dtype=torch.float32), spec)
 
     def residuals(self, tokens: Tokens) -> list[Floats]:
         """Return the residual stream [T, H] after each layer, the last before the final norm."""
@@ -53,7 +45,8 @@ class TorchModel:
         def record(module: Any, args: Any, hidden: torch.Tensor) -> None:
             streams.append(hidden[0].numpy().copy())
 
-        layers = self.model.base_model.layers
+        name = self.spec.family.layer.rpartition(".")[0].removeprefix(f"{self.spec.family.prefix}.")
+        layers = self.model.base_model.get_submodule(name)
         handles = [layer.register_forward_hook(record) for layer in layers]
         try:
             self.logits(tokens)
@@ -63,8 +56,50 @@ class TorchModel:
         return streams
 
     def logits(self, tokens: Tokens) -> Floats:
-        """Return the logits [T, V] of one prompt of T token ids."""
+        """Return the outputs of one prompt of T token ids.
+
+        Logits [T, V] of a causal LM, [1, labels] of a classifier; of a base model the last hidden
+        states [T, H] with the pooled one, where there is one, below.
+        """
         with torch.inference_mode():
-            output = self.model(torch.from_numpy(tokens)[None], use_cache=False)
-        logits: Floats = output.logits[0].numpy()
-        return logits
+            options = {"use_cache": False} if self.spec.family.is_rotary else {}
+            output = self.model(torch.from_numpy(tokens)[None], **options)
+        if "logits" in output:
+            logits: Floats = output.logits.reshape(-1, output.logits.shape[-1]).numpy()
+            return logits
+        pooled = output.get("pooler_output")
+        hidden = output.last_hidden_state[0]
+        rows: Floats = (hidden if pooled is None else torch.cat([hidden, pooled])).numpy()
+        return rows
+
+
+def dense_model(masked: MaskedCheckpoint) -> PreTrainedModel:
+    """Return the masked dense model as a stock transformers one, in fp32."""
+    config = AutoConfig.from_pretrained(masked.base.folder)
+    if getattr(config, "sgate", None):
+        # The masked model has full dimensions: index vectors are spread into zeros.
+        config.sgate = {k: v for k, v in config.sgate.items() if k != "lowered"}
+    if masked.base.spec.tied_head and not masked.spec.tied_head:
+        config.tie_word_embeddings = False
+    with no_init_weights():
+        model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(
+            config, dtype=torch.float32
+        )
+    model.tie_weights()
+    _add_biases(model, masked)
+    prefix = f"{masked.spec.family.prefix}."
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in masked.spec.tensor_shapes():
+            own = name if name in parameters else name.removeprefix(prefix)
+            weight = np.array(masked.read(name), dtype=np.float32)
+            parameters[own].copy_(torch.from_numpy(weight))
+    return model
+
+
+def _add_biases(model: PreTrainedModel, masked: MaskedCheckpoint) -> None:
+    prefix = f"{masked.spec.family.prefix}."
+    for name in masked.spec.extra_biases - masked.base.spec.extra_biases:
+        own = name if model.base_model is not model else name.removeprefix(prefix)
+        linear = model.get_submodule(own)
+        linear.bias = torch.nn.Parameter(torch.zeros(linear.weight.shape[0]))

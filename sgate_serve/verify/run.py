@@ -19,6 +19,7 @@ from sgate_serve.checkpoint import DTYPE_NAMES, Checkpoint
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan_json import read_plan
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Verification, VerifyOptions
 from sgate_serve.verify.engines import VerifiedEngine, open_engine
@@ -98,7 +99,7 @@ def rounded_like(masked: MaskedCheckpoint, out: Checkpoint) -> MaskedCheckpoint:
 def check_same_model(dense: ModelSpec, out: Checkpoint) -> None:
     """Raise CheckpointError unless `out` can be a pruned form of the dense model."""
     small = out.spec
-    same = ("family", "hidden_size", "vocab_size", "tied_head")
+    same = ("family", "task", "norm_size", "vocab_size", "num_labels")
     unequal = [name for name in same if getattr(dense, name) != getattr(small, name)]
     if unequal or len(dense.layers) != len(small.layers):
         raise CheckpointError(
@@ -170,7 +171,7 @@ def first_different_layer(reference: TorchModel, engine: VerifiedEngine, prompt:
 def _plan_of(out: Checkpoint, masked: MaskedCheckpoint) -> Plan | None:
     """Return the folder's plan, or None where it has none for this base."""
     path: Path = out.folder / PLAN_FILE
-    plan = Plan.read(path) if path.exists() else None
+    plan = read_plan(path) if path.exists() else None
     if plan is None or plan.base_fingerprint != masked.base.fingerprint:
         return None
     return plan

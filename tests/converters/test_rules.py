@@ -12,7 +12,7 @@ from converters.rules.blocks import silent_blocks
 from converters.rules.facts import Flags, Liveness, Rule
 from converters.rules.mlp import silent_units, unread_units
 from sgate_serve.errors import PlanError
-from sgate_serve.families import DOWN, GATE, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.family import DOWN, GATE, OUTPUT, QUERY, UP, VALUE
 from sgate_serve.plan import Gate
 from sgate_serve.spec import LayerShape, ModelSpec
 

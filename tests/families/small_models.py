@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from sgate_serve.families import Family
+from sgate_serve.family import Family
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -15,7 +15,8 @@ import sgate_serve.models
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import EngineError
-from sgate_serve.families import FAMILIES, LLAMA, Family
+from sgate_serve.families import FAMILIES, LLAMA
+from sgate_serve.family import Family
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.run import verify

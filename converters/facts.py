@@ -1,0 +1,93 @@
+"""Look at a masked dense model for the compiler: which rows, columns, biases and norms are zero.
+
+With gates no matrix is read: what they close is zero, the rest is taken to be nonzero. Without,
+every matrix is scanned once, one at a time. Biases and norms are vectors and always read.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from converters.float_bits import is_zero, is_zero_along
+from converters.masked import MaskedCheckpoint
+from converters.rules import (
+    ModelFacts,
+    NormZeros,
+    Zeros,
+    zeros_of_masks,
+    zeros_of_weight,
+    zeros_on,
+)
+from converters.rules.facts import Flags
+from sgate_serve.checkpoint import Array
+from sgate_serve.family import HIDDEN
+
+
+def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
+    """Return everything that the rules may know of a masked dense model."""
+    sums = masked.dtype(f"{masked.spec.family.embedding}.weight") in ("F32", "F64")
+    if masked.gates is not None:
+        layers = zeros_of_masks(masked.spec, masked.masks, _biases(masked))
+        return ModelFacts(masked.spec, layers, _norms(masked), has_exact_sums=sums)
+    inner, outer = _linears_on_top(masked)
+    return ModelFacts(
+        spec=masked.spec,
+        layers=tuple(_scanned_layer(masked, index) for index in range(len(masked.spec.layers))),
+        norms=_norms(masked),
+        unembedded=_unembedded(masked),
+        inner=inner,
+        outer=outer,
+        scan=lambda index, role, rows, columns: zeros_on(
+            masked.read_role(index, role), rows, columns
+        ),
+        has_exact_sums=sums,
+    )
+
+
+def _scanned_layer(masked: MaskedCheckpoint, index: int) -> dict[str, Zeros]:
+    return {
+        role: zeros_of_weight(masked.read_role(index, role), masked.read_bias(index, role))
+        for role in masked.spec.linear_shapes(index)
+    }
+
+
+def _biases(masked: MaskedCheckpoint) -> dict[str, Array]:
+    modules = masked.spec.module_names()
+    names = masked.spec.tensor_shapes()
+    return {name: masked.read(f"{name}.bias") for name in modules if f"{name}.bias" in names}
+
+
+def _norms(masked: MaskedCheckpoint) -> Mapping[str, NormZeros]:
+    spec = masked.spec
+    names = [name for index in range(len(spec.layers)) for name in spec.norms(index)]
+    if spec.family.embedding_norm is not None:
+        names.append(spec.family.embedding_norm)
+    return {name: _norm(masked, name) for name in names}
+
+
+def _norm(masked: MaskedCheckpoint, name: str) -> NormZeros:
+    weight = masked.read(f"{name}.weight").astype(np.float32) + masked.spec.family.norm_offset
+    has_bias = masked.spec.family.has_norm_bias
+    bias = is_zero(masked.read(f"{name}.bias")) if has_bias else np.ones(weight.shape, np.bool_)
+    return NormZeros(is_zero(weight), bias)
+
+
+def _unembedded(masked: MaskedCheckpoint) -> Flags:
+    """Flag the residual dimensions that are zero in every embedding table."""
+    tables = [name for name, axes in masked.spec.family.outside.items() if len(axes) == 2]
+    flags = np.ones(masked.spec.hidden_size, np.bool_)
+    for name in tables:
+        assert masked.spec.family.outside[name][1] == HIDDEN, name
+        flags &= is_zero_along(masked.read(name), axis=0)
+    return flags
+
+
+def _linears_on_top(masked: MaskedCheckpoint) -> tuple[Zeros | None, Zeros | None]:
+    dense = masked.spec.head.dense
+    if dense is None:
+        return None, None
+    inner, outer = (
+        zeros_of_weight(masked.read(f"{name}.weight"), masked.read(f"{name}.bias"))
+        for name in (dense.inner, dense.outer)
+    )
+    return inner, outer

@@ -1,0 +1,194 @@
+"""Rules to a fixpoint: what lives, what each rule found, and which constants moved where.
+
+State shrinks with every finding, so the loop ends. A matrix is looked at again only where enough
+zeros lie scattered in it that a whole row or column may have become zero.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from converters.rules.blocks import constant_target
+from converters.rules.dense_head import dead_head_units
+from converters.rules.facts import (
+    Context,
+    Death,
+    Flags,
+    LayerState,
+    ModelFacts,
+    NormZeros,
+    Rule,
+    Zeros,
+)
+from converters.rules.stream import unwritten_before, unwritten_dims
+from sgate_serve.family import ATTENTION, BLOCKS, KEY, OUTPUT, WRITERS
+from sgate_serve.plan import Fold, Indices, Merge, Removal
+
+HIDDEN_RULE, HEAD_RULE = "7 residual dimension", "11 unit on top"
+MOVE_RULE = "6 constant block"
+
+
+class Fixpoint:
+    """The state of one compilation; `run` it, then read it."""
+
+    def __init__(self, facts: ModelFacts, rules: Mapping[str, Rule]) -> None:
+        spec = facts.spec
+        self.facts, self.rules = facts, rules
+        self.layers = [LayerState.of(spec, i, zeros) for i, zeros in enumerate(facts.layers)]
+        self.hidden = np.ones(spec.hidden_size, np.bool_)
+        self.head_units = np.ones(spec.head_units, np.bool_)
+        self.folds: list[Fold] = []
+        self.merges: list[Merge] = []
+        self.removals: list[Removal] = []
+        self.layer_removals: list[list[Removal]] = [[] for _ in self.layers]
+        unembedded = facts.unembedded
+        self._embedded = self.hidden.copy() if unembedded is None else ~unembedded
+        self._norms: dict[str, NormZeros] = dict(facts.norms)
+        self._scanned: dict[tuple[int, str], tuple[int, int]] = {}
+
+    @property
+    def num_weights(self) -> int:
+        return sum(z.rows.size * z.columns.size for layer in self.layers for z in layer.zeros.values())
+
+    def run(self) -> None:
+        while self._layers_once() or self._model_once() or self._look_again():
+            pass
+
+    def moved_blocks(self, index: int) -> set[str]:
+        """Return the blocks of a layer whose constant has moved to another tensor."""
+        return {fold.source for fold in self.folds if fold.layer == index and fold.target}
+
+    def _layers_once(self) -> bool:
+        changed = False
+        context = unwritten_before(self.facts, self.layers, self._embedded)
+        for index, unwritten in zip(range(len(self.layers)), context, strict=False):
+            while self._layer_once(index, unwritten):
+                changed = True
+        return changed
+
+    def _layer_once(self, index: int, unwritten: Mapping[str, Flags]) -> bool:
+        changed = False
+        for name, rule in self.rules.items():
+            for death in rule(Context(self.facts, self.layers[index], unwritten)):
+                changed |= self._bury(index, name, death)
+        return changed
+
+    def _bury(self, index: int, rule: str, death: Death) -> bool:
+        """Take a layer's dead out; say whether any of them was still alive."""
+        layer = self.layers[index]
+        new: Flags = death.dead & layer.alive(death.axis)
+        if not new.any():
+            return False
+        constant = np.zeros_like(new) if death.constant is None else new & death.constant
+        if constant.any():
+            fold = Fold(death.axis, index, indices_of(constant))
+            self.folds.append(fold)
+            assert fold.role is not None, fold
+            layer = layer.with_folded(fold.role, ~layer.zeros[fold.role].rows)
+        for merge in death.merges:
+            self.merges.append(merge)
+            layer = _merged(layer, merge)
+        self.layers[index] = layer.without(death.axis, new)
+        removal = Removal(death.axis, indices_of(new), rule, death.cause)
+        self.layer_removals[index].append(removal)
+        return True
+
+    def _model_once(self) -> bool:
+        changed = [self._move_constants(), self._remove_hidden(), self._remove_head_units()]
+        return any(changed)
+
+    def _remove_hidden(self) -> bool:
+        *_, last = unwritten_before(self.facts, self.layers, self._embedded)
+        dead = self.hidden & unwritten_dims(self.facts.spec.family, last[ATTENTION])
+        if not dead.any() or dead.all():
+            return False
+        self.hidden &= ~dead
+        self.layers = [layer.without("hidden", dead) for layer in self.layers]
+        cause = "nothing writes the dimension"
+        self.removals.append(Removal("hidden", indices_of(dead), HIDDEN_RULE, cause))
+        return True
+
+    def _remove_head_units(self) -> bool:
+        changed = False
+        for death in dead_head_units(self.facts):
+            new = death.dead & self.head_units
+            if not new.any() or (new == self.head_units).all():
+                continue
+            changed = True
+            self.head_units &= ~new
+            if death.constant is not None:
+                self.folds.append(Fold("head_units", len(self.layers), indices_of(new)))
+            removal = Removal("head_units", indices_of(new), HEAD_RULE, death.cause)
+            self.removals.append(removal)
+        return changed
+
+    def _move_constants(self) -> bool:
+        """Let blocks that write only their bias go, their constant to the tensor before (rule 6)."""
+        changed = False
+        for index in range(len(self.layers)):
+            for block in BLOCKS:
+                changed |= self._move_constant(index, block)
+        return changed
+
+    def _move_constant(self, index: int, block: str) -> bool:
+        layer, role = self.layers[index], WRITERS[block]
+        if role not in layer.zeros or layer.has(block) or block in self.moved_blocks(index):
+            return False
+        written = ~layer.found[role].bias & layer.hidden
+        move = constant_target(self.facts.spec, self.layers, index, block)
+        if move is None or not written.any():
+            return False
+        self.folds.append(Fold(block, index, (), move.tensor))
+        if move.writer is not None:
+            place, writer = move.writer[0], WRITERS[move.writer[1]]
+            self.layers[place] = self.layers[place].with_folded(writer, written)
+        elif move.tensor.endswith(".weight"):
+            self._embedded = self._embedded | written
+        else:
+            name = move.tensor.removesuffix(".bias")
+            norm = self.facts.norm(name)
+            self._norms[name] = NormZeros(norm.weight, norm.bias & ~written)
+        return True
+
+    def _look_again(self) -> bool:
+        return any([self._look_at(i, role) for i, l in enumerate(self.layers) for role in l.zeros])
+
+    def _look_at(self, index: int, role: str) -> bool:
+        """Scan a matrix on what is alive, where scattered zeros could have become a whole line."""
+        layer = self.layers[index]
+        zeros, rows, columns = layer.zeros[role], layer.live_rows(role), layer.live_columns(role)
+        size = (int(rows.sum()), int(columns.sum()))
+        is_whole = size == (rows.size, columns.size)
+        known = self._scanned.get((index, role)) == size
+        if self.facts.scan is None or known or is_whole or zeros.scattered < max(1, min(size)):
+            return False
+        self._scanned[index, role] = size
+        found = self.facts.scan(index, role, rows, columns)
+        merged = Zeros(
+            zeros.rows | found.rows, zeros.columns | found.columns, zeros.bias, zeros.scattered
+        )
+        self.layers[index] = layer.with_zeros(role, merged)
+        more_rows, more_columns = merged.rows & ~zeros.rows, merged.columns & ~zeros.columns
+        return bool((more_rows & rows).any() or (more_columns & columns).any())
+
+
+def indices_of(flags: Flags) -> Indices:
+    return tuple(np.flatnonzero(flags).tolist())
+
+
+def _merged(layer: LayerState, merge: Merge) -> LayerState:
+    """Return the layer with the first of the merged taking the others' weights over.
+
+    Sums are not looked at again: they count as nonzero where any part is.
+    """
+    width = layer.shape.head_dim
+    if merge.axis == "heads":
+        zeros = layer.zeros[OUTPUT]
+        columns = zeros.columns.reshape(-1, width).copy()
+        columns[merge.indices[0]] = columns[list(merge.indices)].all(axis=0)
+        merged = Zeros(zeros.rows, columns.reshape(-1), zeros.bias)
+        return layer.with_zeros(OUTPUT, merged)
+    zeros = layer.zeros[KEY]
+    rows = zeros.rows.copy()
+    rows[merge.indices[0]] = rows[list(merge.indices)].all()
+    return layer.with_zeros(KEY, Zeros(rows, zeros.columns, zeros.bias))

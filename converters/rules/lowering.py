@@ -1,0 +1,166 @@
+"""Rule 12: what slicing cannot take out is gathered, scattered, or left where it is, by cost.
+
+Zero rows of a linear leave its matrix and its output is scattered to their places; zero columns
+leave it and its input is gathered. Both are exact, both cost index work: the cut is made where the
+weights that it saves are worth more than that.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from converters.rules.facts import Flags, LayerState
+from converters.rules.fixpoint import indices_of
+from sgate_serve.family import ATTENTION, BLOCKS, DOWN, OUTPUT, READERS
+from sgate_serve.plan import Lowering, Revival
+
+# A projection that leaves its fused matmul costs a launch of its own besides its gather.
+SPLIT_LAUNCHES = 1
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One role's flags over one side: what stays as a dimension, and what of it is not zero."""
+
+    stays: Flags
+    kept: Flags
+
+    @property
+    def num_zero(self) -> int:
+        return int(self.stays.sum() - self.kept.sum())
+
+
+def nonzero_weights(state: LayerState) -> int:
+    """Count the weights in rows and columns that are alive and not zero."""
+    total = 0
+    for role in state.zeros:
+        rows, columns = state.stored(role)
+        total += int(rows.sum()) * int(columns.sum())
+    return total
+
+
+def lower_layer(
+    state: LayerState, revivals: Sequence[Revival], align: int, price: int
+) -> Iterator[Lowering]:
+    """Choose how the zero rows and columns of a layer's linears go, columns first.
+
+    `price` is the cost of one index operation in weights. Cut widths are multiples of `align`.
+    """
+    chosen: list[Lowering] = []
+    for block in BLOCKS:
+        if state.has(block):
+            chosen += _inputs(state, block, align, price)
+    if state.has(ATTENTION):
+        chosen += _one(state, OUTPUT, "columns", align, price, chosen)
+    for module in _modules(state):
+        chosen += _rows(state, module, align, price, chosen)
+    yield from chosen
+
+
+def _modules(state: LayerState) -> list[tuple[str, ...]]:
+    roles = [role for block in BLOCKS if state.has(block) for role in _roles_of(state, block)]
+    return list(dict.fromkeys(state.family.fused_roles(role) for role in roles))
+
+
+def _roles_of(state: LayerState, block: str) -> tuple[str, ...]:
+    writer = OUTPUT if block == ATTENTION else DOWN
+    return (*(role for role in READERS[block] if role in state.zeros), writer)
+
+
+def _inputs(state: LayerState, block: str, align: int, price: int) -> list[Lowering]:
+    """Gather the inputs of a block once for all its readers, once for each, or not at all."""
+    roles = tuple(role for role in READERS[block] if role in state.zeros)
+    cuts = {role: _cut(state, role, "columns") for role in roles}
+    heights = {role: int(_cut(state, role, "rows").stays.sum()) for role in roles}
+    union = np.logical_or.reduce([cut.kept for cut in cuts.values()])
+    stays = cuts[roles[0]].stays
+    together = _aligned(_Cut(stays, union), align)
+    saved = together.num_zero * sum(heights.values())
+    shared = [_lowering(roles, "columns", together, saved, price)]
+    if len(state.family.fused_roles(roles[0])) > 1 or len(roles) == 1:
+        return [one for one in shared if one.saved]
+    apart = []
+    for role in roles:
+        cut = _aligned(cuts[role], align)
+        apart.append(
+            _lowering(
+                (role,), "columns", cut, cut.num_zero * heights[role], price * (1 + SPLIT_LAUNCHES)
+            )
+        )
+    best = max((shared, apart), key=_gain)
+    return [one for one in best if one.saved]
+
+
+def _rows(
+    state: LayerState, roles: tuple[str, ...], align: int, price: int, chosen: Sequence[Lowering]
+) -> list[Lowering]:
+    """Scatter the outputs of one module, all its roles at once."""
+    if len(roles) == 1:
+        return _one(state, roles[0], "rows", align, price, chosen)
+    width = _width(state, roles[0], "columns", chosen)
+    cuts = {role: _cut(state, role, "rows") for role in roles}
+    saved = sum(cut.num_zero for cut in cuts.values()) * width
+    if not saved:
+        return []
+    how = "scatter" if saved > price else "dense"
+    return [
+        Lowering((role,), "rows", how, indices_of(cut.kept), cut.num_zero * width, price)
+        for role, cut in cuts.items()
+        if cut.num_zero
+    ]
+
+
+def _one(
+    state: LayerState, role: str, side: str, align: int, price: int, chosen: Sequence[Lowering]
+) -> list[Lowering]:
+    cut = _aligned(_cut(state, role, side), align)
+    other = _width(state, role, "rows" if side == "columns" else "columns", chosen)
+    saved = cut.num_zero * other
+    return [_lowering((role,), side, cut, saved, price)] if saved else []
+
+
+def _width(state: LayerState, role: str, side: str, chosen: Sequence[Lowering]) -> int:
+    for one in chosen:
+        if role in one.roles and one.side == side and one.how != "dense":
+            return len(one.kept)
+    return int(_cut(state, role, side).stays.sum())
+
+
+def _cut(state: LayerState, role: str, side: str) -> _Cut:
+    """Return what of a side stays as a dimension after slicing, and what of that is stored."""
+    rows, columns = state.stored(role)
+    if side == "rows":
+        return _Cut(_slice(state, role, is_row=True), rows & _slice(state, role, is_row=True))
+    stays = _slice(state, role, is_row=False)
+    return _Cut(stays, columns & stays)
+
+
+def _slice(state: LayerState, role: str, *, is_row: bool) -> Flags:
+    """Flag the dimensions that slicing keeps: whole units, heads and residual dimensions."""
+    is_writer = role in (OUTPUT, DOWN)
+    if is_writer == is_row:
+        return state.hidden
+    if role in (DOWN, *READERS["mlp"]):
+        return state.mlp_units
+    width = state.shape.head_dim
+    return np.repeat(state.heads if role in ("query", OUTPUT) else state.kv_heads, width)
+
+
+def _aligned(cut: _Cut, align: int) -> _Cut:
+    """Keep zeros as well, the first ones, until the width is a multiple of `align`, at least 1."""
+    count = int(cut.kept.sum())
+    wanted = min(max(-(-count // align) * align, 1), int(cut.stays.sum()))
+    spare = np.flatnonzero(cut.stays & ~cut.kept)[: wanted - count]
+    kept = cut.kept.copy()
+    kept[spare] = True
+    return _Cut(cut.stays, kept)
+
+
+def _lowering(roles: tuple[str, ...], side: str, cut: _Cut, saved: int, price: int) -> Lowering:
+    how = "dense" if saved <= price else ("scatter" if side == "rows" else "gather")
+    return Lowering(roles, side, how, indices_of(cut.kept), saved, price)  # type: ignore[arg-type]
+
+
+def _gain(choice: Sequence[Lowering]) -> int:
+    return sum(one.saved - one.cost for one in choice if one.how != "dense")
