@@ -1,0 +1,230 @@
+"""Small random models of every family, with what sets the family apart switched on.
+
+The configs are the real transformers ones at tiny sizes; weights, biases and norms are random and
+wide, so that a tensor treated wrongly cannot go unnoticed.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+
+Task = Literal["causal-lm", "classification", "base"]
+LENGTH = 12
+VOCABULARY = 97
+# Shorter than a batch, so that it shows.
+WINDOW = 5
+
+AUTO_CLASSES: dict[Task, Any] = {
+    "causal-lm": AutoModelForCausalLM,
+    "classification": AutoModelForSequenceClassification,
+    "base": AutoModel,
+}
+
+COMMON: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    # Wide enough that outputs differ clearly.
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "num_labels": 3,
+}
+DECODER: dict[str, Any] = COMMON | {
+    "hidden_size": 48,
+    "intermediate_size": 30,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+}
+WITH_HEAD_DIM = DECODER | {"head_dim": 16}
+GEMMA = WITH_HEAD_DIM | {
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 10,
+    "sliding_window": WINDOW,
+    "final_logit_softcapping": 4.0,
+}
+GPT2: dict[str, Any] = COMMON | {
+    "n_embd": 48,
+    "n_inner": 30,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 64,
+}
+ENCODER: dict[str, Any] = COMMON | {
+    "hidden_size": 48,
+    "intermediate_size": 30,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+DISTILBERT: dict[str, Any] = COMMON | {
+    "dim": 48,
+    "hidden_dim": 30,
+    "n_layers": 2,
+    "n_heads": 4,
+    "max_position_embeddings": 64,
+}
+# Rotates 6 of 12 dimensions, and by the long factors once a batch is longer than 6.
+LONGROPE = {
+    "partial_rotary_factor": 0.5,
+    "original_max_position_embeddings": 6,
+    "rope_scaling": {
+        "type": "longrope",
+        "short_factor": [1.0, 1.2, 1.5],
+        "long_factor": [1.1, 2.0, 4.0],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model to build: `name` says what is switched on, `config` are transformers' fields."""
+
+    family: str
+    name: str
+    task: Task
+    config: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.name}"
+
+
+ZOO: Mapping[str, list[Variant]] = {
+    "llama": [
+        Variant("llama", "plain", "causal-lm", DECODER),
+        Variant(
+            "llama",
+            "biased-tied",
+            "causal-lm",
+            DECODER | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        ),
+        Variant("llama", "classifier", "classification", WITH_HEAD_DIM),
+    ],
+    "mistral": [
+        Variant("mistral", "full", "causal-lm", DECODER | {"sliding_window": None}),
+        Variant("mistral", "sliding", "causal-lm", WITH_HEAD_DIM | {"sliding_window": WINDOW}),
+    ],
+    "qwen2": [
+        Variant("qwen2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),
+        Variant(
+            "qwen2",
+            "sliding",
+            "causal-lm",
+            DECODER
+            | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+        ),
+    ],
+    "qwen3": [
+        Variant("qwen3", "tied", "causal-lm", WITH_HEAD_DIM | {"tie_word_embeddings": True}),
+        Variant(
+            "qwen3",
+            "biased-sliding",
+            "causal-lm",
+            WITH_HEAD_DIM
+            | {"use_sliding_window": True, "sliding_window": WINDOW, "attention_bias": True}
+            | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        ),
+    ],
+    "phi3": [
+        Variant("phi3", "partial-rotary", "causal-lm", DECODER | {"partial_rotary_factor": 0.5}),
+        Variant("phi3", "longrope", "causal-lm", DECODER | LONGROPE),
+        Variant("phi3", "sliding", "causal-lm", DECODER | {"sliding_window": WINDOW}),
+    ],
+    "gemma2": [
+        Variant("gemma2", "soft-capped", "causal-lm", GEMMA | {"attn_logit_softcapping": 3.0}),
+        Variant(
+            "gemma2",
+            "biased-uncapped",
+            "causal-lm",
+            GEMMA
+            | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+            | {"attention_bias": True, "tie_word_embeddings": False}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        ),
+    ],
+    "gemma3_text": [
+        Variant("gemma3_text", "pattern", "causal-lm", GEMMA | {"sliding_window_pattern": 2}),
+        Variant(
+            "gemma3_text",
+            "biased-untied",
+            "causal-lm",
+            GEMMA
+            | {"final_logit_softcapping": None, "attention_bias": True}
+            | {"tie_word_embeddings": False}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        ),
+    ],
+    "gpt2": [
+        Variant("gpt2", "tied", "causal-lm", GPT2),
+        Variant(
+            "gpt2",
+            "scaled-by-layer",
+            "causal-lm",
+            GPT2 | {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"},
+        ),
+        Variant("gpt2", "classifier", "classification", GPT2),
+    ],
+    "bert": [
+        Variant("bert", "pooled", "base", ENCODER),
+        Variant("bert", "classifier", "classification", ENCODER),
+    ],
+    "roberta": [
+        Variant("roberta", "pooled", "base", ENCODER | {"pad_token_id": 1}),
+        Variant("roberta", "classifier", "classification", ENCODER | {"pad_token_id": 1}),
+    ],
+    "distilbert": [
+        Variant("distilbert", "base", "base", DISTILBERT),
+        Variant("distilbert", "classifier", "classification", DISTILBERT),
+        Variant(
+            "distilbert", "relu-classifier", "classification", DISTILBERT | {"activation": "relu"}
+        ),
+    ],
+}
+VARIANTS = [variant for variants in ZOO.values() for variant in variants]
+
+
+def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
+    """Return the random model in eval mode; `overrides` replace fields of its config."""
+    torch.manual_seed(seed)
+    # A config keeps, and completes in place, the dicts that it is given.
+    fields = copy.deepcopy(dict(variant.config) | overrides)
+    config = AutoConfig.for_model(variant.family, **fields)
+    model: PreTrainedModel = AUTO_CLASSES[variant.task].from_config(config).eval()
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
+            # Gemma stores what is added to 1.
+            center = 0.0 if type(module).__name__.startswith("Gemma") else 1.0
+            module.weight.data.uniform_(center - 0.5, center + 0.5)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
+    return model
+
+
+def token_batch(variant: Variant, seed: int, length: int = LENGTH) -> torch.Tensor:
+    """Return random token ids (2, length), none of them the padding token."""
+    generator = torch.Generator().manual_seed(seed)
+    padding: int = variant.config["pad_token_id"]
+    shift = torch.randint(1, VOCABULARY, (2, length), generator=generator)
+    return (padding + shift) % VOCABULARY
+
+
+def padded_batch(variant: Variant, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and their mask, the second row padded on the right by a third."""
+    ids = token_batch(variant, seed)
+    mask = torch.ones_like(ids)
+    mask[1, -LENGTH // 3 :] = 0
+    return torch.where(mask == 1, ids, variant.config["pad_token_id"]), mask
