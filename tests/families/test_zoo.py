@@ -1,0 +1,116 @@
+"""The zoo of small models: each switch is on, each batch is valid, each model is wide enough."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.families.float64 import logits64
+from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build, padded_batch, token_batch
+
+FULL = ["full_attention"] * 3
+SAME_ROPE = {
+    kind: {"rope_type": "default", "rope_theta": 10_000.0}
+    for kind in ("full_attention", "sliding_attention")
+}
+# Each switches off one thing that a variant switches on; all tensor shapes stay.
+SWITCHES: list[tuple[str, int, dict[str, Any]]] = [
+    ("mistral", 1, {"sliding_window": None}),
+    ("qwen2", 1, {"use_sliding_window": False}),
+    ("qwen2", 1, {"max_window_layers": 2}),
+    ("qwen3", 1, {"layer_types": FULL}),
+    ("phi3", 0, {"partial_rotary_factor": 1.0}),
+    ("phi3", 1, {"original_max_position_embeddings": 32}),
+    ("phi3", 1, {"rope_scaling": None}),
+    ("phi3", 2, {"sliding_window": None}),
+    ("gemma2", 0, {"attn_logit_softcapping": None}),
+    ("gemma2", 0, {"final_logit_softcapping": None}),
+    ("gemma2", 0, {"query_pre_attn_scalar": 16}),
+    ("gemma2", 0, {"layer_types": FULL}),
+    ("gemma2", 1, {"layer_types": FULL}),
+    ("gemma3_text", 0, {"rope_parameters": SAME_ROPE}),
+    ("gemma3_text", 0, {"sliding_window": 3}),
+    ("gemma3_text", 1, {"query_pre_attn_scalar": 16}),
+    ("gpt2", 1, {"scale_attn_by_inverse_layer_idx": False}),
+    ("gpt2", 1, {"activation_function": "gelu_new"}),
+    ("distilbert", 2, {"activation": "gelu"}),
+]
+
+
+@pytest.mark.parametrize(("family", "number", "off"), SWITCHES)
+def test_what_sets_a_variant_apart_shows(family: str, number: int, off: dict[str, Any]) -> None:
+    variant = ZOO[family][number]
+    ids = token_batch(variant, seed=0)
+    on, without = logits64(build(variant, 0), ids), logits64(build(variant, 0, **off), ids)
+    assert np.abs(on - without).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("family", "number", "tensor"),
+    [
+        ("llama", 1, "self_attn.o_proj.bias"),
+        ("llama", 1, "mlp.down_proj.bias"),
+        ("qwen2", 0, "self_attn.v_proj.bias"),
+        ("qwen3", 0, "self_attn.k_norm.weight"),
+        ("qwen3", 1, "self_attn.o_proj.bias"),
+        ("gemma2", 0, "post_feedforward_layernorm.weight"),
+        ("gemma2", 1, "self_attn.o_proj.bias"),
+        ("gemma3_text", 1, "self_attn.q_norm.weight"),
+        ("phi3", 0, "self_attn.qkv_proj.weight"),
+        ("gpt2", 0, "attn.c_attn.weight"),
+        ("bert", 0, "attention.self.query.bias"),
+        ("distilbert", 0, "attention.q_lin.bias"),
+    ],
+)
+def test_what_sets_a_variant_apart_has_random_tensors(
+    family: str, number: int, tensor: str
+) -> None:
+    state = build(ZOO[family][number], seed=0).state_dict()
+    found = [value for name, value in state.items() if name.endswith(f".0.{tensor}")]
+    assert len(found) == 1
+    assert found[0].std() > 0.05
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_models_follow_from_their_seed_and_are_told_apart(variant: Variant) -> None:
+    ids = token_batch(variant, seed=0)
+    model = build(variant, seed=0)
+    assert not model.training
+    output = logits64(model, ids)
+    np.testing.assert_array_equal(output, logits64(build(variant, seed=0), ids))
+    assert output.std() > 0.3
+    assert np.abs(output - logits64(build(variant, seed=1), ids)).max() > 0.3
+    assert np.abs(output - logits64(model, token_batch(variant, seed=1))).max() > 0.3
+    # Nearest neighbours among the rows that a task tells apart.
+    rows = output.reshape(-1, output.shape[-1])
+    gaps = np.abs(rows[:, None] - rows[None]).max(axis=-1)[~np.eye(len(rows), dtype=bool)]
+    assert gaps.min() > 0.05
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_token_batches_hold_no_padding_and_padded_ones_only_at_the_end(variant: Variant) -> None:
+    pad = variant.config["pad_token_id"]
+    many = torch.cat([token_batch(variant, seed) for seed in range(50)])
+    assert set(many.flatten().tolist()) == set(range(VOCABULARY)) - {pad}
+    ids, mask = padded_batch(variant, seed=0)
+    assert mask.sum(dim=1).tolist() == [12, 8]
+    assert torch.equal(ids != pad, mask == 1)
+    assert torch.equal(mask.sort(dim=1, descending=True).values, mask)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_real_positions_of_a_padded_batch_are_those_of_a_shorter_one(variant: Variant) -> None:
+    model = build(variant, seed=0)
+    ids, mask = padded_batch(variant, seed=0)
+    padded = logits64(model, ids, mask)[1:]
+    alone = logits64(model, ids[1:, :8])
+    real = padded if variant.task == "classification" else padded[:, :8]
+    np.testing.assert_allclose(real, alone, rtol=0, atol=1e-12)
+
+
+def test_building_leaves_a_variant_as_it_was() -> None:
+    variant = ZOO["phi3"][1]
+    before = repr(variant)
+    build(variant, seed=0)
+    assert repr(variant) == before
