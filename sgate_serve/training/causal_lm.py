@@ -18,7 +18,6 @@ from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates, with_added_biases
 from sgate_serve.plan import Masks
 from sgate_serve.spec import SGATE_MODEL_TYPE
-from sgate_serve.training.coupled_gates import CoupledGates
 from sgate_serve.training.documents import (
     Blocks,
     pack,
@@ -28,13 +27,14 @@ from sgate_serve.training.documents import (
 )
 from sgate_serve.training.evaluate import mean_loss
 from sgate_serve.training.gate_phase import train_gates
+from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import FISHER_BATCHES, fisher_scores
-from sgate_serve.training.masking import column_tensors, masked_inputs
+from sgate_serve.training.masking import constant_sources, masked_linears
 from sgate_serve.training.options import BIAS, NONE, TrainOptions, TrainResult
 from sgate_serve.training.phases import Phase, best_device
 from sgate_serve.training.recovery import recover_with_biases, recover_with_lora
-from sgate_serve.training.sites import trained_sites
-from sgate_serve.training.snap import check_reachable, compile_gates, snap
+from sgate_serve.training.snap import compile_gates
+from sgate_serve.training.trained_gates import TrainedGates
 from sgate_serve.training.work_dir import check_empty, resume_work_dir, start_work_dir, work_dir_of
 
 METRICS_FILE = "metrics.json"
@@ -92,7 +92,7 @@ def check_base(base: Checkpoint, options: TrainOptions) -> None:
         raise TrainingError(
             f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"
         )
-    check_reachable(base.spec, options.target)
+    GRANULARITIES[options.gates].check_reachable(base.spec, options.target)
 
 
 def read_data(base: Checkpoint, options: TrainOptions) -> Data:
@@ -125,12 +125,14 @@ def load_frozen(folder: Path) -> nn.Module:
 
 
 def _find_gates(model: nn.Module, base: Checkpoint, data: Data, options: TrainOptions) -> Gates:
-    sites = trained_sites(base.spec)
+    kind = GRANULARITIES[options.gates]
+    sites = kind.sites(base.spec)
     generator = torch.Generator().manual_seed(options.seed)
     order = torch.randperm(len(data.train), generator=generator)
     shuffled = torch.from_numpy(data.train)[order]
     batches = torch.split(shuffled, options.batch_size)[:FISHER_BATCHES]
-    trained = CoupledGates(sites, fisher_scores(model, sites, batches))
+    start = kind.start(sites, fisher_scores(model, sites, batches), options.seed)
+    trained = TrainedGates(sites, start, kind.removal(base.spec))
     phase = Phase(
         folder=work_dir_of(options.out) / "gates",
         steps=options.gate_steps,
@@ -143,7 +145,7 @@ def _find_gates(model: nn.Module, base: Checkpoint, data: Data, options: TrainOp
         seed=options.seed,
     )
     logits = train_gates(model, trained, data.train, options.target, phase)
-    return snap(base.spec, logits, options.target, base.fingerprint).gates
+    return kind.snap(base.spec, logits, options.target, base.fingerprint).gates
 
 
 def _recover(
@@ -169,7 +171,7 @@ def _recover(
 
 def _masked_loss(model: nn.Module, masks: Masks, data: Data) -> float:
     device = next(model.parameters()).device
-    with masked_inputs(model, column_tensors(masks, device)):
+    with masked_linears(model, constant_sources(masks, device)):
         return mean_loss(model, data.held_out)
 
 

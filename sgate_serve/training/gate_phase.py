@@ -5,20 +5,21 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from sgate_serve.training.coupled_gates import Budget, CoupledGates
+from sgate_serve.training.budget import Budget
 from sgate_serve.training.documents import Blocks
 from sgate_serve.training.gate_functions import NOISE
-from sgate_serve.training.masking import masked_inputs
+from sgate_serve.training.masking import masked_linears
 from sgate_serve.training.phases import BlockDataset, PartlyFrozen, Phase, run
 from sgate_serve.training.sites import Scores
+from sgate_serve.training.trained_gates import TrainedGates
 
 RAMP_SHARE = 0.5
 
 
 class GatedModel(PartlyFrozen):
-    """The frozen base, its gates and their budget; the gates act through `masked_inputs`."""
+    """The frozen base, its gates and their budget; the gates act through `masked_linears`."""
 
-    def __init__(self, model: nn.Module, gates: CoupledGates) -> None:
+    def __init__(self, model: nn.Module, gates: TrainedGates) -> None:
         super().__init__(model)
         self.gates = gates
         self.budget = Budget()
@@ -65,7 +66,7 @@ class _DualStep(TrainerCallback):
 
 
 def train_gates(
-    model: nn.Module, gates: CoupledGates, blocks: Blocks, target: float, phase: Phase
+    model: nn.Module, gates: TrainedGates, blocks: Blocks, target: float, phase: Phase
 ) -> Scores:
     """Train `gates` on the frozen `model` and return their logits, by gate key."""
     model.requires_grad_(False)
@@ -73,6 +74,6 @@ def train_gates(
     trainer = GateTrainer(
         model=gated, args=phase.arguments(), train_dataset=BlockDataset(blocks), target=target
     )
-    with masked_inputs(model, gates.columns()):
+    with masked_linears(model, gates.sources()):
         run(trainer)
     return gates.scores()

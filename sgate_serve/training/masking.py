@@ -1,25 +1,60 @@
-"""Multiply the inputs of a model's linears by gates while it runs, without touching its weights."""
+"""Multiply inputs and outputs of a model's linears by gates while it runs; its weights stay."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sgate_serve.gates.keys import GateSite
 from sgate_serve.plan import Masks
 
-Columns = Mapping[str, Callable[[], Tensor]]
+Source = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class GateSources:
+    """What reads out one linear's gates at each forward; None where that side has no gate."""
+
+    rows: Source | None = None
+    columns: Source | None = None
+
+
+def sources_of_sites(pairs: Iterable[tuple[GateSite, Source]]) -> dict[str, GateSources]:
+    """Gather the sources of gate sites by module name; no two sites share a side."""
+    sources: dict[str, GateSources] = {}
+    for site, source in pairs:
+        known = sources.get(site.module, GateSources())
+        sources[site.module] = replace(known, **{site.side: source})
+    return sources
+
+
+def constant_sources(masks: Masks, device: torch.device) -> dict[str, GateSources]:
+    """Turn masks into sources that never change."""
+    sources = {}
+    for name, gate in masks.items():
+        sides = {side: value for side, value in vars(gate).items() if value is not None}
+        constants = {side: torch.tensor(value, device=device) for side, value in sides.items()}
+        sources[name] = GateSources(**{s: partial(_identity, c) for s, c in constants.items()})
+    return sources
 
 
 @contextmanager
-def masked_inputs(model: nn.Module, columns: Columns) -> Iterator[None]:
-    """Within the context, linear `name` reads x ∘ columns[name](), evaluated at each forward."""
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(_multiplier(source))
-        for name, source in columns.items()
-    ]
+def masked_linears(model: nn.Module, sources: Mapping[str, GateSources]) -> Iterator[None]:
+    """Within the context, a linear gives ((x ∘ columns) Wᵀ + b) ∘ rows.
+
+    The gates are read out at each forward, once for each side.
+    """
+    handles = []
+    for name, gate in sources.items():
+        module = model.get_submodule(name)
+        if gate.columns is not None:
+            handles.append(module.register_forward_pre_hook(_input_multiplier(gate.columns)))
+        if gate.rows is not None:
+            handles.append(module.register_forward_hook(_output_multiplier(gate.rows)))
     try:
         yield
     finally:
@@ -27,23 +62,20 @@ def masked_inputs(model: nn.Module, columns: Columns) -> Iterator[None]:
             handle.remove()
 
 
-def column_tensors(masks: Masks, device: torch.device) -> dict[str, Callable[[], Tensor]]:
-    """Turn the column gates of `masks` into constant sources for `masked_inputs`."""
-    sources: dict[str, Callable[[], Tensor]] = {}
-    for name, gate in masks.items():
-        assert gate.rows is None, f"{name}: coupled gates fold into columns only"
-        constant = torch.tensor(gate.columns, device=device)
-        sources[name] = partial(_identity, constant)
-    return sources
-
-
 def _identity(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _multiplier(source: Callable[[], Tensor]) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
+def _input_multiplier(source: Source) -> Callable[[nn.Module, tuple[Any, ...]], Any]:
     def multiply(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         (hidden,) = inputs
         return (hidden * source().to(hidden.dtype),)
+
+    return multiply
+
+
+def _output_multiplier(source: Source) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+    def multiply(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return output * source().to(output.dtype)
 
     return multiply

@@ -8,7 +8,8 @@ from typing import Any
 from sgate_serve.errors import TrainingError
 from sgate_serve.options import flag_of
 
-CAUSAL_LM, COUPLED = "causal-lm", "coupled"
+CAUSAL_LM = "causal-lm"
+COUPLED, ROW_COL = "coupled", "row-col"
 LORA, BIAS, NONE = "lora", "bias", "none"
 
 # What DESIGN.md names and this release does not train yet.

@@ -12,7 +12,7 @@ from sgate_serve.family import DOWN, OUTPUT
 from sgate_serve.plan import Masks
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.documents import Blocks
-from sgate_serve.training.masking import column_tensors, masked_inputs
+from sgate_serve.training.masking import constant_sources, masked_linears
 from sgate_serve.training.phases import BlockDataset, PartlyFrozen, Phase, run
 
 LORA_ALPHA_PER_RANK = 2
@@ -80,12 +80,12 @@ def recover_with_biases(
 
 
 def _train(model: nn.Module, masks: Masks, blocks: Blocks, phase: Phase) -> None:
-    """Train whatever of `model` is not frozen; every gate is a constant 0 or 1."""
+    """Train whatever of `model` is not frozen; every gate is a constant."""
     device = next(model.parameters()).device
     trainer = Trainer(
         model=PartlyFrozen(model), args=phase.arguments(), train_dataset=BlockDataset(blocks)
     )
-    with masked_inputs(model, column_tensors(masks, device)):
+    with masked_linears(model, constant_sources(masks, device)):
         run(trainer)
 
 

@@ -5,7 +5,7 @@ from sgate_serve.training.options import TrainOptions, TrainResult
 
 
 def train(options: TrainOptions) -> TrainResult:
-    """Train coupled gates on the frozen base, recover, and write the gates folder `options.out`.
+    """Train gates on the frozen base, recover, and write the gates folder `options.out`.
 
     Raises TrainingError for missing packages, bad options or data, an `out` that is not empty, or
     a target that no gates reach; CheckpointError for a bad base.

@@ -1,4 +1,4 @@
-"""Which coupled gates a model trains, and how many weights each unit of them takes along."""
+"""Which gates a model trains, and how many weights each of them takes along."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.family import ATTENTION, ATTENTION_ROLES, MLP
-from sgate_serve.gates.keys import HEADS, KV_GROUPS, MLP_UNITS, GateSite, coupled_sites
+from sgate_serve.gates.keys import (
+    HEADS,
+    KV_GROUPS,
+    MLP_UNITS,
+    ROWS,
+    GateSite,
+    coupled_sites,
+    linear_sites,
+)
 from sgate_serve.spec import ModelSpec
 
 # A budget for each: with one for all, attention collapses.
@@ -17,18 +25,14 @@ Scores = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class TrainedSite:
-    """A gate site in its block, with the weights that go when one of its units goes."""
+    """A gate site in its block, with the weights that go when one of its gates closes."""
 
     gate: GateSite
     block: str
     unit_weights: int
 
-    @property
-    def num_weights(self) -> int:
-        return self.unit_weights * self.gate.num_gates
 
-
-def trained_sites(spec: ModelSpec) -> tuple[TrainedSite, ...]:
+def unit_sites(spec: ModelSpec) -> tuple[TrainedSite, ...]:
     """Return two sites per layer: MLP units, and KV groups (heads where each has its own KV)."""
     sites = []
     for gate in coupled_sites(spec):
@@ -37,10 +41,30 @@ def trained_sites(spec: ModelSpec) -> tuple[TrainedSite, ...]:
         if gate.kind not in (MLP_UNITS, attention_kind):
             continue
         block = MLP if gate.kind == MLP_UNITS else ATTENTION
-        weights = sum(
-            rows * columns
-            for role, (rows, columns) in spec.linear_shapes(gate.layer).items()
-            if (role in ATTENTION_ROLES) == (block == ATTENTION)
-        )
+        weights = _block_weights(spec, gate.layer, block)
         sites.append(TrainedSite(gate, block, weights // gate.num_gates))
     return tuple(sites)
+
+
+def row_col_sites(spec: ModelSpec) -> tuple[TrainedSite, ...]:
+    """Return two sites per linear inside the blocks: its rows and its columns."""
+    sites = []
+    for gate in linear_sites(spec):
+        roles = spec.modules(gate.layer)[gate.module]
+        block = ATTENTION if roles[0] in ATTENTION_ROLES else MLP
+        rows, columns = spec.module_shape(gate.layer, gate.module)
+        sites.append(TrainedSite(gate, block, columns if gate.side == ROWS else rows))
+    return tuple(sites)
+
+
+def num_block_weights(spec: ModelSpec, block: str) -> int:
+    """Count the linear weights of all blocks of one kind."""
+    return sum(_block_weights(spec, index, block) for index in range(len(spec.layers)))
+
+
+def _block_weights(spec: ModelSpec, layer: int, block: str) -> int:
+    return sum(
+        rows * columns
+        for role, (rows, columns) in spec.linear_shapes(layer).items()
+        if (role in ATTENTION_ROLES) == (block == ATTENTION)
+    )

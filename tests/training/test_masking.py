@@ -3,39 +3,56 @@
 from copy import deepcopy
 
 import numpy as np
+import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from sgate_serve.gates import Gates
+from sgate_serve.gates.keys import GateSite
+from sgate_serve.plan import Masks
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.evaluate import mean_loss, perplexity
+from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import fisher_scores
-from sgate_serve.training.masking import column_tensors, masked_inputs
-from sgate_serve.training.sites import trained_sites
+from sgate_serve.training.masking import GateSources, constant_sources, masked_linears
+from sgate_serve.training.options import COUPLED, ROW_COL
 from tests.small_llama import dense_llama, random_tokens
 
 BLOCKS = random_tokens(6 * 16).reshape(6, 16)
+
+
+def fold(model: torch.nn.Module, masks: Masks) -> None:
+    """Fold gates into weights and biases by hand: W' = diag(r) W diag(c), b' = r b."""
+    with torch.no_grad():
+        for name, gate in masks.items():
+            linear = model.get_submodule(name)
+            assert isinstance(linear, torch.nn.Linear)
+            if gate.columns is not None:
+                linear.weight.mul_(torch.tensor(gate.columns))
+            if gate.rows is not None:
+                linear.weight.mul_(torch.tensor(gate.rows)[:, None])
+                if linear.bias is not None:
+                    linear.bias.mul_(torch.tensor(gate.rows))
 
 
 def spec_of(model: LlamaForCausalLM) -> ModelSpec:
     return ModelSpec.from_config(model.config.to_dict(), "test model")
 
 
-def test_masked_loss_is_the_loss_of_folded_weights() -> None:
+@pytest.mark.parametrize("granularity", [COUPLED, ROW_COL])
+def test_masked_loss_is_the_loss_of_folded_weights(granularity: str) -> None:
     model = dense_llama(attention_bias=True, mlp_bias=True)
     spec, rng = spec_of(model), np.random.default_rng(1)
     values = {
         site.gate.key: (rng.random(site.gate.num_gates) * (rng.random(site.gate.num_gates) > 0.4))
-        for site in trained_sites(spec)
+        for site in GRANULARITIES[granularity].sites(spec)
     }
     fp32 = {key: value.astype(np.float32) for key, value in values.items()}
-    masks = Gates("test", "llama", "coupled", "", fp32).masks(spec)
+    masks = Gates("test", "llama", granularity, "", fp32).masks(spec)
     folded = deepcopy(model)
-    with torch.no_grad():
-        for name, gate in masks.items():
-            folded.get_submodule(name).weight *= torch.tensor(gate.columns)
+    fold(folded, masks)
     dense = mean_loss(model, BLOCKS)
-    with masked_inputs(model, column_tensors(masks, torch.device("cpu"))):
+    with masked_linears(model, constant_sources(masks, torch.device("cpu"))):
         masked = mean_loss(model, BLOCKS)
     assert abs(masked - mean_loss(folded, BLOCKS)) < 1e-5
     assert abs(masked - dense) > 1e-2
@@ -52,21 +69,21 @@ def test_the_mean_loss_is_the_models_own_and_independent_of_the_batch() -> None:
     assert abs(perplexity(model, BLOCKS) - np.exp(expected)) < 1e-2
 
 
-def test_fisher_scores_are_the_squared_slopes_of_the_loss() -> None:
+@pytest.mark.parametrize("granularity", [COUPLED, ROW_COL])
+def test_fisher_scores_are_the_squared_slopes_of_the_loss(granularity: str) -> None:
     model = dense_llama(num_hidden_layers=2).double()
     # transformers computes norms and loss in fp32 even so: a small step would drown in rounding.
     spec, step = spec_of(model), 1e-2
-    sites = trained_sites(spec)
+    sites = GRANULARITIES[granularity].sites(spec)
     batches = torch.split(torch.from_numpy(BLOCKS), 3)
     scores = fisher_scores(model, sites, batches)
     for site in sites:
         gate = site.gate
         for unit in (0, gate.num_gates - 1):
-            columns = slice(unit * gate.repeat, (unit + 1) * gate.repeat)
             slopes = [
                 (
-                    _nudged(model, gate.module, columns, 1 + step, batch)
-                    - _nudged(model, gate.module, columns, 1 - step, batch)
+                    _nudged(model, gate, unit, 1 + step, batch)
+                    - _nudged(model, gate, unit, 1 - step, batch)
                 )
                 / (2 * step)
                 for batch in batches
@@ -76,10 +93,10 @@ def test_fisher_scores_are_the_squared_slopes_of_the_loss() -> None:
 
 
 def _nudged(
-    model: torch.nn.Module, name: str, columns: slice, value: float, batch: torch.Tensor
+    model: torch.nn.Module, gate: GateSite, unit: int, value: float, batch: torch.Tensor
 ) -> float:
-    weight = model.get_parameter(f"{name}.weight")
-    mask = torch.ones(weight.shape[1], dtype=torch.float64)
-    mask[columns] = value
-    with torch.no_grad(), masked_inputs(model, {name: lambda: mask}):
+    mask = torch.ones(gate.num_gates * gate.repeat, dtype=torch.float64)
+    mask[unit * gate.repeat : (unit + 1) * gate.repeat] = value
+    sources = {gate.module: GateSources(**{gate.side: lambda: mask})}
+    with torch.no_grad(), masked_linears(model, sources):
         return float(model(input_ids=batch, labels=batch).loss)

@@ -3,24 +3,32 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.masking import column_tensors, masked_inputs
+from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.masking import constant_sources, masked_linears
+from sgate_serve.training.options import COUPLED, ROW_COL
 from sgate_serve.training.phases import Phase
 from sgate_serve.training.recovery import recover_with_lora
-from sgate_serve.training.snap import snap
+from sgate_serve.training.sites import unit_sites
 from tests.small_llama import dense_llama, random_tokens
-from tests.training.test_snap import random_scores
+from tests.training.test_coupled_snap import random_scores
 
 RANK = 3
+# Row and column gates reach the target without closing a head.
+WIDE = {"intermediate_size": 64}
 
 
-def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path) -> None:
-    model = dense_llama().requires_grad_(False)
+@pytest.mark.parametrize("granularity", [COUPLED, ROW_COL])
+def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path, granularity: str) -> None:
+    model = dense_llama(**WIDE).requires_grad_(False)
     spec = ModelSpec.from_config(model.config.to_dict(), "test model")
-    masks = snap(spec, random_scores(spec), 0.3, "base").gates.masks(spec)
+    kind = GRANULARITIES[granularity]
+    masks = kind.snap(spec, random_scores(kind.sites(spec)), 0.3, "base").gates.masks(spec)
     blocks = random_tokens(12 * 8).reshape(12, 8)
     phase = Phase(
         folder=tmp_path,
@@ -46,12 +54,12 @@ def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path) -> None:
         np.testing.assert_allclose(delta, expected.numpy(), atol=1e-6)
         moved = max(moved, float(np.abs(delta - before[name].numpy()).max()))
     assert moved > 1e-3
-    restored = dense_llama()
+    restored = dense_llama(**WIDE)
     with torch.no_grad():
         for name, delta in deltas.items():
             restored.get_parameter(name).copy_(torch.from_numpy(np.array(delta)))
-        ids, sources = torch.from_numpy(blocks), column_tensors(masks, torch.device("cpu"))
-        with masked_inputs(model, sources), masked_inputs(restored, sources):
+        ids, sources = torch.from_numpy(blocks), constant_sources(masks, torch.device("cpu"))
+        with masked_linears(model, sources), masked_linears(restored, sources):
             difference = model.eval()(ids).logits - restored(ids).logits
     assert float(difference.abs().max()) < 1e-5
 
@@ -59,12 +67,12 @@ def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path) -> None:
 def test_closed_units_do_not_move(tmp_path: Path) -> None:
     model = dense_llama().requires_grad_(False)
     spec = ModelSpec.from_config(model.config.to_dict(), "test model")
-    masks = snap(spec, random_scores(spec), 0.3, "base").gates.masks(spec)
+    masks = snap_units(spec, random_scores(unit_sites(spec)), 0.3, "base").gates.masks(spec)
     columns = masks["model.layers.0.mlp.down_proj"].columns
     assert columns is not None and not columns.all()
     ids = torch.from_numpy(random_tokens(16).reshape(2, 8))
     up = model.get_parameter("model.layers.0.mlp.up_proj.weight").requires_grad_(True)
-    with masked_inputs(model, column_tensors(masks, torch.device("cpu"))):
+    with masked_linears(model, constant_sources(masks, torch.device("cpu"))):
         loss = model(input_ids=ids, labels=ids).loss
         (gradient,) = torch.autograd.grad(loss, [up])
     assert not gradient[torch.from_numpy(columns == 0)].any()

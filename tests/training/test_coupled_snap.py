@@ -1,5 +1,6 @@
-"""The snap: what the compiled Plan removes is what was asked for."""
+"""The snap of coupled gates: what the compiled Plan removes is what was asked for."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,11 @@ import pytest
 from sgate_serve.errors import TrainingError
 from sgate_serve.families import LLAMA
 from sgate_serve.spec import LayerShape, ModelSpec
-from sgate_serve.training.sites import Scores, trained_sites
-from sgate_serve.training.snap import check_reachable, snap
+from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.options import COUPLED
+from sgate_serve.training.sites import Scores, TrainedSite, unit_sites
+from sgate_serve.training.snap import compile_gates
 
 
 def spec_of(heads: int, kv_heads: int, *, layers: int = 3, mlp_units: int = 96) -> ModelSpec:
@@ -28,11 +32,10 @@ def spec_of(heads: int, kv_heads: int, *, layers: int = 3, mlp_units: int = 96) 
     )
 
 
-def random_scores(spec: ModelSpec, seed: int = 0) -> Scores:
+def random_scores(sites: Sequence[TrainedSite], seed: int = 0) -> Scores:
     rng = np.random.default_rng(seed)
     return {
-        site.gate.key: rng.standard_normal(site.gate.num_gates).astype(np.float32)
-        for site in trained_sites(spec)
+        site.gate.key: rng.standard_normal(site.gate.num_gates).astype(np.float32) for site in sites
     }
 
 
@@ -43,8 +46,8 @@ def test_the_plan_removes_the_target_within_a_point(
     target: float, heads: int, kv_heads: int, seed: int
 ) -> None:
     spec = spec_of(heads, kv_heads)
-    snapped = snap(spec, random_scores(spec, seed), target, "base")
-    assert abs(snapped.plan.removed(spec) - target) <= 0.01
+    snapped = snap_units(spec, random_scores(unit_sites(spec), seed), target, "base")
+    assert abs(compile_gates(spec, snapped.gates).removed(spec) - target) <= 0.01
     for key, values in snapped.gates.values.items():
         assert values.dtype == np.float32, key
         assert set(values.tolist()) <= {0.0, 1.0}, key
@@ -52,9 +55,10 @@ def test_the_plan_removes_the_target_within_a_point(
 
 def test_what_goes_is_counted_in_weights_and_ranks_lowest() -> None:
     spec = spec_of(8, 4)
-    scores = random_scores(spec)
-    snapped = snap(spec, scores, 0.3, "base")
-    for layer in snapped.plan.layers:
+    scores = random_scores(unit_sites(spec))
+    snapped = snap_units(spec, scores, 0.3, "base")
+    plan = compile_gates(spec, snapped.gates)
+    for layer in plan.layers:
         name = spec.family.layer_name(layer.index)
         for axis, key in (("mlp_units", "mlp_units"), ("kv_heads", "kv_groups")):
             gates = snapped.gates.values[f"{name}.{key}"]
@@ -63,36 +67,37 @@ def test_what_goes_is_counted_in_weights_and_ranks_lowest() -> None:
     units = np.concatenate([scores[key] for key in scores if key.endswith("mlp_units")])
     gates = np.concatenate([snapped.gates.values[k] for k in scores if k.endswith("mlp_units")])
     assert units[gates == 0].max() < units[gates == 1].min()
-    kept_groups = sum(len(layer.kv_heads) for layer in snapped.plan.layers)
+    kept_groups = sum(len(layer.kv_heads) for layer in plan.layers)
     assert kept_groups == 12 - round(0.3 * 12)
 
 
 def test_every_block_keeps_its_best_unit_and_group() -> None:
     spec = spec_of(8, 4)
-    scores = random_scores(spec)
+    scores = random_scores(unit_sites(spec))
     worst = "model.layers.1."
     scores = {k: v - 100 if k.startswith(worst) else v for k, v in scores.items()}
-    layer = snap(spec, scores, 0.4, "base").plan.layers[1]
+    gates = snap_units(spec, scores, 0.4, "base").gates
+    layer = compile_gates(spec, gates).layers[1]
     assert layer.mlp_units == (int(scores[f"{worst}mlp_units"].argmax()),)
     assert layer.kv_heads == (int(scores[f"{worst}kv_groups"].argmax()),)
 
 
 def test_heads_are_the_groups_where_each_has_its_own_keys() -> None:
-    kinds = {site.gate.kind for site in trained_sites(spec_of(8, 8))}
+    kinds = {site.gate.kind for site in unit_sites(spec_of(8, 8))}
     assert kinds == {"mlp_units", "heads"}
 
 
 def test_unit_weights_add_up_to_all_block_weights() -> None:
     spec = spec_of(8, 2)
-    assert sum(site.num_weights for site in trained_sites(spec)) == spec.num_gateable
+    assert sum(s.unit_weights * s.gate.num_gates for s in unit_sites(spec)) == spec.num_gateable
 
 
 def test_a_target_beyond_what_may_close_is_refused() -> None:
     with pytest.raises(TrainingError, match=r"--target 0\.95: the nearest .* come is 0\.\d+, as"):
-        check_reachable(spec_of(8, 1), 0.95)
+        GRANULARITIES[COUPLED].check_reachable(spec_of(8, 1), 0.95)
 
 
 def test_a_target_between_coarse_units_is_refused() -> None:
     spec = replace(spec_of(2, 1, layers=1), layers=(LayerShape(2, 1, 16, 4),))
     with pytest.raises(TrainingError, match="one unit and one KV group; ask for that"):
-        check_reachable(spec, 0.25)
+        GRANULARITIES[COUPLED].check_reachable(spec, 0.25)

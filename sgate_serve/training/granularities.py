@@ -1,0 +1,36 @@
+"""What `--gates` chooses: where gates sit, how they start, what they remove, how they snap."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sgate_serve.spec import ModelSpec
+from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.expected_removal import Removal, coupled_removal, row_col_removal
+from sgate_serve.training.options import COUPLED, ROW_COL
+from sgate_serve.training.row_col_snap import snap_rows_and_columns
+from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
+from sgate_serve.training.snap import Snap
+from sgate_serve.training.start import papers_start, spread_start
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """One kind of gates; `start` takes the sites, their scores and a seed."""
+
+    sites: Callable[[ModelSpec], tuple[TrainedSite, ...]]
+    start: Callable[[Sequence[TrainedSite], Scores, int], Scores]
+    removal: Callable[[ModelSpec], Removal]
+    snap: Callable[[ModelSpec, Scores, float, str], Snap]
+
+    def check_reachable(self, spec: ModelSpec, target: float) -> None:
+        """Raise TrainingError, before anything is trained, if no gates here meet `target`."""
+        flat = {s.gate.key: np.zeros(s.gate.num_gates, np.float32) for s in self.sites(spec)}
+        self.snap(spec, flat, target, "")
+
+
+GRANULARITIES: Mapping[str, Granularity] = {
+    COUPLED: Granularity(unit_sites, spread_start, coupled_removal, snap_units),
+    ROW_COL: Granularity(row_col_sites, papers_start, row_col_removal, snap_rows_and_columns),
+}

@@ -1,0 +1,126 @@
+"""Close the lowest-ranked rows and columns until the Plan removes the target.
+
+One threshold for all: gates are ranked among those of their kind of block, so that MLP and
+attention close the same share, and the lowest share closes. What stays open keeps its read-out:
+where the base is frozen, fractions are scales that the loss has chosen, and at 1 the model is worse
+before and after recovery.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sgate_serve.families import DOWN, GATE, OUTPUT, UP, VALUE
+from sgate_serve.gates import Gates
+from sgate_serve.gates.keys import COLUMNS, ROWS
+from sgate_serve.spec import ModelSpec
+from sgate_serve.training.gate_functions import NOISE, read_out
+from sgate_serve.training.options import ROW_COL
+from sgate_serve.training.sites import Scores, row_col_sites
+from sgate_serve.training.snap import (
+    METHOD,
+    TOLERANCE,
+    Removed,
+    Snap,
+    first_reaching,
+    removed_by_plan,
+    unreachable,
+)
+from sgate_serve.training.start import quantiles_by_block
+
+# An open gate whose logit ended near closing acts as it did under the training noise, not as 0.
+LEAST_OPEN = NOISE
+# No linear closes: it keeps this many rows and columns, the best of them.
+MIN_OPEN = 4
+KEPT = f"every linear keeps {MIN_OPEN} rows and {MIN_OPEN} columns"
+
+Flags = NDArray[np.bool_]
+Order = NDArray[np.int64]
+
+
+def snap_rows_and_columns(
+    spec: ModelSpec,
+    scores: Scores,
+    target: float,
+    base_fingerprint: str,
+    removed: Removed = removed_by_plan,
+) -> Snap:
+    """Close the gates of lowest score until they remove `target` of the block weights.
+
+    A gate whose closing would overshoot by more than the tolerance, as the last one that keeps a
+    whole head alive, stays open. Raises TrainingError if no threshold comes within one percentage
+    point.
+    """
+
+    def close(order: Order, count: int) -> Snap:
+        gates = _gates(spec, scores, order[:count], base_fingerprint)
+        return Snap(gates, removed(spec, gates))
+
+    order, done = _closing_order(spec, scores), 0
+    nearest = close(order, done)
+    while True:
+        count = first_reaching(partial(close, order), done, order.size, target)
+        below, reached = close(order, count - 1), close(order, count)
+        nearest = min(nearest, below, reached, key=lambda snap: snap.miss(target))
+        if nearest.miss(target) <= TOLERANCE:
+            return nearest
+        if reached.removed < target:
+            raise unreachable(target, nearest, KEPT)
+        order, done = np.delete(order, count - 1), count - 1
+
+
+def _closing_order(spec: ModelSpec, scores: Scores) -> Order:
+    """Return positions in the joined scores, lowest rank first, without those that must stay."""
+    ranks, must_stay = quantiles_by_block(row_col_sites(spec), scores), best_gates(spec, scores)
+    order: Order = np.argsort(np.concatenate([ranks[key] for key in scores]), kind="stable")
+    stay: Flags = np.concatenate([must_stay[key] for key in scores])
+    return order[~stay[order]]
+
+
+def best_gates(spec: ModelSpec, scores: Scores) -> dict[str, Flags]:
+    """Flag the gates that stay open: the best of each site, of the same units where sites meet.
+
+    An MLP unit needs its gate row, up row and down column; a value dimension its row and a column
+    of the output, and those kept are of one head, so that every other head may go. The best are
+    those whose weakest gate is strongest.
+    """
+    flags = {key: _best(values) for key, values in scores.items()}
+    for index, layer in enumerate(spec.layers):
+        name = partial(spec.family.linear, index)
+        if layer.mlp_units:
+            sides = [f"{name(UP)}.{ROWS}", f"{name(GATE)}.{ROWS}", f"{name(DOWN)}.{COLUMNS}"]
+            weakest = np.minimum.reduce([scores[key] for key in sides])
+            flags |= dict.fromkeys(sides, _best(weakest))
+        if layer.num_heads:
+            value, output = f"{name(VALUE)}.{ROWS}", f"{name(OUTPUT)}.{COLUMNS}"
+            flags |= {value: np.zeros_like(flags[value]), output: np.zeros_like(flags[output])}
+            values = scores[value].reshape(layer.num_kv_heads, -1)
+            values = values.repeat(layer.queries_per_kv, axis=0)
+            weakest = np.minimum(values, scores[output].reshape(values.shape))
+            head = int(weakest.max(axis=1).argmax())
+            kv_head, dims = head // layer.queries_per_kv, _best(weakest[head])
+            flags[output].reshape(values.shape)[head] = dims
+            flags[value].reshape(layer.num_kv_heads, -1)[kv_head] = dims
+    return flags
+
+
+def _best(values: NDArray[np.float32]) -> Flags:
+    flags = np.zeros(values.size, np.bool_)
+    flags[np.argsort(-values, kind="stable")[:MIN_OPEN]] = True
+    return flags
+
+
+def _gates(spec: ModelSpec, scores: Scores, closed: Order, base_fingerprint: str) -> Gates:
+    logits = torch.from_numpy(np.concatenate(list(scores.values())))
+    joined = read_out(logits).numpy().clip(LEAST_OPEN, 1)
+    joined[closed] = 0.0
+    ends = np.cumsum([array.size for array in scores.values()])[:-1]
+    return Gates(
+        method=METHOD,
+        family=spec.family.name,
+        granularity=ROW_COL,
+        base_fingerprint=base_fingerprint,
+        values=dict(zip(scores, np.split(joined, ends), strict=True)),
+    )

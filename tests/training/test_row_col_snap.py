@@ -1,0 +1,144 @@
+"""The snap of row and column gates: through the compiler, and through a count of its own."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sgate_serve.errors import TrainingError
+from sgate_serve.gates import Gates
+from sgate_serve.gates.keys import gate_sites
+from sgate_serve.spec import ModelSpec
+from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.options import ROW_COL
+from sgate_serve.training.row_col_snap import (
+    LEAST_OPEN,
+    MIN_OPEN,
+    best_gates,
+    snap_rows_and_columns,
+)
+from sgate_serve.training.sites import Scores, row_col_sites
+from sgate_serve.training.snap import compile_gates, removed_by_plan
+from tests.training.test_coupled_snap import random_scores, spec_of
+
+HEADS = [(8, 8), (8, 2), (6, 3)]
+
+
+def naive_removed(spec: ModelSpec, gates: Gates) -> float:
+    """Count what closed gates take from their own linear."""
+    masks = gates.masks(spec)
+    kept = 0.0
+    for gate in masks.values():
+        assert gate.rows is not None and gate.columns is not None
+        kept += float(np.count_nonzero(gate.rows) * np.count_nonzero(gate.columns))
+    return 1 - kept / spec.num_gateable
+
+
+@pytest.mark.parametrize("removed", [removed_by_plan, naive_removed], ids=["plan", "naive"])
+@pytest.mark.parametrize("target", [0.005, 0.05, 0.3, 0.5])
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_what_is_measured_is_the_target_within_a_point(
+    heads: int, kv_heads: int, target: float, removed: object
+) -> None:
+    spec = spec_of(heads, kv_heads)
+    measure = naive_removed if removed is naive_removed else removed_by_plan
+    snap = snap_rows_and_columns(spec, scores_of(spec), target, "base", measure)
+    assert abs(measure(spec, snap.gates) - target) <= 0.01
+    assert snap.removed == measure(spec, snap.gates) > 0
+    assert snap.gates.granularity == "row-col"
+    assert snap.gates.values.keys() == {site.gate.key for site in row_col_sites(spec)}
+    for key, values in snap.gates.values.items():
+        assert values.dtype == np.float32 and values.size == gate_sites(spec)[key].num_gates, key
+        assert ((values == 0) | (values >= LEAST_OPEN) & (values <= 1)).all(), key
+
+
+def test_open_gates_keep_their_read_outs() -> None:
+    spec = spec_of(8, 2)
+    scores = scores_of(spec)
+    values = snap_rows_and_columns(spec, scores, 0.2, "base").gates.values
+    for key, logits in scores.items():
+        is_open = values[key] > 0
+        expected = [min(1.0, max(0.1, math.tanh(a) + 0.5)) for a in logits[is_open]]
+        np.testing.assert_allclose(values[key][is_open], expected, rtol=1e-5, err_msg=key)
+
+
+def test_the_lowest_of_each_kind_of_block_close() -> None:
+    spec = spec_of(8, 4)
+    scores = scores_of(spec)
+    values = snap_rows_and_columns(spec, scores, 0.3, "base", naive_removed).gates.values
+    stay = best_gates(spec, scores)
+    shares = []
+    for block in ("mlp", "attention"):
+        keys = [site.gate.key for site in row_col_sites(spec) if site.block == block]
+        ranked, closed, kept = (
+            np.concatenate([of[key] for key in keys])
+            for of in (scores, {key: value == 0 for key, value in values.items()}, stay)
+        )
+        assert ranked[closed].max() < ranked[~closed & ~kept].min()
+        shares.append(closed.mean())
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+
+
+def test_no_linear_and_no_block_closes_even_where_all_its_gates_rank_lowest() -> None:
+    spec = spec_of(8, 4)
+    worst = "model.layers.1."
+    scores = {k: v - 100 if k.startswith(worst) else v for k, v in scores_of(spec).items()}
+    snap = snap_rows_and_columns(spec, scores, 0.5, "base")
+    for key, values in snap.gates.values.items():
+        assert np.count_nonzero(values) >= min(MIN_OPEN, values.size), key
+        if key.startswith(worst):
+            assert np.count_nonzero(values) == MIN_OPEN, key
+    plan = compile_gates(spec, snap.gates)
+    assert all(layer.mlp_units and layer.heads for layer in plan.layers)
+    assert len(plan.layers[1].mlp_units) == MIN_OPEN
+
+
+def test_the_best_units_are_those_whose_weakest_gate_is_strongest() -> None:
+    spec = spec_of(8, 4, layers=1)
+    scores = scores_of(spec)
+    flags = best_gates(spec, scores)
+    mlp = "model.layers.0.mlp."
+    sides = (f"{mlp}up_proj.rows", f"{mlp}gate_proj.rows", f"{mlp}down_proj.columns")
+    best = np.argsort(-np.min([scores[key] for key in sides], axis=0))[:MIN_OPEN]
+    for key in sides:
+        assert set(np.flatnonzero(flags[key])) == set(best)
+    output, value = (
+        f"model.layers.0.self_attn.{name}" for name in ("o_proj.columns", "v_proj.rows")
+    )
+    columns = np.flatnonzero(flags[output])
+    # Eight dimensions per head, two query heads per KV head.
+    values = {column // 16 * 8 + column % 8 for column in columns.tolist()}
+    assert len(columns) == MIN_OPEN and set(np.flatnonzero(flags[value]).tolist()) == values
+    paths = [min(scores[output][c], scores[value][c // 16 * 8 + c % 8]) for c in range(64)]
+    head = int(np.argmax(paths)) // 8
+    of_head = sorted(range(head * 8, head * 8 + 8), key=lambda column: paths[column])
+    assert set(columns.tolist()) == set(of_head[-MIN_OPEN:])
+
+
+def test_a_gate_that_would_overshoot_stays_open() -> None:
+    spec = spec_of(8, 4, layers=1)
+    scores = scores_of(spec)
+    big = "model.layers.0.self_attn.q_proj.rows"
+    heavy = int(scores[big].argmin())
+
+    def removed(spec: ModelSpec, gates: Gates) -> float:
+        closed = gates.values[big][heavy] == 0
+        return 0.5 * naive_removed(spec, gates) + 0.4 * bool(closed)
+
+    snap = snap_rows_and_columns(spec, scores, 0.3, "base", removed)
+    assert abs(snap.removed - 0.3) <= 0.01
+    assert snap.gates.values[big][heavy] > 0
+    others = np.delete(np.arange(scores[big].size), heavy)
+    assert (snap.gates.values[big][others] == 0).any()
+
+
+@pytest.mark.parametrize("target", [0.97, 0.999])
+def test_a_target_beyond_what_may_close_is_refused(target: float) -> None:
+    spec = spec_of(8, 1)
+    message = r"the nearest .* come is 0\.\d+, as every linear keeps 4 rows and 4 columns; ask"
+    with pytest.raises(TrainingError, match=message):
+        GRANULARITIES[ROW_COL].check_reachable(spec, target)
+
+
+def scores_of(spec: ModelSpec) -> Scores:
+    return random_scores(row_col_sites(spec))
