@@ -15,7 +15,7 @@ LORA, BIAS, NONE = "lora", "bias", "none"
 # What DESIGN.md names and this release does not train yet.
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "task": (CAUSAL_LM,),
-    "gates": (COUPLED,),
+    "gates": (COUPLED, ROW_COL),
     "recovery": (LORA, BIAS, NONE),
 }
 
@@ -40,7 +40,10 @@ class TrainOptions:
     task: str = field(default=CAUSAL_LM, metadata=_help("what the model is for: causal-lm"))
     gates: str = field(
         default=COUPLED,
-        metadata=_help("what a gate closes: coupled (MLP units, heads or KV groups)"),
+        metadata=_help(
+            "what a gate closes: coupled (MLP units, heads or KV groups) or row-col (rows and "
+            "columns of each linear)"
+        ),
     )
     steps: int = field(
         default=600, metadata=_help("optimiser steps in all, gates and recovery together")

@@ -131,7 +131,7 @@ def test_verify_exits_1_and_names_the_layer_of_a_tampered_weight(
         (["serve", "BASE", "--", "--slots", "0"], "slots must be at least 1, found 0"),
         (["inspect", "BASE", "--", "--slots", "4"], "nothing is expected behind `--`"),
         (["bench", "compare", "BASE", "BASE", "--rounds", "0"], "--rounds 0: must be at least 1"),
-        (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "row-col"], "row-col"),
+        (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "rows"], "--gates rows"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(

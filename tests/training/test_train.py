@@ -11,19 +11,33 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from converters.rules import compile_plan, zeros_of_masks
+from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import DELTAS_FILE, Gates
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.causal_lm import load_frozen, read_data
 from sgate_serve.training.evaluate import mean_loss
+from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.options import COUPLED, ROW_COL
 from sgate_serve.training.phases import PartlyFrozen
+from sgate_serve.training.row_col_snap import LEAST_OPEN
+from sgate_serve.training.snap import TOLERANCE, compile_gates
 from sgate_serve.training.work_dir import work_dir_of
+from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.run import verify
 from tests.small_llama import dense_llama, save
 from tests.text_model import SENTENCES, write_tokenizer
+from tests.training.test_masking import fold
 
-SIZES: dict[str, Any] = {"vocab_size": 400, "num_hidden_layers": 2, "eos_token_id": 1}
+# Half of the weights are in MLPs, so that row and column gates reach every target here without
+# closing a head, a sixth of this model.
+SIZES: dict[str, Any] = {
+    "vocab_size": 400,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "eos_token_id": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +61,16 @@ def options(base: Path, text: Path, tmp_path: Path) -> TrainOptions:
     return options_of(base, text, tmp_path / "gates")
 
 
-@pytest.fixture(scope="module")
-def lora_run(base: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+@pytest.fixture(scope="module", params=[COUPLED, ROW_COL])
+def lora_run(
+    request: pytest.FixtureRequest,
+    base: Path,
+    text: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrainOptions:
     """The options of a complete run with the default recovery, for tests that only read it."""
-    options = options_of(base, text, tmp_path_factory.mktemp("lora") / "gates")
+    out = tmp_path_factory.mktemp("lora") / "gates"
+    options = replace(options_of(base, text, out), gates=request.param)
     train(options)
     return options
 
@@ -64,6 +84,7 @@ def options_of(base: Path, text: Path, out: Path) -> TrainOptions:
         steps=10,
         batch_size=4,
         seq_len=16,
+        gate_learning_rate=0.2,  # five steps bring gates from fully open to fractions
         learning_rate=0.02,
         lora_rank=2,
         eval_blocks=8,
@@ -78,9 +99,7 @@ def masked_with_deltas(base: Checkpoint, gates: Gates) -> torch.nn.Module:
         module = model.get_submodule(name.rpartition(".")[0])
         tensor = torch.nn.Parameter(torch.from_numpy(np.array(info.read())))
         setattr(module, name.rpartition(".")[2], tensor)
-    with torch.no_grad():
-        for name, gate in gates.masks(base.spec).items():
-            model.get_parameter(f"{name}.weight").mul_(torch.tensor(gate.columns))
+    fold(model, gates.masks(base.spec))
     return model
 
 
@@ -88,9 +107,14 @@ def check_promises(options: TrainOptions) -> dict[str, Any]:
     """Check what any run must hold, and return its metrics."""
     base, gates = Checkpoint.open(options.base), Gates.read(options.out)
     gates.check(base)
-    assert {value for array in gates.values.values() for value in array.tolist()} == {0.0, 1.0}
+    assert gates.granularity == options.gates
+    sites = GRANULARITIES[options.gates].sites(base.spec)
+    assert gates.values.keys() == {site.gate.key for site in sites}
+    values = {value for array in gates.values.values() for value in array.tolist()}
+    assert (values == {0.0, 1.0}) == (options.gates == COUPLED)
+    assert not {value for value in values if 0 < value < LEAST_OPEN}
     spec = gates.spec(base.spec)
-    plan = compile_plan(spec, zeros_of_masks(spec, gates.masks(spec), {}), base.fingerprint)
+    plan = compile_gates(spec, gates)
     assert abs(plan.removed(spec) - options.target) <= 0.01
     metrics: dict[str, Any] = json.loads((options.out / "metrics.json").read_text())
     assert metrics["removed"] == pytest.approx(plan.removed(spec))
@@ -116,8 +140,9 @@ def test_lora_recovers_and_replaces_the_weights_of_the_blocks(lora_run: TrainOpt
     assert Gates.read(lora_run.out).deltas.keys() == weights
 
 
-def test_biases_recover_where_blocks_write(options: TrainOptions) -> None:
-    options = replace(options, recovery="bias")
+@pytest.mark.parametrize("gates", [COUPLED, ROW_COL])
+def test_biases_recover_where_blocks_write(options: TrainOptions, gates: str) -> None:
+    options = replace(options, recovery="bias", gates=gates)
     result = train(options)
     metrics = check_promises(options)
     assert metrics == json.loads(json.dumps(result.metrics))
@@ -125,6 +150,15 @@ def test_biases_recover_where_blocks_write(options: TrainOptions) -> None:
     writers = ("self_attn.o_proj", "mlp.down_proj")
     expected = {f"model.layers.{index}.{name}.bias" for index in (0, 1) for name in writers}
     assert Gates.read(options.out).deltas.keys() == expected
+
+
+def test_trained_gates_convert_to_a_model_that_equals_them(lora_run: TrainOptions) -> None:
+    out = lora_run.out.with_name("pruned")
+    plan = convert(ConvertOptions(lora_run.base, out, lora_run.out))
+    spec = Checkpoint.open(lora_run.base).spec
+    assert plan.removed(spec) >= lora_run.target - TOLERANCE
+    result = verify(VerifyOptions(lora_run.base, str(out), lora_run.out, "torch"))
+    assert result.passed, list(result.lines())
 
 
 def test_without_recovery_the_weights_stay(options: TrainOptions) -> None:
@@ -220,7 +254,8 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
     ("changes", "message"),
     [
         ({"task": "classification"}, "--task classification: this release supports causal-lm"),
-        ({"gates": "row-col"}, "--gates row-col: this release supports coupled"),
+        ({"gates": "rows"}, "--gates rows: this release supports coupled, row-col"),
+        ({"gates": ROW_COL, "target": 0.999}, r"0\.999: the nearest .* 4 rows and 4 columns; ask"),
         ({"recovery": "full"}, "--recovery full: this release supports lora, bias, none"),
         ({"target": 0.0}, r"--target 0\.0: give the fraction of block weights to remove, above"),
         ({"target": 1.0}, r"--target 1\.0: give the fraction"),
