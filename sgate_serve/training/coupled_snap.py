@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from sgate_serve.families import ATTENTION, MLP
+from sgate_serve.family import ATTENTION, MLP
 from sgate_serve.gates import Gates
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.options import COUPLED

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sgate_serve.families import (
+from sgate_serve.family import (
     ATTENTION,
     DOWN,
     GATE,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sgate_serve.families import DOWN, GATE, OUTPUT, UP, VALUE
+from sgate_serve.family import DOWN, GATE, OUTPUT, UP, VALUE
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.spec import ModelSpec

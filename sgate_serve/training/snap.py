@@ -6,8 +6,9 @@ What both granularities share: what is measured, the search, and the refusal. Pu
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from converters.rules import compile_plan, zeros_of_masks
+from converters.rules import ModelFacts, compile_plan, zeros_of_masks
 from sgate_serve.errors import TrainingError
+from sgate_serve.figures import removed
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 from sgate_serve.spec import ModelSpec
@@ -31,14 +32,14 @@ class Snap:
 
 
 def compile_gates(spec: ModelSpec, gates: Gates) -> Plan:
-    """Return the Plan of `gates`; every bias counts as live, which can only keep a block."""
+    """Return the Plan of `gates`; every bias counts as live."""
     zeros = zeros_of_masks(spec, gates.masks(spec), {})
-    return compile_plan(spec, zeros, gates.base_fingerprint)
+    return compile_plan(ModelFacts(spec, zeros), gates.base_fingerprint)
 
 
 def removed_by_plan(spec: ModelSpec, gates: Gates) -> float:
     """Return what the compiled Plan of `gates` removes: what `--target` means."""
-    return compile_gates(spec, gates).removed(spec)
+    return removed(compile_gates(spec, gates), spec)
 
 
 def first_reaching(close: Callable[[int], Snap], low: int, high: int, target: float) -> int:
