@@ -5,6 +5,7 @@ Files are mapped, and every header is checked before any tensor is used. Never p
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,9 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.family import Family
+from sgate_serve.families import FAMILIES
+from sgate_serve.family import ATTENTION, BLOCKS, MLP, Family
 from sgate_serve.fields import MAX_SIZE, is_whole
+from sgate_serve.ragged import normalize_config
 from sgate_serve.spec import IN_INDEX, OUT_INDEX, ModelSpec
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -71,13 +76,15 @@ class Checkpoint:
     """A model folder whose headers have been read and checked; tensors are read one at a time.
 
     Tensors are known by the names that a model with a head gives them; each keeps its own name in
-    the file.
+    the file. `config` says what the tensors hold. It is not the file's where `layout` says, in
+    words, how another tool stored layers of uneven width.
     """
 
     folder: Path
     config: Mapping[str, Any]
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
+    layout: str | None = None
 
     @classmethod
     def open(cls, location: str | Path) -> "Checkpoint":
@@ -86,10 +93,14 @@ class Checkpoint:
         Raises CheckpointError for anything missing, truncated, mistyped or of another family.
         """
         folder = find_folder(location)
-        config = read_json(folder / "config.json")
-        spec = ModelSpec.from_config(config, str(folder / "config.json"))
-        tensors = canonical_names(read_headers(folder), spec.family)
-        checkpoint = cls(folder, config, spec, tensors)
+        source = folder / "config.json"
+        stored = read_json(source)
+        tensors = canonical_names(read_headers(folder), stored)
+        config, layout = normalize_config(stored, tensors, str(source))
+        if layout is not None:
+            logger.info("%s: %s", folder, layout)
+        spec = ModelSpec.from_config(config, str(source))
+        checkpoint = cls(folder, config, spec, tensors, layout)
         checkpoint.check()
         return checkpoint
 
@@ -145,7 +156,22 @@ class Checkpoint:
 
     def _is_ignored(self, name: str) -> bool:
         family = self.spec.family
-        return name.endswith(family.ignored_suffixes) or name == f"{family.head}.weight"
+        if name.endswith(family.ignored_suffixes) or name == f"{family.head}.weight":
+            return True
+        return self.layout is not None and name in self._idle_norms
+
+    @cached_property
+    def _idle_norms(self) -> frozenset[str]:
+        """Norms of blocks that are gone; other tools leave them, and nothing reads them."""
+        family, names = self.spec.family, set[str]()
+        for index, layer in enumerate(self.spec.layers):
+            for block in BLOCKS:
+                if layer.mlp_units if block == MLP else layer.num_heads:
+                    continue
+                own = [norms[block] for norms in (family.norms, family.post_norms) if block in norms]
+                own += family.head_norms if block == ATTENTION else ()
+                names |= {f"{family.layer_name(index)}.{name}" for name in own}
+        return frozenset(f"{name}.{kind}" for name in names for kind in ("weight", "bias"))
 
     def read(self, name: str) -> Array:
         return self.tensors[name].read()
@@ -170,29 +196,38 @@ class Checkpoint:
 
 
 def canonical_names(
-    tensors: Mapping[str, TensorInfo], family: Family
-) -> dict[str, TensorInfo]:
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> Mapping[str, TensorInfo]:
     """Return the tensors by the names of a model with a head, whatever the files call them.
 
-    Base models are saved without the prefix of the stack, old checkpoints with other endings.
+    Base models are saved without the prefix of the stack, old checkpoints with other endings. A
+    config of no family of ours is somebody else's: its names stay.
     """
-    prefix = f"{family.prefix}."
-    has_prefix = any(name.startswith(prefix) for name in tensors)
-    outside = {name for task in family.tasks.values() for name in task.tensors} | {*family.outside}
-    stack = (family.layer.format(""), *(name for name in outside if name.startswith(prefix)))
-    stack = tuple(name.removeprefix(prefix) for name in stack)
-    found: dict[str, TensorInfo] = {}
+    sgate = config.get("sgate")
+    name = sgate.get("family") if isinstance(sgate, Mapping) else config.get("model_type")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        return tensors
+    prefix, found = f"{family.prefix}.", dict[str, TensorInfo]()
+    stack = () if any(name.startswith(prefix) for name in tensors) else _stack_names(family)
     for name, info in tensors.items():
-        own = name
-        for old, new in family.renames.items():
-            own = own.removesuffix(old) + new if own.endswith(old) else own
-        own = f"{prefix}{own}" if not has_prefix and own.startswith(stack) else own
+        ending = next((old for old in family.renames if name.endswith(old)), None)
+        own = name if ending is None else name.removesuffix(ending) + family.renames[ending]
+        own = f"{prefix}{own}" if own.startswith(stack) else own
         if own in found:
             raise CheckpointError(
                 f"{info.file}: {name} and {found[own].name} are both {own}; keep one of them"
             )
         found[own] = info
     return found
+
+
+def _stack_names(family: Family) -> tuple[str, ...]:
+    """Return how the names of the stack's tensors start where the prefix is left out."""
+    on_top = {name for task in family.tasks.values() for name in task.tensors}
+    names = (family.layer.format(""), *family.outside, *on_top)
+    prefix = f"{family.prefix}."
+    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
 def find_folder(location: str | Path) -> Path:

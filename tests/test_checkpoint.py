@@ -114,8 +114,11 @@ def test_missing_surplus_misshapen_and_quantised_tensors(tmp_path: Path) -> None
     up = values.pop(UP)
     with pytest.raises(CheckpointError, match=f"tensor {UP} is missing"):
         Checkpoint.open(write(tmp_path / "missing", values))
-    with pytest.raises(CheckpointError, match=r"has shape \[8, 6\], config.json implies \[6, 8\]"):
+    with pytest.raises(CheckpointError, match=r"has shape \[8, 6\]; expected 6 rows, to fit"):
         Checkpoint.open(write(tmp_path / "misshapen", values | {UP: up.T.copy()}))
+    with pytest.raises(CheckpointError, match=r"has shape \[6\], config.json implies \[8\]"):
+        short = {"model.norm.weight": np.ones(6, np.float32)}
+        Checkpoint.open(write(tmp_path / "short", values | {UP: up} | short))
     with pytest.raises(CheckpointError, match="stored as I64; give the unquantised checkpoint"):
         Checkpoint.open(write(tmp_path / "integers", values | {UP: up.astype(np.int64)}))
     with pytest.raises(CheckpointError, match=r"model.extra is no part of family llama"):

@@ -26,7 +26,10 @@ ALLOWED = {
     | {"sgate_serve.fields"},
     "sgate_serve/spec.py": {"sgate_serve.errors", "sgate_serve.families"}
     | {"sgate_serve.config_fields"},
-    "sgate_serve/checkpoint.py": {"sgate_serve.errors", "sgate_serve.fields", "sgate_serve.spec"},
+    "sgate_serve/ragged": {"sgate_serve.errors", "sgate_serve.families", "sgate_serve.fields"}
+    | {"sgate_serve.config_fields", "sgate_serve.spec"},
+    "sgate_serve/checkpoint.py": {"sgate_serve.errors", "sgate_serve.families"}
+    | {"sgate_serve.fields", "sgate_serve.spec", "sgate_serve.ragged"},
     "sgate_serve/folder.py": {"sgate_serve.errors", "sgate_serve.checkpoint"},
     "sgate_serve/plan.py": CORE,
     "sgate_serve/gates": CORE,
