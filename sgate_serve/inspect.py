@@ -51,6 +51,7 @@ class Inspection:
         report: dict[str, Any] = {
             "family": spec.family.name,
             "model_type": self.folder.config["model_type"],
+            "layout": self.folder.layout,
             "parameters": spec.num_parameters,
             "bytes_stored": self.folder.num_bytes,
             "bytes_per_decode_step": round(decode_weights(spec) * bytes_per_weight),
@@ -80,7 +81,8 @@ class Inspection:
     def lines(self) -> Iterator[str]:
         """Yield the report for a person."""
         report = self.to_json()
-        yield f"{self.folder.folder}: {report['family']} family, model_type {report['model_type']}"
+        kind = report["layout"] or f"model_type {report['model_type']}"
+        yield f"{self.folder.folder}: {report['family']} family, {kind}"
         yield (
             f"{report['parameters']:,} parameters, {report['bytes_stored']:,} bytes stored, "
             f"{report['bytes_per_decode_step']:,} read per decode step"

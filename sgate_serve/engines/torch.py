@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 
-import sgate_serve.models  # noqa: F401  registers model_type sgate
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
 from sgate_serve.errors import EngineError
+from sgate_serve.models.loading import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ class TorchRunner:
 
 def load_runner(folder: Path, options: SlotOptions) -> TorchRunner:
     """Load the model in `folder`; positions beyond its config's maximum are refused."""
-    spec = Checkpoint.open(folder).spec
+    checkpoint = Checkpoint.open(folder)
+    spec = checkpoint.spec
     length = options.max_model_len or spec.max_positions
     if length > spec.max_positions:
         raise EngineError(
@@ -104,5 +105,5 @@ def load_runner(folder: Path, options: SlotOptions) -> TorchRunner:
         )
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_model(checkpoint).eval()
     return TorchRunner(model, options.slots or DEFAULT_SLOTS, length)

@@ -85,9 +85,7 @@ def train_causal_lm(options: TrainOptions) -> TrainResult:
 def check_base(base: Checkpoint, options: TrainOptions) -> None:
     """Raise TrainingError if the base cannot be trained on, or not to the target, or so long."""
     if base.config.get("model_type") == SGATE_MODEL_TYPE:
-        raise TrainingError(
-            f"{base.folder} is an sgate folder, already pruned; train on its dense base"
-        )
+        raise TrainingError(f"{base.folder} is already pruned; train on its dense base")
     if options.seq_len > base.spec.max_positions:
         raise TrainingError(
             f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"

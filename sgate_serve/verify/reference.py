@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from converters.masked import MaskedCheckpoint
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.loading import config_of, load_model
 from sgate_serve.spec import ModelSpec
 
 Floats = NDArray[np.float32]
@@ -34,9 +35,8 @@ class TorchModel:
 
     @classmethod
     def converted(cls, folder: Path) -> "TorchModel":
-        spec = Checkpoint.open(folder).spec
-        auto = AUTO_CLASSES[spec.task]
-        return cls(auto.from_pretrained(folder, dtype=torch.float32), spec)
+        checkpoint = Checkpoint.open(folder)
+        return cls(load_model(checkpoint), checkpoint.spec)
 
     def residuals(self, tokens: Tokens) -> list[Floats]:
         """Return the residual stream [T, H] after each layer, the last before the final norm."""
@@ -75,7 +75,7 @@ class TorchModel:
 
 def dense_model(masked: MaskedCheckpoint) -> PreTrainedModel:
     """Return the masked dense model as a stock transformers one, in fp32."""
-    config = AutoConfig.from_pretrained(masked.base.folder)
+    config: Any = config_of(masked.base)
     if getattr(config, "sgate", None):
         # The masked model has full dimensions: index vectors are spread into zeros.
         config.sgate = {k: v for k, v in config.sgate.items() if k != "lowered"}

@@ -288,7 +288,7 @@ def test_a_pruned_base_is_refused(options: TrainOptions, base: Path) -> None:
     for file in base.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(TrainingError, match="is an sgate folder, already pruned; train on its"):
+    with pytest.raises(TrainingError, match="is already pruned; train on its"):
         train(replace(options, base=str(folder)))
 
 
