@@ -1,6 +1,7 @@
 """Small, complete folders to mutate: a stock base, its gates, the converted folder, and shards."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint import SINGLE_FILE, Checkpoint
 from sgate_serve.folder import TensorHeader, new_folder
 from sgate_serve.gates import Gates
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Verification
+from tests.ragged_layouts import rewrite_config
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -32,6 +34,8 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
 }
+# Layouts of other tools, each in a folder of its name.
+FOREIGN = ("stock", "per_layer_config", "block_configs", "lists")
 CERTIFICATE = Verification(
     passed=True,
     difference=None,
@@ -50,7 +54,7 @@ CERTIFICATE = Verification(
 
 @dataclass(frozen=True)
 class Folders:
-    """A root that holds `base`, `gates` (with a delta), `pruned` and `shards`."""
+    """A root that holds `base`, `gates` (with a delta), `pruned`, `shards` and foreign layouts."""
 
     root: Path
 
@@ -77,6 +81,8 @@ def write_folders(root: Path) -> Folders:
     write_model(folders.shards, shard_bytes=600)
     write_gates(folders)
     convert(ConvertOptions(str(folders.base), folders.pruned, folders.gates))
+    for layout in FOREIGN:
+        write_foreign(folders, layout)
     certificate = json.dumps(CERTIFICATE.to_json())
     (folders.pruned / CERTIFICATE_FILE).write_text(certificate, encoding="utf-8")
     return folders
@@ -90,6 +96,15 @@ def write_model(folder: Path, shard_bytes: int = 2**30) -> None:
         writer.write_json("config.json", CONFIG)
         arrays = (rng.standard_normal(shape).astype(np.float32) for shape in shapes.values())
         writer.write_weights(headers, arrays, shard_bytes)
+
+
+def write_foreign(folders: Folders, layout: str) -> None:
+    """Store what `pruned` holds as another tool does."""
+    folder = folders.root / layout
+    folder.mkdir()
+    for name in ("config.json", SINGLE_FILE):
+        shutil.copyfile(folders.pruned / name, folder / name)
+    rewrite_config(folder, layout)
 
 
 def write_gates(folders: Folders) -> None:

@@ -14,7 +14,7 @@ from sgate_serve.families import FAMILIES
 from sgate_serve.inspect import Inspection
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.spec import ModelSpec
-from tests.fuzz.model_folders import CONFIG, Folders, write_folders
+from tests.fuzz.model_folders import CONFIG, FOREIGN, Folders, write_folders
 from tests.fuzz.mutations import (
     Mutator,
     mutate_bytes,
@@ -31,11 +31,13 @@ JSON_FILES = (
     "pruned/sgate_plan.json",
     "pruned/verification.json",
     "shards/model.safetensors.index.json",
+    *(f"{layout}/config.json" for layout in FOREIGN),
 )
 SAFETENSORS_FILES = (
     "base/model.safetensors",
     "gates/gates.safetensors",
     "gates/deltas.safetensors",
+    "stock/model.safetensors",
 )
 CASES: tuple[tuple[str, Mutator], ...] = (
     *((file, mutator) for file in JSON_FILES for mutator in (mutate_json, mutate_bytes)),
