@@ -18,7 +18,7 @@ from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import TorchModel
 from sgate_serve.verify.run import verify
-from tests.ragged_layouts import LAYOUTS, rewrite_config
+from tests.ragged.layouts import LAYOUTS, rewrite_config
 from tests.small_llama import (
     UNEVEN,
     Kept,

@@ -15,7 +15,7 @@ from sgate_serve.gates import Gates
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Verification
-from tests.ragged_layouts import rewrite_config
+from tests.ragged.layouts import rewrite_config
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
