@@ -57,8 +57,9 @@ class Constants:
             value = value + self._columns(layer, DOWN, units) @ self._units(layer)[units]
         for fold in self._folds(layer, "value_dims") if role == OUTPUT else ():
             value = value + self._attended(layer, fold)
-        block = next((block for block in BLOCKS if WRITERS[block] == role), None)
-        return value if block is None else value + self._moved(f"{self.family.linear(layer, role)}.bias")
+        if role in WRITERS.values():
+            value = value + self._moved(f"{self.family.linear(layer, role)}.bias")
+        return value
 
     def added_to(self, tensor: str) -> Floats | None:
         """Return what is added to every row of a tensor outside the linears, or None."""

@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from converters.facts import model_facts
 from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
 from converters.model_card import model_card
-from converters.facts import model_facts
 from converters.rules import compile_plan
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint import Checkpoint
@@ -29,7 +29,7 @@ class ConvertOptions:
     to: tuple[str, ...] = ("hf",)
     precision: str | None = None
     gates_kind: str | None = None
-    target: Target = Target()
+    target: Target | None = None
     index_price: int | None = None
 
 

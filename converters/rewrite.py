@@ -96,10 +96,11 @@ class Rewriter:
         rows = _stored(at.rows, self.dense.hidden_size)
         for merge in self.constants.merged(index, "heads"):
             into = head_dims(merge.indices[:1], width)
-            total = sum(
-                self.masked.read_role(index, role, rows, head_dims((head,), width)).astype(np.float64)
+            parts = (
+                self.masked.read_role(index, role, rows, head_dims((head,), width))
                 for head in merge.indices
             )
+            total = sum(part.astype(np.float64) for part in parts)
             value = value.copy()
             kept = np.isin(into, at.columns.stored)
             places = np.searchsorted(at.columns.stored, into[kept])

@@ -15,13 +15,13 @@ from tqdm import tqdm
 from converters.masked import MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
 from sgate_serve.checkpoint import Array
-from sgate_serve.folder import FolderWriter
 from sgate_serve.config_values import (
     SGATE_CLASS_PREFIX,
     SGATE_FORMAT_VERSION,
     SGATE_MODEL_TYPE,
 )
 from sgate_serve.family import Family
+from sgate_serve.folder import FolderWriter
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import write_plan

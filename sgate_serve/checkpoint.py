@@ -168,7 +168,7 @@ class Checkpoint:
             for block in BLOCKS:
                 if layer.mlp_units if block == MLP else layer.num_heads:
                     continue
-                own = [norms[block] for norms in (family.norms, family.post_norms) if block in norms]
+                own = [n[block] for n in (family.norms, family.post_norms) if block in n]
                 own += family.head_norms if block == ATTENTION else ()
                 names |= {f"{family.layer_name(index)}.{name}" for name in own}
         return frozenset(f"{name}.{kind}" for name in names for kind in ("weight", "bias"))

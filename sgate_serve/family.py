@@ -65,7 +65,8 @@ class Family:
     before each block, also after it ("sandwich"), or on the sum ("post", the norms then being those
     in `norms`). `keys` are the config's own names of our fields, `defaults` those of its class, and
     fields that are `refused` must be off. Transposed weights are (in, out); padded positions start
-    behind the padding id. A head's width is stated by the config, or hidden size / heads. `renames` are endings of tensor names in old checkpoints.
+    behind the padding id. A head's width is stated by the config, or hidden size / heads. `renames`
+    are endings of tensor names in old checkpoints.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """How much a plan removes, counted four ways, and what the kept-though-dead weights cost.
 
-*Naive* is in closed rows or columns, *compiled* is provably dead, *index-free* goes by slicing alone,
-*removed* is what the plan takes out and *executed* what is left out of an engine's arithmetic, its
-padding counted. All are fractions of the dense block weights.
+*Naive* is in closed rows or columns, *compiled* is provably dead, *index-free* goes by slicing
+alone, *removed* is what the plan takes out and *executed* what is left out of an engine's
+arithmetic, its padding counted. All are fractions of the dense block weights.
 """
 
 from collections.abc import Iterator
@@ -42,6 +42,10 @@ class Figures:
             overall=1 - small.num_parameters / dense.num_parameters,
             revived=(sliced.num_gateable - bare.num_gateable) / total,
         )
+
+    def headline(self) -> dict[str, float]:
+        """Return the two fractions that every report leads with."""
+        return {"removed": self.removed, "removed_overall": self.overall}
 
 
 def removed(plan: Plan, dense: ModelSpec) -> float:

@@ -71,8 +71,7 @@ class Inspection:
             figures = Figures.of(self.plan, dense)
             ideal = ideal_speedup(dense, spec, PREFILL_TOKENS)
             report |= {
-                "removed": figures.removed,
-                "removed_overall": figures.overall,
+                **figures.headline(),
                 "figures": vars(figures),
                 "predicted_speedup": {"decode": ideal.decode, "prefill": ideal.prefill},
             }

@@ -135,5 +135,3 @@ def dead_rows(layer: LayerPlan, role: str) -> NDArray[np.bool_]:
     alive = layer.value_dims if role == VALUE else layer.key_dims
     assert role in (QUERY, KEY, VALUE), role
     return ~np.isin(dims_of_group(layer, role), np.asarray(alive, np.int64))
-
-

@@ -215,7 +215,8 @@ def head_dims(heads: Indices, head_dim: int) -> NDArray[np.int64]:
 def check_indices(kept: Indices, size: int, where: str) -> None:
     """Raise PlanError unless `kept` are sorted, unique and below `size`."""
     indices = np.asarray(kept, np.int64)
-    if (np.diff(indices) <= 0).any() or (indices.size and not 0 <= indices[0] <= indices[-1] < size):
+    is_inside = not indices.size or 0 <= indices[0] <= indices[-1] < size
+    if not is_inside or (np.diff(indices) <= 0).any():
         raise PlanError(f"{where} must be sorted, unique and below {size}")
 
 

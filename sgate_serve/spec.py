@@ -196,7 +196,8 @@ class ModelSpec:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name → shape of every tensor that a folder of this spec must hold."""
         outside, head = self._shapes_outside(), self.family.head
-        shapes = {k: v for k, v in outside.items() if not k.startswith(f"{self.family.final_norm}.")}
+        final = f"{self.family.final_norm}."
+        shapes = {name: shape for name, shape in outside.items() if not name.startswith(final)}
         for index in range(len(self.layers)):
             shapes |= self._layer_tensors(index)
         # The final norm and the head come last, as in the model.

@@ -9,7 +9,8 @@ import pytest
 from sgate_serve.errors import PlanError
 from sgate_serve.family import DOWN, KEY, OUTPUT, QUERY, UP
 from sgate_serve.plan import LayerPlan, Plan, Removal, Revival
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 
 SPEC = ModelSpec.from_config(
     {

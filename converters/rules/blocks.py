@@ -15,9 +15,9 @@ UNITS = {ATTENTION: "heads", MLP: "mlp_units"}
 def silent_blocks(at: Context) -> Iterator[Death]:
     """All units or heads of a block die when its last linear writes nothing.
 
-    6. Matrix and bias of the writing linear are zero. With a norm *before* the block, x + 0 = x: the
-       block and its norm go. With one on the sum (BERT), the block goes and the norm stays.
-    7. A norm after the block (Gemma): the norm of zero is zero; it writes nothing either where all
+    1. Matrix and bias of the writing linear are zero. With a norm *before* the block, x + 0 = x:
+       the block and its norm go. With one on the sum (BERT), the block goes and the norm stays.
+    2. A norm after the block (Gemma): the norm of zero is zero; it writes nothing either where all
        of that norm's effective weights are zero.
     """
     layer = at.layer
@@ -52,10 +52,10 @@ def constant_target(
 ) -> Move | None:
     """Return where the constant of a block without units can go, or None where it must stay.
 
-    6a. Norms before the blocks: into the output bias of the block before, for nothing reads the
+    1. Norms before the blocks: into the output bias of the block before, for nothing reads the
         stream in between; of the first block into the position table or an *untied* embedding.
-    6b. Norms on the sum: into the bias of the norm before, whose only other reader is the sum.
-    6c. Norms after the block: it stays [the constant would have to pass the norm].
+    2. Norms on the sum: into the bias of the norm before, whose only other reader is the sum.
+    3. Norms after the block: it stays, for the constant would have to pass the norm.
     """
     family = spec.family
     if family.residual == "sandwich":

@@ -1,4 +1,4 @@
-"""Facts to a Plan: run every rule to a fixpoint, revive what widths require, lower the rest. Pure."""
+"""Facts to a Plan: every rule to a fixpoint, then reviving what widths require, then lowering."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -107,13 +107,13 @@ def _count_open(facts: ModelFacts) -> int:
 def _with_biases(plan: Plan, facts: ModelFacts) -> Plan:
     """Add the biases that folds need and the family lacks; drop those whose linear is gone."""
     spec, small = facts.spec, pruned_spec(plan, facts.spec)
-    stay = small.module_names()
+    stay, own = small.module_names(), spec.tensor_shapes()
     wanted = {name for name in spec.extra_biases if name in stay or name == spec.family.head}
     for fold in plan.folds:
         role = fold.role
         module = fold.target.removesuffix(".bias")
         if role is not None:
             module = spec.family.linear(fold.layer, role)
-        if module in stay and not spec.has_bias(stay[module], small.modules(stay[module])[module][0]):
+        if module in stay and f"{module}.bias" not in own:
             wanted.add(module)
     return replace(plan, extra_biases=tuple(sorted(wanted)))

@@ -236,4 +236,3 @@ class Context:
 
 
 Rule = Callable[[Context], Iterator[Death]]
-

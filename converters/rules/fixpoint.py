@@ -48,7 +48,8 @@ class Fixpoint:
 
     @property
     def num_weights(self) -> int:
-        return sum(z.rows.size * z.columns.size for layer in self.layers for z in layer.zeros.values())
+        zeros = (zeros for layer in self.layers for zeros in layer.zeros.values())
+        return sum(one.rows.size * one.columns.size for one in zeros)
 
     def run(self) -> None:
         while self._layers_once() or self._model_once() or self._look_again():
@@ -123,7 +124,7 @@ class Fixpoint:
         return changed
 
     def _move_constants(self) -> bool:
-        """Let blocks that write only their bias go, their constant to the tensor before (rule 6)."""
+        """Let blocks go that write only their bias: the tensor before takes it over (rule 6)."""
         changed = False
         for index in range(len(self.layers)):
             for block in BLOCKS:
@@ -151,7 +152,8 @@ class Fixpoint:
         return True
 
     def _look_again(self) -> bool:
-        return any([self._look_at(i, role) for i, l in enumerate(self.layers) for role in l.zeros])
+        places = [(index, role) for index, zeros in enumerate(self.facts.layers) for role in zeros]
+        return any([self._look_at(index, role) for index, role in places])  # noqa: C419  # all
 
     def _look_at(self, index: int, role: str) -> bool:
         """Scan a matrix on what is alive, where scattered zeros could have become a whole line."""

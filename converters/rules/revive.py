@@ -97,7 +97,6 @@ def align_mlp(state: LayerState, target: Target) -> Revived:
     return replace(state, mlp_units=flags), [revival]
 
 
-
 def _shardable_counts(state: LayerState, groups: Flags, shards: int) -> tuple[int, int]:
     """Return the least numbers of KV heads and of query heads for each that can be shared out."""
     least_kv, least = int(state.kv_heads.sum()), int(groups.sum(axis=1).max())

@@ -21,7 +21,10 @@ def zeros_of_masks(spec: ModelSpec, masks: Masks, biases: Biases) -> tuple[dict[
     counts as live. Weights are taken to be nonzero where no gate closes them.
     """
     return tuple(
-        {role: _zeros_of_gate(spec, index, role, masks, biases) for role in spec.linear_shapes(index)}
+        {
+            role: _zeros_of_gate(spec, index, role, masks, biases)
+            for role in spec.linear_shapes(index)
+        }
         for index in range(len(spec.layers))
     )
 
@@ -46,9 +49,7 @@ def zeros_on(weight: Array, live_rows: Flags, live_columns: Flags) -> Zeros:
     return Zeros(rows, columns, np.zeros_like(rows))
 
 
-def _zeros_of_gate(
-    spec: ModelSpec, index: int, role: str, masks: Masks, biases: Biases
-) -> Zeros:
+def _zeros_of_gate(spec: ModelSpec, index: int, role: str, masks: Masks, biases: Biases) -> Zeros:
     module, part = spec.family.linear(index, role), spec.role_rows(index, role)
     gate, bias = masks.get(module, Gate()), biases.get(module)
     shape = spec.linear_shapes(index)[role]

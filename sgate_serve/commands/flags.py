@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from sgate_serve.options import flag_of
+from sgate_serve.plan import Target
 
 Options = TypeVar("Options")
 
@@ -29,6 +30,32 @@ def options_from(args: argparse.Namespace, options: type[Options], **given: Any)
     """Build the dataclass from parsed flags and the fields given by name."""
     names = {field.name for field in fields(options)}  # type: ignore[arg-type]
     return options(**{k: v for k, v in vars(args).items() if k in names} | given)
+
+
+def add_gates_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gates", type=Path, help="gates folder of any kind, or its file")
+    parser.add_argument(
+        "--gates-kind", help="what --gates is: sgate, finegates or peft (default: detected)"
+    )
+
+
+def add_target_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what widths the plan should suit."""
+    parser.add_argument("--align", type=int, default=1, help="make widths multiples of N")
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, help="make widths that N shards can share"
+    )
+    parser.add_argument("--target-engine", help="plan for onnx, vllm or torch (default: any)")
+    parser.add_argument(
+        "--index-price",
+        type=int,
+        help="what a gather or scatter costs, in weights; 0 removes all that can go "
+        "(default: the target engine's)",
+    )
+
+
+def target_from(args: argparse.Namespace) -> Target:
+    return Target(args.align, args.tensor_parallel, args.target_engine)
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

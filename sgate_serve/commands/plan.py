@@ -5,16 +5,16 @@ from pathlib import Path
 
 from converters.convert import make_plan, open_masked
 from converters.explain import plan_table
+from sgate_serve.commands.flags import add_gates_flags, add_target_flags, target_from
 from sgate_serve.commands.output import print_json, print_lines
+from sgate_serve.figures import Figures
+from sgate_serve.plan_json import plan_to_json, write_plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="model folder or hub id")
-    parser.add_argument("--gates", type=Path, help="gates folder of any kind, or its file")
-    parser.add_argument(
-        "--gates-kind", help="what --gates is: sgate, finegates or peft (default: detected)"
-    )
-    parser.add_argument("--align", type=int, default=1, help="make MLP widths multiples of N")
+    add_gates_flags(parser)
+    add_target_flags(parser)
     parser.add_argument("--out", type=Path, help="write the plan to this file")
     parser.add_argument("--explain", action="store_true", help="name rule and cause of removals")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
@@ -22,15 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     masked = open_masked(args.checkpoint, args.gates, gates_kind=args.gates_kind)
-    plan = make_plan(masked, args.align)
+    plan = make_plan(masked, target_from(args), args.index_price)
     if args.out is not None:
-        plan.write(args.out)
+        write_plan(plan, args.out)
     if args.json:
-        figures = {
-            "removed": plan.removed(masked.spec),
-            "removed_overall": plan.removed_overall(masked.spec),
-        }
-        print_json(plan.to_json() | figures)
+        figures = Figures.of(plan, masked.spec)
+        print_json(plan_to_json(plan) | {"figures": vars(figures), **figures.headline()})
     else:
         print_lines(plan_table(plan, masked.spec, args.explain))
     return 0

@@ -186,8 +186,6 @@ def _narrow_head(model: PreTrainedModel, spec: ModelSpec) -> None:
 
 
 def _inside(model: PreTrainedModel, name: str) -> str:
-    """Return a module's name in `model`: a base model has no prefix, `model.layers.0` → `layers.0`."""
+    """Return a module's name in `model`: in a base model `model.layers.0` is `layers.0`."""
     prefix = f"{model.base_model_prefix}."
     return name.removeprefix(prefix) if model.base_model is model else name
-
-

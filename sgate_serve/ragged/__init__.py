@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgate_serve.config_fields import check_config
+from sgate_serve.config_values import SGATE_FORMAT_VERSION, SGATE_MODEL_TYPE
 from sgate_serve.errors import CheckpointError
 from sgate_serve.families import FAMILIES
 from sgate_serve.family import Family
@@ -25,7 +26,6 @@ from sgate_serve.ragged.claims import (
     read_claims,
 )
 from sgate_serve.ragged.shapes import Headers, Sizes, StoredTensor, Widths
-from sgate_serve.spec import SGATE_FORMAT_VERSION, SGATE_MODEL_TYPE
 
 # Types of others' remote code whose tensors are those of a stock family.
 MODEL_TYPES: Mapping[str, str] = {"nemotron-nas": "llama", "deci": "llama"}

@@ -13,11 +13,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sgate_serve.checkpoint import Array, Checkpoint
+from sgate_serve.config_values import SGATE_MODEL_TYPE
 from sgate_serve.errors import TrainingError
+from sgate_serve.figures import Figures
 from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates, with_added_biases
 from sgate_serve.plan import Masks
-from sgate_serve.spec import SGATE_MODEL_TYPE
 from sgate_serve.training.documents import (
     Blocks,
     pack,
@@ -176,8 +177,9 @@ def _masked_loss(model: nn.Module, masks: Masks, data: Data) -> float:
 def _removal(gates: Gates, base: Checkpoint, deltas: Container[str]) -> dict[str, Any]:
     """Return what the Plan removes in the end; biases that the recovery added count against it."""
     plan = compile_gates(with_added_biases(base.spec, deltas), gates)
+    figures = Figures.of(plan, base.spec)
     return {
         "method": gates.method,
-        "removed": plan.removed(base.spec),
-        "removed_overall": plan.removed_overall(base.spec),
+        "removed": figures.removed,
+        "removed_overall": figures.overall,
     }

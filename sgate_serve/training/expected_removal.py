@@ -23,7 +23,8 @@ from sgate_serve.family import (
     ZERO_AT_ZERO,
 )
 from sgate_serve.gates.keys import COLUMNS, ROWS
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 from sgate_serve.training.sites import BLOCKS, num_block_weights, unit_sites
 
 # The chance of each gate to be open, by gate key.
@@ -55,7 +56,7 @@ def row_col_removal(spec: ModelSpec) -> Removal:
         for index, layer in enumerate(spec.layers):
             of = partial(_chances_of, chances, spec, index)
             if layer.mlp_units:
-                kept[MLP].append(_kept_mlp(of, spec.activation in ZERO_AT_ZERO))
+                kept[MLP].append(_kept_mlp(of, spec))
             if layer.num_heads:
                 kept[ATTENTION].append(_kept_attention(of, layer))
         return _removed(spec, kept)
@@ -64,14 +65,17 @@ def row_col_removal(spec: ModelSpec) -> Removal:
 
 
 def _chances_of(chances: Chances, spec: ModelSpec, index: int, role: str, side: str) -> Tensor:
-    return chances[f"{spec.family.linear(index, role)}.{side}"]
+    chance = chances[f"{spec.family.linear(index, role)}.{side}"]
+    return chance[spec.role_rows(index, role)] if side == ROWS else chance
 
 
-def _kept_mlp(of: LayerChances, is_zero_at_zero: bool) -> Tensor:
+def _kept_mlp(of: LayerChances, spec: ModelSpec) -> Tensor:
     """A unit lives while its up row and down column are open, and its gate row if act(0) = 0."""
     units = of(UP, ROWS) * of(DOWN, COLUMNS)
+    if not spec.family.is_gated:
+        return units.sum() * (of(UP, COLUMNS).sum() + of(DOWN, ROWS).sum())
     gated = units * of(GATE, ROWS)
-    units = gated if is_zero_at_zero else units
+    units = gated if spec.activation in ZERO_AT_ZERO else units
     others = of(UP, COLUMNS).sum() + of(DOWN, ROWS).sum()
     return gated.sum() * of(GATE, COLUMNS).sum() + units.sum() * others
 

@@ -7,7 +7,8 @@ import pytest
 
 from sgate_serve.bench.ideal import decode_weights, ideal_speedup, prefill_flops
 from sgate_serve.bench.statistics import median_with_interval
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 
 CONFIG = {
     "model_type": "llama",

@@ -14,7 +14,8 @@ from converters.rules.mlp import silent_units, unread_units
 from sgate_serve.errors import PlanError
 from sgate_serve.family import DOWN, GATE, OUTPUT, QUERY, UP, VALUE
 from sgate_serve.plan import Gate
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 
 HIDDEN = 6
 SHAPE = LayerShape(num_heads=4, num_kv_heads=2, head_dim=2, mlp_units=3)

@@ -30,7 +30,7 @@ from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates
 from sgate_serve.plan import LayerPlan, Plan
-from sgate_serve.spec import LayerShape
+from sgate_serve.shapes import LayerShape
 from sgate_serve.tokenization import TextCodec
 
 SIZES = replace(DemoSizes.quick(), max_files=40, shape_layers=4, shape_vocab_size=64)

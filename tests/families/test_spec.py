@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.spec import LayerShape, ModelSpec, is_stock_shape
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec, is_stock_shape
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

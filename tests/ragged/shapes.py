@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from sgate_serve.ragged import normalize_config
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 from tests.ragged.layouts import Config, stored
 
 SOURCE = "model/config.json"

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.families import FAMILIES, GATE, KEY, LLAMA, QUERY, UP, VALUE, Family
+from sgate_serve.families import FAMILIES, LLAMA
+from sgate_serve.family import GATE, KEY, QUERY, UP, VALUE, Family
 from sgate_serve.ragged import normalize_config
 from sgate_serve.ragged.claims import ffn_units
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 from tests.ragged.layouts import LAYOUTS, stored
 from tests.ragged.shapes import CONFIG, LAYERS, SOURCE, shapes_of, spec_of, understood
 

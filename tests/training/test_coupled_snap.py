@@ -8,7 +8,8 @@ import pytest
 
 from sgate_serve.errors import TrainingError
 from sgate_serve.families import LLAMA
-from sgate_serve.spec import LayerShape, ModelSpec
+from sgate_serve.shapes import LayerShape
+from sgate_serve.spec import ModelSpec
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.options import COUPLED
