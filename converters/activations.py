@@ -15,15 +15,15 @@ Floats = NDArray[np.float64]
 
 
 def _sigmoid(x: Floats) -> Floats:
-    return 1 / (1 + np.exp(-x))
+    return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def _softplus(x: Floats) -> Floats:
-    return np.logaddexp(0, x)
+    return np.asarray(np.logaddexp(0, x))
 
 
 def _tanh_gelu(x: Floats) -> Floats:
-    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
 
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])

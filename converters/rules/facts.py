@@ -153,7 +153,7 @@ class LayerState:
         if side:
             return replace(self, inputs={**self.inputs, role: self.inputs[role] & ~dead})
         flags: Flags = getattr(self, axis) & ~dead
-        return replace(self, **{axis: flags})
+        return replace(self, **{axis: flags})  # type: ignore[arg-type]  # one of the axes
 
     def alive(self, axis: str) -> Flags:
         role, _, side = axis.partition(".")

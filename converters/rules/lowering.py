@@ -7,6 +7,7 @@ weights that it saves are worth more than that.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -157,9 +158,11 @@ def _aligned(cut: _Cut, align: int) -> _Cut:
     return _Cut(cut.stays, kept)
 
 
-def _lowering(roles: tuple[str, ...], side: str, cut: _Cut, saved: int, price: int) -> Lowering:
+def _lowering(
+    roles: tuple[str, ...], side: Literal["rows", "columns"], cut: _Cut, saved: int, price: int
+) -> Lowering:
     how = "dense" if saved <= price else ("scatter" if side == "rows" else "gather")
-    return Lowering(roles, side, how, indices_of(cut.kept), saved, price)  # type: ignore[arg-type]
+    return Lowering(roles, side, how, indices_of(cut.kept), saved, price)
 
 
 def _gain(choice: Sequence[Lowering]) -> int:

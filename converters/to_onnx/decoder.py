@@ -147,7 +147,7 @@ class _Decoder:
         ]
 
     def norm_weight(self, index: int, block: str) -> ir.Value:
-        return self.vector(f"{self.spec.family.norm(index, block)}.weight")
+        return self.vector(f"{self.spec.family.norm_name(index, block)}.weight")
 
     def vector(self, name: str) -> ir.Value:
         shape = (self.spec.hidden_size,)

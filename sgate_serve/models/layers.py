@@ -15,6 +15,9 @@ class IndexedLinear(nn.Module):
     outputs; the bias has a value for every output.
     """
 
+    in_index: torch.Tensor | None
+    out_index: torch.Tensor | None
+
     def __init__(self, shape: tuple[int, int], lowered: Lowered, size: int, bias: bool) -> None:
         super().__init__()
         self.out_features = size

@@ -69,7 +69,7 @@ def shrink(model: PreTrainedModel) -> None:
         if shape.num_heads:
             _set_head_counts(attention, shape)
             if hasattr(attention, "layer_idx"):
-                attention.layer_idx = caches[index]
+                setattr(attention, "layer_idx", caches[index])  # noqa: B010  # typed as a tensor
         for block in BLOCKS:
             if not (shape.num_heads if block == ATTENTION else shape.mlp_units):
                 _skip(model, spec.family, index, block)
@@ -119,7 +119,8 @@ def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
         if hasattr(attention, name):
             setattr(attention, name, count)
     if hasattr(attention, "qkv_proj"):
-        attention.config = _LayerConfig(attention.config, shape.num_heads)
+        view = _LayerConfig(attention.config, shape.num_heads)
+        setattr(attention, "config", view)  # noqa: B010  # typed as a tensor
 
 
 class _LayerConfig:
@@ -137,14 +138,15 @@ class _LayerConfig:
 
 def _find(model: PreTrainedModel, family: Family, index: int, block: str) -> nn.Module:
     name = f"{family.layer_name(index)}.{family.blocks[block][0]}"
-    return model.get_submodule(_inside(model, name))
+    module: nn.Module = model.get_submodule(_inside(model, name))
+    return module
 
 
 def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> None:
     """Put zeros where a block was, and nothing where its norms were unless they are on the sum."""
     layer = family.layer_name(index)
     first, *behind = family.blocks[block]
-    stand_in = SkippedAttention() if block == ATTENTION else Skipped()
+    stand_in: nn.Module = SkippedAttention() if block == ATTENTION else Skipped()
     if block == MLP and behind:
         stand_in = nn.Identity()
     model.set_submodule(_inside(model, f"{layer}.{first}"), stand_in)

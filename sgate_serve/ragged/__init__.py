@@ -12,7 +12,7 @@ from sgate_serve.config_fields import check_config
 from sgate_serve.config_values import SGATE_FORMAT_VERSION, SGATE_MODEL_TYPE
 from sgate_serve.errors import CheckpointError
 from sgate_serve.families import FAMILIES
-from sgate_serve.family import Family
+from sgate_serve.family import BASE, CAUSAL_LM, Family
 from sgate_serve.fields import TEXTS
 from sgate_serve.ragged.claims import (
     BLOCK_SIZES,
@@ -50,8 +50,8 @@ def normalize_config(
         return config, None
     stock = {key: value for key, value in config.items() if key not in claim_keys(config)}
     stock["model_type"] = model_type
-    check_config(stock, source)
     family, depth = FAMILIES[model_type], stock.get("num_hidden_layers")
+    check_config(stock, source, family)
     headers = Headers(tensors, family, source)
     is_stock = stored_type == model_type
     if not depth or not stock.get("hidden_size") or stock.get(HEAD_DIM) == 0:
@@ -82,7 +82,7 @@ def _in_words(claims: Sequence[Claim], layers: Sequence[Sizes], biases: Sequence
 def _dense_sizes(stock: Mapping[str, Any], family: Family) -> Sizes:
     """Return what a config without overrides says of every layer; 0 where it says nothing."""
     heads = stock.get(HEADS) or 0
-    default = family.default_head_dim or stock["hidden_size"] // max(heads, 1)
+    default = family.defaults.get(HEAD_DIM) or stock["hidden_size"] // max(heads, 1)
     return {
         HEADS: heads,
         KV_HEADS: stock.get(KV_HEADS) or heads,
@@ -106,7 +106,7 @@ def _layer_sizes(
     known = [claimed.get(layer) or stock.get(HEAD_DIM) or implied[layer] for layer in range(depth)]
     default = 0
     if not all(known):
-        default = next(filter(None, implied), 0) or headers.family.default_head_dim or 0
+        default = next(filter(None, implied), 0) or headers.family.defaults.get(HEAD_DIM, 0)
         default = default or _dense_head_dim(stock, widths, headers.source)
     return [headers.sizes(layer, widths[layer], known[layer] or default) for layer in range(depth)]
 
@@ -138,10 +138,15 @@ def _sgate_config(
     """Write the sizes as docs/format.md has them: the maximum on top, what differs per layer."""
     dense = _dense_sizes(stock, family)
     top = {key: max(layer[key] for layer in layers) or dense[key] or 1 for key in dense}
+    if not family.has_stated_head_width:
+        # The head count is what states the width of a head.
+        top[HEADS] = stock["hidden_size"] // top.pop(HEAD_DIM)
+    if not family.has_kv_heads:
+        del top[KV_HEADS]
     digits = len(str(len(layers) - 1))
     per_layer: dict[str, Any] = {}
     for index, layer in enumerate(layers):
-        entry: dict[str, Any] = {k: v for k, v in layer.items() if v not in (top[k], 0)}
+        entry: dict[str, Any] = {k: v for k in top if (v := layer[k]) not in (top[k], 0)}
         skip = [block for block, keys in BLOCK_SIZES.items() if not layer[keys[0]]]
         entry |= {"skip": skip} if skip else {}
         if entry:
@@ -161,8 +166,9 @@ def _sgate_config(
 
 
 def _architectures(stock: Mapping[str, Any], family: Family) -> list[str]:
-    """Return the stock classes that the config names, or the family's causal LM."""
+    """Return the stock classes that the config names, or the family's usual one."""
     names: Any = stock.get("architectures")
-    prefix = family.classes[0].removesuffix("Config")
-    known = [name for name in names if name.startswith(prefix)] if TEXTS.accepts(names) else []
-    return known or [family.classes[-1]]
+    classes = {row.model_class for row in family.tasks.values()}
+    known = [name for name in names if name in classes] if TEXTS.accepts(names) else []
+    usual = family.tasks[CAUSAL_LM if CAUSAL_LM in family.tasks else BASE]
+    return known or [usual.model_class]
