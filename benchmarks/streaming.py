@@ -65,6 +65,7 @@ class StreamingOptions:
     closed: float = option(0.3, "share of MLP units and KV groups that is closed")
     rounds: int = option(5, "interleaved rounds")
     seed: int = option(0, "seed of weights and gates")
+    free: float = option(0.7, "GiB of memory left free before a run; the rest caches files")
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ class Inputs:
     gates: Path
     large: Path
     large_gates: Path
+    holes: Path
     out: Path
 
     @classmethod
     def within(cls, folder: Path) -> "Inputs":
-        return cls(*(folder / name for name in ("dense", "gates", "large", "large-gates", "out")))
+        return cls(*(folder / field.name.replace("_", "-") for field in fields(cls)))
 
     def commands(self) -> dict[str, list[str]]:
         dense, out = str(self.dense), str(self.out)
@@ -101,11 +103,13 @@ class Inputs:
 
 
 def make_inputs(inputs: Inputs, options: StreamingOptions, dense: Config, large: Config) -> None:
-    """Write both checkpoints, noise and headers only, and their gates."""
+    """Write both checkpoints, noise and headers only, their gates, and holes to fill memory."""
     write_noise(inputs.dense, dense, NUM_SHARDS, options.seed)
     write_gates(inputs.gates, Checkpoint.open(inputs.dense), options.closed, options.seed)
     write_headers_only(inputs.large, large)
     write_gates(inputs.large_gates, Checkpoint.open(inputs.large), options.closed, options.seed)
+    with inputs.holes.open("wb") as file:
+        file.truncate(hardware()["memory_bytes"])
 
 
 def run_command(arguments: list[str]) -> Usage:
@@ -136,7 +140,25 @@ def copy_files(source: Path, target: Path) -> Usage:
     return Usage(time.perf_counter() - start, time.process_time() - cpu_start)
 
 
-def measure(inputs: Inputs, rounds: int) -> dict[str, list[Usage]]:
+def fill_memory(inputs: Inputs, free_bytes: int) -> None:
+    """Settle the disk, cache the input, then cache holes until `free_bytes` of memory are left.
+
+    That is the state of a machine that has been up for long, and it lasts. A virtual machine gives
+    memory that stays free back to its host and fetches it again, several times as slowly as it
+    copies into it: what began to write a second later than the copy looked half as fast.
+    """
+    os.sync()
+    buffer = bytearray(2**24)
+    for file in inputs.dense.iterdir():
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+    with inputs.holes.open("rb", buffering=0) as stream:
+        while _free_memory() > free_bytes and stream.readinto(buffer):
+            pass
+
+
+def measure(inputs: Inputs, options: StreamingOptions) -> dict[str, list[Usage]]:
     """Run everything once a round; return name → one value a round.
 
     What one run wrote is deleted before the next one.
@@ -146,11 +168,12 @@ def measure(inputs: Inputs, rounds: int) -> dict[str, list[Usage]]:
         **{name: partial(run_command, args) for name, args in inputs.commands().items()},
     }
     usages: dict[str, list[Usage]] = {name: [] for name in runs}
-    with tqdm(total=(rounds + 1) * len(runs), desc="measuring", unit="run", disable=None) as bar:
-        # The first round warms the page cache and is not kept.
-        for number in range(rounds + 1):
+    total = (options.rounds + 1) * len(runs)
+    with tqdm(total=total, desc="measuring", unit="run", disable=None) as bar:
+        # The first round warms up and is not kept.
+        for number in range(options.rounds + 1):
             for name, start in runs.items():
-                _warm_memory(inputs)
+                fill_memory(inputs, round(options.free * 2**30))
                 inputs.out.mkdir()
                 usage = start()
                 shutil.rmtree(inputs.out)
@@ -194,7 +217,7 @@ def run(options: StreamingOptions, dense: Config, large: Config) -> dict[str, An
         maker.join()
         if maker.exitcode:
             raise RuntimeError("the checkpoints could not be written; see the error above")
-        return record_of(measure(inputs, options.rounds), inputs, options)
+        return record_of(measure(inputs, options), inputs, options)
 
 
 def main() -> None:
@@ -212,16 +235,8 @@ def main() -> None:
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _warm_memory(inputs: Inputs) -> None:
-    """Settle the disk, then fill and free as much page cache as any run needs.
-
-    A virtual machine fetches memory that was long free from its host, which takes several times
-    as long as copying into it: whatever ran first after a pause looked slow.
-    """
-    os.sync()
-    inputs.out.mkdir()
-    copy_files(inputs.dense, inputs.out)
-    shutil.rmtree(inputs.out)
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _speed_of_copy(copies: list[Usage], runs: list[Usage], seed: int) -> dict[str, float]:

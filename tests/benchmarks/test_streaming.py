@@ -10,11 +10,14 @@ from benchmarks.synthetic import LLAMA_70B, write_gates, write_headers_only
 from sgate_serve.checkpoint import Checkpoint
 from tests.benchmarks.tiny import TINY
 
+# More GiB than any machine has: leave its memory as it is.
+ALL = 1e6
+
 
 def test_record_holds_every_run_and_its_goals() -> None:
-    record = run(StreamingOptions(rounds=2, seed=3), TINY, TINY)
+    record = run(StreamingOptions(rounds=2, seed=3, free=ALL), TINY, TINY)
     assert record["checkpoint"]["shards"] == 5
-    assert record["command"].endswith("--gib 4.0 --closed 0.3 --rounds 2 --seed 3")
+    assert record["command"].endswith("--gib 4.0 --closed 0.3 --rounds 2 --seed 3 --free 1000000.0")
     assert record["speed_of_copy"].keys() == {GATES, SCAN}
     for name in (GATES, SCAN, PLAN):
         result = record["results"][name]
@@ -23,6 +26,18 @@ def test_record_holds_every_run_and_its_goals() -> None:
         assert 20 * 10**6 < result["peak_rss_bytes"] < 200 * 10**6
         assert result["cpu_seconds"]["median"] > 0
     assert set(record) >= {"goals", "hardware", "versions", "options"}
+
+
+def test_memory_is_filled_until_enough_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = streaming.Inputs.within(tmp_path)
+    inputs.dense.mkdir()
+    inputs.holes.write_bytes(bytes(2**26))
+    left = iter([3, 2, 1, 0])
+    monkeypatch.setattr(streaming, "_free_memory", lambda: next(left))
+    streaming.fill_memory(inputs, free_bytes=1)
+    assert list(left) == [0]
 
 
 def test_plan_of_a_70b_stays_within_its_memory(tmp_path: Path) -> None:
@@ -52,4 +67,4 @@ def test_a_command_that_imports_torch_fails(
 
 def test_checkpoints_that_cannot_be_made_end_the_measurement() -> None:
     with pytest.raises(RuntimeError, match="the checkpoints could not be written"):
-        run(StreamingOptions(rounds=1), {**TINY, "num_hidden_layers": "three"}, TINY)
+        run(StreamingOptions(rounds=1, free=ALL), {**TINY, "num_hidden_layers": "three"}, TINY)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from converters import float_bits
 from converters.float_bits import is_finite, is_zero_along
 from sgate_serve.checkpoint import DTYPES, FLOAT_DTYPES
 
@@ -15,6 +16,15 @@ def test_one_odd_value_is_not_finite(name: str, odd: float) -> None:
     values = np.ones((3, 5)).astype(DTYPES[name])
     values[1, 2] = odd
     assert not is_finite(values)
+
+
+@pytest.mark.parametrize("place", range(10))
+def test_an_odd_value_is_found_in_every_block(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    monkeypatch.setattr(float_bits, "BLOCK_VALUES", 4)
+    values = np.ones(10, np.float32)
+    assert is_finite(values)
+    values[place] = -np.inf
+    assert not is_finite(values.reshape(5, 2))
 
 
 @pytest.mark.parametrize("name", sorted(FLOAT_DTYPES))
