@@ -1,25 +1,51 @@
 """A plan for a person to read: each layer's widths, what was removed by which rule, and why."""
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
-from sgate_serve.plan import AXES, LayerPlan, Plan
+from sgate_serve.figures import Figures
+from sgate_serve.placement import pruned_spec
+from sgate_serve.plan import Fold, LayerPlan, Lowering, Plan, Removal
 from sgate_serve.spec import ModelSpec
 
-AXIS_NAMES = {"mlp_units": "MLP unit", "heads": "query head", "kv_heads": "KV head"}
-MAX_SHOWN_RANGES = 12
+AXIS_NAMES = {
+    "mlp_units": "MLP unit",
+    "heads": "query head",
+    "kv_heads": "KV head",
+    "value_dims": "value dimension",
+    "key_dims": "key dimension",
+    "hidden": "residual dimension",
+    "head_units": "unit on top",
+}
+MAX_SHOWN_RANGES = 8
 
 
 def plan_table(plan: Plan, dense: ModelSpec, explain: bool) -> Iterator[str]:
     """Yield the lines of the table; with `explain`, each layer's reasons below its row."""
+    small = pruned_spec(plan, dense)
     yield f"{'layer':>5}  {'MLP units':>15}  {'query heads':>13}  {'KV heads':>11}  {'removed':>7}"
     for layer in plan.layers:
-        yield _layer_row(layer, dense.hidden_size)
+        yield _layer_row(layer, dense, small)
         if explain:
-            yield from _reasons(layer)
+            yield from _reasons(plan, layer)
+    if explain:
+        yield from _model_reasons(plan, dense)
+    yield from figure_lines(plan, Figures.of(plan, dense))
+
+
+def figure_lines(plan: Plan, figures: Figures) -> Iterator[str]:
+    """Yield the four removal figures and what widths cost, in words."""
     yield (
-        f"removed {plan.removed(dense):.2%} of the block linears, "
-        f"{plan.removed_overall(dense):.2%} of all parameters (alignment {plan.align})"
+        f"removed {figures.removed:.2%} of the block linears, "
+        f"{figures.overall:.2%} of all parameters ({_target(plan)})"
     )
+    yield (
+        f"  gates or zeros close {figures.naive:.2%}, provably dead are {figures.compiled:.2%}; "
+        f"{figures.index_free:.2%} go without index work, "
+        f"{figures.executed:.2%} are not executed"
+    )
+    if figures.revived:
+        yield f"  dead weights that widths keep: {figures.revived:.2%}"
 
 
 def format_indices(indices: Sequence[int]) -> str:
@@ -35,30 +61,85 @@ def format_indices(indices: Sequence[int]) -> str:
     return ", ".join([*shown, f"and {left_out} more"] if left_out else shown)
 
 
-def _layer_row(layer: LayerPlan, hidden_size: int) -> str:
-    dense = layer.dense
-    sizes = (dense.mlp_units, dense.num_heads, dense.num_kv_heads)
+def _target(plan: Plan) -> str:
+    target = plan.target
+    words = [f"alignment {target.align}"]
+    if target.tensor_parallel > 1:
+        words.append(f"{target.tensor_parallel} shards")
+    return ", ".join([*words, f"for {target.engine}"] if target.engine else words)
+
+
+def _layer_row(layer: LayerPlan, dense: ModelSpec, small: ModelSpec) -> str:
+    kept, before = layer.shape, layer.dense
     widths = [
-        f"{len(layer.survivors(axis))} of {size}" for axis, size in zip(AXES, sizes, strict=True)
+        f"{kept.mlp_units} of {before.mlp_units}",
+        f"{kept.num_heads} of {before.num_heads}",
+        f"{kept.num_kv_heads} of {before.num_kv_heads}",
     ]
-    kept = _num_weights(layer.shape.linear_shapes(hidden_size))
-    total = _num_weights(dense.linear_shapes(hidden_size))
-    removed = 1 - kept / total if total else 0.0
+    total = dense.layer_weights(layer.index)
+    removed = 1 - small.layer_weights(layer.index) / total if total else 0.0
     return f"{layer.index:>5}  {widths[0]:>15}  {widths[1]:>13}  {widths[2]:>11}  {removed:>7.1%}"
 
 
-def _reasons(layer: LayerPlan) -> Iterator[str]:
-    for removal in layer.removals:
-        yield (
-            f"       - {len(removal.indices)} × {AXIS_NAMES[removal.axis]}: {removal.cause} "
-            f"(rule {removal.rule}): {format_indices(removal.indices)}"
-        )
+def _reasons(plan: Plan, layer: LayerPlan) -> Iterator[str]:
+    yield from _removal_lines(layer.removals)
+    for lowering in layer.lowerings:
+        yield _lowering_line(lowering)
+    for fold in plan.folds:
+        if fold.layer == layer.index:
+            yield f"       = {_fold_words(fold)}"
+    for merge in plan.merges:
+        if merge.layer == layer.index:
+            what = AXIS_NAMES[merge.axis]
+            first, *others = merge.indices
+            yield f"       = {what} {first} takes over {format_indices(others)}"
     for revival in layer.revivals:
         yield (
-            f"       + {len(revival.indices)} × {AXIS_NAMES[revival.axis]} kept though dead: "
+            f"       + {_count(revival.indices, AXIS_NAMES[revival.axis])} kept though dead: "
             f"{revival.reason}: {format_indices(revival.indices)}"
         )
 
 
-def _num_weights(shapes: dict[str, tuple[int, int]]) -> int:
-    return sum(rows * columns for rows, columns in shapes.values())
+def _removal_lines(removals: Iterable[Removal]) -> Iterator[str]:
+    """Yield a line per axis, rule and cause, in the order of discovery: later passes join in."""
+    groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for removal in removals:
+        groups[removal.axis, removal.rule, removal.cause] += removal.indices
+    for (axis, rule, cause), indices in groups.items():
+        name = AXIS_NAMES.get(axis) or f"{axis.partition('.')[0]} column"
+        yield (
+            f"       - {_count(indices, name)}: {cause} (rule {rule}): "
+            f"{format_indices(sorted(indices))}"
+        )
+
+
+def _lowering_line(lowering: Lowering) -> str:
+    roles, worth = " + ".join(lowering.roles), f"{lowering.saved:,} weights"
+    if lowering.how == "dense":
+        return (
+            f"       . zero {lowering.side} of {roles} stay: {worth} are worth less than the "
+            f"index work (rule 12, cost {lowering.cost:,})"
+        )
+    verb = "gathered from the inputs" if lowering.how == "gather" else "scattered to the outputs"
+    return (
+        f"       ~ {roles}: {len(lowering.kept)} {lowering.side} stored and {verb}, saving {worth} "
+        f"(rule 12, cost {lowering.cost:,})"
+    )
+
+
+def _fold_words(fold: Fold) -> str:
+    if fold.target:
+        return f"the constant of the {fold.source} block moves into {fold.target}"
+    name = AXIS_NAMES.get(fold.source) or f"{fold.source.partition('.')[0]} column"
+    return f"{_count(fold.indices, f'constant {name}')} moved into the bias behind"
+
+
+def _model_reasons(plan: Plan, dense: ModelSpec) -> Iterator[str]:
+    yield from _removal_lines(plan.removals)
+    added = sorted(set(plan.extra_biases) - dense.extra_biases)
+    if added:
+        yield f"       = biases added for constants: {', '.join(added)}"
+
+
+def _count(indices: Sequence[int], name: str) -> str:
+    return f"{len(indices)} {name}{'' if len(indices) == 1 else 's'}"

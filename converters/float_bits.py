@@ -30,6 +30,22 @@ def is_finite(values: Array) -> bool:
     )
 
 
+def zero_lines(values: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
+    """Return which rows and columns of a matrix are zero, and how many of its values are.
+
+    One pass, in blocks that stay in the CPU's cache.
+    """
+    bits = _bits(np.ascontiguousarray(values), "u")
+    rows, columns = np.ones(len(bits), np.bool_), np.zeros(bits.shape[1], bits.dtype)
+    num_zero, step = 0, max(1, BLOCK_VALUES // max(1, bits.shape[1]))
+    for start in range(0, len(bits), step):
+        magnitudes = bits[start : start + step] << 1
+        rows[start : start + step] = np.bitwise_or.reduce(magnitudes, axis=1) == 0
+        columns |= np.bitwise_or.reduce(magnitudes, axis=0)
+        num_zero += magnitudes.size - int(np.count_nonzero(magnitudes))
+    return rows, columns == 0, num_zero
+
+
 def is_zero_along(values: Array, axis: int) -> NDArray[np.bool_]:
     """Return which slices along `axis` hold nothing but zeros; -0.0 is one."""
     united = np.bitwise_or.reduce(_bits(values, "u"), axis=axis)

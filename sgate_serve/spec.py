@@ -267,7 +267,11 @@ class ModelSpec:
     @property
     def num_gateable(self) -> int:
         """Count the weights of the linears inside the blocks, the base of removed fractions."""
-        shapes = (self.module_shape(index, name) for name, index in self.module_names().items())
+        return sum(self.layer_weights(index) for index in range(len(self.layers)))
+
+    def layer_weights(self, index: int) -> int:
+        """Count the weights that the linears of one layer store."""
+        shapes = (self.module_shape(index, module) for module in self.modules(index))
         return sum(rows * columns for rows, columns in shapes)
 
     @property

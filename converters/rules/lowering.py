@@ -19,6 +19,9 @@ from sgate_serve.plan import Lowering, Revival
 # A projection that leaves its fused matmul costs a launch of its own besides its gather.
 SPLIT_LAUNCHES = 1
 
+Kind = Literal["rows", "columns"]
+How = Literal["scatter", "gather", "dense"]
+
 
 @dataclass(frozen=True)
 class _Cut:
@@ -84,11 +87,8 @@ def _inputs(state: LayerState, block: str, align: int, price: int) -> list[Lower
     apart = []
     for role in roles:
         cut = _aligned(cuts[role], align)
-        apart.append(
-            _lowering(
-                (role,), "columns", cut, cut.num_zero * heights[role], price * (1 + SPLIT_LAUNCHES)
-            )
-        )
+        saved = cut.num_zero * heights[role]
+        apart.append(_lowering((role,), "columns", cut, saved, price * (1 + SPLIT_LAUNCHES)))
     best = max((shared, apart), key=_gain)
     return [one for one in best if one.saved]
 
@@ -104,7 +104,7 @@ def _rows(
     saved = sum(cut.num_zero for cut in cuts.values()) * width
     if not saved:
         return []
-    how = "scatter" if saved > price else "dense"
+    how: How = "scatter" if saved > price else "dense"
     return [
         Lowering((role,), "rows", how, indices_of(cut.kept), cut.num_zero * width, price)
         for role, cut in cuts.items()
@@ -113,7 +113,7 @@ def _rows(
 
 
 def _one(
-    state: LayerState, role: str, side: str, align: int, price: int, chosen: Sequence[Lowering]
+    state: LayerState, role: str, side: Kind, align: int, price: int, chosen: Sequence[Lowering]
 ) -> list[Lowering]:
     cut = _aligned(_cut(state, role, side), align)
     other = _width(state, role, "rows" if side == "columns" else "columns", chosen)
@@ -161,7 +161,7 @@ def _aligned(cut: _Cut, align: int) -> _Cut:
 def _lowering(
     roles: tuple[str, ...], side: Literal["rows", "columns"], cut: _Cut, saved: int, price: int
 ) -> Lowering:
-    how = "dense" if saved <= price else ("scatter" if side == "rows" else "gather")
+    how: How = "dense" if saved <= price else ("scatter" if side == "rows" else "gather")
     return Lowering(roles, side, how, indices_of(cut.kept), saved, price)
 
 

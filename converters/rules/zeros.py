@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.float_bits import is_zero, is_zero_along
+from converters.float_bits import is_zero_along, zero_lines
 from converters.rules.facts import Flags, Zeros
 from sgate_serve.checkpoint import Array
 from sgate_serve.plan import Gate, Masks
@@ -31,13 +31,13 @@ def zeros_of_masks(spec: ModelSpec, masks: Masks, biases: Biases) -> tuple[dict[
 
 def zeros_of_weight(weight: Array, bias: Array | None) -> Zeros:
     """Return the zero rows and columns of one (out, in) matrix and the zeros of its bias."""
-    rows, columns = is_zero_along(weight, axis=1), is_zero_along(weight, axis=0)
+    rows, columns, num_zero = zero_lines(weight)
     lines = weight.size - int((~rows).sum()) * int((~columns).sum())
     return Zeros(
         rows=rows,
         columns=columns,
         bias=np.ones(weight.shape[0], np.bool_) if bias is None else np.asarray(bias == 0),
-        scattered=int(np.count_nonzero(is_zero(weight))) - lines,
+        scattered=num_zero - lines,
     )
 
 
