@@ -117,7 +117,7 @@ def _kept_dims(spec: ModelSpec, index: int, kept: Kept) -> dict[str, NDArray[np.
 
 def _shrink_layer(weights: dict[str, Any], spec: ModelSpec, index: int, kept: Kept) -> None:
     for block in _skipped(kept):
-        del weights[f"{spec.family.norm(index, block)}.weight"]
+        del weights[f"{spec.family.norm_name(index, block)}.weight"]
     for role, dims in _kept_dims(spec, index, kept).items():
         name = spec.family.linear(index, role)
         weight, bias = weights.pop(f"{name}.weight"), weights.pop(f"{name}.bias", None)

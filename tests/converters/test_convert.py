@@ -13,12 +13,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import sgate_serve.models  # noqa: F401
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
+from converters.facts import model_facts
 from converters.rules import find_dead
-from converters.rules.facts import LayerFacts
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint import Checkpoint, TensorInfo
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
+from sgate_serve.figures import removed
 from sgate_serve.gates import Gates
-from sgate_serve.plan import AXES, PLAN_FILE, Plan
+from sgate_serve.plan import PLAN_FILE, Plan, Target
+from sgate_serve.plan_json import read_plan
 from sgate_serve.verify.reference import TorchModel
 from tests.small_llama import dense_llama, random_tokens, save
 
@@ -42,7 +44,7 @@ def random_gates(base: Checkpoint, seed: int, closed: float) -> dict[str, Any]:
         for kind, size in (sizes | {"kv_groups": layer.num_kv_heads}).items():
             gates = generator.choice([1.0, 0.5, 0.25], size)
             gates[generator.random(size) < closed] = 0
-            values[f"model.layers.{index}.{kind}"] = gates
+            values[f"{base.spec.family.layer_name(index)}.{kind}"] = gates
     return values
 
 
@@ -87,21 +89,18 @@ def test_masked_dense_equals_converted(
     )
     base = save(model, root / "base")
     gates = write_gates(base, root / "gates", **random_gates(base, seed, closed))
-    plan = convert(ConvertOptions(str(base.folder), root / "out", gates, align=align))
+    plan = convert(ConvertOptions(str(base.folder), root / "out", gates, target=Target(align)))
     assert relative_difference(base.folder, gates, root / "out") < TOLERANCE
-    check_nothing_dead_is_left(base, root / "out", plan)
+    check_nothing_dead_is_left(root / "out", plan)
 
 
-def check_nothing_dead_is_left(base: Checkpoint, out: Path, plan: Plan) -> None:
+def check_nothing_dead_is_left(out: Path, plan: Plan) -> None:
     """The converted weights themselves must show no dead unit but those the plan revived."""
-    masked = open_masked(out, None)
-    for layer, shape, zeros in zip(plan.layers, masked.spec.layers, masked.zeros(), strict=True):
-        live, _ = find_dead(LayerFacts(shape, zeros, masked.spec.activation))
-        revived: dict[str, int] = dict.fromkeys(AXES, 0)
-        for revival in layer.revivals:
-            revived[revival.axis] += len(revival.indices)
-        for axis, count in revived.items():
-            assert int((~getattr(live, axis)).sum()) <= count, (layer.index, axis)
+    found = find_dead(model_facts(open_masked(out, None)))
+    for layer, removals in zip(plan.layers, found.layer_removals, strict=True):
+        for axis in ("mlp_units", "heads", "kv_heads"):
+            dead = {i for removal in removals if removal.axis == axis for i in removal.indices}
+            assert len(dead) <= len(layer.revived(axis)), (layer.index, axis, dead)
 
 
 def test_zeroed_checkpoint_loses_what_is_zero_without_gates(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_uniform_result_is_a_stock_model(tmp_path: Path) -> None:
     gates = write_gates(base, tmp_path / "gates", **closed)
     convert(ConvertOptions(str(base.folder), tmp_path / "uneven", gates))
     assert read_config(tmp_path / "uneven")["model_type"] == "sgate"
-    convert(ConvertOptions(str(base.folder), tmp_path / "uniform", gates, align=20))
+    convert(ConvertOptions(str(base.folder), tmp_path / "uniform", gates, target=Target(20)))
     config = read_config(tmp_path / "uniform")
     assert (config["model_type"], config["intermediate_size"]) == ("llama", 20)
     assert "sgate" not in config and "per_layer_config" not in config
@@ -163,9 +162,9 @@ def test_deltas_replace_weights_and_add_biases(tmp_path: Path) -> None:
     )
     gates.write(tmp_path / "gates", deltas)
     plan = convert(ConvertOptions(str(base.folder), tmp_path / "out", tmp_path / "gates"))
-    # The block writes its new bias still, so one of its units stays.
-    assert plan.layers[1].mlp_units == (0,)
-    assert plan.extra_biases == ("model.layers.1.mlp.down_proj",)
+    # All that the block still writes is its new bias, which moves to the block before.
+    assert plan.layers[1].mlp_units == ()
+    assert plan.extra_biases == ("model.layers.1.self_attn.o_proj",)
     assert relative_difference(base.folder, tmp_path / "gates", tmp_path / "out") < TOLERANCE
     converted = TorchModel.converted(tmp_path / "out").model
     np.testing.assert_array_equal(converted.model.norm.weight.detach(), deltas[norm])
@@ -219,7 +218,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="--precision int4: this release writes fp32, fp16, bf16"):
         convert(ConvertOptions(source, out, precision="int4"))
     with pytest.raises(PlanError, match="--align 0"):
-        convert(ConvertOptions(source, out, align=0))
+        convert(ConvertOptions(source, out, target=Target(0)))
     assert not out.exists()
 
 
@@ -233,16 +232,19 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_plan_of_gates_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_of_gates_reads_no_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save(dense_llama(), tmp_path / "base")
     gates = write_gates(base, tmp_path / "gates", **random_gates(base, 2, 0.5))
     masked = open_masked(base.folder, gates)
 
-    def fail(*_: Any) -> None:
-        raise AssertionError("a weight was read")
+    read = TensorInfo.read
 
-    monkeypatch.setattr(type(masked), "read", fail)
-    assert 0 < make_plan(masked).removed(masked.spec) < 1
+    def read_vector(info: TensorInfo) -> Any:
+        assert len(info.shape) == 1, f"{info.name} was read"
+        return read(info)
+
+    monkeypatch.setattr(TensorInfo, "read", read_vector)
+    assert 0 < removed(make_plan(masked), masked.spec) < 1
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -254,6 +256,6 @@ def test_folder_holds_the_plan_it_was_written_by(tmp_path: Path) -> None:
     base = save(dense_llama(), tmp_path / "base")
     gates = write_gates(base, tmp_path / "gates", **random_gates(base, 3, 0.4))
     plan = convert(ConvertOptions(str(base.folder), tmp_path / "out", gates, to=("hf", "onnx")))
-    assert Plan.read(tmp_path / "out" / PLAN_FILE) == plan
+    assert read_plan(tmp_path / "out" / PLAN_FILE) == plan
     assert (tmp_path / "out" / "onnx" / "model.onnx").exists()
-    assert f"{plan.removed(base.spec):.1%}" in (tmp_path / "out" / "README.md").read_text()
+    assert f"{removed(plan, base.spec):.1%}" in (tmp_path / "out" / "README.md").read_text()

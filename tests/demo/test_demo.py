@@ -29,7 +29,7 @@ from sgate_serve.demo.stages import Demo
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates
-from sgate_serve.plan import LayerPlan, Plan
+from sgate_serve.plan import LayerPlan, Plan, Target
 from sgate_serve.shapes import LayerShape
 from sgate_serve.tokenization import TextCodec
 
@@ -64,13 +64,15 @@ def test_sources_leave_out_tests_and_tables() -> None:
 
 def test_shape_loses_the_fractions_of_the_trained_model(tmp_path: Path) -> None:
     dense = LayerShape(num_heads=8, num_kv_heads=2, head_dim=4, mlp_units=10)
+    dims = tuple(range(8))
     layers = (
-        LayerPlan(0, dense, tuple(range(7)), tuple(range(8)), (0, 1)),
-        LayerPlan(1, dense, tuple(range(10)), (4, 5, 6, 7), (1,)),
+        LayerPlan(0, dense, tuple(range(7)), tuple(range(8)), (0, 1), dims, dims),
+        LayerPlan(1, dense, tuple(range(10)), (4, 5, 6, 7), (1,), dims[4:], dims[4:]),
     )
     write_shape(tmp_path / "dense", SIZES)
     base = Checkpoint.open(tmp_path / "dense")
-    write_shape_gates(base, Plan("llama", "x", 1, layers), tmp_path / "gates", seed=0)
+    trained = Plan("llama", "x", Target(), layers, 16, 16, 0, 0)
+    write_shape_gates(base, trained, tmp_path / "gates", seed=0)
     gates = Gates.read(tmp_path / "gates")
     gates.check(base)
     closed = {key: int((values == 0).sum()) for key, values in gates.values.items()}

@@ -16,70 +16,86 @@ from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import EngineError
 from sgate_serve.families import FAMILIES, LLAMA
-from sgate_serve.family import Family
+from sgate_serve.family import CAUSAL_LM, HIDDEN, VOCAB
+from sgate_serve.gates.keys import linear_sites
+from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.run import verify
 from tests.converters.test_convert import random_gates, write_gates
-from tests.families.small_models import VARIANTS, small_model
-from tests.small_llama import random_tokens
+from tests.families.small_models import small_model
+from tests.families.zoo import VARIANTS, ZOO, Variant, build, token_batch
 
-CASES = [(FAMILIES[name], sizes) for name, variants in VARIANTS.items() for sizes in variants]
-IDS = [f"{family.name}-{number % 2}" for number, (family, _) in enumerate(CASES)]
-ONNX_CASES = [case for case in CASES if not case[0].head_norms]
+DECODERS = [variant for variant in VARIANTS if variant.task == CAUSAL_LM]
+ON_ONNX = [variant for variant in DECODERS if variant.family in ("llama", "mistral", "qwen2")]
 
 
-def converted(family: Family, sizes: dict[str, Any], root: Path, skip: int) -> dict[str, Path]:
-    """Convert a small model with random gates that close all attention of layer `skip`."""
-    model = small_model(family, **sizes)
-    model.save_pretrained(root / "base")
+def converted(variant: Variant, root: Path, skip: int, **options: Any) -> dict[str, Path]:
+    """Convert a small model with random gates of both kinds; all attention of `skip` is closed."""
+    build(variant, seed=skip).save_pretrained(root / "base")
     base = Checkpoint.open(root / "base")
+    family = base.spec.family
+    generator = np.random.default_rng(skip)
     values = random_gates(base, seed=skip, closed=0.3)
-    values[f"model.layers.{skip}.kv_groups"] = np.zeros(2)
+    for site in linear_sites(base.spec):
+        values[site.key] = generator.random(site.num_gates) > 0.15
+    values[f"{family.layer_name(skip)}.kv_groups"] = np.zeros(base.spec.layers[skip].num_kv_heads)
     write_gates(base, root / "gates", **values)
-    convert(ConvertOptions(str(root / "base"), root / "out", root / "gates"))
+    convert(ConvertOptions(str(root / "base"), root / "out", root / "gates", **options))
     return {name: root / name for name in ("base", "gates", "out")}
 
 
-def test_every_family_has_a_case() -> None:
-    assert set(VARIANTS) == set(FAMILIES)
-
-
-@pytest.mark.parametrize(("family", "sizes"), CASES, ids=IDS)
-@pytest.mark.parametrize("skip", [0, 2])
-def test_verification_holds_and_cached_generation_equals_uncached(
-    family: Family, sizes: dict[str, Any], skip: int, tmp_path: Path
-) -> None:
-    at = converted(family, sizes, tmp_path, skip)
-    result = verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "torch"))
+def check_verified(at: dict[str, Path], engine: str) -> None:
+    result = verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], engine))
     assert result.passed, result.difference
+    assert result.tensors_equal
+
+
+def test_every_family_has_a_case() -> None:
+    assert {variant.family for variant in VARIANTS} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("skip", [0, 1])
+def test_every_family_loads_by_its_auto_class_and_verifies(
+    variant: Variant, skip: int, tmp_path: Path
+) -> None:
+    at = converted(variant, tmp_path, skip, index_price=0)
+    check_verified(at, "torch")
+    out = Checkpoint.open(at["out"])
+    assert out.spec.lowered
+    auto = AUTO_CLASSES[out.spec.task]
+    model = auto.from_pretrained(at["out"], dtype=torch.float32)
+    assert type(model) is sgate_serve.models.MODELS[variant.family][variant.task]
+    stack = AutoModel.from_pretrained(at["out"], dtype=torch.float32)
+    tokens = token_batch(variant, 0)
+    with torch.no_grad():
+        found = stack(tokens).last_hidden_state
+        expected = model.base_model(tokens).last_hidden_state
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("variant", DECODERS, ids=str)
+@pytest.mark.parametrize("skip", [0, 1])
+def test_cached_generation_equals_uncached(variant: Variant, skip: int, tmp_path: Path) -> None:
+    at = converted(variant, tmp_path, skip, index_price=0)
     pruned = AutoModelForCausalLM.from_pretrained(at["out"], dtype=torch.float32)
-    assert type(pruned) is sgate_serve.models.CAUSAL_LMS[family.name]
     # Longer than every window, so that a wrong mask or cache shows.
-    prompts = torch.from_numpy(random_tokens(24).reshape(2, 12))
+    prompts = token_batch(variant, 0)
     settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     settings["attention_mask"] = torch.ones_like(prompts)
     cached = pruned.generate(prompts, **settings)
     assert torch.equal(cached, pruned.generate(prompts, use_cache=False, **settings))
-    stack = AutoModel.from_pretrained(at["out"], dtype=torch.float32)
-    with torch.no_grad():
-        hidden = stack(prompts).last_hidden_state
-        expected = pruned.base_model(prompts).last_hidden_state
-    torch.testing.assert_close(hidden, expected)
 
 
-@pytest.mark.parametrize(
-    ("family", "sizes"), ONNX_CASES, ids=lambda case: getattr(case, "name", None)
-)
-def test_onnx_holds_too(family: Family, sizes: dict[str, Any], tmp_path: Path) -> None:
-    at = converted(family, sizes, tmp_path, skip=0)
-    result = verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx"))
-    assert result.passed, result.difference
+@pytest.mark.parametrize("variant", ON_ONNX, ids=str)
+def test_onnx_holds_too(variant: Variant, tmp_path: Path) -> None:
+    check_verified(converted(variant, tmp_path, skip=0, index_price=0), "onnx")
 
 
 def test_onnx_refuses_query_and_key_norms_by_name(tmp_path: Path) -> None:
-    at = converted(FAMILIES["qwen3"], {}, tmp_path, skip=0)
-    with pytest.raises(EngineError, match=r"no norms of query and key yet, which family qwen3"):
+    at = converted(ZOO["qwen3"][0], tmp_path, skip=0)
+    with pytest.raises(EngineError, match=r"qwen3"):
         verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx"))
 
 
@@ -117,11 +133,14 @@ def test_a_new_family_is_one_table_entry(tmp_path: Path, monkeypatch: pytest.Mon
     toy = replace(
         LLAMA,
         name="toy",
+        prefix="decoder",
         layer="decoder.blocks.{}",
+        outside={"decoder.embed.weight": (VOCAB, HIDDEN), "decoder.final_norm.weight": (HIDDEN,)},
         embedding="decoder.embed",
         final_norm="decoder.final_norm",
     )
-    monkeypatch.setattr("sgate_serve.spec.FAMILIES", {**FAMILIES, "toy": toy})
+    for module in ("config_values", "checkpoint"):
+        monkeypatch.setattr(f"sgate_serve.{module}.FAMILIES", {**FAMILIES, "toy": toy})
     model = small_model(LLAMA)
     renames = {
         "model.layers.": "decoder.blocks.",

@@ -66,7 +66,10 @@ def test_both_spellings_of_rope(spelling: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (LLAMA | {"model_type": "mamba"}, "'mamba' is not supported; supported families: llama"),
+        (
+            LLAMA | {"model_type": "mamba"},
+            "'mamba' is not supported; supported families: bert, distilbert",
+        ),
         (
             LLAMA | {"hidden_size": "wide"},
             "hidden_size must be a whole number of at least 1, found 'wide'",
@@ -74,7 +77,7 @@ def test_both_spellings_of_rope(spelling: dict[str, Any]) -> None:
         (LLAMA | {"vocab_size": None}, "vocab_size must be a whole number, found None"),
         (LLAMA | {"head_dim": 4, "num_key_value_heads": 3}, "4 query heads, not a multiple of"),
         (LLAMA | {"head_dim": 3}, "layer 0: head_dim 3 must be even and positive"),
-        (SGATE | {"sgate": {"version": 2}}, "sgate format version 2, this release reads 1"),
+        (SGATE | {"sgate": {"version": 3}}, "sgate format version 3, this release reads 1 and 2"),
         (SGATE | {"per_layer_config": {"7": {}}}, r"per_layer_config names layers \[7\] of 3"),
         (
             SGATE | {"per_layer_config": {"1": {"num_key_value_heads": 0}}},

@@ -11,8 +11,10 @@ from converters.convert import make_plan, open_masked
 from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import SgateError
 from sgate_serve.families import FAMILIES
+from sgate_serve.figures import removed
 from sgate_serve.inspect import Inspection
-from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan import PLAN_FILE
+from sgate_serve.plan_json import read_plan
 from sgate_serve.spec import ModelSpec
 from tests.fuzz.model_folders import CONFIG, FOREIGN, Folders, write_folders
 from tests.fuzz.mutations import (
@@ -125,10 +127,10 @@ def use(folders: Folders, path: Path) -> None:
         check_plan(path.parent / PLAN_FILE, folders)
         masked = open_masked(path.parent, None)
     plan = make_plan(masked)
-    assert 0 <= plan.removed(masked.spec) <= 1
+    assert 0 <= removed(plan, masked.spec) <= 1
 
 
 def check_plan(path: Path, folders: Folders) -> None:
     if path.exists():
         config = json.loads((folders.base / "config.json").read_bytes())
-        Plan.read(path).check(ModelSpec.from_config(config, str(path)))
+        read_plan(path).check(ModelSpec.from_config(config, str(path)))

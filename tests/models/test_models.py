@@ -26,7 +26,7 @@ def test_logits_and_cached_generation_equal_the_masked_model(
 ) -> None:
     dense, folder = pair
     pruned = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    assert type(pruned) is sgate_serve.models.CAUSAL_LMS["llama"]
+    assert type(pruned) is sgate_serve.models.MODELS["llama"]["causal-lm"]
     prompts = torch.from_numpy(random_tokens(24).reshape(2, 12))
     with torch.no_grad():
         torch.testing.assert_close(pruned(prompts).logits, dense(prompts).logits)
@@ -43,7 +43,7 @@ def test_base_model_class_gives_the_same_hidden_states(
 ) -> None:
     dense, folder = pair
     stack = AutoModel.from_pretrained(folder, dtype=torch.float32)
-    assert type(stack) is sgate_serve.models.BASE_MODELS["llama"]
+    assert type(stack) is sgate_serve.models.MODELS["llama"]["base"]
     prompt = torch.from_numpy(random_tokens(9))[None]
     with torch.no_grad():
         found, expected = stack(prompt), dense.model(prompt)
@@ -73,5 +73,5 @@ def test_folder_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         '{"model_type": "sgate", "sgate": {"version": 1, "family": "mamba"}}'
     )
-    with pytest.raises(CheckpointError, match="supported families: llama, mistral"):
+    with pytest.raises(CheckpointError, match="supported families: bert, distilbert"):
         AutoConfig.from_pretrained(tmp_path)

@@ -15,7 +15,7 @@ def stock(config: Config, spec: ModelSpec) -> Config:
     """What `save_pretrained` leaves after a tool has cut linears: the dense model's own config."""
     left_out = ("sgate", "per_layer_config", "architectures")
     dense = {key: value for key, value in config.items() if key not in left_out}
-    return dense | {"model_type": spec.family.name, "architectures": [spec.family.classes[-1]]}
+    return dense | {"model_type": spec.family.name, "architectures": [spec.head.model_class]}
 
 
 def per_layer_config(config: Config, spec: ModelSpec) -> Config:

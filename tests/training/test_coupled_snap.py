@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sgate_serve.errors import TrainingError
-from sgate_serve.families import LLAMA
+from sgate_serve.figures import removed
 from sgate_serve.shapes import LayerShape
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.coupled_snap import snap_units
@@ -18,19 +18,18 @@ from sgate_serve.training.snap import compile_gates
 
 
 def spec_of(heads: int, kv_heads: int, *, layers: int = 3, mlp_units: int = 96) -> ModelSpec:
-    return ModelSpec(
-        family=LLAMA,
-        layers=(LayerShape(heads, kv_heads, 8, mlp_units),) * layers,
-        hidden_size=32,
-        vocab_size=50,
-        max_positions=64,
-        norm_eps=1e-6,
-        activation="silu",
-        tied_head=True,
-        biased_roles=frozenset(),
-        windows=(None,) * layers,
-        rope={},
-    )
+    config = {
+        "model_type": "llama",
+        "num_hidden_layers": layers,
+        "hidden_size": 32,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 8,
+        "intermediate_size": mlp_units,
+        "vocab_size": 50,
+        "tie_word_embeddings": True,
+    }
+    return ModelSpec.from_config(config, "config.json")
 
 
 def random_scores(sites: Sequence[TrainedSite], seed: int = 0) -> Scores:
@@ -48,7 +47,7 @@ def test_the_plan_removes_the_target_within_a_point(
 ) -> None:
     spec = spec_of(heads, kv_heads)
     snapped = snap_units(spec, random_scores(unit_sites(spec), seed), target, "base")
-    assert abs(compile_gates(spec, snapped.gates).removed(spec) - target) <= 0.01
+    assert abs(removed(compile_gates(spec, snapped.gates), spec) - target) <= 0.01
     for key, values in snapped.gates.values.items():
         assert values.dtype == np.float32, key
         assert set(values.tolist()) <= {0.0, 1.0}, key
