@@ -70,7 +70,7 @@ class MaskedCheckpoint:
     def _stored_name(self, name: str) -> str:
         """Return the base's tensor of that name; an untied head starts as the embedding."""
         family = self.spec.family
-        if name == f"{family.head}.weight" and name not in self.base.tensors:
+        if name == f"{family.head}.weight" and self.base.spec.tied_head:
             return f"{family.embedding}.weight"
         return name
 

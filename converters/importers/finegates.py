@@ -7,7 +7,7 @@ Paper: arXiv 2412.12951.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint
+from sgate_serve.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, canonical_names
 from sgate_serve.gates import Gates
 
 TITLE = "FineGates checkpoint"
@@ -22,10 +22,11 @@ IGNORED = (".noise", ".target_keep")
 def read(source: GatesSource, base: Checkpoint) -> Gates:
     """Return their gates; whatever else the files hold replaces the base's tensor of that name.
 
-    Raises GatesError for gates that do not fit `base`, and for a gated head.
+    A gated head has a bias and weights of its own, though the base ties it. Raises GatesError for
+    gates that do not fit `base`.
     """
     found = ForeignGates(TITLE, source.location)
-    for name, info in source.tensors.items():
+    for name, info in canonical_names(source.tensors, base.config).items():
         mark = next(filter(name.endswith, MARKS), None)
         if mark is not None:
             found.logits[name.removesuffix(mark) + SIDES[mark]] = info

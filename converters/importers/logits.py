@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sgate_serve.checkpoint import FLOAT_DTYPES, Checkpoint, TensorInfo
 from sgate_serve.errors import GatesError
 from sgate_serve.gates import Gates
-from sgate_serve.gates.keys import GateSite, linear_sites
+from sgate_serve.gates.keys import GateSite, gate_sites, linear_sites
 
 Values = NDArray[np.float32]
 
@@ -41,9 +41,9 @@ def to_gates(found: ForeignGates, base: Checkpoint) -> Gates:
     """Return row-col gates bound to `base`: such files carry no fingerprint, their shapes must fit.
 
     A bias stays as it was trained: the row gates multiply it when they are folded. Raises
-    GatesError for a linear that the base lacks, a gated head, wrong lengths and bad numbers.
+    GatesError for a linear that the base lacks, wrong lengths and bad numbers.
     """
-    sites = {site.key: site for site in linear_sites(base.spec)}
+    sites = gate_sites(base.spec)
     values = {
         key: read_out(info, _site(key, info, sites, base)) for key, info in found.logits.items()
     }
@@ -81,15 +81,8 @@ def read_out(info: TensorInfo, site: GateSite) -> Values:
 def _site(key: str, info: TensorInfo, sites: Mapping[str, GateSite], base: Checkpoint) -> GateSite:
     if key in sites:
         return sites[key]
-    family, module = base.spec.family, key.rpartition(".")[0]
-    if module == family.head:
-        raise GatesError(
-            f"{info.file}: {info.name} gates the head, which unties it from the embeddings and "
-            f"gives it a bias; this release cannot write a head with a bias: leave {family.head} "
-            "out of the gated linears and train again"
-        )
+    linear = next((site.module for site in linear_sites(base.spec)), "none, for it has no blocks")
     raise GatesError(
-        f"{info.file}: {info.name} gates {module}, which is no block linear of {base.folder}; "
-        f"expected one like {next(iter(sites), 'none, for it has no blocks').rpartition('.')[0]}; "
-        "give the base that it was trained on"
+        f"{info.file}: {info.name} gates {key.rpartition('.')[0]}, which is no linear of "
+        f"{base.folder}; expected one like {linear}; give the base that it was trained on"
     )

@@ -7,7 +7,7 @@ wrapped linear, and `modules_to_save` are whole tensors.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint import Checkpoint, read_json
+from sgate_serve.checkpoint import Checkpoint, TensorInfo, canonical_names, read_json
 from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.gates import Gates
 
@@ -28,20 +28,25 @@ def read(source: GatesSource, base: Checkpoint) -> Gates:
     """
     check_config(source)
     found = ForeignGates(TITLE, source.location)
+    for name, info in canonical_names(_own_names(source), base.config).items():
+        mark = next(filter(name.endswith, MARKS), None)
+        if mark is not None:
+            found.logits[name.removesuffix(mark) + SIDES[mark]] = info
+        else:
+            module, _, last = name.rpartition(".")
+            found.add_delta(f"{module.removesuffix('.base_layer')}.{last}", info)
+    return to_gates(found, base)
+
+
+def _own_names(source: GatesSource) -> dict[str, TensorInfo]:
+    """Return the tensors by the names that the wrapped model gives them."""
     for name, info in source.tensors.items():
         if not name.startswith(PREFIX):
             raise GatesError(
                 f"{info.file}: {name} does not start with {PREFIX}; save the adapter with PEFT's "
                 "save_pretrained"
             )
-        own = name.removeprefix(PREFIX)
-        mark = next(filter(own.endswith, MARKS), None)
-        if mark is not None:
-            found.logits[own.removesuffix(mark) + SIDES[mark]] = info
-        else:
-            module, _, last = own.rpartition(".")
-            found.add_delta(f"{module.removesuffix('.base_layer')}.{last}", info)
-    return to_gates(found, base)
+    return {name.removeprefix(PREFIX): info for name, info in source.tensors.items()}
 
 
 def check_config(source: GatesSource) -> None:

@@ -23,7 +23,7 @@ from sgate_serve.checkpoint import (
 )
 from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.folder import FolderWriter, TensorHeader, new_folder, write_tensors
-from sgate_serve.gates.keys import gate_sites, linear_sites
+from sgate_serve.gates.keys import gate_sites, head_sites, linear_sites
 from sgate_serve.plan import Gate, Masks
 from sgate_serve.spec import ModelSpec
 
@@ -161,7 +161,7 @@ class Gates:
             if name not in expected:
                 raise GatesError(
                     f"{info.file}: {name} is neither a tensor of the base nor a bias of one of "
-                    "its block linears; remove it or train again"
+                    "its linears; remove it or train again"
                 )
             if info.shape != expected[name] or info.dtype not in FLOAT_DTYPES:
                 raise GatesError(
@@ -170,8 +170,28 @@ class Gates:
                 )
 
     def spec(self, dense: ModelSpec) -> ModelSpec:
-        """Return the base's spec with the biases that the deltas add to its block linears."""
-        return with_added_biases(dense, self.deltas)
+        """Return the base's spec with the biases that the deltas add, its head untied if need be.
+
+        A tied head has the embedding's weights: gates, a bias or weights of its own need a copy.
+        Column gates alone do not (`_keeps_tie`).
+        """
+        spec = with_added_biases(dense, self.deltas)
+        head = dense.family.head
+        own = (f"{head}.weight" in self.deltas, f"{head}.bias" in self.deltas)
+        gated = f"{head}.rows" in self.values or f"{head}.columns" in self.values
+        untied = any(own) or (gated and not self._keeps_tie(dense))
+        return replace(spec, tied_head=spec.tied_head and not untied)
+
+    def _keeps_tie(self, dense: ModelSpec) -> bool:
+        """Say whether the head's gates go into the norm before it: columns of a tied head alone.
+
+        An offset norm, (1 + w), cannot take a factor.
+        """
+        head, names = dense.family.head, {*self.values, *self.deltas}
+        alone = f"{head}.columns" in names and f"{head}.rows" not in names
+        has_own = f"{head}.weight" in names or f"{head}.bias" in names
+        is_plain = dense.family.final_norm is not None and not dense.family.norm_offset
+        return dense.tied_head and alone and not has_own and is_plain
 
     def masks(self, spec: ModelSpec) -> Masks:
         """Fold all gates to rows and columns of linears, by module name.
@@ -188,13 +208,17 @@ class Gates:
             known = gate.rows if site.side == "rows" else gate.columns
             product = spread if known is None else known * spread
             masks[site.module] = replace(gate, **{site.side: product})
+        if self._keeps_tie(spec):
+            # The norm before the head multiplies what the head's columns would.
+            columns = masks.pop(spec.family.head).columns
+            masks[str(spec.family.final_norm)] = Gate(rows=columns)
         return masks
 
 
 def with_added_biases(dense: ModelSpec, deltas: Container[str]) -> ModelSpec:
-    """Return `dense` with a bias for each block linear whose bias `deltas` name and it lacks."""
+    """Return `dense` with a bias for each linear whose bias `deltas` name and it lacks."""
     own = dense.tensor_shapes()
-    modules = {site.module for site in linear_sites(dense)}
+    modules = {site.module for site in (*linear_sites(dense), *head_sites(dense))}
     added = {name for name in modules if f"{name}.bias" in deltas and f"{name}.bias" not in own}
     return replace(dense, extra_biases=dense.extra_biases | added)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sgate_serve.family import DOWN, OUTPUT
+from sgate_serve.family import CAUSAL_LM, DOWN, OUTPUT
 from sgate_serve.spec import ModelSpec
 
 MLP_UNITS, HEADS, KV_GROUPS = "mlp_units", "heads", "kv_groups"
@@ -61,6 +61,15 @@ def linear_sites(spec: ModelSpec) -> Iterator[GateSite]:
         yield GateSite(f"{module}.{COLUMNS}", index, module, "columns", columns)
 
 
+def head_sites(spec: ModelSpec) -> Iterator[GateSite]:
+    """Yield the two sites of a causal LM's head: other tools gate it, `sgate train` does not."""
+    if spec.task == CAUSAL_LM:
+        head, layer = spec.family.head, len(spec.layers)
+        yield GateSite(f"{head}.{ROWS}", layer, head, "rows", spec.vocab_size)
+        yield GateSite(f"{head}.{COLUMNS}", layer, head, "columns", spec.hidden_size)
+
+
 def gate_sites(spec: ModelSpec) -> dict[str, GateSite]:
     """Return every key that a gates file of this model may hold."""
-    return {site.key: site for site in (*coupled_sites(spec), *linear_sites(spec))}
+    sites = (*coupled_sites(spec), *linear_sites(spec), *head_sites(spec))
+    return {site.key: site for site in sites}

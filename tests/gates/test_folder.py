@@ -186,7 +186,7 @@ def test_gates_of_another_family_are_refused(base: Checkpoint) -> None:
     ("key", "size", "message"),
     [
         ("model.layers.2.mlp_units", 6, "names no gate of this model; expected a key like model"),
-        ("lm_head.rows", 11, "lm_head.rows names no gate"),
+        ("model.norm.rows", 16, "model.norm.rows names no gate"),
         (UNITS, 5, "mlp_units has 5 gates, the model has 6 there"),
     ],
 )
@@ -201,7 +201,7 @@ def test_keys_that_do_not_fit_the_model_are_refused(
 @pytest.mark.parametrize(
     ("name", "delta", "message"),
     [
-        ("lm_head.bias", np.ones(11, np.float32), "lm_head.bias is neither a tensor of the base"),
+        ("model.norm.bias", np.ones(16, np.float32), "norm.bias is neither a tensor of the base"),
         ("model.norm.weight", np.ones(15, np.float32), r"is F32 of shape \[15\], the base wants"),
         ("model.norm.weight", np.ones(16, np.int64), r"is I64 of shape \[16\]"),
     ],

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from sgate_serve.checkpoint import Array, Checkpoint
 from sgate_serve.gates import Gates
@@ -75,6 +75,29 @@ class GatedLinear(nn.Module):
         return gated
 
 
+def gate_linears(
+    model: PreTrainedModel, linears: tuple[str, ...], seed: int, add_biases: bool
+) -> None:
+    """Replace linears by gated ones, in place; the head of a tied model keeps the shared weight."""
+    generator = np.random.default_rng(seed)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(linears):
+            parent, _, last = name.rpartition(".")
+            gated = GatedLinear(module, generator, 0.25, add_biases)
+            setattr(model.get_submodule(parent), last, gated)
+
+
+def gated_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return everything in the gated linears but the weights, by the authors' names."""
+    return {
+        f"{name}.{own}": tensor.contiguous()
+        for name, module in model.named_modules()
+        if isinstance(module, GatedLinear)
+        for own, tensor in module.state_dict().items()
+        if own != "weight"
+    }
+
+
 @dataclass(frozen=True)
 class GatedLlama:
     """The base on disk, and the model that gates it at run time."""
@@ -84,15 +107,16 @@ class GatedLlama:
 
     @classmethod
     def wrap(
-        cls, model: LlamaForCausalLM, folder: Path, seed: int = 0, add_biases: bool = False
+        cls,
+        model: LlamaForCausalLM,
+        folder: Path,
+        seed: int = 0,
+        add_biases: bool = False,
+        linears: tuple[str, ...] = LINEARS,
     ) -> "GatedLlama":
-        """Save `model` as the base, then gate every block linear of it: a quarter is closed."""
-        base, generator = save(model, folder), np.random.default_rng(seed)
-        for name, module in list(model.named_modules()):
-            if isinstance(module, nn.Linear) and name.endswith(LINEARS):
-                parent, _, last = name.rpartition(".")
-                gated = GatedLinear(module, generator, 0.25, add_biases)
-                setattr(model.get_submodule(parent), last, gated)
+        """Save `model` as the base, then gate its linears of these names: a quarter is closed."""
+        base = save(model, folder)
+        gate_linears(model, linears, seed, add_biases)
         return cls(base, model)
 
     @property
@@ -107,13 +131,7 @@ class GatedLlama:
         return reference_logits(self.model, tokens)
 
     def finegates_tensors(self) -> dict[str, Tensor]:
-        """Everything in the gated linears but the weights, by the authors' names."""
-        return {
-            f"{name}.{own}": tensor.contiguous()
-            for name, module in self.linears.items()
-            for own, tensor in module.state_dict().items()
-            if own != "weight"
-        }
+        return gated_tensors(self.model)
 
     def save_finegates(self, folder: Path) -> Path:
         folder.mkdir(parents=True)

@@ -15,12 +15,19 @@ from safetensors.torch import save_file
 from converters.convert import ConvertOptions, convert, open_masked
 from converters.importers import KINDS
 from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.gates import Gates
 from sgate_serve.plan import LayerPlan, Plan
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import Floats, TorchModel
 from sgate_serve.verify.run import verify
-from tests.converters.importers.gated_llama import GatedLlama
-from tests.small_llama import dense_llama, random_tokens
+from tests.converters.importers.gated_llama import (
+    LINEARS,
+    GatedLlama,
+    gate_linears,
+    gated_tensors,
+)
+from tests.families.zoo import ZOO, build, token_batch
+from tests.small_llama import dense_llama, random_tokens, reference_logits, save
 
 # fp32 sums in another order; a wrong slice is off by more than 1e-2.
 TOLERANCE = 2e-5
@@ -90,6 +97,54 @@ def test_random_row_col_masks_convert_exactly_and_lose_every_dead_unit(
         assert dead
         assert set(layer.mlp_units) & dead <= revived_units(layer)
         assert set(layer.mlp_units) | dead == set(range(30))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("tied", "add_biases"), [(True, True), (True, False), (False, True)])
+def test_a_gated_head_is_untied_and_keeps_its_bias(
+    tmp_path: Path, kind: str, tied: bool, add_biases: bool
+) -> None:
+    """As the authors gate a Llama: every linear, lm_head too."""
+    model = dense_llama(tie_word_embeddings=tied)
+    linears = (*LINEARS, "lm_head")
+    gated = GatedLlama.wrap(model, tmp_path / "base", 0, add_biases, linears)
+    gates = gated.save(kind, tmp_path / "gates")
+    check_converted(gated, gates, tmp_path / "out")
+    out = Checkpoint.open(tmp_path / "out")
+    assert not out.spec.tied_head
+    assert ("lm_head" in out.spec.extra_biases) == add_biases
+    result = verify(VerifyOptions(str(gated.base.folder), str(out.folder), gates, "torch"))
+    assert result.passed and result.tensors_equal, result.difference
+
+
+def test_column_gates_of_a_tied_head_go_into_the_norm_before(tmp_path: Path) -> None:
+    base = save(dense_llama(tie_word_embeddings=True), tmp_path / "base")
+    columns = np.linspace(0, 1, 48, dtype=np.float32)
+    values = {"lm_head.columns": columns}
+    Gates("test", "llama", "row-col", base.fingerprint, values).write(tmp_path / "gates")
+    convert(ConvertOptions(str(base.folder), tmp_path / "out", tmp_path / "gates"))
+    out = Checkpoint.open(tmp_path / "out")
+    assert out.spec.tied_head and out.config["model_type"] == "llama"
+    model = dense_llama(tie_word_embeddings=True)
+    model.lm_head.register_forward_pre_hook(lambda _, args: (args[0] * torch.from_numpy(columns),))
+    check_equal(reference_logits(model, TOKENS), TorchModel.converted(out.folder).logits(TOKENS))
+
+
+def test_an_encoder_of_the_authors_converts(tmp_path: Path) -> None:
+    """As the authors gate RoBERTa: query, key, value, outputs and intermediates."""
+    variant = next(variant for variant in ZOO["roberta"] if variant.task == "classification")
+    model = build(variant, seed=0)
+    model.save_pretrained(tmp_path / "base")
+    gate_linears(model, ("query", "key", "value", "output.dense", "intermediate.dense"), 0, False)
+    (tmp_path / "gates").mkdir()
+    save_file(gated_tensors(model), tmp_path / "gates" / "model.safetensors")
+    tokens = token_batch(variant, 0)[:1]
+    with torch.no_grad():
+        expected = model(tokens).logits.numpy()
+    for price in (0, None):
+        out = tmp_path / f"out-{price}"
+        convert(ConvertOptions(str(tmp_path / "base"), out, tmp_path / "gates", index_price=price))
+        check_equal(expected, TorchModel.converted(out).logits(tokens[0].numpy()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
