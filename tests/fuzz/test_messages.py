@@ -80,8 +80,8 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
         ),
         ({"sgate": {"extra_biases": 3}}, "sgate: extra_biases must be a list of strings, found 3"),
         (
-            {"sgate": {"extra_biases": ["lm_head"]}},
-            "sgate.extra_biases names 'lm_head', which is no linear of this model",
+            {"sgate": {"extra_biases": ["frob"]}},
+            "sgate.extra_biases names 'frob', which is no linear of this model",
         ),
     ],
 )
@@ -193,9 +193,9 @@ def test_sizes_that_a_file_only_claims_are_never_allocated(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "format 'other' version 1, expected sgate-plan version 1"),
-        ({"version": 2}, "format 'sgate-plan' version 2, expected sgate-plan version 1"),
-        ({"align": float("inf")}, "align must be a whole number, found inf"),
+        ({"format": "other"}, "format 'other' version 2, expected sgate-plan version 2"),
+        ({"version": 1}, "format 'sgate-plan' version 1, expected sgate-plan version 2"),
+        ({"dense_hidden": float("inf")}, "dense_hidden must be a whole number, found inf"),
         ({"family": []}, r"family must be a string, found \[\]"),
         ({"extra_biases": "abc"}, "extra_biases must be a list of strings, found 'abc'"),
         ({"layers": [{"dense": []}]}, r"KeyError\('index'\)"),
