@@ -85,7 +85,7 @@ def _dense_sizes(stock: Mapping[str, Any], family: Family) -> Sizes:
     default = family.defaults.get(HEAD_DIM) or stock["hidden_size"] // max(heads, 1)
     return {
         HEADS: heads,
-        KV_HEADS: stock.get(KV_HEADS) or heads,
+        KV_HEADS: (stock.get(KV_HEADS) if family.has_kv_heads else None) or heads,
         HEAD_DIM: stock.get(HEAD_DIM) or default,
         UNITS: stock.get(UNITS) or 0,
     }
