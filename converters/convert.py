@@ -13,6 +13,7 @@ from converters.to_hf import write_hf
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import GatesError, PlanError
 from sgate_serve.folder import FolderWriter, new_folder
+from sgate_serve.model_card import CARD_FILE
 from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
 from sgate_serve.plan import Plan, Target
 
@@ -72,7 +73,7 @@ def convert(options: ConvertOptions) -> Plan:
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         write_hf(writer, masked, plan)
-        writer.path("README.md").write_text(model_card(plan, masked.spec), encoding="utf-8")
+        writer.path(CARD_FILE).write_text(model_card(plan, masked.spec), encoding="utf-8")
         for target in sorted(set(options.to)):
             WRITERS[target](writer)
     return plan

@@ -2,6 +2,7 @@
 
 from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.figures import Figures
+from sgate_serve.model_card import CARD_END, CARD_START
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import Plan
 from sgate_serve.spec import ModelSpec, is_stock_shape
@@ -15,7 +16,20 @@ tags: [pruned, sgate]
 
 `sgate convert` removed {removed:.1%} of the weights of the linears inside the blocks
 ({overall:.1%} of all parameters). Everything removed contributed exactly nothing to the masked
-dense model; `sgate verify` checks that, and `verification.json`, where present, is its certificate.
+dense model, or a constant that a bias took over. `sgate verify` checks that; its certificate is
+`verification.json`, and says:
+
+{start}
+not verified yet
+{end}
+
+| fraction of the block weights | |
+|---|---|
+| in closed rows or columns | {naive:.1%} |
+| provably dead | {compiled:.1%} |
+| removed without index work | {index_free:.1%} |
+| removed | {removed:.1%} |
+| not executed, padding of the target engine counted | {executed:.1%} |
 
 ```python
 {code}
@@ -41,7 +55,8 @@ def model_card(plan: Plan, dense: ModelSpec) -> str:
     code = CODE.format(auto=AUTO_CLASSES[dense.task])
     return CARD.format(
         family=plan.family,
-        removed=figures.removed,
-        overall=figures.overall,
+        start=CARD_START,
+        end=CARD_END,
+        **vars(figures),
         code=code if is_stock_shape(pruned_spec(plan, dense)) else REGISTERED + code,
     )

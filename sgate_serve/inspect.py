@@ -8,6 +8,7 @@ from typing import Any
 from sgate_serve.bench.ideal import decode_weights, ideal_speedup
 from sgate_serve.checkpoint import Checkpoint, read_json
 from sgate_serve.errors import CheckpointError
+from sgate_serve.family import CAUSAL_LM
 from sgate_serve.fields import FLAG, NUMBER, TEXT, Kind, check_fields
 from sgate_serve.figures import Figures
 from sgate_serve.placement import dense_spec
@@ -54,6 +55,7 @@ class Inspection:
             "layout": self.folder.layout,
             "parameters": spec.num_parameters,
             "bytes_stored": self.folder.num_bytes,
+            # Of a causal LM; of another model, what one pass reads.
             "bytes_per_decode_step": round(decode_weights(spec) * bytes_per_weight),
             "layers": [
                 {
@@ -73,7 +75,10 @@ class Inspection:
             report |= {
                 **figures.headline(),
                 "figures": vars(figures),
-                "predicted_speedup": {"decode": ideal.decode, "prefill": ideal.prefill},
+                "predicted_speedup": {
+                    **({"decode": ideal.decode} if spec.task == CAUSAL_LM else {}),
+                    "prefill": ideal.prefill,
+                },
             }
         return report
 
@@ -84,7 +89,7 @@ class Inspection:
         yield f"{self.folder.folder}: {report['family']} family, {kind}"
         yield (
             f"{report['parameters']:,} parameters, {report['bytes_stored']:,} bytes stored, "
-            f"{report['bytes_per_decode_step']:,} read per decode step"
+            f"{report['bytes_per_decode_step']:,} read per step"
         )
         yield f"{'layer':>5}  {'MLP units':>9}  {'heads':>5}  {'KV heads':>8}  {'head dim':>8}"
         for index, layer in enumerate(report["layers"]):
@@ -93,11 +98,16 @@ class Inspection:
                 f"{layer['kv_heads']:>8}  {layer['head_dim']:>8}"
             )
         if self.plan is not None:
-            speedup = report["predicted_speedup"]
+            speedups = report["predicted_speedup"].items()
             yield (
                 f"removed {report['removed']:.1%} of the block linears, "
                 f"{report['removed_overall']:.1%} of all parameters; ideal speedup "
-                f"decode {speedup['decode']:.2f}x, prefill {speedup['prefill']:.2f}x"
+                f"{', '.join(f'{phase} {ratio:.2f}x' for phase, ratio in speedups)}"
+            )
+            figures = report["figures"]
+            yield (
+                f"closed {figures['naive']:.1%}, dead {figures['compiled']:.1%}, without index "
+                f"work {figures['index_free']:.1%}, not executed {figures['executed']:.1%}"
             )
         yield _certificate_line(self.certificate)
 

@@ -72,7 +72,7 @@ def _draw_widths(axis: Any, title: str, sizes: Sequence[tuple[int, int]]) -> Non
 
 def _short(value: float, _: Any) -> str:
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 10 * size or (value >= size and value % size == 0):
+        if value >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import ENGINES, choose_engine, load_engine
 from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
-from sgate_serve.errors import CheckpointError
+from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.family import CAUSAL_LM
 from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
 
 logger = logging.getLogger(__name__)
@@ -59,9 +60,19 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
 
     Raises EngineError for an engine that is unknown, not installed, or cannot run the model.
     """
+    check_task(model)
     name = choose_engine(name)
     folder = onnx_folder(model) if ENGINES[name].reads == "onnx" else model.folder
     return load_engine(name, folder, options)
+
+
+def check_task(model: Checkpoint) -> None:
+    """Raise EngineError unless a model generates text, which is what the engines serve so far."""
+    if model.spec.task != CAUSAL_LM:
+        raise EngineError(
+            f"{model.folder} is a {model.spec.head.model_class}; this release serves and measures "
+            "causal language models only: load it with transformers"
+        )
 
 
 def build_onnx(model: Checkpoint, target: Path) -> None:

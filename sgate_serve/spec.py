@@ -106,6 +106,11 @@ class ModelSpec:
         return self.family.tasks[self.task]
 
     @property
+    def is_encoder(self) -> bool:
+        """Say whether every token attends to all others: such a model does not decode."""
+        return CAUSAL_LM not in self.family.tasks
+
+    @property
     def max_positions(self) -> int:
         """The longest sequence: RoBERTa's table has rows before the first position."""
         return self.num_positions - self.first_position

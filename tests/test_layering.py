@@ -51,7 +51,7 @@ ALLOWED = {
     "sgate_serve/targets.py": WORDS | below("spec", "plan"),
     "sgate_serve/figures.py": WORDS | below("spec", "plan", "placement", "targets"),
     "sgate_serve/gates": CORE,
-    "converters": CORE | below("gates", "onnx_format"),
+    "converters": CORE | below("gates", "onnx_format", "model_card"),
     "sgate_serve/models": CORE,
     "sgate_serve/engines": CORE
     | {"sgate_serve.models", "sgate_serve.onnx_format"}

@@ -7,6 +7,7 @@ so its ideal is the ratio of matmul FLOPs. Efficiency is measured speedup over i
 
 from dataclasses import dataclass
 
+from sgate_serve.family import CAUSAL_LM
 from sgate_serve.spec import ModelSpec
 
 
@@ -19,23 +20,34 @@ class Ideal:
 
 
 def decode_weights(spec: ModelSpec) -> int:
-    """Count the weights that one decode step reads: everything but the embedding table.
+    """Count the weights that one decode step reads: everything but the embedding tables.
 
     A tied head reads the table as its own matrix, so the head always counts in full.
     """
-    table = spec.vocab_size * spec.hidden_size
-    return spec.num_parameters - (0 if spec.tied_head else table)
+    shapes = spec.tensor_shapes()
+    tables = [shapes[name] for name, axes in spec.family.outside.items() if len(axes) == 2]
+    tied = spec.vocab_size * spec.hidden_size if spec.tied_head else 0
+    return spec.num_parameters - sum(rows * columns for rows, columns in tables) + tied
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
-    """Count the matmul FLOPs of one prompt of `num_tokens`: linears, attention, one row of logits.
+    """Count the matmul FLOPs of one prompt of `num_tokens`: linears, attention, one row on top.
 
-    Causal attention computes QKᵀ and PV for half of the token pairs: 2 · heads · head_dim · T².
+    Causal attention computes QKᵀ and PV for half of the token pairs: 2 · heads · head_dim · T²; an
+    encoder computes all of them.
     """
     linears = 2 * spec.num_gateable * num_tokens
     heads = sum(layer.num_heads * layer.head_dim for layer in spec.layers)
-    attention = 2 * heads * num_tokens * num_tokens
-    return linears + attention + 2 * spec.vocab_size * spec.hidden_size
+    attention = (4 if spec.is_encoder else 2) * heads * num_tokens * num_tokens
+    return linears + attention + 2 * _weights_on_top(spec)
+
+
+def _weights_on_top(spec: ModelSpec) -> int:
+    """Count the weights of the matrices on the stack: the head, tied or not, or a classifier."""
+    if spec.task == CAUSAL_LM:
+        return spec.vocab_size * spec.hidden_size
+    shapes = (shape for name, shape in spec.tensor_shapes().items() if name in spec.head.tensors)
+    return sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
 
 
 def ideal_speedup(dense: ModelSpec, pruned: ModelSpec, prefill_tokens: int) -> Ideal:

@@ -19,10 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint import Checkpoint
     from sgate_serve.engines import choose_engine, parse_options
-    from sgate_serve.prepare import load_slot_engine
+    from sgate_serve.prepare import check_task, load_slot_engine
     from sgate_serve.server import LoadedModel, serve
 
     model = Checkpoint.open(args.out)
+    check_task(model)
     engine = choose_engine(args.engine)
     options = parse_options(engine, args.engine_arguments)
 

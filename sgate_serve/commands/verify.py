@@ -1,14 +1,12 @@
 """`sgate verify`: masked dense model against converted model; exit status 1 where they differ."""
 
 import argparse
-import json
 
 from sgate_serve.checkpoint import find_folder
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_json, print_lines
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
-from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.verify.certificate import VerifyOptions
 
 
@@ -27,8 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.verify.run import verify
 
     result = verify(options_from(args, VerifyOptions))
-    certificate = find_folder(args.out) / CERTIFICATE_FILE
-    certificate.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    result.write(find_folder(args.out))
     if args.json:
         print_json(result.to_json())
     else:

@@ -140,7 +140,7 @@ class Demo:
                 say(f"  {line}")
             if not result.passed:
                 raise EngineError(f"{pruned} differs from the masked model: {result.difference}")
-        write_json(pruned / CERTIFICATE_FILE, result.to_json())
+        result.write(pruned)
 
     def measure_perplexity(self) -> None:
         from sgate_serve.demo.perplexity import held_out_perplexity

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from sgate_serve.checkpoint import Array, Checkpoint
 from sgate_serve.config_values import SGATE_MODEL_TYPE
 from sgate_serve.errors import TrainingError
+from sgate_serve.family import CAUSAL_LM
 from sgate_serve.figures import Figures
 from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates, with_added_biases
@@ -87,6 +88,11 @@ def check_base(base: Checkpoint, options: TrainOptions) -> None:
     """Raise TrainingError if the base cannot be trained on, or not to the target, or so long."""
     if base.config.get("model_type") == SGATE_MODEL_TYPE:
         raise TrainingError(f"{base.folder} is already pruned; train on its dense base")
+    if base.spec.task != CAUSAL_LM:
+        raise TrainingError(
+            f"{base.folder} is a {base.spec.head.model_class}; this release trains gates of causal "
+            "language models"
+        )
     if options.seq_len > base.spec.max_positions:
         raise TrainingError(
             f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"

@@ -1,10 +1,13 @@
 """What a verification says, as a value: it is printed, stored beside the model and shown again."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sgate_serve.inspect import CERTIFICATE_FILE
+from sgate_serve.model_card import CARD_END, CARD_FILE, CARD_START
 from sgate_serve.options import option
 
 
@@ -43,10 +46,25 @@ class Verification:
     ties: int
     tensors_equal: bool | None
     seed: int
+    prompts: tuple[tuple[int, ...], ...]
     versions: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def write(self, folder: Path) -> None:
+        """Keep the certificate in the converted folder, and its outcome in the model card there."""
+        text = json.dumps(self.to_json(), indent=2) + "\n"
+        (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
+        card = folder / CARD_FILE
+        if not card.exists():
+            return
+        old = card.read_text(encoding="utf-8")
+        before, found, rest = old.partition(CARD_START)
+        _, ended, after = rest.partition(CARD_END)
+        if found and ended:
+            said = "\n".join(f"- {line}" for line in self.lines())
+            card.write_text(f"{before}{CARD_START}\n{said}\n{CARD_END}{after}", encoding="utf-8")
 
     def lines(self) -> Iterator[str]:
         """Yield the report for a person."""

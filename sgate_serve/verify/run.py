@@ -85,6 +85,7 @@ def verify(options: VerifyOptions) -> Verification:
         ties=compared.ties,
         tensors_equal=None if plan is None else tensor is None,
         seed=options.seed,
+        prompts=tuple(tuple(prompt.tolist()) for prompt in prompts),
         versions=library_versions(),
     )
 
