@@ -1,10 +1,10 @@
 """Look at a masked dense model for the compiler: which rows, columns, biases and norms are zero.
 
-With gates no matrix is read: what they close is zero, the rest is taken to be nonzero. Without,
-every matrix is scanned once, one at a time. Biases and norms are vectors and always read.
+With gates only biases are read, and norms that training changed: what gates close is zero, the rest
+is taken to be nonzero. Without, every tensor is scanned once, one at a time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -28,12 +28,13 @@ def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
     sums = masked.dtype(f"{masked.spec.family.embedding}.weight") in ("F32", "F64")
     if masked.gates is not None:
         layers = zeros_of_masks(masked.spec, masked.masks, _biases(masked))
-        return ModelFacts(masked.spec, layers, _norms(masked), has_exact_sums=sums)
+        trained = {name for name in _norm_names(masked) if f"{name}.weight" in masked.deltas}
+        return ModelFacts(masked.spec, layers, _norms(masked, trained), has_exact_sums=sums)
     inner, outer = _linears_on_top(masked)
     return ModelFacts(
         spec=masked.spec,
         layers=tuple(_scanned_layer(masked, index) for index in range(len(masked.spec.layers))),
-        norms=_norms(masked),
+        norms=_norms(masked, _norm_names(masked)),
         unembedded=_unembedded(masked),
         inner=inner,
         outer=outer,
@@ -57,11 +58,14 @@ def _biases(masked: MaskedCheckpoint) -> dict[str, Array]:
     return {name: masked.read(f"{name}.bias") for name in modules if f"{name}.bias" in names}
 
 
-def _norms(masked: MaskedCheckpoint) -> Mapping[str, NormZeros]:
+def _norm_names(masked: MaskedCheckpoint) -> list[str]:
+    """Return the norms whose output a block reads."""
     spec = masked.spec
     names = [name for index in range(len(spec.layers)) for name in spec.norms(index)]
-    if spec.family.embedding_norm is not None:
-        names.append(spec.family.embedding_norm)
+    return names if spec.family.embedding_norm is None else [*names, spec.family.embedding_norm]
+
+
+def _norms(masked: MaskedCheckpoint, names: Iterable[str]) -> Mapping[str, NormZeros]:
     return {name: _norm(masked, name) for name in names}
 
 

@@ -5,8 +5,10 @@ zeros lie scattered in it that a whole row or column may have become zero.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from converters.rules.blocks import constant_target
 from converters.rules.dense_head import dead_head_units
@@ -175,7 +177,14 @@ class Fixpoint:
 
 
 def indices_of(flags: Flags) -> Indices:
-    return tuple(np.flatnonzero(flags).tolist())
+    """Return where flags are set, in the order of the flattened array."""
+    return tuple(_integers(flags.size)[flags.reshape(-1)])
+
+
+@cache
+def _integers(size: int) -> NDArray[np.object_]:
+    """Return 0 to size - 1 as Python integers: a 70B model's plan names millions, so share them."""
+    return np.arange(size).astype(object)
 
 
 def _merged(layer: LayerState, merge: Merge) -> LayerState:
