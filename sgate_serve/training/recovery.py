@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import Trainer, set_seed
+from transformers.pytorch_utils import Conv1D
 
 from sgate_serve.checkpoint import Array
 from sgate_serve.family import DOWN, OUTPUT
@@ -27,13 +28,13 @@ class BlockLinears:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> "BlockLinears":
-        roles = [
-            (spec.family.linear(index, role), role)
-            for index in range(len(spec.layers))
-            for role in spec.linear_shapes(index)
-        ]
-        names = tuple(name for name, _ in roles)
-        return cls(names, tuple(name for name, role in roles if role in (OUTPUT, DOWN)))
+        modules = spec.module_names()
+        writers = (
+            name
+            for name, index in modules.items()
+            if spec.modules(index)[name][0] in (OUTPUT, DOWN)
+        )
+        return cls(tuple(modules), tuple(writers))
 
 
 def recover_with_lora(
@@ -67,7 +68,7 @@ def recover_with_biases(
     linears, trained = BlockLinears.of(spec), []
     for name in linears.names:
         linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear), f"{name} is {type(linear).__name__}"
+        assert isinstance(linear, nn.Linear | Conv1D), f"{name} is {type(linear).__name__}"
         bias: nn.Parameter | None = linear.bias
         if bias is None and name in linears.writers:
             bias = nn.Parameter(torch.zeros(linear.out_features, device=linear.weight.device))

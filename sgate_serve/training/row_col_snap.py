@@ -6,7 +6,9 @@ where the base is frozen, fractions are scales that the loss has chosen, and at 
 before and after recovery.
 """
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,22 +90,31 @@ def best_gates(spec: ModelSpec, scores: Scores) -> dict[str, Flags]:
     """
     flags = {key: _best(values) for key, values in scores.items()}
     for index, layer in enumerate(spec.layers):
-        name = partial(spec.family.linear, index)
+        score, flag = (partial(_part, of, spec, index) for of in (scores, flags))
         if layer.mlp_units:
-            sides = [f"{name(UP)}.{ROWS}", f"{name(GATE)}.{ROWS}", f"{name(DOWN)}.{COLUMNS}"]
-            weakest = np.minimum.reduce([scores[key] for key in sides])
-            flags |= dict.fromkeys(sides, _best(weakest))
+            sides = [(role, ROWS) for role in (UP, GATE) if role in spec.family.linears]
+            sides.append((DOWN, COLUMNS))
+            best = _best(np.minimum.reduce([score(*side) for side in sides]))
+            for side in sides:
+                flag(*side)[:] = best
         if layer.num_heads:
-            value, output = f"{name(VALUE)}.{ROWS}", f"{name(OUTPUT)}.{COLUMNS}"
-            flags |= {value: np.zeros_like(flags[value]), output: np.zeros_like(flags[output])}
-            values = scores[value].reshape(layer.num_kv_heads, -1)
-            values = values.repeat(layer.queries_per_kv, axis=0)
-            weakest = np.minimum(values, scores[output].reshape(values.shape))
-            head = int(weakest.max(axis=1).argmax())
-            kv_head, dims = head // layer.queries_per_kv, _best(weakest[head])
-            flags[output].reshape(values.shape)[head] = dims
-            flags[value].reshape(layer.num_kv_heads, -1)[kv_head] = dims
+            dims = (layer.num_kv_heads, layer.queries_per_kv, layer.head_dim)
+            value, output = score(VALUE, ROWS), score(OUTPUT, COLUMNS)
+            weakest = np.minimum(value.reshape(dims[0], 1, dims[2]), output.reshape(dims))
+            kv_head, query = np.unravel_index(weakest.max(axis=2).argmax(), dims[:2])
+            best = _best(weakest[kv_head, query])
+            flag(VALUE, ROWS)[:] = flag(OUTPUT, COLUMNS)[:] = False
+            flag(VALUE, ROWS).reshape(dims[0], dims[2])[kv_head] = best
+            flag(OUTPUT, COLUMNS).reshape(dims)[kv_head, query] = best
     return flags
+
+
+def _part(
+    values: Mapping[str, NDArray[Any]], spec: ModelSpec, index: int, role: str, side: str
+) -> NDArray[Any]:
+    """Return the view of one role's gates: fused modules hold the rows of several."""
+    own = values[f"{spec.family.linear(index, role)}.{side}"]
+    return own[spec.role_rows(index, role)] if side == ROWS else own
 
 
 def _best(values: NDArray[np.float32]) -> Flags:

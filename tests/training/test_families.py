@@ -1,0 +1,44 @@
+"""Gates train on families whose modules are fused, transposed or ungated, the whole way."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from converters.convert import ConvertOptions, convert
+from sgate_serve.training import TrainOptions, train
+from sgate_serve.training.options import COUPLED, ROW_COL
+from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.run import verify
+from tests.families.zoo import ZOO, build
+from tests.text_model import SENTENCES, write_tokenizer
+
+WIDTHS = {"phi3": "intermediate_size", "gpt2": "n_inner", "gemma3_text": "intermediate_size"}
+
+
+@pytest.mark.parametrize("family", WIDTHS)
+@pytest.mark.parametrize(("gates", "recovery"), [(COUPLED, "bias"), (ROW_COL, "lora")])
+def test_gates_train_convert_and_verify(
+    family: str, gates: str, recovery: str, tmp_path: Path
+) -> None:
+    variant = ZOO[family][0]
+    sizes = {**variant.config, "vocab_size": 400, WIDTHS[family]: 96}
+    build(replace(variant, config=sizes), seed=0).save_pretrained(tmp_path / "base")
+    write_tokenizer(tmp_path / "base")
+    (tmp_path / "text.txt").write_text("\n\n".join(SENTENCES * 60), encoding="utf-8")
+    options = TrainOptions(
+        base=str(tmp_path / "base"),
+        data=tmp_path / "text.txt",
+        out=tmp_path / "gates",
+        steps=4,
+        batch_size=2,
+        seq_len=16,
+        gates=gates,
+        recovery=recovery,
+        eval_blocks=4,
+    )
+    result = train(options)
+    assert abs(result.metrics["removed"] - options.target) <= 0.01
+    convert(ConvertOptions(options.base, tmp_path / "out", options.out))
+    verified = verify(VerifyOptions(options.base, str(tmp_path / "out"), options.out, "torch"))
+    assert verified.passed and verified.tensors_equal, verified.difference
