@@ -12,6 +12,7 @@ from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint import SINGLE_FILE, Checkpoint
 from sgate_serve.folder import TensorHeader, new_folder
 from sgate_serve.gates import Gates
+from sgate_serve.gates.keys import linear_sites
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Verification
@@ -36,6 +37,20 @@ CONFIG: dict[str, Any] = {
 }
 # Layouts of other tools, each in a folder of its name.
 FOREIGN = ("stock", "per_layer_config", "block_configs", "lists")
+ENCODER: dict[str, Any] = {
+    "model_type": "bert",
+    "architectures": ["BertForSequenceClassification"],
+    "num_hidden_layers": 2,
+    "hidden_size": 8,
+    "num_attention_heads": 2,
+    "intermediate_size": 6,
+    "vocab_size": 5,
+    "max_position_embeddings": 16,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "hidden_act": "gelu",
+    "id2label": {"0": "no", "1": "yes", "2": "perhaps"},
+}
 CERTIFICATE = Verification(
     passed=True,
     difference=None,
@@ -84,19 +99,38 @@ def write_folders(root: Path) -> Folders:
     convert(ConvertOptions(str(folders.base), folders.pruned, folders.gates))
     for layout in FOREIGN:
         write_foreign(folders, layout)
+    write_lowered(folders)
     certificate = json.dumps(CERTIFICATE.to_json())
     (folders.pruned / CERTIFICATE_FILE).write_text(certificate, encoding="utf-8")
     return folders
 
 
-def write_model(folder: Path, shard_bytes: int = 2**30) -> None:
-    rng = np.random.default_rng(0)
-    shapes = ModelSpec.from_config(CONFIG, "config.json").tensor_shapes()
+def write_model(
+    folder: Path, shard_bytes: int = 2**30, config: dict[str, Any] | None = None
+) -> None:
+    rng, config = np.random.default_rng(0), config or CONFIG
+    shapes = ModelSpec.from_config(config, "config.json").tensor_shapes()
     headers = [TensorHeader(name, "F32", shape) for name, shape in shapes.items()]
     with new_folder(folder) as writer:
-        writer.write_json("config.json", CONFIG)
+        writer.write_json("config.json", config)
         arrays = (rng.standard_normal(shape).astype(np.float32) for shape in shapes.values())
         writer.write_weights(headers, arrays, shard_bytes)
+
+
+def write_lowered(folders: Folders) -> None:
+    """Write an encoder, row-col gates of it, and the folder with index vectors that results."""
+    write_model(folders.root / "encoder", config=ENCODER)
+    base, rng = Checkpoint.open(folders.root / "encoder"), np.random.default_rng(0)
+    values = {
+        site.key: (rng.random(site.num_gates) > 0.3).astype(np.float32)
+        for site in linear_sites(base.spec)
+    }
+    gates = Gates("by hand", "bert", "row-col", base.fingerprint, values)
+    gates.write(folders.root / "encoder-gates")
+    options = ConvertOptions(
+        str(base.folder), folders.root / "lowered", folders.root / "encoder-gates", index_price=0
+    )
+    convert(options)
 
 
 def write_foreign(folders: Folders, layout: str) -> None:

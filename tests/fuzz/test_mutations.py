@@ -32,6 +32,9 @@ JSON_FILES = (
     "pruned/config.json",
     "pruned/sgate_plan.json",
     "pruned/verification.json",
+    "encoder/config.json",
+    "lowered/config.json",
+    "lowered/sgate_plan.json",
     "shards/model.safetensors.index.json",
     *(f"{layout}/config.json" for layout in FOREIGN),
 )
@@ -40,7 +43,9 @@ SAFETENSORS_FILES = (
     "gates/gates.safetensors",
     "gates/deltas.safetensors",
     "stock/model.safetensors",
+    "lowered/model.safetensors",
 )
+BASES = {"pruned": "base", "lowered": "encoder"}
 CASES: tuple[tuple[str, Mutator], ...] = (
     *((file, mutator) for file in JSON_FILES for mutator in (mutate_json, mutate_bytes)),
     *(
@@ -132,5 +137,6 @@ def use(folders: Folders, path: Path) -> None:
 
 def check_plan(path: Path, folders: Folders) -> None:
     if path.exists():
-        config = json.loads((folders.base / "config.json").read_bytes())
+        base = folders.root / BASES[path.parent.name]
+        config = json.loads((base / "config.json").read_bytes())
         read_plan(path).check(ModelSpec.from_config(config, str(path)))
