@@ -63,7 +63,7 @@ def even_out_groups(state: LayerState, target: Target) -> Revived:
         for head in np.flatnonzero(~groups[kv])[: per_kv - int(groups[kv].sum())]:
             groups[kv, head] = True
             revived.append(int(kv) * state.shape.queries_per_kv + int(head))
-    reason = f"each KV head keeps {per_kv} query heads"
+    reason = f"each KV head keeps {per_kv} query head{'s' if per_kv > 1 else ''}"
     if target.tensor_parallel > 1:
         reason += f", for {target.tensor_parallel} shards"
     revivals = [Revival("heads", tuple(revived), reason)] if revived else []
