@@ -11,15 +11,16 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.to_onnx import linears
-from converters.to_onnx.activations import activate, check_activation
+from converters.to_onnx.activations import activate
 from converters.to_onnx.graph import MICROSOFT, Dims, GraphBuilder
 from converters.to_onnx.heads import padded_head_dim
-from converters.to_onnx.linears import Linear
+from converters.to_onnx.indices import IndexedAxis
+from converters.to_onnx.linears import Linear, Matrix
 from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import inverse_frequencies, rotary_angles
+from converters.to_onnx.supported import check_supported
 from sgate_serve import onnx_format as names
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.errors import EngineError
+from sgate_serve.checkpoint import Array, Checkpoint
 from sgate_serve.family import ATTENTION, MLP
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
@@ -31,15 +32,9 @@ UNLIMITED_WINDOW = -1
 def build_decoder(checkpoint: Checkpoint) -> ir.Model:
     """Return the graph of a checkpoint; weights are read when it is saved.
 
-    Raises EngineError for a rope type, an activation or norms that the graph has no operator for.
+    Raises EngineError for a family, task, rope type or activation that the graph cannot express.
     """
-    family = checkpoint.spec.family
-    if family.head_norms:
-        raise EngineError(
-            f"{checkpoint.folder}: the ONNX graph has no norms of query and key yet, which family "
-            f"{family.name} needs; use --engine torch"
-        )
-    check_activation(checkpoint.spec.activation)
+    check_supported(checkpoint)
     return _Decoder(checkpoint).build()
 
 
@@ -54,19 +49,21 @@ class _Decoder:
         self.total_length = graph.input(names.TOTAL_SEQUENCE_LENGTH, int32, [])
         self.query_seqlens = graph.input(names.QUERY_SEQLENS, int32, ["b"])
         self.logit_positions = graph.input(names.LOGIT_POSITIONS, int64, ["b", "n"])
+        self.indexed = IndexedAxis(graph, self.input_ids)
 
     def build(self) -> ir.Model:
-        stream = ResidualStream(self.graph, self.embed(), self.spec.norm_eps)
+        # A narrower stream has the same sum of squares: epsilon and weights make up for its mean.
+        epsilon = self.spec.norm_eps * self.spec.norm_size / self.spec.hidden_size
+        stream = ResidualStream(self.graph, self.embed(), epsilon)
         for index, shape in enumerate(self.spec.layers):
             if shape.num_heads:
-                normed = stream.normalize(self.norm_weight(index, ATTENTION))
+                normed = stream.normalize(self.block_norm(index, ATTENTION))
                 stream.add(self.attention(index, normed))
             if shape.mlp_units:
-                normed = stream.normalize(self.norm_weight(index, MLP))
+                normed = stream.normalize(self.block_norm(index, MLP))
                 stream.add(self.mlp(index, normed))
             stream.end_layer(index)
-        final_norm = self.vector(f"{self.spec.family.final_norm}.weight")
-        self.head(stream.normalize(final_norm))
+        self.head(stream.normalize(self.norm_weight(f"{self.spec.family.final_norm}")))
         return self.graph.model(self.metadata())
 
     def embed(self) -> ir.Value:
@@ -85,7 +82,7 @@ class _Decoder:
             self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", ir.DataType.FLOAT, past_dims)
             for kind in ("key", "value")
         ]
-        packed = self.linear(linears.packed_qkv(self.checkpoint, index), x)
+        packed = self.linear(linears.query_key_value(self.checkpoint, index), x)
         cos, sin = self.rotary(shape.head_dim)
         # Inputs 1 and 2 are separate keys and values, 9 to 15 position ids, bias, sinks and scales.
         inputs = [packed, None, None, *past, self.seqlens_k, self.total_length, cos, sin]
@@ -108,7 +105,7 @@ class _Decoder:
         return self.linear(linears.attention_output(self.checkpoint, index), attended)
 
     def mlp(self, index: int, x: ir.Value) -> ir.Value:
-        packed = self.linear(linears.packed_gate_up(self.checkpoint, index), x)
+        packed = self.linear(linears.gate_up(self.checkpoint, index), x)
         halves = [f"layer.{index}.gate", f"layer.{index}.up"]
         gate, up = self.graph.node(
             "Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=halves
@@ -126,14 +123,23 @@ class _Decoder:
         self.graph.output(logits, names.LOGITS, ["b", "n", self.spec.vocab_size])
 
     def linear(self, linear: Linear, x: ir.Value) -> ir.Value:
-        # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy; it is
-        # packed at load and then as fast as MatMul.
-        weight = self.graph.weight(f"{linear.name}.weight", linear.shape, linear.weight)
-        (y,) = self.graph.node("FusedMatMul", [x, weight], {"transB": 1}, domain=MICROSOFT)
+        """Multiply by every matrix, put the products at their places, add the bias."""
+        products = [self.product(matrix, x) for matrix in linear.matrices]
+        y = products[0]
+        if len(products) > 1:
+            (y,) = self.graph.node("Concat", products, {"axis": -1})
+        y = self.indexed.take(y, linear.products, f"{linear.name}.products")
         if linear.bias is None:
             return y
-        bias = self.graph.weight(f"{linear.name}.bias", linear.shape[:1], linear.bias)
+        bias = self.graph.weight(f"{linear.name}.bias", (linear.size,), linear.bias)
         return self.graph.node("Add", [y, bias])[0]
+
+    def product(self, matrix: Matrix, x: ir.Value) -> ir.Value:
+        # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy; it is
+        # packed at load and then as fast as MatMul.
+        taken = self.indexed.take(x, matrix.inputs, f"{matrix.name}.inputs")
+        weight = self.graph.weight(f"{matrix.name}.weight", matrix.shape, matrix.weight)
+        return self.graph.node("FusedMatMul", [taken, weight], {"transB": 1}, domain=MICROSOFT)[0]
 
     def rotary(self, head_dim: int) -> list[ir.Value]:
         """Return the cos and sin tables, shared by all layers of this head width."""
@@ -146,12 +152,21 @@ class _Decoder:
             self.graph.weight(f"{name}.sin", shape, lambda: np.sin(angles())),
         ]
 
-    def norm_weight(self, index: int, block: str) -> ir.Value:
-        return self.vector(f"{self.spec.family.norm_name(index, block)}.weight")
+    def block_norm(self, index: int, block: str) -> ir.Value:
+        return self.norm_weight(self.spec.family.norm_name(index, block))
 
-    def vector(self, name: str) -> ir.Value:
-        shape = (self.spec.hidden_size,)
-        return self.graph.weight(name, shape, partial(linears.read_fp32, self.checkpoint, name))
+    def norm_weight(self, norm: str) -> ir.Value:
+        """Return the weight of a norm over the stream, scaled where the stream was narrowed.
+
+        The norm divides by the width before, the operator by the width of its input.
+        """
+        scale = np.sqrt(np.float64(self.spec.norm_size) / self.spec.hidden_size)
+
+        def read() -> Array:
+            weight = self.checkpoint.read(f"{norm}.weight").astype(np.float64)
+            return np.asarray(weight * scale, np.float32)
+
+        return self.graph.weight(f"{norm}.weight", (self.spec.hidden_size,), read)
 
     def metadata(self) -> dict[str, str]:
         return {

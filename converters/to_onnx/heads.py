@@ -6,6 +6,7 @@ query, key and value add nothing to scores or outputs. The padding is exact.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sgate_serve.checkpoint import Array
 
@@ -17,18 +18,21 @@ def padded_head_dim(head_dim: int) -> int:
     return -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
 
+def padded_positions(num_heads: int, head_dim: int) -> NDArray[np.int64]:
+    """Return where each of the [heads * head_dim] dimensions stands once heads are padded."""
+    half, padded_half = head_dim // 2, padded_head_dim(head_dim) // 2
+    starts = np.arange(2 * num_heads, dtype=np.int64)[:, None] * padded_half
+    return (starts + np.arange(half)).reshape(-1)
+
+
 def pad_head_rows(array: Array, head_dim: int) -> Array:
     """Pad a [heads * head_dim, ...] weight or bias to [heads * padded, ...]."""
-    half = head_dim // 2
-    halves = array.reshape(-1, half, *array.shape[1:])
-    padding = padded_head_dim(head_dim) // 2 - half
-    padded = np.pad(halves, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 1))
-    return padded.reshape(-1, *array.shape[1:])
+    num_heads = len(array) // head_dim
+    padded = np.zeros((num_heads * padded_head_dim(head_dim), *array.shape[1:]), array.dtype)
+    padded[padded_positions(num_heads, head_dim)] = array
+    return padded
 
 
 def pad_head_columns(array: Array, head_dim: int) -> Array:
     """Pad a [out, heads * head_dim] weight to [out, heads * padded]."""
-    half = head_dim // 2
-    padding = padded_head_dim(head_dim) // 2 - half
-    halves = array.reshape(array.shape[0], -1, half)
-    return np.pad(halves, [(0, 0), (0, 0), (0, padding)]).reshape(array.shape[0], -1)
+    return pad_head_rows(array.T, head_dim).T

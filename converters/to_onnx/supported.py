@@ -1,0 +1,41 @@
+"""Which models the decoder graph can express; every other is refused by name."""
+
+from collections.abc import Iterator
+
+from converters.to_onnx.activations import check_activation
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.errors import EngineError
+from sgate_serve.family import CAUSAL_LM
+from sgate_serve.spec import ModelSpec
+
+
+def check_supported(checkpoint: Checkpoint) -> None:
+    """Raise EngineError unless the graph has all that this model's forward needs."""
+    spec = checkpoint.spec
+    reason = next(_obstacles(spec), None)
+    if reason is not None:
+        raise EngineError(
+            f"{checkpoint.folder}: the ONNX graph does not support {reason} "
+            f"(family {spec.family.name}); use --engine torch"
+        )
+    check_activation(spec.activation)
+
+
+def _obstacles(spec: ModelSpec) -> Iterator[str]:
+    family = spec.family
+    if spec.task != CAUSAL_LM:
+        yield f"task {spec.task}"
+    if family.norm != "rms":
+        yield f"{family.norm} norms"
+    if family.residual != "pre":
+        yield f"{family.residual} norms"
+    if family.head_norms:
+        yield "norms of query and key"
+    if family.norm_offset:
+        yield "an offset of norm weights"
+    if any(len(family.fused_roles(role)) > 1 for role in family.linears):
+        yield "fused linears"
+    if not family.is_rotary:
+        yield "position tables"
+    if not family.is_gated:
+        yield "an MLP without a gate"
