@@ -1,0 +1,62 @@
+"""Synthetic masks: row-col and coupled ones of any size, and one that leaves only index work."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.family import ATTENTION, MLP, OUTPUT, QUERY, READERS, WRITERS
+from sgate_serve.spec import ModelSpec
+
+Values = dict[str, NDArray[np.float32]]
+
+
+def row_col_values(spec: ModelSpec, closed: float, seed: int) -> Values:
+    """Close a share of the rows and columns of every linear, each by itself."""
+    generator = np.random.default_rng(seed)
+    values: Values = {}
+    for module, index in spec.module_names().items():
+        rows, columns = spec.module_shape(index, module)
+        values[f"{module}.rows"] = _closed(generator, rows, round(closed * rows))
+        values[f"{module}.columns"] = _closed(generator, columns, round(closed * columns))
+    return values
+
+
+def coupled_values(spec: ModelSpec, removed: float, seed: int) -> Values:
+    """Close query heads, as many of each KV head, and MLP units that make up `removed` together."""
+    generator = np.random.default_rng(seed)
+    values: Values = {}
+    for index, layer in enumerate(spec.layers):
+        name, group = spec.family.layer_name(index), layer.queries_per_kv
+        fewer = min(round(removed * group), group - 1)
+        heads = [_closed(generator, group, fewer) for _ in range(layer.num_kv_heads)]
+        values[f"{name}.heads"] = np.concatenate(heads)
+        total = sum(rows * columns for rows, columns in spec.linear_shapes(index).values())
+        by_heads = 2 * fewer * layer.num_kv_heads * layer.head_dim * spec.hidden_size
+        units = round((removed * total - by_heads) / (3 * spec.hidden_size))
+        values[f"{name}.mlp_units"] = _closed(generator, layer.mlp_units, units)
+    return values
+
+
+def probe_values(spec: ModelSpec, seed: int) -> Values:
+    """Close one row or column wherever that leaves an index operation and removes next to nothing.
+
+    Each block gathers its input once and scatters its output; queries are scattered and the heads
+    gathered: six operations a layer.
+    """
+    generator = np.random.default_rng(seed)
+    values: Values = {}
+    for index, layer in enumerate(spec.layers):
+        for block in (ATTENTION, MLP):
+            gates = _closed(generator, spec.hidden_size, 1)
+            values |= {f"{spec.family.linear(index, r)}.columns": gates for r in READERS[block]}
+            writer = spec.family.linear(index, WRITERS[block])
+            values[f"{writer}.rows"] = _closed(generator, spec.hidden_size, 1)
+        width = layer.num_heads * layer.head_dim
+        values[f"{spec.family.linear(index, QUERY)}.rows"] = _closed(generator, width, 1)
+        values[f"{spec.family.linear(index, OUTPUT)}.columns"] = _closed(generator, width, 1)
+    return values
+
+
+def _closed(generator: np.random.Generator, size: int, count: int) -> NDArray[np.float32]:
+    gates = np.ones(size, np.float32)
+    gates[generator.permutation(size)[:count]] = 0
+    return gates

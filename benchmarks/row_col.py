@@ -1,0 +1,215 @@
+"""What row-col masks are worth on an engine, beside a coupled mask that removes as much.
+
+`python -m benchmarks.row_col --json FILE` makes the random model of `sgate_serve.demo.shape`,
+closes a share of the rows and columns of every linear, and converts it three times: with everything
+lowered, by the price of the onnx engine, and with nothing lowered. Each, and a coupled mask of the
+first one's removed fraction, is compared with the dense model. A model of the same hidden size with
+little else in it, whose mask closes next to nothing, shows what one index operation costs.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.masks import Values, coupled_values, probe_values, row_col_values
+from benchmarks.synthetic import write_noise
+from converters.convert import ConvertOptions, convert
+from converters.to_onnx import write_onnx
+from converters.to_onnx.decoder import build_decoder
+from sgate_serve.bench.compare import compare
+from sgate_serve.bench.ideal import decode_weights
+from sgate_serve.bench.workload import PREFILL, Workload, tokens_per_run
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.demo.options import DemoSizes
+from sgate_serve.demo.shape import shape_config, write_shape
+from sgate_serve.environment import hardware, library_versions
+from sgate_serve.figures import Figures
+from sgate_serve.gates import Gates
+from sgate_serve.onnx_format import ONNX_DIR
+from sgate_serve.options import option
+from sgate_serve.plan import Target
+from sgate_serve.spec import ModelSpec
+
+# Index price → name of the conversion; None is the engine's own price.
+NOTHING_LOWERED = 2**62
+PRICES: Mapping[str, int | None] = {
+    "row_col_price_0": 0,
+    "row_col_default_price": None,
+    "row_col_nothing_lowered": NOTHING_LOWERED,
+}
+COUPLED = "coupled"
+# Small matrices of the same hidden size, so that index operations are a good part of the time.
+PROBE: Mapping[str, Any] = {
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+}
+PROBE_WORKLOAD = Workload(rounds=9, decode_steps=32, context_tokens=8, prefill_tokens=128)
+
+
+@dataclass(frozen=True)
+class RowColOptions:
+    """What is measured: the model's depth and vocabulary, the mask, the rounds."""
+
+    layers: int = option(24, "layers of the random model")
+    vocab_size: int = option(32768, "its vocabulary")
+    closed: float = option(0.25, "share of rows and of columns that is closed in every linear")
+    rounds: int = option(3, "interleaved rounds of each comparison on the onnx engine")
+    torch_rounds: int = option(1, "and on the torch reference; 0 leaves it out")
+    seed: int = option(0, "seed of weights and masks")
+
+    @property
+    def sizes(self) -> DemoSizes:
+        return DemoSizes(shape_layers=self.layers, shape_vocab_size=self.vocab_size, seed=self.seed)
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.rounds, decode_steps=8, context_tokens=8, prefill_tokens=128)
+
+    @property
+    def torch_workload(self) -> Workload:
+        return Workload(self.torch_rounds, decode_steps=2, context_tokens=2, prefill_tokens=32)
+
+
+def convert_masked(
+    base: Checkpoint, name: str, values: Values, price: int | None
+) -> dict[str, Any]:
+    """Convert `base` to its sibling folder `name`; return what the plan removes, four ways."""
+    root = base.folder.parent
+    gates = root / f"{name}-gates"
+    Gates("synthetic", base.spec.family.name, "row-col", base.fingerprint, values).write(gates)
+    plan = convert(
+        ConvertOptions(
+            str(base.folder),
+            root / name,
+            gates,
+            ("hf", "onnx"),
+            target=Target(engine="onnx"),
+            index_price=price,
+        )
+    )
+    return {
+        "index_price": price,
+        "figures": asdict(Figures.of(plan, base.spec)),
+        "index_operations": index_operations(root / name),
+    }
+
+
+def index_operations(folder: Path) -> int:
+    """Count the gathers and scatters of a folder's graph."""
+    nodes = build_decoder(Checkpoint.open(folder)).graph
+    return sum(node.op_type == "GatherElements" for node in nodes)
+
+
+def measure(dense: Checkpoint, name: str, engine: str, workload: Workload) -> dict[str, Any]:
+    """Compare `dense` with its sibling folder `name`; return the record without their paths."""
+    pruned = Checkpoint.open(dense.folder.parent / name)
+    record = compare(dense, pruned, engine, workload).to_json()
+    return {key: record[key] for key in ("speedups", "floor", "tokens_per_second", "workload")}
+
+
+def index_cost(
+    probe: Mapping[str, Any], large: Mapping[str, Any], spec: ModelSpec
+) -> dict[str, Any]:
+    """Return for each phase what one index operation takes, in µs and in weights' worth of time.
+
+    `probe` are the sparse model's measurements, `large` those of the dense model `spec`: its time
+    per weight is what a lowering can save.
+    """
+    costs = {}
+    for phase, speedup in probe["speedups"]["onnx"].items():
+        step = _seconds(probe, phase) / probe["index_operations"]
+        weights = spec.num_gateable if phase == PREFILL else decode_weights(spec)
+        per_weight = _seconds(large, phase) / weights
+        # A ratio below 1 is the slowdown by all operations together.
+        seconds = {k: step * (1 / v - 1) for k, v in _estimates(speedup).items()}
+        costs[phase] = {
+            "microseconds": {k: 1e6 * v for k, v in seconds.items()},
+            "weights": {k: round(v / per_weight) for k, v in seconds.items()},
+            "weights_per_microsecond": 1e-6 / per_weight,
+        }
+    return costs
+
+
+def run(options: RowColOptions) -> dict[str, Any]:
+    """Make, convert and measure everything in a temporary folder; return the record."""
+    with tempfile.TemporaryDirectory(prefix="sgate-row-col-") as folder:
+        root = Path(folder)
+        dense, results = _shape_base(root, options), {}
+        values = row_col_values(dense.spec, options.closed, options.seed)
+        for name, price in PRICES.items():
+            results[name] = convert_masked(dense, name, values, price)
+        removed = results["row_col_price_0"]["figures"]["removed"]
+        values = coupled_values(dense.spec, removed, options.seed)
+        results[COUPLED] = convert_masked(dense, COUPLED, values, None)
+        for name, result in results.items():
+            result["onnx"] = measure(dense, name, "onnx", options.workload)
+        for name in ("row_col_price_0", COUPLED) if options.torch_rounds else ():
+            results[name]["torch"] = measure(dense, name, "torch", options.torch_workload)
+        probe = _probe(root, options)
+        return {
+            "command": "python -m benchmarks.row_col "
+            + " ".join(f"--{key} {value}" for key, value in asdict(options).items()),
+            "options": asdict(options),
+            "block_weights": dense.spec.num_gateable,
+            "results": results,
+            "index_probe": probe,
+            "index_cost": index_cost(probe, results["row_col_price_0"]["onnx"], dense.spec),
+            "hardware": hardware(),
+            "versions": library_versions(),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.row_col", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, help="file to write the record to")
+    for field in fields(RowColOptions):
+        text, value = field.metadata["help"], field.default
+        parser.add_argument(
+            f"--{field.name}", type=type(value), default=value, help=f"{text} (default: {value})"
+        )
+    arguments = vars(parser.parse_args())
+    path = arguments.pop("json")
+    record = run(RowColOptions(**arguments))
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _shape_base(root: Path, options: RowColOptions) -> Checkpoint:
+    write_shape(root / "dense", options.sizes)
+    return _with_graph(root / "dense")
+
+
+def _probe(root: Path, options: RowColOptions) -> dict[str, Any]:
+    write_noise(root / "probe", {**shape_config(options.sizes), **PROBE}, 1, options.seed)
+    base = _with_graph(root / "probe")
+    values = probe_values(base.spec, options.seed)
+    converted = convert_masked(base, "probe-lowered", values, 0)
+    return converted | measure(base, "probe-lowered", "onnx", PROBE_WORKLOAD)
+
+
+def _with_graph(folder: Path) -> Checkpoint:
+    checkpoint = Checkpoint.open(folder)
+    write_onnx(checkpoint, folder / ONNX_DIR)
+    return checkpoint
+
+
+def _seconds(record: Mapping[str, Any], phase: str) -> float:
+    """Return the dense model's seconds of one call: a decode step, or the whole prompt."""
+    workload = Workload(**record["workload"])
+    tokens = tokens_per_run(workload, phase)
+    calls = 1 if phase == PREFILL else workload.decode_steps
+    return float(tokens / calls / record["tokens_per_second"][phase]["dense"]["median"])
+
+
+def _estimates(speedup: Mapping[str, Any]) -> dict[str, float]:
+    low, high = speedup["ci"]
+    return {"median": speedup["ratio"], "low": high, "high": low}
+
+
+if __name__ == "__main__":
+    main()
