@@ -18,7 +18,7 @@ from converters.rewrite import rewritten_tensors, tensor_headers
 from sgate_serve.checkpoint import DTYPE_NAMES, Checkpoint
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
-from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan import PLAN_FILE, Indices, Plan
 from sgate_serve.plan_json import read_plan
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Verification, VerifyOptions
@@ -72,7 +72,8 @@ def verify(options: VerifyOptions) -> Verification:
     if tensor is not None:
         difference = describe_tensor(out.spec, tensor)
     elif not compared.holds:
-        difference = first_different_layer(reference, engine, prompts[0])
+        kept = None if plan is None else plan.hidden
+        difference = first_different_layer(reference, engine, prompts[0], kept)
     return Verification(
         passed=difference is None,
         difference=difference,
@@ -157,10 +158,18 @@ def compare_logits(
     )
 
 
-def first_different_layer(reference: TorchModel, engine: VerifiedEngine, prompt: Tokens) -> str:
-    """Compare the residual stream after every layer; name the first that differs."""
+def first_different_layer(
+    reference: TorchModel, engine: VerifiedEngine, prompt: Tokens, kept: Indices | None = None
+) -> str:
+    """Compare the residual stream after every layer; name the first that differs.
+
+    `kept` are the dimensions that the engine's stream has of the reference's, None for all.
+    """
     pairs = zip(reference.residuals(prompt), engine.residuals(prompt), strict=True)
-    for layer, (expected, found) in enumerate(pairs):
+    for layer, (wide, found) in enumerate(pairs):
+        expected = wide if kept is None else wide[:, list(kept)]
+        if expected.shape != found.shape:
+            return f"the residual stream is {found.shape[1]} wide and no plan says which dimensions"
         scale = max(1.0, float(np.abs(expected).max()))
         difference = float(np.abs(expected - found).max())
         # Not `>`: a NaN must count as different.
