@@ -1,7 +1,7 @@
 """Biases of the rewritten model: the masked ones plus every constant that a plan folds into them.
 
-Sums run in float64 and are rounded once. A bias that took constants over is stored in fp32, so that
-the fold loses nothing to a 16-bit checkpoint's rounding.
+Sums run in float64 and are rounded once. A bias that took constants over is stored in fp32, or in
+float64 where it was, so that the fold loses nothing to a 16-bit checkpoint's rounding.
 """
 
 from functools import cached_property

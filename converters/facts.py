@@ -70,7 +70,8 @@ def _norms(masked: MaskedCheckpoint, names: Iterable[str]) -> Mapping[str, NormZ
 
 
 def _norm(masked: MaskedCheckpoint, name: str) -> NormZeros:
-    weight = masked.read(f"{name}.weight").astype(np.float32) + masked.spec.family.norm_offset
+    # Exact in float64: of 1 + w only w = -1 is zero.
+    weight = masked.read(f"{name}.weight").astype(np.float64) + masked.spec.family.norm_offset
     has_bias = masked.spec.family.has_norm_bias
     bias = is_zero(masked.read(f"{name}.bias")) if has_bias else np.ones(weight.shape, np.bool_)
     return NormZeros(is_zero(weight), bias)

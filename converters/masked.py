@@ -1,4 +1,4 @@
-"""The masked dense model: base + deltas, gates folded in fp32 and rounded once.
+"""The masked dense model: base + deltas, gates folded in fp32 (float64 in float64), rounded once.
 
 This is the function that conversion must keep. It is read tensor by tensor, whole or sliced, and
 never exists in memory at once. Folding (RULES, "Folding"): W' = diag(rows) · W · diag(columns),
@@ -171,7 +171,7 @@ def _fold(
 ) -> Array:
     if rows is None and columns is None:
         return value
-    folded = value.astype(np.float32)
+    folded = value.astype(np.float64 if value.dtype == np.float64 else np.float32)
     if rows is not None:
         folded *= rows.reshape(-1, *[1] * (value.ndim - 1))
     if columns is not None:

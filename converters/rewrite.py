@@ -60,7 +60,8 @@ class Rewriter:
     def _dtype(self, name: str) -> str:
         if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
             return "I64"
-        return "F32" if name in self.constants.changed else self.masked.dtype(name)
+        stored = self.masked.dtype(name)
+        return "F32" if name in self.constants.changed and stored != "F64" else stored
 
     def _weight(self, module: str) -> Array:
         index = self._modules[module]
@@ -156,9 +157,8 @@ class Rewriter:
         added = self.constants.added_to(name)
         if added is None:
             return value
-        return (value.astype(np.float64) + (added if kept[-1] is None else added[kept[-1]])).astype(
-            np.float32
-        )
+        added = added if kept[-1] is None else added[kept[-1]]
+        return (value.astype(np.float64) + added).astype(DTYPES[self._dtype(name)])
 
     def _head_norms(self) -> set[str]:
         family = self.dense.family

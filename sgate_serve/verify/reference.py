@@ -73,8 +73,10 @@ class TorchModel:
         return rows
 
 
-def dense_model(masked: MaskedCheckpoint) -> PreTrainedModel:
-    """Return the masked dense model as a stock transformers one, in fp32."""
+def dense_model(
+    masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Return the masked dense model as a stock transformers one, in fp32 or another dtype."""
     config: Any = config_of(masked.base)
     if getattr(config, "sgate", None):
         # The masked model has full dimensions: index vectors are spread into zeros.
@@ -83,7 +85,7 @@ def dense_model(masked: MaskedCheckpoint) -> PreTrainedModel:
         config.tie_word_embeddings = False
     with no_init_weights():
         model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(
-            config, dtype=torch.float32
+            config, dtype=dtype
         )
     model.tie_weights()
     _add_biases(model, masked)
@@ -92,8 +94,9 @@ def dense_model(masked: MaskedCheckpoint) -> PreTrainedModel:
     with torch.no_grad():
         for name in masked.spec.tensor_shapes():
             own = name if name in parameters else name.removeprefix(prefix)
-            weight = np.array(masked.read(name), dtype=np.float32)
-            parameters[own].copy_(torch.from_numpy(weight))
+            weight = masked.read(name)
+            # torch knows no ml_dtypes, and float64 holds every dtype.
+            parameters[own].copy_(torch.from_numpy(weight.astype(np.float64)))
     return model
 
 
@@ -102,4 +105,4 @@ def _add_biases(model: PreTrainedModel, masked: MaskedCheckpoint) -> None:
     for name in masked.spec.extra_biases - masked.base.spec.extra_biases:
         own = name if model.base_model is not model else name.removeprefix(prefix)
         linear = model.get_submodule(own)
-        linear.bias = torch.nn.Parameter(torch.zeros(linear.weight.shape[0]))
+        linear.bias = torch.nn.Parameter(linear.weight.new_zeros(linear.weight.shape[0]))

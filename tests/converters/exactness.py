@@ -1,0 +1,178 @@
+"""One example of exactness: make zeros in a model of the zoo, convert it, and check three things.
+
+The converted model computes the same in float64; nothing provably dead is left in it; to prune it
+again changes nothing. Models are stored in float64 where folds are to be exact to its rounding.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import sgate_serve.models  # noqa: F401
+from converters.convert import ConvertOptions, convert, open_masked
+from converters.facts import model_facts
+from converters.masked import MaskedCheckpoint
+from converters.rules import find_dead
+from converters.rules.fixpoint import Fixpoint
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.family import ATTENTION, MLP_ROLES
+from sgate_serve.gates import Gates
+from sgate_serve.gates.keys import coupled_sites, linear_sites
+from sgate_serve.plan import AXES, LayerPlan, Plan, Target
+from sgate_serve.verify.reference import dense_model
+from tests.converters.zeroing import Weights, make_zeros
+from tests.families.float64 import outputs64
+from tests.families.zoo import AUTO_CLASSES, Variant, build, token_batch
+
+# Of the largest output, or of 1 where all are smaller.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-5}
+
+
+@dataclass(frozen=True)
+class Example:
+    """What to build, which zeros to make in it by weights or gates, and what to convert for."""
+
+    variant: Variant
+    seed: int = 0
+    ways: tuple[tuple[str, int], ...] = ()
+    gates: tuple[str, float] | None = None
+    target: Target = Target()
+    index_price: int | None = 0
+    dtype: torch.dtype = torch.float64
+
+    @property
+    def is_minimal(self) -> bool:
+        """Say whether every zero is to go: index work is free and no width is asked for."""
+        return self.index_price == 0 and self.target == Target(engine=self.target.engine)
+
+
+def check(example: Example, root: Path) -> Plan:
+    """Convert and check everything; return the plan."""
+    base, gates, out = root / "base", None, root / "out"
+    write_base(example, base)
+    if example.gates is not None:
+        gates = root / "gates"
+        write_random_gates(Checkpoint.open(base), gates, example.gates, example.seed)
+    plan = convert(_options(example, base, out, gates))
+    check_outputs(example, open_masked(base, gates), out)
+    check_nothing_is_left(example, open_masked(base, gates), plan, out)
+    convert(_options(example, out, root / "again", None))
+    check_same_tensors(out, root / "again")
+    shutil.rmtree(root)
+    return plan
+
+
+def write_base(example: Example, folder: Path) -> None:
+    model = build(example.variant, example.seed).to(torch.float64)
+    generator = torch.Generator().manual_seed(example.seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Values that fp32 cannot hold, so that nothing is rounded to it unseen.
+            noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
+            parameter.mul_(1 + 1e-8 * noise)
+    model.config.dtype = example.dtype
+    model = model.to(example.dtype)
+    model.save_pretrained(folder)
+    if example.ways:
+        make_zeros(Weights(model, Checkpoint.open(folder).spec), list(example.ways))
+        shutil.rmtree(folder)
+        model.save_pretrained(folder)
+
+
+def write_random_gates(base: Checkpoint, folder: Path, kind: tuple[str, float], seed: int) -> None:
+    """Write gates of one granularity: a share is exactly 0, the others are 1 or fractions."""
+    granularity, closed = kind
+    sites = coupled_sites if granularity == "coupled" else linear_sites
+    random, values = np.random.default_rng(seed), {}
+    for site in sites(base.spec):
+        gate = random.choice([1.0, 1.0, 0.5, 0.3], site.num_gates)
+        gate[random.random(site.num_gates) < closed] = 0
+        values[site.key] = gate.astype(np.float32)
+    family = base.spec.family.name
+    Gates("test", family, granularity, base.fingerprint, values).write(folder)
+
+
+def _options(example: Example, base: Path, out: Path, gates: Path | None) -> ConvertOptions:
+    return ConvertOptions(
+        str(base), out, gates, target=example.target, index_price=example.index_price
+    )
+
+
+def check_outputs(example: Example, masked: MaskedCheckpoint, out: Path) -> None:
+    ids = token_batch(example.variant, example.seed)
+    expected = outputs64(dense_model(masked, torch.float64), ids)
+    load = AUTO_CLASSES[example.variant.task].from_pretrained
+    found = outputs64(load(out, dtype=torch.float64), ids)
+    assert expected.keys() == found.keys()
+    for name, values in expected.items():
+        assert values.shape == found[name].shape, name
+        scale = max(1.0, float(np.abs(values).max()))
+        difference = float(np.abs(values - found[name]).max())
+        assert difference <= TOLERANCES[example.dtype] * scale, (name, difference / scale)
+
+
+def check_nothing_is_left(
+    example: Example, masked: MaskedCheckpoint, plan: Plan, out: Path
+) -> None:
+    """The rules must find in the converted weights what they found before, and nothing else."""
+    before, after = find_dead(model_facts(masked)), find_dead(model_facts(open_masked(out, None)))
+    for layer in plan.layers:
+        for name, (expected, found) in _survivors(layer, before, after).items():
+            assert np.array_equal(expected, found), (layer.index, name, expected, found)
+    hidden = slice(None) if plan.hidden is None else np.asarray(plan.hidden)
+    assert np.array_equal(before.hidden[hidden], after.hidden)
+    if plan.head_units is not None:
+        assert len(plan.head_units) == len(after.head_units)
+    if example.is_minimal:
+        check_no_zero_lines(plan, out)
+
+
+def _survivors(
+    layer: LayerPlan, before: Fixpoint, after: Fixpoint
+) -> Mapping[str, tuple[Any, Any]]:
+    """Return what is alive of a layer before and after, both in what the plan keeps."""
+    old, new = before.layers[layer.index], after.layers[layer.index]
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for axis in AXES:
+        if not (layer.mlp_units if axis == "mlp_units" else layer.heads):
+            continue
+        kept = layer.kv_heads if axis.endswith("_dims") else layer.survivors(axis)
+        pairs[axis] = (old.alive(axis)[np.asarray(kept)], new.alive(axis))
+    hidden = before.hidden
+    for role in new.inputs:
+        block = layer.mlp_units if role in MLP_ROLES else layer.heads
+        has = old.has("mlp" if role in MLP_ROLES else ATTENTION)
+        if block and has:
+            pairs[f"{role}.columns"] = (old.inputs[role][hidden], new.inputs[role])
+    return pairs
+
+
+def check_no_zero_lines(plan: Plan, out: Path) -> None:
+    """No block linear stores a zero row or column, but where a unit was revived or one is least."""
+    checkpoint = Checkpoint.open(out)
+    for module, index in checkpoint.spec.module_names().items():
+        if plan.layers[index].revivals:
+            continue
+        weight = checkpoint.read(f"{module}.weight")
+        for axis in (0, 1):
+            zero = ~np.asarray(weight != 0).any(axis=axis)
+            assert not zero.any() or len(zero) == 1 or zero.all(), (module, axis, zero)
+
+
+def check_same_tensors(one: Path, other: Path) -> None:
+    first, second = Checkpoint.open(one), Checkpoint.open(other)
+    assert first.config == second.config
+    assert first.tensors.keys() == second.tensors.keys()
+    for name in first.tensors:
+        left, right = first.read(name), second.read(name)
+        assert left.dtype == right.dtype, name
+        np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+def resized(variant: Variant, **fields: Any) -> Variant:
+    return replace(variant, config=dict(variant.config) | fields)

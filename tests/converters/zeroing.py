@@ -1,0 +1,251 @@
+"""Ways to make parts of a small model zero, so that every rule of the compiler has its cases.
+
+Each way takes the weights and a generator, and writes zeros in place. Those about the residual
+stream choose among its first dimensions, and units among the first units, so that several ways
+meet: a row that reads only dying columns becomes a zero row later.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from sgate_serve.family import BLOCKS, DOWN, KEY, OUTPUT, QUERY, UP, VALUE, WRITERS
+from sgate_serve.spec import ModelSpec
+
+SHARES = (0.25, 0.5, 0.9, 1.0)
+FEW = 6
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's parameters by role, as views: writing them writes the model."""
+
+    model: PreTrainedModel
+    spec: ModelSpec
+
+    def named(self, name: str) -> torch.Tensor | None:
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        found = own.get(name, own.get(name.removeprefix(f"{self.spec.family.prefix}.")))
+        return None if found is None else found.data
+
+    def matrix(self, layer: int, role: str) -> torch.Tensor:
+        weight = self.named(f"{self.spec.family.linear(layer, role)}.weight")
+        assert weight is not None, role
+        weight = weight.T if self.spec.family.is_transposed else weight
+        return weight[self.spec.role_rows(layer, role)]
+
+    def bias(self, layer: int, role: str) -> torch.Tensor | None:
+        bias = self.named(f"{self.spec.family.linear(layer, role)}.bias")
+        return None if bias is None else bias[self.spec.role_rows(layer, role)]
+
+
+Random = np.random.Generator
+Way = Callable[[Weights, Random], None]
+
+
+def some(random: Random, size: int) -> torch.Tensor:
+    """Return flags over `size` places: a random share of them, sometimes all."""
+    return torch.from_numpy(random.random(size) < random.choice(SHARES))
+
+
+def a_layer(weights: Weights, random: Random) -> int:
+    return int(random.integers(len(weights.spec.layers)))
+
+
+def a_role(weights: Weights, layer: int, random: Random) -> str:
+    return str(random.choice(list(weights.spec.linear_shapes(layer))))
+
+
+def rows(weights: Weights, random: Random) -> None:
+    """Zero rows, of half of which the bias stays alive."""
+    layer = a_layer(weights, random)
+    _zero_rows(weights, layer, a_role(weights, layer, random), random)
+
+
+def query_rows(weights: Weights, random: Random) -> None:
+    _zero_rows(weights, a_layer(weights, random), QUERY, random)
+
+
+def _zero_rows(weights: Weights, layer: int, role: str, random: Random) -> None:
+    matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
+    zero = some(random, len(matrix))
+    matrix[zero] = 0
+    if bias is not None and random.random() < 0.5:
+        bias[zero] = 0
+
+
+def columns(weights: Weights, random: Random) -> None:
+    layer = a_layer(weights, random)
+    matrix = weights.matrix(layer, a_role(weights, layer, random))
+    matrix[:, some(random, matrix.shape[1])] = 0
+
+
+def units(weights: Weights, random: Random) -> None:
+    """Zero whole MLP units: the rows of every role that makes them, biases kept."""
+    layer = a_layer(weights, random)
+    zero = some(random, weights.spec.layers[layer].mlp_units)
+    for role in weights.spec.linear_shapes(layer):
+        if role in ("gate", UP):
+            weights.matrix(layer, role)[zero] = 0
+
+
+def few_units(weights: Weights, random: Random) -> None:
+    """Zero some of the first units in the down projection, or all that others read nothing of."""
+    layer = a_layer(weights, random)
+    down = weights.matrix(layer, DOWN)
+    if random.random() < 0.5:
+        down[:, :FEW][:, some(random, min(FEW, down.shape[1]))] = 0
+    else:
+        down[some(random, len(down)), FEW:] = 0
+
+
+def whole_heads(weights: Weights, random: Random) -> None:
+    """Zero heads of one role: queries, keys and values by rows, outputs by columns."""
+    layer = a_layer(weights, random)
+    role = str(random.choice([QUERY, KEY, VALUE, OUTPUT]))
+    matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
+    matrix = matrix.T if role == OUTPUT else matrix
+    width = weights.spec.layers[layer].head_dim
+    zero = some(random, len(matrix) // width).repeat_interleave(width)
+    matrix[zero] = 0
+    if role != OUTPUT and bias is not None and random.random() < 0.7:
+        bias[zero] = 0
+
+
+def head_dims(weights: Weights, random: Random) -> None:
+    """Zero the same dimensions in every head of a role, mostly in rotary pairs."""
+    layer = a_layer(weights, random)
+    role = str(random.choice([QUERY, KEY, VALUE, OUTPUT]))
+    matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
+    matrix = matrix.T if role == OUTPUT else matrix
+    width, half = weights.spec.layers[layer].head_dim, weights.spec.rotary_dims // 2
+    dims = some(random, width)
+    if random.random() < 0.7:
+        dims[half : 2 * half] = dims[:half]
+    zero = dims.repeat(len(matrix) // width)
+    matrix[zero] = 0
+    if role != OUTPUT and bias is not None and random.random() < 0.7:
+        bias[zero] = 0
+
+
+def silent_writers(weights: Weights, random: Random) -> None:
+    """Zero the whole last matrix of blocks, sometimes of several; half of the biases as well."""
+    for layer in range(len(weights.spec.layers)):
+        for block in BLOCKS:
+            if random.random() < 0.4:
+                weights.matrix(layer, WRITERS[block])[:] = 0
+                _zero_bias(weights, layer, WRITERS[block], random)
+
+
+def silent_readers(weights: Weights, random: Random) -> None:
+    """Zero what a block reads by, so that all of it is constant."""
+    layer = a_layer(weights, random)
+    for role in (VALUE,) if random.random() < 0.5 else ("gate", UP):
+        if role in weights.spec.linear_shapes(layer):
+            weights.matrix(layer, role)[:] = 0
+            _zero_bias(weights, layer, role, random)
+
+
+def _zero_bias(weights: Weights, layer: int, role: str, random: Random) -> None:
+    bias = weights.bias(layer, role)
+    if bias is not None and random.random() < 0.5:
+        bias[some(random, len(bias))] = 0
+
+
+def biases(weights: Weights, random: Random) -> None:
+    layer = a_layer(weights, random)
+    _zero_bias(weights, layer, a_role(weights, layer, random), random)
+
+
+def norms(weights: Weights, random: Random) -> None:
+    """Zero effective weights of one norm, sometimes all, and perhaps its bias."""
+    family, layer = weights.spec.family, a_layer(weights, random)
+    names = weights.spec.norms(layer)
+    names += [f"{family.layer_name(layer)}.{norm}" for norm in family.head_norms]
+    names += [name for name in (family.final_norm, family.embedding_norm) if name]
+    name = str(random.choice(names))
+    weight, bias = weights.named(f"{name}.weight"), weights.named(f"{name}.bias")
+    assert weight is not None, name
+    zero = some(random, len(weight))
+    weight[zero] = -family.norm_offset
+    if bias is not None and random.random() < 0.5:
+        bias[zero & some(random, len(bias))] = 0
+
+
+def stream(weights: Weights, random: Random) -> None:
+    """Leave some of the first residual dimensions unwritten up to some depth, often for good."""
+    spec = weights.spec
+    dims = torch.zeros(spec.hidden_size, dtype=torch.bool)
+    dims[:FEW] = some(random, FEW)
+    depth = int(random.integers(len(spec.layers) + 1)) if random.random() < 0.5 else len(spec.layers)
+    for name, axes in spec.family.outside.items():
+        table = weights.named(name)
+        if len(axes) == 2 and table is not None:
+            table[:, dims] = 0
+    for layer in range(depth):
+        for block in BLOCKS:
+            weights.matrix(layer, WRITERS[block])[dims] = 0
+            bias = weights.bias(layer, WRITERS[block])
+            if bias is not None:
+                bias[dims] = 0
+
+
+def few_inputs(weights: Weights, random: Random) -> None:
+    """Let rows read the first residual dimensions alone."""
+    layer = a_layer(weights, random)
+    role = str(random.choice([r for r in weights.spec.linear_shapes(layer) if r not in (OUTPUT, DOWN)]))
+    matrix = weights.matrix(layer, role)
+    matrix[some(random, len(matrix)), FEW:] = 0
+
+
+def scattered(weights: Weights, random: Random) -> None:
+    layer = a_layer(weights, random)
+    matrix = weights.matrix(layer, a_role(weights, layer, random))
+    density = random.choice([0.3, 0.1, 0.02])
+    matrix *= torch.from_numpy(random.random(tuple(matrix.shape)) < density)
+
+
+def on_top(weights: Weights, random: Random) -> None:
+    """Zero rows of the inner linear on top, biases kept or not, and columns of the outer."""
+    dense = weights.spec.head.dense
+    if dense is None:
+        return
+    inner, bias = weights.named(f"{dense.inner}.weight"), weights.named(f"{dense.inner}.bias")
+    outer = weights.named(f"{dense.outer}.weight")
+    assert inner is not None and bias is not None and outer is not None, dense
+    zero = some(random, len(inner))
+    inner[zero] = 0
+    bias[zero & some(random, len(bias))] = 0
+    outer[:, some(random, len(inner))] = 0
+
+
+WAYS: Mapping[str, Way] = {
+    way.__name__: way
+    for way in (
+        rows,
+        query_rows,
+        columns,
+        units,
+        few_units,
+        whole_heads,
+        head_dims,
+        silent_writers,
+        silent_readers,
+        biases,
+        norms,
+        stream,
+        few_inputs,
+        scattered,
+        on_top,
+    )
+}
+
+
+def make_zeros(weights: Weights, ways: list[tuple[str, int]]) -> None:
+    """Apply ways by name, each with the seed of its own generator."""
+    with torch.no_grad():
+        for name, seed in ways:
+            WAYS[name](weights, np.random.default_rng(seed))
