@@ -20,7 +20,6 @@ from sgate_serve.config_values import (
     SGATE_FORMAT_VERSION,
     SGATE_MODEL_TYPE,
 )
-from sgate_serve.family import Family
 from sgate_serve.folder import FolderWriter
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import PLAN_FILE, Plan
@@ -64,7 +63,7 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     """Derive `config.json` from the plan and the base's config; top-level sizes are the maximum."""
     config, spec = stock_config(masked.base.config), pruned_spec(plan, masked.spec)
     family = spec.family
-    config |= _sizes(_top_level(spec, masked.spec), family)
+    config |= _sizes(_top_level(spec), spec, config)
     config |= {"tie_word_embeddings": spec.tied_head} if spec.tied_head else {}
     if not spec.tied_head and masked.base.spec.tied_head:
         config["tie_word_embeddings"] = False
@@ -126,7 +125,7 @@ def _per_layer(
     """Yield what differs from the top level, under zero-padded layer numbers."""
     digits = len(str(len(spec.layers) - 1))
     for layer, shape in zip(plan.layers, spec.layers, strict=True):
-        own = _sizes(shape, spec.family)
+        own = _sizes(shape, spec, top)
         sizes = {key: value for key, value in own.items() if value not in (top.get(key), 0)}
         skip = {"skip": list(layer.skipped_blocks)} if layer.skipped_blocks else {}
         entry = sizes | skip
@@ -134,35 +133,42 @@ def _per_layer(
             yield str(layer.index).zfill(digits), entry
 
 
-def _sizes(shape: LayerShape, family: Family) -> dict[str, int]:
-    """Return a layer's widths under the config keys of the family."""
+def _sizes(shape: LayerShape, spec: ModelSpec, top: Mapping[str, Any]) -> dict[str, int]:
+    """Return a layer's widths under the config keys of the family.
+
+    One that is 0 is left as `top` has it: stock configs refuse zero heads.
+    """
+    family = spec.family
     sizes = {
         "num_attention_heads": shape.num_heads,
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_dim,
         "intermediate_size": shape.mlp_units,
     }
-    if not family.has_stated_head_width:
+    if not _states_head_width(spec):
         del sizes["head_dim"]
     if not family.has_kv_heads:
         del sizes["num_key_value_heads"]
-    return {family.keys.get(key, key): value for key, value in sizes.items()}
+    named = {family.keys.get(key, key): value for key, value in sizes.items()}
+    return {key: value for key, value in named.items() if value or key not in top}
 
 
-def _top_level(spec: ModelSpec, dense: ModelSpec) -> LayerShape:
+def _states_head_width(spec: ModelSpec) -> bool:
+    """Say whether the config has a `head_dim`: it must where hidden size / heads is not it."""
+    return spec.family.has_stated_head_width or spec.hidden_size != spec.norm_size
+
+
+def _top_level(spec: ModelSpec) -> LayerShape:
     """Return the maximum of each size over the layers; engines size their scratch from it.
 
-    A block that no layer has keeps its dense size: stock configs refuse zero heads. So do head
-    counts where they state the width of a head: hidden size / heads.
+    Head counts keep their dense size where they state the width of a head: hidden size / heads.
     """
-
-    def largest(name: str) -> int:
-        kept: int = max(getattr(layer, name) for layer in spec.layers)
-        return kept or max(getattr(layer, name) for layer in dense.layers)
-
-    top = LayerShape(**{field.name: largest(field.name) for field in fields(LayerShape)})
-    if spec.family.has_stated_head_width:
+    sizes = {
+        f.name: max(getattr(layer, f.name) for layer in spec.layers) for f in fields(LayerShape)
+    }
+    top = LayerShape(**sizes)
+    if _states_head_width(spec):
         return top
-    heads = dense.hidden_size // top.head_dim
-    ratio = max((layer.queries_per_kv for layer in dense.layers), default=1) or 1
+    heads = spec.hidden_size // top.head_dim
+    ratio = max((layer.queries_per_kv for layer in spec.layers), default=1) or 1
     return replace(top, num_heads=heads, num_kv_heads=heads // ratio)

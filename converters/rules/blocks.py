@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from converters.rules.facts import Context, Death, LayerState
+from converters.rules.facts import Context, Death, LayerState, ModelFacts
 from sgate_serve.family import ATTENTION, BLOCKS, MLP, WRITERS
-from sgate_serve.spec import ModelSpec
 
 UNITS = {ATTENTION: "heads", MLP: "mlp_units"}
 
@@ -17,20 +16,20 @@ def silent_blocks(at: Context) -> Iterator[Death]:
 
     1. Matrix and bias of the writing linear are zero. With a norm *before* the block, x + 0 = x:
        the block and its norm go. With one on the sum (BERT), the block goes and the norm stays.
-    2. A norm after the block (Gemma): the norm of zero is zero; it writes nothing either where all
-       of that norm's effective weights are zero.
+    2. A norm after the block (Gemma): the norm of zero is zero, and it writes nothing either where
+       its effective weight is zero.
     """
     layer = at.layer
     for block in BLOCKS:
         if not layer.has(block):
             continue
         zeros = layer.found[WRITERS[block]]
-        silent = bool(((zeros.rows & zeros.bias) | ~layer.hidden).all())
+        silent = zeros.silent_rows | ~layer.hidden
         cause = f"the {block} block writes nothing"
         if block in layer.family.post_norms:
             post = f"{layer.family.layer_name(layer.index)}.{layer.family.post_norms[block]}"
-            silent |= bool(at.facts.norm(post).weight.all())
-        if silent:
+            silent = silent | at.facts.norm(post).weight
+        if silent.all():
             yield Death(UNITS[block], np.ones_like(layer.units_of(block)), cause)
 
 
@@ -48,7 +47,7 @@ class Move:
 
 
 def constant_target(
-    spec: ModelSpec, layers: Sequence[LayerState], index: int, block: str
+    facts: ModelFacts, layers: Sequence[LayerState], index: int, block: str
 ) -> Move | None:
     """Return where the constant of a block without units can go, or None where it must stay.
 
@@ -56,8 +55,9 @@ def constant_target(
         stream in between; of the first block into the position table or an *untied* embedding.
     2. Norms on the sum: into the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: it stays, for the constant would have to pass the norm.
+    4. An embedding in 16 bits takes none: it would have to be stored in fp32, twice as large.
     """
-    family = spec.family
+    spec, family = facts.spec, facts.spec.family
     if family.residual == "sandwich":
         return None
     before = _blocks_before(index, block)
@@ -70,7 +70,9 @@ def constant_target(
             return Move(index, block, f"{writer}.bias", place)
     if family.position_table is not None:
         return Move(index, block, f"{family.position_table}.weight", None)
-    return None if spec.tied_head else Move(index, block, f"{family.embedding}.weight", None)
+    if spec.tied_head or not facts.has_exact_sums:
+        return None
+    return Move(index, block, f"{family.embedding}.weight", None)
 
 
 def _blocks_before(index: int, block: str) -> list[tuple[int, str]]:

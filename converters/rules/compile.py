@@ -82,8 +82,7 @@ def find_dead(facts: ModelFacts) -> Fixpoint:
 
 
 def _layer_plan(found: Fixpoint, state: LayerState, target: Target, price: int) -> LayerPlan:
-    moved = found.moved_blocks(state.index)
-    revived, revivals = revive(state, target, moved)
+    revived, revivals = revive(found.facts, state, target)
     kept = {axis: indices_of(getattr(revived, axis)) for axis in AXES}
     return LayerPlan(
         index=state.index,

@@ -96,7 +96,8 @@ class LayerState:
     """What of one layer may still matter.
 
     MLP units [I], heads [h], KV heads [kv], value and key dimensions [kv, head_dim], the inputs of
-    each reader [hidden]. `folded` flags, per role, biases that a fold may have made nonzero.
+    each reader [hidden]. `folded` flags, per role, biases that a fold may have made nonzero;
+    `moved` are blocks without units whose constant another tensor has taken over.
     """
 
     spec: ModelSpec
@@ -110,6 +111,7 @@ class LayerState:
     hidden: Flags
     inputs: Mapping[str, Flags] = field(default_factory=dict)
     folded: Mapping[str, Flags] = field(default_factory=dict)
+    moved: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, spec: ModelSpec, index: int, zeros: Mapping[str, Zeros]) -> "LayerState":

@@ -5,6 +5,7 @@ zeros lie scattered in it that a whole row or column may have become zero.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -18,12 +19,11 @@ from converters.rules.facts import (
     Flags,
     LayerState,
     ModelFacts,
-    NormZeros,
     Rule,
     Zeros,
 )
-from converters.rules.stream import unwritten_before, unwritten_dims
-from sgate_serve.family import ATTENTION, BLOCKS, KEY, OUTPUT, WRITERS
+from converters.rules.stream import removable_dims, unwritten_before
+from sgate_serve.family import BLOCKS, KEY, OUTPUT, WRITERS
 from sgate_serve.plan import Fold, Indices, Merge, Removal
 
 HIDDEN_RULE, HEAD_RULE = "7 residual dimension", "11 unit on top"
@@ -45,7 +45,6 @@ class Fixpoint:
         self.layer_removals: list[list[Removal]] = [[] for _ in self.layers]
         unembedded = facts.unembedded
         self._embedded = self.hidden.copy() if unembedded is None else ~unembedded
-        self._norms: dict[str, NormZeros] = dict(facts.norms)
         self._scanned: dict[tuple[int, str], tuple[int, int]] = {}
 
     @property
@@ -57,14 +56,10 @@ class Fixpoint:
         while self._layers_once() or self._model_once() or self._look_again():
             pass
 
-    def moved_blocks(self, index: int) -> set[str]:
-        """Return the blocks of a layer whose constant has moved to another tensor."""
-        return {fold.source for fold in self.folds if fold.layer == index and fold.target}
-
     def _layers_once(self) -> bool:
         changed = False
         context = unwritten_before(self.facts, self.layers, self._embedded)
-        for index, unwritten in zip(range(len(self.layers)), context, strict=False):
+        for index, unwritten in enumerate(context):
             while self._layer_once(index, unwritten):
                 changed = True
         return changed
@@ -101,8 +96,7 @@ class Fixpoint:
         return any(changed)
 
     def _remove_hidden(self) -> bool:
-        *_, last = unwritten_before(self.facts, self.layers, self._embedded)
-        dead = self.hidden & unwritten_dims(self.facts.spec.family, last[ATTENTION])
+        dead = self.hidden & removable_dims(self.facts, self.layers, self._embedded)
         if not dead.any() or dead.all():
             return False
         self.hidden &= ~dead
@@ -135,22 +129,19 @@ class Fixpoint:
 
     def _move_constant(self, index: int, block: str) -> bool:
         layer, role = self.layers[index], WRITERS[block]
-        if role not in layer.zeros or layer.has(block) or block in self.moved_blocks(index):
+        if role not in layer.zeros or layer.has(block) or block in layer.moved:
             return False
         written = ~layer.found[role].bias & layer.hidden
-        move = constant_target(self.facts.spec, self.layers, index, block)
+        move = constant_target(self.facts, self.layers, index, block)
         if move is None or not written.any():
             return False
         self.folds.append(Fold(block, index, (), move.tensor))
+        self.layers[index] = replace(layer, moved=layer.moved | {block})
         if move.writer is not None:
             place, writer = move.writer[0], WRITERS[move.writer[1]]
             self.layers[place] = self.layers[place].with_folded(writer, written)
         elif move.tensor.endswith(".weight"):
             self._embedded = self._embedded | written
-        else:
-            name = move.tensor.removesuffix(".bias")
-            norm = self.facts.norm(name)
-            self._norms[name] = NormZeros(norm.weight, norm.bias & ~written)
         return True
 
     def _look_again(self) -> bool:

@@ -4,39 +4,39 @@ A revived unit is written with zeros where it is read, so keeping one is always 
 stands in the Plan.
 """
 
-from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 
-from converters.rules.facts import Flags, LayerState
+from converters.rules.facts import Flags, LayerState, ModelFacts
+from converters.rules.stream import written_by
 from sgate_serve.errors import PlanError
-from sgate_serve.family import ATTENTION, MLP, WRITERS
+from sgate_serve.family import ATTENTION, MLP
 from sgate_serve.plan import Revival, Target
 from sgate_serve.targets import is_shardable
 
 Revived = tuple[LayerState, list[Revival]]
 
 
-def revive(state: LayerState, target: Target, moved: Collection[str]) -> Revived:
-    """Return the state with everything that must stay alive again, and the reasons.
-
-    `moved` are blocks whose constant went elsewhere, so that they may go whole.
-    """
-    state, constant = keep_constant_blocks(state, moved)
+def revive(facts: ModelFacts, state: LayerState, target: Target) -> Revived:
+    """Return the state with everything that must stay alive again, and the reasons."""
+    state, constant = keep_constant_blocks(facts, state)
     state, evened = even_out_groups(state, target)
     state, aligned = align_mlp(state, target)
     return state, [*constant, *evened, *aligned]
 
 
-def keep_constant_blocks(state: LayerState, moved: Collection[str]) -> Revived:
-    """Keep one unit, or one KV group, of a block that still writes its output bias (rule 6)."""
+def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
+    """Keep one unit, or one KV group, of a block that still writes its output bias (rule 6).
+
+    It does unless the bias has moved elsewhere, or a norm behind the block passes none of it.
+    """
     revivals: list[Revival] = []
     reason = "the block still writes its output bias"
-    if _writes_only_a_bias(state, MLP, moved):
+    if _writes_only_a_bias(facts, state, MLP):
         state = replace(state, mlp_units=_first(state.mlp_units.size, 1))
         revivals.append(Revival("mlp_units", (0,), reason))
-    if _writes_only_a_bias(state, ATTENTION, moved):
+    if _writes_only_a_bias(facts, state, ATTENTION):
         size = state.shape.queries_per_kv
         heads, kv_heads = _first(state.heads.size, size), _first(state.kv_heads.size, 1)
         state = replace(state, heads=heads, kv_heads=kv_heads)
@@ -110,11 +110,8 @@ def _shardable_counts(state: LayerState, groups: Flags, shards: int) -> tuple[in
     return min(options, key=lambda counts: (counts[0] * counts[1] + 2 * counts[0], counts))
 
 
-def _writes_only_a_bias(state: LayerState, block: str, moved: Collection[str]) -> bool:
-    writer = WRITERS[block]
-    if writer not in state.zeros or state.has(block) or block in moved:
-        return False
-    return bool((~state.found[writer].bias & state.hidden).any())
+def _writes_only_a_bias(facts: ModelFacts, state: LayerState, block: str) -> bool:
+    return not state.has(block) and bool((written_by(facts, state, block) & state.hidden).any())
 
 
 def _first(size: int, count: int) -> Flags:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from converters.rules.facts import Context, Death, Flags, LayerState, ModelFacts, NormZeros
-from sgate_serve.family import ATTENTION, BLOCKS, MLP, READERS, WRITERS, Family
+from sgate_serve.family import ATTENTION, BASE, BLOCKS, MLP, READERS, WRITERS, Family
 
 
 def dead_columns(at: Context) -> Iterator[Death]:
@@ -50,8 +50,7 @@ def unwritten_before(
 ) -> Iterator[dict[str, Flags]]:
     """Yield, for each layer, the dimensions that nothing has written before each of its blocks.
 
-    `embedded` flags those that the embeddings write. After the last layer comes one more entry,
-    under `ATTENTION`: what nothing ever writes.
+    `embedded` flags those that the embeddings write.
     """
     written = embedded.copy()
     for layer in layers:
@@ -60,31 +59,43 @@ def unwritten_before(
             unwritten[block] = ~written
             written = written | written_by(facts, layer, block)
         yield unwritten
-    yield {ATTENTION: ~written}
 
 
 def written_by(facts: ModelFacts, layer: LayerState, block: str) -> Flags:
-    """Flag the dimensions that a block may write: a row or its bias is not zero.
+    """Flag the dimensions that a block may write to the stream: a row or its bias is not zero.
 
-    A norm after the block passes nothing where its effective weight is zero.
+    A block without units still writes its bias until that has moved. A norm after the block passes
+    nothing where its effective weight is zero.
     """
-    family = layer.family
-    if not layer.has(block):
-        return np.zeros(layer.spec.hidden_size, np.bool_)
-    zeros = layer.found[WRITERS[block]]
-    written: Flags = ~(zeros.rows & zeros.bias)
+    family, written = layer.family, block_output(layer, block)
     if block in family.post_norms:
         post: NormZeros = facts.norm(f"{family.layer_name(layer.index)}.{family.post_norms[block]}")
         written = written & ~post.weight
     return written
 
 
-def unwritten_dims(family: Family, unwritten: Flags) -> Flags:
+def block_output(layer: LayerState, block: str) -> Flags:
+    """Flag the dimensions that a block's last linear may write, before any norm behind it."""
+    role = WRITERS[block]
+    if role not in layer.zeros or block in layer.moved:
+        return np.zeros(layer.spec.hidden_size, np.bool_)
+    return np.asarray(~layer.found[role].silent_rows)
+
+
+def removable_dims(facts: ModelFacts, layers: Sequence[LayerState], embedded: Flags) -> Flags:
     """Return the residual dimensions that go for good (rule 7).
 
-    1. Nothing writes them: embeddings, output and down rows and biases are all zero.
+    1. Nothing writes them: embeddings, output and down rows and biases are all zero. A norm behind
+       a block that has weight 0 there is not enough: the dimension counts in that norm.
     2. RMSNorm only, and its divisor stays the old width: the sum of squares is unchanged.
        LayerNorm subtracts a mean over all dimensions, which makes them nonzero.
     3. A dimension that is constant, or merely never read, stays: it counts in the norm.
+    4. A model without a head puts its residual dimensions out, and keeps all of them.
     """
-    return unwritten if family.norm == "rms" else np.zeros_like(unwritten)
+    written = embedded.copy()
+    for layer in layers:
+        for block in BLOCKS:
+            written |= block_output(layer, block)
+    if facts.spec.family.norm != "rms" or facts.spec.task == BASE:
+        return np.zeros_like(written)
+    return np.asarray(~written)

@@ -73,9 +73,7 @@ class TorchModel:
         return rows
 
 
-def dense_model(
-    masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32
-) -> PreTrainedModel:
+def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return the masked dense model as a stock transformers one, in fp32 or another dtype."""
     config: Any = config_of(masked.base)
     if getattr(config, "sgate", None):
@@ -84,9 +82,7 @@ def dense_model(
     if masked.base.spec.tied_head and not masked.spec.tied_head:
         config.tie_word_embeddings = False
     with no_init_weights():
-        model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(
-            config, dtype=dtype
-        )
+        model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(config, dtype=dtype)
     model.tie_weights()
     _add_biases(model, masked)
     prefix = f"{masked.spec.family.prefix}."

@@ -60,9 +60,11 @@ def check(example: Example, root: Path) -> Plan:
         write_random_gates(Checkpoint.open(base), gates, example.gates, example.seed)
     plan = convert(_options(example, base, out, gates))
     check_outputs(example, open_masked(base, gates), out)
-    check_nothing_is_left(example, open_masked(base, gates), plan, out)
-    convert(_options(example, out, root / "again", None))
-    check_same_tensors(out, root / "again")
+    # With gates no weight is looked at: zeros that are in the base besides are left in it.
+    if not (example.ways and gates):
+        check_nothing_is_left(example, open_masked(base, gates), plan, out)
+        convert(_options(example, out, root / "again", None))
+        check_same_tensors(out, root / "again")
     shutil.rmtree(root)
     return plan
 
@@ -166,7 +168,10 @@ def check_no_zero_lines(plan: Plan, out: Path) -> None:
 
 def check_same_tensors(one: Path, other: Path) -> None:
     first, second = Checkpoint.open(one), Checkpoint.open(other)
-    assert first.config == second.config
+    differing = {
+        k for k in {*first.config, *second.config} if first.config.get(k) != second.config.get(k)
+    }
+    assert not differing, [(k, first.config.get(k), second.config.get(k)) for k in differing]
     assert first.tensors.keys() == second.tensors.keys()
     for name in first.tensors:
         left, right = first.read(name), second.read(name)

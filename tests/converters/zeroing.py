@@ -180,7 +180,9 @@ def stream(weights: Weights, random: Random) -> None:
     spec = weights.spec
     dims = torch.zeros(spec.hidden_size, dtype=torch.bool)
     dims[:FEW] = some(random, FEW)
-    depth = int(random.integers(len(spec.layers) + 1)) if random.random() < 0.5 else len(spec.layers)
+    depth = (
+        int(random.integers(len(spec.layers) + 1)) if random.random() < 0.5 else len(spec.layers)
+    )
     for name, axes in spec.family.outside.items():
         table = weights.named(name)
         if len(axes) == 2 and table is not None:
@@ -196,7 +198,9 @@ def stream(weights: Weights, random: Random) -> None:
 def few_inputs(weights: Weights, random: Random) -> None:
     """Let rows read the first residual dimensions alone."""
     layer = a_layer(weights, random)
-    role = str(random.choice([r for r in weights.spec.linear_shapes(layer) if r not in (OUTPUT, DOWN)]))
+    role = str(
+        random.choice([r for r in weights.spec.linear_shapes(layer) if r not in (OUTPUT, DOWN)])
+    )
     matrix = weights.matrix(layer, role)
     matrix[some(random, len(matrix)), FEW:] = 0
 
