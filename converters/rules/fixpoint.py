@@ -84,12 +84,24 @@ class Fixpoint:
             assert fold.role is not None, fold
             layer = layer.with_folded(fold.role, ~layer.zeros[fold.role].rows)
         for merge in death.merges:
-            self.merges.append(merge)
+            self._add_merge(merge)
             layer = _merged(layer, merge)
         self.layers[index] = layer.without(death.axis, new)
         removal = Removal(death.axis, indices_of(new), rule, death.cause)
         self.layer_removals[index].append(removal)
         return True
+
+    def _add_merge(self, merge: Merge) -> None:
+        """Record a merge; what its members took over before is merged with them."""
+        indices = set(merge.indices)
+        earlier = [m for m in self.merges if (m.axis, m.layer) == (merge.axis, merge.layer)]
+        for other in earlier:
+            if other.indices[0] in indices:
+                indices |= set(other.indices)
+                self.merges.remove(other)
+        # The first takes over, and is not always the lowest: an earlier one may have died since.
+        first, *_ = merge.indices
+        self.merges.append(replace(merge, indices=(first, *sorted(indices - {first}))))
 
     def _model_once(self) -> bool:
         changed = [self._move_constants(), self._remove_hidden(), self._remove_head_units()]
@@ -155,7 +167,9 @@ class Fixpoint:
         size = (int(rows.sum()), int(columns.sum()))
         is_whole = size == (rows.size, columns.size)
         known = self._scanned.get((index, role)) == size
-        if self.facts.scan is None or known or is_whole or zeros.scattered < max(1, min(size)):
+        # The zeros of lines that are zero already are not among the scattered.
+        open_size = [int(flags.sum()) for flags in layer.stored(role)]
+        if self.facts.scan is None or known or is_whole or zeros.scattered < max(1, min(open_size)):
             return False
         self._scanned[index, role] = size
         found = self.facts.scan(index, role, rows, columns)

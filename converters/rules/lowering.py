@@ -6,7 +6,7 @@ weights that it saves are worth more than that.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -51,6 +51,7 @@ def lower_layer(
 
     `price` is the cost of one index operation in weights. Cut widths are multiples of `align`.
     """
+    state = _with_revived(state, revivals)
     chosen: list[Lowering] = []
     for block in BLOCKS:
         if state.has(block):
@@ -60,6 +61,17 @@ def lower_layer(
     for module in _modules(state):
         chosen += _rows(state, module, align, price, chosen)
     yield from chosen
+
+
+def _with_revived(state: LayerState, revivals: Sequence[Revival]) -> LayerState:
+    """Return the state with the columns of revived units and heads zero: so they are written."""
+    for axis, role, width in (("mlp_units", DOWN, 1), ("heads", OUTPUT, state.shape.head_dim)):
+        revived = [i for one in revivals if one.axis == axis for i in one.indices]
+        if revived:
+            zeros = state.zeros[role]
+            flags = np.isin(np.arange(zeros.columns.size) // width, revived)
+            state = state.with_zeros(role, replace(zeros, columns=zeros.columns | flags))
+    return state
 
 
 def _modules(state: LayerState) -> list[tuple[str, ...]]:
@@ -100,7 +112,11 @@ def _rows(
     if len(roles) == 1:
         return _one(state, roles[0], "rows", align, price, chosen)
     width = _width(state, roles[0], "columns", chosen)
-    cuts = {role: _cut(state, role, "rows") for role in roles}
+    # A module needs a row, not each of its roles.
+    cuts = {
+        role: _aligned(_cut(state, role, "rows"), align, least=int(role == roles[-1]))
+        for role in roles
+    }
     saved = sum(cut.num_zero for cut in cuts.values()) * width
     if not saved:
         return []
@@ -148,11 +164,11 @@ def _slice(state: LayerState, role: str, *, is_row: bool) -> Flags:
     return np.repeat(state.heads if role in ("query", OUTPUT) else state.kv_heads, width)
 
 
-def _aligned(cut: _Cut, align: int) -> _Cut:
-    """Keep zeros as well, the first ones, until the width is a multiple of `align`, at least 1."""
-    count = int(cut.kept.sum())
-    wanted = min(max(-(-count // align) * align, 1), int(cut.stays.sum()))
-    spare = np.flatnonzero(cut.stays & ~cut.kept)[: wanted - count]
+def _aligned(cut: _Cut, align: int, least: int = 1) -> _Cut:
+    """Keep zeros as well, the first ones, until the width is a multiple of `align`."""
+    count = max(int(cut.kept.sum()), least)
+    wanted = min(-(-count // align) * align, int(cut.stays.sum()))
+    spare = np.flatnonzero(cut.stays & ~cut.kept)[: wanted - int(cut.kept.sum())]
     kept = cut.kept.copy()
     kept[spare] = True
     return _Cut(cut.stays, kept)
