@@ -5,6 +5,7 @@ is taken to be nonzero. Without, every tensor is scanned once, one at a time.
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,14 +21,15 @@ from converters.rules import (
 )
 from converters.rules.facts import Flags
 from sgate_serve.checkpoint import Array
-from sgate_serve.family import HIDDEN
+from sgate_serve.family import GATE, HIDDEN, UP, ZERO_BELOW_ZERO
 
 
 def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
     """Return everything that the rules may know of a masked dense model."""
     sums = masked.dtype(f"{masked.spec.family.embedding}.weight") in ("F32", "F64")
     if masked.gates is not None:
-        layers = zeros_of_masks(masked.spec, masked.masks, _biases(masked))
+        found = zeros_of_masks(masked.spec, masked.masks, _biases(masked))
+        layers = tuple(_with_inactive(masked, *numbered) for numbered in enumerate(found))
         trained = {name for name in _norm_names(masked) if f"{name}.weight" in masked.deltas}
         return ModelFacts(masked.spec, layers, _norms(masked, trained), has_exact_sums=sums)
     inner, outer = _linears_on_top(masked)
@@ -46,10 +48,22 @@ def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
 
 
 def _scanned_layer(masked: MaskedCheckpoint, index: int) -> dict[str, Zeros]:
-    return {
+    layer = {
         role: zeros_of_weight(masked.read_role(index, role), masked.read_bias(index, role))
         for role in masked.spec.linear_shapes(index)
     }
+    return _with_inactive(masked, index, layer)
+
+
+def _with_inactive(
+    masked: MaskedCheckpoint, index: int, layer: Mapping[str, Zeros]
+) -> dict[str, Zeros]:
+    """Flag the biases that the layer's activation makes 0 of."""
+    role = GATE if masked.spec.family.is_gated else UP
+    bias = masked.read_bias(index, role) if role in layer else None
+    if bias is None or masked.spec.activation not in ZERO_BELOW_ZERO:
+        return dict(layer)
+    return {**layer, role: replace(layer[role], inactive=np.asarray(bias <= 0))}
 
 
 def _biases(masked: MaskedCheckpoint) -> dict[str, Array]:
@@ -95,4 +109,6 @@ def _linears_on_top(masked: MaskedCheckpoint) -> tuple[Zeros | None, Zeros | Non
         zeros_of_weight(masked.read(f"{name}.weight"), masked.read(f"{name}.bias"))
         for name in (dense.inner, dense.outer)
     )
+    if dense.activation in ZERO_BELOW_ZERO:
+        inner = replace(inner, inactive=np.asarray(masked.read(f"{dense.inner}.bias") <= 0))
     return inner, outer

@@ -34,6 +34,9 @@ ZERO_AT_ZERO = frozenset(
     | {"relu", "relu2", "relu6", "tanh", "mish", "hardswish", "leaky_relu", "linear"}
 )
 
+# act(x) = 0 for every x ≤ 0, so a unit that is a constant below zero is silent too.
+ZERO_BELOW_ZERO = frozenset({"relu", "relu2", "relu6"})
+
 Axes = tuple[str, ...]
 
 

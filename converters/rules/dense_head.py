@@ -3,14 +3,13 @@
 from collections.abc import Iterator
 
 from converters.rules.facts import Death, ModelFacts
-from sgate_serve.family import ZERO_AT_ZERO
 
 
 def dead_head_units(facts: ModelFacts) -> Iterator[Death]:
     """A unit between the last hidden state and the classifier dies as an MLP unit does.
 
     11a. Its column in the outer linear is zero: nobody reads it.
-    11b. Its row and bias are zero and act(0) = 0: it says nothing.
+    11b. Its row is zero and the activation of its bias too: it says nothing.
     11c. Its row is zero: act(b) is a constant and moves into the outer bias (rule 2).
     Zero rows of the classifier itself are not dead: a logit of 0 competes.
     """
@@ -18,9 +17,8 @@ def dead_head_units(facts: ModelFacts) -> Iterator[Death]:
     if dense is None or facts.inner is None or facts.outer is None:
         return
     yield Death("head_units", facts.outer.columns, "classifier column is zero")
-    if dense.activation in ZERO_AT_ZERO:
-        cause = f"row and bias are zero and {dense.activation}(0) = 0"
-        yield Death("head_units", facts.inner.silent_rows, cause)
+    cause = f"row is zero and {dense.activation} of its bias too"
+    yield Death("head_units", facts.inner.inactive_rows(dense.activation), cause)
     yield Death(
         "head_units", facts.inner.rows, "row is zero: a constant", constant=facts.inner.rows
     )

@@ -37,13 +37,15 @@ class Zeros:
     """One role's linear, (out, in): True marks a row, column or bias entry that is exactly zero.
 
     A linear without bias has zero biases throughout. `scattered` counts the zeros outside zero rows
-    and columns: only where there are enough can a row become zero when columns die.
+    and columns: only where there are enough can a row become zero when columns die. `inactive`
+    flags rows before an activation that makes exactly 0 of their bias.
     """
 
     rows: Flags
     columns: Flags
     bias: Flags
     scattered: int = 0
+    inactive: Flags | None = None
 
     def within(self, live_rows: Flags, live_columns: Flags) -> "Zeros":
         """Return the zeros of the matrix restricted to what is alive."""
@@ -55,6 +57,11 @@ class Zeros:
     def silent_rows(self) -> Flags:
         """Rows that output exactly zero whatever comes in."""
         return self.rows & self.bias
+
+    def inactive_rows(self, activation: str) -> Flags:
+        """Rows that are zero behind an activation whatever comes in."""
+        zero = self.bias if activation in ZERO_AT_ZERO else np.zeros_like(self.bias)
+        return self.rows & (zero if self.inactive is None else zero | self.inactive)
 
 
 @dataclass(frozen=True)
@@ -139,10 +146,6 @@ class LayerState:
     def family(self) -> Family:
         return self.spec.family
 
-    @property
-    def is_zero_at_zero(self) -> bool:
-        return self.spec.activation in ZERO_AT_ZERO
-
     def units_of(self, block: str) -> Flags:
         return self.heads if block == ATTENTION else self.mlp_units
 
@@ -198,7 +201,9 @@ class LayerState:
         for role, zeros in self.zeros.items():
             within = zeros.within(self.live_rows(role), self.live_columns(role))
             if role in self.folded:
-                within = replace(within, bias=within.bias & ~self.folded[role])
+                inactive = None if within.inactive is None else within.inactive & ~self.folded[role]
+                bias = within.bias & ~self.folded[role]
+                within = replace(within, bias=bias, inactive=inactive)
             found[role] = within
         return found
 

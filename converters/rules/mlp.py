@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from converters.activations import ACTIVATIONS
 from converters.rules.facts import Context, Death
 from sgate_serve.family import DOWN, GATE, MLP, UP
 
@@ -21,32 +22,29 @@ def silent_units(at: Context) -> Iterator[Death]:
     1. Gated, act(gate) · up: the up row and its bias are zero, so the product is.
     2. Gated: the gate row and its bias are zero, and act(0) = 0 (a whitelist of activations).
     3. Ungated, act(up): the row and its bias are zero, and act(0) = 0.
-    4. A live bias keeps the unit alive: it then adds a constant (rule 2), not nothing.
+    4. In both, the bias may be live where the activation makes 0 of it: b ≤ 0 under ReLU.
+    5. Any other live bias keeps the unit alive: it then adds a constant (rule 2), not nothing.
     """
     layer = at.layer
     if not layer.has(MLP):
         return
-    activation = f"{layer.spec.activation}(0) = 0"
-    if not layer.family.is_gated:
-        if layer.is_zero_at_zero:
-            cause = f"row and bias are zero and {activation}"
-            yield Death("mlp_units", layer.found[UP].silent_rows, cause)
-        return
-    yield Death("mlp_units", layer.found[UP].silent_rows, "up row and bias are zero")
-    if layer.is_zero_at_zero:
-        cause = f"gate row and bias are zero and {activation}"
-        yield Death("mlp_units", layer.found[GATE].silent_rows, cause)
+    before, activation = GATE if layer.family.is_gated else UP, layer.spec.activation
+    if layer.family.is_gated:
+        yield Death("mlp_units", layer.found[UP].silent_rows, "up row and bias are zero")
+    cause = f"{before} row is zero and {activation} of its bias too"
+    yield Death("mlp_units", layer.found[before].inactive_rows(activation), cause)
 
 
 def constant_units(at: Context) -> Iterator[Death]:
     """A unit that no input reaches is a constant; it moves into the down bias (rule 2).
 
-    1. Ungated: its row is zero, so it is act(b). For ReLU and b ≤ 0 that is nothing.
+    1. Ungated: its row is zero, so it is act(b).
     2. Gated: both rows are zero, so it is act(b_gate) · b_up. With one live row it is no constant.
     3. Where the family has no down bias, one is added; before a post-norm, as the bias itself is.
+    4. Nobody can say what it is under an activation that is not known here: the unit stays.
     """
     layer = at.layer
-    if not layer.has(MLP):
+    if not layer.has(MLP) or layer.spec.activation not in ACTIVATIONS:
         return
     constant = layer.found[UP].rows
     if layer.family.is_gated:
