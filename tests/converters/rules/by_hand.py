@@ -83,9 +83,7 @@ def facts_of(spec: ModelSpec, *layers: Mapping[str, Zeros], **fields: Any) -> Mo
     return ModelFacts(spec, layers or (layer_of(spec),), **fields)
 
 
-def context(
-    facts: ModelFacts, layer: LayerState | None = None, unwritten: Indices = ()
-) -> Context:
+def context(facts: ModelFacts, layer: LayerState | None = None, unwritten: Indices = ()) -> Context:
     """Return what a rule sees of layer 0; `unwritten` are dimensions not written so far."""
     state = layer or LayerState.of(facts.spec, 0, facts.layers[0])
     written = flags(facts.spec.hidden_size, unwritten)
