@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sgate_serve.checkpoint import INDEX_FILE, Array, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.folder import (
     FolderWriter,
     TensorHeader,
@@ -22,6 +22,7 @@ from sgate_serve.folder import (
 )
 from sgate_serve.gates import Gates
 from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import INDEX_FILE, Array
 
 # https://huggingface.co/meta-llama/Llama-3.2-1B, with a head of its own; layers by the size wanted.
 LLAMA_1B: Mapping[str, Any] = {

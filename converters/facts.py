@@ -20,8 +20,8 @@ from converters.rules import (
     zeros_on,
 )
 from converters.rules.facts import Flags
-from sgate_serve.checkpoint import Array
 from sgate_serve.family import GATE, HIDDEN, UP, ZERO_BELOW_ZERO
+from sgate_serve.tensor_files import Array
 
 
 def model_facts(masked: MaskedCheckpoint) -> ModelFacts:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from converters.masked import MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
-from sgate_serve.checkpoint import Array
 from sgate_serve.config_values import (
     SGATE_CLASS_PREFIX,
     SGATE_FORMAT_VERSION,
@@ -26,6 +25,7 @@ from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import write_plan
 from sgate_serve.shapes import LayerShape
 from sgate_serve.spec import ModelSpec, is_stock_shape
+from sgate_serve.tensor_files import Array
 
 SHARD_BYTES = 4 * 2**30
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -1,15 +1,17 @@
-"""Types of the JSON fields that are read from user files, checked before anything uses them.
+"""JSON files of users: read, and the types of their fields checked before anything uses them.
 
 A field that is absent or null has its reader's default; one of another type is refused by name.
 """
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from reprlib import repr as brief
 from typing import Any
 
-from sgate_serve.errors import SgateError
+from sgate_serve.errors import CheckpointError, SgateError
 
 # Far above any model, and small enough that products of sizes stay cheap and printable.
 MAX_SIZE = 2**40
@@ -65,3 +67,16 @@ def check_fields(
         value = values.get(key)
         if value is not None and not kind.accepts(value):
             raise error(f"{source}: {key} must be {kind.words}, found {brief(value)}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raise CheckpointError naming the file otherwise."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; is {path.parent} a model folder?") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return value

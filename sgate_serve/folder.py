@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sgate_serve.checkpoint import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE, Array
 from sgate_serve.errors import CheckpointError
+from sgate_serve.tensor_files import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE, Array
 
 STAGING_DIR = ".sgate-incomplete"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sgate_serve.bench.ideal import decode_weights, ideal_speedup
-from sgate_serve.checkpoint import Checkpoint, read_json
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import CheckpointError
 from sgate_serve.family import CAUSAL_LM
-from sgate_serve.fields import FLAG, NUMBER, TEXT, Kind, check_fields
+from sgate_serve.fields import FLAG, NUMBER, TEXT, Kind, check_fields, read_json
 from sgate_serve.figures import Figures
 from sgate_serve.placement import dense_spec
 from sgate_serve.plan import PLAN_FILE, Plan

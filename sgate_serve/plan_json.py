@@ -7,10 +7,9 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, TypeVar
 
-from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import PlanError
 from sgate_serve.family import ATTENTION_ROLES, BLOCKS, MLP_ROLES
-from sgate_serve.fields import INDICES, TEXT, TEXTS, WHOLE, Kind
+from sgate_serve.fields import INDICES, TEXT, TEXTS, WHOLE, Kind, read_json
 from sgate_serve.plan import (
     AXES,
     PLAN_FORMAT,

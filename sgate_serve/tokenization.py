@@ -14,8 +14,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from sgate_serve.chat_template import ChatTemplate
-from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import CheckpointError, RequestError
+from sgate_serve.fields import read_json
 
 logger = logging.getLogger(__name__)
 

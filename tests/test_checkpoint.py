@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import INDEX_FILE, SINGLE_FILE, Checkpoint, find_folder, read_header
+from sgate_serve.checkpoint import Checkpoint, find_folder
 from sgate_serve.errors import CheckpointError
 from sgate_serve.folder import STAGING_DIR, TensorHeader, new_folder
 from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -20,8 +20,9 @@ from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import inverse_frequencies, rotary_angles
 from converters.to_onnx.supported import check_supported
 from sgate_serve import onnx_format as names
-from sgate_serve.checkpoint import Array, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import ATTENTION, MLP
+from sgate_serve.tensor_files import Array
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
 MAX_CAPACITY = 32768

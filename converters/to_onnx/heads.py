@@ -8,7 +8,7 @@ query, key and value add nothing to scores or outputs. The padding is exact.
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import Array
+from sgate_serve.tensor_files import Array
 
 # GroupQueryAttention with do_rotary on the CPU provider: head width must be a multiple of 16.
 HEAD_MULTIPLE = 16

@@ -18,9 +18,10 @@ from converters.to_onnx.heads import (
     padded_positions,
 )
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
-from sgate_serve.checkpoint import Array, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from sgate_serve.spec import IN_INDEX, OUT_INDEX
+from sgate_serve.tensor_files import Array
 
 Read = Callable[[], Array]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgate_serve.bench.compare import comparison_lines
-from sgate_serve.checkpoint import Checkpoint, read_json
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.demo.options import DemoOptions, DemoSizes
 from sgate_serve.demo.stages import (
     COMPARE_FILE,
@@ -20,6 +20,7 @@ from sgate_serve.demo.stages import (
     write_json,
 )
 from sgate_serve.errors import SgateError
+from sgate_serve.fields import read_json
 from sgate_serve.inspect import CERTIFICATE_FILE, Inspection
 
 REPORT_FILE = "report.json"

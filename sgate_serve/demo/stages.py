@@ -11,7 +11,7 @@ from typing import Any
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
-from sgate_serve.checkpoint import SINGLE_FILE, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.demo.corpus import (
     END_TOKEN,
     EVAL_FILE,
@@ -30,6 +30,7 @@ from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan_json import read_plan
 from sgate_serve.plots import plot_comparison
+from sgate_serve.tensor_files import SINGLE_FILE
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.work_dir import work_dir_of
 from sgate_serve.verify.certificate import VerifyOptions

@@ -14,9 +14,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sgate_serve import onnx_format as names
-from sgate_serve.checkpoint import Array
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.errors import EngineError
+from sgate_serve.tensor_files import Array
 
 Ints = NDArray[np.int64]
 

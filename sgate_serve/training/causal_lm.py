@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sgate_serve.checkpoint import Array, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.config_values import SGATE_MODEL_TYPE
 from sgate_serve.errors import TrainingError
 from sgate_serve.family import CAUSAL_LM
@@ -20,6 +20,7 @@ from sgate_serve.figures import Figures
 from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates, with_added_biases
 from sgate_serve.plan import Masks
+from sgate_serve.tensor_files import Array
 from sgate_serve.training.documents import (
     Blocks,
     pack,

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import Trainer, set_seed
 from transformers.pytorch_utils import Conv1D
 
-from sgate_serve.checkpoint import Array
 from sgate_serve.family import DOWN, OUTPUT
 from sgate_serve.plan import Masks
 from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import Array
 from sgate_serve.training.documents import Blocks
 from sgate_serve.training.masking import constant_sources, masked_linears
 from sgate_serve.training.phases import BlockDataset, PartlyFrozen, Phase, run

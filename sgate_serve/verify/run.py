@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from converters.convert import open_masked
 from converters.masked import MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
-from sgate_serve.checkpoint import DTYPE_NAMES, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.plan import PLAN_FILE, Indices, Plan
 from sgate_serve.plan_json import read_plan
 from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import DTYPE_NAMES
 from sgate_serve.verify.certificate import Verification, VerifyOptions
 from sgate_serve.verify.engines import VerifiedEngine, open_engine
 from sgate_serve.verify.reference import TorchModel

@@ -6,7 +6,6 @@ Every bug that this has found is a small example of its own below.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -16,12 +15,12 @@ from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import PlanError
 from sgate_serve.families import FAMILIES
-from sgate_serve.plan import Merge, Plan, Target
+from sgate_serve.plan import Target
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.run import verify
-from tests.converters.exactness import Example, check, resized, write_base, write_random_gates
+from tests.converters.exactness import Example, check, write_base, write_random_gates
 from tests.converters.zeroing import WAYS
-from tests.families.zoo import VARIANTS, ZOO, Variant
+from tests.families.zoo import VARIANTS, Variant
 
 CHECKS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 # The longest rope tables and the layer types of the zoo fix the number of layers.

@@ -10,11 +10,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import SINGLE_FILE, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.cli import main
 from sgate_serve.engines.torch import TorchEngine
 from sgate_serve.inspect import Inspection
 from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import SINGLE_FILE
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import TorchModel
 from sgate_serve.verify.run import verify

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import SINGLE_FILE, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.folder import TensorHeader, new_folder
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import linear_sites
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import SINGLE_FILE
 from sgate_serve.verify.certificate import Verification
 from tests.ragged.layouts import rewrite_config
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from converters.convert import make_plan, open_masked
-from sgate_serve.checkpoint import read_json
 from sgate_serve.errors import SgateError
 from sgate_serve.families import FAMILIES
+from sgate_serve.fields import read_json
 from sgate_serve.figures import removed
 from sgate_serve.inspect import Inspection
 from sgate_serve.plan import PLAN_FILE

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.checkpoint import TensorInfo
 from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import TensorInfo
 
 Config = dict[str, Any]
 

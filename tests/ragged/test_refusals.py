@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sgate_serve.checkpoint import SINGLE_FILE, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import CheckpointError
 from sgate_serve.shapes import LayerShape
+from sgate_serve.tensor_files import SINGLE_FILE
 from tests.ragged.layouts import rewrite_config
 from tests.ragged.shapes import CONFIG, SOURCE, shapes_of, understood
 from tests.small_llama import UNEVEN, dense_llama, save_pruned

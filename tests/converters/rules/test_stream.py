@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from converters.rules.facts import LayerState, ModelFacts
+from converters.rules.fixpoint import indices_of
 from converters.rules.stream import (
     dead_columns,
     norm_before,
@@ -12,7 +13,6 @@ from converters.rules.stream import (
     written_by,
 )
 from sgate_serve.family import ATTENTION, BASE, CLASSIFICATION, MLP
-from converters.rules.fixpoint import indices_of
 from sgate_serve.spec import ModelSpec
 from tests.converters.rules.by_hand import (
     EVERY,
