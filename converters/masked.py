@@ -172,7 +172,8 @@ def _fold(
 ) -> Array:
     if rows is None and columns is None:
         return value
-    folded = value.astype(np.float64 if value.dtype == np.float64 else np.float32)
+    wide = np.float64 if value.dtype == np.float64 else np.float32
+    folded: NDArray[np.floating[Any]] = value.astype(wide)
     if rows is not None:
         folded *= rows.reshape(-1, *[1] * (value.ndim - 1))
     if columns is not None:

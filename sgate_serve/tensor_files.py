@@ -18,7 +18,8 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.fields import MAX_SIZE, is_whole, read_json
 
 Array = NDArray[Any]
-# https://github.com/huggingface/safetensors#format: the dtypes that a supported model stores.
+
+# The dtypes that a supported model stores.
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -33,6 +34,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 * 2**20

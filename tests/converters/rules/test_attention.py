@@ -1,5 +1,7 @@
 """Rules 2, 3 and 4 of value dimensions and heads."""
 
+from typing import Any
+
 import pytest
 
 from converters.rules.attention import (
@@ -56,7 +58,8 @@ def test_head_dies_when_its_values_are_dead_or_unread() -> None:
 
 @pytest.mark.parametrize("role", ["query", "key"])
 def test_head_with_zero_query_or_key_lives_because_it_averages_values(role: str) -> None:
-    facts = facts_of(SPEC, layer_of(SPEC, **{role: {"rows": EVERY}}))
+    change: dict[str, Any] = {role: {"rows": EVERY}}
+    facts = facts_of(SPEC, layer_of(SPEC, **change))
     assert found_by(dead_heads, facts, "heads") == []
 
 

@@ -1,5 +1,7 @@
 """Facts to a Plan: what it keeps, folds, merges and counts."""
 
+from typing import Any
+
 import pytest
 
 from converters.rules import RULES, compile_plan
@@ -55,7 +57,9 @@ def test_bias_is_added_where_a_fold_needs_one(
     spec: ModelSpec, role: str, expected: tuple[str, ...]
 ) -> None:
     constant = {"rows": (0,), "bias": ()}
-    changes = {name: constant for name in ("up", "gate") if name in spec.family.linears}
+    changes: dict[str, Any] = {
+        name: constant for name in ("up", "gate") if name in spec.family.linears
+    }
     plan = compile_plan(facts_of(spec, layer_of(spec, **changes)), "base")
     assert plan.folds == (Fold("mlp_units", 0, (0,)),)
     assert plan.extra_biases == expected

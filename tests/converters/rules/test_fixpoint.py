@@ -1,4 +1,4 @@
-"""Rules together: what one death brings about, what moves where, and when a matrix is read again."""
+"""Rules together: what one death brings about, what moves, and when a matrix is read again."""
 
 from typing import Any
 

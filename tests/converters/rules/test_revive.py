@@ -53,7 +53,8 @@ def test_alignment_revives_the_first_dead_units_up_to_the_dense_width(
 
 def test_alignment_leaves_a_removed_block_removed() -> None:
     revived, revivals = align_mlp(state(facts_of(SPEC), mlp_units=EVERY), Target(8, 2))
-    assert alive(revived, "mlp_units") == revivals == []
+    assert alive(revived, "mlp_units") == []
+    assert revivals == []
 
 
 def test_width_that_no_shards_can_share_is_refused() -> None:

@@ -134,9 +134,9 @@ def test_dimension_that_only_a_post_norm_silences_counts_in_that_norm() -> None:
 
 
 def test_model_without_a_head_puts_all_its_dimensions_out() -> None:
-    sizes = {"architectures": ["LlamaModel"]}
-    assert spec_of(**sizes).task == BASE
-    assert removable(spec_of(**sizes)) == ()
+    base = spec_of(architectures=["LlamaModel"])
+    assert base.task == BASE
+    assert removable(base) == ()
     classifier = spec_of(architectures=["LlamaForSequenceClassification"])
     assert classifier.task == CLASSIFICATION
     assert removable(classifier) == (1, 2)
