@@ -19,7 +19,7 @@ from converters.facts import model_facts
 from converters.masked import MaskedCheckpoint
 from converters.rules import find_dead
 from converters.rules.fixpoint import Fixpoint
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint import DTYPES, Array, Checkpoint
 from sgate_serve.family import ATTENTION, MLP_ROLES
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import coupled_sites, linear_sites
@@ -41,6 +41,7 @@ class Example:
     seed: int = 0
     ways: tuple[tuple[str, int], ...] = ()
     gates: tuple[str, float] | None = None
+    has_added_biases: bool = False
     target: Target = Target()
     index_price: int | None = 0
     dtype: torch.dtype = torch.float64
@@ -57,7 +58,8 @@ def check(example: Example, root: Path) -> Plan:
     write_base(example, base)
     if example.gates is not None:
         gates = root / "gates"
-        write_random_gates(Checkpoint.open(base), gates, example.gates, example.seed)
+        deltas = added_biases(Checkpoint.open(base), example) if example.has_added_biases else {}
+        write_random_gates(Checkpoint.open(base), gates, example.gates, example.seed, deltas)
     plan = convert(_options(example, base, out, gates))
     check_outputs(example, open_masked(base, gates), out)
     # With gates no weight is looked at: zeros that are in the base besides are left in it.
@@ -86,17 +88,37 @@ def write_base(example: Example, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def write_random_gates(base: Checkpoint, folder: Path, kind: tuple[str, float], seed: int) -> None:
-    """Write gates of one granularity: a share is exactly 0, the others are 1 or fractions."""
+def added_biases(base: Checkpoint, example: Example) -> dict[str, Array]:
+    """Return biases, with zeros in them, for some of the block linears that have none."""
+    random, own = np.random.default_rng(example.seed), base.spec.tensor_shapes()
+    biases = {}
+    for index in range(len(base.spec.layers)):
+        for module, roles in base.spec.modules(index).items():
+            rows = sum(base.spec.linear_shapes(index)[role][0] for role in roles)
+            if f"{module}.bias" not in own and random.random() < 0.5:
+                bias = random.normal(0, 0.1, rows) * (random.random(rows) < 0.8)
+                stored = base.tensors[f"{base.spec.family.embedding}.weight"].dtype
+                biases[f"{module}.bias"] = bias.astype(DTYPES[stored])
+    return biases
+
+
+def write_random_gates(
+    base: Checkpoint,
+    folder: Path,
+    kind: tuple[str, float],
+    seed: int,
+    deltas: Mapping[str, Array] | None = None,
+) -> None:
+    """Write gates: a share is exactly 0, sometimes all of one, the others are 1 or fractions."""
     granularity, closed = kind
     sites = coupled_sites if granularity == "coupled" else linear_sites
     random, values = np.random.default_rng(seed), {}
     for site in sites(base.spec):
         gate = random.choice([1.0, 1.0, 0.5, 0.3], site.num_gates)
-        gate[random.random(site.num_gates) < closed] = 0
+        gate[random.random(site.num_gates) < (1 if random.random() < 0.05 else closed)] = 0
         values[site.key] = gate.astype(np.float32)
     family = base.spec.family.name
-    Gates("test", family, granularity, base.fingerprint, values).write(folder)
+    Gates("test", family, granularity, base.fingerprint, values).write(folder, deltas)
 
 
 def _options(example: Example, base: Path, out: Path, gates: Path | None) -> ConvertOptions:

@@ -32,6 +32,7 @@ def random_example(number: int) -> Example:
         seed=int(random.integers(2**16)),
         ways=() if has_gates and random.random() < 0.7 else ways,
         gates=random_gates(random) if has_gates else None,
+        has_added_biases=bool(random.random() < 0.5),
         target=random_target(random) if aligned else Target(),
         index_price=[0, 0, 40, None][random.integers(4)],
         dtype=[torch.float64, torch.float64, torch.float32, torch.bfloat16][random.integers(4)],

@@ -72,6 +72,7 @@ EXAMPLES = st.builds(
     seed=st.integers(0, 2**16),
     ways=WAYS_TO_ZERO,
     gates=st.none() | st.none() | GATES,
+    has_added_biases=st.booleans(),
     target=TARGETS,
     index_price=st.sampled_from([0, 0, 40, None]),
     dtype=st.sampled_from([torch.float64, torch.float64, torch.float32, torch.bfloat16]),
