@@ -5,7 +5,7 @@ float64 where it was, so that the fold loses nothing to a 16-bit checkpoint's ro
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,11 @@ class Constants:
             return self._units_on_top()
         return self._moved(tensor) if tensor in self.changed else None
 
-    def merged(self, layer: int, axis: str) -> list[Merge]:
-        return [m for m in self.plan.merges if m.layer == layer and m.axis == axis]
+    def merged(self, layer: int, axis: Literal["heads", "key_dims"]) -> list[Merge]:
+        """Return the merges of a layer whose first index is still alive."""
+        alive = set(self.plan.layers[layer].survivors(axis))
+        merges = [m for m in self.plan.merges if m.layer == layer and m.axis == axis]
+        return [merge for merge in merges if merge.indices[0] in alive]
 
     def merged_key(self, layer: int, merge: Merge) -> Floats:
         """Return the key row, with its bias last, that stands for several: Σ b_q · k."""

@@ -170,6 +170,12 @@ class LayerState:
         known = self.folded.get(role, np.zeros_like(rows))
         return replace(self, folded={**self.folded, role: known | rows})
 
+    def columns_of(self, axis: str, dims: Flags) -> Flags:
+        """Flag the columns that read what `dims` flags on an axis: of heads, dead or alive."""
+        if axis != "value_dims":
+            return dims
+        return np.repeat(dims[:, None, :], self.shape.queries_per_kv, axis=1).reshape(-1)
+
     def with_zeros(self, role: str, zeros: Zeros) -> "LayerState":
         return replace(self, zeros={**self.zeros, role: zeros})
 

@@ -82,7 +82,8 @@ class Fixpoint:
             fold = Fold(death.axis, index, indices_of(constant))
             self.folds.append(fold)
             assert fold.role is not None, fold
-            layer = layer.with_folded(fold.role, ~layer.zeros[fold.role].rows)
+            columns = layer.columns_of(death.axis, constant)
+            layer = layer.with_folded(fold.role, self._reached(layer, fold.role, columns))
         for merge in death.merges:
             self._add_merge(merge)
             layer = _merged(layer, merge)
@@ -90,6 +91,13 @@ class Fixpoint:
         removal = Removal(death.axis, indices_of(new), rule, death.cause)
         self.layer_removals[index].append(removal)
         return True
+
+    def _reached(self, layer: LayerState, role: str, columns: Flags) -> Flags:
+        """Flag the rows of a matrix that are not zero on some columns."""
+        zeros = layer.zeros[role]
+        if self.facts.scan is None or not zeros.scattered:
+            return ~zeros.rows
+        return ~zeros.rows & ~self.facts.scan(layer.index, role, ~zeros.rows, columns).rows
 
     def _add_merge(self, merge: Merge) -> None:
         """Record a merge; what its members took over before is merged with them."""
@@ -109,7 +117,8 @@ class Fixpoint:
 
     def _remove_hidden(self) -> bool:
         dead = self.hidden & removable_dims(self.facts, self.layers, self._embedded)
-        if not dead.any() or dead.all():
+        # A stream that is zero throughout keeps its width: a model of none is no model.
+        if not dead.any() or not (self.hidden & ~dead).any():
             return False
         self.hidden &= ~dead
         self.layers = [layer.without("hidden", dead) for layer in self.layers]
@@ -173,9 +182,7 @@ class Fixpoint:
             return False
         self._scanned[index, role] = size
         found = self.facts.scan(index, role, rows, columns)
-        merged = Zeros(
-            zeros.rows | found.rows, zeros.columns | found.columns, zeros.bias, zeros.scattered
-        )
+        merged = replace(zeros, rows=zeros.rows | found.rows, columns=zeros.columns | found.columns)
         self.layers[index] = layer.with_zeros(role, merged)
         more_rows, more_columns = merged.rows & ~zeros.rows, merged.columns & ~zeros.columns
         return bool((more_rows & rows).any() or (more_columns & columns).any())

@@ -29,6 +29,7 @@ from tests.converters.zeroing import Weights, make_zeros
 from tests.families.float64 import outputs64
 from tests.families.zoo import AUTO_CLASSES, Variant, build, token_batch
 
+NO_TARGET = Target()
 # Of the largest output, or of 1 where all are smaller.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-5}
 
@@ -42,7 +43,7 @@ class Example:
     ways: tuple[tuple[str, int], ...] = ()
     gates: tuple[str, float] | None = None
     has_added_biases: bool = False
-    target: Target = Target()
+    target: Target = NO_TARGET
     index_price: int | None = 0
     dtype: torch.dtype = torch.float64
 

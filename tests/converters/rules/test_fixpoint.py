@@ -1,5 +1,6 @@
 """Rules together: what one death brings about, what moves, and when a matrix is read again."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,8 @@ class Scanner:
         return zeros_on(self.matrices[role], rows, columns)
 
     def facts(self, **fields: Any) -> ModelFacts:
-        layer = layer_of(SPEC)
+        changes = {role: fields.pop(role) for role in list(fields) if role in layer_of(SPEC)}
+        layer = layer_of(SPEC, **changes)
         for role, matrix in self.matrices.items():
             layer[role] = zeros_of_weight(matrix, None)
         return facts_of(SPEC, layer, scan=self, **fields)
@@ -178,6 +180,28 @@ def test_zeros_within_what_lives() -> None:
     assert given.within(flags(3, EVERY), columns).rows.all()
     assert given.within(flags(3, (0,)), flags(HIDDEN, EVERY)).columns.all()
     assert not given.within(flags(3, EVERY), flags(HIDDEN, EVERY)).rows[1:].any()
+
+
+def test_row_that_a_constant_does_not_reach_keeps_its_zero_bias() -> None:
+    down = np.ones((HIDDEN, 3), np.float32)
+    down[:4, 1:] = 0
+    down[4:, 1:], down[4, 0] = 2, 0
+    layer = {"up": {"rows": (1, 2), "bias": ()}, "gate": {"rows": (1, 2)}}
+    facts = Scanner({"down": down}).facts(**layer)
+    facts = replace(facts, spec=spec_of(hidden_act="sigmoid"))
+    folded = find_dead(facts).layers[0].folded["down"]
+    assert indices_of(~folded) == (0, 1, 2, 3)
+
+
+def test_stream_that_dies_bit_by_bit_keeps_a_width() -> None:
+    layer = layer_of(SPEC, output={"rows": EVERY}, down={"rows": (0, 1)})
+    found = Fixpoint(facts_of(SPEC, layer, unembedded=flags(HIDDEN, EVERY)), RULES)
+    found._remove_hidden()
+    assert indices_of(~found.hidden) == (0, 1)
+    # Only now the units die, and with them all that writes.
+    found.run()
+    assert not found.layers[0].mlp_units.any()
+    assert found.hidden.any()
 
 
 def test_norm_on_the_sum_takes_a_constant_over() -> None:
