@@ -5,8 +5,8 @@ again changes nothing. Models are stored in float64 where folds are to be exact 
 """
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,12 @@ from converters.facts import model_facts
 from converters.masked import MaskedCheckpoint
 from converters.rules import find_dead
 from converters.rules.fixpoint import Fixpoint
-from sgate_serve.checkpoint import DTYPES, Array, Checkpoint
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import ATTENTION, MLP_ROLES
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import coupled_sites, linear_sites
 from sgate_serve.plan import AXES, LayerPlan, Plan, Target
+from sgate_serve.tensor_files import DTYPES, Array
 from sgate_serve.verify.reference import dense_model
 from tests.converters.zeroing import Weights, make_zeros
 from tests.families.float64 import outputs64
@@ -36,7 +37,10 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-5}
 
 @dataclass(frozen=True)
 class Example:
-    """What to build, which zeros to make in it by weights or gates, and what to convert for."""
+    """What to build, which zeros to make in it by weights or gates, and what to convert for.
+
+    `change` is one more way to make zeros, for examples that are no random ones.
+    """
 
     variant: Variant
     seed: int = 0
@@ -46,6 +50,7 @@ class Example:
     target: Target = NO_TARGET
     index_price: int | None = 0
     dtype: torch.dtype = torch.float64
+    change: Callable[[Weights], None] | None = None
 
     @property
     def is_minimal(self) -> bool:
@@ -83,8 +88,11 @@ def write_base(example: Example, folder: Path) -> None:
     model.config.dtype = example.dtype
     model = model.to(example.dtype)
     model.save_pretrained(folder)
-    if example.ways:
-        make_zeros(Weights(model, Checkpoint.open(folder).spec), list(example.ways))
+    if example.ways or example.change:
+        weights = Weights(model, Checkpoint.open(folder).spec)
+        make_zeros(weights, list(example.ways))
+        if example.change is not None:
+            example.change(weights)
         shutil.rmtree(folder)
         model.save_pretrained(folder)
 
@@ -200,7 +208,3 @@ def check_same_tensors(one: Path, other: Path) -> None:
         left, right = first.read(name), second.read(name)
         assert left.dtype == right.dtype, name
         np.testing.assert_array_equal(left, right, err_msg=name)
-
-
-def resized(variant: Variant, **fields: Any) -> Variant:
-    return replace(variant, config=dict(variant.config) | fields)

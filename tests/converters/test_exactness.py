@@ -15,12 +15,13 @@ from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import PlanError
 from sgate_serve.families import FAMILIES
-from sgate_serve.plan import Target
+from sgate_serve.family import DOWN, OUTPUT, QUERY, UP
+from sgate_serve.plan import Merge, Target
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.run import verify
 from tests.converters.exactness import Example, check, write_base, write_random_gates
-from tests.converters.zeroing import WAYS
-from tests.families.zoo import VARIANTS, Variant
+from tests.converters.zeroing import WAYS, Weights, unwrite
+from tests.families.zoo import VARIANTS, ZOO, Variant
 
 CHECKS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 # The longest rope tables and the layer types of the zoo fix the number of layers.
@@ -134,3 +135,113 @@ def expected_units(base: Checkpoint, gates: Path, layer: int) -> int:
     # A closed row closes its bias too: the unit is silent, or where act(0) is not 0 a constant.
     alive &= rows["up"] & rows["gate"] if family.is_gated else rows["up"]
     return int(alive.sum())
+
+
+def zoo(family: str, number: int = 0, task: Any = None, **fields: Any) -> Variant:
+    variant = ZOO[family][number]
+    config = dict(variant.config) | fields
+    return Variant(family, variant.name, task or variant.task, config)
+
+
+def silence(weights: Weights, layer: int, role: str) -> None:
+    """Zero a whole matrix; its bias stays."""
+    weights.matrix(layer, role)[:] = 0
+
+
+def two_unwritten(weights: Weights) -> None:
+    unwrite(weights, [0, 3], len(weights.spec.layers))
+
+
+def test_narrow_stream_keeps_the_width_of_heads_that_follows_from_it_elsewhere(
+    tmp_path: Path,
+) -> None:
+    plan = check(Example(zoo("phi3"), change=two_unwritten), tmp_path)
+    assert plan.hidden is not None and len(plan.hidden) == 46
+
+
+def test_residual_stream_that_is_the_output_keeps_its_dimensions(tmp_path: Path) -> None:
+    plan = check(Example(zoo("llama", task="base"), change=two_unwritten), tmp_path)
+    assert plan.hidden is None
+    assert {removal.axis for removal in plan.layers[0].removals} >= {"query.columns"}
+
+
+def test_constant_block_that_stays_keeps_the_dimensions_that_it_writes(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        two_unwritten(weights)
+        silence(weights, 0, OUTPUT)
+        bias = weights.bias(0, OUTPUT)
+        assert bias is not None
+        bias[0] = 1
+
+    # Its head is tied, so that the first block's constant has nowhere to go.
+    plan = check(Example(zoo("llama", 1), change=change), tmp_path)
+    assert plan.hidden == tuple(i for i in range(48) if i != 3)
+    assert plan.layers[0].heads == (0, 1)
+
+
+def test_dimension_that_a_post_norm_silences_stays(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        unwrite(weights, [0], 0)
+        for layer in range(3):
+            for name in ("post_attention_layernorm", "post_feedforward_layernorm"):
+                norm = weights.named(f"model.layers.{layer}.{name}.weight")
+                assert norm is not None
+                norm[0] = -1
+
+    plan = check(Example(zoo("gemma2"), change=change), tmp_path)
+    assert plan.hidden is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+def test_model_without_any_block_converts_again(family: str, tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        for layer in range(3):
+            silence(weights, layer, OUTPUT)
+            silence(weights, layer, DOWN)
+
+    plan = check(Example(zoo(family), change=change), tmp_path)
+    assert {layer.skipped_blocks for layer in plan.layers} == {("attention", "mlp")}
+
+
+def test_16_bit_embedding_takes_no_constant(tmp_path: Path) -> None:
+    variant = zoo("llama", 1, tie_word_embeddings=False)
+    example = Example(
+        variant, dtype=torch.bfloat16, change=lambda weights: silence(weights, 0, OUTPUT)
+    )
+    assert check(example, tmp_path / "half").folds == ()
+    whole = Example(variant, change=example.change)
+    (fold,) = check(whole, tmp_path / "whole").folds
+    assert fold.target == "model.embed_tokens.weight"
+
+
+def test_heads_that_become_uniform_one_after_another_merge_into_one(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        unwrite(weights, [0, 1], 0)
+        query = weights.matrix(0, QUERY)
+        query[: 2 * 12] = 0
+        # Head 2 reads dimensions that nothing has written before: seen at a second look only.
+        query[2 * 12 : 3 * 12, 2:] = 0
+
+    plan = check(Example(zoo("llama", num_key_value_heads=1), change=change), tmp_path)
+    assert plan.merges == (Merge("heads", 0, (0, 1, 2)),)
+
+
+@pytest.mark.parametrize("target", [Target(), Target(tensor_parallel=2)])
+def test_columns_of_revived_heads_are_not_stored(target: Target, tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        weights.matrix(0, OUTPUT)[:, :12] = 0
+
+    plan = check(Example(zoo("llama"), change=change, target=target), tmp_path)
+    assert plan.layers[0].revived("heads") == {0}
+    (lowering,) = plan.layers[0].lowerings
+    assert lowering.roles == (OUTPUT,) and len(lowering.kept) == 36
+
+
+def test_relu_below_zero_leaves_nothing_behind(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        up, bias = weights.matrix(0, UP), weights.bias(0, UP)
+        assert bias is not None
+        up[:4], bias[:4] = 0, -1
+
+    plan = check(Example(zoo("gpt2", 1), change=change), tmp_path)
+    assert plan.folds == () and len(plan.layers[0].mlp_units) == 26

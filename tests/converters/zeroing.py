@@ -5,7 +5,7 @@ stream choose among its first dimensions, and units among the first units, so th
 meet: a row that reads only dying columns becomes a zero row later.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,15 +175,9 @@ def norms(weights: Weights, random: Random) -> None:
         bias[zero & some(random, len(bias))] = 0
 
 
-def stream(weights: Weights, random: Random) -> None:
-    """Leave some of the first residual dimensions unwritten up to some depth, often for good."""
-    spec = weights.spec
-    dims = torch.zeros(spec.hidden_size, dtype=torch.bool)
-    dims[:FEW] = some(random, FEW)
-    depth = (
-        int(random.integers(len(spec.layers) + 1)) if random.random() < 0.5 else len(spec.layers)
-    )
-    for name, axes in spec.family.outside.items():
+def unwrite(weights: Weights, dims: Sequence[int], depth: int) -> None:
+    """Let neither the embeddings nor the first `depth` layers write some residual dimensions."""
+    for name, axes in weights.spec.family.outside.items():
         table = weights.named(name)
         if len(axes) == 2 and table is not None:
             table[:, dims] = 0
@@ -193,6 +187,14 @@ def stream(weights: Weights, random: Random) -> None:
             bias = weights.bias(layer, WRITERS[block])
             if bias is not None:
                 bias[dims] = 0
+
+
+def stream(weights: Weights, random: Random) -> None:
+    """Leave some of the first residual dimensions unwritten up to some depth, often for good."""
+    num_layers = len(weights.spec.layers)
+    dims = some(random, FEW).nonzero()[:, 0].tolist()
+    depth = int(random.integers(num_layers + 1)) if random.random() < 0.5 else num_layers
+    unwrite(weights, dims, depth)
 
 
 def few_inputs(weights: Weights, random: Random) -> None:
