@@ -23,7 +23,7 @@ from tests.converters.exactness import Example, check, write_base, write_random_
 from tests.converters.zeroing import WAYS, Weights, unwrite
 from tests.families.zoo import VARIANTS, ZOO, Variant
 
-CHECKS = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+CHECKS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 # The longest rope tables and the layer types of the zoo fix the number of layers.
 FIXED_DEPTH = ("layer_types", "max_window_layers")
 
@@ -89,7 +89,7 @@ def check_unless_refused(example: Example, root: Path) -> None:
         assume(False)
 
 
-@settings(max_examples=250, **CHECKS)
+@settings(CHECKS, max_examples=250)
 @given(example=EXAMPLES)
 def test_conversion_is_exact_and_leaves_nothing_dead(
     tmp_path_factory: pytest.TempPathFactory, example: Example
@@ -98,7 +98,7 @@ def test_conversion_is_exact_and_leaves_nothing_dead(
 
 
 @pytest.mark.slow
-@settings(max_examples=5000, **CHECKS)
+@settings(CHECKS, max_examples=5000)
 @given(example=EXAMPLES)
 def test_conversion_is_exact_for_many_more_examples(
     tmp_path_factory: pytest.TempPathFactory, example: Example
