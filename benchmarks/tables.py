@@ -1,4 +1,4 @@
-"""Write the README's measured blocks from `benchmarks/results/demo.json`.
+"""Write the README's measured blocks from the records in `benchmarks/results/`.
 
 `python -m benchmarks.tables` replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 No number is typed by hand.
@@ -13,8 +13,14 @@ from typing import Any
 from sgate_serve.demo.run import report_lines
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "demo.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "decode, batch 8"}
+MASKS = {
+    "coupled": "coupled mask of the same removed fraction",
+    "row_col_price_0": "row-col, all of it cut out (`--index-price 0`)",
+    "row_col_default_price": "row-col, cut out where that pays (default price)",
+    "row_col_nothing_lowered": "row-col, sliced only",
+}
 
 
 def result_rows(report: Mapping[str, Any]) -> Iterator[str]:
@@ -48,18 +54,38 @@ def result_sentence(report: Mapping[str, Any]) -> str:
     )
 
 
-def blocks(report: Mapping[str, Any]) -> dict[str, str]:
+def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the Markdown table of what row-col masks are worth beside a coupled one."""
+    yield "| mask | removed | decode, batch 1 | batch 8 | prefill | ideal decode |"
+    yield "|---|---|---|---|---|---|"
+    for key, name in MASKS.items():
+        result = record["results"][key]
+        speedups = result["onnx"]["speedups"]["onnx"]
+        cells = " | ".join(f"{speedup['ratio']:.2f}×" for speedup in speedups.values())
+        ideal = speedups["decode_batch_1"]["ideal"]
+        yield f"| {name} | {result['figures']['removed']:.1%} | {cells} | {ideal:.2f}× |"
+
+
+def read_records() -> dict[str, Any]:
+    """Return the records that the README quotes, by the names of their files."""
+    names = ("demo", "row_col")
+    return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
+
+
+def blocks(records: Mapping[str, Any]) -> dict[str, str]:
     """Return name → text of every generated block."""
+    report = records["demo"]
     output = "\n".join(report_lines(Path("sgate-demo"), report)).strip()
     return {
         "results": f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report)),
         "demo-output": f"```text\n{output}\n```",
+        "row-col": "\n".join(row_col_rows(records["row_col"])),
     }
 
 
-def render(text: str, report: Mapping[str, Any]) -> str:
+def render(text: str, records: Mapping[str, Any]) -> str:
     """Return `text` with every block replaced; each must be there exactly once."""
-    for name, block in blocks(report).items():
+    for name, block in blocks(records).items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         parts = re.split(f"{start}.*?{end}", text, flags=re.DOTALL)
         if len(parts) != 2:
@@ -70,8 +96,8 @@ def render(text: str, report: Mapping[str, Any]) -> str:
 
 def main() -> None:
     readme = ROOT / "README.md"
-    report = json.loads(RESULT.read_text(encoding="utf-8"))
-    readme.write_text(render(readme.read_text(encoding="utf-8"), report), encoding="utf-8")
+    text = render(readme.read_text(encoding="utf-8"), read_records())
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

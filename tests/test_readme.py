@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import RESULT, render
+from benchmarks.tables import read_records, render
 from sgate_serve.cli import COMMANDS
 from tests.small_llama import dense_llama
 from tests.text_model import write_tokenizer
@@ -58,12 +58,12 @@ def test_the_walk_works_as_written(tmp_path: Path) -> None:
 
 def test_measured_blocks_follow_from_the_record() -> None:
     text = README.read_text(encoding="utf-8")
-    assert render(text, json.loads(RESULT.read_text(encoding="utf-8"))) == text
+    assert render(text, read_records()) == text
 
 
 def test_a_missing_block_is_an_error() -> None:
     with pytest.raises(ValueError, match="found the block results 0 times"):
-        render("no blocks here", json.loads(RESULT.read_text(encoding="utf-8")))
+        render("no blocks here", read_records())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
