@@ -16,8 +16,9 @@ class EngineTarget:
     head_multiple: int = 1
 
 
-# One gather or scatter at decode takes as long as reading so many weights: on ONNX Runtime 42,534 to
-# 47,680 (benchmarks/results/row_col.json). Others, not measured, are taken to launch kernels slower.
+# One gather or scatter at decode takes as long as reading so many weights: on ONNX Runtime some
+# 42,500 to 47,700 (benchmarks/results/row_col.json). Other engines, not measured, are taken to be
+# slower at it.
 ONNX_INDEX_PRICE = 45_000
 INDEX_PRICE = 2**17
 TARGETS: Mapping[str | None, EngineTarget] = {
