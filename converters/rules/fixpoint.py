@@ -20,7 +20,6 @@ from converters.rules.facts import (
     LayerState,
     ModelFacts,
     Rule,
-    Zeros,
 )
 from converters.rules.stream import removable_dims, unwritten_before
 from sgate_serve.family import BLOCKS, KEY, OUTPUT, WRITERS
@@ -95,7 +94,8 @@ class Fixpoint:
     def _reached(self, layer: LayerState, role: str, columns: Flags) -> Flags:
         """Flag the rows of a matrix that are not zero on some columns."""
         zeros = layer.zeros[role]
-        if self.facts.scan is None or not zeros.scattered:
+        # A merged key row is not the one that is stored.
+        if self.facts.scan is None or not zeros.scattered or role == KEY:
             return ~zeros.rows
         return ~zeros.rows & ~self.facts.scan(layer.index, role, ~zeros.rows, columns).rows
 
@@ -172,7 +172,7 @@ class Fixpoint:
     def _look_at(self, index: int, role: str) -> bool:
         """Scan a matrix on what is alive, where scattered zeros could have become a whole line."""
         layer = self.layers[index]
-        zeros, rows, columns = layer.zeros[role], layer.live_rows(role), layer.live_columns(role)
+        zeros, (rows, columns) = layer.zeros[role], self._counted(layer, role)
         size = (int(rows.sum()), int(columns.sum()))
         is_whole = size == (rows.size, columns.size)
         known = self._scanned.get((index, role)) == size
@@ -182,10 +182,28 @@ class Fixpoint:
             return False
         self._scanned[index, role] = size
         found = self.facts.scan(index, role, rows, columns)
-        merged = replace(zeros, rows=zeros.rows | found.rows, columns=zeros.columns | found.columns)
-        self.layers[index] = layer.with_zeros(role, merged)
-        more_rows, more_columns = merged.rows & ~zeros.rows, merged.columns & ~zeros.columns
+        more = replace(zeros, rows=zeros.rows | found.rows, columns=zeros.columns | found.columns)
+        layer = layer.with_zeros(role, more)
+        for merge in self._merges_of(layer, role):
+            layer = _merged(layer, merge)
+        self.layers[index], more = layer, layer.zeros[role]
+        more_rows, more_columns = more.rows & ~zeros.rows, more.columns & ~zeros.columns
         return bool((more_rows & rows).any() or (more_columns & columns).any())
+
+    def _merges_of(self, layer: LayerState, role: str) -> list[Merge]:
+        axis = {KEY: "key_dims", OUTPUT: "heads"}.get(role)
+        return [m for m in self.merges if (m.layer, m.axis) == (layer.index, axis)]
+
+    def _counted(self, layer: LayerState, role: str) -> tuple[Flags, Flags]:
+        """Flag the living rows and columns of a matrix, and those that others have taken over."""
+        rows, columns = layer.live_rows(role).copy(), layer.live_columns(role).copy()
+        for merge in self._merges_of(layer, role):
+            if role == KEY:
+                rows[list(merge.indices)] |= rows[merge.indices[0]]
+            else:
+                heads = columns.reshape(layer.heads.size, -1)
+                heads[list(merge.indices)] |= heads[merge.indices[0]]
+        return rows, columns
 
 
 def indices_of(flags: Flags) -> Indices:
@@ -202,16 +220,15 @@ def _integers(size: int) -> NDArray[np.object_]:
 def _merged(layer: LayerState, merge: Merge) -> LayerState:
     """Return the layer with the first of the merged taking the others' weights over.
 
-    Sums are not looked at again: they count as nonzero where any part is.
+    A sum counts as nonzero where any part is.
     """
     width = layer.shape.head_dim
     if merge.axis == "heads":
         zeros = layer.zeros[OUTPUT]
         columns = zeros.columns.reshape(-1, width).copy()
         columns[merge.indices[0]] = columns[list(merge.indices)].all(axis=0)
-        merged = Zeros(zeros.rows, columns.reshape(-1), zeros.bias)
-        return layer.with_zeros(OUTPUT, merged)
+        return layer.with_zeros(OUTPUT, replace(zeros, columns=columns.reshape(-1)))
     zeros = layer.zeros[KEY]
     rows = zeros.rows.copy()
     rows[merge.indices[0]] = rows[list(merge.indices)].all()
-    return layer.with_zeros(KEY, Zeros(rows, zeros.columns, zeros.bias))
+    return layer.with_zeros(KEY, replace(zeros, rows=rows))

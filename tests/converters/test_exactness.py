@@ -15,7 +15,7 @@ from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import PlanError
 from sgate_serve.families import FAMILIES
-from sgate_serve.family import DOWN, OUTPUT, QUERY, UP
+from sgate_serve.family import DOWN, KEY, OUTPUT, QUERY, UP
 from sgate_serve.plan import Merge, Target
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.run import verify
@@ -245,3 +245,16 @@ def test_relu_below_zero_leaves_nothing_behind(tmp_path: Path) -> None:
 
     plan = check(Example(zoo("gpt2", 1), change=change), tmp_path)
     assert plan.folds == () and len(plan.layers[0].mlp_units) == 26
+
+
+def test_column_that_only_a_dead_row_reads_is_seen_beside_merged_rows(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        query, bias, key = weights.matrix(0, QUERY), weights.bias(0, QUERY), weights.matrix(0, KEY)
+        assert bias is not None
+        query[:5], bias[4] = 0, 0
+        key[torch.arange(len(key)) != 4, 5] = 0
+
+    plan = check(Example(zoo("bert"), change=change), tmp_path)
+    assert plan.merges == (Merge("key_dims", 0, (0, 1, 2, 3)),)
+    (columns,) = (one for one in plan.layers[0].lowerings if one.side == "columns")
+    assert columns.roles == (KEY,) and 5 not in columns.kept
