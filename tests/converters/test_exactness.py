@@ -6,6 +6,7 @@ Every bug that this has found is a small example of its own below.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
@@ -15,7 +16,7 @@ from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import PlanError
 from sgate_serve.families import FAMILIES
-from sgate_serve.family import DOWN, KEY, OUTPUT, QUERY, UP
+from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP
 from sgate_serve.plan import Merge, Target
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.run import verify
@@ -124,17 +125,14 @@ def test_quarter_of_rows_and_columns_closed_loses_every_dead_unit(
 def expected_units(base: Checkpoint, gates: Path, layer: int) -> int:
     """Count the units that neither a closed column nor closed rows make dead or constant."""
     masked, family = open_masked(base.folder, gates), base.spec.family
-    columns = masked.masks[family.linear(layer, "down")].columns
-    assert columns is not None
-    alive = columns != 0
-    rows = {}
-    for role in base.spec.linear_shapes(layer):
-        gate = masked.masks[family.linear(layer, role)].rows
-        assert gate is not None
-        rows[role] = gate[base.spec.role_rows(layer, role)] != 0
-    # A closed row closes its bias too: the unit is silent, or where act(0) is not 0 a constant.
-    alive &= rows["up"] & rows["gate"] if family.is_gated else rows["up"]
-    return int(alive.sum())
+    # A closed row closes its bias too. A linear that is closed on one side is on the other as well.
+    is_open = {}
+    for role in (DOWN, *({GATE, UP} & family.linears.keys())):
+        gate = masked.masks[family.linear(layer, role)]
+        assert gate.rows is not None and gate.columns is not None
+        rows, columns = gate.rows[base.spec.role_rows(layer, role)] != 0, gate.columns != 0
+        is_open[role] = columns & rows.any() if role == DOWN else rows & columns.any()
+    return int(np.logical_and.reduce(list(is_open.values())).sum())
 
 
 def zoo(family: str, number: int = 0, task: Any = None, **fields: Any) -> Variant:
