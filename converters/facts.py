@@ -26,7 +26,8 @@ from sgate_serve.tensor_files import Array
 
 def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
     """Return everything that the rules may know of a masked dense model."""
-    sums = masked.dtype(f"{masked.spec.family.embedding}.weight") in ("F32", "F64")
+    tensors = (masked.spec.family.embedding, *masked.spec.module_names())
+    sums = all(masked.dtype(f"{name}.weight") in ("F32", "F64") for name in tensors)
     if masked.gates is not None:
         found = zeros_of_masks(masked.spec, masked.masks, _biases(masked))
         layers = tuple(_with_inactive(masked, *numbered) for numbered in enumerate(found))
