@@ -26,7 +26,6 @@ from sgate_serve.family import BLOCKS, KEY, OUTPUT, WRITERS
 from sgate_serve.plan import Fold, Indices, Merge, Removal
 
 HIDDEN_RULE, HEAD_RULE = "7 residual dimension", "11 unit on top"
-MOVE_RULE = "6 constant block"
 
 
 class Fixpoint:
