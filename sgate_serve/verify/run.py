@@ -18,7 +18,7 @@ from converters.rewrite import rewritten_tensors, tensor_headers
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
-from sgate_serve.plan import PLAN_FILE, Indices, Plan
+from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import read_plan
 from sgate_serve.spec import ModelSpec
 from sgate_serve.tensor_files import DTYPE_NAMES
@@ -73,8 +73,7 @@ def verify(options: VerifyOptions) -> Verification:
     if tensor is not None:
         difference = describe_tensor(out.spec, tensor)
     elif not compared.holds:
-        kept = None if plan is None else plan.hidden
-        difference = first_different_layer(reference, engine, prompts[0], kept)
+        difference = first_different_layer(reference, engine, prompts[0], plan)
     return Verification(
         passed=difference is None,
         difference=difference,
@@ -160,14 +159,19 @@ def compare_logits(
 
 
 def first_different_layer(
-    reference: TorchModel, engine: VerifiedEngine, prompt: Tokens, kept: Indices | None = None
+    reference: TorchModel, engine: VerifiedEngine, prompt: Tokens, plan: Plan | None = None
 ) -> str:
     """Compare the residual stream after every layer; name the first that differs.
 
-    `kept` are the dimensions that the engine's stream has of the reference's, None for all.
+    The engine's stream has the dimensions that `plan` keeps. Layers between a block whose constant
+    moved and the tensor that took it over have it early: they cannot be compared.
     """
+    kept = None if plan is None else plan.hidden
+    shifted = set() if plan is None else layers_with_moved_constants(plan, reference.spec)
     pairs = zip(reference.residuals(prompt), engine.residuals(prompt), strict=True)
     for layer, (wide, found) in enumerate(pairs):
+        if layer in shifted:
+            continue
         expected = wide if kept is None else wide[:, list(kept)]
         if expected.shape != found.shape:
             return f"the residual stream is {found.shape[1]} wide and no plan says which dimensions"
@@ -177,6 +181,20 @@ def first_different_layer(
         if not difference <= RELATIVE_TOLERANCE * scale:
             return f"first differing layer: {layer}, by {difference:.2e} in the residual stream"
     return "after the last layer: the final norm or the head"
+
+
+def layers_with_moved_constants(plan: Plan, spec: ModelSpec) -> set[int]:
+    """Return the layers whose stream already holds the constant of a later block (rule 6)."""
+    shifted: set[int] = set()
+    for fold in plan.folds:
+        if fold.target:
+            starts = (
+                index
+                for index in range(len(spec.layers))
+                if fold.target.startswith(f"{spec.family.layer_name(index)}.")
+            )
+            shifted |= set(range(next(starts, 0), fold.layer))
+    return shifted
 
 
 def _plan_of(out: Checkpoint, masked: MaskedCheckpoint) -> Plan | None:

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.plan import PLAN_FILE
+from sgate_serve.plan_json import read_plan
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.engines import open_engine
 from sgate_serve.verify.reference import TorchModel
@@ -40,8 +41,9 @@ def test_streams_are_compared_at_the_dimensions_that_are_left(
 ) -> None:
     out = Checkpoint.open(folders["out"])
     reference = TorchModel.masked_dense(open_masked(folders["base"], None))
-    kept = tuple(np.setdiff1d(np.arange(48), DEAD).tolist())
-    found = first_different_layer(reference, open_engine(engine, out), random_tokens(9), kept)
+    plan = read_plan(folders["out"] / PLAN_FILE)
+    assert plan.hidden == tuple(np.setdiff1d(np.arange(48), DEAD).tolist())
+    found = first_different_layer(reference, open_engine(engine, out), random_tokens(9), plan)
     assert found == "after the last layer: the final norm or the head"
 
 
