@@ -31,7 +31,7 @@ class Figures:
     def of(cls, plan: Plan, dense: ModelSpec) -> "Figures":
         total = dense.num_gateable or 1
         small, sliced = pruned_spec(plan, dense), pruned_spec(_without_index_work(plan), dense)
-        bare = pruned_spec(_without_revivals(plan), dense)
+        bare = _without_revivals(plan, sliced)
         padding = sum(_padding(small, TARGETS[plan.target.engine].head_multiple))
         return cls(
             naive=plan.closed / total,
@@ -59,15 +59,18 @@ def _without_index_work(plan: Plan) -> Plan:
     return replace(plan, layers=layers)
 
 
-def _without_revivals(plan: Plan) -> Plan:
-    layers = []
-    for layer in _without_index_work(plan).layers:
-        kept = {
-            axis: tuple(i for i in layer.survivors(axis) if i not in layer.revived(axis))
-            for axis in ("mlp_units", "heads", "kv_heads")
-        }
-        layers.append(replace(layer, **kept))  # type: ignore[arg-type]
-    return replace(plan, layers=tuple(layers))
+def _without_revivals(plan: Plan, sliced: ModelSpec) -> ModelSpec:
+    """Return the sliced architecture less what only widths keep."""
+    layers = (
+        replace(
+            shape,
+            num_heads=shape.num_heads - len(layer.revived("heads")),
+            num_kv_heads=shape.num_kv_heads - len(layer.revived("kv_heads")),
+            mlp_units=shape.mlp_units - len(layer.revived("mlp_units")),
+        )
+        for layer, shape in zip(plan.layers, sliced.layers, strict=True)
+    )
+    return replace(sliced, layers=tuple(layers))
 
 
 def _padding(spec: ModelSpec, multiple: int) -> Iterator[int]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sgate_serve.errors import PlanError
 from sgate_serve.family import DOWN, KEY, MLP_ROLES, OUTPUT, QUERY, VALUE
-from sgate_serve.plan import LayerPlan, Plan, head_dims
+from sgate_serve.plan import LayerPlan, Lowering, Plan, head_dims
 from sgate_serve.shapes import Lowered
 from sgate_serve.spec import ModelSpec
 
@@ -70,7 +70,7 @@ def pruned_spec(plan: Plan, dense: ModelSpec) -> ModelSpec:
     )
     lowered = {}
     for name, index in small.module_names().items():
-        found = _lowered_module(plan, dense, index, small.modules(index)[name])
+        found = _lowered_module(plan.layers[index], small, small.modules(index)[name])
         if found != Lowered():
             lowered[name] = found
     return replace(small, lowered=lowered)
@@ -106,19 +106,28 @@ def _own_dims(layer: LayerPlan, role: str) -> Positions:
 
 
 def _side(layer: LayerPlan, role: str, side: str, stays: Positions) -> Side:
+    lowering = _cut_of(layer, role, side)
+    if lowering is None:
+        return Side(stays, stays)
+    return Side(stays, np.asarray(lowering.kept, np.int64), is_lowered=True)
+
+
+def _cut_of(layer: LayerPlan, role: str, side: str) -> Lowering | None:
+    """Return the gather or scatter that applies to one side of a role's linear, if any."""
     for lowering in layer.lowerings:
         if role in lowering.roles and lowering.side == side and lowering.how != "dense":
-            return Side(stays, np.asarray(lowering.kept, np.int64), is_lowered=True)
-    return Side(stays, stays)
+            return lowering
+    return None
 
 
-def _lowered_module(plan: Plan, dense: ModelSpec, index: int, roles: tuple[str, ...]) -> Lowered:
-    places = [place(plan, dense, index, role) for role in roles]
-    rows = [p.rows for p in places if p is not None]
-    columns = next(p.columns for p in places if p is not None)
+def _lowered_module(layer: LayerPlan, small: ModelSpec, roles: tuple[str, ...]) -> Lowered:
+    """Return how much of a module is stored; counting needs no index array."""
+    rows = {role: _cut_of(layer, role, "rows") for role in roles}
+    columns, shapes = _cut_of(layer, roles[0], "columns"), small.linear_shapes(layer.index)
+    counts = [len(cut.kept) if cut else shapes[role][0] for role, cut in rows.items()]
     return Lowered(
-        rows=sum(len(s.stored) for s in rows) if any(s.is_lowered for s in rows) else None,
-        columns=len(columns.stored) if columns.is_lowered else None,
+        rows=sum(counts) if any(rows.values()) else None,
+        columns=None if columns is None else len(columns.kept),
     )
 
 
