@@ -18,7 +18,7 @@ PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "decode, batch 
 MASKS = {
     "coupled": "coupled mask of the same removed fraction",
     "row_col_price_0": "row-col, all of it cut out (`--index-price 0`)",
-    "row_col_default_price": "row-col, cut out where that pays (default price)",
+    "row_col_default_price": "row-col, cut out where that pays (`--target-engine onnx`)",
     "row_col_nothing_lowered": "row-col, sliced only",
 }
 

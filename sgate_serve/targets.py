@@ -16,8 +16,8 @@ class EngineTarget:
     head_multiple: int = 1
 
 
-# One gather or scatter at decode takes as long as reading so many weights: on ONNX Runtime some
-# 42,500 to 47,700 (benchmarks/results/row_col.json). Other engines, not measured, are taken to be
+# One gather or scatter at decode takes as long as reading so many weights: on ONNX Runtime between
+# 40,990 and 56,331 (benchmarks/results/row_col.json). Other engines, not measured, are taken to be
 # slower at it.
 ONNX_INDEX_PRICE = 45_000
 INDEX_PRICE = 2**17
