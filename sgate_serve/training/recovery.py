@@ -51,6 +51,7 @@ def recover_with_lora(
         lora_alpha=LORA_ALPHA_PER_RANK * rank,
         target_modules=list(linears.names),
         task_type="CAUSAL_LM",
+        fan_in_fan_out=spec.family.is_transposed,
     )
     adapted = get_peft_model(model, config)
     _train(model, masks, blocks, phase)
