@@ -6,6 +6,8 @@ The table below is all that `sgate --help` loads; a command's module is imported
 import argparse
 import importlib
 import logging
+import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
@@ -51,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.engine_arguments = engine_words
     try:
         status: int = command.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output, `head` say, has had enough; nothing may be flushed at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except SgateError as error:
         print(f"sgate {name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

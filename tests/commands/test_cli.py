@@ -91,6 +91,21 @@ def test_plan_explains_and_prints_one_json_object(
     assert json.loads(out)["layers"] == json.loads(path.read_text())["layers"]
 
 
+def test_a_reader_that_stops_early_gets_no_traceback(base: Checkpoint) -> None:
+    code = "import sys; from sgate_serve.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "plan", str(base.folder), "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(60) == 141
+
+
 def test_convert_verify_inspect(
     base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
