@@ -7,14 +7,13 @@ first one's removed fraction, is compared with the dense model. A model of the s
 little else in it, whose mask closes next to nothing, shows what one index operation costs.
 """
 
-import argparse
-import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import run_script
 from benchmarks.masks import Values, coupled_values, probe_values, row_col_values
 from benchmarks.synthetic import write_noise
 from converters.convert import ConvertOptions, convert
@@ -166,17 +165,7 @@ def run(options: RowColOptions) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.row_col", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="file to write the record to")
-    for field in fields(RowColOptions):
-        text, value = field.metadata["help"], field.default
-        parser.add_argument(
-            f"--{field.name}", type=type(value), default=value, help=f"{text} (default: {value})"
-        )
-    arguments = vars(parser.parse_args())
-    path = arguments.pop("json")
-    record = run(RowColOptions(**arguments))
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    run_script("row_col", __doc__, RowColOptions, run)
 
 
 def _shape_base(root: Path, options: RowColOptions) -> Checkpoint:

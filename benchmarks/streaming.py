@@ -6,8 +6,6 @@ scan for zeros that finds none). Each conversion is the real command in a proces
 included; the copy is `shutil.copyfile` in this process. `sgate plan` runs on the headers of a 70B.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import shutil
@@ -23,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks.command import run_script
 from benchmarks.synthetic import (
     LLAMA_70B,
     config_of_size,
@@ -221,18 +220,10 @@ def run(options: StreamingOptions, dense: Config, large: Config) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, help="file to write the record to")
-    for field in fields(StreamingOptions):
-        text, value = field.metadata["help"], field.default
-        parser.add_argument(
-            f"--{field.name}", type=type(value), default=value, help=f"{text} (default: {value})"
-        )
-    arguments = vars(parser.parse_args())
-    path = arguments.pop("json")
-    options = StreamingOptions(**arguments)
-    record = run(options, config_of_size(round(options.gib * 2**30)), LLAMA_70B)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    def measured(options: StreamingOptions) -> dict[str, Any]:
+        return run(options, config_of_size(round(options.gib * 2**30)), LLAMA_70B)
+
+    run_script("streaming", __doc__, StreamingOptions, measured)
 
 
 def _free_memory() -> int:

@@ -45,17 +45,15 @@ class Constants:
 
     def bias(self, layer: int, role: str) -> Floats:
         """Return a role's bias [rows], in the original coordinates."""
-        value = self._own(layer, role)
-        for fold in self._folds(layer, f"{role}.columns"):
-            value = value + self._passed_by_norm(layer, role, fold)
+        value = self._before_merge(layer, role)
         if role in (QUERY, KEY, VALUE):
             value = np.where(dead_rows(self.plan.layers[layer], role), 0.0, value)
         if role == QUERY:
             value[[merge.indices[0] for merge in self.merged(layer, "key_dims")]] = 1.0
-        for fold in self._folds(layer, "mlp_units") if role == DOWN else ():
+        for fold in self.folds(layer, "mlp_units") if role == DOWN else ():
             units = np.asarray(fold.indices)
             value = value + self._columns(layer, DOWN, units) @ self._units(layer)[units]
-        for fold in self._folds(layer, "value_dims") if role == OUTPUT else ():
+        for fold in self.folds(layer, "value_dims") if role == OUTPUT else ():
             value = value + self._attended(layer, fold)
         if role in WRITERS.values():
             value = value + self._moved(f"{self.family.linear(layer, role)}.bias")
@@ -84,7 +82,7 @@ class Constants:
 
     def _before_merge(self, layer: int, role: str) -> Floats:
         value = self._own(layer, role)
-        for fold in self._folds(layer, f"{role}.columns"):
+        for fold in self.folds(layer, f"{role}.columns"):
             value = value + self._passed_by_norm(layer, role, fold)
         return value
 
@@ -93,7 +91,8 @@ class Constants:
         rows = self.masked.spec.linear_shapes(layer)[role][0]
         return np.zeros(rows) if own is None else own.astype(np.float64)
 
-    def _folds(self, layer: int, source: str) -> list[Fold]:
+    def folds(self, layer: int, source: str) -> list[Fold]:
+        """Return what one source of a layer folds away."""
         return [f for f in self.plan.folds if f.layer == layer and f.source == source]
 
     def _columns(self, layer: int, role: str, columns: NDArray[Any]) -> Floats:

@@ -5,6 +5,7 @@ the same order. Peak memory is the largest tensor.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class Rewriter:
         shape = self.dense.linear_shapes(index)[role]
         rows, columns = _stored(at.rows, shape[0]), _stored(at.columns, shape[1])
         value = self.masked.read_role(index, role, rows, columns)
-        value = self._merge_heads(index, role, value, at) if role == OUTPUT else value
+        value = self._merge_heads(index, value, at) if role == OUTPUT else value
         value = self._merge_keys(index, value, at) if role == KEY else value
         dead = np.isin(at.columns.stored, self._zeroed_columns(index, role))
         return np.where(dead, np.zeros((), value.dtype), value) if dead.any() else value
@@ -87,18 +88,17 @@ class Rewriter:
             return np.array(sorted(layer.revived("mlp_units")), np.int64)
         if role == OUTPUT:
             return head_dims(tuple(sorted(layer.revived("heads"))), layer.dense.head_dim)
-        source = f"{role}.columns"
-        folds = [f for f in self.plan.folds if f.layer == index and f.source == source]
+        folds = self.constants.folds(index, f"{role}.columns")
         return np.array([i for fold in folds for i in fold.indices], np.int64)
 
-    def _merge_heads(self, index: int, role: str, value: Array, at: Placement) -> Array:
+    def _merge_heads(self, index: int, value: Array, at: Placement) -> Array:
         """Add the output columns of merged heads to those of the head that stays."""
         width = self.plan.layers[index].dense.head_dim
         rows = _stored(at.rows, self.dense.hidden_size)
         for merge in self.constants.merged(index, "heads"):
             into = head_dims(merge.indices[:1], width)
             parts = (
-                self.masked.read_role(index, role, rows, head_dims((head,), width))
+                self.masked.read_role(index, OUTPUT, rows, head_dims((head,), width))
                 for head in merge.indices
             )
             total = sum(part.astype(np.float64) for part in parts)
@@ -149,10 +149,9 @@ class Rewriter:
 
     def _vector_or_table(self, name: str) -> Array:
         """Return a norm, a table or a tensor of the head, cut along its named axes."""
-        axes = self._outside.get(name, (HIDDEN,) if name not in self._head_norms() else ("dims",))
-        if name == f"{self.dense.family.head}.bias":
-            axes = ("vocab",)
-        kept = [self._kept(axis) for axis in axes]
+        # What has no named axes is a norm over the stream, or a vector that is never cut.
+        axes = () if name in self._uncut else self._outside.get(name, (HIDDEN,))
+        kept = [self._kept(axis) for axis in axes] or [None]
         value = self.masked.read(name, *kept)
         added = self.constants.added_to(name)
         if added is None:
@@ -160,13 +159,16 @@ class Rewriter:
         added = added if kept[-1] is None else added[kept[-1]]
         return (value.astype(np.float64) + added).astype(DTYPES[self._dtype(name)])
 
-    def _head_norms(self) -> set[str]:
+    @cached_property
+    def _uncut(self) -> set[str]:
+        """Norms over the width of a head, and the bias of the head on top."""
         family = self.dense.family
-        return {
+        norms = {
             f"{family.layer_name(index)}.{norm}.weight"
             for index in range(len(self.dense.layers))
             for norm in family.head_norms
         }
+        return {*norms, f"{family.head}.bias"}
 
     def _kept(self, axis: str) -> Indices | None:
         kept = {HIDDEN: self.plan.hidden, HEAD_UNITS: self.plan.head_units}.get(axis)

@@ -8,7 +8,7 @@ arithmetic, its padding counted. All are fractions of the dense block weights.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sgate_serve.family import OUTPUT
+from sgate_serve.family import OUTPUT, QUERY
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import Plan
 from sgate_serve.spec import ModelSpec
@@ -80,6 +80,6 @@ def _padding(spec: ModelSpec, multiple: int) -> Iterator[int]:
         if not layer.num_heads or not extra:
             continue
         heads = layer.num_heads + 2 * layer.num_kv_heads
-        _, columns = spec.module_shape(index, spec.family.linear(index, "query"))
+        _, columns = spec.module_shape(index, spec.family.linear(index, QUERY))
         rows, _ = spec.module_shape(index, spec.family.linear(index, OUTPUT))
         yield extra * (heads * columns + layer.num_heads * rows)

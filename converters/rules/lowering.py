@@ -13,7 +13,7 @@ import numpy as np
 
 from converters.rules.facts import Flags, LayerState
 from converters.rules.fixpoint import indices_of
-from sgate_serve.family import ATTENTION, BLOCKS, DOWN, OUTPUT, READERS
+from sgate_serve.family import ATTENTION, BLOCKS, DOWN, MLP_ROLES, OUTPUT, QUERY, READERS
 from sgate_serve.plan import Lowering, Revival
 
 # A projection that leaves its fused matmul costs a launch of its own besides its gather.
@@ -158,10 +158,10 @@ def _slice(state: LayerState, role: str, *, is_row: bool) -> Flags:
     is_writer = role in (OUTPUT, DOWN)
     if is_writer == is_row:
         return state.hidden
-    if role in (DOWN, *READERS["mlp"]):
+    if role in MLP_ROLES:
         return state.mlp_units
     width = state.shape.head_dim
-    return np.repeat(state.heads if role in ("query", OUTPUT) else state.kv_heads, width)
+    return np.repeat(state.heads if role in (QUERY, OUTPUT) else state.kv_heads, width)
 
 
 def _aligned(cut: _Cut, align: int, least: int = 1) -> _Cut:

@@ -1,0 +1,27 @@
+"""The command line of a benchmark: the fields of its options, and the file for its record."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+Options = TypeVar("Options")
+
+
+def run_script(
+    name: str, description: str | None, options: type[Options], run: Callable[[Options], Any]
+) -> None:
+    """Parse `--json FILE` and a flag for each field of `options`, run, and write the record."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--json", type=Path, required=True, help="file to write the record to")
+    for field in fields(options):  # type: ignore[arg-type]
+        text, value = field.metadata["help"], field.default
+        parser.add_argument(
+            f"--{field.name}", type=type(value), default=value, help=f"{text} (default: {value})"
+        )
+    arguments = vars(parser.parse_args())
+    path = arguments.pop("json")
+    record = run(options(**arguments))
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
