@@ -13,10 +13,16 @@ from sgate_serve.models import AUTO_CLASSES
 
 
 def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder."""
+    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder.
+
+    Its attention is one that computes what the config says: sdpa, transformers' default, leaves
+    soft caps out without a word.
+    """
     made: PreTrainedConfig = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(
         dict(checkpoint.config)
     )
+    if checkpoint.spec.has_softcap:
+        made._attn_implementation = "eager"
     return made
 
 

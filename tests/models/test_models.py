@@ -7,7 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 import sgate_serve.models
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import CheckpointError
+from sgate_serve.models.loading import load_model
+from tests.families.zoo import ZOO, build, token_batch
 from tests.small_llama import EMPTY, UNEVEN, Kept, dense_llama, random_tokens, save_pruned
 
 KEPT = {"uneven": UNEVEN, "no attention": [Kept((), (1, 2))] * 5, "empty": [EMPTY] * 5}
@@ -75,3 +78,17 @@ def test_folder_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="supported families: bert, distilbert"):
         AutoConfig.from_pretrained(tmp_path)
+
+def test_the_torch_engine_computes_soft_caps(tmp_path: Path) -> None:
+    variant = ZOO["gemma2"][0]
+    stock = build(variant, seed=0)
+    stock.save_pretrained(tmp_path)
+    loaded = load_model(Checkpoint.open(tmp_path)).eval()
+    tokens = token_batch(variant, 0)
+    with torch.no_grad():
+        found = loaded(tokens).logits
+        stock.set_attn_implementation("sdpa")  # transformers' default, without the caps
+        uncapped = stock(tokens).logits
+        stock.set_attn_implementation("eager")
+        torch.testing.assert_close(found, stock(tokens).logits)
+    assert (found - uncapped).abs().max() > 0.1
