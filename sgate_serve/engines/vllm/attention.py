@@ -1,0 +1,88 @@
+"""Attention with a head count of its own in every layer, in heads as wide as the backend takes."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import get_current_vllm_config
+from vllm.v1.attention.selector import get_attn_backend
+
+from sgate_serve.engines.vllm.layer import LayerContext
+from sgate_serve.engines.vllm.linears import Readers, Writer
+from sgate_serve.errors import EngineError
+from sgate_serve.family import ATTENTION
+
+WIDEST_HEAD = 512
+
+
+class UnevenAttention(nn.Module):
+    """Project, rotate, attend, project: `core` is vLLM's attention for the padded head.
+
+    `head_norms` are the norms of query and key heads, `rotary` vLLM's embedding; both may be
+    missing. `core` may have more heads than the layer: the others are zeros.
+    """
+
+    def __init__(
+        self, layer: LayerContext, core: nn.Module, prefix: str, **parts: nn.Module | None
+    ) -> None:
+        super().__init__()
+        shape = layer.shape
+        self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
+        self.head_dim = shape.stored.head_dim
+        self.readers = Readers(layer, ATTENTION, f"{prefix}.qkv_proj")
+        self.writer = Writer(layer, ATTENTION, f"{prefix}.o_proj")
+        self.core = core
+        self.rotary = parts.get("rotary")
+        self.query_norm, self.key_norm = parts.get("query_norm"), parts.get("key_norm")
+
+    def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return [tokens, hidden] to be added to the stream."""
+        q, k, v = self.readers(x).split(self.readers.sizes, -1)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self._normed(self.query_norm, q), self._normed(self.key_norm, k)
+        if self.rotary is not None:
+            q, k = self.rotary(positions, q, k)
+        core = self.core
+        q = self._padded(q, core.num_heads)
+        k, v = (self._padded(each, core.num_kv_heads) for each in (k, v))
+        y = core(q, k, v)
+        if y.shape[-1] != self.num_heads * self.head_dim:
+            y = y.view(-1, core.num_heads, core.head_size)
+            y = y[:, : self.num_heads, : self.head_dim].reshape(y.shape[0], -1)
+        return self.writer(y)
+
+    def _normed(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        heads = x.reshape(*x.shape[:-1], -1, self.head_dim)
+        return norm(heads).view(x.shape)
+
+    def _padded(self, x: torch.Tensor, num_heads: int) -> torch.Tensor:
+        """Widen heads, and add heads, of zeros to what the core wants."""
+        width = self.core.head_size
+        if x.shape[-1] == num_heads * width:
+            return x
+        heads = x.view(x.shape[0], -1, self.head_dim)
+        padding = (0, width - self.head_dim, 0, num_heads - heads.shape[1])
+        return nn.functional.pad(heads, padding).view(x.shape[0], -1)
+
+
+@cache
+def backend_head_size(head_dim: int, dtype: torch.dtype, **options: Any) -> int:
+    """Return the narrowest head, at least `head_dim` wide, that this platform's attention takes.
+
+    Raises EngineError where it takes none.
+    """
+    for size in range(head_dim, WIDEST_HEAD + 1):
+        try:
+            backend = get_attn_backend(size, dtype, None, **options)
+        except ValueError:  # how a platform says that no backend takes it
+            continue
+        if backend.supports_head_size(size):
+            return size
+    raise EngineError(f"vLLM has no attention here for heads of {head_dim} dimensions")
+
+
+def current_dtype() -> torch.dtype:
+    """Return the dtype that the model being built computes in."""
+    dtype: torch.dtype = get_current_vllm_config().model_config.dtype
+    return dtype

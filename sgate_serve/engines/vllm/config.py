@@ -1,0 +1,82 @@
+"""A model's architecture as vLLM's process sees it: our spec, vLLM's settings, the shards."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed import get_tensor_model_parallel_world_size
+
+from sgate_serve.engines.vllm.layer import LayerContext
+from sgate_serve.errors import EngineError
+from sgate_serve.spec import ModelSpec
+
+QUANTIZATIONS = (None, "compressed-tensors")
+
+
+@dataclass(frozen=True)
+class ModelContext:
+    """What every part of the model is built from."""
+
+    spec: ModelSpec
+    vllm_config: Any
+    num_shards: int
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> "ModelContext":
+        """Read the spec off the config that vLLM loaded; refuse what cannot be computed right.
+
+        Raises EngineError, and CheckpointError for a config that is no model.
+        """
+        model_config = vllm_config.model_config
+        spec = ModelSpec.from_config(model_config.hf_config.to_dict(), f"{model_config.model}")
+        if model_config.quantization not in QUANTIZATIONS:
+            raise EngineError(
+                f"--quantization {model_config.quantization} is not supported for pruned models; "
+                "convert with --precision int8 and leave the option out"
+            )
+        if spec.family.norm_offset and model_config.dtype == torch.float16:
+            raise EngineError(
+                f"family {spec.family.name} overflows in float16; serve it with --dtype bfloat16"
+            )
+        return cls(spec, vllm_config, get_tensor_model_parallel_world_size())
+
+    @property
+    def config(self) -> Any:
+        return self.vllm_config.model_config.hf_config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.vllm_config.model_config.dtype
+        return dtype
+
+    def layer(self, index: int) -> LayerContext:
+        return LayerContext(self.spec, index, self.vllm_config, self.num_shards)
+
+    @property
+    def norm_gain(self) -> float:
+        """What RMS norms of a narrowed stream multiply by: they divide by the width before."""
+        return float((self.spec.norm_size / self.spec.hidden_size) ** 0.5)
+
+    @property
+    def embedding_scale(self) -> float | None:
+        """What Gemma multiplies embeddings by: the root of the width before removal."""
+        return float(self.spec.norm_size**0.5) if self.spec.family.norm_offset else None
+
+    def attention_scale(self, index: int) -> float:
+        """Return what scores of a layer are multiplied by, as transformers' classes derive it."""
+        config = self.config
+        base = getattr(config, "query_pre_attn_scalar", None) or self.spec.layers[index].head_dim
+        scale = float(base**-0.5) if getattr(config, "scale_attn_weights", True) else 1.0
+        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
+            scale /= index + 1
+        return scale
+
+    def rope_parameters(self, index: int) -> dict[str, Any]:
+        """Return the rotary settings of a layer: some families have their own for each type."""
+        settings = dict(self.config.rope_parameters)
+        kinds = getattr(self.config, "layer_types", None)
+        return dict(settings[kinds[index]]) if kinds and kinds[index] in settings else settings
+
+    @property
+    def cache_config(self) -> Any:
+        return self.vllm_config.cache_config

@@ -1,0 +1,283 @@
+"""Any decoder family in vLLM, built from its ModelSpec: uneven widths, missing blocks, indices.
+
+The layer is written once; what sets families apart is data: where norms stand, which linears are
+there, windows, soft caps. Tensor and pipeline parallelism, torch.compile and quantised linears are
+vLLM's own.
+"""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.distributed import get_pp_group
+from vllm.model_executor.layers.activation import get_act_and_mul_fn, get_act_fn
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.layers.pooler import DispatchPooler
+from vllm.model_executor.layers.rotary_embedding import get_rope
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.models.interfaces import SupportsPP
+from vllm.model_executor.models.interfaces_base import default_pooling_type
+from vllm.model_executor.models.utils import (
+    PPMissingLayer,
+    make_empty_intermediate_tensors_factory,
+    make_layers,
+)
+from vllm.sequence import IntermediateTensors
+
+from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_size
+from sgate_serve.engines.vllm.config import ModelContext
+from sgate_serve.engines.vllm.heads import SequenceHead
+from sgate_serve.engines.vllm.layer import LayerContext
+from sgate_serve.engines.vllm.linears import Readers, Writer
+from sgate_serve.engines.vllm.loading import load_weights
+from sgate_serve.family import ATTENTION, MLP
+
+Stream = tuple[torch.Tensor, torch.Tensor | None]
+DYNAMIC = {
+    "input_ids": 0,
+    "positions": 0,
+    "intermediate_tensors": 0,
+    "inputs_embeds": 0,
+}
+
+
+class UnevenMLP(nn.Module):
+    """down(act(gate) · up), or down(act(up)) in families without a gate."""
+
+    def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
+        super().__init__()
+        self.readers = Readers(layer, MLP, f"{prefix}.gate_up_proj")
+        self.writer = Writer(layer, MLP, f"{prefix}.down_proj")
+        make = get_act_and_mul_fn if model.spec.family.is_gated else get_act_fn
+        self.activation = make(model.spec.activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.writer(self.activation(self.readers(x)))
+
+
+class UnevenDecoderLayer(nn.Module):
+    """A decoder layer; either block may be missing, and its norms with it.
+
+    The stream is carried as (delta, residual): a norm adds the two in one pass. Before the first
+    norm of a model there is no residual yet.
+    """
+
+    def __init__(self, model: ModelContext, index: int, prefix: str) -> None:
+        super().__init__()
+        layer, shape = model.layer(index), model.spec.layers[index]
+        self.layer = layer
+        self.blocks = nn.ModuleDict()
+        self.norms, self.post_norms = nn.ModuleDict(), nn.ModuleDict()
+        if shape.num_heads:
+            self.blocks[ATTENTION] = decoder_attention(model, layer, prefix)
+        if shape.mlp_units:
+            self.blocks[MLP] = UnevenMLP(model, layer, f"{prefix}.mlp")
+        for block in self.blocks:
+            self.norms[block] = residual_norm(model)
+            if block in model.spec.family.post_norms:
+                self.post_norms[block] = residual_norm(model)
+
+    def forward(
+        self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> Stream:
+        for name, block in self.blocks.items():
+            hidden, residual = add_and_norm(self.norms[name], hidden, residual)
+            hidden = block(positions, hidden) if name == ATTENTION else block(hidden)
+            if name in self.post_norms:
+                hidden = self.post_norms[name](hidden)
+        return hidden, residual
+
+
+@support_torch_compile(dynamic_arg_dims=DYNAMIC)
+class UnevenDecoderStack(nn.Module):
+    """Embeddings, the layers of this pipeline stage, and the final norm on the last."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        model = ModelContext.of(vllm_config)
+        spec = model.spec
+        self.model_context = model
+        group = get_pp_group()
+        self.embedding: nn.Module = PPMissingLayer()
+        if group.is_first_rank or (spec.tied_head and group.is_last_rank):
+            self.embedding = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size)
+        self.positions: nn.Module | None = None
+        if group.is_first_rank and not spec.family.is_rotary:
+            self.positions = nn.Embedding(spec.num_positions, spec.hidden_size)
+        self.embedding_scale = model.embedding_scale
+        self.start_layer, self.end_layer, self.layers = make_layers(
+            len(spec.layers),
+            lambda prefix: UnevenDecoderLayer(model, int(prefix.rpartition(".")[2]), prefix),
+            prefix=f"{prefix}.layers",
+        )
+        self.final_norm = residual_norm(model) if group.is_last_rank else PPMissingLayer()
+        self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory(
+            ["hidden_states", "residual"], spec.hidden_size
+        )
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return [tokens, hidden]; Gemma's scale is rounded to the dtype, as in transformers."""
+        embedded = self.embedding(input_ids)
+        if self.embedding_scale is None:
+            return embedded
+        return embedded * torch.tensor(self.embedding_scale, dtype=embedded.dtype)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor | IntermediateTensors:
+        hidden, residual = self._start(input_ids, positions, intermediate_tensors, inputs_embeds)
+        for layer in islice(self.layers, self.start_layer, self.end_layer):
+            hidden, residual = layer(positions, hidden, residual)
+        if not get_pp_group().is_last_rank:
+            # A stage without any block has no residual yet; x + 0 is x.
+            residual = torch.zeros_like(hidden) if residual is None else residual
+            return IntermediateTensors({"hidden_states": hidden, "residual": residual})
+        return add_and_norm(self.final_norm, hidden, residual)[0]
+
+    def _start(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> Stream:
+        if not get_pp_group().is_first_rank:
+            assert intermediate_tensors is not None
+            return intermediate_tensors["hidden_states"], intermediate_tensors["residual"]
+        hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        return (hidden if self.positions is None else hidden + self.positions(positions)), None
+
+
+class UnevenDecoder(nn.Module, SupportsPP):
+    """What all decoders share: the stack, and how its weights are loaded."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        self.config = vllm_config.model_config.hf_config
+        self.stack = UnevenDecoderStack(vllm_config=vllm_config, prefix=f"{prefix}model")
+        self.make_empty_intermediate_tensors = self.stack.make_empty_intermediate_tensors
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.stack.embed_input_ids(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor | IntermediateTensors:
+        return self.stack(input_ids, positions, intermediate_tensors, inputs_embeds)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return load_weights(self, self.stack.model_context, weights)
+
+
+class UnevenForCausalLM(UnevenDecoder):
+    """A causal language model of any decoder family."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        spec = self.stack.model_context.spec
+        self.head: nn.Module = PPMissingLayer()
+        if get_pp_group().is_last_rank:
+            has_bias = spec.family.head in spec.extra_biases
+            self.head = ParallelLMHead(spec.vocab_size, spec.hidden_size, bias=has_bias)
+            if spec.tied_head:
+                self.head = self.head.tie_weights(self.stack.embedding)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        self.logits_processor = LogitsProcessor(spec.vocab_size, soft_cap=cap)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Return [tokens, vocab], on the first shard only."""
+        return self.logits_processor(self.head, hidden_states, self.head.bias)
+
+
+@default_pooling_type(seq_pooling_type="LAST")
+class UnevenDecoderClassifier(UnevenDecoder):
+    """A decoder with a classification head on the last token."""
+
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.head = SequenceHead(self.stack.model_context.spec, vllm_config)
+        self.pooler = DispatchPooler.for_seq_cls(
+            vllm_config.model_config.pooler_config, classifier=self.head
+        )
+
+
+@default_pooling_type(seq_pooling_type="LAST")
+class UnevenDecoderEmbedder(UnevenDecoder):
+    """A decoder whose last hidden states are the result."""
+
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.pooler = DispatchPooler.for_embedding(vllm_config.model_config.pooler_config)
+
+
+def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> UnevenAttention:
+    """Build the attention block of one layer."""
+    spec, width = model.spec, layer.shape.stored.head_dim
+    window = spec.windows[layer.index]
+    core = Attention(
+        layer.shape.num_heads,
+        backend_head_size(width, model.dtype, has_sliding_window=window is not None),
+        model.attention_scale(layer.index),
+        num_kv_heads=layer.shape.num_kv_heads,
+        cache_config=model.cache_config,
+        quant_config=layer.quant_config,
+        logits_soft_cap=getattr(model.config, "attn_logit_softcapping", None),
+        per_layer_sliding_window=window,
+        prefix=f"{prefix}.attn",
+    )
+    parts: dict[str, nn.Module | None] = {}
+    if spec.family.is_rotary:
+        parts["rotary"] = get_rope(
+            width,
+            max_position=spec.num_positions,
+            rope_parameters=model.rope_parameters(layer.index),
+        )
+    for name, _ in zip(("query_norm", "key_norm"), spec.family.head_norms, strict=False):
+        parts[name] = rms_norm(model, width, spec.norm_eps)
+    return UnevenAttention(layer, core, f"{prefix}.self_attn", **parts)
+
+
+def residual_norm(model: ModelContext) -> nn.Module:
+    """Build a norm over the stream: RMS of the width before removal, or LayerNorm."""
+    spec = model.spec
+    if spec.family.norm == "layer":
+        return nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps)
+    # n/h · Σx²/n = Σx²/h, so epsilon grows by n/h = gain², and loading multiplies weights by gain.
+    return rms_norm(model, spec.hidden_size, spec.norm_eps * model.norm_gain**2)
+
+
+def rms_norm(model: ModelContext, size: int, eps: float) -> nn.Module:
+    return (GemmaRMSNorm if model.spec.family.norm_offset else RMSNorm)(size, eps=eps)
+
+
+def add_and_norm(
+    norm: nn.Module, hidden: torch.Tensor, residual: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the normed stream and the stream, hidden + residual, itself."""
+    if residual is None:
+        return norm(hidden), hidden
+    if isinstance(norm, nn.LayerNorm):
+        residual = hidden + residual
+        return norm(residual), residual
+    normed: tuple[torch.Tensor, torch.Tensor] = norm(hidden, residual)
+    return normed

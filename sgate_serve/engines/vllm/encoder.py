@@ -1,0 +1,177 @@
+"""Any encoder family in vLLM's pooling runner: classification and embeddings from uneven layers.
+
+vLLM plans memory for one kind of encoder attention, so every layer attends with the widest layer's
+head count; missing heads are zeros behind the small projections. Layers without attention have none.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.compilation.decorators import support_torch_compile
+from vllm.model_executor.layers.activation import get_act_fn
+from vllm.model_executor.layers.attention import EncoderOnlyAttention
+from vllm.model_executor.layers.pooler import DispatchPooler
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.models.bert import _decode_token_type_ids, _encode_token_type_ids
+from vllm.model_executor.models.interfaces import SupportsCrossEncoding
+from vllm.model_executor.models.interfaces_base import attn_type, default_pooling_type
+from vllm.sequence import IntermediateTensors
+
+from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_size
+from sgate_serve.engines.vllm.config import ModelContext
+from sgate_serve.engines.vllm.heads import SequenceHead
+from sgate_serve.engines.vllm.layer import LayerContext
+from sgate_serve.engines.vllm.linears import Readers, Writer
+from sgate_serve.engines.vllm.loading import load_weights
+from sgate_serve.family import ATTENTION, BLOCKS, MLP
+
+
+class UnevenEncoderMLP(nn.Module):
+    """down(act(up))."""
+
+    def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
+        super().__init__()
+        self.readers = Readers(layer, MLP, f"{prefix}.intermediate")
+        self.writer = Writer(layer, MLP, f"{prefix}.output")
+        self.activation = get_act_fn(model.spec.activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.writer(self.activation(self.readers(x)))
+
+
+class UnevenEncoderLayer(nn.Module):
+    """An encoder layer with norms on the sum, which stay where a block is gone."""
+
+    def __init__(self, model: ModelContext, index: int, prefix: str) -> None:
+        super().__init__()
+        spec, layer = model.spec, model.layer(index)
+        self.layer = layer
+        self.blocks = nn.ModuleDict()
+        if spec.layers[index].num_heads:
+            self.blocks[ATTENTION] = encoder_attention(model, layer, prefix)
+        if spec.layers[index].mlp_units:
+            self.blocks[MLP] = UnevenEncoderMLP(model, layer, prefix)
+        self.norms = nn.ModuleDict({block: layer_norm(model) for block in BLOCKS})
+        self.post_norms = nn.ModuleDict()
+
+    def forward(self, positions: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        if ATTENTION in self.blocks:
+            hidden = hidden + self.blocks[ATTENTION](positions, hidden)
+        hidden = self.norms[ATTENTION](hidden)
+        if MLP in self.blocks:
+            hidden = hidden + self.blocks[MLP](hidden)
+        return self.norms[MLP](hidden)
+
+
+@support_torch_compile
+class UnevenEncoderStack(nn.Module):
+    """Embeddings and layers; token types come in a high bit of the token ids, as in vLLM's BERT."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        model = ModelContext.of(vllm_config)
+        spec = model.spec
+        self.model_context, self.first_position = model, spec.first_position
+        self.embedding = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size)
+        self.positions = nn.Embedding(spec.num_positions, spec.hidden_size)
+        self.types = nn.Embedding(spec.num_types, spec.hidden_size) if spec.num_types else None
+        self.embedding_norm = layer_norm(model)
+        self.layers = nn.ModuleList(
+            UnevenEncoderLayer(model, index, f"{prefix}.layers.{index}")
+            for index in range(len(spec.layers))
+        )
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.embedding(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the last hidden states [tokens, hidden]."""
+        # Decoding also takes the bit out of the ids, in place.
+        types = _decode_token_type_ids(input_ids)
+        hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = hidden + self.positions(positions + self.first_position)
+        if self.types is not None:
+            hidden = hidden + self.types(types)
+        hidden = self.embedding_norm(hidden)
+        for layer in self.layers:
+            hidden = layer(positions, hidden)
+        return hidden
+
+
+class UnevenEncoder(nn.Module):
+    """What both uses share: the stack, and how its weights are loaded."""
+
+    is_pooling_model = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__()
+        self.config = vllm_config.model_config.hf_config
+        self.stack = UnevenEncoderStack(vllm_config=vllm_config, prefix=f"{prefix}model")
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.stack.embed_input_ids(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if token_type_ids is not None and self.stack.types is not None:
+            _encode_token_type_ids(input_ids, token_type_ids)
+        return self.stack(input_ids, positions, inputs_embeds)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        return load_weights(self, self.stack.model_context, weights)
+
+
+@attn_type("encoder_only")
+@default_pooling_type(seq_pooling_type="CLS")
+class UnevenEncoderClassifier(UnevenEncoder, SupportsCrossEncoding):
+    """An encoder with its classification head on the first token."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.head = SequenceHead(self.stack.model_context.spec, vllm_config)
+        self.pooler = DispatchPooler.for_seq_cls(
+            vllm_config.model_config.pooler_config, classifier=self.head
+        )
+
+
+@attn_type("encoder_only")
+@default_pooling_type(seq_pooling_type="CLS")
+class UnevenEncoderEmbedder(UnevenEncoder):
+    """An encoder whose last hidden states are the result; a pooler of the base is not read."""
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.pooler = DispatchPooler.for_embedding(vllm_config.model_config.pooler_config)
+
+
+def encoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> UnevenAttention:
+    """Build the attention block of one layer, its core as wide as the widest layer's."""
+    shapes = [model.layer(index).shape for index in range(len(model.spec.layers))]
+    width = layer.shape.stored.head_dim
+    core = EncoderOnlyAttention(
+        max(shape.num_heads for shape in shapes),
+        backend_head_size(width, model.dtype, attn_type="encoder_only"),
+        model.attention_scale(layer.index),
+        num_kv_heads=max(shape.num_kv_heads for shape in shapes),
+        cache_config=model.cache_config,
+        quant_config=layer.quant_config,
+        prefix=f"{prefix}.attn",
+    )
+    return UnevenAttention(layer, core, f"{prefix}.attention")
+
+
+def layer_norm(model: ModelContext) -> nn.LayerNorm:
+    return nn.LayerNorm(model.spec.hidden_size, eps=model.spec.norm_eps)

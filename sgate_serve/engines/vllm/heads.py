@@ -1,0 +1,41 @@
+"""What stands on the stack of a classifier: one linear, or two with units between them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from sgate_serve.spec import ModelSpec
+
+
+class SequenceHead(nn.Module):
+    """Logits [sequences, labels] from the pooled state [sequences, hidden] of each sequence.
+
+    Modules are named as in the folder, dots as underscores.
+    """
+
+    def __init__(self, spec: ModelSpec, vllm_config: Any) -> None:
+        super().__init__()
+        dtype, dense = vllm_config.model_config.head_dtype, spec.head.dense
+        shapes = spec.tensor_shapes()
+        self.activation = None if dense is None else ACT2FN[dense.activation]
+        names = [name for name in spec.head.tensors if name.endswith(".weight")]
+        self.linears = nn.ModuleDict()
+        for name in names:
+            rows, columns = shapes[name]
+            has_bias = f"{name.removesuffix('.weight')}.bias" in spec.head.tensors
+            linear = nn.Linear(columns, rows, bias=has_bias, dtype=dtype)
+            self.linears[key_of(name.removesuffix(".weight"))] = linear
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        first, *rest = self.linears.values()
+        y: torch.Tensor = first(pooled)
+        for linear in rest:
+            y = linear(self.activation(y))
+        return y
+
+
+def key_of(module: str) -> str:
+    """Return a module's name as torch lets a child be called."""
+    return module.replace(".", "_")

@@ -1,0 +1,117 @@
+"""What the parts of one layer are built from, and the stored tensors of a module as they want them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sgate_serve.engines.vllm.sharding import PADDING, ShardedLayer, Sources
+from sgate_serve.shapes import Lowered
+from sgate_serve.spec import IN_INDEX, OUT_INDEX, ModelSpec
+
+# The tensors of one linear by what stands behind the last dot of their names.
+Tensors = Mapping[str, torch.Tensor]
+WEIGHT, SCALE, BIAS = "weight", "weight_scale", "bias"
+
+
+@dataclass(frozen=True)
+class LayerContext:
+    """One layer: its place in the model, its widths on each shard, and vLLM's own settings."""
+
+    spec: ModelSpec
+    index: int
+    vllm_config: Any
+    num_shards: int
+
+    @property
+    def shape(self) -> ShardedLayer:
+        return ShardedLayer(self.spec.layers[self.index], self.num_shards)
+
+    @property
+    def quant_config(self) -> Any:
+        return self.vllm_config.quant_config
+
+    def modules(self, roles: tuple[str, ...]) -> list[str]:
+        """Return the modules that hold these roles, in the order of the roles."""
+        linears = self.spec.family.linears
+        return list(
+            dict.fromkeys(
+                self.spec.family.linear(self.index, role) for role in roles if role in linears
+            )
+        )
+
+    def roles(self, module: str) -> tuple[str, ...]:
+        return self.spec.modules(self.index)[module]
+
+    def lowered(self, module: str) -> Lowered:
+        """Return what a module leaves out where this process keeps it so: on a single shard."""
+        stored = self.spec.lowered.get(module, Lowered())
+        return stored if self.num_shards == 1 else Lowered()
+
+    def has_bias(self, role: str) -> bool:
+        return self.spec.has_bias(self.index, role)
+
+    def tensors_of(self, module: str) -> set[str]:
+        """Return what follows the name of a module in the tensors that its folder holds."""
+        prefix = f"{module}."
+        names = self.spec.tensor_shapes()
+        return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
+
+    def role_tensors(self, module: str, tensors: Tensors) -> dict[str, Tensors]:
+        """Return each role's tensors at full width, padded for the shards; a missing bias is zero.
+
+        Weights [out, in], scales [out, 1] and biases [out] of the padded layer.
+        """
+        weight, scale = self.as_stored(tensors), tensors.get(SCALE)
+        rows, columns = self._dims(module)
+        weight = _spread(weight, 0, _inverse(tensors.get(OUT_INDEX), rows))
+        weight = _spread(weight, 1, _inverse(tensors.get(IN_INDEX), columns))
+        if scale is not None:
+            scale = _spread(scale, 0, _inverse(tensors.get(OUT_INDEX), rows), 1)
+        bias = tensors.get(BIAS)
+        parts: dict[str, Tensors] = {}
+        for role in self.roles(module):
+            own = self.spec.role_rows(self.index, role)
+            of_rows, of_columns = self.shape.rows.get(role), self.shape.columns.get(role)
+            part = {WEIGHT: _spread(_spread(weight[own], 0, of_rows), 1, of_columns)}
+            if scale is not None:
+                part[SCALE] = _spread(scale[own], 0, of_rows, 1)
+            own_bias = weight.new_zeros(own.stop - own.start) if bias is None else bias[own]
+            part[BIAS] = _spread(own_bias, 0, of_rows)
+            parts[role] = part
+        return parts
+
+    def as_stored(self, tensors: Tensors) -> torch.Tensor:
+        """Return the weight as (out, in), whatever way round the family stores it."""
+        weight = tensors[WEIGHT]
+        return weight.t() if self.spec.family.is_transposed else weight
+
+    def _dims(self, module: str) -> tuple[int, int]:
+        shapes = self.spec.linear_shapes(self.index)
+        roles = self.roles(module)
+        return sum(shapes[role][0] for role in roles), shapes[roles[0]][1]
+
+
+def _inverse(index: torch.Tensor | None, size: int) -> Sources | None:
+    """Return for each of `size` dimensions where it is stored."""
+    if index is None:
+        return None
+    inverse = torch.full((size,), PADDING)
+    inverse[index] = torch.arange(len(index))
+    return inverse.numpy()
+
+
+def _spread(
+    tensor: torch.Tensor, dim: int, sources: Sources | None, filling: float = 0
+) -> torch.Tensor:
+    """Take slices of `dim` by their sources; PADDING becomes `filling`."""
+    if sources is None:
+        return tensor
+    index = torch.from_numpy(sources)
+    if not (index == PADDING).any():
+        return tensor.index_select(dim, index)
+    shape = list(tensor.shape)
+    shape[dim] = 1
+    padded = torch.cat([tensor, tensor.new_full(shape, filling)], dim)
+    return padded.index_select(dim, torch.where(index == PADDING, tensor.shape[dim], index))

@@ -1,0 +1,139 @@
+"""Put a folder's tensors into the modules of this process: its shard, its pipeline stage.
+
+vLLM hands over (name, tensor) pairs in the order of the files. Norms and tables go straight to
+their parameters; the tensors of a linear are gathered until all are there, then handed to it
+together, for index vectors say what its weights mean.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+from sgate_serve.engines.vllm.config import ModelContext
+from sgate_serve.engines.vllm.heads import SequenceHead, key_of
+from sgate_serve.engines.vllm.layer import SCALE, Tensors
+from sgate_serve.errors import CheckpointError
+from sgate_serve.family import ATTENTION
+from sgate_serve.spec import ModelSpec
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+Destination = tuple[nn.Parameter, float]
+
+
+def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str]:
+    """Load every tensor of the folder that this process needs; return the parameters that it has.
+
+    Raises CheckpointError where a tensor that the config implies does not come.
+    """
+    spec, quantized = context.spec, context.vllm_config.quant_config is not None
+    plain, linears = plain_parameters(model, context), dict(linear_loaders(model))
+    wanted = {module: _kinds(spec, module, quantized) for module in linears}
+    gathered: dict[str, dict[str, torch.Tensor]] = {module: {} for module in linears}
+    missing = {*plain, *linears}
+    for written, tensor in weights:
+        name = canonical_name(written, spec)
+        module, _, kind = name.rpartition(".")
+        if name in plain:
+            parameter, gain = plain[name]
+            _load_plain(parameter, _scaled(tensor, gain, spec.family.norm_offset))
+            missing.discard(name)
+        elif module in gathered:
+            gathered[module][kind] = tensor
+            if gathered[module].keys() >= wanted[module]:
+                linears[module](module, gathered.pop(module))
+                missing.discard(module)
+    if missing:
+        raise CheckpointError(
+            f"{context.vllm_config.model_config.model}: {min(missing)} is missing; is a shard of "
+            "the checkpoint lost?"
+        )
+    return {name for name, _ in model.named_parameters()}
+
+
+def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination]:
+    """Return name → parameter, and the gain that its stored values get, of all that is no linear."""
+    spec, stack = context.spec, model.stack
+    modules = {
+        spec.family.embedding: (stack.embedding, 1.0),
+        spec.family.position_table: (getattr(stack, "positions", None), 1.0),
+        spec.family.embedding_norm: (getattr(stack, "embedding_norm", None), 1.0),
+        spec.family.final_norm: (getattr(stack, "final_norm", None), context.norm_gain),
+        _types_name(spec): (getattr(stack, "types", None), 1.0),
+    }
+    for layer in _layers(stack):
+        modules |= _layer_norms(layer, context)
+    head = getattr(model, "head", None)
+    if isinstance(head, SequenceHead):
+        names = (name.rpartition(".")[0] for name in spec.head.tensors)
+        modules |= {name: (head.linears[key_of(name)], 1.0) for name in names}
+    elif head is not None and not spec.tied_head:
+        modules[spec.family.head] = (head, 1.0)
+    found: dict[str, Destination] = {}
+    for name, (module, gain) in modules.items():
+        if name and module is not None:
+            own = module.named_parameters(recurse=False)
+            found |= {f"{name}.{kind}": (parameter, gain) for kind, parameter in own}
+    if spec.tied_head and spec.family.head in spec.extra_biases and head is not None:
+        found[f"{spec.family.head}.bias"] = (head.bias, 1.0)
+    return found
+
+
+def linear_loaders(model: Any) -> Iterator[tuple[str, Callable[[str, Tensors], None]]]:
+    """Yield the name of every linear in this stage's blocks, and what takes its tensors."""
+    for layer in _layers(model.stack):
+        for block in layer.blocks.values():
+            yield from ((module, block.readers.load) for module in block.readers.modules_read)
+            yield block.writer.module_written, block.writer.load
+
+
+def canonical_name(written: str, spec: ModelSpec) -> str:
+    """Return a tensor's name in a model with a head: base models are saved without a prefix."""
+    name = f"{spec.family.prefix}.{written}"
+    stack = (spec.family.layer.format(""), *spec.family.outside, *spec.family.tasks["base"].tensors)
+    return name if name.startswith(stack) else written
+
+
+def _layers(stack: Any) -> Iterator[Any]:
+    return (layer for layer in stack.layers if hasattr(layer, "blocks"))
+
+
+def _layer_norms(layer: Any, context: ModelContext) -> dict[str, tuple[Any, float]]:
+    spec, index = context.spec, layer.layer.index
+    family, gain = spec.family, context.norm_gain
+    modules = {family.norm_name(index, name): (norm, gain) for name, norm in layer.norms.items()}
+    for name, norm in layer.post_norms.items():
+        modules[f"{family.layer_name(index)}.{family.post_norms[name]}"] = (norm, gain)
+    if ATTENTION in layer.blocks:
+        attention = layer.blocks[ATTENTION]
+        norms = (attention.query_norm, attention.key_norm)
+        for name, norm in zip(family.head_norms, norms, strict=False):
+            modules[f"{family.layer_name(index)}.{name}"] = (norm, 1.0)
+    return modules
+
+
+def _types_name(spec: ModelSpec) -> str | None:
+    names = (name for name in spec.family.outside if "token_type" in name)
+    return next(names, "").removesuffix(".weight") or None
+
+
+def _kinds(spec: ModelSpec, module: str, quantized: bool) -> set[str]:
+    prefix = f"{module}."
+    names = (name for name in spec.tensor_shapes() if name.startswith(prefix))
+    kinds = {name.removeprefix(prefix) for name in names}
+    return kinds | {SCALE} if quantized else kinds
+
+
+def _scaled(tensor: torch.Tensor, gain: float, offset: float) -> torch.Tensor:
+    """Return norm weights times the gain; Gemma stores what is added to 1."""
+    if gain == 1.0:
+        return tensor
+    wide = tensor.to(torch.float32)
+    return (wide + offset) * gain - offset
+
+
+def _load_plain(parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+    loader = getattr(parameter, "weight_loader", default_weight_loader)
+    loader(parameter, tensor)

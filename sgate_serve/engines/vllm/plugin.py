@@ -1,0 +1,40 @@
+"""What vLLM calls in each of its processes: it registers our config and our model classes.
+
+Models are named by string: nothing of vLLM's layers is imported before one is loaded.
+"""
+
+from collections.abc import Iterator
+
+from sgate_serve.config_values import SGATE_CLASS_PREFIX
+from sgate_serve.families import FAMILIES
+from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
+
+DECODER = "sgate_serve.engines.vllm.decoder"
+ENCODER = "sgate_serve.engines.vllm.encoder"
+DECODERS = {
+    CAUSAL_LM: f"{DECODER}:UnevenForCausalLM",
+    CLASSIFICATION: f"{DECODER}:UnevenDecoderClassifier",
+    BASE: f"{DECODER}:UnevenDecoderEmbedder",
+}
+ENCODERS = {
+    CLASSIFICATION: f"{ENCODER}:UnevenEncoderClassifier",
+    BASE: f"{ENCODER}:UnevenEncoderEmbedder",
+}
+
+
+def register() -> None:
+    """Register `model_type: sgate` with transformers and its architectures with vLLM."""
+    from vllm import ModelRegistry
+
+    import sgate_serve.models  # noqa: F401  # registers the config
+
+    for architecture, target in architectures():
+        ModelRegistry.register_model(architecture, target)
+
+
+def architectures() -> Iterator[tuple[str, str]]:
+    """Yield every architecture that a pruned folder can name, and the class that loads it."""
+    for family in FAMILIES.values():
+        targets = DECODERS if CAUSAL_LM in family.tasks else ENCODERS
+        for task, row in family.tasks.items():
+            yield f"{SGATE_CLASS_PREFIX}{row.model_class}", targets[task]

@@ -1,0 +1,107 @@
+"""How one layer is shared out: its widths over all shards, and where each row and column is from.
+
+Heads and units that do not divide are padded with zeros, which is exact: a zero KV group and its
+query heads write nothing, a zero unit neither. Index vectors do not divide, so with more than one
+shard lowered linears get their zero rows and columns back.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.shapes import LayerShape
+
+# Positions in the stored layer, in the order of the padded one; PADDING stands for a zero.
+Sources = NDArray[np.int64]
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class ShardedLayer:
+    """A layer's shape as stored, and as `num_shards` equal shards need it."""
+
+    stored: LayerShape
+    num_shards: int = 1
+
+    @cached_property
+    def padded(self) -> LayerShape:
+        """The shape over all shards: each gets as many heads, KV heads (or the same one) and units.
+
+        With fewer KV heads than shards each KV head is replicated, where the counts allow it.
+        """
+        shape, shards = self.stored, self.num_shards
+        units = _round_up(shape.mlp_units, shards)
+        if not shape.num_heads:
+            return replace(shape, mlp_units=units)
+        if self._is_replicated:
+            queries = _round_up(shape.queries_per_kv, shards // shape.num_kv_heads)
+            heads = shape.num_kv_heads * queries
+            return replace(shape, num_heads=heads, mlp_units=units)
+        kv_heads = _round_up(shape.num_kv_heads, shards)
+        return replace(
+            shape,
+            num_heads=kv_heads * shape.queries_per_kv,
+            num_kv_heads=kv_heads,
+            mlp_units=units,
+        )
+
+    @property
+    def _is_replicated(self) -> bool:
+        return self.stored.num_kv_heads < self.num_shards and (
+            self.num_shards % self.stored.num_kv_heads == 0
+        )
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of one shard."""
+        return self.padded.num_heads // self.num_shards
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of one shard."""
+        return max(1, self.padded.num_kv_heads // self.num_shards)
+
+    @cached_property
+    def rows(self) -> Mapping[str, Sources]:
+        """Where the rows of each role come from; the down and output projections keep all."""
+        heads, kv_heads, units = self._sources
+        return {QUERY: heads, KEY: kv_heads, VALUE: kv_heads, GATE: units, UP: units}
+
+    @cached_property
+    def columns(self) -> Mapping[str, Sources]:
+        heads, _, units = self._sources
+        return {OUTPUT: heads, DOWN: units}
+
+    @property
+    def _sources(self) -> tuple[Sources, Sources, Sources]:
+        stored, padded = self.stored, self.padded
+        if not stored.num_heads:
+            none = np.zeros(0, np.int64)
+            return none, none, _padded(np.arange(stored.mlp_units), padded.mlp_units)
+        groups = np.arange(stored.num_heads).reshape(stored.num_kv_heads, -1)
+        wider = np.full((padded.num_kv_heads, padded.queries_per_kv), PADDING)
+        wider[: groups.shape[0], : groups.shape[1]] = groups
+        kv_heads = _padded(np.arange(stored.num_kv_heads), padded.num_kv_heads)
+        return (
+            _dimensions(wider.ravel(), stored.head_dim),
+            _dimensions(kv_heads, stored.head_dim),
+            _padded(np.arange(stored.mlp_units), padded.mlp_units),
+        )
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _padded(sources: Sources, size: int) -> Sources:
+    return np.pad(sources, (0, size - len(sources)), constant_values=PADDING)
+
+
+def _dimensions(heads: Sources, width: int) -> Sources:
+    """Return the dimensions of heads, `width` for each."""
+    dims = heads[:, None] * width + np.arange(width)
+    return np.where(heads[:, None] == PADDING, PADDING, dims).ravel()
