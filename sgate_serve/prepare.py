@@ -9,14 +9,25 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines import ENGINES, choose_engine, load_engine
+from sgate_serve.engines import (
+    ENGINES,
+    choose_engine,
+    import_target,
+    load_engine,
+    parse_options,
+)
 from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.timed import Timed, TimedSizes, TimedSlots
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.family import CAUSAL_LM
 from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
+from sgate_serve.options import flag_of
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +73,60 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
     """
     check_task(model)
     name = choose_engine(name)
-    folder = onnx_folder(model) if ENGINES[name].reads == "onnx" else model.folder
-    return load_engine(name, folder, options)
+    return load_engine(name, engine_folder(name, model), options)
+
+
+def load_timed(
+    name: str, model: Checkpoint, sizes: TimedSizes, engine_arguments: Sequence[str] = ()
+) -> Timed:
+    """Load engine `name` (or "auto") to be timed; the caller closes it.
+
+    Raises EngineError as `load_slot_engine` does, and for arguments that the sizes decide.
+    """
+    check_task(model)
+    name = choose_engine(name)
+    timed_class = ENGINES[name].timed
+    if timed_class is None:
+        options = timed_options(name, sizes, engine_arguments)
+        return TimedSlots(load_slot_engine(name, model, options).runner)
+    timed: Timed = import_target(timed_class).load(
+        engine_folder(name, model), sizes.batch, sizes.model_len, sizes.threads, engine_arguments
+    )
+    return timed
+
+
+# Options of slot engines that a measurement leaves no room for → why.
+DECIDED: Mapping[str, str] = MappingProxyType(
+    {
+        "slots": "the largest of --batches decides it",
+        "max_model_len": "--context-tokens, --decode-steps and --prefill-tokens decide it",
+        "prefill_chunk": "a timed prompt is fed in one call",
+    }
+)
+
+
+def timed_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> SlotOptions:
+    """Return a slot engine's options for the sizes; raise EngineError for one given besides."""
+    given = parse_options(name, arguments)
+    for option, reason in DECIDED.items():
+        if getattr(given, option) is not None:
+            raise EngineError(f"engine {name}: {flag_of(option)} has no place here: {reason}")
+    if given.threads is not None and sizes.threads is not None:
+        raise EngineError(
+            f"engine {name}: --threads is given before `--` ({sizes.threads}) and behind it "
+            f"({given.threads}); give it once"
+        )
+    return replace(
+        given,
+        slots=sizes.batch,
+        max_model_len=sizes.model_len,
+        threads=given.threads if sizes.threads is None else sizes.threads,
+    )
+
+
+def engine_folder(name: str, model: Checkpoint) -> Path:
+    """Return the folder that engine `name` reads, its graph built first where there is none."""
+    return onnx_folder(model) if ENGINES[name].reads == "onnx" else model.folder
 
 
 def check_task(model: Checkpoint) -> None:

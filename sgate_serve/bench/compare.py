@@ -1,36 +1,32 @@
 """`sgate bench compare`: dense and pruned models interleaved in one run.
 
-Each round times every phase in the order A B A' A' B A: A is the dense model, B the pruned one, A'
-the dense model loaded a second time. All three have the same mean position, so slow drift of the
-machine cancels. Per round, (A+A)/(B+B) is one sample of the speedup and (A+A)/(A'+A') one of the
-noise floor; medians over rounds carry bootstrap intervals.
+Each round times every phase in the order A B C A' A' C B A: A is the dense model, B the pruned one,
+C each model beside it, A' the dense model loaded a second time. All have the same mean position, so
+slow drift of the machine cancels. Per round, (A+A)/(B+B) is one sample of the speedup and
+(A+A)/(A'+A') one of the noise floor; medians over rounds carry bootstrap intervals.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
 
 from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.bench.statistics import Estimate, median_with_interval
-from sgate_serve.bench.workload import (
-    BATCHES,
-    PREFILL,
-    Measure,
-    Workload,
-    phases,
-    tokens_per_run,
-)
+from sgate_serve.bench.workload import PREFILL, Measure, Workload, phases, tokens_per_run
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.scheduler import Runner, SlotOptions
+from sgate_serve.engines.timed import Timed
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.errors import EngineError
-from sgate_serve.prepare import load_slot_engine
+from sgate_serve.prepare import load_timed
 
 DENSE, PRUNED, DENSE_AGAIN = "dense", "pruned", "dense_again"
-ORDER = (DENSE, PRUNED, DENSE_AGAIN, DENSE_AGAIN, PRUNED, DENSE)
+OWN_NAMES = (DENSE, PRUNED, DENSE_AGAIN)
+NOTHING: Mapping[str, Checkpoint] = MappingProxyType({})
 
 # The threads of the model before spin for 2 ms after its run (engines/onnx_runner.py). Without the
 # pause they made a small dense model up to 1.3 times as fast or slow as itself.
@@ -40,26 +36,42 @@ Times = dict[str, dict[str, list[float]]]
 
 
 @dataclass(frozen=True)
-class PhaseResult:
-    """One phase: measured speedup, its interval, the ideal, and the noise of the measurement."""
+class Speedup:
+    """One model over the dense one in one phase: measured, with its interval, and ideal."""
 
-    speedup: Estimate
-    floor: Estimate
+    measured: Estimate
     ideal: float
-    tokens_per_second: Mapping[str, Estimate]
 
     @property
     def efficiency(self) -> float:
-        return self.speedup.median / self.ideal
+        return self.measured.median / self.ideal
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ratio": self.measured.median,
+            "ci": [self.measured.low, self.measured.high],
+            "ideal": self.ideal,
+            "efficiency": self.efficiency,
+        }
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """One phase: the speedup of the pruned model and of those beside it, and the noise floor."""
+
+    speedups: Mapping[str, Speedup]
+    floor: Estimate
+    tokens_per_second: Mapping[str, Estimate]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All phases of one engine, with what they were measured with."""
+    """All phases of one engine, with what they were measured with; `beside` is name → folder."""
 
     engine: str
     dense: str
     pruned: str
+    beside: Mapping[str, str]
     workload: Workload
     results: Mapping[str, PhaseResult]
 
@@ -68,8 +80,10 @@ class Comparison:
         return {
             "dense": self.dense,
             "pruned": self.pruned,
+            "beside_folders": dict(self.beside),
             "engine": self.engine,
-            "speedups": {self.engine: {name: _speedup(r) for name, r in self.results.items()}},
+            "speedups": {self.engine: self._speedups(PRUNED)},
+            "beside": {name: self._speedups(name) for name in self.beside},
             "floor": {
                 name: {"ratio": r.floor.median, "ci": [r.floor.low, r.floor.high]}
                 for name, r in self.results.items()
@@ -79,67 +93,118 @@ class Comparison:
                 for name, r in self.results.items()
             },
             "workload": asdict(self.workload),
-            "order": list(ORDER),
+            "order": list(order_of((DENSE, PRUNED, *self.beside, DENSE_AGAIN))),
             "hardware": hardware(),
             "versions": library_versions(),
         }
 
+    def _speedups(self, model: str) -> dict[str, Any]:
+        return {name: result.speedups[model].to_json() for name, result in self.results.items()}
+
 
 def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of a comparison's JSON record for a person."""
+    """Yield the table of a comparison's JSON record for a person, a block for each model."""
     yield (
         f"{'phase':<16} {'speedup':>8} {'95% interval':>16} {'ideal':>7} {'efficiency':>11} "
         f"{'A/A floor':>10}"
     )
-    for name, speedup in record["speedups"][record["engine"]].items():
-        low, high = speedup["ci"]
-        yield (
-            f"{name:<16} {speedup['ratio']:>7.2f}x {f'{low:.2f} to {high:.2f}':>16} "
-            f"{speedup['ideal']:>6.2f}x {speedup['efficiency']:>11.2f} "
-            f"{record['floor'][name]['ratio']:>9.2f}x"
-        )
+    # Records of before this key have no model beside the pruned one.
+    beside = record.get("beside", {})
+    blocks = {PRUNED: record["speedups"][record["engine"]], **beside}
+    for model, speedups in blocks.items():
+        if beside:
+            yield f"{model}:"
+        for name, speedup in speedups.items():
+            low, high = speedup["ci"]
+            yield (
+                f"{name:<16} {speedup['ratio']:>7.2f}x {f'{low:.2f} to {high:.2f}':>16} "
+                f"{speedup['ideal']:>6.2f}x {speedup['efficiency']:>11.2f} "
+                f"{record['floor'][name]['ratio']:>9.2f}x"
+            )
 
 
-def compare(dense: Checkpoint, pruned: Checkpoint, engine: str, workload: Workload) -> Comparison:
-    """Load dense, pruned and dense again, and measure every phase in interleaved rounds.
+def compare(
+    dense: Checkpoint,
+    pruned: Checkpoint,
+    engine: str,
+    workload: Workload,
+    beside: Mapping[str, Checkpoint] = NOTHING,
+) -> Comparison:
+    """Load dense, pruned, those beside and dense again; measure every phase interleaved.
 
-    Raises SgateError if a model cannot be loaded or is too short for the workload.
+    Each model of `beside` gets a speedup over dense of its own, under its name there. Raises
+    SgateError if a model cannot be loaded or is too short for the workload, or for a name that is
+    taken.
     """
-    ideal = ideal_speedup(dense.spec, pruned.spec, workload.prefill_tokens)
-    for model in (dense, pruned):
+    candidates = {PRUNED: pruned, **beside}
+    taken = next((name for name in beside if name in OWN_NAMES), None)
+    if taken is not None:
+        raise EngineError(f"--beside {taken}: the comparison has a model of that name already")
+    for model in (dense, *candidates.values()):
         if model.spec.max_positions < workload.model_len:
             raise EngineError(
                 f"{model.folder} holds {model.spec.max_positions} positions, the workload needs "
                 f"{workload.model_len}; lower --prefill-tokens or --decode-steps"
             )
-    runners = {
-        DENSE: _load(dense, engine, workload),
-        PRUNED: _load(pruned, engine, workload),
-        DENSE_AGAIN: _load(dense, engine, workload),
+    with loaded({DENSE: dense, **candidates, DENSE_AGAIN: dense}, engine, workload) as timed:
+        times = measure_rounds(phases(workload), timed, workload.rounds)
+    ideals = {
+        name: ideal_speedup(dense.spec, model.spec, workload.prefill_tokens)
+        for name, model in candidates.items()
     }
-    times = measure_rounds(phases(workload), runners, workload.rounds)
     results = {}
-    for name, by_model in times.items():
-        expected = ideal.prefill if name == PREFILL else ideal.decode
-        results[name] = summarise(by_model, expected, tokens_per_run(workload, name), workload.seed)
-    return Comparison(engine, str(dense.folder), str(pruned.folder), workload, results)
+    for phase, seconds in times.items():
+        expected = {
+            name: ideal.prefill if phase == PREFILL else ideal.decode
+            for name, ideal in ideals.items()
+        }
+        num_tokens = tokens_per_run(workload, phase)
+        results[phase] = summarise(seconds, expected, num_tokens, workload.seed)
+    folders = {name: str(model.folder) for name, model in beside.items()}
+    return Comparison(engine, str(dense.folder), str(pruned.folder), folders, workload, results)
+
+
+@contextmanager
+def loaded(
+    models: Mapping[str, Checkpoint], engine: str, workload: Workload
+) -> Iterator[Mapping[str, Timed]]:
+    """Load the models in order for as long as the context lasts; close all, also on an error."""
+    with ExitStack() as stack:
+        timed: dict[str, Timed] = {}
+        for name, model in models.items():
+            timed[name] = load_timed(engine, model, workload.sizes, workload.engine_arguments)
+            stack.callback(timed[name].close)
+            if timed[name].max_model_len < workload.model_len:
+                raise EngineError(
+                    f"{model.folder}: engine {engine} was loaded with {timed[name].max_model_len} "
+                    f"positions, the workload needs {workload.model_len}; change the arguments "
+                    "behind `--`"
+                )
+        yield timed
+
+
+def order_of(models: Iterable[str]) -> tuple[str, ...]:
+    """Return the order of a round: every model forwards, then backwards."""
+    forwards = tuple(models)
+    return forwards + forwards[::-1]
 
 
 def measure_rounds(
-    measures: Mapping[str, Measure], runners: Mapping[str, Runner], rounds: int
+    measures: Mapping[str, Measure], models: Mapping[str, Timed], rounds: int
 ) -> Times:
-    """Time every phase on every runner; return phase → model → seconds, two values a round.
+    """Time every phase on every model; return phase → model → seconds, two values a round.
 
     One unrecorded round first warms caches, buffers and clocks.
     """
-    times: Times = {name: {model: [] for model in runners} for name in measures}
-    total = (rounds + 1) * len(measures) * len(ORDER)
+    times: Times = {name: {model: [] for model in models} for name in measures}
+    order = order_of(models)
+    total = (rounds + 1) * len(measures) * len(order)
     with tqdm(total=total, desc="measuring", unit="run", disable=None) as bar:
         for number in range(rounds + 1):
             for name, measure in measures.items():
-                for model in ORDER:
+                for model in order:
                     time.sleep(SETTLE_SECONDS)
-                    seconds = measure(runners[model])
+                    seconds = measure(models[model])
                     if number:
                         times[name][model].append(seconds)
                     bar.update()
@@ -147,26 +212,26 @@ def measure_rounds(
 
 
 def summarise(
-    seconds: Mapping[str, list[float]], ideal: float, num_tokens: int, seed: int
+    seconds: Mapping[str, list[float]], ideals: Mapping[str, float], num_tokens: int, seed: int
 ) -> PhaseResult:
-    """Turn one phase's times into estimates; times of a model are two a round, in order."""
+    """Turn one phase's times into estimates for the models of `ideals`.
+
+    Times of a model are two a round, in order.
+    """
     rounds = {model: _pair_sums(values) for model, values in seconds.items()}
-    dense = rounds[DENSE]
+    over_dense = {
+        model: median_with_interval(_ratios(rounds[DENSE], rounds[model]), seed)
+        for model in (*ideals, DENSE_AGAIN)
+    }
     rates = {
         model: median_with_interval([num_tokens / value for value in seconds[model]], seed)
-        for model in (DENSE, PRUNED)
+        for model in (DENSE, *ideals)
     }
     return PhaseResult(
-        speedup=median_with_interval(_ratios(dense, rounds[PRUNED]), seed),
-        floor=median_with_interval(_ratios(dense, rounds[DENSE_AGAIN]), seed),
-        ideal=ideal,
+        speedups={model: Speedup(over_dense[model], ideal) for model, ideal in ideals.items()},
+        floor=over_dense[DENSE_AGAIN],
         tokens_per_second=rates,
     )
-
-
-def _load(model: Checkpoint, engine: str, workload: Workload) -> Runner:
-    options = SlotOptions(max(BATCHES), workload.model_len, workload.threads)
-    return load_slot_engine(engine, model, options).runner
 
 
 def _pair_sums(values: list[float]) -> list[float]:
@@ -175,12 +240,3 @@ def _pair_sums(values: list[float]) -> list[float]:
 
 def _ratios(above: list[float], below: list[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
-
-
-def _speedup(result: PhaseResult) -> dict[str, Any]:
-    return {
-        "ratio": result.speedup.median,
-        "ci": [result.speedup.low, result.speedup.high],
-        "ideal": result.ideal,
-        "efficiency": result.efficiency,
-    }

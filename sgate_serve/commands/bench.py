@@ -2,22 +2,40 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from sgate_serve.bench.workload import Workload
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_lines
+from sgate_serve.errors import SgateError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="compare")
-    compare = kinds.add_parser("compare", help="dense against pruned, interleaved in one run")
+    compare = kinds.add_parser(
+        "compare",
+        help="dense against pruned, interleaved in one run",
+        usage="sgate bench compare DENSE PRUNED [options] [-- ENGINE ARGS]",
+        epilog="ENGINE ARGS: as for serve, except for what the options above decide",
+    )
+    compare.set_defaults(engine_arguments=[])
     compare.add_argument("dense", help="the dense model folder")
     compare.add_argument("pruned", help="the converted folder")
-    compare.add_argument("--engine", default="onnx", help="onnx or torch (default: onnx)")
+    compare.add_argument(
+        "--beside",
+        type=_named_folder,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="another model to measure in the same rounds, say the masked dense one; repeatable",
+    )
+    compare.add_argument(
+        "--engine", default="onnx", help="auto, onnx, torch or vllm (default: onnx)"
+    )
     compare.add_argument("--json", type=Path, help="keep the record in this file")
     compare.add_argument("--plot", type=Path, help="draw the comparison into this file")
-    add_flags(compare, Workload)
+    add_flags(compare, Workload, leave_out={"engine_arguments"})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,8 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.engines import choose_engine
 
     dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
-    workload = options_from(args, Workload)
-    result = compare(dense, pruned, choose_engine(args.engine), workload)
+    folders = _folders_by_name(args.beside)
+    beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
+    workload = options_from(args, Workload, engine_arguments=tuple(args.engine_arguments))
+    result = compare(dense, pruned, choose_engine(args.engine), workload, beside)
     record = result.to_json()
     if args.json is not None:
         args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -37,3 +57,20 @@ def run(args: argparse.Namespace) -> int:
         plot_comparison(result, args.plot)
     print_lines(comparison_lines(record))
     return 0
+
+
+def _named_folder(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER")
+    return name, folder
+
+
+def _folders_by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return name → folder; raise SgateError for a name given twice."""
+    folders: dict[str, str] = {}
+    for name, folder in pairs:
+        if name in folders:
+            raise SgateError(f"--beside {name}: given for {folders[name]} and for {folder}")
+        folders[name] = folder
+    return folders

@@ -18,7 +18,8 @@ def add_flags(
 ) -> None:
     """Add `--field-name` for every field of `options` but those left out.
 
-    A field without default is required, a boolean is a switch, `X | None` takes an X.
+    A field without default is required, a boolean is a switch, `X | None` takes an X, and
+    `tuple[int, ...]` numbers separated by commas.
     """
     hints = get_type_hints(options)
     for field in fields(options):
@@ -62,6 +63,15 @@ def comma_separated(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
+def comma_separated_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in comma_separated(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give whole numbers separated by commas"
+        ) from error
+
+
 def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> None:
     flag = flag_of(field.name)
     text = field.metadata.get("help")
@@ -70,6 +80,9 @@ def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> 
         return
     required = field.default is MISSING and field.default_factory is MISSING
     default = None if required else field.default
+    if isinstance(default, tuple):
+        # argparse reads a default that is text like what the user gives, and shows it as it is.
+        default = ",".join(map(str, default))
     if default is not None and text:
         text += " (default: %(default)s)"
     parser.add_argument(
@@ -86,4 +99,6 @@ def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> 
 def _reader(hint: Any) -> Any:
     if isinstance(hint, UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if hint == tuple[int, ...]:
+        return comma_separated_numbers
     return hint if hint in (int, float, str, Path) else str

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
 from sgate_serve.environment import missing_packages
@@ -27,7 +27,10 @@ AUTO = "auto"
 class EngineRow:
     """One engine: its class, the folder that it loads, and what must be installed for it.
 
-    `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
+    `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself. `timed`
+    is for an engine that is not driven by slots: a class whose classmethod `load(folder, batch,
+    model_len, threads, arguments)` returns a `Timed` (engines/timed.py), threads being an int or
+    None and arguments a sequence of words.
     """
 
     target: str
@@ -35,6 +38,7 @@ class EngineRow:
     when: str
     modules: tuple[str, ...]
     install: str
+    timed: str | None = None
 
 
 ENGINES: Mapping[str, EngineRow] = MappingProxyType(
@@ -66,10 +70,14 @@ def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> 
     not fit, or for a folder that lacks what the engine reads. "auto" is `choose_engine`'s.
     """
     check_engine(name)
-    module, _, attribute = ENGINES[name].target.partition(":")
-    engine_class = getattr(importlib.import_module(module), attribute)
-    engine: SlotEngine = engine_class.load(folder, options or SlotOptions())
+    engine: SlotEngine = import_target(ENGINES[name].target).load(folder, options or SlotOptions())
     return engine
+
+
+def import_target(target: str) -> Any:
+    """Return what a row's "module:attribute" names."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def choose_engine(name: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 from collections import defaultdict
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,19 @@ from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import (
     DENSE,
     DENSE_AGAIN,
-    ORDER,
     PRUNED,
     compare,
     comparison_lines,
     measure_rounds,
+    order_of,
     summarise,
 )
 from sgate_serve.bench.workload import Workload, phases, tokens_per_run
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.scheduler import Runner
+from sgate_serve.engines.timed import Timed, TimedSizes
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.plots import plot_comparison
+from tests.bench import stub_engine
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
 
@@ -49,10 +52,94 @@ def test_record_of_a_real_comparison(
         assert speedup["ideal"] > 1
         assert speedup["efficiency"] == pytest.approx(speedup["ratio"] / speedup["ideal"])
         assert record["floor"][phase]["ratio"] > 0
+    assert (record["beside"], record["beside_folders"]) == ({}, {})
+    assert record["order"] == [DENSE, PRUNED, DENSE_AGAIN, DENSE_AGAIN, PRUNED, DENSE]
     assert record["workload"]["seed"] == 0 and record["hardware"]["cpus"] >= 1
     assert len(list(comparison_lines(record))) == 4
     plot_comparison(result, tmp_path / "plot.svg")
     assert "decode_batch_8" in (tmp_path / "plot.svg").read_text()
+
+
+def test_model_beside_is_measured_in_the_same_rounds(
+    models: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    result = compare(*models, "onnx", WORKLOAD, {"masked": models[0]})
+    record = json.loads(json.dumps(result.to_json()))
+    half = [DENSE, PRUNED, "masked", DENSE_AGAIN]
+    assert record["order"] == half + half[::-1]
+    assert record["beside_folders"] == {"masked": str(models[0].folder)}
+    for phase, pruned in record["speedups"]["onnx"].items():
+        masked = record["beside"]["masked"][phase]
+        assert set(masked) == set(pruned)
+        assert masked["ideal"] == 1.0 < pruned["ideal"]
+        assert set(record["tokens_per_second"][phase]) == {DENSE, PRUNED, "masked"}
+    plot_comparison(result, tmp_path / "plot.svg")
+    assert "masked" in (tmp_path / "plot.svg").read_text()
+
+
+def test_each_model_beside_has_its_own_speedup(
+    models: tuple[Checkpoint, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = stub_engine.install(monkeypatch)
+    other = save(dense_llama(), tmp_path / "other")
+    workload = replace(WORKLOAD, batches=(2, 16), engine_arguments=("--any", "7"))
+    record = compare(*models, "stub", workload, {"masked": models[0], "other": other}).to_json()
+    assert list(record["speedups"]["stub"]) == ["decode_batch_2", "decode_batch_16", "prefill"]
+    measured = {"pruned": record["speedups"]["stub"]} | record["beside"]
+    for name, ratio in {"pruned": 2.0, "masked": 1.0, "other": 4.0}.items():
+        assert {speedup["ratio"] for speedup in measured[name].values()} == {ratio}
+    assert {floor["ratio"] for floor in record["floor"].values()} == {1.0}
+    assert [load.folder.name for load in loads] == ["base", "out", "base", "other", "base"]
+    assert [load.num_closed for load in loads] == [1] * 5
+    assert {(load.batch, load.max_model_len, load.threads) for load in loads} == {(16, 8, 1)}
+    assert {load.arguments for load in loads} == {("--any", "7")}
+    # Three rounds, the first of which warms up, each forwards and backwards.
+    a_round = [(2, 4, 2), (2, 4, 2), (16, 4, 2), (16, 4, 2), (8,), (8,)]
+    assert {tuple(load.calls) for load in loads} == {tuple(3 * a_round)}
+    assert record["workload"]["engine_arguments"] == ("--any", "7")
+    lines = list(comparison_lines(record))
+    assert [line for line in lines if line.endswith(":")] == ["pruned:", "masked:", "other:"]
+    assert lines[-1].split()[:2] == ["prefill", "4.00x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "num_loaded"),
+    [
+        (("--fail", "3"), pytest.raises(MemoryError, match="no room"), 2),
+        (
+            ("--shorter", "1"),
+            pytest.raises(EngineError, match=r"base: engine stub was loaded with 7 positions, the"),
+            1,
+        ),
+    ],
+)
+def test_models_are_closed_when_one_cannot_be_loaded(
+    models: tuple[Checkpoint, Checkpoint],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    error: AbstractContextManager[object],
+    num_loaded: int,
+) -> None:
+    loads = stub_engine.install(monkeypatch)
+    with error:
+        compare(*models, "stub", replace(WORKLOAD, engine_arguments=arguments))
+    assert [load.num_closed for load in loads] == [1] * num_loaded
+
+
+def test_models_are_closed_when_measuring_fails(
+    models: tuple[Checkpoint, Checkpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = stub_engine.install(monkeypatch)
+    # The prefill comes last, so all models have run by then.
+    monkeypatch.delattr(stub_engine.StubTimed, "prefill_seconds")
+    with pytest.raises(AttributeError, match="prefill_seconds"):
+        compare(*models, "stub", WORKLOAD)
+    assert [load.num_closed for load in loads] == [1, 1, 1]
+
+
+def test_name_of_a_model_beside_must_be_its_own(models: tuple[Checkpoint, Checkpoint]) -> None:
+    with pytest.raises(EngineError, match="--beside dense_again: the comparison has a model of"):
+        compare(*models, "onnx", WORKLOAD, {DENSE_AGAIN: models[0]})
 
 
 def test_plot_of_another_file_type_is_refused(
@@ -64,26 +151,31 @@ def test_plot_of_another_file_type_is_refused(
 
 def test_every_round_is_balanced_and_the_first_is_not_recorded() -> None:
     calls: list[str] = []
+    names = (DENSE, PRUNED, "beside", DENSE_AGAIN)
+    order = order_of(names)
+    assert order == (*names, DENSE_AGAIN, "beside", PRUNED, DENSE)
 
     class Named:
         def __init__(self, name: str) -> None:
             self.name = name
 
-    def measure(runner: Runner) -> float:
-        calls.append(runner.name)  # type: ignore[attr-defined]
+    def measure(timed: Timed) -> float:
+        calls.append(timed.name)  # type: ignore[attr-defined]
         return float(len(calls))
 
-    runners: dict[str, Runner] = {n: Named(n) for n in set(ORDER)}  # type: ignore[misc]
-    times = measure_rounds({"phase": measure}, runners, rounds=2)
-    assert calls == [*ORDER, *ORDER, *ORDER]
-    assert {name: len(values) for name, values in times["phase"].items()} == dict.fromkeys(ORDER, 4)
+    timed: dict[str, Timed] = {name: Named(name) for name in names}  # type: ignore[misc]
+    times = measure_rounds({"phase": measure}, timed, rounds=2)
+    assert calls == [*order, *order, *order]
+    assert {name: len(values) for name, values in times["phase"].items()} == dict.fromkeys(names, 4)
     positions = defaultdict(list)
-    for position, name in enumerate(ORDER):
+    for position, name in enumerate(order):
         positions[name].append(position)
-    assert {sum(values) for values in positions.values()} == {5}
+    assert {sum(values) for values in positions.values()} == {7}
     # Times that grow by the same amount with every call show no speedup at all.
-    result = summarise(times["phase"], ideal=1.0, num_tokens=1, seed=0)
-    assert result.speedup.median == pytest.approx(1.0)
+    ideals = {PRUNED: 1.0, "beside": 1.0}
+    result = summarise(times["phase"], ideals, num_tokens=1, seed=0)
+    for speedup in result.speedups.values():
+        assert speedup.measured.median == pytest.approx(1.0)
     assert result.floor.median == pytest.approx(1.0)
 
 
@@ -93,14 +185,25 @@ def test_speedup_is_the_median_of_paired_ratios() -> None:
         PRUNED: [1.0, 1.0, 2.0, 2.0, 2.0, 2.0],
         DENSE_AGAIN: [2.0, 2.0, 5.0, 5.0, 3.0, 3.0],
     }
-    result = summarise(seconds, ideal=4.0, num_tokens=6, seed=0)
-    assert (result.speedup.median, result.efficiency) == (2.0, 0.5)
+    result = summarise(seconds, {PRUNED: 4.0}, num_tokens=6, seed=0)
+    speedup = result.speedups[PRUNED]
+    assert (speedup.measured.median, speedup.efficiency) == (2.0, 0.5)
     assert result.floor.median == 1.0
     assert result.tokens_per_second[DENSE].median == 2.0
 
 
 def test_phases_and_their_tokens() -> None:
     assert [tokens_per_run(WORKLOAD, name) for name in phases(WORKLOAD)] == [2, 16, 8]
+    workload = replace(WORKLOAD, batches=(4, 32))
+    assert list(phases(workload)) == ["decode_batch_4", "decode_batch_32", "prefill"]
+    assert [tokens_per_run(workload, name) for name in phases(workload)] == [8, 64, 8]
+    assert workload.sizes == TimedSizes(batch=32, model_len=8, threads=1)
+
+
+@pytest.mark.parametrize(("batches", "found"), [((), "''"), ((0, 8), "'0,8'"), ((4, 4), "'4,4'")])
+def test_batches_that_make_no_phases_are_refused(batches: tuple[int, ...], found: str) -> None:
+    with pytest.raises(EngineError, match=f"--batches {found}: give different numbers, each at"):
+        Workload(batches=batches)
 
 
 def test_workload_longer_than_the_model_is_refused(

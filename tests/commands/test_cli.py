@@ -133,6 +133,22 @@ def test_verify_exits_1_and_names_the_layer_of_a_tampered_weight(
     assert json.loads((out / CERTIFICATE_FILE).read_text())["passed"] is False
 
 
+def test_bench_compare_measures_a_model_beside(
+    base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = (base.folder, base.folder, "--beside", f"masked={base.folder}")
+    sizes = ("--rounds", "1", "--decode-steps", "2", "--prefill-tokens", "8", "--batches", "1,3")
+    files = ("--json", tmp_path / "c.json", "--plot", tmp_path / "c.png")
+    engine = ("--engine", "auto", "--", "--threads", "1")
+    status, out, _ = run(capsys, "bench", "compare", *folders, *sizes, *files, *engine)
+    assert status == 0
+    assert "masked:\ndecode_batch_1 " in out
+    record = json.loads((tmp_path / "c.json").read_text())
+    assert list(record["beside"]["masked"]) == ["decode_batch_1", "decode_batch_3", "prefill"]
+    assert record["workload"]["engine_arguments"] == ["--threads", "1"]
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -146,6 +162,15 @@ def test_verify_exits_1_and_names_the_layer_of_a_tampered_weight(
         (["serve", "BASE", "--", "--slots", "0"], "slots must be at least 1, found 0"),
         (["inspect", "BASE", "--", "--slots", "4"], "nothing is expected behind `--`"),
         (["bench", "compare", "BASE", "BASE", "--rounds", "0"], "--rounds 0: must be at least 1"),
+        (["bench", "compare", "BASE", "BASE", "--batches", "1,x"], "'1,x': give whole numbers"),
+        (["bench", "compare", "BASE", "BASE", "--batches", "4,4"], "--batches '4,4': give diff"),
+        (["bench", "compare", "BASE", "BASE", "--beside", "BASE"], "expected NAME=FOLDER"),
+        (["bench", "compare", "BASE", "BASE", "--beside", "a=/no"], "/no: no such folder"),
+        (
+            ["bench", "compare", "BASE", "BASE", "--beside", "a=BASE", "--beside", "a=BASE"],
+            "--beside a: given for",
+        ),
+        (["bench", "compare", "BASE", "BASE", "--", "--slots", "4"], "--slots has no place here"),
         (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "rows"], "--gates rows"),
     ],
 )

@@ -1,0 +1,96 @@
+"""Timing a slot engine: what is fed, how often, and that slots are empty afterwards."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sgate_serve.engines.sampling import Logits
+from sgate_serve.engines.timed import TimedSlots
+
+
+class RecordingRunner:
+    """Notes each call; every id is checked against its vocabulary."""
+
+    num_slots, max_model_len, vocab_size = 4, 32, 7
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self.prompts: list[Sequence[int]] = []
+        self.num_held = [0] * self.num_slots
+
+    def prefill(self, slot: int, tokens: Sequence[int]) -> Logits:
+        assert all(0 <= token < self.vocab_size for token in tokens)
+        self.calls.append(("prefill", slot))
+        self.prompts.append(tokens)
+        self.num_held[slot] += len(tokens)
+        return np.zeros(self.vocab_size, np.float32)
+
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
+        assert all(0 <= token < self.vocab_size for token in tokens)
+        assert [self.num_held[slot] >= 5 for slot in slots] == [True] * len(tokens)
+        self.calls.append(("decode", list(slots)))
+        for slot in slots:
+            self.num_held[slot] += 1
+        return np.zeros((len(slots), self.vocab_size), np.float32)
+
+    def logits(self, tokens: NDArray[np.int64]) -> Logits:
+        raise NotImplementedError
+
+    def release(self, slot: int) -> None:
+        self.calls.append(("release", slot))
+        self.num_held[slot] = 0
+
+
+@pytest.fixture
+def runner() -> RecordingRunner:
+    return RecordingRunner()
+
+
+def test_decode_fills_each_row_and_adds_a_token_a_step(runner: RecordingRunner) -> None:
+    seconds = TimedSlots(runner).decode_seconds(2, 5, 3, np.random.default_rng(0))
+    assert seconds > 0
+    assert runner.calls == [
+        *[("prefill", 0), ("prefill", 1)],
+        *[("decode", [0, 1])] * 3,
+        *[("release", 0), ("release", 1)],
+    ]
+    assert [len(prompt) for prompt in runner.prompts] == [5, 5]
+
+
+def test_prefill_is_one_call(runner: RecordingRunner) -> None:
+    timed = TimedSlots(runner)
+    assert timed.max_model_len == 32
+    assert timed.prefill_seconds(20, np.random.default_rng(0)) > 0
+    assert runner.calls == [("prefill", 0), ("release", 0)]
+    assert len(runner.prompts[0]) == 20
+
+
+def test_only_decode_steps_are_timed(
+    runner: RecordingRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A clock that counts calls of the runner instead of seconds.
+    monkeypatch.setattr("time.perf_counter", lambda: float(len(runner.calls)))
+    timed, generator = TimedSlots(runner), np.random.default_rng(0)
+    assert timed.decode_seconds(4, 5, 3, generator) == 3
+    assert timed.prefill_seconds(9, generator) == 1
+
+
+def test_tokens_are_the_generators(runner: RecordingRunner) -> None:
+    timed = TimedSlots(runner)
+    for seed in (0, 0, 1):
+        timed.prefill_seconds(20, np.random.default_rng(seed))
+    first, again, other = runner.prompts
+    assert first == again != other
+    # One generator goes on from run to run: no prompt is timed twice.
+    generator = np.random.default_rng(0)
+    timed.prefill_seconds(20, generator)
+    timed.prefill_seconds(20, generator)
+    assert runner.prompts[3] == first != runner.prompts[4]
+
+
+def test_close_lets_go_of_the_runner(runner: RecordingRunner) -> None:
+    timed = TimedSlots(runner)
+    timed.close()
+    assert runner not in vars(timed).values()
