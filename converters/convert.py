@@ -8,6 +8,7 @@ from converters.facts import model_facts
 from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
 from converters.model_card import model_card
+from converters.quantize import check_quantisable
 from converters.rules import compile_plan
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint import Checkpoint
@@ -16,8 +17,10 @@ from sgate_serve.folder import FolderWriter, new_folder
 from sgate_serve.model_card import CARD_FILE
 from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
 from sgate_serve.plan import Plan, Target
+from sgate_serve.quantization import INT8
 
-PRECISIONS: Mapping[str, str] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+# The dtype that weights are rounded to; int8 is made of the stored one.
+PRECISIONS: Mapping[str, str | None] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", INT8: None}
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def open_masked(
     if gates is None and gates_kind is not None:
         raise GatesError(f"--gates-kind {gates_kind} without --gates; name the gates as well")
     base = Checkpoint.open(checkpoint)
+    base.check_unquantised()
     read = None if gates is None else read_gates(gates, base, gates_kind)
     return MaskedCheckpoint(base, read, dtype)
 
@@ -69,11 +73,20 @@ def convert(options: ConvertOptions) -> Plan:
     unknown = sorted(set(options.to) - set(WRITERS))
     if unknown or not options.to:
         raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
+    is_int8 = options.precision == INT8
+    if is_int8 and "onnx" in options.to:
+        raise PlanError(
+            f"--precision {INT8} with --to onnx: the ONNX graph is fp32 in this release; write it "
+            "into a folder of its own, without --precision"
+        )
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
+    if is_int8:
+        check_quantisable(masked.spec.family)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
-        write_hf(writer, masked, plan)
-        writer.path(CARD_FILE).write_text(model_card(plan, masked.spec), encoding="utf-8")
+        write_hf(writer, masked, plan, is_int8)
+        card = model_card(plan, masked.spec, is_int8)
+        writer.path(CARD_FILE).write_text(card, encoding="utf-8")
         for target in sorted(set(options.to)):
             WRITERS[target](writer)
     return plan

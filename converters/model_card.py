@@ -34,7 +34,7 @@ not verified yet
 ```python
 {code}
 ```
-
+{precision}
 `sgate_plan.json` lists every removed unit with the rule and the reason.
 """
 
@@ -49,7 +49,14 @@ REGISTERED = """import sgate_serve.models  # registers model_type "sgate"; no re
 """
 
 
-def model_card(plan: Plan, dense: ModelSpec) -> str:
+INT8_NOTE = """
+The weights of the linears inside the blocks are int8 (W8A8 of compressed-tensors), which is an
+approximation; `verification.json` says what it costs. transformers needs the compressed-tensors
+package to load them, and cannot where linears have index vectors (`sgate.lowered`).
+"""
+
+
+def model_card(plan: Plan, dense: ModelSpec, is_int8: bool = False) -> str:
     """Return the card as Markdown; `dense` is the architecture before."""
     figures = Figures.of(plan, dense)
     code = CODE.format(auto=AUTO_CLASSES[dense.task])
@@ -58,5 +65,6 @@ def model_card(plan: Plan, dense: ModelSpec) -> str:
         start=CARD_START,
         end=CARD_END,
         **vars(figures),
+        precision=INT8_NOTE if is_int8 else "",
         code=code if is_stock_shape(pruned_spec(plan, dense)) else REGISTERED + code,
     )

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from converters.masked import MaskedCheckpoint
-from converters.rewrite import rewritten_tensors, tensor_headers
+from converters.quantize import stored_tensors
 from sgate_serve.config_values import (
     SGATE_CLASS_PREFIX,
     SGATE_FORMAT_VERSION,
@@ -23,9 +23,9 @@ from sgate_serve.folder import FolderWriter
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import write_plan
+from sgate_serve.quantization import CONFIG_KEY, float_linears, int8_config
 from sgate_serve.shapes import LayerShape
 from sgate_serve.spec import ModelSpec, is_stock_shape
-from sgate_serve.tensor_files import Array
 
 SHARD_BYTES = 4 * 2**30
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -43,18 +43,21 @@ COMPANION_FILES = (
 )
 
 
-def write_hf(writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan) -> None:
+def write_hf(
+    writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan, is_int8: bool = False
+) -> None:
     """Write everything of the HF layout into `writer`; the caller commits."""
     plan.check(masked.spec)
     # Under the names that the base's own files use: base models are saved without a prefix.
-    headers = [
-        replace(header, name=masked.base.written_name(header.name))
-        for header in tensor_headers(masked, plan)
-    ]
-    writer.write_json("config.json", hf_config(masked, plan))
+    written_name = masked.base.written_name
+    headers, arrays = stored_tensors(masked, plan, is_int8)
+    headers = [replace(header, name=written_name(header.name)) for header in headers]
+    config = hf_config(masked, plan)
+    if is_int8:
+        config[CONFIG_KEY] = int8_config(map(written_name, float_linears(masked.spec)))
+    writer.write_json("config.json", config)
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer)
-    arrays: Iterator[Array] = rewritten_tensors(masked, plan)
     shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
     writer.write_weights(headers, shown, SHARD_BYTES)
 

@@ -18,6 +18,14 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.families import FAMILIES
 from sgate_serve.family import ATTENTION, BLOCKS, MLP, Family
 from sgate_serve.fields import read_json
+from sgate_serve.quantization import (
+    SCALE,
+    check_scale,
+    check_weight,
+    int8_weights,
+    is_int8,
+    scale_shapes,
+)
 from sgate_serve.ragged import normalize_config
 from sgate_serve.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.tensor_files import (
@@ -39,7 +47,8 @@ class Checkpoint:
 
     Tensors are known by the names that a model with a head gives them; each keeps its own name in
     the file. `config` says what the tensors hold. It is not the file's where `layout` says, in
-    words, how another tool stored layers of uneven width.
+    words, how another tool stored layers of uneven width. In an int8 folder the linears inside the
+    blocks are int8 with scales.
     """
 
     folder: Path
@@ -47,6 +56,7 @@ class Checkpoint:
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
     layout: str | None = None
+    is_int8: bool = False
 
     @classmethod
     def open(cls, location: str | Path) -> "Checkpoint":
@@ -57,18 +67,19 @@ class Checkpoint:
         folder = find_folder(location)
         source = folder / "config.json"
         stored = read_json(source)
+        quantised = is_int8(stored, str(source))
         tensors = canonical_names(read_headers(folder), stored)
         config, layout = normalize_config(stored, tensors, str(source))
         if layout is not None:
             logger.info("%s: %s", folder, layout)
         spec = ModelSpec.from_config(config, str(source))
-        checkpoint = cls(folder, config, spec, tensors, layout)
+        checkpoint = cls(folder, config, spec, tensors, layout, quantised)
         checkpoint.check()
         return checkpoint
 
     def check(self) -> None:
         """Raise CheckpointError unless the files hold just the tensors that the config implies."""
-        expected = self.spec.tensor_shapes()
+        expected = self.spec.tensor_shapes() | (scale_shapes(self.spec) if self.is_int8 else {})
         for name, shape in expected.items():
             found = self.tensors.get(name)
             if found is None:
@@ -80,20 +91,38 @@ class Checkpoint:
                     f"{found.file}: tensor {name} has shape {list(found.shape)}, config.json "
                     f"implies {list(shape)}"
                 )
-            is_index = name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}"))
-            if is_index:
-                self._check_index(name, found)
-            elif found.dtype not in FLOAT_DTYPES:
-                raise CheckpointError(
-                    f"{found.file}: tensor {name} is stored as {found.dtype}; "
-                    "give the unquantised checkpoint (F32, F16 or BF16)"
-                )
+            self._check_content(name, found)
         for name in sorted(set(self.tensors) - set(expected)):
             if not self._is_ignored(name):
                 raise CheckpointError(
                     f"{self.tensors[name].file}: tensor {name} is no part of family "
                     f"{self.spec.family.name} with this config.json"
                 )
+
+    def check_unquantised(self) -> None:
+        """Raise CheckpointError for int8 weights: what prunes or trains needs those before."""
+        if self.is_int8:
+            raise CheckpointError(
+                f"{self.folder} is quantised to int8; give the unquantised checkpoint"
+            )
+
+    def _check_content(self, name: str, info: TensorInfo) -> None:
+        """Raise CheckpointError unless a tensor's dtype, and an index or a scale, are of use."""
+        if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
+            self._check_index(name, info)
+        elif name in self._int8_weights:
+            check_weight(name, info)
+        elif info.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(
+                f"{info.file}: tensor {name} is stored as {info.dtype}; "
+                "give the unquantised checkpoint (F32, F16 or BF16)"
+            )
+        elif name.endswith(f".{SCALE}"):
+            check_scale(name, info)
+
+    @cached_property
+    def _int8_weights(self) -> frozenset[str]:
+        return int8_weights(self.spec) if self.is_int8 else frozenset()
 
     def _check_index(self, name: str, info: TensorInfo) -> None:
         """Raise CheckpointError unless an index vector is int64, sorted, unique and in range."""
@@ -141,7 +170,7 @@ class Checkpoint:
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights as stored."""
-        return sum(info.end - info.start for info in self.tensors.values())
+        return sum(info.num_bytes for info in self.tensors.values())
 
     @cached_property
     def fingerprint(self) -> str:

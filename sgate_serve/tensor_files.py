@@ -53,6 +53,10 @@ class TensorInfo:
     start: int
     end: int
 
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.start
+
     def read(self) -> Array:
         """Return a read-only view of the tensor, mapped from the file."""
         if self.start == self.end:

@@ -12,7 +12,7 @@ from sgate_serve.spec import ModelSpec
 def check_supported(checkpoint: Checkpoint) -> None:
     """Raise EngineError unless the graph has all that this model's forward needs."""
     spec = checkpoint.spec
-    reason = next(_obstacles(spec), None)
+    reason = "int8 weights in this release" if checkpoint.is_int8 else next(_obstacles(spec), None)
     if reason is not None:
         raise EngineError(
             f"{checkpoint.folder}: the ONNX graph does not support {reason} "

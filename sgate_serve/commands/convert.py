@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=("hf",),
         help="hf (always written), onnx; separated by commas (default: hf)",
     )
-    parser.add_argument("--precision", help="fp32, fp16 or bf16 (default: as stored)")
+    parser.add_argument("--precision", help="fp32, fp16, bf16 or int8 (default: as stored)")
     add_target_flags(parser)
 
 

@@ -58,6 +58,7 @@ def train_causal_lm(options: TrainOptions) -> TrainResult:
     started = time.monotonic()
     check_empty(options.out)
     base = Checkpoint.open(options.base)
+    base.check_unquantised()
     check_base(base, options)
     data = read_data(base, options)
     work = work_dir_of(options.out)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.errors import TrainingError
+from sgate_serve.errors import CheckpointError, TrainingError
 from sgate_serve.figures import Figures, removed
 from sgate_serve.gates import DELTAS_FILE, Gates
 from sgate_serve.training import TrainOptions, train
@@ -290,6 +290,13 @@ def test_a_pruned_base_is_refused(options: TrainOptions, base: Path) -> None:
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(TrainingError, match="is already pruned; train on its"):
+        train(replace(options, base=str(folder)))
+
+
+def test_an_int8_base_is_refused(options: TrainOptions, base: Path) -> None:
+    folder = options.out.with_name("int8")
+    convert(ConvertOptions(str(base), folder, precision="int8"))
+    with pytest.raises(CheckpointError, match="is quantised to int8; give the unquantised"):
         train(replace(options, base=str(folder)))
 
 

@@ -1,0 +1,100 @@
+"""Rounding to int8, symmetric with one scale per output row, tensor by tensor.
+
+Quantised are the linears inside the blocks, after rewriting; all else passes as it is. Peak memory
+is the largest tensor. The format is docs/format.md, "int8".
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converters.masked import BLOCK_VALUES, MaskedCheckpoint
+from converters.rewrite import rewritten_tensors, tensor_headers
+from sgate_serve.errors import CheckpointError, PlanError
+from sgate_serve.family import Family
+from sgate_serve.folder import TensorHeader
+from sgate_serve.placement import pruned_spec
+from sgate_serve.plan import Plan
+from sgate_serve.quantization import INT8, SCALE, int8_weights
+from sgate_serve.tensor_files import Array
+
+LARGEST = 127
+# Below it fp32 loses digits, and many devices take it for zero.
+SMALLEST_SCALE = np.finfo(np.float32).tiny
+
+
+def check_quantisable(family: Family) -> None:
+    """Raise PlanError for a family whose matrices the int8 layout cannot hold."""
+    if family.is_transposed:
+        raise PlanError(
+            f"--precision {INT8}: family {family.name} stores its matrices as (in, out), and int8 "
+            "has one scale per output row of (out, in); give fp32, fp16 or bf16"
+        )
+
+
+def stored_tensors(
+    masked: MaskedCheckpoint, plan: Plan, is_int8: bool
+) -> tuple[list[TensorHeader], Iterator[Array]]:
+    """Return the headers and arrays of a folder, in writing order: as rewritten, or quantised."""
+    headers, arrays = tensor_headers(masked, plan), rewritten_tensors(masked, plan)
+    if not is_int8:
+        return headers, arrays
+    weights = int8_weights(pruned_spec(plan, masked.spec))
+    return list(int8_headers(headers, weights)), int8_arrays(headers, arrays, weights)
+
+
+def int8_headers(
+    headers: Iterable[TensorHeader], weights: frozenset[str]
+) -> Iterator[TensorHeader]:
+    """Yield the headers with those of `weights` as I8, each followed by that of its scales."""
+    for header in headers:
+        if header.name in weights:
+            yield replace(header, dtype="I8")
+            name = f"{header.name.removesuffix('weight')}{SCALE}"
+            yield TensorHeader(name, "F32", (header.shape[0], 1))
+        else:
+            yield header
+
+
+def int8_arrays(
+    headers: Iterable[TensorHeader], arrays: Iterable[Array], weights: frozenset[str]
+) -> Iterator[Array]:
+    """Yield what `int8_headers` announces, from the float arrays of `headers`."""
+    for header, array in zip(headers, arrays, strict=True):
+        if header.name in weights:
+            yield from quantise(array, header.name)
+        else:
+            yield array
+
+
+def quantise(weight: Array, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return int8 values [rows, columns] and scales [rows, 1]: weight ≈ values · scales.
+
+    No weight is off by more than half its scale. Rounds half to even. Raises CheckpointError,
+    naming the tensor, where a scale does not fit fp32.
+    """
+    values = np.empty(weight.shape, np.int8)
+    scales = np.empty((len(weight), 1), np.float32)
+    step = max(1, BLOCK_VALUES // weight.shape[1])
+    for start in range(0, len(weight), step):
+        span = slice(start, start + step)
+        # Doubles: a quotient of two fp32 numbers is then never rounded onto a half.
+        block = weight[span].astype(np.float64)
+        scales[span] = scale = row_scales(block, name)
+        values[span] = np.rint(block / scale).clip(-LARGEST, LARGEST)
+    return values, scales
+
+
+def row_scales(block: NDArray[np.float64], name: str) -> NDArray[np.float32]:
+    """Return the scales [rows, 1] of some rows: their largest magnitude / 127, of zeros 1."""
+    largest = np.abs(block).max(axis=1, keepdims=True)
+    if (largest > LARGEST * float(np.finfo(np.float32).max)).any():
+        raise CheckpointError(
+            f"tensor {name} holds {largest.max():.1e}, too large for int8 with an fp32 scale; "
+            f"convert without --precision {INT8}"
+        )
+    scales: NDArray[np.float32] = np.maximum(largest / LARGEST, SMALLEST_SCALE).astype(np.float32)
+    scales[largest == 0] = 1
+    return scales
