@@ -3,31 +3,78 @@
 The config is the checkpoint's own, for the file's may be one that transformers cannot load.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.quantization import CONFIG_KEY, SCALE, dequantise, int8_weights
+from sgate_serve.spec import ModelSpec
+from sgate_serve.tensor_files import Array
 
 
 def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder.
+    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder."""
+    return config_from({k: v for k, v in checkpoint.config.items() if k != CONFIG_KEY})
+
+
+def config_from(config: dict[str, Any]) -> PreTrainedConfig:
+    """Return the transformers config that the content of a config.json describes.
 
     Its attention is one that computes what the config says: sdpa, transformers' default, leaves
     soft caps out without a word.
     """
-    made: PreTrainedConfig = CONFIG_MAPPING[checkpoint.config["model_type"]].from_dict(
-        dict(checkpoint.config)
-    )
-    if checkpoint.spec.has_softcap:
+    made: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    if getattr(made, "attn_logit_softcapping", None):
         made._attn_implementation = "eager"
     return made
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """Load the model of a folder, whatever its task, in fp32."""
+    """Load the model of a folder, whatever its task, in fp32.
+
+    Weights of an int8 folder are dequantised, and activations are not quantised here: the outputs
+    differ a little from those of an engine that computes in int8.
+    """
+    if checkpoint.is_int8:
+        return built_model(config_of(checkpoint), checkpoint.spec, float_tensors(checkpoint))
     return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
         checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32
     )
+
+
+def float_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
+    """Yield the name and content of every tensor of an int8 folder's model, dequantised."""
+    weights = int8_weights(checkpoint.spec)
+    for name in checkpoint.spec.tensor_shapes():
+        value = checkpoint.read(name)
+        if name in weights:
+            scale = checkpoint.read(f"{name.removesuffix('weight')}{SCALE}")
+            value = dequantise(value, scale)
+        yield name, value
+
+
+def built_model(
+    config: PreTrainedConfig, spec: ModelSpec, tensors: Iterable[tuple[str, Array]]
+) -> PreTrainedModel:
+    """Build the model of `config` in fp32 and fill it, one tensor at a time."""
+    with no_init_weights():
+        model: PreTrainedModel = AUTO_CLASSES[spec.task].from_config(config, dtype=torch.float32)
+    model.tie_weights()
+    fill(model, spec, tensors)
+    return model
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, spec: ModelSpec, tensors: Iterable[tuple[str, Array]]) -> None:
+    """Copy tensors into a model; one without a head leaves the stack's prefix out of its names."""
+    places = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, value in tensors:
+        own = name if name in places else name.removeprefix(f"{spec.family.prefix}.")
+        # torch knows no ml_dtypes, and float64 holds every dtype.
+        places[own].copy_(torch.from_numpy(value.astype(np.float64)))

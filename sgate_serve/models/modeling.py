@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from sgate_serve.errors import CheckpointError
 from sgate_serve.families import FAMILIES
 from sgate_serve.family import ATTENTION, BLOCKS, MLP, Family
 from sgate_serve.models.configuration import CONFIGS
@@ -21,6 +22,7 @@ from sgate_serve.models.layers import (
     SkippedAttention,
     TransposedIndexedLinear,
 )
+from sgate_serve.quantization import CONFIG_KEY
 from sgate_serve.shapes import LayerShape, Lowered
 from sgate_serve.spec import ModelSpec
 
@@ -61,6 +63,11 @@ def shrink(model: PreTrainedModel) -> None:
     narrow twice is to narrow once.
     """
     spec = ModelSpec.from_config(model.config.to_dict(), "config.json")
+    if spec.lowered and getattr(model.config, CONFIG_KEY, None) is not None:
+        raise CheckpointError(
+            "from_pretrained: compressed-tensors knows no linears with index vectors; load this "
+            "int8 folder by sgate_serve.models.loading.load_model"
+        )
     caches = _cache_indices(spec)
     for index, shape in enumerate(spec.layers):
         for module in spec.modules(index):
