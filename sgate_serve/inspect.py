@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.bench.ideal import decode_weights, ideal_speedup
+from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import CheckpointError
 from sgate_serve.family import CAUSAL_LM
-from sgate_serve.fields import FLAG, NUMBER, TEXT, Kind, check_fields, read_json
+from sgate_serve.fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.figures import Figures
 from sgate_serve.placement import dense_spec
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import read_plan
+from sgate_serve.quantization import INT8
 from sgate_serve.spec import ModelSpec
 
 CERTIFICATE_FILE = "verification.json"
@@ -23,7 +24,10 @@ CERTIFICATE_FIELDS: Mapping[str, Kind] = {
     "engine_version": TEXT,
     "max_abs_diff": NUMBER,
 }
+# Of an int8 folder; `mean_kl` is null where outputs are no logits of tokens or classes.
+QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NUMBER}
 PREFILL_TOKENS = 512
+PRECISIONS: Mapping[str, str] = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -48,15 +52,15 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         spec = self.folder.spec
-        bytes_per_weight = self.folder.num_bytes / spec.num_parameters
         report: dict[str, Any] = {
             "family": spec.family.name,
             "model_type": self.folder.config["model_type"],
             "layout": self.folder.layout,
+            "precision": precision(self.folder),
             "parameters": spec.num_parameters,
             "bytes_stored": self.folder.num_bytes,
             # Of a causal LM; of another model, what one pass reads.
-            "bytes_per_decode_step": round(decode_weights(spec) * bytes_per_weight),
+            "bytes_per_decode_step": bytes_per_step(self.folder),
             "layers": [
                 {
                     "mlp_units": layer.mlp_units,
@@ -88,7 +92,8 @@ class Inspection:
         kind = report["layout"] or f"model_type {report['model_type']}"
         yield f"{self.folder.folder}: {report['family']} family, {kind}"
         yield (
-            f"{report['parameters']:,} parameters, {report['bytes_stored']:,} bytes stored, "
+            f"{report['parameters']:,} parameters, {report['precision']}, "
+            f"{report['bytes_stored']:,} bytes stored, "
             f"{report['bytes_per_decode_step']:,} read per step"
         )
         yield f"{'layer':>5}  {'MLP units':>9}  {'heads':>5}  {'KV heads':>8}  {'head dim':>8}"
@@ -112,6 +117,22 @@ class Inspection:
         yield _certificate_line(self.certificate)
 
 
+def precision(folder: Checkpoint) -> str:
+    """Return what most weights are stored in: int8, or the float type of the embedding."""
+    embedding = folder.tensors[f"{folder.spec.family.embedding}.weight"]
+    return INT8 if folder.is_int8 else PRECISIONS[embedding.dtype]
+
+
+def bytes_per_step(folder: Checkpoint) -> int:
+    """Count the bytes that one decode step reads: all but the embedding tables, of which it reads
+    single rows. A tied head reads its table.
+    """
+    family, is_tied = folder.spec.family, folder.spec.tied_head
+    tables = {name for name, axes in family.outside.items() if len(axes) == 2}
+    tables -= {f"{family.embedding}.weight"} if is_tied else set()
+    return sum(info.num_bytes for name, info in folder.tensors.items() if name not in tables)
+
+
 def _read_plan(path: Path, spec: ModelSpec) -> Plan:
     """Read a folder's plan; raise SgateError unless it leads to just the widths of `spec`."""
     plan = read_plan(path)
@@ -121,18 +142,34 @@ def _read_plan(path: Path, spec: ModelSpec) -> Plan:
 
 def _read_certificate(path: Path) -> dict[str, Any]:
     certificate = read_json(path)
-    check_fields(certificate, CERTIFICATE_FIELDS, str(path), CheckpointError)
-    for key in CERTIFICATE_FIELDS:
-        if certificate.get(key) is None:
-            raise CheckpointError(f"{path} lacks {key}; run `sgate verify` again")
+    _check_complete(certificate, CERTIFICATE_FIELDS, str(path))
+    check_fields(certificate, {"quantization": OBJECT}, str(path), CheckpointError)
+    rounded = certificate.get("quantization")
+    if rounded is not None:
+        _check_complete(rounded, QUANTIZATION_FIELDS, f"{path}: quantization")
+        check_fields(rounded, {"mean_kl": NUMBER}, f"{path}: quantization", CheckpointError)
     return certificate
+
+
+def _check_complete(values: Mapping[str, Any], kinds: Mapping[str, Kind], source: str) -> None:
+    check_fields(values, kinds, source, CheckpointError)
+    for key in kinds:
+        if values.get(key) is None:
+            raise CheckpointError(f"{source} lacks {key}; run `sgate verify` again")
 
 
 def _certificate_line(certificate: dict[str, Any] | None) -> str:
     if certificate is None:
         return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
     outcome = "verified" if certificate["passed"] else "verification FAILED"
-    return (
-        f"{outcome} on {certificate['engine']} {certificate['engine_version']}: "
+    rounded = certificate.get("quantization")
+    before = "" if rounded is None else ", before quantisation"
+    line = (
+        f"{outcome} on {certificate['engine']} {certificate['engine_version']}{before}: "
         f"max abs logit difference {certificate['max_abs_diff']:.2e}"
     )
+    if rounded is None:
+        return line
+    if rounded.get("mean_kl") is None:
+        return f"{line}; {rounded['precision']} differs by {rounded['max_abs_diff']:.2e}"
+    return f"{line}; {rounded['precision']} diverges by {rounded['mean_kl']:.2e} nats per token"

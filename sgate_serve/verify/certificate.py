@@ -25,6 +25,49 @@ class VerifyOptions:
     gates_kind: str | None = option(
         None, "what --gates is: sgate, finegates or peft (default: detected)"
     )
+    max_divergence: float | None = option(
+        None, "of an int8 OUT: fail above this mean KL divergence, in nats per token"
+    )
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What int8 costs on one engine, against the masked dense model in fp32.
+
+    `mean_kl` is KL(reference ‖ quantised) in nats per token, `greedy_agreement` the fraction of
+    tokens whose best logit is the same; both are None where outputs are no logits of a choice.
+    """
+
+    precision: str
+    engine: str
+    engine_version: str
+    max_abs_diff: float
+    mean_kl: float | None
+    greedy_agreement: float | None
+    max_divergence: float | None
+
+    @property
+    def excess(self) -> str | None:
+        """Say what exceeds the limit, or None."""
+        # Not `>`: a NaN must count as above.
+        if self.max_divergence is None or (self.mean_kl or 0.0) <= self.max_divergence:
+            return None
+        return (
+            f"{self.precision} diverges by {self.mean_kl:.2e} nats per token, above "
+            f"--max-divergence {self.max_divergence:g}"
+        )
+
+    def line(self) -> str:
+        text = (
+            f"{self.precision} on {self.engine} {self.engine_version}: max abs logit difference "
+            f"{self.max_abs_diff:.2e}"
+        )
+        if self.mean_kl is None or self.greedy_agreement is None:
+            return text
+        return (
+            f"{text}, mean KL divergence {self.mean_kl:.2e} nats per token, greedy tokens equal "
+            f"in {self.greedy_agreement:.1%}"
+        )
 
 
 @dataclass(frozen=True)
@@ -32,7 +75,8 @@ class Verification:
     """One engine's comparison. `difference` is None when it holds, else where it first fails.
 
     Differences are of logits, in fp32 on both sides. A position counts as a tie, not a failure,
-    when the best two reference logits are closer than ten tolerances.
+    when the best two reference logits are closer than ten tolerances. Of an int8 folder this is the
+    comparison with the plan's model before quantisation; `quantization` is what came on top.
     """
 
     passed: bool
@@ -48,6 +92,7 @@ class Verification:
     seed: int
     prompts: tuple[tuple[int, ...], ...]
     versions: dict[str, str]
+    quantization: Quantization | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,13 +113,17 @@ class Verification:
 
     def lines(self) -> Iterator[str]:
         """Yield the report for a person."""
+        before = "" if self.quantization is None else ", before quantisation"
         yield (
-            f"{self.engine} {self.engine_version}: max abs logit difference "
+            f"{self.engine} {self.engine_version}{before}: max abs logit difference "
             f"{self.max_abs_diff:.2e} (tolerance {self.tolerance:.2e})"
         )
         tied = f", {self.ties} of the others ties" if self.ties else ""
         yield f"{self.tokens_equal} of {self.num_tokens} teacher-forced tokens equal{tied}"
         if self.tensors_equal is not None:
             verdict = "equal" if self.tensors_equal else "do NOT equal"
-            yield f"stored tensors {verdict} the plan's rewriting of the masked dense model"
+            how = "" if self.quantization is None else f" in {self.quantization.precision}"
+            yield f"stored tensors {verdict} the plan's rewriting{how} of the masked dense model"
+        if self.quantization is not None:
+            yield self.quantization.line()
         yield "verified" if self.passed else f"DIFFERS: {self.difference}"

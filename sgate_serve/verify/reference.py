@@ -10,9 +10,13 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from converters.masked import MaskedCheckpoint
+from converters.rewrite import rewritten_tensors, tensor_headers
+from converters.to_hf import hf_config
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.models import AUTO_CLASSES
-from sgate_serve.models.loading import config_of, load_model
+from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
+from sgate_serve.placement import pruned_spec
+from sgate_serve.plan import Plan
 from sgate_serve.spec import ModelSpec
 
 Floats = NDArray[np.float32]
@@ -37,6 +41,14 @@ class TorchModel:
     def converted(cls, folder: Path) -> "TorchModel":
         checkpoint = Checkpoint.open(folder)
         return cls(load_model(checkpoint), checkpoint.spec)
+
+    @classmethod
+    def rewritten(cls, masked: MaskedCheckpoint, plan: Plan) -> "TorchModel":
+        """Build what the plan makes of the masked model, unquantised, without writing it."""
+        spec, config = pruned_spec(plan, masked.spec), config_from(hf_config(masked, plan))
+        names = (header.name for header in tensor_headers(masked, plan))
+        tensors = zip(names, rewritten_tensors(masked, plan), strict=True)
+        return cls(built_model(config, spec, tensors), spec)
 
     def residuals(self, tokens: Tokens) -> list[Floats]:
         """Return the residual stream [T, H] after each layer, the last before the final norm."""
@@ -85,14 +97,7 @@ def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) ->
         model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(config, dtype=dtype)
     model.tie_weights()
     _add_biases(model, masked)
-    prefix = f"{masked.spec.family.prefix}."
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name in masked.spec.tensor_shapes():
-            own = name if name in parameters else name.removeprefix(prefix)
-            weight = masked.read(name)
-            # torch knows no ml_dtypes, and float64 holds every dtype.
-            parameters[own].copy_(torch.from_numpy(weight.astype(np.float64)))
+    fill(model, masked.spec, ((name, masked.read(name)) for name in masked.spec.tensor_shapes()))
     return model
 
 

@@ -2,7 +2,8 @@
 
 Two independent checks. The stored tensors must equal the plan's rewriting of the masked dense
 model, byte for byte; and the logits of an engine must equal the masked dense model's. The first
-catches a changed weight wherever it hides, the second a plan that is wrong.
+catches a changed weight wherever it hides, the second a plan that is wrong. Of an int8 folder the
+second is about the plan's model before quantisation, and what quantisation costs is measured.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from converters.convert import open_masked
 from converters.masked import MaskedCheckpoint
-from converters.rewrite import rewritten_tensors, tensor_headers
+from converters.quantize import stored_tensors
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
@@ -23,6 +24,7 @@ from sgate_serve.plan_json import read_plan
 from sgate_serve.spec import ModelSpec
 from sgate_serve.tensor_files import DTYPE_NAMES
 from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.divergence import check_limit, exact_model, measure_quantization
 from sgate_serve.verify.engines import VerifiedEngine, open_engine
 from sgate_serve.verify.reference import TorchModel
 
@@ -60,20 +62,27 @@ def verify(options: VerifyOptions) -> Verification:
     Raises SgateError for bad input; a difference is a result, not an error.
     """
     out = Checkpoint.open(options.out)
+    check_limit(options.max_divergence, out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
     masked = rounded_like(masked, out)
     check_same_model(masked.spec, out)
     plan = _plan_of(out, masked)
     tensor = None if plan is None else first_different_tensor(masked, plan, out)
-    engine = open_engine(options.engine, out)
+    served = open_engine(options.engine, out)
+    engine = exact_model(served, out, masked, plan)
     reference = TorchModel.masked_dense(masked)
     prompts = random_prompts(options, out.spec)
     compared = compare_logits(reference.logits, engine.logits, prompts)
+    quantization = None
+    if out.is_int8:
+        quantization = measure_quantization(reference, served, prompts, options.max_divergence)
     difference = None
     if tensor is not None:
         difference = describe_tensor(out.spec, tensor)
     elif not compared.holds:
         difference = first_different_layer(reference, engine, prompts[0], plan)
+    elif quantization is not None:
+        difference = quantization.excess
     return Verification(
         passed=difference is None,
         difference=difference,
@@ -88,6 +97,7 @@ def verify(options: VerifyOptions) -> Verification:
         seed=options.seed,
         prompts=tuple(tuple(prompt.tolist()) for prompt in prompts),
         versions=library_versions(),
+        quantization=quantization,
     )
 
 
@@ -119,8 +129,8 @@ def random_prompts(options: VerifyOptions, spec: ModelSpec) -> list[Tokens]:
 
 def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> str | None:
     """Return the first stored tensor that is not what the plan makes of the base, or None."""
-    arrays = rewritten_tensors(masked, plan)
-    for header, array in zip(tensor_headers(masked, plan), arrays, strict=True):
+    headers, arrays = stored_tensors(masked, plan, out.is_int8)
+    for header, array in zip(headers, arrays, strict=True):
         stored = out.read(header.name)
         if array.shape != stored.shape or DTYPE_NAMES[array.dtype] != DTYPE_NAMES[stored.dtype]:
             return header.name

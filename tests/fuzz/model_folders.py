@@ -71,7 +71,7 @@ CERTIFICATE = Verification(
 
 @dataclass(frozen=True)
 class Folders:
-    """A root that holds `base`, `gates` (with a delta), `pruned`, `shards` and foreign layouts."""
+    """A root that holds `base`, `gates` (with a delta), what they become, and foreign layouts."""
 
     root: Path
 
@@ -101,6 +101,8 @@ def write_folders(root: Path) -> Folders:
     for layout in FOREIGN:
         write_foreign(folders, layout)
     write_lowered(folders)
+    int8 = folders.root / "int8"
+    convert(ConvertOptions(str(folders.base), int8, folders.gates, precision="int8"))
     certificate = json.dumps(CERTIFICATE.to_json())
     (folders.pruned / CERTIFICATE_FILE).write_text(certificate, encoding="utf-8")
     return folders

@@ -246,6 +246,12 @@ def test_nothing_is_removed_of_a_model_without_blocks() -> None:
         ({"max_abs_diff": None}, "lacks max_abs_diff; run `sgate verify` again"),
         ({"passed": "yes"}, "passed must be true or false, found 'yes'"),
         ({"engine": 3}, "engine must be a string, found 3"),
+        ({"quantization": 3}, "quantization must be an object, found 3"),
+        ({"quantization": {"precision": "int8"}}, "quantization lacks max_abs_diff; run `sgate v"),
+        (
+            {"quantization": {"precision": "int8", "max_abs_diff": 1, "mean_kl": "small"}},
+            "quantization: mean_kl must be a number, found 'small'",
+        ),
     ],
 )
 def test_certificates_that_say_nothing(

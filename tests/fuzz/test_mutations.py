@@ -35,6 +35,7 @@ JSON_FILES = (
     "encoder/config.json",
     "lowered/config.json",
     "lowered/sgate_plan.json",
+    "int8/config.json",
     "shards/model.safetensors.index.json",
     *(f"{layout}/config.json" for layout in FOREIGN),
 )
@@ -44,8 +45,9 @@ SAFETENSORS_FILES = (
     "gates/deltas.safetensors",
     "stock/model.safetensors",
     "lowered/model.safetensors",
+    "int8/model.safetensors",
 )
-BASES = {"pruned": "base", "lowered": "encoder"}
+BASES = {"pruned": "base", "int8": "base", "lowered": "encoder"}
 CASES: tuple[tuple[str, Mutator], ...] = (
     *((file, mutator) for file in JSON_FILES for mutator in (mutate_json, mutate_bytes)),
     *(
@@ -54,6 +56,7 @@ CASES: tuple[tuple[str, Mutator], ...] = (
         for mutator in (mutate_header, mutate_header_bytes)
     ),
     ("gates/gates.safetensors", mutate_values),
+    ("int8/model.safetensors", mutate_values),
 )
 
 
@@ -130,7 +133,9 @@ def use(folders: Folders, path: Path) -> None:
         json.dumps(inspection.to_json())
         assert all(isinstance(line, str) for line in inspection.lines())
         check_plan(path.parent / PLAN_FILE, folders)
-        masked = open_masked(path.parent, None)
+        # An int8 folder is no base.
+        base = folders.base if inspection.folder.is_int8 else path.parent
+        masked = open_masked(base, None)
     plan = make_plan(masked)
     assert 0 <= removed(plan, masked.spec) <= 1
 

@@ -1,0 +1,127 @@
+"""Int8 folders: the plan behind them is proven, and what rounding costs is measured."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from converters.convert import ConvertOptions, convert
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.cli import main
+from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.inspect import CERTIFICATE_FILE
+from sgate_serve.plan import PLAN_FILE
+from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.divergence import mean_kl
+from sgate_serve.verify.run import verify
+from tests.converters.test_convert import random_gates, write_gates
+from tests.families.test_equivalence import converted
+from tests.families.zoo import ZOO
+from tests.small_llama import dense_llama, save
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> VerifyOptions:
+    """A base with gates and its int8 conversion."""
+    base = save(dense_llama(), tmp_path / "base")
+    gates = write_gates(base, tmp_path / "gates", **random_gates(base, seed=4, closed=0.4))
+    convert(ConvertOptions(str(base.folder), tmp_path / "out", gates, precision="int8"))
+    return VerifyOptions(str(base.folder), str(tmp_path / "out"), gates)
+
+
+def flip(folder: Path, name: str) -> None:
+    """Change one byte in the middle of a tensor."""
+    info = Checkpoint.open(folder).tensors[name]
+    content = bytearray(info.file.read_bytes())
+    content[(info.start + info.end) // 2] ^= 1
+    info.file.write_bytes(bytes(content))
+
+
+def test_the_plan_is_proven_and_rounding_measured(options: VerifyOptions) -> None:
+    result = verify(options)
+    assert result.passed and result.tensors_equal is True
+    assert result.max_abs_diff < result.tolerance
+    assert result.tokens_equal + result.ties == result.num_tokens
+    found = result.quantization
+    assert found is not None and found.mean_kl is not None and found.greedy_agreement is not None
+    assert (found.precision, found.engine, found.max_divergence) == ("int8", "torch", None)
+    # Rounding shows, and is small: these logits reach 6.
+    assert result.tolerance < found.max_abs_diff < 0.5
+    assert 1e-6 < found.mean_kl < 1e-2
+    assert 0.8 < found.greedy_agreement <= 1
+    lines = "\n".join(result.lines())
+    assert "before quantisation: max abs logit difference" in lines
+    assert "stored tensors equal the plan's rewriting in int8" in lines
+    assert f"mean KL divergence {found.mean_kl:.2e} nats per token" in lines
+
+
+def test_unquantised_folders_have_null(options: VerifyOptions, tmp_path: Path) -> None:
+    convert(ConvertOptions(options.checkpoint, tmp_path / "floats", options.gates))
+    result = verify(replace(options, out=str(tmp_path / "floats")))
+    assert result.passed and result.to_json()["quantization"] is None
+
+
+@pytest.mark.parametrize(("limit", "status"), [("1", 0), ("1e-9", 1)])
+def test_max_divergence_is_a_check(
+    options: VerifyOptions, limit: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["verify", options.checkpoint, "--gates", str(options.gates), options.out, "--json"]
+    capsys.readouterr()
+    assert main([*words, "--max-divergence", limit]) == status
+    report = json.loads(capsys.readouterr().out)
+    assert report["quantization"]["max_divergence"] == float(limit)
+    assert report["passed"] is (status == 0)
+    if status:
+        assert "nats per token, above --max-divergence 1e-09" in report["difference"]
+    stored = json.loads((Path(options.out) / CERTIFICATE_FILE).read_text())
+    assert stored == report
+    assert main(["inspect", options.out]) == 0
+    assert "before quantisation: max abs" in (text := capsys.readouterr().out)
+    assert "; int8 diverges by" in text
+
+
+def test_limits_without_effect_are_refused(options: VerifyOptions, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"--max-divergence -1: give a number of nats, at least"):
+        verify(replace(options, max_divergence=-1))
+    with pytest.raises(EngineError, match=r"--max-divergence nan: give a number of nats"):
+        verify(replace(options, max_divergence=float("nan")))
+    convert(ConvertOptions(options.checkpoint, tmp_path / "floats", options.gates))
+    floats = replace(options, out=str(tmp_path / "floats"), max_divergence=0.1)
+    with pytest.raises(EngineError, match=r"floats is not quantised; leave the option out"):
+        verify(floats)
+    at = converted(ZOO["bert"][0], tmp_path / "bert", 0, precision="int8")
+    with pytest.raises(EngineError, match=r"out are no logits of tokens or classes"):
+        verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], max_divergence=0.1))
+
+
+@pytest.mark.parametrize("kind", ["weight", "weight_scale"])
+def test_a_changed_byte_is_found(options: VerifyOptions, kind: str) -> None:
+    name = f"model.layers.2.mlp.down_proj.{kind}"
+    flip(Path(options.out), name)
+    result = verify(options)
+    assert not result.passed and result.tensors_equal is False
+    assert result.difference == f"first differing layer: 2 (tensor {name})"
+    # The plan itself holds.
+    assert result.max_abs_diff < result.tolerance
+
+
+def test_without_its_plan_nothing_can_be_proven(options: VerifyOptions) -> None:
+    (Path(options.out) / PLAN_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"out is int8 and has no sgate_plan.json of this"):
+        verify(options)
+
+
+def test_an_int8_folder_is_no_base_of_a_verification(options: VerifyOptions) -> None:
+    with pytest.raises(CheckpointError, match="is quantised to int8; give the unquantised"):
+        verify(replace(options, checkpoint=options.out, gates=None))
+
+
+def test_divergence_is_that_of_the_definition() -> None:
+    expected = np.log(np.array([[0.5, 0.5], [0.9, 0.1]], np.float32)) + 7
+    found = np.log(np.array([[0.25, 0.75], [0.9, 0.1]], np.float32))
+    by_hand = (0.5 * np.log(2) + 0.5 * np.log(2 / 3)) / 2
+    assert mean_kl(expected, found) == pytest.approx(by_hand, rel=1e-5)
+    assert mean_kl(expected, expected) == 0
+    assert np.isnan(mean_kl(expected, expected * np.float32("nan")))
