@@ -73,7 +73,9 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
     """
     check_task(model)
     name = choose_engine(name)
-    return load_engine(name, engine_folder(name, model), options)
+    engine = load_engine(name, engine_folder(name, model), options)
+    assert isinstance(engine, SlotEngine), f"engine {name} has no slots"
+    return engine
 
 
 def load_timed(

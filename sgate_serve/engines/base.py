@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -74,3 +77,13 @@ class Engine(Protocol):
         """Say whether a request is running or waiting."""
 
     def stats(self) -> EngineStats: ...
+
+
+class LoadedEngine(Engine, Protocol):
+    """An engine as it is loaded by name: it can also be checked, and given back."""
+
+    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle engine."""
+
+    def close(self) -> None:
+        """Give back the model and its memory; nothing is called afterwards."""

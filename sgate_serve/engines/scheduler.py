@@ -107,6 +107,14 @@ class SlotEngine:
         capacity = self.runner.num_slots * self.max_model_len
         return EngineStats(len(self._running), len(self._waiting), cached / capacity)
 
+    def logits(self, tokens: NDArray[np.int64]) -> Logits:
+        """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle engine."""
+        return self.runner.logits(tokens)
+
+    def close(self) -> None:
+        """Drop the runner, whose model and KV cache go with it."""
+        del self.runner
+
     def _admit(self) -> None:
         # Lowest slot first: the rows of a decode call then lie close together.
         taken = {sequence.slot for sequence in self._running.values()}

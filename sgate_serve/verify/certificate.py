@@ -18,7 +18,7 @@ class VerifyOptions:
     checkpoint: str
     out: str
     gates: Path | None = option(None, "gates folder of any kind, or its safetensors file")
-    engine: str = option("auto", "auto, torch or onnx; auto is onnx where OUT holds a graph")
+    engine: str = option("auto", "auto, torch, onnx or vllm; auto is onnx where OUT holds a graph")
     num_prompts: int = option(4, "random prompts to compare")
     prompt_tokens: int = option(48, "token ids in each prompt")
     seed: int = option(0, "seed of the prompts")

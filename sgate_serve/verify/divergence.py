@@ -16,7 +16,7 @@ from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.quantization import INT8
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Quantization
-from sgate_serve.verify.engines import VerifiedEngine
+from sgate_serve.verify.engines import VerifiedEngine, paired_outputs
 from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
@@ -65,8 +65,7 @@ def measure_quantization(
     reference: TorchModel, engine: VerifiedEngine, prompts: list[Tokens], limit: float | None
 ) -> Quantization:
     """Teacher-force the prompts through the masked dense model and the int8 folder's engine."""
-    expected = np.concatenate([reference.logits(prompt) for prompt in prompts])
-    found = np.concatenate([engine.logits(prompt) for prompt in prompts])
+    expected, found = paired_outputs(reference.logits, engine.logits, prompts)
     is_choice = has_distribution(reference.spec)
     return Quantization(
         precision=INT8,

@@ -1,5 +1,6 @@
 """The engines that a converted folder can be verified on, behind two calls."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 from typing import Protocol
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.errors import EngineError
+from sgate_serve.engines import check_engine
 from sgate_serve.prepare import has_onnx, onnx_folder
 from sgate_serve.verify.reference import TorchModel
 
@@ -16,14 +17,17 @@ Tokens = NDArray[np.int64]
 
 
 class VerifiedEngine(Protocol):
-    """One loaded engine: logits [T, V] and residual streams [T, H] of token ids [T]."""
+    """One loaded engine: logits [T, V] and residual streams [T, H] of token ids [T].
+
+    An engine that shows no residual streams returns None.
+    """
 
     name: str
     version: str
 
     def logits(self, tokens: Tokens) -> Floats: ...
 
-    def residuals(self, tokens: Tokens) -> list[Floats]: ...
+    def residuals(self, tokens: Tokens) -> list[Floats] | None: ...
 
 
 class OnnxModel:
@@ -48,15 +52,50 @@ class OnnxModel:
         return residuals(self._folder, tokens)
 
 
-def open_engine(name: str, folder: Checkpoint) -> VerifiedEngine:
-    """Load `name` for a converted folder; "auto" is onnx where the folder holds a graph.
+class VllmModel:
+    """The folder in vLLM, in this process and in fp32."""
 
-    Raises EngineError for an engine that cannot be verified.
+    name = "vllm"
+
+    def __init__(self, folder: Checkpoint, num_tokens: int) -> None:
+        from sgate_serve.engines.scheduler import SlotOptions
+        from sgate_serve.engines.vllm.engine import VllmEngine
+
+        # vLLM generates a token behind each prompt.
+        length = min(num_tokens + 1, folder.spec.max_positions)
+        self._engine = VllmEngine.load(folder.folder, SlotOptions(slots=1, max_model_len=length))
+        self.version = self._engine.version
+
+    def logits(self, tokens: Tokens) -> Floats:
+        return self._engine.logits(tokens)
+
+    def residuals(self, tokens: Tokens) -> None:
+        return None
+
+
+def paired_outputs(
+    reference: Callable[[Tokens], Floats], engine: Callable[[Tokens], Floats], prompts: list[Tokens]
+) -> tuple[Floats, Floats]:
+    """Teacher-force the same prompts through both; return all rows of either.
+
+    An engine may leave out the last row of a base model's outputs, its pooled state.
+    """
+    pairs = [(reference(prompt), engine(prompt)) for prompt in prompts]
+    expected = [wide[: len(found)] for wide, found in pairs]
+    return np.concatenate(expected), np.concatenate([found for _, found in pairs])
+
+
+def open_engine(name: str, folder: Checkpoint, num_tokens: int) -> VerifiedEngine:
+    """Load `name` for a converted folder and prompts of so many tokens.
+
+    "auto" is onnx where the folder holds a graph. Raises EngineError for an engine that cannot be
+    verified or is not installed.
     """
     if name == "auto":
         name = "onnx" if has_onnx(folder) else "torch"
+    check_engine(name)
     if name == "torch":
         return TorchModel.converted(folder.folder)
     if name == "onnx":
         return OnnxModel(folder)
-    raise EngineError(f"--engine {name}: verify runs on auto, torch or onnx")
+    return VllmModel(folder, num_tokens)

@@ -25,7 +25,7 @@ from sgate_serve.spec import ModelSpec
 from sgate_serve.tensor_files import DTYPE_NAMES
 from sgate_serve.verify.certificate import Verification, VerifyOptions
 from sgate_serve.verify.divergence import check_limit, exact_model, measure_quantization
-from sgate_serve.verify.engines import VerifiedEngine, open_engine
+from sgate_serve.verify.engines import VerifiedEngine, open_engine, paired_outputs
 from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
@@ -68,10 +68,10 @@ def verify(options: VerifyOptions) -> Verification:
     check_same_model(masked.spec, out)
     plan = _plan_of(out, masked)
     tensor = None if plan is None else first_different_tensor(masked, plan, out)
-    served = open_engine(options.engine, out)
+    prompts = random_prompts(options, out.spec)
+    served = open_engine(options.engine, out, len(prompts[0]))
     engine = exact_model(served, out, masked, plan)
     reference = TorchModel.masked_dense(masked)
-    prompts = random_prompts(options, out.spec)
     compared = compare_logits(reference.logits, engine.logits, prompts)
     quantization = None
     if out.is_int8:
@@ -121,10 +121,21 @@ def check_same_model(dense: ModelSpec, out: Checkpoint) -> None:
 
 
 def random_prompts(options: VerifyOptions, spec: ModelSpec) -> list[Tokens]:
-    """Return `num_prompts` arrays of uniformly random token ids, [prompt_tokens] each."""
+    """Return `num_prompts` arrays of uniformly random token ids, [prompt_tokens] each.
+
+    Where the padding id takes no position of its own, as in RoBERTa, it is left out: no engine but
+    transformers gives it a meaning inside a prompt.
+    """
     generator = np.random.default_rng(options.seed)
     length = min(options.prompt_tokens, spec.max_positions)
-    return [generator.integers(0, spec.vocab_size, length) for _ in range(options.num_prompts)]
+    draws = (
+        generator.integers(0, spec.vocab_size - spec.family.has_padded_positions, length)
+        for _ in range(options.num_prompts)
+    )
+    if not spec.family.has_padded_positions:
+        return list(draws)
+    padding = spec.first_position - 1
+    return [np.where(draw >= padding, draw + 1, draw) for draw in draws]
 
 
 def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> str | None:
@@ -151,9 +162,7 @@ def compare_logits(
     reference: Callable[[Tokens], Floats], engine: Callable[[Tokens], Floats], prompts: list[Tokens]
 ) -> LogitComparison:
     """Teacher-force the same prompts through both and compare logits and greedy tokens."""
-    pairs = [(reference(prompt), engine(prompt)) for prompt in prompts]
-    expected = np.concatenate([pair[0] for pair in pairs])
-    found = np.concatenate([pair[1] for pair in pairs])
+    expected, found = paired_outputs(reference, engine, prompts)
     scale = float(np.abs(expected).max())
     tolerance = RELATIVE_TOLERANCE * max(1.0, scale)
     best = np.sort(expected, axis=-1)[:, -2:]
@@ -178,7 +187,10 @@ def first_different_layer(
     """
     kept = None if plan is None else plan.hidden
     shifted = set() if plan is None else layers_with_moved_constants(plan, reference.spec)
-    pairs = zip(reference.residuals(prompt), engine.residuals(prompt), strict=True)
+    streams = engine.residuals(prompt)
+    if streams is None:
+        return f"{engine.name} shows no residual streams; verify with --engine torch to find where"
+    pairs = zip(reference.residuals(prompt), streams, strict=True)
     for layer, (wide, found) in enumerate(pairs):
         if layer in shifted:
             continue

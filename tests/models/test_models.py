@@ -79,6 +79,7 @@ def test_folder_of_an_unknown_family_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="supported families: bert, distilbert"):
         AutoConfig.from_pretrained(tmp_path)
 
+
 def test_the_torch_engine_computes_soft_caps(tmp_path: Path) -> None:
     variant = ZOO["gemma2"][0]
     stock = build(variant, seed=0)

@@ -43,7 +43,7 @@ def test_streams_are_compared_at_the_dimensions_that_are_left(
     reference = TorchModel.masked_dense(open_masked(folders["base"], None))
     plan = read_plan(folders["out"] / PLAN_FILE)
     assert plan.hidden == tuple(np.setdiff1d(np.arange(48), DEAD).tolist())
-    found = first_different_layer(reference, open_engine(engine, out), random_tokens(9), plan)
+    found = first_different_layer(reference, open_engine(engine, out, 9), random_tokens(9), plan)
     assert found == "after the last layer: the final norm or the head"
 
 

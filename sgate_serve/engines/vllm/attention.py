@@ -9,7 +9,7 @@ from vllm.config import get_current_vllm_config
 from vllm.v1.attention.selector import get_attn_backend
 
 from sgate_serve.engines.vllm.layer import LayerContext
-from sgate_serve.engines.vllm.linears import Readers, Writer
+from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.errors import EngineError
 from sgate_serve.family import ATTENTION
 
@@ -24,15 +24,15 @@ class UnevenAttention(nn.Module):
     """
 
     def __init__(
-        self, layer: LayerContext, core: nn.Module, prefix: str, **parts: nn.Module | None
+        self, layer: LayerContext, core: Any, prefix: str, **parts: nn.Module | None
     ) -> None:
         super().__init__()
         shape = layer.shape
         self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
         self.head_dim = shape.stored.head_dim
-        self.readers = Readers(layer, ATTENTION, f"{prefix}.qkv_proj")
-        self.writer = Writer(layer, ATTENTION, f"{prefix}.o_proj")
-        self.core = core
+        self.readers = readers(layer, ATTENTION, f"{prefix}.qkv_proj")
+        self.writer = writer(layer, ATTENTION, f"{prefix}.o_proj")
+        self.core: Any = core
         self.rotary = parts.get("rotary")
         self.query_norm, self.key_norm = parts.get("query_norm"), parts.get("key_norm")
 

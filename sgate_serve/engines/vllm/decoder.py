@@ -36,7 +36,7 @@ from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_siz
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
-from sgate_serve.engines.vllm.linears import Readers, Writer
+from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.engines.vllm.loading import load_weights
 from sgate_serve.family import ATTENTION, MLP
 
@@ -54,8 +54,8 @@ class UnevenMLP(nn.Module):
 
     def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
         super().__init__()
-        self.readers = Readers(layer, MLP, f"{prefix}.gate_up_proj")
-        self.writer = Writer(layer, MLP, f"{prefix}.down_proj")
+        self.readers = readers(layer, MLP, f"{prefix}.gate_up_proj")
+        self.writer = writer(layer, MLP, f"{prefix}.down_proj")
         make = get_act_and_mul_fn if model.spec.family.is_gated else get_act_fn
         self.activation = make(model.spec.activation)
 
@@ -123,7 +123,7 @@ class UnevenDecoderStack(nn.Module):
             ["hidden_states", "residual"], spec.hidden_size
         )
 
-    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def embed_input_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         """Return [tokens, hidden]; Gemma's scale is rounded to the dtype, as in transformers."""
         embedded = self.embedding(input_ids)
         if self.embedding_scale is None:
@@ -191,7 +191,7 @@ class UnevenForCausalLM(UnevenDecoder):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         spec = self.stack.model_context.spec
-        self.head: nn.Module = PPMissingLayer()
+        self.head: Any = PPMissingLayer()
         if get_pp_group().is_last_rank:
             has_bias = spec.family.head in spec.extra_biases
             self.head = ParallelLMHead(spec.vocab_size, spec.hidden_size, bias=has_bias)

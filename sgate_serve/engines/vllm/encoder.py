@@ -1,7 +1,7 @@
 """Any encoder family in vLLM's pooling runner: classification and embeddings from uneven layers.
 
 vLLM plans memory for one kind of encoder attention, so every layer attends with the widest layer's
-head count; missing heads are zeros behind the small projections. Layers without attention have none.
+head count; missing heads are zeros behind the small projections.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_siz
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
-from sgate_serve.engines.vllm.linears import Readers, Writer
+from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.engines.vllm.loading import load_weights
 from sgate_serve.family import ATTENTION, BLOCKS, MLP
 
@@ -33,8 +33,8 @@ class UnevenEncoderMLP(nn.Module):
 
     def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
         super().__init__()
-        self.readers = Readers(layer, MLP, f"{prefix}.intermediate")
-        self.writer = Writer(layer, MLP, f"{prefix}.output")
+        self.readers = readers(layer, MLP, f"{prefix}.intermediate")
+        self.writer = writer(layer, MLP, f"{prefix}.output")
         self.activation = get_act_fn(model.spec.activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ class SequenceHead(nn.Module):
         super().__init__()
         dtype, dense = vllm_config.model_config.head_dtype, spec.head.dense
         shapes = spec.tensor_shapes()
-        self.activation = None if dense is None else ACT2FN[dense.activation]
+        self.activation: Any = None if dense is None else ACT2FN[dense.activation]
         names = [name for name in spec.head.tensors if name.endswith(".weight")]
         self.linears = nn.ModuleDict()
         for name in names:

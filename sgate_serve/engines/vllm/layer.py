@@ -1,4 +1,4 @@
-"""What the parts of one layer are built from, and the stored tensors of a module as they want them."""
+"""What the parts of one layer are built from, and stored tensors as those parts want them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

