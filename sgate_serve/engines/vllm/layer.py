@@ -52,12 +52,6 @@ class LayerContext:
     def has_bias(self, role: str) -> bool:
         return self.spec.has_bias(self.index, role)
 
-    def tensors_of(self, module: str) -> set[str]:
-        """Return what follows the name of a module in the tensors that its folder holds."""
-        prefix = f"{module}."
-        names = self.spec.tensor_shapes()
-        return {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
-
     def role_tensors(self, module: str, tensors: Tensors) -> dict[str, Tensors]:
         """Return each role's tensors at full width, padded for the shards; a missing bias is zero.
 

@@ -30,9 +30,9 @@ def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str
 
     Raises CheckpointError where a tensor that the config implies does not come.
     """
-    spec, quantized = context.spec, context.vllm_config.quant_config is not None
+    spec = context.spec
     plain, linears = plain_parameters(model, context), dict(linear_loaders(model))
-    wanted = {module: _kinds(spec, module, quantized) for module in linears}
+    wanted = tensors_of_linears(context)
     gathered: dict[str, dict[str, torch.Tensor]] = {module: {} for module in linears}
     missing = {*plain, *linears}
     for written, tensor in weights:
@@ -44,7 +44,7 @@ def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str
             missing.discard(name)
         elif module in gathered:
             gathered[module][kind] = tensor
-            if gathered[module].keys() >= wanted[module]:
+            if gathered[module].keys() == wanted[module]:
                 linears[module](module, gathered.pop(module))
                 missing.discard(module)
     if missing:
@@ -91,6 +91,17 @@ def linear_loaders(model: Any) -> Iterator[tuple[str, Callable[[str, Tensors], N
             yield block.writer.stored_module, block.writer.load
 
 
+def tensors_of_linears(context: ModelContext) -> dict[str, set[str]]:
+    """Return for every linear what stands behind its name in the folder's tensors."""
+    scales = {SCALE} if context.vllm_config.quant_config is not None else set()
+    found = {module: set(scales) for module in context.spec.module_names()}
+    for name in context.spec.tensor_shapes():
+        module, _, kind = name.rpartition(".")
+        if module in found:
+            found[module].add(kind)
+    return found
+
+
 def canonical_name(written: str, spec: ModelSpec) -> str:
     """Return a tensor's name in a model with a head: base models are saved without a prefix."""
     name = f"{spec.family.prefix}.{written}"
@@ -121,13 +132,6 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
 def _types_name(spec: ModelSpec) -> str | None:
     names = (name for name in spec.family.outside if "token_type" in name)
     return next(names, "").removesuffix(".weight") or None
-
-
-def _kinds(spec: ModelSpec, module: str, quantized: bool) -> set[str]:
-    prefix = f"{module}."
-    names = (name for name in spec.tensor_shapes() if name.startswith(prefix))
-    kinds = {name.removeprefix(prefix) for name in names}
-    return kinds | {SCALE} if quantized else kinds
 
 
 def _scaled(tensor: torch.Tensor, gain: float, offset: float) -> torch.Tensor:

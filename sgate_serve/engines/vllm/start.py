@@ -47,6 +47,9 @@ def start_engine(args: EngineArgs, *, in_process: bool) -> LLMEngine:
 
     Raises EngineError with vLLM's reason where it refuses the model or a setting.
     """
+    # vLLM's advice on settings is for servers; its children read the variable.
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level)
     here = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **UNBOUND} if in_process else {}
     with environment(**here):
         try:

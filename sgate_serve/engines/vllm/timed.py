@@ -17,14 +17,16 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine, use_cpus
+from sgate_serve.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
 # Rows are sent one after the other and the first is some steps ahead when the last one decodes.
 HEAD_START = 64
-CACHE_BYTES = 2**30
-# Several models share a device in a comparison; the size of the cache is fixed above.
+NARROWEST_HEAD = 32
+# Several models share a device in a comparison; the cache has the size that it needs.
 DEVICE_SHARE = 0.25
+SPARE_CACHE_BYTES = 2**26
 
 
 class TimedVllm:
@@ -50,15 +52,15 @@ class TimedVllm:
         Raises EngineError for arguments that vLLM does not know or refuses.
         """
         use_cpus(threads)
-        longest = Checkpoint.open(folder).spec.max_positions
-        model_len = min(model_len + HEAD_START, longest)
+        spec = Checkpoint.open(folder).spec
+        model_len = min(model_len + HEAD_START, spec.max_positions)
         args = engine_args(
             folder,
             arguments,
             max_num_seqs=batch,
             max_model_len=model_len,
             max_num_batched_tokens=max(model_len, batch),
-            kv_cache_memory_bytes=CACHE_BYTES,
+            kv_cache_memory_bytes=cache_bytes(spec, batch * model_len),
             gpu_memory_utilization=DEVICE_SHARE,
             skip_tokenizer_init=True,
         )
@@ -69,14 +71,14 @@ class TimedVllm:
         self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
     ) -> float:
         """Fill `batch` rows, untimed; then time `steps` tokens of the row that came last."""
-        for _ in range(batch - 1):
-            self._add(context_tokens, self.max_model_len, generator)
-        last = self._add(context_tokens, self.max_model_len, generator)
-        self._until(last, 1)
+        rows = [self._add(context_tokens, self.max_model_len, generator) for _ in range(batch)]
+        self._until(rows[-1], 1)
         start = time.perf_counter()
-        self._until(last, 1 + steps)
+        self._until(rows[-1], 1 + steps)
         seconds = time.perf_counter() - start
-        self._empty()
+        self._engine.abort_request(rows)
+        # Messages keep their order: behind this one the engine is idle.
+        self._until(self._add(1, 1, generator), 1)
         return seconds
 
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
@@ -105,10 +107,11 @@ class TimedVllm:
                 if output.request_id == request_id and _num_tokens(output) >= num_tokens:
                     return
 
-    def _empty(self) -> None:
-        """Abort what still runs and wait until the engine is idle."""
-        ids = list(self._engine.output_processor.request_states)
-        self._engine.abort_request(ids)
+
+def cache_bytes(spec: ModelSpec, num_tokens: int) -> int:
+    """Return what the keys and values of so many tokens take at most, in fp32 and padded heads."""
+    widths = (layer.num_kv_heads * max(layer.head_dim, NARROWEST_HEAD) for layer in spec.layers)
+    return 2 * 4 * sum(widths) * num_tokens + SPARE_CACHE_BYTES
 
 
 def _num_tokens(output: Any) -> int:

@@ -1,0 +1,150 @@
+"""What removed weights are worth on vLLM: eager and compiled, beside what users have otherwise.
+
+`python -m benchmarks.vllm_speed --json FILE` makes a random Llama-shaped model, closes coupled
+gates of 20, 30 and 40%, and measures each in the same rounds as the dense model and the dense model
+whose pruned weights are zeros. With `--row-col` a row-col mask is compared instead, all of it cut
+out, with a coupled mask that removes as much: the difference is what index work costs.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.command import run_script
+from benchmarks.masks import Values, coupled_values, row_col_values
+from benchmarks.synthetic import write_noise
+from converters.convert import ConvertOptions, convert, open_masked
+from sgate_serve.bench.compare import compare
+from sgate_serve.bench.workload import Workload
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.figures import Figures
+from sgate_serve.folder import TensorHeader, new_folder
+from sgate_serve.gates import Gates
+from sgate_serve.options import option
+from sgate_serve.plan import Target
+
+FRACTIONS: Mapping[str, float] = {"p20": 0.2, "p30": 0.3, "p40": 0.4}
+MASKED, COUPLED, ROW_COL = "zero_masked", "coupled", "row_col"
+HEAD_DIM = 64
+SHARD_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class SpeedOptions:
+    """The shape, the engine's mode, and how much is measured."""
+
+    hidden: int = option(896, "hidden size")
+    mlp: int = option(4864, "MLP units")
+    layers: int = option(24, "layers")
+    heads: int = option(14, "query heads of 64")
+    kv_heads: int = option(2, "KV heads")
+    vocab_size: int = option(32768, "vocabulary")
+    compiled: int = option(1, "1 compiles, as vLLM does by default; 0 runs eagerly")
+    row_col: float = option(0.0, "compare a row-col mask that closes this share instead")
+    rounds: int = option(5, "interleaved rounds")
+    decode_steps: int = option(16, "decode steps in one timed run")
+    prefill_tokens: int = option(512, "tokens of the timed prompt")
+    seed: int = option(0, "seed of weights, masks and token ids")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": HEAD_DIM,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": False,
+        }
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(
+            rounds=self.rounds,
+            decode_steps=self.decode_steps,
+            prefill_tokens=self.prefill_tokens,
+            engine_arguments=() if self.compiled else ("--enforce-eager",),
+            seed=self.seed,
+        )
+
+
+def prune(base: Checkpoint, name: str, values: Values, price: int | None = None) -> dict[str, Any]:
+    """Convert `base` into its sibling folder `name`; return the plan's figures."""
+    root = base.folder.parent
+    gates = root / f"{name}-gates"
+    kind = "row-col" if price is not None else "coupled"
+    Gates("synthetic", base.spec.family.name, kind, base.fingerprint, values).write(gates)
+    options = ConvertOptions(
+        str(base.folder), root / name, gates, target=Target(engine="vllm"), index_price=price
+    )
+    return asdict(Figures.of(convert(options), base.spec))
+
+
+def write_masked(base: Checkpoint, gates: Path, folder: Path) -> None:
+    """Write the dense model with zeros where gates are closed: a mask without conversion."""
+    masked = open_masked(base.folder, gates)
+    shapes = masked.spec.tensor_shapes()
+    headers = [TensorHeader(name, masked.dtype(name), shape) for name, shape in shapes.items()]
+    with new_folder(folder) as writer:
+        writer.write_json("config.json", dict(base.config))
+        writer.write_weights(headers, map(masked.read, shapes), SHARD_BYTES)
+
+
+def coupled_models(base: Checkpoint, seed: int) -> dict[str, Any]:
+    """Write the pruned models and the masked one; return their figures."""
+    figures = {
+        name: prune(base, name, coupled_values(base.spec, fraction, seed))
+        for name, fraction in FRACTIONS.items()
+    }
+    root = base.folder.parent
+    write_masked(base, root / "p30-gates", root / MASKED)
+    return figures
+
+
+def row_col_models(base: Checkpoint, closed: float, seed: int) -> dict[str, Any]:
+    """Write a row-col model with all index work, and a coupled one of the same size."""
+    figures = {ROW_COL: prune(base, ROW_COL, row_col_values(base.spec, closed, seed), 0)}
+    values = coupled_values(base.spec, figures[ROW_COL]["removed"], seed)
+    return figures | {COUPLED: prune(base, COUPLED, values)}
+
+
+def run(options: SpeedOptions) -> dict[str, Any]:
+    """Make the models in a temporary folder and measure them; return the record."""
+    with tempfile.TemporaryDirectory(prefix="sgate-vllm-") as folder:
+        root = Path(folder)
+        write_noise(root / "dense", options.config, 1, options.seed)
+        base = Checkpoint.open(root / "dense")
+        if options.row_col:
+            figures, first = row_col_models(base, options.row_col, options.seed), ROW_COL
+            others = [COUPLED]
+        else:
+            figures, first = coupled_models(base, options.seed), "p30"
+            others = ["p20", "p40", MASKED]
+        models = {name: Checkpoint.open(root / name) for name in (first, *others)}
+        beside = {name: models[name] for name in others}
+        record = compare(base, models[first], "vllm", options.workload, beside).to_json()
+    for path in ("dense", "pruned", "beside_folders"):
+        del record[path]
+    flags = " ".join(f"--{key} {value}" for key, value in asdict(options).items())
+    return {
+        "command": f"python -m benchmarks.vllm_speed {flags}",
+        "options": asdict(options),
+        "pruned": first,
+        "figures": figures,
+        **record,
+    }
+
+
+def main() -> None:
+    run_script("vllm_speed", __doc__, SpeedOptions, run)
+
+
+if __name__ == "__main__":
+    main()
