@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import get_current_vllm_config
 from vllm.v1.attention.selector import get_attn_backend
 
 from sgate_serve.engines.vllm.layer import LayerContext
@@ -80,9 +79,3 @@ def backend_head_size(head_dim: int, dtype: torch.dtype, **options: Any) -> int:
         if backend.supports_head_size(size):
             return size
     raise EngineError(f"vLLM has no attention here for heads of {head_dim} dimensions")
-
-
-def current_dtype() -> torch.dtype:
-    """Return the dtype that the model being built computes in."""
-    dtype: torch.dtype = get_current_vllm_config().model_config.dtype
-    return dtype

@@ -233,16 +233,15 @@ class UnevenDecoderEmbedder(UnevenDecoder):
 def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> UnevenAttention:
     """Build the attention block of one layer."""
     spec, width = model.spec, layer.shape.stored.head_dim
-    window = spec.windows[layer.index]
     core = Attention(
         layer.shape.num_heads,
-        backend_head_size(width, model.dtype, has_sliding_window=window is not None),
+        backend_head_size(width, model.dtype),
         model.attention_scale(layer.index),
         num_kv_heads=layer.shape.num_kv_heads,
         cache_config=model.cache_config,
         quant_config=layer.quant_config,
         logits_soft_cap=getattr(model.config, "attn_logit_softcapping", None),
-        per_layer_sliding_window=window,
+        per_layer_sliding_window=spec.windows[layer.index],
         prefix=f"{prefix}.attn",
     )
     parts: dict[str, nn.Module | None] = {}
