@@ -100,6 +100,8 @@ class UnevenDecoderLayer(nn.Module):
 class UnevenDecoderStack(nn.Module):
     """Embeddings, the layers of this pipeline stage, and the final norm on the last."""
 
+    embedding_scale: torch.Tensor | None
+
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
         model = ModelContext.of(vllm_config)
@@ -112,7 +114,11 @@ class UnevenDecoderStack(nn.Module):
         self.positions: nn.Module | None = None
         if group.is_first_rank and not spec.family.is_rotary:
             self.positions = nn.Embedding(spec.num_positions, spec.hidden_size)
-        self.embedding_scale = model.embedding_scale
+        scale = model.embedding_scale
+        # In the model's dtype: transformers rounds Gemma's scale, too.
+        self.register_buffer(
+            "embedding_scale", None if scale is None else torch.tensor(scale), False
+        )
         self.start_layer, self.end_layer, self.layers = make_layers(
             len(spec.layers),
             lambda prefix: UnevenDecoderLayer(model, int(prefix.rpartition(".")[2]), prefix),
@@ -124,11 +130,9 @@ class UnevenDecoderStack(nn.Module):
         )
 
     def embed_input_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor:
-        """Return [tokens, hidden]; Gemma's scale is rounded to the dtype, as in transformers."""
+        """Return [tokens, hidden]."""
         embedded = self.embedding(input_ids)
-        if self.embedding_scale is None:
-            return embedded
-        return embedded * torch.tensor(self.embedding_scale, dtype=embedded.dtype)
+        return embedded if self.embedding_scale is None else embedded * self.embedding_scale
 
     def forward(
         self,
