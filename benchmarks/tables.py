@@ -1,4 +1,4 @@
-"""Write the README's measured blocks from the records in `benchmarks/results/`.
+"""Write the measured blocks of our pages from the records in `benchmarks/results/`.
 
 `python -m benchmarks.tables` replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
 No number is typed by hand.
@@ -6,7 +6,7 @@ No number is typed by hand.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ MASKS = {
     "row_col_default_price": "row-col, cut out where that pays (`--target-engine onnx`)",
     "row_col_nothing_lowered": "row-col, sliced only",
 }
+VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_2048_eager")
+VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
+ZERO_MASKED = {"zero_masked": "30% as zeros"}
 
 
 def result_rows(report: Mapping[str, Any]) -> Iterator[str]:
@@ -66,26 +69,59 @@ def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {result['figures']['removed']:.1%} | {cells} | {ideal:.2f}× |"
 
 
+def vllm_rows(records: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
+    """Yield the Markdown table of the runs called `names`: speedup, and efficiency behind it."""
+    removed = VLLM_MODELS | ZERO_MASKED
+    yield f"| measured on vLLM, CPU, bf16 | {' | '.join(removed.values())} | dense / dense |"
+    yield "|---" * (len(removed) + 2) + "|"
+    for name in names:
+        record = records[name]
+        options = record["options"]
+        mode = "compiled" if options["compiled"] else "eager"
+        for phase, floor in record["floor"].items():
+            cells = [_cell(_speedup_of(record, key, phase)) for key in removed]
+            yield (
+                f"| hidden {options['hidden']} × {options['layers']} layers, {mode}: "
+                f"{PHASES.get(phase, phase)} | {' | '.join(cells)} | {floor['ratio']:.2f}× |"
+            )
+
+
+def _speedup_of(record: Mapping[str, Any], name: str, phase: str) -> Mapping[str, float]:
+    own: Mapping[str, Any] = record["speedups"]["vllm"]
+    found: Mapping[str, float] = (own if name == record["pruned"] else record["beside"][name])[
+        phase
+    ]
+    return found
+
+
+def _cell(speedup: Mapping[str, float]) -> str:
+    return f"{speedup['ratio']:.2f}× ({speedup['efficiency']:.2f})"
+
+
 def read_records() -> dict[str, Any]:
-    """Return the records that the README quotes, by the names of their files."""
-    names = ("demo", "row_col")
+    """Return the records that our pages quote, by the names of their files."""
+    names = ("demo", "row_col", *VLLM_RUNS)
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 
 
-def blocks(records: Mapping[str, Any]) -> dict[str, str]:
-    """Return name → text of every generated block."""
+def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return page → name → text of every generated block."""
     report = records["demo"]
     output = "\n".join(report_lines(Path("sgate-demo"), report)).strip()
     return {
-        "results": f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report)),
-        "demo-output": f"```text\n{output}\n```",
-        "row-col": "\n".join(row_col_rows(records["row_col"])),
+        "README.md": {
+            "results": f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report)),
+            "demo-output": f"```text\n{output}\n```",
+            "row-col": "\n".join(row_col_rows(records["row_col"])),
+            "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
+        },
+        "docs/vllm.md": {"vllm-speed": "\n".join(vllm_rows(records, VLLM_RUNS))},
     }
 
 
-def render(text: str, records: Mapping[str, Any]) -> str:
+def render(text: str, page_blocks: Mapping[str, str]) -> str:
     """Return `text` with every block replaced; each must be there exactly once."""
-    for name, block in blocks(records).items():
+    for name, block in page_blocks.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         parts = re.split(f"{start}.*?{end}", text, flags=re.DOTALL)
         if len(parts) != 2:
@@ -95,9 +131,9 @@ def render(text: str, records: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    readme = ROOT / "README.md"
-    text = render(readme.read_text(encoding="utf-8"), read_records())
-    readme.write_text(text, encoding="utf-8")
+    for page, page_blocks in blocks(read_records()).items():
+        path = ROOT / page
+        path.write_text(render(path.read_text(encoding="utf-8"), page_blocks), encoding="utf-8")
 
 
 if __name__ == "__main__":

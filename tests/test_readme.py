@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import read_records, render
+from benchmarks.tables import ROOT, blocks, read_records, render
 from sgate_serve.cli import COMMANDS
 from tests.small_llama import dense_llama
 from tests.text_model import write_tokenizer
@@ -56,14 +56,15 @@ def test_the_walk_works_as_written(tmp_path: Path) -> None:
     assert answer["object"] == "text_completion" and answer["usage"]["completion_tokens"] > 0
 
 
-def test_measured_blocks_follow_from_the_record() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert render(text, read_records()) == text
+@pytest.mark.parametrize("page", ["README.md", "docs/vllm.md"])
+def test_measured_blocks_follow_from_the_records(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert render(text, blocks(read_records())[page]) == text
 
 
 def test_a_missing_block_is_an_error() -> None:
     with pytest.raises(ValueError, match="found the block results 0 times"):
-        render("no blocks here", read_records())
+        render("no blocks here", {"results": "numbers"})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
