@@ -113,6 +113,7 @@ PHI3 = replace(
     biases={},
     windows="always",
     has_stated_head_width=False,
+    has_partial_rotation=True,
     defaults={"sliding_window": None},
 )
 
@@ -134,7 +135,9 @@ GEMMA2 = replace(
         "tie_word_embeddings": True,
         "sliding_window": 4096,
         "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 256,
         "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
     },
     refused=("use_bidirectional_attention",),
 )
@@ -152,6 +155,9 @@ GEMMA3 = replace(
         **GEMMA2.defaults,
         "sliding_window_pattern": 6,
         "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
     },
     # transformers' Gemma 3 reads this field and ignores it: nobody can say which model is meant.
     refused=("use_bidirectional_attention", "attn_logit_softcapping"),

@@ -68,7 +68,8 @@ class Family:
     before each block, also after it ("sandwich"), or on the sum ("post", the norms then being those
     in `norms`). `keys` are the config's own names of our fields, `defaults` those of its class, and
     fields that are `refused` must be off. Transposed weights are (in, out); padded positions start
-    behind the padding id. A head's width is stated by the config, or hidden size / heads. `renames`
+    behind the padding id; with partial rotation the config's factor says how much of a head
+    rotates. A head's width is stated by the config, or hidden size / heads. `renames`
     are endings of tensor names in old checkpoints.
     """
 
@@ -97,6 +98,7 @@ class Family:
     has_kv_heads: bool = True
     is_transposed: bool = False
     has_padded_positions: bool = False
+    has_partial_rotation: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 Reads like the model. Operators are ONNX Runtime's contrib ones, which share past and present
 buffers and take ragged rows. Widths come from the spec, layer by layer; a layer may lack
-attention, MLP or both.
+attention, MLP or both. What sets families apart is data: their table entry and `ForwardConfig`.
 """
 
 from functools import partial
@@ -12,17 +12,18 @@ import onnx_ir as ir
 
 from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
+from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.graph import MICROSOFT, Dims, GraphBuilder
-from converters.to_onnx.heads import padded_head_dim
+from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.indices import IndexedAxis
 from converters.to_onnx.linears import Linear, Matrix
+from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.residual import ResidualStream
-from converters.to_onnx.rope import inverse_frequencies, rotary_angles
+from converters.to_onnx.rope import inverse_frequencies, padded_frequencies, rotary_angles
 from converters.to_onnx.supported import check_supported
 from sgate_serve import onnx_format as names
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import ATTENTION, MLP
-from sgate_serve.tensor_files import Array
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
 MAX_CAPACITY = 32768
@@ -42,6 +43,7 @@ def build_decoder(checkpoint: Checkpoint) -> ir.Model:
 class _Decoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.spec = checkpoint, checkpoint.spec
+        self.config = ForwardConfig.of(checkpoint)
         self.capacity = min(self.spec.max_positions, MAX_CAPACITY)
         self.graph = graph = GraphBuilder()
         int32, int64 = ir.DataType.INT32, ir.DataType.INT64
@@ -51,77 +53,154 @@ class _Decoder:
         self.query_seqlens = graph.input(names.QUERY_SEQLENS, int32, ["b"])
         self.logit_positions = graph.input(names.LOGIT_POSITIONS, int64, ["b", "n"])
         self.indexed = IndexedAxis(graph, self.input_ids)
+        self.norms = Norms(graph, checkpoint)
+        self.rotary_names: dict[bytes, str] = {}
 
     def build(self) -> ir.Model:
-        # A narrower stream has the same sum of squares: epsilon and weights make up for its mean.
-        epsilon = self.spec.norm_eps * self.spec.norm_size / self.spec.hidden_size
-        stream = ResidualStream(self.graph, self.embed(), epsilon)
+        family = self.spec.family
+        stream = ResidualStream(self.graph, self.embed())
         for index, shape in enumerate(self.spec.layers):
             if shape.num_heads:
-                normed = stream.normalize(self.block_norm(index, ATTENTION))
-                stream.add(self.attention(index, normed))
+                normed = stream.normalize(self.norm(index, ATTENTION))
+                stream.add(self.post_norm(index, ATTENTION, self.attention(index, normed)))
             if shape.mlp_units:
-                normed = stream.normalize(self.block_norm(index, MLP))
-                stream.add(self.mlp(index, normed))
+                normed = stream.normalize(self.norm(index, MLP))
+                stream.add(self.post_norm(index, MLP, self.mlp(index, normed)))
             stream.end_layer(index)
-        self.head(stream.normalize(self.norm_weight(f"{self.spec.family.final_norm}")))
+        self.head(stream.normalize(self.norms.over_stream(f"{family.final_norm}")))
         return self.graph.model(self.metadata())
+
+    def norm(self, index: int, block: str) -> Norm:
+        return self.norms.over_stream(self.spec.family.norm_name(index, block))
+
+    def post_norm(self, index: int, block: str, x: ir.Value) -> ir.Value:
+        """Apply the norm behind a block, in families that have one."""
+        family = self.spec.family
+        if block not in family.post_norms:
+            return x
+        return self.norms.over_stream(
+            f"{family.layer_name(index)}.{family.post_norms[block]}"
+        ).apply(x)
 
     def embed(self) -> ir.Value:
         # The head's source names the embedding where the two are tied: one initializer for both.
-        name = f"{self.spec.family.embedding}.weight"
-        shape = (self.spec.vocab_size, self.spec.hidden_size)
+        embedded = self.rows(self.spec.family.embedding, self.spec.vocab_size, self.input_ids)
+        if self.config.embedding_scale is not None:
+            (embedded,) = self.graph.node(
+                "Mul", [embedded, self.number(self.config.embedding_scale)]
+            )
+        if self.spec.family.position_table is None:
+            return embedded
+        rows = self.rows(self.spec.family.position_table, self.spec.num_positions, self.positions())
+        return self.graph.node("Add", [embedded, rows])[0]
+
+    def rows(self, module: str, count: int, ids: ir.Value) -> ir.Value:
+        """Return the rows [b, s, hidden] of a table of so many."""
+        name, shape = f"{module}.weight", (count, self.spec.hidden_size)
         table = self.graph.weight(name, shape, partial(linears.read_fp32, self.checkpoint, name))
-        (embedded,) = self.graph.node("Gather", [table, self.input_ids], {"axis": 0})
-        return embedded
+        return self.graph.node("Gather", [table, ids], {"axis": 0})[0]
+
+    def positions(self) -> ir.Value:
+        """Return the position [b, s] of every token; those of padding stay inside the table."""
+        graph, axis = self.graph, self.last_axis()
+        (sequence,) = graph.node("Shape", [self.input_ids], {"start": 1})
+        (count,) = graph.node("Squeeze", [sequence, axis])
+        zero, one = (graph.constant(f"scalar.{n}", np.array(n, np.int64)) for n in (0, 1))
+        (steps,) = graph.node("Range", [zero, count, one])
+        # The past of a row is its length after this call, seqlens_k + 1, less its new tokens.
+        (last,) = graph.node("Sub", [self.seqlens_k, self.query_seqlens])
+        (wide,) = graph.node("Cast", [last], {"to": int(ir.DataType.INT64)})
+        (past,) = graph.node("Add", [wide, one])
+        (column,) = graph.node("Unsqueeze", [past, axis])
+        (positions,) = graph.node("Add", [column, steps])
+        limit = graph.constant("last_position", np.array(self.spec.num_positions - 1, np.int64))
+        return graph.node("Min", [positions, limit])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
-        shape = self.spec.layers[index]
-        width = padded_head_dim(shape.head_dim)
-        past_dims: Dims = ["b", shape.num_kv_heads, f"past.{index}", width]
+        shape, heads = self.spec.layers[index], self.config.heads(index)
+        past_dims: Dims = ["b", shape.num_kv_heads, f"past.{index}", heads.width]
         past = [
             self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", ir.DataType.FLOAT, past_dims)
             for kind in ("key", "value")
         ]
         packed = self.linear(linears.query_key_value(self.checkpoint, index), x)
-        cos, sin = self.rotary(shape.head_dim)
-        # Inputs 1 and 2 are separate keys and values, 9 to 15 position ids, bias, sinks and scales.
-        inputs = [packed, None, None, *past, self.seqlens_k, self.total_length, cos, sin]
+        # Inputs 9 to 15 are position ids, bias, sinks and scales.
+        inputs = [*self.query_key_value(index, packed), *past, self.seqlens_k, self.total_length]
         attended, *present = self.graph.node(
             "GroupQueryAttention",
-            [*inputs, *[None] * 7, self.query_seqlens],
+            [*inputs, *self.rotary(index, heads), *[None] * 7, self.query_seqlens],
             {
                 "num_heads": shape.num_heads,
                 "kv_num_heads": shape.num_kv_heads,
-                "do_rotary": 1,
-                "scale": shape.head_dim**-0.5,
+                "do_rotary": int(self.spec.family.is_rotary),
+                "scale": self.config.attention_scale(index),
+                "softcap": self.config.attention_softcap or 0.0,
                 "local_window_size": self.spec.windows[index] or UNLIMITED_WINDOW,
             },
             outputs=[f"layer.{index}.attended", "key", "value"],
             domain=MICROSOFT,
         )
-        dims: Dims = ["b", shape.num_kv_heads, f"present.{index}", width]
+        dims: Dims = ["b", shape.num_kv_heads, f"present.{index}", heads.width]
         for kind, value in zip(("key", "value"), present, strict=True):
             self.graph.output(value, f"{names.PRESENT_PREFIX}{index}.{kind}", dims)
         return self.linear(linears.attention_output(self.checkpoint, index), attended)
 
-    def mlp(self, index: int, x: ir.Value) -> ir.Value:
-        packed = self.linear(linears.gate_up(self.checkpoint, index), x)
-        halves = [f"layer.{index}.gate", f"layer.{index}.up"]
-        gate, up = self.graph.node(
-            "Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=halves
+    def query_key_value(self, index: int, packed: ir.Value) -> list[ir.Value | None]:
+        """Return what attention takes: all in one, or apart where query and key have norms."""
+        family, shape, heads = self.spec.family, self.spec.layers[index], self.config.heads(index)
+        if not family.head_norms:
+            return [packed, None, None]
+        counts = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
+        sizes = np.array(counts, np.int64) * heads.width
+        parts = self.graph.node(
+            "Split",
+            [packed, self.graph.constant(f"layer.{index}.heads", sizes)],
+            {"axis": -1},
+            outputs=[f"layer.{index}.{part}" for part in ("query", "key", "value")],
         )
-        active = activate(self.graph, self.spec.activation, gate)
-        (product,) = self.graph.node("Mul", [active, up])
-        return self.linear(linears.mlp_down(self.checkpoint, index), product)
+        apart = self.graph.constant(f"heads.{heads.width}", np.array([0, 0, -1, heads.width]))
+        together = self.graph.constant("heads", np.array([0, 0, -1]))
+        for part, name in enumerate(family.head_norms):
+            norm = self.norms.over_heads(f"{family.layer_name(index)}.{name}", heads)
+            (rows,) = self.graph.node("Reshape", [parts[part], apart])
+            (parts[part],) = self.graph.node("Reshape", [norm.apply(rows), together])
+        return [*parts]
+
+    def mlp(self, index: int, x: ir.Value) -> ir.Value:
+        """Return down(act(gate) · up), or down(act(up)) in families without a gate."""
+        packed = self.linear(linears.gate_up(self.checkpoint, index), x)
+        if self.spec.family.is_gated:
+            halves = [f"layer.{index}.gate", f"layer.{index}.up"]
+            gate, up = self.graph.node(
+                "Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=halves
+            )
+            active = activate(self.graph, self.spec.activation, gate)
+            (units,) = self.graph.node("Mul", [active, up])
+        else:
+            units = activate(self.graph, self.spec.activation, packed)
+        return self.linear(linears.mlp_down(self.checkpoint, index), units)
 
     def head(self, x: ir.Value) -> None:
         """Compute logits at the wanted positions only: the head is the largest matrix."""
-        last_axis = self.graph.constant("last_axis", np.array([-1], np.int64))
-        (positions,) = self.graph.node("Unsqueeze", [self.logit_positions, last_axis])
+        (positions,) = self.graph.node("Unsqueeze", [self.logit_positions, self.last_axis()])
         (wanted,) = self.graph.node("GatherND", [x, positions], {"batch_dims": 1})
-        logits = self.linear(linears.head(self.checkpoint), wanted)
+        logits = self.softcapped(self.linear(linears.head(self.checkpoint), wanted))
         self.graph.output(logits, names.LOGITS, ["b", "n", self.spec.vocab_size])
+
+    def softcapped(self, logits: ir.Value) -> ir.Value:
+        """Return cap · tanh(logits / cap), or the logits of a model without a cap."""
+        if self.config.logit_softcap is None:
+            return logits
+        cap = self.number(self.config.logit_softcap)
+        (divided,) = self.graph.node("Div", [logits, cap])
+        (bounded,) = self.graph.node("Tanh", [divided])
+        return self.graph.node("Mul", [bounded, cap])[0]
+
+    def number(self, value: float) -> ir.Value:
+        return self.graph.constant(f"number.{value}", np.array(value, np.float32))
+
+    def last_axis(self) -> ir.Value:
+        return self.graph.constant("last_axis", np.array([-1], np.int64))
 
     def linear(self, linear: Linear, x: ir.Value) -> ir.Value:
         """Multiply by every matrix, put the products at their places, add the bias."""
@@ -142,32 +221,20 @@ class _Decoder:
         weight = self.graph.weight(f"{matrix.name}.weight", matrix.shape, matrix.weight)
         return self.graph.node("FusedMatMul", [taken, weight], {"transB": 1}, domain=MICROSOFT)[0]
 
-    def rotary(self, head_dim: int) -> list[ir.Value]:
-        """Return the cos and sin tables, shared by all layers of this head width."""
-        frequencies = inverse_frequencies(self.spec.rope, head_dim)
+    def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
+        """Return the cos and sin tables, shared by all layers that turn alike."""
+        if not self.spec.family.is_rotary:
+            return [None, None]
+        own = inverse_frequencies(self.config.rope(index), heads.rotary_dims)
+        frequencies = padded_frequencies(own, heads)
+        name = f"rope.{len(self.rotary_names)}"
+        name = self.rotary_names.setdefault(frequencies.tobytes(), name)
         angles = partial(rotary_angles, frequencies, self.capacity)
-        shape = (self.capacity, padded_head_dim(head_dim) // 2)
-        name = f"rope.{head_dim}"
+        shape = (self.capacity, len(frequencies))
         return [
             self.graph.weight(f"{name}.cos", shape, lambda: np.cos(angles())),
             self.graph.weight(f"{name}.sin", shape, lambda: np.sin(angles())),
         ]
-
-    def block_norm(self, index: int, block: str) -> ir.Value:
-        return self.norm_weight(self.spec.family.norm_name(index, block))
-
-    def norm_weight(self, norm: str) -> ir.Value:
-        """Return the weight of a norm over the stream, scaled where the stream was narrowed.
-
-        The norm divides by the width before, the operator by the width of its input.
-        """
-        scale = np.sqrt(np.float64(self.spec.norm_size) / self.spec.hidden_size)
-
-        def read() -> Array:
-            weight = self.checkpoint.read(f"{norm}.weight").astype(np.float64)
-            return np.asarray(weight * scale, np.float32)
-
-        return self.graph.weight(f"{norm}.weight", (self.spec.hidden_size,), read)
 
     def metadata(self) -> dict[str, str]:
         return {

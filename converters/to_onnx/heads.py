@@ -1,9 +1,12 @@
 """Zero-padding of attention heads to a width that ONNX Runtime's fused rotary kernel takes.
 
-Rotary embedding turns dimension i with dimension i + width/2. Each half of a head is therefore
-padded at its own end, so every pair stays a pair; zeros turn into zeros, and zero dimensions of
-query, key and value add nothing to scores or outputs. The padding is exact.
+The kernel turns dimension i of a head with dimension i + width/2. Rotary pairs are therefore padded
+at both halves' ends, so every pair stays a pair, and dimensions that do not rotate take the places
+left, where the tables turn by nothing. Query, key and value are permuted alike and zeros add
+nothing to scores or outputs: the layout is exact.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +17,37 @@ from sgate_serve.tensor_files import Array
 HEAD_MULTIPLE = 16
 
 
-def padded_head_dim(head_dim: int) -> int:
-    return -(-head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
+@dataclass(frozen=True)
+class HeadLayout:
+    """Where the dimensions of a head stand in a padded one; the first `rotary_dims` rotate."""
 
+    head_dim: int
+    rotary_dims: int
 
-def padded_positions(num_heads: int, head_dim: int) -> NDArray[np.int64]:
-    """Return where each of the [heads * head_dim] dimensions stands once heads are padded."""
-    half, padded_half = head_dim // 2, padded_head_dim(head_dim) // 2
-    starts = np.arange(2 * num_heads, dtype=np.int64)[:, None] * padded_half
-    return (starts + np.arange(half)).reshape(-1)
+    @property
+    def num_pairs(self) -> int:
+        return -(-self.rotary_dims // 2)
 
+    @property
+    def width(self) -> int:
+        return -(-self.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
 
-def pad_head_rows(array: Array, head_dim: int) -> Array:
-    """Pad a [heads * head_dim, ...] weight or bias to [heads * padded, ...]."""
-    num_heads = len(array) // head_dim
-    padded = np.zeros((num_heads * padded_head_dim(head_dim), *array.shape[1:]), array.dtype)
-    padded[padded_positions(num_heads, head_dim)] = array
-    return padded
+    def positions(self, num_heads: int) -> NDArray[np.int64]:
+        """Return where each of the [heads * head_dim] dimensions stands once heads are padded."""
+        first = np.arange(self.num_pairs, dtype=np.int64)
+        rotated = np.concatenate([first, self.width // 2 + first])
+        others = np.setdiff1d(np.arange(self.width), rotated)[: self.head_dim - len(rotated)]
+        starts = np.arange(num_heads, dtype=np.int64)[:, None] * self.width
+        positions: NDArray[np.int64] = starts + np.concatenate([rotated, others])
+        return positions.reshape(-1)
 
+    def pad_rows(self, array: Array) -> Array:
+        """Pad a [heads * head_dim, ...] weight or bias to [heads * width, ...]."""
+        num_heads = len(array) // self.head_dim
+        padded = np.zeros((num_heads * self.width, *array.shape[1:]), array.dtype)
+        padded[self.positions(num_heads)] = array
+        return padded
 
-def pad_head_columns(array: Array, head_dim: int) -> Array:
-    """Pad a [out, heads * head_dim] weight to [out, heads * padded]."""
-    return pad_head_rows(array.T, head_dim).T
+    def pad_columns(self, array: Array) -> Array:
+        """Pad a [out, heads * head_dim] weight to [out, heads * width]."""
+        return self.pad_rows(array.T).T

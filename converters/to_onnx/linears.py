@@ -11,15 +11,10 @@ from itertools import groupby
 
 import numpy as np
 
-from converters.to_onnx.heads import (
-    pad_head_columns,
-    pad_head_rows,
-    padded_head_dim,
-    padded_positions,
-)
+from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
 from sgate_serve.spec import IN_INDEX, OUT_INDEX
 from sgate_serve.tensor_files import Array
 
@@ -58,7 +53,7 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
 
 def query_key_value(checkpoint: Checkpoint, layer: int) -> Linear:
     """Return the readers of the attention block, outputs [q | k | v] with their heads padded."""
-    return _Layer(checkpoint, layer).linear((QUERY, KEY, VALUE))
+    return _Layer(checkpoint, layer).linear(READERS[ATTENTION])
 
 
 def attention_output(checkpoint: Checkpoint, layer: int) -> Linear:
@@ -67,7 +62,8 @@ def attention_output(checkpoint: Checkpoint, layer: int) -> Linear:
 
 
 def gate_up(checkpoint: Checkpoint, layer: int) -> Linear:
-    return _Layer(checkpoint, layer).linear((GATE, UP))
+    """Return the readers of the MLP, outputs [gate | up], or [up] in families without a gate."""
+    return _Layer(checkpoint, layer).linear(READERS[MLP])
 
 
 def mlp_down(checkpoint: Checkpoint, layer: int) -> Linear:
@@ -88,97 +84,120 @@ def head(checkpoint: Checkpoint) -> Linear:
 class _Layer:
     """The linears of one layer: their own dimensions, what of them is stored, how heads are padded.
 
-    Outputs of query, key and value and inputs of the output projection are heads. Where rows are
-    scattered, the scatter puts them at their padded places; elsewhere the matrix is padded.
+    A module holds the rows of one role, or of several that the family fuses. Outputs of query, key
+    and value and inputs of the output projection are heads. Where rows are scattered, the scatter
+    puts them at their padded places; elsewhere the matrix is padded.
     """
 
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
         self.checkpoint, self.spec, self.layer = checkpoint, checkpoint.spec, layer
-        self.head_dim = self.spec.layers[layer].head_dim
+        self.heads = ForwardConfig.of(checkpoint).heads(layer)
+        self.roles = self.spec.modules(layer)
         self.dims = self.spec.linear_shapes(layer)
 
     def linear(self, roles: Sequence[str]) -> Linear:
-        """Stack the linears of `roles`, neighbours that read the same inputs in one matrix."""
-        places = self._output_places(roles)
-        size = sum(self._padded(self.dims[role][0], role in (QUERY, KEY, VALUE)) for role in roles)
-        groups = [list(group) for _, group in groupby(roles, self._inputs_key)]
+        """Stack the modules of `roles`, neighbours that read the same inputs in one matrix."""
+        modules = [name for name, held in self.roles.items() if set(held) <= set(roles)]
+        places = self._output_places(modules)
+        size = sum(
+            self._padded(self._rows(module), self._gives_heads(module)) for module in modules
+        )
+        groups = [list(group) for _, group in groupby(modules, self._inputs_key)]
         matrices = [self._matrix(group, is_padded=places is None) for group in groups]
         if places is not None:
             matrices[-1] = _with_zero_row(matrices[-1])
         return Linear(
-            name=f"{self.spec.family.layer_name(self.layer)}.{'_'.join(roles)}",
+            name=self._name(modules),
             size=size,
             matrices=tuple(matrices),
             products=None if places is None else inverse_index(places, size),
-            bias=self._bias(roles),
+            bias=self._bias(modules),
         )
 
-    def _module(self, role: str) -> str:
-        return self.spec.family.linear(self.layer, role)
+    def _name(self, modules: Sequence[str]) -> str:
+        roles = (role for module in modules for role in self.roles[module])
+        return f"{self.spec.family.layer_name(self.layer)}.{'_'.join(roles)}"
+
+    def _rows(self, module: str) -> int:
+        """Return the number of outputs of a module, stored or not."""
+        return sum(self.dims[role][0] for role in self.roles[module])
+
+    def _gives_heads(self, module: str) -> bool:
+        return self.roles[module][0] in READERS[ATTENTION]
+
+    def _takes_heads(self, module: str) -> bool:
+        return self.roles[module][0] == OUTPUT
 
     def _padded(self, size: int, is_heads: bool) -> int:
-        return size // self.head_dim * padded_head_dim(self.head_dim) if is_heads else size
+        return size // self.heads.head_dim * self.heads.width if is_heads else size
 
-    def _index(self, role: str, kind: str) -> Positions | None:
-        return stored_index(self.checkpoint, self._module(role), kind)
+    def _places(self, size: int, is_heads: bool) -> Positions:
+        if is_heads:
+            return self.heads.positions(size // self.heads.head_dim)
+        return np.arange(size, dtype=np.int64)
 
-    def _inputs_key(self, role: str) -> bytes | None:
-        index = self._index(role, IN_INDEX)
+    def _index(self, module: str, kind: str) -> Positions | None:
+        return stored_index(self.checkpoint, module, kind)
+
+    def _inputs_key(self, module: str) -> bytes | None:
+        index = self._index(module, IN_INDEX)
         return None if index is None else index.tobytes()
 
-    def _inputs(self, role: str) -> Positions | None:
-        """Return the inputs that a role's matrix has columns for, in the padded layout."""
-        index = self._index(role, IN_INDEX)
-        if index is None or role != OUTPUT:
-            return index
-        return padded_positions(self.dims[role][1] // self.head_dim, self.head_dim)[index]
+    def _inputs(self, module: str) -> Positions | None:
+        """Return the inputs that a module's matrix has columns for, in the padded layout."""
+        index = self._index(module, IN_INDEX)
+        if index is None:
+            return None
+        size = self.dims[self.roles[module][0]][1]
+        return self._places(size, self._takes_heads(module))[index]
 
-    def _output_places(self, roles: Sequence[str]) -> Positions | None:
+    def _output_places(self, modules: Sequence[str]) -> Positions | None:
         """Return the place of every stored row among the outputs, None if no rows are scattered."""
-        indices = [self._index(role, OUT_INDEX) for role in roles]
+        indices = [self._index(module, OUT_INDEX) for module in modules]
         if all(index is None for index in indices):
             return None
         start, places = 0, []
-        for role, index in zip(roles, indices, strict=True):
-            size, is_heads = self.dims[role][0], role in (QUERY, KEY, VALUE)
-            here = np.arange(size, dtype=np.int64)
-            if is_heads:
-                here = padded_positions(size // self.head_dim, self.head_dim)
+        for module, index in zip(modules, indices, strict=True):
+            size, is_heads = self._rows(module), self._gives_heads(module)
+            here = self._places(size, is_heads)
             places.append(start + (here if index is None else here[index]))
             start += self._padded(size, is_heads)
         return np.concatenate(places)
 
-    def _matrix(self, roles: Sequence[str], is_padded: bool) -> Matrix:
-        """Stack the matrices of roles that read the same inputs, rows padded where `is_padded`."""
-        spec, inputs = self.spec, self._inputs(roles[0])
-        stored = [spec.module_shape(self.layer, self._module(role)) for role in roles]
-        pads_rows = is_padded and roles[0] in (QUERY, KEY, VALUE)
-        pads_columns = inputs is None and roles[0] == OUTPUT
+    def _matrix(self, modules: Sequence[str], is_padded: bool) -> Matrix:
+        """Stack matrices that read the same inputs, rows padded where `is_padded`."""
+        inputs = self._inputs(modules[0])
+        stored = [self.spec.module_shape(self.layer, module) for module in modules]
+        pads_rows = is_padded and self._gives_heads(modules[0])
+        pads_columns = inputs is None and self._takes_heads(modules[0])
 
         def weight() -> Array:
-            return np.concatenate([part(role) for role in roles])
+            return np.concatenate([part(module) for module in modules])
 
-        def part(role: str) -> Array:
-            array = read_fp32(self.checkpoint, f"{self._module(role)}.weight")
-            array = pad_head_rows(array, self.head_dim) if pads_rows else array
-            return pad_head_columns(array, self.head_dim) if pads_columns else array
+        def part(module: str) -> Array:
+            array = read_fp32(self.checkpoint, f"{module}.weight")
+            array = array.T if self.spec.family.is_transposed else array
+            array = self.heads.pad_rows(array) if pads_rows else array
+            return self.heads.pad_columns(array) if pads_columns else array
 
         rows = sum(self._padded(shape[0], pads_rows) for shape in stored)
         shape = (rows, self._padded(stored[0][1], pads_columns))
-        name = f"{spec.family.layer_name(self.layer)}.{'_'.join(roles)}"
-        return Matrix(name, shape, weight, inputs)
+        return Matrix(self._name(modules), shape, weight, inputs)
 
-    def _bias(self, roles: Sequence[str]) -> Read | None:
-        """Stack the biases of `roles`; where only some have one, the others get zeros."""
-        if not any(self.spec.has_bias(self.layer, role) for role in roles):
+    def _bias(self, modules: Sequence[str]) -> Read | None:
+        """Stack the biases of `modules`; where only some have one, the others get zeros."""
+        if not any(self._has_bias(module) for module in modules):
             return None
-        return lambda: np.concatenate([self._role_bias(role) for role in roles])
+        return lambda: np.concatenate([self._module_bias(module) for module in modules])
 
-    def _role_bias(self, role: str) -> Array:
-        bias = np.zeros(self.dims[role][0], np.float32)
-        if self.spec.has_bias(self.layer, role):
-            bias = read_fp32(self.checkpoint, f"{self._module(role)}.bias")
-        return pad_head_rows(bias, self.head_dim) if role in (QUERY, KEY, VALUE) else bias
+    def _has_bias(self, module: str) -> bool:
+        return self.spec.has_bias(self.layer, self.roles[module][0])
+
+    def _module_bias(self, module: str) -> Array:
+        bias = np.zeros(self._rows(module), np.float32)
+        if self._has_bias(module):
+            bias = read_fp32(self.checkpoint, f"{module}.bias")
+        return self.heads.pad_rows(bias) if self._gives_heads(module) else bias
 
 
 def _with_zero_row(matrix: Matrix) -> Matrix:

@@ -1,8 +1,9 @@
-"""The residual stream of a pre-norm decoder, with each addition fused into the norm after it."""
+"""The residual stream of a decoder, with each addition fused into the norm after it."""
 
 import onnx_ir as ir
 
-from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.graph import GraphBuilder
+from converters.to_onnx.norms import Norm
 from sgate_serve.onnx_format import residual_name
 
 
@@ -14,8 +15,8 @@ class ResidualStream:
     under its own name by an Identity, which ONNX Runtime removes unless somebody asks for it.
     """
 
-    def __init__(self, graph: GraphBuilder, embedding: ir.Value, norm_eps: float) -> None:
-        self._graph, self._sum, self._eps = graph, embedding, norm_eps
+    def __init__(self, graph: GraphBuilder, embedding: ir.Value) -> None:
+        self._graph, self._sum = graph, embedding
         self._delta: ir.Value | None = None
         self._pending_names: list[str] = []
 
@@ -26,29 +27,19 @@ class ResidualStream:
     def end_layer(self, layer: int) -> None:
         self._pending_names.append(residual_name(layer))
 
-    def normalize(self, weight: ir.Value) -> ir.Value:
-        """Return the RMS norm of the stream, [b, s, hidden], with the last block's output in it."""
+    def normalize(self, norm: Norm) -> ir.Value:
+        """Return the norm of the stream, [b, s, hidden], with the last block's output in it."""
         if self._delta is None:
-            (normed,) = self._graph.node(
-                "SimplifiedLayerNormalization",
-                [self._sum, weight],
-                {"axis": -1, "epsilon": self._eps},
-            )
+            normed = norm.apply(self._sum)
         else:
-            normed = self._add_and_normalize(self._delta, weight)
+            normed = self._add_and_normalize(self._delta, norm)
         for name in self._pending_names:
             self._graph.node("Identity", [self._sum], outputs=[name])
         self._pending_names = []
         return normed
 
-    def _add_and_normalize(self, delta: ir.Value, weight: ir.Value) -> ir.Value:
+    def _add_and_normalize(self, delta: ir.Value, norm: Norm) -> ir.Value:
         sum_name = self._pending_names.pop(0) if self._pending_names else f"{delta.name}.sum"
-        normed, _, _, self._sum = self._graph.node(
-            "SkipSimplifiedLayerNormalization",
-            [self._sum, delta, weight],
-            {"epsilon": self._eps},
-            outputs=[f"{delta.name}.normed", "", "", sum_name],
-            domain=MICROSOFT,
-        )
+        normed, self._sum = norm.add_and_apply(self._sum, delta, sum_name)
         self._delta = None
         return normed

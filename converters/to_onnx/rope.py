@@ -11,27 +11,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.to_onnx.heads import padded_head_dim
+from converters.to_onnx.heads import HeadLayout
 from sgate_serve.errors import EngineError
 
 Floats = NDArray[np.float32]
 
 
-def inverse_frequencies(rope: Mapping[str, Any], head_dim: int) -> Floats:
-    """Return the [head_dim / 2] angle per position of each rotary pair.
+def inverse_frequencies(rope: Mapping[str, Any], rotary_dims: int) -> Floats:
+    """Return the [rotary_dims / 2] angle per position of each rotary pair.
 
     Raises EngineError for a rope type that the ONNX graph does not hold, or a missing value.
     """
     rope_type = rope["rope_type"]
     scale = _SCALINGS.get(rope_type)
-    if scale is None or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        what = f"rope_type {rope_type!r}" if scale is None else "partial_rotary_factor"
-        supported = ", ".join(sorted(_SCALINGS))
+    if scale is None:
         raise EngineError(
-            f"the onnx engine does not support {what} (it has: {supported}, over the whole head); "
-            "use --engine torch"
+            f"the onnx engine does not support rope_type {rope_type!r} (it has: "
+            f"{', '.join(sorted(_SCALINGS))}); use --engine torch"
         )
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    exponents = np.arange(0, rotary_dims, 2, dtype=np.float32) / np.float32(rotary_dims)
     base = np.float32(1) / np.float32(rope["rope_theta"]) ** exponents
     try:
         return scale(base, rope).astype(np.float32)
@@ -41,11 +39,14 @@ def inverse_frequencies(rope: Mapping[str, Any], head_dim: int) -> Floats:
         ) from error
 
 
+def padded_frequencies(frequencies: Floats, layout: HeadLayout) -> Floats:
+    """Return a frequency for each pair of a padded head; what is no rotary pair does not turn."""
+    return np.pad(frequencies, (0, layout.width // 2 - len(frequencies)))
+
+
 def rotary_angles(frequencies: Floats, positions: int) -> Floats:
-    """Return the angles [positions, padded head width / 2]; the padding turns nothing."""
-    half = len(frequencies)
-    padded = np.pad(frequencies, (0, padded_head_dim(2 * half) // 2 - half))
-    return np.arange(positions, dtype=np.float32)[:, None] * padded
+    """Return the angles [positions, pairs]."""
+    return np.arange(positions, dtype=np.float32)[:, None] * frequencies
 
 
 def _unscaled(base: Floats, rope: Mapping[str, Any]) -> Floats:

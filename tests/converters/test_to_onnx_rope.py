@@ -1,5 +1,6 @@
 """Rotary tables against transformers' own, and what the graph refuses."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from converters.to_onnx import write_onnx
-from converters.to_onnx.heads import pad_head_columns, pad_head_rows, padded_head_dim
-from converters.to_onnx.rope import inverse_frequencies, rotary_angles
+from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.rope import inverse_frequencies, padded_frequencies, rotary_angles
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner
 from sgate_serve.engines.scheduler import SlotOptions
 from sgate_serve.errors import EngineError
@@ -69,10 +71,14 @@ def test_other_rope_types_are_refused_by_name(rope_type: str) -> None:
         inverse_frequencies({"rope_type": rope_type, "rope_theta": 1e4}, 16)
 
 
-def test_partial_rotation_is_refused() -> None:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-    with pytest.raises(EngineError, match="does not support partial_rotary_factor"):
-        inverse_frequencies(rope, 16)
+def test_partial_rotation_is_refused_where_transformers_has_none(tmp_path: Path) -> None:
+    checkpoint = save(dense_llama(), tmp_path / "m")
+    path = checkpoint.folder / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_parameters"]["partial_rotary_factor"] = 0.5
+    path.write_text(json.dumps(config))
+    with pytest.raises(EngineError, match=r"does not support partial_rotary_factor \(family llama"):
+        write_onnx(Checkpoint.open(checkpoint.folder), tmp_path / "onnx")
 
 
 def test_missing_rope_value_is_named() -> None:
@@ -82,22 +88,35 @@ def test_missing_rope_value_is_named() -> None:
 
 
 def test_padded_heads_keep_their_rotary_pairs() -> None:
-    head_dim, heads = 12, 3
-    width = padded_head_dim(head_dim)
-    rows = pad_head_rows(np.arange(heads * head_dim), head_dim).reshape(heads, 2, width // 2)
-    expected = np.arange(heads * head_dim).reshape(heads, 2, head_dim // 2)
-    np.testing.assert_array_equal(rows[:, :, : head_dim // 2], expected)
-    assert not rows[:, :, head_dim // 2 :].any()
+    layout, heads = HeadLayout(12, 12), 3
+    rows = layout.pad_rows(np.arange(heads * 12)).reshape(heads, 2, layout.width // 2)
+    np.testing.assert_array_equal(rows[:, :, :6], np.arange(heads * 12).reshape(heads, 2, 6))
+    assert not rows[:, :, 6:].any()
+
+
+@pytest.mark.parametrize(
+    ("rotary_dims", "expected"),
+    [
+        (0, [*range(12)]),
+        (4, [0, 1, 8, 9, 2, 3, 4, 5, 6, 7, 10, 11]),
+        (5, [0, 1, 2, 8, 9, 10, 3, 4, 5, 6, 7, 11]),
+        (12, [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]),
+    ],
+)
+def test_what_does_not_rotate_takes_the_places_left(rotary_dims: int, expected: list[int]) -> None:
+    positions = HeadLayout(12, rotary_dims).positions(2)
+    np.testing.assert_array_equal(positions, [*expected, *(16 + place for place in expected)])
 
 
 def test_rows_and_columns_are_padded_alike() -> None:
     weight = np.random.default_rng(0).standard_normal((36, 5)).astype(np.float32)
-    np.testing.assert_array_equal(pad_head_rows(weight, 12).T, pad_head_columns(weight.T, 12))
+    layout = HeadLayout(12, 6)
+    np.testing.assert_array_equal(layout.pad_rows(weight).T, layout.pad_columns(weight.T))
 
 
 def test_padding_of_the_tables_turns_nothing() -> None:
     frequencies = inverse_frequencies(ROPES[0], 12)
-    angles = rotary_angles(frequencies, 10)
+    angles = rotary_angles(padded_frequencies(frequencies, HeadLayout(12, 12)), 10)
     assert angles.shape == (10, 8)
     assert not angles[:, 6:].any()
     np.testing.assert_array_equal(angles[3, :6], 3 * frequencies)

@@ -1,0 +1,84 @@
+"""RMS norms and LayerNorms of the graph, and how their weights make up for another width.
+
+An RMS norm of a narrowed stream divides by the width before, one over a padded head by the width
+without padding; ONNX Runtime's operators divide by the width of their input. What is missing is
+zero, so the sum of squares is the same: n/h · Σx²/n = Σx²/h. Epsilon is multiplied by n/h and the
+weight by its root.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.heads import HeadLayout
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.tensor_files import Array
+
+# By Family.norm: the operator, and the one that adds to the stream first.
+OPERATORS = {
+    "rms": ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
+    "layer": ("LayerNormalization", "SkipLayerNormalization"),
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One norm over the last axis: its kind, its weight and perhaps bias."""
+
+    graph: GraphBuilder
+    kind: str
+    parameters: tuple[ir.Value, ...]
+    epsilon: float
+
+    def apply(self, x: ir.Value) -> ir.Value:
+        inputs = [x, *self.parameters]
+        attributes = {"axis": -1, "epsilon": self.epsilon}
+        return self.graph.node(OPERATORS[self.kind][0], inputs, attributes)[0]
+
+    def add_and_apply(self, x: ir.Value, delta: ir.Value, sum_name: str) -> list[ir.Value]:
+        """Return the norm of x + delta, and the sum itself under its name."""
+        normed, _, _, added = self.graph.node(
+            OPERATORS[self.kind][1],
+            [x, delta, *self.parameters],
+            {"epsilon": self.epsilon},
+            outputs=[f"{delta.name}.normed", "", "", sum_name],
+            domain=MICROSOFT,
+        )
+        return [normed, added]
+
+
+class Norms:
+    """The norms of one checkpoint, by name."""
+
+    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint) -> None:
+        self._graph, self._checkpoint, self._spec = graph, checkpoint, checkpoint.spec
+
+    def over_stream(self, name: str) -> Norm:
+        sizes = (self._spec.norm_size, self._spec.hidden_size)
+        return self._norm(self._spec.family.norm, name, sizes, np.asarray)
+
+    def over_heads(self, name: str, layout: HeadLayout) -> Norm:
+        return self._norm("rms", name, (layout.head_dim, layout.width), layout.pad_rows)
+
+    def _norm(
+        self, kind: str, name: str, sizes: tuple[int, int], place: Callable[[Array], Array]
+    ) -> Norm:
+        """Make a norm that divides by `sizes[0]` over an axis of `sizes[1]`."""
+        ratio = np.float64(sizes[0]) / sizes[1]
+
+        def weight() -> Array:
+            stored = self._checkpoint.read(f"{name}.weight").astype(np.float64)
+            whole = (stored + self._spec.family.norm_offset) * np.sqrt(ratio)
+            return place(whole.astype(np.float32))
+
+        def bias() -> Array:
+            return self._checkpoint.read(f"{name}.bias").astype(np.float32)
+
+        parts = {"weight": weight} | ({"bias": bias} if kind == "layer" else {})
+        parameters = tuple(
+            self._graph.weight(f"{name}.{part}", sizes[1:], read) for part, read in parts.items()
+        )
+        return Norm(self._graph, kind, parameters, float(self._spec.norm_eps * ratio))
