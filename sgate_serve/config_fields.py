@@ -81,6 +81,8 @@ ROPE_FIELDS: Mapping[str, Kind] = {
     "high_freq_factor": POSITIVE,
     "original_max_position_embeddings": SIZE,
 }
+# Some families have settings for each kind of layer.
+ROPE_KINDS = ("full_attention", "sliding_attention")
 SGATE_FIELDS: Mapping[str, Kind] = {
     "version": WHOLE,
     "family": TEXT,
@@ -102,6 +104,11 @@ def check_config(config: Mapping[str, Any], source: str, family: Family) -> None
         ("sgate", SGATE_FIELDS),
     ):
         check_fields(config.get(name) or {}, kinds, f"{source}: {name}", CheckpointError)
+    rope = config.get("rope_parameters") or {}
+    for kind in ROPE_KINDS:
+        where = f"{source}: rope_parameters"
+        check_fields(rope, {kind: OBJECT}, where, CheckpointError)
+        check_fields(rope.get(kind) or {}, ROPE_FIELDS, f"{where}[{kind}]", CheckpointError)
     lowered = (config.get("sgate") or {}).get("lowered") or {}
     for module, entry in lowered.items():
         where = f"{source}: sgate.lowered[{brief(module)}]"

@@ -65,6 +65,15 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
             {"rope_parameters": {"rope_theta": "x"}},
             "rope_parameters: rope_theta must be a positive number, found 'x'",
         ),
+        (
+            {"rope_parameters": {"full_attention": 1}},
+            "rope_parameters: full_attention must be an object, found 1",
+        ),
+        (
+            {"rope_parameters": {"sliding_attention": {"rope_theta": "x"}}},
+            r"rope_parameters\[sliding_attention\]: rope_theta must be a positive number, found",
+        ),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a positive number, found 0"),
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
         ({"layer_types": [1, 2]}, r"layer_types must be a list of strings, found \[1, 2\]"),
         ({"per_layer_config": []}, r"per_layer_config must be an object, found \[\]"),
