@@ -8,6 +8,7 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.family import ATTENTION, MLP, Family
 from sgate_serve.fields import (
     FLAG,
+    NUMBERS,
     OBJECT,
     POSITIVE,
     SIZE,
@@ -43,6 +44,7 @@ FIELDS: Mapping[str, Kind] = {
     "hidden_size": SIZE,
     "vocab_size": SIZE,
     "max_position_embeddings": SIZE,
+    "original_max_position_embeddings": SIZE,
     "norm_eps": POSITIVE,
     "architectures": TEXTS,
     "type_vocab_size": WHOLE,
@@ -80,6 +82,8 @@ ROPE_FIELDS: Mapping[str, Kind] = {
     "low_freq_factor": POSITIVE,
     "high_freq_factor": POSITIVE,
     "original_max_position_embeddings": SIZE,
+    "attention_factor": POSITIVE,
+    "short_factor": NUMBERS,
 }
 # Some families have settings for each kind of layer.
 ROPE_KINDS = ("full_attention", "sliding_attention")

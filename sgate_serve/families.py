@@ -114,7 +114,7 @@ PHI3 = replace(
     windows="always",
     has_stated_head_width=False,
     has_partial_rotation=True,
-    defaults={"sliding_window": None},
+    defaults={"sliding_window": None, "original_max_position_embeddings": 4096},
 )
 
 GEMMA2 = replace(

@@ -49,6 +49,10 @@ WHOLE = Kind("a whole number", is_whole)
 SIZE = Kind("a whole number of at least 1", lambda value: is_whole(value) and value > 0)
 NUMBER = Kind("a number", is_number)
 POSITIVE = Kind("a positive number", _is_positive)
+NUMBERS = Kind(
+    "a list of positive numbers",
+    lambda value: isinstance(value, list | tuple) and all(_is_positive(item) for item in value),
+)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a string", lambda value: isinstance(value, str))
 TEXTS = Kind("a list of strings", _is_texts)

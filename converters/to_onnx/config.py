@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.rope import LONGROPE
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.config_values import rope_parameters
 from sgate_serve.spec import ModelSpec
 
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -49,7 +51,17 @@ class ForwardConfig:
             scale /= index + 1
         return scale
 
-    def rope(self, index: int) -> Mapping[str, Any]:
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence that one rotary table is right for.
+
+        Beyond its original length longrope turns every token, past ones too, by other factors.
+        """
+        ropes = [self.rope(index) for index in range(len(self.spec.layers))]
+        limits = [int(rope[ORIGINAL_LENGTH]) for rope in ropes if rope["rope_type"] == LONGROPE]
+        return min([self.spec.max_positions, *limits])
+
+    def rope(self, index: int) -> dict[str, Any]:
         """Return the rotary settings of a layer: some families have their own for each kind."""
         kind = FULL if self.spec.windows[index] is None else SLIDING
         nested = self.values.get("rope_parameters") or {}
@@ -60,13 +72,25 @@ class ForwardConfig:
         elif local is not None:
             own = {}
         else:
-            return rope_parameters(self.values)
-        return rope_parameters(own | {"rope_theta": theta if local is None else local})
+            own = dict(self.values)
+        own["rope_theta"] = theta if local is None else local
+        return self._completed(rope_parameters(own))
+
+    def _completed(self, rope: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the original length, which Phi-3 keeps outside, and the growth from it."""
+        rope[ORIGINAL_LENGTH] = original = (
+            self.values.get(ORIGINAL_LENGTH) or rope.get(ORIGINAL_LENGTH) or self.spec.num_positions
+        )
+        if rope["rope_type"] == LONGROPE:
+            rope.setdefault("factor", self.spec.num_positions / original)
+        return rope
+
+    def rotated_share(self, index: int) -> float:
+        """Return how much of each head the config lets rotate."""
+        return float(self.rope(index).get("partial_rotary_factor", 1.0))
 
     def heads(self, index: int) -> HeadLayout:
         """Return the layout of a layer's heads and how much of them rotates."""
         head_dim = self.spec.layers[index].head_dim
-        if not self.spec.family.is_rotary:
-            return HeadLayout(head_dim, 0)
-        share = self.rope(index).get("partial_rotary_factor", 1.0)
+        share = self.rotated_share(index) if self.spec.family.is_rotary else 0
         return HeadLayout(head_dim, int(head_dim * share))

@@ -19,7 +19,7 @@ from converters.to_onnx.indices import IndexedAxis
 from converters.to_onnx.linears import Linear, Matrix
 from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.residual import ResidualStream
-from converters.to_onnx.rope import inverse_frequencies, padded_frequencies, rotary_angles
+from converters.to_onnx.rope import RotaryTable
 from converters.to_onnx.supported import check_supported
 from sgate_serve import onnx_format as names
 from sgate_serve.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ class _Decoder:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.spec = checkpoint, checkpoint.spec
         self.config = ForwardConfig.of(checkpoint)
-        self.capacity = min(self.spec.max_positions, MAX_CAPACITY)
+        self.capacity = min(self.config.max_positions, MAX_CAPACITY)
         self.graph = graph = GraphBuilder()
         int32, int64 = ir.DataType.INT32, ir.DataType.INT64
         self.input_ids = graph.input(names.INPUT_IDS, int64, ["b", "s"])
@@ -225,15 +225,13 @@ class _Decoder:
         """Return the cos and sin tables, shared by all layers that turn alike."""
         if not self.spec.family.is_rotary:
             return [None, None]
-        own = inverse_frequencies(self.config.rope(index), heads.rotary_dims)
-        frequencies = padded_frequencies(own, heads)
-        name = f"rope.{len(self.rotary_names)}"
-        name = self.rotary_names.setdefault(frequencies.tobytes(), name)
-        angles = partial(rotary_angles, frequencies, self.capacity)
-        shape = (self.capacity, len(frequencies))
+        table = RotaryTable.of(self.config.rope(index), heads)
+        key = table.frequencies.tobytes() + table.amplitudes.tobytes()
+        name = self.rotary_names.setdefault(key, f"rope.{len(self.rotary_names)}")
+        shape = (self.capacity, len(table.frequencies))
         return [
-            self.graph.weight(f"{name}.cos", shape, lambda: np.cos(angles())),
-            self.graph.weight(f"{name}.sin", shape, lambda: np.sin(angles())),
+            self.graph.weight(f"{name}.cos", shape, partial(table.cos, self.capacity)),
+            self.graph.weight(f"{name}.sin", shape, partial(table.sin, self.capacity)),
         ]
 
     def metadata(self) -> dict[str, str]:

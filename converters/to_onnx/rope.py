@@ -1,11 +1,13 @@
-"""Rotary position tables for the ONNX graph: rope types default, linear and llama3.
+"""Rotary position tables for the ONNX graph: rope types default, linear, llama3 and longrope.
 
 The formulas and their order of operations in fp32 are those of transformers'
-`modeling_rope_utils`, so that the tables agree with the reference to the last rounding.
+`modeling_rope_utils`, so that the tables agree with the reference to the last rounding. Of longrope
+the short factors are taken: they are right up to the original length, where the graph ends.
 """
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,36 @@ from converters.to_onnx.heads import HeadLayout
 from sgate_serve.errors import EngineError
 
 Floats = NDArray[np.float32]
+LONGROPE = "longrope"
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """What each pair [width / 2] of a padded head turns by per position, and is multiplied by.
+
+    What is no rotary pair does not turn and keeps its size.
+    """
+
+    frequencies: Floats
+    amplitudes: Floats
+
+    @classmethod
+    def of(cls, rope: Mapping[str, Any], heads: HeadLayout) -> "RotaryTable":
+        """Make the table of a layer; raises EngineError as `inverse_frequencies` does."""
+        frequencies = inverse_frequencies(rope, heads.rotary_dims)
+        amplitudes = np.full(heads.num_pairs, attention_factor(rope), np.float32)
+        padding = (0, heads.width // 2 - heads.num_pairs)
+        return cls(np.pad(frequencies, padding), np.pad(amplitudes, padding, constant_values=1))
+
+    def cos(self, positions: int) -> Floats:
+        """Return [positions, pairs]."""
+        return np.cos(self._angles(positions)) * self.amplitudes
+
+    def sin(self, positions: int) -> Floats:
+        return np.sin(self._angles(positions)) * self.amplitudes
+
+    def _angles(self, positions: int) -> Floats:
+        return np.arange(positions, dtype=np.float32)[:, None] * self.frequencies
 
 
 def inverse_frequencies(rope: Mapping[str, Any], rotary_dims: int) -> Floats:
@@ -23,42 +55,42 @@ def inverse_frequencies(rope: Mapping[str, Any], rotary_dims: int) -> Floats:
     Raises EngineError for a rope type that the ONNX graph does not hold, or a missing value.
     """
     rope_type = rope["rope_type"]
-    scale = _SCALINGS.get(rope_type)
-    if scale is None:
+    scaled = _SCALINGS.get(rope_type)
+    if scaled is None:
         raise EngineError(
             f"the onnx engine does not support rope_type {rope_type!r} (it has: "
             f"{', '.join(sorted(_SCALINGS))}); use --engine torch"
         )
     exponents = np.arange(0, rotary_dims, 2, dtype=np.float32) / np.float32(rotary_dims)
-    base = np.float32(1) / np.float32(rope["rope_theta"]) ** exponents
     try:
-        return scale(base, rope).astype(np.float32)
+        return scaled(np.float32(rope["rope_theta"]) ** exponents, rope).astype(np.float32)
     except KeyError as error:
         raise EngineError(
             f"rope_type {rope_type!r} needs {error} in the config's rope_parameters"
         ) from error
 
 
-def padded_frequencies(frequencies: Floats, layout: HeadLayout) -> Floats:
-    """Return a frequency for each pair of a padded head; what is no rotary pair does not turn."""
-    return np.pad(frequencies, (0, layout.width // 2 - len(frequencies)))
+def attention_factor(rope: Mapping[str, Any]) -> float:
+    """Return what longrope multiplies rotated dimensions by; `factor` is the growth in length."""
+    if rope["rope_type"] != LONGROPE:
+        return 1.0
+    stated, factor = rope.get("attention_factor"), rope["factor"]
+    if stated is not None or factor <= 1:
+        return float(stated or 1.0)
+    return math.sqrt(1 + math.log(factor) / math.log(rope["original_max_position_embeddings"]))
 
 
-def rotary_angles(frequencies: Floats, positions: int) -> Floats:
-    """Return the angles [positions, pairs]."""
-    return np.arange(positions, dtype=np.float32)[:, None] * frequencies
+def _unscaled(periods: Floats, rope: Mapping[str, Any]) -> Floats:
+    return np.float32(1) / periods
 
 
-def _unscaled(base: Floats, rope: Mapping[str, Any]) -> Floats:
-    return base
+def _linear(periods: Floats, rope: Mapping[str, Any]) -> Floats:
+    return _unscaled(periods, rope) / np.float32(rope["factor"])
 
 
-def _linear(base: Floats, rope: Mapping[str, Any]) -> Floats:
-    return base / np.float32(rope["factor"])
-
-
-def _llama3(base: Floats, rope: Mapping[str, Any]) -> Floats:
+def _llama3(periods: Floats, rope: Mapping[str, Any]) -> Floats:
     """Slow the low frequencies by `factor`, keep the high ones, blend in between (Llama 3.1)."""
+    base = _unscaled(periods, rope)
     factor, low, high = (
         float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")
     )
@@ -71,4 +103,14 @@ def _llama3(base: Floats, rope: Mapping[str, Any]) -> Floats:
     return np.where(wavelength < context / high, base, inner)
 
 
-_SCALINGS = {"default": _unscaled, "linear": _linear, "llama3": _llama3}
+def _longrope(periods: Floats, rope: Mapping[str, Any]) -> Floats:
+    short = np.asarray(rope["short_factor"], np.float32)
+    if len(short) != len(periods):
+        raise EngineError(
+            f"rope_type 'longrope' has {len(short)} values of short_factor for {len(periods)} "
+            "rotary pairs; correct the config"
+        )
+    return np.float32(1) / (short * periods)
+
+
+_SCALINGS = {"default": _unscaled, "linear": _linear, "llama3": _llama3, LONGROPE: _longrope}

@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 
 from converters.to_onnx.activations import check_activation
+from converters.to_onnx.config import ForwardConfig
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import EngineError
 from sgate_serve.family import CAUSAL_LM
-from sgate_serve.spec import ModelSpec
 
 
 def check_supported(checkpoint: Checkpoint) -> None:
     """Raise EngineError unless the graph has all that this model's forward needs."""
     spec = checkpoint.spec
-    reason = "int8 weights in this release" if checkpoint.is_int8 else next(_obstacles(spec), None)
+    reason = (
+        "int8 weights in this release" if checkpoint.is_int8 else next(_obstacles(checkpoint), None)
+    )
     if reason is not None:
         raise EngineError(
             f"{checkpoint.folder}: the ONNX graph does not support {reason} "
@@ -21,9 +23,11 @@ def check_supported(checkpoint: Checkpoint) -> None:
     check_activation(spec.activation)
 
 
-def _obstacles(spec: ModelSpec) -> Iterator[str]:
+def _obstacles(checkpoint: Checkpoint) -> Iterator[str]:
+    spec, config = checkpoint.spec, ForwardConfig.of(checkpoint)
     if spec.task != CAUSAL_LM:
         yield f"task {spec.task}"
     # transformers reads the factor in some families' classes only, whatever the config says.
-    if not spec.family.has_partial_rotation and spec.rope.get("partial_rotary_factor", 1.0) != 1.0:
+    shares = {config.rotated_share(index) for index in range(len(spec.layers))}
+    if shares != {1.0} and not spec.family.has_partial_rotation:
         yield "partial_rotary_factor"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from converters.to_onnx.config import ForwardConfig
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner
 from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.errors import EngineError
 from sgate_serve.family import CAUSAL_LM
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import TorchModel
@@ -95,6 +97,14 @@ def test_rotary_settings_of_each_kind_of_layer(tmp_path: Path) -> None:
     check_against_transformers(checkpoint)
 
 
+def test_partial_rotation_of_one_kind_is_refused(tmp_path: Path) -> None:
+    partly = SLIDING | {"partial_rotary_factor": 0.5}
+    nested = {"full_attention": FULL, "sliding_attention": partly}
+    checkpoint = edited(saved(tmp_path, "gemma3_text"), {"rope_parameters": nested})
+    with pytest.raises(EngineError, match=r"not support partial_rotary_factor \(family gemma3_tex"):
+        write_onnx(checkpoint, tmp_path / "onnx")
+
+
 def test_old_spelling_of_the_two_rotary_settings(tmp_path: Path) -> None:
     old = {
         "rope_theta": 500.0,
@@ -119,6 +129,15 @@ def test_rotary_bases_that_a_config_leaves_out(tmp_path: Path) -> None:
 def test_partial_rotation_of_odd_and_even_counts(tmp_path: Path, share: float) -> None:
     # Of 12 dimensions 3 and 9: transformers turns the dimension behind an odd count as well.
     check_against_transformers(saved(tmp_path, "phi3", partial_rotary_factor=share))
+
+
+def test_longrope_ends_at_the_original_length(tmp_path: Path) -> None:
+    sizes = {"original_max_position_embeddings": 64, "max_position_embeddings": 512}
+    checkpoint = saved(tmp_path, "phi3", 1, **sizes)
+    assert ForwardConfig.of(checkpoint).rope(0)["factor"] == 8
+    check_against_transformers(checkpoint)
+    with pytest.raises(EngineError, match="max_model_len 65 exceeds the graph's capacity of 64"):
+        load_runner(checkpoint.folder / "onnx", replace(OPTIONS, max_model_len=65))
 
 
 def test_tables_that_turn_alike_are_shared(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from converters.to_onnx import write_onnx
 from converters.to_onnx.heads import HeadLayout
-from converters.to_onnx.rope import inverse_frequencies, padded_frequencies, rotary_angles
+from converters.to_onnx.rope import RotaryTable, inverse_frequencies
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner
 from sgate_serve.engines.scheduler import SlotOptions
@@ -65,7 +65,7 @@ def test_rope_types_differ() -> None:
     assert np.abs(tables[0] - tables[2]).max() > 0.01
 
 
-@pytest.mark.parametrize("rope_type", ["yarn", "dynamic", "longrope"])
+@pytest.mark.parametrize("rope_type", ["yarn", "dynamic", "proportional"])
 def test_other_rope_types_are_refused_by_name(rope_type: str) -> None:
     with pytest.raises(EngineError, match=f"rope_type '{rope_type}'.*use --engine torch"):
         inverse_frequencies({"rope_type": rope_type, "rope_theta": 1e4}, 16)
@@ -115,8 +115,34 @@ def test_rows_and_columns_are_padded_alike() -> None:
 
 
 def test_padding_of_the_tables_turns_nothing() -> None:
-    frequencies = inverse_frequencies(ROPES[0], 12)
-    angles = rotary_angles(padded_frequencies(frequencies, HeadLayout(12, 12)), 10)
-    assert angles.shape == (10, 8)
-    assert not angles[:, 6:].any()
-    np.testing.assert_array_equal(angles[3, :6], 3 * frequencies)
+    table = RotaryTable.of(ROPES[0], HeadLayout(12, 12))
+    cos, sin = table.cos(10), table.sin(10)
+    assert cos.shape == sin.shape == (10, 8)
+    assert (cos[:, 6:] == 1).all() and not sin[:, 6:].any()
+    angles = 3 * inverse_frequencies(ROPES[0], 12)
+    np.testing.assert_array_equal((cos[3, :6], sin[3, :6]), (np.cos(angles), np.sin(angles)))
+
+
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.2, 1.5],
+    "long_factor": [1.1, 2.0, 4.0],
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize("stated", [{}, {"attention_factor": 1.7}, {"factor": 0.5}])
+def test_longrope_up_to_the_original_length_is_that_of_transformers(stated: dict[str, Any]) -> None:
+    rope = LONGROPE | stated
+    config = LlamaConfig(**SIZES | {"head_dim": 6, "rope_parameters": dict(rope)})
+    frequencies, factor = ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=64)
+    table = RotaryTable.of(rope, HeadLayout(12, 6))
+    np.testing.assert_allclose(table.frequencies[:3], frequencies.numpy(), rtol=3e-7)
+    np.testing.assert_array_equal(table.amplitudes, np.array([*[factor] * 3, *[1] * 5], np.float32))
+
+
+def test_longrope_of_another_number_of_pairs_is_refused() -> None:
+    with pytest.raises(EngineError, match="3 values of short_factor for 4 rotary pairs"):
+        inverse_frequencies(LONGROPE, 8)

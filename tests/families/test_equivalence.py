@@ -27,7 +27,7 @@ from tests.families.small_models import small_model
 from tests.families.zoo import VARIANTS, Variant, build, token_batch
 
 DECODERS = [variant for variant in VARIANTS if variant.task == CAUSAL_LM]
-# The long factors of longrope are refused by name.
+# A graph of longrope ends at the original length, which is 6 here.
 ON_ONNX = [variant for variant in DECODERS if variant.name != "longrope"]
 
 
@@ -97,11 +97,14 @@ def test_onnx_holds_too(variant: Variant, skip: int, tmp_path: Path) -> None:
     assert Checkpoint.open(at["out"]).spec.lowered
 
 
-def test_onnx_refuses_longrope_by_name(tmp_path: Path) -> None:
+def test_onnx_with_longrope_holds_up_to_the_original_length(tmp_path: Path) -> None:
     (variant,) = (variant for variant in DECODERS if variant.name == "longrope")
-    at = converted(variant, tmp_path, skip=0)
-    with pytest.raises(EngineError, match=r"rope_type 'longrope'"):
-        verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx"))
+    at = converted(variant, tmp_path, skip=0, index_price=0)
+    options = VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx", prompt_tokens=6)
+    result = verify(options)
+    assert result.passed and result.tensors_equal, result.difference
+    with pytest.raises(EngineError, match="7 tokens do not fit this runner's max_model_len of 6"):
+        verify(replace(options, prompt_tokens=7))
 
 
 @pytest.mark.parametrize(
