@@ -17,13 +17,26 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose tokens. Temperature 0 is greedy; `seed` makes a sampled run repeatable."""
+    """How to choose tokens; names, meanings and neutral values are vLLM's.
+
+    Temperature 0 is greedy; `seed` makes a sampled run repeatable. `top_k` 0 keeps all tokens.
+    `repetition_penalty` counts the prompt and what was generated, the other two only the latter.
+    `logit_bias` holds (token id, what is added to its logit). No stop token comes before
+    `min_tokens` tokens.
+    """
 
     max_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
     stop_token_ids: frozenset[int] = field(default_factory=frozenset)
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ prompt, and decodes every row that already has a token in one call. A long promp
 running streams by one chunk at most.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import EngineStats, Request, TokenEvent
+from sgate_serve.engines.base import EngineStats, Request, SamplingParams, TokenEvent
 from sgate_serve.engines.sampling import Logits, Sampler, choose_tokens
 from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.options import option
@@ -123,7 +124,7 @@ class SlotEngine:
             if not self._waiting:
                 return
             request = self._waiting.popleft()
-            sampler = Sampler.start(request.sampling)
+            sampler = Sampler.start(request.sampling, request.prompt)
             self._running[request.request_id] = _Sequence(request, slot, sampler)
 
     def _prefill_chunk(self) -> list[TokenEvent]:
@@ -172,7 +173,7 @@ class SlotEngine:
 
 def check_request(request: Request, max_model_len: int, vocab_size: int) -> None:
     """Raise RequestError naming the field that makes a request impossible to run."""
-    prompt, sampling = request.prompt, request.sampling
+    prompt = request.prompt
     if not prompt:
         raise RequestError("the prompt has no tokens; give at least one", param="prompt")
     for index, token in enumerate(prompt):
@@ -188,17 +189,33 @@ def check_request(request: Request, max_model_len: int, vocab_size: int) -> None
             f"(model length {max_model_len}, one token of it for the answer)",
             param="prompt",
         )
-    if sampling.max_tokens < 1:
-        raise RequestError(
-            f"max_tokens must be at least 1, found {sampling.max_tokens}", param="max_tokens"
-        )
-    if not sampling.temperature >= 0:
-        raise RequestError(
-            f"temperature must be 0 or more, found {sampling.temperature}", param="temperature"
-        )
-    if not 0 < sampling.top_p <= 1:
-        raise RequestError(
-            f"top_p must be above 0 and at most 1, found {sampling.top_p}", param="top_p"
-        )
-    if sampling.seed is not None and sampling.seed < 0:
-        raise RequestError(f"seed must be 0 or more, found {sampling.seed}", param="seed")
+    check_sampling(request.sampling, vocab_size)
+
+
+def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raise RequestError naming the parameter that no token can be chosen by; NaN is never fine."""
+    tokens_left = vocab_size - len(sampling.stop_token_ids)
+    checks: tuple[tuple[str, bool, str], ...] = (
+        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
+        ("temperature", sampling.temperature >= 0, "0 or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
+        ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
+        ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
+        ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "from 0 to max_tokens"),
+        ("min_tokens", not sampling.min_tokens or tokens_left > 0, "0 if every token stops"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "above 0 and finite"),
+        ("presence_penalty", math.isfinite(sampling.presence_penalty), "finite"),
+        ("frequency_penalty", math.isfinite(sampling.frequency_penalty), "finite"),
+    )
+    for name, holds, expected in checks:
+        if not holds:
+            found = getattr(sampling, name)
+            raise RequestError(f"{name} must be {expected}, found {found}", param=name)
+    for token, bias in sampling.logit_bias:
+        if not (0 <= token < vocab_size and math.isfinite(bias)):
+            raise RequestError(
+                f"logit_bias adds {bias} to token {token}; it must be finite, and the token one "
+                f"of {vocab_size}",
+                param="logit_bias",
+            )

@@ -1,6 +1,7 @@
-"""Token choice: greedy, temperature and top-p against the distribution they promise."""
+"""Token choice: each parameter against its definition, all of them against a plain reference."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 
 from sgate_serve.engines.base import SamplingParams
 from sgate_serve.engines.sampling import Sampler, choose_tokens
+from tests.engines.sampling_reference import adjusted, distribution
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
 
@@ -79,3 +81,116 @@ def test_a_generator_moves_on_with_each_token() -> None:
     sampler = Sampler.start(SamplingParams(temperature=1.0, seed=0))
     tokens = [choose_tokens(LOGITS[None], [sampler])[0] for _ in range(20)]
     assert len(set(tokens)) > 1
+
+
+VOCAB = 24
+
+
+def random_params(rng: np.random.Generator, temperature: float) -> SamplingParams:
+    """Return parameters of which each is neutral about every other time."""
+
+    def maybe(value: float, neutral: float) -> float:
+        return value if rng.random() < 0.5 else neutral
+
+    biased = rng.choice(VOCAB, 3, replace=False).tolist() if rng.random() < 0.5 else []
+    return SamplingParams(
+        temperature=temperature,
+        top_p=maybe(float(rng.uniform(0.2, 0.95)), 1.0),
+        stop_token_ids=frozenset(rng.choice(VOCAB, 4, replace=False).tolist()),
+        top_k=int(maybe(int(rng.integers(1, VOCAB + 5)), 0)),
+        min_p=maybe(float(rng.uniform(0.01, 0.4)), 0.0),
+        min_tokens=int(maybe(int(rng.integers(1, 6)), 0)),
+        repetition_penalty=maybe(float(rng.uniform(0.6, 2)), 1.0),
+        presence_penalty=maybe(float(rng.uniform(-2, 2)), 0.0),
+        frequency_penalty=maybe(float(rng.uniform(-2, 2)), 0.0),
+        logit_bias=tuple((token, float(rng.uniform(-5, 5))) for token in biased),
+    )
+
+
+def random_batch(
+    rng: np.random.Generator, temperature: float
+) -> tuple[list[Sampler], list[list[int]], list[list[int]]]:
+    """Return samplers that have some tokens behind them, their prompts and those tokens."""
+    samplers, prompts, outputs = [], [], []
+    for _ in range(5):
+        prompt: list[int] = rng.integers(0, VOCAB, int(rng.integers(1, 9))).tolist()
+        output: list[int] = rng.integers(0, VOCAB, int(rng.integers(0, 9))).tolist()
+        sampler = Sampler.start(random_params(rng, temperature), prompt)
+        for token in output:
+            sampler.record(token)
+        samplers.append(sampler)
+        prompts.append(prompt)
+        outputs.append(output)
+    return samplers, prompts, outputs
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_greedy_rows_choose_by_the_references_logits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    samplers, prompts, outputs = random_batch(rng, temperature=0.0)
+    logits = (rng.standard_normal((5, VOCAB)) * 2).astype(np.float32)
+    before = logits.copy()
+    expected = [
+        int(np.argmax(adjusted(row.tolist(), sampler.params, prompt, output)))
+        for row, sampler, prompt, output in zip(logits, samplers, prompts, outputs, strict=True)
+    ]
+    assert choose_tokens(logits, samplers) == expected
+    np.testing.assert_array_equal(logits, before)
+    assert [sampler.num_generated for sampler in samplers] == [len(o) + 1 for o in outputs]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sampled_rows_are_drawn_from_the_references_distribution(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    count = 1500
+    samplers, prompts, outputs = random_batch(rng, temperature=float(rng.uniform(0.5, 2)))
+    logits = (rng.standard_normal((5, VOCAB)) * 2).astype(np.float32)
+    for row, sampler, prompt, output in zip(logits, samplers, prompts, outputs, strict=True):
+        expected = distribution(
+            adjusted(row.tolist(), sampler.params, prompt, output), sampler.params
+        )
+        many = [
+            Sampler(sampler.params, np.random.default_rng(draw), dict(sampler.counts), len(output))
+            for draw in range(count)
+        ]
+        tokens = choose_tokens(np.tile(row, (count, 1)), many)
+        found = np.bincount(tokens, minlength=VOCAB) / count
+        assert not found[np.array(expected) == 0].any()
+        np.testing.assert_allclose(found, expected, atol=0.06)
+
+
+@pytest.mark.parametrize(
+    ("params", "kept"),
+    [
+        (SamplingParams(top_k=1), [1]),
+        (SamplingParams(top_k=3), [1, 2, 3]),
+        (SamplingParams(top_k=9), [0, 1, 2, 3]),
+        (SamplingParams(min_p=0.45), [1, 3]),
+        (SamplingParams(min_p=1.0), [1]),
+        (SamplingParams(top_k=2, top_p=0.6), [1]),
+        (SamplingParams(stop_token_ids=frozenset({1, 900}), min_tokens=1), [0, 2, 3]),
+        (SamplingParams(logit_bias=((1, -100.0), (0, -100.0))), [2, 3]),
+    ],
+)
+def test_each_filter_keeps_the_tokens_of_its_definition(
+    params: SamplingParams, kept: list[int]
+) -> None:
+    samplers = [Sampler.start(replace(params, seed=seed)) for seed in range(200)]
+    assert sorted(set(choose_tokens(np.tile(LOGITS, (200, 1)), samplers))) == kept
+
+
+def test_top_k_keeps_tokens_as_likely_as_its_last() -> None:
+    logits = np.array([[2, 1, 1, 0]], np.float32)
+    samplers = [Sampler.start(SamplingParams(top_k=2, seed=seed)) for seed in range(200)]
+    assert set(choose_tokens(np.repeat(logits, 200, axis=0), samplers)) == {0, 1, 2}
+
+
+def test_penalties_follow_what_is_generated() -> None:
+    logits = np.array([[3, 2.5, 2, 0]], np.float32)
+    for params, tokens in (
+        (SamplingParams(temperature=0, presence_penalty=0.6), [0, 1, 0, 0]),
+        (SamplingParams(temperature=0, frequency_penalty=0.6), [0, 1, 0, 2]),
+        (SamplingParams(temperature=0, repetition_penalty=2.0), [1, 2, 0, 0]),
+    ):
+        sampler = Sampler.start(params, prompt=[0])
+        assert [choose_tokens(logits, [sampler])[0] for _ in range(4)] == tokens
