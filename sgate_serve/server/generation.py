@@ -39,17 +39,25 @@ class Choice:
         self.finish_reason: FinishReason | None = None
         self._text = None if codec is None else codec.detokenizer(request.prompt)
         self._stops = stops
+        self._num_unwatched = request.sampling.min_tokens
 
     def push(self, event: TokenEvent) -> Delta:
         """Return what the event adds; it finishes the choice also where a stop string ends it."""
         shown = ""
         if event.token is not None and self._text is not None:
-            shown = self._stops.push(self._text.push(event.token))
+            shown = self._watch(self._text.push(event.token))
         self.finish_reason = "stop" if self._stops.found else event.finish_reason
         if event.finish_reason is not None and self._text is not None and not self._stops.found:
             shown += self._finish(self._text.flush())
         tokens = () if event.token is None else (event.token,)
         return Delta(self.index, shown, tokens, self.finish_reason)
+
+    def _watch(self, text: str) -> str:
+        """Look for stop strings, though not in the text of the first `min_tokens` tokens."""
+        if self._num_unwatched:
+            self._num_unwatched -= 1
+            return text
+        return self._stops.push(text)
 
     def _finish(self, text: str) -> str:
         shown = self._stops.push(text)

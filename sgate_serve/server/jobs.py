@@ -1,6 +1,6 @@
 """Turns a validated body into what the engine runs: prompts into token ids, limits, stop rules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sgate_serve.engines.base import Request, SamplingParams
@@ -66,14 +66,18 @@ def _requests(
 def _encode(prompt: str | TokenIds, model: LoadedModel) -> tuple[int, ...]:
     if isinstance(prompt, str):
         return model.require_codec("prompt").encode(prompt)
+    _check_ids(prompt, model, "prompt")
+    return tuple(prompt)
+
+
+def _check_ids(tokens: Iterable[int], model: LoadedModel, param: str) -> None:
     size = model.engine.vocab_size
-    for token in prompt:
+    for token in tokens:
         if not 0 <= token < size:
             raise RequestError(
-                f"`prompt` has the token id {token}; this model's ids are 0 to {size - 1}",
-                param="prompt",
+                f"`{param}` has the token id {token}; this model's ids are 0 to {size - 1}",
+                param=param,
             )
-    return tuple(prompt)
 
 
 def _echo(body: CompletionRequest, prompt: str | TokenIds, model: LoadedModel) -> str:
@@ -84,7 +88,18 @@ def _echo(body: CompletionRequest, prompt: str | TokenIds, model: LoadedModel) -
 
 def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> SamplingParams:
     """Return the sampling parameters; a stop string that is a special token stops by its id."""
-    stop_ids = frozenset() if body.ignore_eos else model.stop_token_ids
+    if body.min_tokens > max_tokens:
+        raise RequestError(
+            f"`min_tokens` is {body.min_tokens}, but only {max_tokens} may be generated; lower it "
+            "or raise max_tokens",
+            param="min_tokens",
+        )
+    bias = tuple((int(token), value) for token, value in body.logit_bias.items())
+    _check_ids((token for token, _ in bias), model, "logit_bias")
+    _check_ids(body.stop_token_ids, model, "stop_token_ids")
+    stop_ids = frozenset(body.stop_token_ids)
+    if not body.ignore_eos:
+        stop_ids |= model.stop_token_ids
     if body.stop_strings:
         stop_ids |= model.require_codec("stop").special_ids(body.stop_strings)
     return SamplingParams(
@@ -93,6 +108,13 @@ def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> S
         top_p=body.top_p,
         seed=None if body.seed is None else body.seed % SEED_MODULUS,
         stop_token_ids=stop_ids,
+        top_k=max(0, body.top_k),
+        min_p=body.min_p,
+        min_tokens=body.min_tokens,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=bias,
     )
 
 

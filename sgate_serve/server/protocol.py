@@ -22,11 +22,16 @@ from sgate_serve.errors import RequestError
 from sgate_serve.server.parameters import drop_neutral, drop_nulls
 
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKENS = 1024
+MAX_BIASES = 1024
 MAX_PROMPTS = 1024
 MAX_SHOWN_VALUE = 60
 
 StopString = Annotated[str, Field(min_length=1)]
 TokenIds = list[int]
+# JSON spells the keys of an object as strings.
+TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class StrictModel(BaseModel):
@@ -47,6 +52,30 @@ class GenerationRequest(StrictModel):
     model: str | None = Field(None, description="the served model's name, or absent")
     temperature: float = Field(1.0, ge=0, le=2, description="a number from 0 (greedy) to 2")
     top_p: float = Field(1.0, gt=0, le=1, description="a number above 0, at most 1")
+    top_k: int = Field(0, ge=-1, description="how many tokens to choose from; -1 or 0 for all")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="a number from 0 to 1, the least share of the best token's"
+    )
+    min_tokens: int = Field(0, ge=0, description="a whole number; no stop before so many tokens")
+    stop_token_ids: TokenIds = Field(
+        default_factory=list,
+        max_length=MAX_STOP_TOKENS,
+        description=f"a list of at most {MAX_STOP_TOKENS} token ids that end the text, unseen",
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, le=100, description="a number above 0; over 1 avoids tokens of prompt and text"
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="a number from -2 to 2, for tokens that the text has"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="a number from -2 to 2, each time the text has a token"
+    )
+    logit_bias: dict[TokenKey, Bias] = Field(
+        default_factory=dict,
+        max_length=MAX_BIASES,
+        description=f"an object of at most {MAX_BIASES} token ids and numbers from -100 to 100",
+    )
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="a 64-bit integer that makes a sample repeatable"
     )

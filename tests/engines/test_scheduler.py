@@ -76,6 +76,18 @@ def test_impossible_prompts_are_refused(
         ("temperature", SamplingParams(temperature=math.nan), "must be 0 or more, found nan"),
         ("top_p", SamplingParams(top_p=0.0), r"above 0 and at most 1, found 0\.0"),
         ("top_p", SamplingParams(top_p=1.5), r"above 0 and at most 1, found 1\.5"),
+        ("top_k", SamplingParams(top_k=-1), r"must be 0 \(all tokens\) or more, found -1"),
+        ("min_p", SamplingParams(min_p=1.5), r"min_p must be from 0 to 1, found 1\.5"),
+        ("min_tokens", SamplingParams(4, min_tokens=5), "from 0 to max_tokens, found 5"),
+        (
+            "min_tokens",
+            SamplingParams(min_tokens=1, stop_token_ids=frozenset(range(97))),
+            "0 if every token stops, found 1",
+        ),
+        ("repetition_penalty", SamplingParams(repetition_penalty=0.0), "above 0 and finite"),
+        ("presence_penalty", SamplingParams(presence_penalty=math.nan), "must be finite"),
+        ("frequency_penalty", SamplingParams(frequency_penalty=math.inf), "must be finite"),
+        ("logit_bias", SamplingParams(logit_bias=((97, 1.0),)), "adds 1.0 to token 97; it must be"),
         ("seed", SamplingParams(seed=-1), "seed must be 0 or more, found -1"),
     ],
 )

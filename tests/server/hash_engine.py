@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sgate_serve.engines.base import EngineStats, Request, TokenEvent
+from sgate_serve.engines.base import EngineStats, Request, SamplingParams, TokenEvent
 from sgate_serve.errors import RequestError
 
 
@@ -39,6 +39,7 @@ class HashEngine:
         self.step_seconds = step_seconds
         self.fails = threading.Event()
         self.num_steps = 0
+        self.asked: list[SamplingParams] = []
         self._script = tuple(script)
         self._num_slots = num_slots
         self._running: dict[str, Running] = {}
@@ -48,6 +49,7 @@ class HashEngine:
         total = len(request.prompt) + request.sampling.max_tokens
         if total > self.max_model_len:
             raise RequestError(f"{total} tokens exceed the {self.max_model_len} that fit")
+        self.asked.append(request.sampling)
         self._waiting.append(request)
 
     def abort(self, request_id: str) -> None:
@@ -74,7 +76,8 @@ class HashEngine:
     def _advance(self, running: Running) -> TokenEvent:
         request, tokens = running.request, running.tokens
         token = self._next(running)
-        if token in request.sampling.stop_token_ids:
+        is_late = len(tokens) >= request.sampling.min_tokens
+        if is_late and token in request.sampling.stop_token_ids:
             del self._running[request.request_id]
             return TokenEvent(request.request_id, None, "stop")
         tokens.append(token)

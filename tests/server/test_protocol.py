@@ -28,6 +28,16 @@ def refused(kind: type[CompletionRequest] | type[ChatRequest], body: Any) -> Req
         ("max_tokens", 0, "`max_tokens` is 0: Input should be greater than or equal to 1"),
         ("max_tokens", 1.5, "expected a positive integer"),
         ("max_tokens", True, "`max_tokens` is True: Input should be a valid integer"),
+        ("top_k", -2, "expected how many tokens to choose from; -1 or 0 for all"),
+        ("min_p", 1.5, "expected a number from 0 to 1"),
+        ("min_tokens", -1, "expected a whole number; no stop before so many tokens"),
+        ("stop_token_ids", 5, "expected a list of at most 1024 token ids"),
+        ("repetition_penalty", 0, "expected a number above 0"),
+        ("presence_penalty", 2.5, "expected a number from -2 to 2"),
+        ("frequency_penalty", -3, "expected a number from -2 to 2"),
+        ("logit_bias", {"5": 101}, "is 101: Input should be less than or equal to 100; expected"),
+        ("logit_bias", {"the": 1}, "expected an object of at most 1024 token ids and numbers"),
+        ("logit_bias", [1], "expected an object of at most 1024 token ids"),
         ("seed", 2**63, "expected a 64-bit integer that makes a sample repeatable"),
         ("stream", "yes", "`stream` is 'yes': Input should be a valid boolean"),
         ("stop", "", "`stop` is '': String should have at least 1 character; expected a non-emp"),
@@ -122,8 +132,8 @@ def test_parameter_without_effect_is_accepted_only_where_it_asks_for_nothing(nam
 def test_neutral_numbers_and_booleans_are_told_apart() -> None:
     assert refused(CompletionRequest, {"prompt": "x", "logprobs": 0}).param == "logprobs"
     assert refused(CompletionRequest, {"prompt": "x", "n": True}).param == "n"
-    assert str(refused(CompletionRequest, {"prompt": "x", "top_k": 5})) == (
-        "`top_k` is not supported; leave it out or send -1 or 0"
+    assert str(refused(CompletionRequest, {"prompt": "x", "best_of": 5})) == (
+        "`best_of` is not supported; leave it out or send 1"
     )
 
 
