@@ -22,7 +22,8 @@ class SamplingParams:
     Temperature 0 is greedy; `seed` makes a sampled run repeatable. `top_k` 0 keeps all tokens.
     `repetition_penalty` counts the prompt and what was generated, the other two only the latter.
     `logit_bias` holds (token id, what is added to its logit). No stop token comes before
-    `min_tokens` tokens.
+    `min_tokens` tokens. `logprobs` asks for the score of each new token and of so many likeliest
+    ones, `prompt_logprobs` for those of the prompt; `max_tokens` 0 only reads the prompt.
     """
 
     max_tokens: int = 16
@@ -37,6 +38,8 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,31 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """A token, its log-probability, and (id, log-probability) of the likeliest there, best first.
+
+    The first token of a prompt has None: nothing predicts it.
+    """
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """One step of one request: a new token, its end, or both.
 
     `token` is None when the request ended without a new visible token (a stop token is never
-    shown). `finish_reason` is None while the request goes on.
+    shown). `finish_reason` is None while the request goes on. A request's first event carries the
+    scores of its prompt, if they were asked for.
     """
 
     request_id: str
     token: int | None
     finish_reason: FinishReason | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -50,11 +50,11 @@ class OnnxRunner:
 
     def prefill(self, slot: int, tokens: Sequence[int]) -> Logits:
         """Append tokens to what the slot holds; return the logits [vocab] after the last."""
-        call = self._bind(slice(slot, slot + 1), len(tokens), 1)
-        call.inputs[names.INPUT_IDS][0] = tokens
-        call.inputs[names.LOGIT_POSITIONS][0] = len(tokens) - 1
-        logits = self._run(call, slice(slot, slot + 1), np.array([len(tokens)]))
-        return logits.reshape(-1)
+        return self._append(slot, tokens, 1).reshape(-1)
+
+    def prefill_scored(self, slot: int, tokens: Sequence[int]) -> Logits:
+        """Append tokens to what the slot holds; return the logits [len(tokens), vocab] of all."""
+        return self._append(slot, tokens, len(tokens))
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
         """Append one token to each slot; return [len(slots), vocab] in that order.
@@ -83,17 +83,22 @@ class OnnxRunner:
                 f"{len(tokens)} tokens do not fit this runner's max_model_len of "
                 f"{self.max_model_len}; raise it or give fewer"
             )
-        rows = slice(0, 1)
-        call = self._bind(rows, len(tokens), len(tokens))
-        call.inputs[names.INPUT_IDS][0] = tokens
-        call.inputs[names.LOGIT_POSITIONS][0] = np.arange(len(tokens))
-        logits = self._run(call, rows, np.array([len(tokens)]))
+        logits = self._append(0, tokens.tolist(), len(tokens))
         self.release(0)
-        return logits.reshape(len(tokens), self.vocab_size)
+        return logits
 
     def release(self, slot: int) -> None:
         """Forget what the slot holds; old values stay in memory and are never read."""
         self.lengths[slot] = 0
+
+    def _append(self, slot: int, tokens: Sequence[int], num_positions: int) -> Logits:
+        """Append tokens; return the logits [num_positions, vocab] after the last of them."""
+        rows = slice(slot, slot + 1)
+        call = self._bind(rows, len(tokens), num_positions)
+        call.inputs[names.INPUT_IDS][0] = tokens
+        call.inputs[names.LOGIT_POSITIONS][0] = np.arange(len(tokens))[-num_positions:]
+        logits = self._run(call, rows, np.array([len(tokens)]))
+        return logits.reshape(num_positions, self.vocab_size)
 
     def _run(self, call: _Call, rows: slice, new: Ints) -> Logits:
         """Run a bound call that adds `new` tokens to each of `rows`; return [b, n, vocab]."""

@@ -8,16 +8,26 @@ running streams by one chunk at most.
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import EngineStats, Request, SamplingParams, TokenEvent
+from sgate_serve.engines.base import (
+    EngineStats,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
+from sgate_serve.engines.logprobs import score_tokens
 from sgate_serve.engines.sampling import Logits, Sampler, choose_tokens
 from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.options import option
+
+# The logits of every position of a chunk are held at once: 128 over 150 000 tokens are 77 MB.
+SCORED_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,9 @@ class Runner(Protocol):
     def prefill(self, slot: int, tokens: Sequence[int]) -> Logits:
         """Append tokens to what the slot holds; return the logits [vocab] after the last."""
 
+    def prefill_scored(self, slot: int, tokens: Sequence[int]) -> Logits:
+        """Append tokens to what the slot holds; return the logits [len(tokens), vocab] of all."""
+
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
         """Append one token to each slot; return [len(slots), vocab] in that order."""
 
@@ -65,6 +78,7 @@ class _Sequence:
     num_fed: int = 0
     num_generated: int = 0
     last_token: int = -1
+    prompt_scores: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def num_cached(self) -> int:
@@ -133,13 +147,34 @@ class SlotEngine:
             prompt, start = sequence.request.prompt, sequence.num_fed
             if start == len(prompt):
                 continue
-            chunk = prompt[start : start + self.prefill_chunk]
-            logits = self.runner.prefill(sequence.slot, chunk)
-            sequence.num_fed += len(chunk)
+            logits = self._feed(sequence)
             if sequence.num_fed < len(prompt):
                 return []
-            return self._emit([sequence], logits[None])
+            if sequence.request.sampling.max_tokens == 0:
+                self._release(sequence)
+                return [
+                    _with_prompt(TokenEvent(sequence.request.request_id, None, "length"), sequence)
+                ]
+            events = self._emit([sequence], logits[None])
+            return [_with_prompt(event, sequence) for event in events]
         return []
+
+    def _feed(self, sequence: _Sequence) -> Logits:
+        """Feed the next chunk and score it if asked; return the logits after its last token."""
+        prompt, start = sequence.request.prompt, sequence.num_fed
+        num_top = sequence.request.sampling.prompt_logprobs
+        if num_top is None:
+            sequence.num_fed = min(start + self.prefill_chunk, len(prompt))
+            return self.runner.prefill(sequence.slot, prompt[start : sequence.num_fed])
+        sequence.num_fed = min(start + min(self.prefill_chunk, SCORED_CHUNK), len(prompt))
+        logits = self.runner.prefill_scored(sequence.slot, prompt[start : sequence.num_fed])
+        if start == 0:
+            sequence.prompt_scores.append(TokenLogprobs(prompt[0], None))
+        # Each position predicts the token after it; the last one that of the completion.
+        targets = prompt[start + 1 : sequence.num_fed + 1]
+        nums = [num_top] * len(targets)
+        sequence.prompt_scores += score_tokens(logits[: len(targets)], targets, nums)
+        return np.asarray(logits[-1])
 
     def _decode(self, sequences: list[_Sequence]) -> list[TokenEvent]:
         if not sequences:
@@ -150,7 +185,8 @@ class SlotEngine:
 
     def _emit(self, sequences: list[_Sequence], logits: Logits) -> list[TokenEvent]:
         tokens = choose_tokens(logits, [sequence.sampler for sequence in sequences])
-        return [self._advance(*pair) for pair in zip(sequences, tokens, strict=True)]
+        events = [self._advance(*pair) for pair in zip(sequences, tokens, strict=True)]
+        return _scored(events, sequences, logits)
 
     def _advance(self, sequence: _Sequence, token: int) -> TokenEvent:
         """Record a new token; end the request at a stop token or a limit."""
@@ -171,6 +207,26 @@ class SlotEngine:
         del self._running[sequence.request.request_id]
 
 
+def _scored(
+    events: list[TokenEvent], sequences: Sequence[_Sequence], logits: Logits
+) -> list[TokenEvent]:
+    """Return the events of `logits` [rows, vocab], with scores where they were asked for."""
+    asked: list[tuple[int, int, int]] = []
+    for row, (event, sequence) in enumerate(zip(events, sequences, strict=True)):
+        num_top = sequence.request.sampling.logprobs
+        if num_top is not None and event.token is not None:
+            asked.append((row, event.token, num_top))
+    if asked:
+        rows, tokens, nums = zip(*asked, strict=True)
+        for row, scores in zip(rows, score_tokens(logits[list(rows)], tokens, nums), strict=True):
+            events[row] = replace(events[row], logprobs=scores)
+    return events
+
+
+def _with_prompt(event: TokenEvent, sequence: _Sequence) -> TokenEvent:
+    return replace(event, prompt_logprobs=tuple(sequence.prompt_scores))
+
+
 def check_request(request: Request, max_model_len: int, vocab_size: int) -> None:
     """Raise RequestError naming the field that makes a request impossible to run."""
     prompt = request.prompt
@@ -183,7 +239,7 @@ def check_request(request: Request, max_model_len: int, vocab_size: int) -> None
                 f"{vocab_size} tokens",
                 param="prompt",
             )
-    if len(prompt) >= max_model_len:
+    if len(prompt) + min(1, request.sampling.max_tokens) > max_model_len:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens; this server takes at most {max_model_len - 1} "
             f"(model length {max_model_len}, one token of it for the answer)",
@@ -196,7 +252,7 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     """Raise RequestError naming the parameter that no token can be chosen by; NaN is never fine."""
     tokens_left = vocab_size - len(sampling.stop_token_ids)
     checks: tuple[tuple[str, bool, str], ...] = (
-        ("max_tokens", sampling.max_tokens >= 1, "at least 1"),
+        ("max_tokens", sampling.max_tokens >= 0, "0 (only read the prompt) or more"),
         ("temperature", sampling.temperature >= 0, "0 or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
         ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
@@ -204,6 +260,8 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
         ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "from 0 to max_tokens"),
         ("min_tokens", not sampling.min_tokens or tokens_left > 0, "0 if every token stops"),
+        ("logprobs", sampling.logprobs is None or sampling.logprobs >= 0, "0 or more"),
+        ("prompt_logprobs", (sampling.prompt_logprobs or 0) >= 0, "0 or more"),
         ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "above 0 and finite"),
         ("presence_penalty", math.isfinite(sampling.presence_penalty), "finite"),
         ("frequency_penalty", math.isfinite(sampling.frequency_penalty), "finite"),

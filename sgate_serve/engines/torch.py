@@ -62,6 +62,10 @@ class TorchRunner:
         """Append tokens to what the slot holds; return the logits [vocab] after the last."""
         return np.asarray(self._append(slot, tokens, logits_to_keep=1)[0])
 
+    def prefill_scored(self, slot: int, tokens: Sequence[int]) -> Logits:
+        """Append tokens to what the slot holds; return the logits [len(tokens), vocab] of all."""
+        return self._append(slot, tokens, logits_to_keep=0)
+
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
         """Append one token to each slot; return [len(slots), vocab] in that order."""
         pairs = zip(slots, tokens, strict=True)

@@ -71,7 +71,9 @@ def test_impossible_prompts_are_refused(
 @pytest.mark.parametrize(
     ("param", "sampling", "message"),
     [
-        ("max_tokens", SamplingParams(0), "max_tokens must be at least 1, found 0"),
+        ("max_tokens", SamplingParams(-1), r"max_tokens must be 0 \(only read .* found -1"),
+        ("logprobs", SamplingParams(logprobs=-1), "logprobs must be 0 or more, found -1"),
+        ("prompt_logprobs", SamplingParams(prompt_logprobs=-1), "must be 0 or more, found -1"),
         ("temperature", SamplingParams(temperature=-0.5), r"must be 0 or more, found -0\.5"),
         ("temperature", SamplingParams(temperature=math.nan), "must be 0 or more, found nan"),
         ("top_p", SamplingParams(top_p=0.0), r"above 0 and at most 1, found 0\.0"),

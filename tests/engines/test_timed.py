@@ -27,6 +27,9 @@ class RecordingRunner:
         self.num_held[slot] += len(tokens)
         return np.zeros(self.vocab_size, np.float32)
 
+    def prefill_scored(self, slot: int, tokens: Sequence[int]) -> Logits:
+        raise NotImplementedError
+
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
         assert all(0 <= token < self.vocab_size for token in tokens)
         assert [self.num_held[slot] >= 5 for slot in slots] == [True] * len(tokens)

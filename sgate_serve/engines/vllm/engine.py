@@ -20,7 +20,7 @@ from sgate_serve.engines.base import EngineStats, FinishReason, Request, Samplin
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.scheduler import SlotOptions, check_request
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.family import BASE, CAUSAL_LM
 from sgate_serve.spec import ModelSpec
 
@@ -68,6 +68,7 @@ class VllmEngine:
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
         check_request(request, self.max_model_len, self.vocab_size)
+        _check_unscored(request.sampling)
         room = self.max_model_len - len(request.prompt)
         params = sampling_params(request.sampling, min(request.sampling.max_tokens, room))
         self._add(request.request_id, request.prompt, params)
@@ -133,6 +134,17 @@ class VllmEngine:
 
     def _add(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
         self.engine.add_request(request_id, TokensPrompt(prompt_token_ids=list(prompt)), params)
+
+
+def _check_unscored(sampling: SamplingParams) -> None:
+    """Refuse what this adapter does not pass on: here vLLM's log-probabilities are raw logits."""
+    if sampling.max_tokens < 1:
+        raise RequestError("max_tokens must be at least 1 on vLLM, found 0", param="max_tokens")
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(sampling, name) is not None:
+            raise RequestError(
+                f"{name} is not supported by this engine; ask vLLM's own server", param=name
+            )
 
 
 def sampling_params(sampling: SamplingParams, max_tokens: int) -> Any:

@@ -1,0 +1,98 @@
+"""Scores of generated tokens and of prompts, on every engine, against the oracle's log-softmax."""
+
+import numpy as np
+import pytest
+import torch
+
+from sgate_serve.engines.base import Request, SamplingParams, TokenEvent, TokenLogprobs
+from sgate_serve.engines.logprobs import score_tokens
+from sgate_serve.engines.scheduler import SlotEngine
+from tests.engines.drive import prompt
+from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
+from tests.small_llama import reference_logits
+
+
+@pytest.fixture
+def engine(load: LoadEngine) -> SlotEngine:
+    engine = load(SIZES)
+    if not isinstance(engine, SlotEngine):
+        pytest.skip("this engine refuses logprobs; its own server gives them")
+    return engine
+
+
+def events_of(engine: SlotEngine, *requests: Request) -> dict[str, list[TokenEvent]]:
+    for request in requests:
+        engine.add(request)
+    events: dict[str, list[TokenEvent]] = {request.request_id: [] for request in requests}
+    while engine.has_work():
+        for event in engine.step():
+            events[event.request_id].append(event)
+    return events
+
+
+def check_scores(scores: TokenLogprobs, expected: torch.Tensor, num_top: int) -> None:
+    assert scores.logprob == pytest.approx(float(expected[scores.token]), abs=1e-4)
+    values, indices = expected.topk(num_top)
+    assert [token for token, _ in scores.top] == indices.tolist()
+    np.testing.assert_allclose([value for _, value in scores.top], values, atol=1e-4)
+
+
+def reference(uneven: UnevenModel, tokens: list[int]) -> torch.Tensor:
+    logits = torch.tensor(reference_logits(uneven.oracle, np.array(tokens)))
+    return logits.double().log_softmax(-1)
+
+
+def test_new_tokens_are_scored_by_raw_logits_only_where_asked(
+    engine: SlotEngine, uneven: UnevenModel
+) -> None:
+    bias = ((5, 50.0),)
+    asking = SamplingParams(5, temperature=0.7, seed=1, top_k=9, logit_bias=bias, logprobs=3)
+    events = events_of(
+        engine,
+        Request("asks", prompt(6), asking),
+        Request("plain", prompt(4), SamplingParams(5, seed=1)),
+        Request("chosen", prompt(4), SamplingParams(5, seed=1, logprobs=0)),
+    )
+    tokens = [event.token for event in events["asks"] if event.token is not None]
+    expected = reference(uneven, [*prompt(6), *tokens])
+    for position, event in enumerate(events["asks"]):
+        assert event.logprobs is not None and event.logprobs.token == event.token
+        check_scores(event.logprobs, expected[5 + position], 3)
+    assert all(event.logprobs is None for event in events["plain"])
+    assert all(event.logprobs is not None and not event.logprobs.top for event in events["chosen"])
+
+
+@pytest.mark.parametrize("length", [1, 5, 17, 48])
+def test_prompt_is_scored_over_all_chunks(
+    engine: SlotEngine, uneven: UnevenModel, length: int
+) -> None:
+    sampling = SamplingParams(0, prompt_logprobs=2)
+    events = events_of(
+        engine,
+        Request("scored", prompt(length), sampling),
+        Request("beside", prompt(3), SamplingParams(6, temperature=0)),
+    )
+    [event] = events["scored"]
+    assert (event.token, event.finish_reason) == (None, "length")
+    assert [scores.token for scores in event.prompt_logprobs] == list(prompt(length))
+    assert event.prompt_logprobs[0] == TokenLogprobs(prompt(length)[0], None)
+    expected = reference(uneven, list(prompt(length)))
+    for position, scores in enumerate(event.prompt_logprobs[1:]):
+        check_scores(scores, expected[position], 2)
+    assert not any(event.prompt_logprobs for event in events["beside"])
+
+
+def test_scored_prompt_goes_on_as_any_other(engine: SlotEngine) -> None:
+    plain = SamplingParams(6, temperature=0)
+    scored = SamplingParams(6, temperature=0, prompt_logprobs=0, logprobs=0)
+    events = events_of(engine, Request("a", prompt(13), plain), Request("b", prompt(13), scored))
+    assert [event.token for event in events["a"]] == [event.token for event in events["b"]]
+    assert [len(event.prompt_logprobs) for event in events["b"]] == [13, 0, 0, 0, 0, 0]
+
+
+def test_likeliest_tokens_are_ordered_and_ties_go_to_the_lowest_id() -> None:
+    logits = np.array([[1, 2, 2, 0, 2], [0, 0, 0, 0, 9]], np.float32)
+    tied, few = score_tokens(logits, [0, 4], [2, 9])
+    assert [token for token, _ in tied.top] == [1, 2]
+    assert [token for token, _ in few.top] == [4, 0, 1, 2, 3]
+    assert few.top[0][1] == few.logprob
