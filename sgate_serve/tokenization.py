@@ -6,8 +6,10 @@ there is no chat, and the caller says so.
 """
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,19 @@ NUM_CONTEXT_TOKENS = 5
 # A model may emit invalid UTF-8 for ever; past this many held tokens they are shown as U+FFFD.
 MAX_HELD_TOKENS = 32
 REPLACEMENT = "\ufffd"
+METASPACE = "\u2581"
+BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """Return character → byte of GPT-2's alphabet: bytes that print stand for themselves."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(256 + index): bytes([byte]) for index, byte in enumerate(others)}
+    return shifted | {chr(byte): bytes([byte]) for byte in printable}
+
+
+BYTE_OF = _byte_alphabet()
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,27 @@ class TextCodec:
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens, special tokens left out."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token stands for; an added token's are those of its name."""
+        piece = self.tokenizer.id_to_token(token)
+        if piece is None:  # the vocabulary of a model may be padded
+            return b""
+        if token in self._added_ids:
+            return piece.encode()
+        if self._is_byte_level:
+            return b"".join(BYTE_OF.get(character, character.encode()) for character in piece)
+        if BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(piece[3:5])
+        return piece.replace(METASPACE, " ").encode()
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return "ByteLevel(" in str(self.tokenizer.decoder)
 
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """Return the ids of those texts that are special tokens: they never show up as text."""

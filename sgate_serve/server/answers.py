@@ -1,12 +1,14 @@
 """The JSON of answers: OpenAI's completion and chat completion objects, whole and in chunks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sgate_serve.server.generation import Delta, Usage
+from sgate_serve.server.logprobs import Position, chat_logprobs, completion_logprobs
 
 Json = dict[str, Any]
+WriteLogprobs = Callable[[Sequence[Position]], Json]
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class AnswerHead:
     created: int
     model: str
     shows_tokens: bool = False
+    shows_logprobs: bool = False
 
     def envelope(self, kind: str, choices: list[Json]) -> Json:
         return {
@@ -27,10 +30,14 @@ class AnswerHead:
             "choices": choices,
         }
 
-    def choice(self, delta: Delta, content: Json) -> Json:
-        """Return one choice around its content; `token_ids` is vLLM's, if the client asked."""
+    def choice(self, delta: Delta, content: Json, write: WriteLogprobs) -> Json:
+        """Return one choice around its content; `token_ids` is vLLM's, if the client asked.
+
+        `write` gives log-probabilities the endpoint's shape, if they were asked for.
+        """
         tokens = {"token_ids": list(delta.tokens)} if self.shows_tokens else {}
-        ending = {"logprobs": None, "finish_reason": delta.finish_reason}
+        logprobs = write(delta.positions) if self.shows_logprobs else None
+        ending = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
         return {"index": delta.index, **content, **ending, **tokens}
 
 
@@ -73,7 +80,7 @@ class CompletionAnswer:
         return self.head.envelope("text_completion", choices)
 
     def _choice(self, delta: Delta) -> Json:
-        return self.head.choice(delta, {"text": delta.text})
+        return self.head.choice(delta, {"text": delta.text}, completion_logprobs)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class ChatAnswer:
             self.head.choice(
                 delta,
                 {"message": {"role": "assistant", "content": delta.text, "refusal": None}},
+                chat_logprobs,
             )
             for delta in choices
         ]
@@ -105,7 +113,7 @@ class ChatAnswer:
         return self.head.envelope("chat.completion.chunk", []) | {"usage": usage_json(usage)}
 
     def _chunk(self, delta: Delta, content: Json) -> Json:
-        choice = self.head.choice(delta, {"delta": content})
+        choice = self.head.choice(delta, {"delta": content}, chat_logprobs)
         return self.head.envelope("chat.completion.chunk", [choice])
 
 

@@ -3,9 +3,10 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from sgate_serve.engines.base import FinishReason, Request, TokenEvent
+from sgate_serve.engines.base import FinishReason, TokenEvent, TokenLogprobs
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.jobs import Job
+from sgate_serve.server.logprobs import Position, show_position
 from sgate_serve.server.metrics import ServerMetrics
 from sgate_serve.server.stop_strings import StopStrings
 from sgate_serve.tokenization import TextCodec
@@ -19,6 +20,7 @@ class Delta:
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
+    positions: tuple[Position, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,25 +34,41 @@ class Usage:
 class Choice:
     """The text of one engine request as it grows. Without a codec there is only the echo."""
 
-    def __init__(
-        self, index: int, request: Request, codec: TextCodec | None, stops: StopStrings
-    ) -> None:
+    def __init__(self, index: int, job: Job, codec: TextCodec | None) -> None:
+        request = job.requests[index]
         self.index = index
         self.finish_reason: FinishReason | None = None
+        self._codec = codec
         self._text = None if codec is None else codec.detokenizer(request.prompt)
-        self._stops = stops
+        self._stops = StopStrings(job.stop)
+        self._echo = job.echo[index]
+        self._length = len(self._echo)
         self._num_unwatched = request.sampling.min_tokens
 
     def push(self, event: TokenEvent) -> Delta:
         """Return what the event adds; it finishes the choice also where a stop string ends it."""
-        shown = ""
+        shown, self._echo = self._echo, ""
+        positions = self._prompt_positions(event.prompt_logprobs)
+        if event.logprobs is not None:
+            positions.append(show_position(event.logprobs, self._length, self._codec))
         if event.token is not None and self._text is not None:
-            shown = self._watch(self._text.push(event.token))
+            text = self._text.push(event.token)
+            self._length += len(text)
+            shown += self._watch(text)
         self.finish_reason = "stop" if self._stops.found else event.finish_reason
         if event.finish_reason is not None and self._text is not None and not self._stops.found:
             shown += self._finish(self._text.flush())
         tokens = () if event.token is None else (event.token,)
-        return Delta(self.index, shown, tokens, self.finish_reason)
+        return Delta(self.index, shown, tokens, self.finish_reason, tuple(positions))
+
+    def _prompt_positions(self, prompt: Sequence[TokenLogprobs]) -> list[Position]:
+        """Return the positions of an echoed prompt, whose text is decoded to find each token."""
+        text = None if self._codec is None else self._codec.detokenizer(())
+        positions, length = [], 0
+        for scores in prompt:
+            positions.append(show_position(scores, length, self._codec))
+            length += 0 if text is None else len(text.push(scores.token))
+        return positions
 
     def _watch(self, text: str) -> str:
         """Look for stop strings, though not in the text of the first `min_tokens` tokens."""
@@ -73,9 +91,8 @@ class Generation:
     def __init__(
         self, job: Job, driver: EngineDriver, codec: TextCodec | None, metrics: ServerMetrics
     ) -> None:
-        self._echo = list(job.echo)
         self._choices = {
-            request.request_id: Choice(index, request, codec, StopStrings(job.stop))
+            request.request_id: Choice(index, job, codec)
             for index, request in enumerate(job.requests)
         }
         self._clocks = {
@@ -100,8 +117,7 @@ class Generation:
             choice = self._choices[event.request_id]
             delta = choice.push(event)
             self._record(event, choice)
-            echo, self._echo[choice.index] = self._echo[choice.index], ""
-            yield Delta(delta.index, echo + delta.text, delta.tokens, delta.finish_reason)
+            yield delta
 
     def close(self) -> None:
         """Abort what has not ended; closing twice does nothing more."""
@@ -126,4 +142,5 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         text="".join(delta.text for delta in deltas),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         finish_reason=deltas[-1].finish_reason,
+        positions=tuple(position for delta in deltas for position in delta.positions),
     )

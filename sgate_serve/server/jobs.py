@@ -1,7 +1,7 @@
 """Turns a validated body into what the engine runs: prompts into token ids, limits, stop rules."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sgate_serve.engines.base import Request, SamplingParams
 from sgate_serve.errors import RequestError
@@ -38,7 +38,10 @@ def completion_job(body: CompletionRequest, model: LoadedModel, job_id: str) -> 
         raise RequestError("`prompt` is an empty list; send at least one prompt", param="prompt")
     for prompt in prompts:
         _check_length(prompt, body.max_tokens, model, "prompt")
-    requests = _requests(job_id, prompts, _sampling(body, model, body.max_tokens))
+    sampling = _sampling(body, model, body.max_tokens)
+    if body.echo:
+        sampling = replace(sampling, prompt_logprobs=body.logprobs)
+    requests = _requests(job_id, prompts, sampling)
     echo = tuple(_echo(body, prompt, model) for prompt in body.prompts)
     return Job(requests, body.stop_strings, echo)
 
@@ -115,6 +118,7 @@ def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> S
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         logit_bias=bias,
+        logprobs=body.num_logprobs,
     )
 
 

@@ -36,7 +36,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
     "n": (1,),

@@ -24,6 +24,7 @@ from sgate_serve.server.parameters import drop_neutral, drop_nulls
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
+MAX_LOGPROBS = 20
 MAX_PROMPTS = 1024
 MAX_SHOWN_VALUE = 60
 
@@ -134,6 +135,11 @@ class GenerationRequest(StrictModel):
         return RequestError(f"`{param}` is {shown}: {detail['msg']}{expected}", param=param)
 
     @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to show; None for no log-probabilities at all."""
+        raise NotImplementedError
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
@@ -150,8 +156,31 @@ class CompletionRequest(GenerationRequest):
         description="a string, a list of token ids, or a list of at most "
         f"{MAX_PROMPTS} strings or lists of token ids"
     )
-    max_tokens: int = Field(16, ge=1, description="a positive integer")
+    max_tokens: int = Field(
+        16, ge=0, description="a positive integer, or 0 together with `echo: true`"
+    )
     echo: bool = Field(False, description="true or false; true shows the prompt before the text")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description=f"a whole number up to {MAX_LOGPROBS}: the log-probability of each token, "
+        "an echoed prompt's too, and so many likeliest ones",
+    )
+
+    @model_validator(mode="after")
+    def _check_max_tokens(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise RequestError(
+                "`max_tokens` 0 generates nothing, so it is only for `echo: true`; send at least 1",
+                param="max_tokens",
+            )
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to show; None for no log-probabilities at all."""
+        return self.logprobs
 
     @property
     def prompts(self) -> list[str | TokenIds]:
@@ -196,6 +225,16 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(
         None, ge=1, description="a positive integer; the newer name of max_tokens"
     )
+    logprobs: bool = Field(
+        False, description="true or false; true shows the log-probability of each token"
+    )
+    top_logprobs: int = Field(
+        0,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description=f"a whole number up to {MAX_LOGPROBS}, together with `logprobs: true`: so many "
+        "likeliest tokens at each place",
+    )
 
     @model_validator(mode="after")
     def _check_limits(self) -> Self:
@@ -205,7 +244,16 @@ class ChatRequest(GenerationRequest):
                 "send one",
                 param="max_tokens",
             )
+        if self.top_logprobs and not self.logprobs:
+            raise RequestError(
+                "`top_logprobs` is only for `logprobs: true`; leave it out", param="top_logprobs"
+            )
         return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to show; None for no log-probabilities at all."""
+        return self.top_logprobs if self.logprobs else None
 
     @property
     def limit(self) -> int | None:

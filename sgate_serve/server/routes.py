@@ -99,7 +99,8 @@ class Endpoints:
             first = await until_disconnect(request.receive, anext(deltas))
             cleanup.pop_all()
         options = body.stream_options or StreamOptions()
-        every_token = body.return_token_ids or model.codec is None
+        asks_for_each = body.return_token_ids or body.num_logprobs is not None
+        every_token = asks_for_each or model.codec is None
         writer = EventWriter(generation, answer, options, every_token=every_token)
         return EventStream(writer.events(first, deltas), generation.close)
 
@@ -119,7 +120,13 @@ class Endpoints:
 
 
 def _head(job_id: str, body: GenerationRequest, model: LoadedModel) -> AnswerHead:
-    return AnswerHead(job_id, int(time.time()), model.name, body.return_token_ids)
+    return AnswerHead(
+        job_id,
+        int(time.time()),
+        model.name,
+        shows_tokens=body.return_token_ids,
+        shows_logprobs=body.num_logprobs is not None,
+    )
 
 
 async def _whole(generation: Generation, answer: Answer) -> dict[str, Any]:

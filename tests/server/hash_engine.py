@@ -8,9 +8,9 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from sgate_serve.engines.base import EngineStats, Request, SamplingParams, TokenEvent
+from sgate_serve.engines.base import EngineStats, Request, SamplingParams, TokenEvent, TokenLogprobs
 from sgate_serve.errors import RequestError
 
 
@@ -39,6 +39,7 @@ class HashEngine:
         self.step_seconds = step_seconds
         self.fails = threading.Event()
         self.num_steps = 0
+        self._scored: set[str] = set()
         self.asked: list[SamplingParams] = []
         self._script = tuple(script)
         self._num_slots = num_slots
@@ -74,17 +75,37 @@ class HashEngine:
         return EngineStats(len(self._running), len(self._waiting), usage)
 
     def _advance(self, running: Running) -> TokenEvent:
+        event = self._event(running)
+        num_top = running.request.sampling.prompt_logprobs
+        if num_top is None or running.request.request_id in self._scored:
+            return event
+        self._scored.add(running.request.request_id)
+        first, *others = running.request.prompt
+        scores = [TokenLogprobs(first, None), *(self._scores(token, num_top) for token in others)]
+        return replace(event, prompt_logprobs=tuple(scores))
+
+    def _scores(self, token: int, num_top: int) -> TokenLogprobs:
+        """Say that a token is the likeliest, followed by its successors."""
+        top = [((token + rank) % self.vocab_size, -0.5 - rank) for rank in range(num_top)]
+        return TokenLogprobs(token, -0.5, tuple(top))
+
+    def _event(self, running: Running) -> TokenEvent:
         request, tokens = running.request, running.tokens
+        if request.sampling.max_tokens == 0:
+            del self._running[request.request_id]
+            return TokenEvent(request.request_id, None, "length")
         token = self._next(running)
         is_late = len(tokens) >= request.sampling.min_tokens
         if is_late and token in request.sampling.stop_token_ids:
             del self._running[request.request_id]
             return TokenEvent(request.request_id, None, "stop")
         tokens.append(token)
+        num_top = request.sampling.logprobs
+        scores = None if num_top is None else self._scores(token, num_top)
         if len(tokens) == request.sampling.max_tokens:
             del self._running[request.request_id]
-            return TokenEvent(request.request_id, token, "length")
-        return TokenEvent(request.request_id, token)
+            return TokenEvent(request.request_id, token, "length", scores)
+        return TokenEvent(request.request_id, token, None, scores)
 
     def _next(self, running: Running) -> int:
         if self._script:

@@ -25,7 +25,10 @@ def refused(kind: type[CompletionRequest] | type[ChatRequest], body: Any) -> Req
         ("temperature", 2.5, "less than or equal to 2"),
         ("top_p", 0, "`top_p` is 0: Input should be greater than 0"),
         ("top_p", 1.01, "expected a number above 0, at most 1"),
-        ("max_tokens", 0, "`max_tokens` is 0: Input should be greater than or equal to 1"),
+        ("max_tokens", -1, "`max_tokens` is -1: Input should be greater than or equal to 0"),
+        ("max_tokens", 0, "`max_tokens` 0 generates nothing, so it is only for `echo: true`; send"),
+        ("logprobs", 21, "`logprobs` is 21: Input should be less than or equal to 20; expected a"),
+        ("logprobs", True, "`logprobs` is True: Input should be a valid integer"),
         ("max_tokens", 1.5, "expected a positive integer"),
         ("max_tokens", True, "`max_tokens` is True: Input should be a valid integer"),
         ("top_k", -2, "expected how many tokens to choose from; -1 or 0 for all"),
@@ -130,7 +133,6 @@ def test_parameter_without_effect_is_accepted_only_where_it_asks_for_nothing(nam
 
 
 def test_neutral_numbers_and_booleans_are_told_apart() -> None:
-    assert refused(CompletionRequest, {"prompt": "x", "logprobs": 0}).param == "logprobs"
     assert refused(CompletionRequest, {"prompt": "x", "n": True}).param == "n"
     assert str(refused(CompletionRequest, {"prompt": "x", "best_of": 5})) == (
         "`best_of` is not supported; leave it out or send 1"
@@ -148,6 +150,14 @@ def test_parameters_that_only_identify_the_caller_are_ignored(name: str) -> None
     assert CompletionRequest.model_validate({"prompt": "x", name: {"any": "thing"}}) == (
         CompletionRequest.model_validate({"prompt": "x"})
     )
+
+
+def test_top_logprobs_need_logprobs() -> None:
+    error = refused(ChatRequest, {"messages": [USER], "top_logprobs": 2})
+    assert str(error) == "`top_logprobs` is only for `logprobs: true`; leave it out"
+    assert refused(ChatRequest, {"messages": [USER], "logprobs": 3}).param == "logprobs"
+    body = {"messages": [USER], "logprobs": False, "top_logprobs": 0}
+    assert ChatRequest.model_validate(body).num_logprobs is None
 
 
 def test_stream_options_need_a_stream() -> None:

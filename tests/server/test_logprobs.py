@@ -1,0 +1,122 @@
+"""Log-probabilities in both shapes, whole and streamed, and those of an echoed prompt."""
+
+from typing import Any
+
+import httpx
+import pytest
+from tokenizers import Tokenizer, models
+
+from sgate_serve.tokenization import TextCodec
+from tests.server.hash_engine import HashEngine
+from tests.server.live import CODEC, EOS_ID, TOKENIZER, VOCAB_SIZE, events, serving_engine, speaking
+from tests.text_model import BOS
+
+TEXT = "the cat 🚀 座った sat"
+LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
+
+def answers(client: httpx.Client, path: str, stream: bool, **body: Any) -> list[dict[str, Any]]:
+    response = client.post(path, json={"max_tokens": 60, "stream": stream, **body})
+    assert response.status_code == 200, response.text
+    return events(response) if stream else [response.json()]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completion_lists_each_token(stream: bool) -> None:
+    with serving_engine(speaking(TEXT)) as client:
+        found = answers(client, "/v1/completions", stream, prompt="a", logprobs=2)
+    parts = [answer["choices"][0]["logprobs"] for answer in found]
+    assert all(part.keys() == set(LISTS) for part in parts)
+    tokens, logprobs, top, offsets = (
+        [item for part in parts for item in part[name]] for name in LISTS
+    )
+    pieces = [CODEC.token_bytes(token) for token in TOKENIZER.encode(TEXT).ids[1:]]
+    assert b"".join(pieces).decode() == TEXT
+    assert tokens == [piece.decode("utf-8", "backslashreplace") for piece in pieces]
+    assert logprobs == [-0.5] * len(pieces)
+    assert all(
+        len(best) == 2 and best[token] == -0.5 for token, best in zip(tokens, top, strict=True)
+    )
+    for index, offset in enumerate(offsets):
+        assert TEXT.encode().find(b"".join(pieces[:index])) == 0
+        assert offset == len(b"".join(pieces[:index]).decode(errors="ignore"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_chat_lists_each_token_with_its_bytes(stream: bool) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    body = {"messages": messages, "logprobs": True, "top_logprobs": 3}
+    with serving_engine(speaking(TEXT)) as client:
+        found = answers(client, "/v1/chat/completions", stream, **body)
+        plain = answers(client, "/v1/chat/completions", stream, messages=messages)
+    content = [entry for answer in found for entry in answer["choices"][0]["logprobs"]["content"]]
+    assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == TEXT
+    for entry in content:
+        assert entry.keys() == {"token", "logprob", "bytes", "top_logprobs"}
+        assert [top["logprob"] for top in entry["top_logprobs"]] == [-0.5, -1.5, -2.5]
+        assert entry["top_logprobs"][0]["bytes"] == entry["bytes"]
+    assert all(answer["choices"][0]["logprobs"] is None for answer in plain)
+
+
+def test_chosen_token_is_listed_also_without_others(client: httpx.Client) -> None:
+    body = {"prompt": "a", "logprobs": 0, "max_tokens": 2, "ignore_eos": True}
+    [answer] = answers(client, "/v1/completions", False, **body)
+    logprobs = answer["choices"][0]["logprobs"]
+    assert logprobs["top_logprobs"] == [{token: -0.5} for token in logprobs["tokens"]]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_echo_scores_the_prompt_as_lm_eval_reads_it(
+    client: httpx.Client, max_tokens: int, stream: bool, as_tokens: bool
+) -> None:
+    prompts = [TOKENIZER.encode(text).ids for text in ("the cat 🚀", "a gate")]
+    body = {"prompt": prompts if as_tokens else ["the cat 🚀", "a gate"], "ignore_eos": True}
+    options = {"echo": True, "logprobs": 1, "max_tokens": max_tokens, "temperature": 0}
+    found = answers(client, "/v1/completions", stream, **body, **options)
+    for index, (prompt, text) in enumerate(zip(prompts, ("the cat 🚀", "a gate"), strict=True)):
+        own = [c for answer in found for c in answer["choices"] if c["index"] == index]
+        tokens, logprobs, top, offsets = (
+            [item for choice in own for item in choice["logprobs"][name]] for name in LISTS
+        )
+        shown = "".join(choice["text"] for choice in own)
+        assert shown.startswith(text) and (max_tokens or shown == text)
+        assert len(tokens) == len(logprobs) == len(top) == len(prompt) + max_tokens
+        assert (tokens[0], logprobs[0], top[0], offsets[0]) == (BOS, None, None, 0)
+        assert logprobs[1:] == [-0.5] * (len(tokens) - 1)
+        assert all(best == {token: -0.5} for token, best in zip(tokens[1:], top[1:], strict=True))
+        assert offsets == sorted(offsets)
+        assert offsets[len(prompt) :] == [len(text)] * max_tokens
+        assert own[-1]["finish_reason"] == "length"
+
+
+def test_echo_without_tokens_or_scores_is_the_prompt(client: httpx.Client) -> None:
+    body = {"prompt": "the cat", "echo": True, "max_tokens": 0}
+    [answer] = answers(client, "/v1/completions", False, **body)
+    assert answer["choices"][0]["text"] == "the cat"
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["usage"]["completion_tokens"] == 0
+
+
+def test_without_a_tokenizer_tokens_go_by_their_ids() -> None:
+    with serving_engine(HashEngine(VOCAB_SIZE, script=[7]), codec=None) as client:
+        body = {"prompt": [5], "logprobs": 2, "max_tokens": 1}
+        [answer] = answers(client, "/v1/completions", False, **body)
+    assert answer["choices"][0]["logprobs"]["top_logprobs"] == [
+        {"token_id:7": -0.5, "token_id:8": -1.5}
+    ]
+
+
+def test_bytes_of_tokens() -> None:
+    for text in ("naïve\n\t", "🚀 座", "\x00\xa0\xad"):
+        ids = TOKENIZER.encode(text, add_special_tokens=False).ids
+        assert b"".join(CODEC.token_bytes(token) for token in ids).decode() == text
+    assert CODEC.token_bytes(EOS_ID) == b"</s>"
+    assert CODEC.token_bytes(10**6) == b""
+
+
+def test_bytes_of_sentencepiece_tokens() -> None:
+    vocab = {"<unk>": 0, "\u2581the": 1, "<0xF0>": 2, "cat": 3}
+    codec = TextCodec(Tokenizer(models.BPE(vocab, [], byte_fallback=True)))
+    assert [codec.token_bytes(token) for token in (1, 2, 3)] == [b" the", b"\xf0", b"cat"]
