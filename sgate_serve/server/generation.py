@@ -98,7 +98,7 @@ class Generation:
         self._clocks = {
             request.request_id: metrics.clock(len(request.prompt)) for request in job.requests
         }
-        self._num_prompt_tokens = sum(len(request.prompt) for request in job.requests)
+        self._num_prompt_tokens = job.num_prompt_tokens
         self._num_generated = 0
         self._group = driver.open(job.requests)
 

@@ -7,6 +7,7 @@ from sgate_serve.engines.base import Request, SamplingParams
 from sgate_serve.errors import RequestError
 from sgate_serve.server.model import LoadedModel
 from sgate_serve.server.protocol import (
+    MAX_PROMPTS,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
@@ -22,12 +23,14 @@ class Job:
     """The engine requests of one HTTP call, in the order of its choices.
 
     `stop` ends a choice where its text shows one of the strings; `echo` is the text shown before
-    each choice's own, nothing unless asked for.
+    each choice's own, nothing unless asked for. `num_prompt_tokens` counts a prompt once, however
+    many choices continue it.
     """
 
     requests: tuple[Request, ...]
     stop: tuple[str, ...]
     echo: tuple[str, ...]
+    num_prompt_tokens: int
 
 
 def completion_job(body: CompletionRequest, model: LoadedModel, job_id: str) -> Job:
@@ -41,9 +44,15 @@ def completion_job(body: CompletionRequest, model: LoadedModel, job_id: str) -> 
     sampling = _sampling(body, model, body.max_tokens)
     if body.echo:
         sampling = replace(sampling, prompt_logprobs=body.logprobs)
-    requests = _requests(job_id, prompts, sampling)
-    echo = tuple(_echo(body, prompt, model) for prompt in body.prompts)
-    return Job(requests, body.stop_strings, echo)
+    if len(prompts) * body.n > MAX_PROMPTS:
+        raise RequestError(
+            f"`n` is {body.n} for each of {len(prompts)} prompts; at most {MAX_PROMPTS} choices "
+            "are made at once",
+            param="n",
+        )
+    requests = _requests(job_id, prompts, sampling, body.n)
+    echo = tuple(_echo(body, prompt, model) for prompt in body.prompts for _ in range(body.n))
+    return Job(requests, body.stop_strings, echo, sum(map(len, prompts)))
 
 
 def chat_job(body: ChatRequest, model: LoadedModel, job_id: str) -> Job:
@@ -54,15 +63,21 @@ def chat_job(body: ChatRequest, model: LoadedModel, job_id: str) -> Job:
     # A prompt that leaves no room is refused with one token asked for, by the check below.
     max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
     _check_length(prompt, max_tokens, model, "messages")
-    requests = _requests(job_id, [prompt], _sampling(body, model, max_tokens))
-    return Job(requests, body.stop_strings, ("",))
+    requests = _requests(job_id, [prompt], _sampling(body, model, max_tokens), body.n)
+    return Job(requests, body.stop_strings, ("",) * body.n, len(prompt))
 
 
 def _requests(
-    job_id: str, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams
+    job_id: str, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, n: int
 ) -> tuple[Request, ...]:
+    """Return `n` requests for each prompt, one prompt's side by side, each with its own seed."""
+    choices = [sampling] * n
+    if sampling.seed is not None:
+        seeds = [(sampling.seed + index) % SEED_MODULUS for index in range(n)]
+        choices = [replace(sampling, seed=seed) for seed in seeds]
+    pairs = [(prompt, own) for prompt in prompts for own in choices]
     return tuple(
-        Request(f"{job_id}-{index}", prompt, sampling) for index, prompt in enumerate(prompts)
+        Request(f"{job_id}-{index}", prompt, own) for index, (prompt, own) in enumerate(pairs)
     )
 
 

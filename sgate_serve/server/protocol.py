@@ -25,6 +25,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
+MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 MAX_SHOWN_VALUE = 60
 
@@ -51,6 +52,9 @@ class GenerationRequest(StrictModel):
     """What completions and chat completions share."""
 
     model: str | None = Field(None, description="the served model's name, or absent")
+    n: int = Field(
+        1, ge=1, le=MAX_CHOICES, description=f"choices for each prompt, from 1 to {MAX_CHOICES}"
+    )
     temperature: float = Field(1.0, ge=0, le=2, description="a number from 0 (greedy) to 2")
     top_p: float = Field(1.0, gt=0, le=1, description="a number above 0, at most 1")
     top_k: int = Field(0, ge=-1, description="how many tokens to choose from; -1 or 0 for all")

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from openai import OpenAI
 
 from converters.to_onnx import write_onnx
@@ -11,7 +14,7 @@ from sgate_serve.engines import load_engine
 from sgate_serve.engines.scheduler import SlotOptions
 from sgate_serve.server import LoadedModel
 from tests.server.live import serving, wait_until
-from tests.small_llama import dense_llama, reference_greedy, save
+from tests.small_llama import dense_llama, reference_greedy, reference_logits, save
 from tests.text_model import BOS, CHAT_TEMPLATE, write_tokenizer
 
 PROMPTS = ["the cat sat", "🚀 座った", "a gate that is closed lets nothing through"]
@@ -73,3 +76,75 @@ def test_sampled_chat_streams_and_repeats_with_its_seed(
 
     assert text(-5) == text(-5) != text(6)
     assert BOS not in text(-5)
+
+
+def test_parameters_act_through_the_sdk(openai_client: OpenAI, folder: Path) -> None:
+    def tokens(extra: dict[str, object] | None = None, **options: Any) -> list[list[int]]:
+        answer = openai_client.completions.create(
+            model=folder.name,
+            prompt=PROMPTS[0],
+            max_tokens=12,
+            extra_body={"return_token_ids": True, "ignore_eos": True, **(extra or {})},
+            **options,
+        )
+        return [choice.model_dump()["token_ids"] for choice in answer.choices]
+
+    [greedy] = tokens(temperature=0)
+    [banned] = tokens(temperature=0, logit_bias={str(greedy[0]): -100})
+    assert banned[0] != greedy[0]
+    assert tokens(temperature=0, logit_bias={"7": 100}) == [[7] * 12]
+    assert len(set(tokens({"repetition_penalty": 100}, temperature=0)[0])) == 12
+    [spread] = tokens(temperature=0, frequency_penalty=2, logit_bias={"7": 10})
+    assert 0 < spread.count(7) < 12
+    assert tokens({"top_k": 1}, seed=1) == tokens({"min_p": 1.0}, seed=1) == [greedy]
+    first, second = tokens(seed=3, n=2)
+    assert first != second
+    assert tokens({"stop_token_ids": [7]}, temperature=0, logit_bias={"7": 100}) == [[]]
+    [late] = tokens({"stop_token_ids": [7], "min_tokens": 4}, temperature=0, logit_bias={"7": 100})
+    assert len(late) == 4 and 7 not in late
+
+
+def test_echoed_scores_are_the_references(openai_client: OpenAI, folder: Path) -> None:
+    loaded = LoadedModel.from_folder(load_engine("onnx", folder / "onnx"), folder)
+    codec = loaded.require_codec("prompt")
+    reference = dense_llama(vocab_size=loaded.engine.vocab_size)
+    prompts = [list(codec.encode(prompt)) for prompt in PROMPTS]
+    for max_tokens in (0, 1):
+        answer = openai_client.completions.create(
+            model=folder.name,
+            prompt=prompts,
+            max_tokens=max_tokens,
+            temperature=0,
+            echo=True,
+            logprobs=5,
+        )
+        for ids, choice in zip(prompts, answer.choices, strict=True):
+            assert choice.logprobs is not None
+            logits = torch.tensor(reference_logits(reference, np.array(ids))).double()
+            scores = logits.log_softmax(-1)
+            expected = [float(scores[at, token]) for at, token in enumerate(ids[1:])]
+            expected += [float(scores[-1].max())] * max_tokens
+            first, *found = choice.logprobs.token_logprobs or []
+            assert first is None
+            assert found == pytest.approx(expected, abs=1e-4)
+            assert choice.logprobs.top_logprobs is not None
+            for best, row in zip(choice.logprobs.top_logprobs[1:], scores, strict=False):
+                assert max(best.values()) == pytest.approx(float(row.max()), abs=1e-4)
+
+
+def test_chat_scores_stream_through_the_sdk(openai_client: OpenAI, folder: Path) -> None:
+    chunks = openai_client.chat.completions.create(
+        model=folder.name,
+        messages=[{"role": "user", "content": "the cat"}],
+        max_completion_tokens=6,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    scores = [chunk.choices[0].logprobs for chunk in chunks]
+    entries = [entry for own in scores if own for entry in own.content or ()]
+    assert len(entries) == 6
+    for entry in entries:
+        assert entry.logprob == entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob

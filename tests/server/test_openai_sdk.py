@@ -73,5 +73,5 @@ def test_refusals_are_the_sdks_own_errors(openai_client: OpenAI) -> None:
         openai_client.completions.create(model="gpt", prompt="a")
     assert missing.value.code == "model_not_found"
     with pytest.raises(BadRequestError) as bad:
-        openai_client.chat.completions.create(model=MODEL, messages=MESSAGES, n=2)
-    assert bad.value.param == "n"
+        openai_client.chat.completions.create(model=MODEL, messages=MESSAGES, store=True)
+    assert bad.value.param == "store"

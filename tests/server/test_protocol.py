@@ -31,6 +31,9 @@ def refused(kind: type[CompletionRequest] | type[ChatRequest], body: Any) -> Req
         ("logprobs", True, "`logprobs` is True: Input should be a valid integer"),
         ("max_tokens", 1.5, "expected a positive integer"),
         ("max_tokens", True, "`max_tokens` is True: Input should be a valid integer"),
+        ("n", 0, "`n` is 0: Input should be greater than or equal to 1; expected choices for each"),
+        ("n", 129, "choices for each prompt, from 1 to 128"),
+        ("n", True, "`n` is True: Input should be a valid integer"),
         ("top_k", -2, "expected how many tokens to choose from; -1 or 0 for all"),
         ("min_p", 1.5, "expected a number from 0 to 1"),
         ("min_tokens", -1, "expected a whole number; no stop before so many tokens"),
@@ -133,7 +136,7 @@ def test_parameter_without_effect_is_accepted_only_where_it_asks_for_nothing(nam
 
 
 def test_neutral_numbers_and_booleans_are_told_apart() -> None:
-    assert refused(CompletionRequest, {"prompt": "x", "n": True}).param == "n"
+    assert refused(CompletionRequest, {"prompt": "x", "best_of": True}).param == "best_of"
     assert str(refused(CompletionRequest, {"prompt": "x", "best_of": 5})) == (
         "`best_of` is not supported; leave it out or send 1"
     )
