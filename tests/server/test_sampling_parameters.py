@@ -47,7 +47,7 @@ def test_every_parameter_reaches_the_engine_on_both_endpoints() -> None:
         chat = {"messages": MESSAGES, **body, "top_k": -1, "ignore_eos": True}
         client.post("/v1/chat/completions", json=chat).raise_for_status()
     assert engine.asked[0] == expected
-    assert (engine.asked[1].top_k, engine.asked[1].stop_token_ids) == (0, {9, 11})
+    assert (engine.asked[1].top_k, engine.asked[1].stop_token_ids) == (0, frozenset({9, 11}))
 
 
 def test_values_that_ask_for_nothing_are_the_engines_defaults() -> None:
