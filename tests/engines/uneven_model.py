@@ -7,10 +7,11 @@ from pathlib import Path
 from transformers import LlamaForCausalLM
 
 from converters.to_onnx import write_onnx
-from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.base import LoadedEngine
+from sgate_serve.engines.scheduler import SlotOptions
 from tests.small_llama import UNEVEN, dense_llama, save_pruned
 
-LoadEngine = Callable[[SlotOptions], SlotEngine]
+LoadEngine = Callable[[SlotOptions], LoadedEngine]
 SIZES = SlotOptions(slots=3, max_model_len=48, threads=1, prefill_chunk=5)
 
 
