@@ -12,6 +12,7 @@ import numpy as np
 import vllm
 from numpy.typing import NDArray
 from vllm import PoolingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
@@ -70,7 +71,10 @@ class VllmEngine:
         check_request(request, self.max_model_len, self.vocab_size)
         _check_unscored(request.sampling)
         room = self.max_model_len - len(request.prompt)
-        params = sampling_params(request.sampling, min(request.sampling.max_tokens, room))
+        try:
+            params = sampling_params(request.sampling, min(request.sampling.max_tokens, room))
+        except VLLMValidationError as error:  # vLLM's own bounds, such as temperatures above 2
+            raise RequestError(str(error), param=error.parameter) from error
         self._add(request.request_id, request.prompt, params)
 
     def abort(self, request_id: str) -> None:
@@ -83,13 +87,9 @@ class VllmEngine:
         return bool(self.engine.has_unfinished_requests())
 
     def stats(self) -> EngineStats:
-        """Return vLLM's own gauges, as they stood at the end of the last step."""
-        gauges = {metric.name: metric for metric in self.engine.get_metrics()}
-        return EngineStats(
-            num_running=int(gauges["vllm:num_requests_running"].value),
-            num_waiting=int(gauges["vllm:num_requests_waiting"].value),
-            kv_cache_usage=float(gauges["vllm:kv_cache_usage_perc"].value),
-        )
+        """Ask vLLM's scheduler, which is in this process: its gauges are those of the last step."""
+        scheduler = self.engine.engine_core.engine_core.scheduler
+        return EngineStats(*scheduler.get_request_counts(), scheduler.get_kv_cache_usage())
 
     def logits(self, tokens: NDArray[np.int64]) -> Logits:
         """Return what the model computes of `tokens` [s]; needs an idle engine.
