@@ -35,6 +35,7 @@ def below(*names: str) -> set[str]:
 
 
 WORDS = below("errors", "family", "families", "fields", "shapes")
+ENGINES = CORE | below("models", "onnx_format", "environment", "options")
 ALLOWED = {
     "sgate_serve/errors.py": set(),
     "sgate_serve/family.py": set(),
@@ -57,9 +58,9 @@ ALLOWED = {
     "sgate_serve/gates": CORE,
     "converters": CORE | below("gates", "onnx_format", "model_card"),
     "sgate_serve/models": CORE,
-    "sgate_serve/engines": CORE
-    | {"sgate_serve.models", "sgate_serve.onnx_format"}
-    | {"sgate_serve.environment", "sgate_serve.options"},
+    "sgate_serve/engines": ENGINES,
+    # Hands our server's options to vLLM's, which takes its place.
+    "sgate_serve/engines/vllm/server.py": ENGINES | below("engines", "server.options"),
     "sgate_serve/server": {"sgate_serve.errors", "sgate_serve.engines.base"}
     | {"sgate_serve.tokenization", "sgate_serve.__version__", "sgate_serve.options"},
     "sgate_serve/training": CORE
@@ -86,6 +87,8 @@ def is_within(module: str, package: str) -> bool:
 def test_imports_stay_within_the_graph(place: str) -> None:
     path = ROOT / place
     files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    # A file with an entry of its own is judged by that one alone.
+    files = [file for file in files if file == path or str(file.relative_to(ROOT)) not in ALLOWED]
     assert files
     own = place.removesuffix(".py").replace("/", ".")
     allowed = ALLOWED[place] | {own}

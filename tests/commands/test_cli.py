@@ -157,7 +157,10 @@ def test_bench_compare_measures_a_model_beside(
         (["plan", "/nowhere/at/all"], "no such folder"),
         (["inspect", "BASE", "--plot", "w.bmp"], "w.bmp: give a file name that ends in .png"),
         (["convert", "BASE", "--out", "BASE"], "is not empty; give a new folder"),
-        (["serve", "BASE", "--engine", "vllm"], "engine vllm is not in this release yet"),
+        (
+            ["serve", "BASE", "--engine", "tgi"],
+            "unknown engine 'tgi'; use one of: onnx, torch, vllm",
+        ),
         (["serve", "BASE", "--port", "0", "--", "--frob", "1"], "--frob"),
         (["serve", "BASE", "--", "--slots", "0"], "slots must be at least 1, found 0"),
         (["inspect", "BASE", "--", "--slots", "4"], "nothing is expected behind `--`"),

@@ -11,17 +11,36 @@ from sgate_serve.engines.scheduler import SlotOptions
 from sgate_serve.errors import EngineError
 
 
-def test_auto_takes_the_first_installed_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("is_installed", "has_gpu", "expected", "reason"),
+    [
+        (True, True, "vllm", "vLLM is installed and finds a GPU"),
+        (True, False, "onnx", "vLLM is installed but finds no GPU"),
+        (False, False, "onnx", "vLLM is not installed"),
+    ],
+)
+def test_auto_takes_vllm_where_it_has_a_gpu_and_says_why(
+    is_installed: bool,
+    has_gpu: bool,
+    expected: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    missing = {"vllm": [] if is_installed else ["vllm"]}
+    monkeypatch.setattr(
+        "sgate_serve.engines.missing_modules", lambda row: missing.get(row.modules[0], [])
+    )
+    monkeypatch.setattr("sgate_serve.engines.import_target", lambda target: lambda: has_gpu)
     with caplog.at_level(logging.INFO):
-        assert choose_engine("auto") == "onnx"
-    assert "engine auto: onnx (CPU; needs neither torch nor transformers)" in caplog.text
+        assert choose_engine("auto") == expected
+    assert f"engine auto: {expected} ({reason})" in caplog.text
 
 
-def test_auto_falls_to_torch_and_then_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert choose_engine("auto") == "torch"
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(EngineError, match="no engine is installed; run: pip install sgate-serve"):
+def test_auto_never_falls_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("vllm", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EngineError, match="engine onnx needs onnxruntime, not installed here; run"):
         choose_engine("auto")
 
 
@@ -30,13 +49,8 @@ def test_named_engine_is_kept() -> None:
 
 
 def test_unknown_engine() -> None:
-    with pytest.raises(EngineError, match="unknown engine 'tgi'; use one of: onnx, torch"):
+    with pytest.raises(EngineError, match="unknown engine 'tgi'; use one of: onnx, torch, vllm"):
         choose_engine("tgi")
-
-
-def test_planned_engine() -> None:
-    with pytest.raises(EngineError, match="engine vllm is not in this release yet; use one of"):
-        load_engine("vllm", Path("anywhere"))
 
 
 def test_engine_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +60,9 @@ def test_engine_that_is_not_installed_names_its_extra(monkeypatch: pytest.Monkey
         match=r'engine torch needs torch, not installed here; run: pip install "sgate-serve\[train',
     ):
         check_engine("torch")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(EngineError, match=r'vllm needs vllm, .*"sgate-serve\[vllm\]", or \[vllm-c'):
+        load_engine("vllm", Path("anywhere"))
 
 
 def test_options_of_an_engine() -> None:

@@ -149,8 +149,8 @@ def test_folders_that_cannot_belong_together(folders: dict[str, Path], tmp_path:
     other = save(dense_llama(vocab_size=64), tmp_path / "vocab")
     with pytest.raises(CheckpointError, match=r"is no conversion .* they differ in vocab_size"):
         verify(VerifyOptions(str(folders["base"]), str(other.folder), folders["gates"]))
-    with pytest.raises(EngineError, match="--engine vllm: verify runs on auto, torch or onnx"):
-        verify(options(folders, "vllm"))
+    with pytest.raises(EngineError, match="unknown engine 'tgi'; use one of: onnx, torch, vllm"):
+        verify(options(folders, "tgi"))
 
 
 def test_certificate_is_json(folders: dict[str, Path]) -> None:
