@@ -1,5 +1,6 @@
 """What vLLM's scheduler and sampler do with a pruned model: caching, chunks, grammars, logprobs."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,21 +76,20 @@ def test_a_cached_prefix_gives_the_same_tokens(llm: Any) -> None:
     assert again.outputs[0].token_ids == first.outputs[0].token_ids
 
 
-def test_a_chosen_word_is_answered(llm: Any) -> None:
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [({"choice": ["the cat", "the dog"]}, "the (cat|dog)"), ({"regex": "[0-9]{3}"}, "[0-9]{3}")],
+    ids=["choice", "regex"],
+)
+def test_a_grammar_is_obeyed(llm: Any, grammar: dict[str, Any], pattern: str) -> None:
     from vllm.sampling_params import StructuredOutputsParams
 
-    choices = ["the cat", "the dog"]
-    answer = generate(
-        llm,
-        prompt(1),
-        max_tokens=20,
-        ignore_eos=False,
-        structured_outputs=StructuredOutputsParams(choice=choices),
-    )
-    assert answer.outputs[0].text in choices
-    digits = StructuredOutputsParams(regex="[0-9]{3}")
-    answer = generate(llm, prompt(1), max_tokens=20, ignore_eos=False, structured_outputs=digits)
-    assert len(answer.outputs[0].text) == 3 and answer.outputs[0].text.isdigit()
+    tokens = byte_tokenizer().encode("a gate that is closed lets nothing through").ids
+    asked = StructuredOutputsParams(**grammar)
+    answer = generate(llm, tokens, max_tokens=20, ignore_eos=False, structured_outputs=asked)
+    assert re.fullmatch(pattern, answer.outputs[0].text)
+    free = generate(llm, tokens, max_tokens=20, ignore_eos=False)
+    assert not re.fullmatch(pattern, free.outputs[0].text)
 
 
 def test_logprobs_are_the_references(llm: Any, folder: Path) -> None:

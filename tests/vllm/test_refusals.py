@@ -32,7 +32,11 @@ def llama(tmp_path: Path) -> Path:
     ("words", "message"),
     [
         (["--enable-lora"], "vLLM refuses .* does not support LoRA"),
-        (["--quantization=fp8"], "--quantization fp8 is not supported for pruned models"),
+        # vLLM itself refuses fp8 with other dtypes.
+        (
+            ["--quantization=fp8", "--dtype=bfloat16"],
+            "--quantization fp8 is not supported for pruned models",
+        ),
         (["--frobnicate=3"], "vLLM: unrecognized arguments: --frobnicate=3; `vllm serve --help"),
         (["--max-model-len=65"], "vLLM refuses .*65"),
     ],

@@ -35,7 +35,9 @@ def free_port() -> int:
 def served(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Start the server and wait until it answers; stop what is left of its group at the end."""
     sgate = [sys.executable, "-m", "sgate_serve.cli", "serve", str(folder), "--engine", "vllm"]
-    words = ["--port", str(port), "--", "--dtype", "float32", "--enforce-eager"]
+    # The whole machine's memory is not the test's.
+    memory = ["--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", str(2**26)]
+    words = ["--port", str(port), "--", "--dtype", "float32", "--enforce-eager", *memory]
     with subprocess.Popen([*sgate, *words], start_new_session=True) as process:
         try:
             deadline = time.monotonic() + START_SECONDS
