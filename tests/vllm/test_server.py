@@ -15,6 +15,7 @@ import pytest
 
 from sgate_serve.engines import load_engine
 from sgate_serve.engines.base import Request
+from sgate_serve.environment import cpu_ids
 from tests.engines.drive import greedy, prompt, run
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO
@@ -38,7 +39,10 @@ def served(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     # The whole machine's memory is not the test's.
     memory = ["--gpu-memory-utilization", "0.2", "--kv-cache-memory-bytes", str(2**26)]
     words = ["--port", str(port), "--", "--dtype", "float32", "--enforce-eager", *memory]
-    with subprocess.Popen([*sgate, *words], start_new_session=True) as process:
+    # Two threads on cores that others use would wait for each other for minutes.
+    core = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": str(cpu_ids()[0])}
+    command = [*sgate, *words]
+    with subprocess.Popen(command, start_new_session=True, env=os.environ | core) as process:
         try:
             deadline = time.monotonic() + START_SECONDS
             while not answers(f"http://127.0.0.1:{port}/health"):
