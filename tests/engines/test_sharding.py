@@ -39,7 +39,7 @@ def test_a_single_shard_has_the_stored_layer(stored: LayerShape) -> None:
     layer = ShardedLayer(stored)
     assert layer.padded == stored
     assert (layer.num_heads, layer.padded.num_kv_heads) == (stored.num_heads, stored.num_kv_heads)
-    for sources in (layer.rows | layer.columns).values():
+    for sources in {**layer.rows, **layer.columns}.values():
         np.testing.assert_array_equal(sources, np.arange(len(sources)))
 
 
@@ -52,7 +52,7 @@ def test_all_that_is_stored_comes_once_and_in_order(stored: LayerShape, shards: 
         **dict.fromkeys((KEY, VALUE), (before.num_kv_heads * width, after.num_kv_heads * width)),
         **dict.fromkeys((GATE, UP, DOWN), (before.mlp_units, after.mlp_units)),
     }
-    sources = layer.rows | layer.columns
+    sources = {**layer.rows, **layer.columns}
     assert sources.keys() == sizes.keys()
     for role, (stored_size, padded_size) in sizes.items():
         found = sources[role]

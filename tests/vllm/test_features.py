@@ -67,7 +67,8 @@ def generate(llm: Any, tokens: list[int], **params: Any) -> Any:
 
 
 def prompt(seed: int) -> list[int]:
-    return random_tokens(LENGTH, seed, vocab_size=300).tolist()
+    tokens: list[int] = random_tokens(LENGTH, seed, vocab_size=300).tolist()
+    return tokens
 
 
 def test_a_cached_prefix_gives_the_same_tokens(llm: Any) -> None:

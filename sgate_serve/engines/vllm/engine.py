@@ -89,7 +89,8 @@ class VllmEngine:
     def stats(self) -> EngineStats:
         """Ask vLLM's scheduler, which is in this process: its gauges are those of the last step."""
         scheduler = self.engine.engine_core.engine_core.scheduler
-        return EngineStats(*scheduler.get_request_counts(), scheduler.get_kv_cache_usage())
+        num_running, num_waiting = scheduler.get_request_counts()
+        return EngineStats(num_running, num_waiting, scheduler.get_kv_cache_usage())
 
     def logits(self, tokens: NDArray[np.int64]) -> Logits:
         """Return what the model computes of `tokens` [s]; needs an idle engine.
