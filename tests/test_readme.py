@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tables import ROOT, blocks, read_records, render
+from benchmarks.tables import blocks, read_records, render
 from sgate_serve.cli import COMMANDS
 from tests.small_llama import dense_llama
 from tests.text_model import write_tokenizer
