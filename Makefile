@@ -16,10 +16,11 @@ test-all: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest -m "not vllm"
 	$(MAKE) test-vllm
 
-# A process of its own: vLLM in a process changes torch for all that comes after it there.
+# A process of its own: vLLM in a process changes torch for all that comes after it there. On models
+# this small, threads only wait for each other.
 test-vllm: WHICH ?= vllm
 test-vllm: $(VENV)/.vllm
-	$(BIN)/python -m pytest -m "$(WHICH)" tests/engines tests/vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(WHICH)" tests/engines tests/vllm
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
