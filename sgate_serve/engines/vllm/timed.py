@@ -1,6 +1,7 @@
-"""vLLM as the comparison times it: an engine in processes of its own, with vLLM's own settings.
+"""vLLM as the comparison times it: with vLLM's own settings, its steps taken in this process.
 
-What is timed is all of vLLM between two tokens: scheduler, model, sampler, messages.
+What is timed is scheduler, model and sampler. A server adds messages between its processes, which
+take as long for a small model as for a large one.
 """
 
 import itertools
@@ -8,21 +9,21 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 import vllm
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine, use_cpus
+from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-# Rows are sent one after the other and the first is some steps ahead when the last one decodes.
-HEAD_START = 64
+# The first rows may decode while the last ones are still being filled.
+HEAD_START = 16
 NARROWEST_HEAD = 32
 # Several models share a device in a comparison; the cache has the size that it needs.
 DEVICE_SHARE = 0.25
@@ -30,7 +31,7 @@ SPARE_CACHE_BYTES = 2**26
 
 
 class TimedVllm:
-    """A `Timed` (engines/timed.py) over an `LLMEngine` that runs by itself."""
+    """A `Timed` (engines/timed.py) over an `LLMEngine` in this process."""
 
     def __init__(self, engine: LLMEngine) -> None:
         self._engine = engine
@@ -51,7 +52,8 @@ class TimedVllm:
 
         Raises EngineError for arguments that vLLM does not know or refuses.
         """
-        use_cpus(threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
         spec = Checkpoint.open(folder).spec
         model_len = min(model_len + HEAD_START, spec.max_positions)
         args = engine_args(
@@ -65,26 +67,29 @@ class TimedVllm:
             skip_tokenizer_init=True,
         )
         logger.info("vllm %s: starting on %s", vllm.__version__, folder)
-        return cls(start_engine(args, in_process=False))
+        return cls(start_engine(args, in_process=True))
 
     def decode_seconds(
         self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
     ) -> float:
-        """Fill `batch` rows, untimed; then time `steps` tokens of the row that came last."""
+        """Fill `batch` rows, untimed; then time `steps` steps, each a token for every row."""
         rows = [self._add(context_tokens, self.max_model_len, generator) for _ in range(batch)]
-        self._until(rows[-1], 1)
+        empty = set(rows)
+        while empty:
+            empty -= {output.request_id for output in self._engine.step()}
         start = time.perf_counter()
-        self._until(rows[-1], 1 + steps)
+        for _ in range(steps):
+            self._engine.step()
         seconds = time.perf_counter() - start
         self._engine.abort_request(rows)
-        # Messages keep their order: behind this one the engine is idle.
-        self._until(self._add(1, 1, generator), 1)
+        self._finish()
         return seconds
 
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
         """Time one prompt from its arrival to its first token."""
         start = time.perf_counter()
-        self._until(self._add(num_tokens, 1, generator), 1)
+        self._add(num_tokens, 1, generator)
+        self._finish()
         return time.perf_counter() - start
 
     def close(self) -> None:
@@ -100,19 +105,12 @@ class TimedVllm:
         self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=tokens), params)
         return request_id
 
-    def _until(self, request_id: str, num_tokens: int) -> None:
-        """Take what the engine sends until a request has so many tokens."""
-        while True:
-            for output in self._engine.step():
-                if output.request_id == request_id and _num_tokens(output) >= num_tokens:
-                    return
+    def _finish(self) -> None:
+        while self._engine.has_unfinished_requests():
+            self._engine.step()
 
 
 def cache_bytes(spec: ModelSpec, num_tokens: int) -> int:
     """Return what the keys and values of so many tokens take at most, in fp32 and padded heads."""
     widths = (layer.num_kv_heads * max(layer.head_dim, NARROWEST_HEAD) for layer in spec.layers)
     return 2 * 4 * sum(widths) * num_tokens + SPARE_CACHE_BYTES
-
-
-def _num_tokens(output: Any) -> int:
-    return len(output.outputs[0].token_ids)
