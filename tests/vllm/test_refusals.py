@@ -40,6 +40,7 @@ def llama(tmp_path: Path) -> Path:
         ),
         (["--frobnicate=3"], "vLLM: unrecognized arguments: --frobnicate=3; `vllm serve --help"),
         (["--max-model-len=65"], "vLLM refuses .*65"),
+        (["--no-enforce-eager", "-cc.backend=eager"], "all custom ops on, vLLM 0.32 computes NaN"),
     ],
 )
 def test_settings_that_a_pruned_model_cannot_have(

@@ -38,6 +38,12 @@ class ModelContext:
             raise EngineError(
                 f"family {spec.family.name} overflows in float16; serve it with --dtype bfloat16"
             )
+        compilation = vllm_config.compilation_config
+        if spec.lowered and compilation.mode and "all" in compilation.custom_ops:
+            raise EngineError(
+                "compiled with all custom ops on, vLLM 0.32 computes NaN from linears with index "
+                "vectors; leave the compilation settings out, or give --enforce-eager"
+            )
         return cls(spec, vllm_config, get_tensor_model_parallel_world_size())
 
     @property
