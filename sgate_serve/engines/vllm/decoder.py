@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.distributed import get_pp_group
-from vllm.model_executor.layers.activation import get_act_and_mul_fn, get_act_fn
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
@@ -36,8 +35,8 @@ from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_siz
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
-from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.engines.vllm.loading import load_weights
+from sgate_serve.engines.vllm.mlp import UnevenMLP
 from sgate_serve.family import ATTENTION, MLP
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]
@@ -47,20 +46,6 @@ DYNAMIC = {
     "intermediate_tensors": 0,
     "inputs_embeds": 0,
 }
-
-
-class UnevenMLP(nn.Module):
-    """down(act(gate) · up), or down(act(up)) in families without a gate."""
-
-    def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
-        super().__init__()
-        self.readers = readers(layer, MLP, f"{prefix}.gate_up_proj")
-        self.writer = writer(layer, MLP, f"{prefix}.down_proj")
-        make = get_act_and_mul_fn if model.spec.family.is_gated else get_act_fn
-        self.activation = make(model.spec.activation)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.writer(self.activation(self.readers(x)))
 
 
 class UnevenDecoderLayer(nn.Module):

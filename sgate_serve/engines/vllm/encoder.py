@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.compilation.decorators import support_torch_compile
-from vllm.model_executor.layers.activation import get_act_fn
 from vllm.model_executor.layers.attention import EncoderOnlyAttention
 from vllm.model_executor.layers.pooler import DispatchPooler
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -23,22 +22,9 @@ from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_siz
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
-from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.engines.vllm.loading import load_weights
+from sgate_serve.engines.vllm.mlp import UnevenMLP
 from sgate_serve.family import ATTENTION, BLOCKS, MLP
-
-
-class UnevenEncoderMLP(nn.Module):
-    """down(act(up))."""
-
-    def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
-        super().__init__()
-        self.readers = readers(layer, MLP, f"{prefix}.intermediate")
-        self.writer = writer(layer, MLP, f"{prefix}.output")
-        self.activation = get_act_fn(model.spec.activation)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.writer(self.activation(self.readers(x)))
 
 
 class UnevenEncoderLayer(nn.Module):
@@ -52,7 +38,7 @@ class UnevenEncoderLayer(nn.Module):
         if spec.layers[index].num_heads:
             self.blocks[ATTENTION] = encoder_attention(model, layer, prefix)
         if spec.layers[index].mlp_units:
-            self.blocks[MLP] = UnevenEncoderMLP(model, layer, prefix)
+            self.blocks[MLP] = UnevenMLP(model, layer, f"{prefix}.mlp")
         self.norms = nn.ModuleDict({block: layer_norm(model) for block in BLOCKS})
         self.post_norms = nn.ModuleDict()
 
