@@ -17,11 +17,11 @@ class EngineTarget:
 
 
 # One gather or scatter at decode takes as long as reading so many weights: on ONNX Runtime between
-# 40,990 and 56,331 (benchmarks/results/row_col.json). On vLLM's CPU build 424,000: what a step at
+# 40,990 and 56,331 (benchmarks/results/row_col.json). On vLLM's CPU build 744,000: what a step at
 # batch 1 takes longer than a coupled mask's of the same size, shared out over its 36 operations
 # (benchmarks/results/vllm_row_col.json). Other engines are not measured.
 ONNX_INDEX_PRICE = 45_000
-VLLM_INDEX_PRICE = 420_000
+VLLM_INDEX_PRICE = 740_000
 INDEX_PRICE = 2**17
 TARGETS: Mapping[str | None, EngineTarget] = {
     None: EngineTarget(INDEX_PRICE),
