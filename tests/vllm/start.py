@@ -11,16 +11,7 @@ from sgate_serve.environment import cpu_ids
 if TYPE_CHECKING:
     from sgate_serve.engines.vllm.engine import VllmEngine
 
-SETTINGS: dict[str, Any] = {
-    "max_num_seqs": 4,
-    "kv_cache_memory_bytes": 2**26,
-    "gpu_memory_utilization": 0.2,
-    "dtype": "float32",
-    "enforce_eager": True,
-    "skip_tokenizer_init": True,
-    "max_logprobs": -1,
-    "logprobs_mode": "raw_logits",
-}
+SIZES: dict[str, Any] = {"max_num_seqs": 4, "kv_cache_memory_bytes": 2**26}
 
 
 @contextmanager
@@ -28,10 +19,10 @@ def vllm_engine(
     folder: Path, arguments: Sequence[str] = (), *, in_process: bool = True, **settings: Any
 ) -> Iterator["VllmEngine"]:
     """Start vLLM on a folder and end it again; `arguments` are words of vLLM's command line."""
-    from sgate_serve.engines.vllm.engine import VllmEngine
+    from sgate_serve.engines.vllm.engine import EXACT, VllmEngine
     from sgate_serve.engines.vllm.start import engine_args, start_engine
 
-    args = engine_args(folder, arguments, **SETTINGS | settings)
+    args = engine_args(folder, arguments, **{**SIZES, **EXACT, **settings})
     engine = VllmEngine(start_engine(args, in_process=in_process), Checkpoint.open(folder).spec)
     try:
         yield engine

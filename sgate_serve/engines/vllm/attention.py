@@ -18,7 +18,7 @@ WIDEST_HEAD = 512
 class UnevenAttention(nn.Module):
     """Project, rotate, attend, project: `core` is vLLM's attention for the padded head.
 
-    `head_norms` are the norms of query and key heads, `rotary` vLLM's embedding; both may be
+    `query_norm` and `key_norm` are over single heads, `rotary` is vLLM's embedding; all may be
     missing. `core` may have more heads than the layer: the others are zeros.
     """
 

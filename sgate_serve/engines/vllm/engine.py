@@ -4,7 +4,7 @@ Serving goes through vLLM's own server instead (`server`), and measuring through
 (`timed`): this adapter is for comparing what it computes, token by token.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ from sgate_serve.spec import ModelSpec
 
 DEFAULT_SLOTS = 8
 CACHE_BYTES = 2**28
+# What shows all that a model computes, as it computes it.
+EXACT: Mapping[str, Any] = {
+    "gpu_memory_utilization": 0.2,
+    "dtype": "float32",
+    "enforce_eager": True,
+    "skip_tokenizer_init": True,
+    "max_logprobs": -1,
+    "logprobs_mode": "raw_logits",
+}
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
@@ -52,12 +61,7 @@ class VllmEngine:
             "max_model_len": options.max_model_len,
             "max_num_batched_tokens": options.prefill_chunk,
             "kv_cache_memory_bytes": CACHE_BYTES,
-            "gpu_memory_utilization": 0.2,
-            "dtype": "float32",
-            "enforce_eager": True,
-            "skip_tokenizer_init": True,
-            "max_logprobs": -1,
-            "logprobs_mode": "raw_logits",
+            **EXACT,
         }
         if options.threads:
             raise EngineError("engine option threads is not vLLM's; set OMP_NUM_THREADS instead")

@@ -22,7 +22,7 @@ from sgate_serve.spec import IN_INDEX, OUT_INDEX
 QKV_SHARDS = {QUERY: "q", KEY: "k", VALUE: "v"}
 
 
-def readers(layer: LayerContext, block: str, prefix: str) -> "Readers":
+def readers(layer: LayerContext, block: str, prefix: str) -> "FusedReaders | IndexedReaders":
     """Return what reads a block's input: [q | k | v], [gate | up], or up alone."""
     modules = layer.modules(READERS[block])
     if all(layer.lowered(module) == Lowered() for module in modules):
@@ -52,10 +52,6 @@ class Readers(nn.Module):
         self.sizes = [sizes.get(role, units) for role in self.roles]
         self.has_bias = any(layer.has_bias(role) for role in self.roles)
 
-    def load(self, module: str, tensors: Tensors) -> None:
-        """Take over the stored tensors of one module."""
-        raise NotImplementedError
-
 
 class FusedReaders(Readers):
     """All readers as one matmul; [tokens, hidden] → [tokens, sum(sizes)]."""
@@ -80,6 +76,7 @@ class FusedReaders(Readers):
         return y
 
     def load(self, module: str, tensors: Tensors) -> None:
+        """Take over the stored tensors of one module."""
         for role, part in self.layer.role_tensors(module, tensors).items():
             shard = QKV_SHARDS.get(role, self.roles.index(role))
             load(self.linear.weight, part[WEIGHT], shard)
@@ -125,6 +122,7 @@ class IndexedReaders(Readers):
         return y if self.bias is None else y + self.bias
 
     def load(self, module: str, tensors: Tensors) -> None:
+        """Take over the stored tensors of one module."""
         number = self.stored_modules.index(module)
         linear, start = self.linears[number], self._first_dimension(number)
         load(linear.weight, self.layer.as_stored(tensors), 0)

@@ -31,7 +31,7 @@ def serve(folder: Path, options: ServerOptions, name: str, arguments: Sequence[s
     Raises EngineError for options of our server that vLLM's has not.
     """
     command = command_line(folder, options, name, arguments)
-    use_cpus(None)
+    use_cpus()
     if options.api_key is not None:
         os.environ["VLLM_API_KEY"] = options.api_key
     sys.stdout.flush()

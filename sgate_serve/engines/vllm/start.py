@@ -69,9 +69,9 @@ def stop_engine(engine: LLMEngine) -> None:
     engine.engine_core.shutdown()
 
 
-def use_cpus(threads: int | None) -> None:
-    """Let vLLM's processes on CPU use `threads` cores, all by default, unless the caller chose."""
-    cpus = cpu_ids()[:threads]
+def use_cpus() -> None:
+    """Let vLLM's processes on CPU use all of this one's cores, unless the caller chose."""
+    cpus = cpu_ids()
     os.environ.setdefault("OMP_NUM_THREADS", str(len(cpus)))
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(str(cpu) for cpu in cpus))
 
