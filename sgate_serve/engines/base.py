@@ -110,6 +110,45 @@ class Engine(Protocol):
     def stats(self) -> EngineStats: ...
 
 
+@dataclass(frozen=True)
+class PoolingRequest:
+    """One text to read with an encoder; `token_types` are BERT's segments, None for all zero."""
+
+    request_id: str
+    prompt: tuple[int, ...]
+    token_types: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class PooledOutput:
+    """The one answer to a `PoolingRequest`: logits [labels], or an embedding [width]."""
+
+    request_id: str
+    values: NDArray[np.float32]
+
+
+class PoolingEngine(Protocol):
+    """A loaded encoder. Not thread-safe; the values of a request are the same in any batch."""
+
+    name: str
+    max_model_len: int
+    vocab_size: int
+
+    def add(self, request: PoolingRequest) -> None:
+        """Queue a request; raise RequestError if it can never run (too long, id out of range)."""
+
+    def abort(self, request_id: str) -> None:
+        """Drop a waiting request; unknown ids are ignored."""
+
+    def step(self) -> Sequence[PooledOutput]:
+        """Read one batch of waiting requests, oldest first, and return their answers."""
+
+    def has_work(self) -> bool:
+        """Say whether a request is waiting."""
+
+    def stats(self) -> EngineStats: ...
+
+
 class LoadedEngine(Engine, Protocol):
     """An engine as it is loaded by name: it can also be checked, and given back."""
 
