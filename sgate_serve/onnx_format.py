@@ -1,13 +1,14 @@
 """Names that the ONNX graph writer and the ONNX engine agree on; docs/format.md explains them.
 
-`b` rows, `s` new tokens per row, `n` positions whose logits are wanted. Past and present of a layer
-are [b, kv_heads, length, head width]; an engine binds both to one buffer.
+A call adds `t` tokens to `b` rows, at most `s` to any of them; the logits of `n` tokens are wanted.
+Tokens of all rows lie packed, [t, …], row by row; only attention sees [b, s, …]. Past and present
+of a layer are [b, kv_heads, length, head width]; an engine binds both to one buffer.
 """
 
 ONNX_DIR = "onnx"  # inside a deployable folder
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Keys of the graph's metadata_props; the values are strings.
 META_VERSION = "sgate.onnx_version"
@@ -16,19 +17,26 @@ META_FINGERPRINT = "sgate.fingerprint"
 META_CAPACITY = "sgate.capacity"
 META_NUM_LAYERS = "sgate.num_layers"
 
-INPUT_IDS = "input_ids"  # [b, s] int64
+INPUT_IDS = "input_ids"  # [t] int64
+UNPACK_INDEX = "unpack_index"  # [b, s] int64: which of the t tokens stands there; padding: any
+PACK_INDEX = "pack_index"  # [t] int64: where each token stands in [b * s]
 SEQLENS_K = "seqlens_k"  # [b] int32: tokens of the row after this call, minus 1
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # [] int32: the largest of them, before minus 1
 QUERY_SEQLENS = "query_seqlens"  # [b] int32: how many of the s tokens are real; 0 = idle row
-LOGIT_POSITIONS = "logit_positions"  # [b, n] int64: indices into s
-LOGITS = "logits"  # [b, n, vocab] float32
+LOGIT_INDEX = "logit_index"  # [n] int64: indices into t
+POSITION_IDS = "position_ids"  # [t] int64: only in graphs with a table of positions
+LOGITS = "logits"  # [n, vocab] float32
+
+# Attention wants past + s within a buffer also of rows that add less than s tokens. Buffers are so
+# much longer than a row can get, and rotary tables too: the largest s beside a longer row.
+MAX_CHUNK = 1024
 
 PAST_PREFIX = "past_key_values."
 PRESENT_PREFIX = "present."
 
 
 def residual_name(layer: int) -> str:
-    """Return the value that holds the residual stream after `layer`, [b, s, hidden] float32.
+    """Return the value that holds the residual stream after `layer`, [t, hidden] float32.
 
     Every layer has one: where a layer does nothing it repeats the previous stream.
     """

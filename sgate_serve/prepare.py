@@ -22,7 +22,8 @@ from sgate_serve.engines import (
     load_engine,
     parse_options,
 )
-from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.engines.timed import Timed, TimedSizes, TimedSlots
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.family import CAUSAL_LM

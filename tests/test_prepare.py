@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import OnnxOptions
 from sgate_serve.engines.timed import TimedSizes, TimedSlots
 from sgate_serve.errors import EngineError
 from sgate_serve.prepare import load_timed, timed_options
@@ -36,10 +36,10 @@ def test_row_with_a_timed_class_is_loaded_by_it(
 
 
 def test_sizes_become_options_of_a_slot_engine() -> None:
-    assert timed_options("onnx", SIZES, []) == SlotOptions(slots=3, max_model_len=20)
+    assert timed_options("onnx", SIZES, []) == OnnxOptions(slots=3, max_model_len=20)
     sizes = TimedSizes(3, 20, threads=2)
-    assert timed_options("onnx", sizes, []) == SlotOptions(3, 20, threads=2)
-    assert timed_options("onnx", SIZES, ["--threads", "2"]) == SlotOptions(3, 20, threads=2)
+    assert timed_options("onnx", sizes, []) == OnnxOptions(3, 20, threads=2)
+    assert timed_options("onnx", SIZES, ["--threads", "2"]) == OnnxOptions(3, 20, threads=2)
 
 
 @pytest.mark.parametrize(

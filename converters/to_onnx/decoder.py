@@ -1,8 +1,9 @@
 """The decoder graph: embedding, layers of attention and MLP, final norm, head; all in fp32.
 
-Reads like the model. Operators are ONNX Runtime's contrib ones, which share past and present
-buffers and take ragged rows. Widths come from the spec, layer by layer; a layer may lack
-attention, MLP or both. What sets families apart is data: their table entry and `ForwardConfig`.
+Reads like the model. Tokens of all rows lie packed; attention alone sees rows. Operators are ONNX
+Runtime's contrib ones, which share past and present buffers and take ragged rows. Widths come from
+the spec, layer by layer; a layer may lack attention, MLP or both. What sets families apart is
+data: their table entry and `ForwardConfig`.
 """
 
 from functools import partial
@@ -15,9 +16,9 @@ from converters.to_onnx.activations import activate
 from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.graph import MICROSOFT, Dims, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
-from converters.to_onnx.indices import IndexedAxis
-from converters.to_onnx.linears import Linear, Matrix
 from converters.to_onnx.norms import Norm, Norms
+from converters.to_onnx.packing import Packing
+from converters.to_onnx.products import Products
 from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import RotaryTable
 from converters.to_onnx.supported import check_supported
@@ -47,12 +48,13 @@ class _Decoder:
         self.capacity = min(self.config.max_positions, MAX_CAPACITY)
         self.graph = graph = GraphBuilder()
         int32, int64 = ir.DataType.INT32, ir.DataType.INT64
-        self.input_ids = graph.input(names.INPUT_IDS, int64, ["b", "s"])
+        self.input_ids = graph.input(names.INPUT_IDS, int64, ["t"])
+        self.packing = Packing(graph)
         self.seqlens_k = graph.input(names.SEQLENS_K, int32, ["b"])
         self.total_length = graph.input(names.TOTAL_SEQUENCE_LENGTH, int32, [])
         self.query_seqlens = graph.input(names.QUERY_SEQLENS, int32, ["b"])
-        self.logit_positions = graph.input(names.LOGIT_POSITIONS, int64, ["b", "n"])
-        self.indexed = IndexedAxis(graph, self.input_ids)
+        self.logit_index = graph.input(names.LOGIT_INDEX, int64, ["n"])
+        self.products = Products(graph, self.input_ids)
         self.norms = Norms(graph, checkpoint)
         self.rotary_names: dict[bytes, str] = {}
 
@@ -91,30 +93,15 @@ class _Decoder:
             )
         if self.spec.family.position_table is None:
             return embedded
-        rows = self.rows(self.spec.family.position_table, self.spec.num_positions, self.positions())
+        positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
+        rows = self.rows(self.spec.family.position_table, self.spec.num_positions, positions)
         return self.graph.node("Add", [embedded, rows])[0]
 
     def rows(self, module: str, count: int, ids: ir.Value) -> ir.Value:
-        """Return the rows [b, s, hidden] of a table of so many."""
+        """Return the rows [t, hidden] of a table of so many."""
         name, shape = f"{module}.weight", (count, self.spec.hidden_size)
         table = self.graph.weight(name, shape, partial(linears.read_fp32, self.checkpoint, name))
         return self.graph.node("Gather", [table, ids], {"axis": 0})[0]
-
-    def positions(self) -> ir.Value:
-        """Return the position [b, s] of every token; those of padding stay inside the table."""
-        graph, axis = self.graph, self.last_axis()
-        (sequence,) = graph.node("Shape", [self.input_ids], {"start": 1})
-        (count,) = graph.node("Squeeze", [sequence, axis])
-        zero, one = (graph.constant(f"scalar.{n}", np.array(n, np.int64)) for n in (0, 1))
-        (steps,) = graph.node("Range", [zero, count, one])
-        # The past of a row is its length after this call, seqlens_k + 1, less its new tokens.
-        (last,) = graph.node("Sub", [self.seqlens_k, self.query_seqlens])
-        (wide,) = graph.node("Cast", [last], {"to": int(ir.DataType.INT64)})
-        (past,) = graph.node("Add", [wide, one])
-        (column,) = graph.node("Unsqueeze", [past, axis])
-        (positions,) = graph.node("Add", [column, steps])
-        limit = graph.constant("last_position", np.array(self.spec.num_positions - 1, np.int64))
-        return graph.node("Min", [positions, limit])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], self.config.heads(index)
@@ -123,7 +110,8 @@ class _Decoder:
             self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", ir.DataType.FLOAT, past_dims)
             for kind in ("key", "value")
         ]
-        packed = self.linear(linears.query_key_value(self.checkpoint, index), x)
+        projected = self.products.linear(linears.query_key_value(self.checkpoint, index), x)
+        packed = self.packing.unpack(projected)
         # Inputs 9 to 15 are position ids, bias, sinks and scales.
         inputs = [*self.query_key_value(index, packed), *past, self.seqlens_k, self.total_length]
         attended, *present = self.graph.node(
@@ -143,7 +131,8 @@ class _Decoder:
         dims: Dims = ["b", shape.num_kv_heads, f"present.{index}", heads.width]
         for kind, value in zip(("key", "value"), present, strict=True):
             self.graph.output(value, f"{names.PRESENT_PREFIX}{index}.{kind}", dims)
-        return self.linear(linears.attention_output(self.checkpoint, index), attended)
+        heads_out = self.packing.pack(attended, shape.num_heads * heads.width)
+        return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
 
     def query_key_value(self, index: int, packed: ir.Value) -> list[ir.Value | None]:
         """Return what attention takes: all in one, or apart where query and key have norms."""
@@ -168,7 +157,7 @@ class _Decoder:
 
     def mlp(self, index: int, x: ir.Value) -> ir.Value:
         """Return down(act(gate) · up), or down(act(up)) in families without a gate."""
-        packed = self.linear(linears.gate_up(self.checkpoint, index), x)
+        packed = self.products.linear(linears.gate_up(self.checkpoint, index), x)
         if self.spec.family.is_gated:
             halves = [f"layer.{index}.gate", f"layer.{index}.up"]
             gate, up = self.graph.node(
@@ -178,14 +167,13 @@ class _Decoder:
             (units,) = self.graph.node("Mul", [active, up])
         else:
             units = activate(self.graph, self.spec.activation, packed)
-        return self.linear(linears.mlp_down(self.checkpoint, index), units)
+        return self.products.linear(linears.mlp_down(self.checkpoint, index), units)
 
     def head(self, x: ir.Value) -> None:
-        """Compute logits at the wanted positions only: the head is the largest matrix."""
-        (positions,) = self.graph.node("Unsqueeze", [self.logit_positions, self.last_axis()])
-        (wanted,) = self.graph.node("GatherND", [x, positions], {"batch_dims": 1})
-        logits = self.softcapped(self.linear(linears.head(self.checkpoint), wanted))
-        self.graph.output(logits, names.LOGITS, ["b", "n", self.spec.vocab_size])
+        """Compute logits of the wanted tokens only: the head is the largest matrix."""
+        (wanted,) = self.graph.node("Gather", [x, self.logit_index], {"axis": 0})
+        logits = self.softcapped(self.products.linear(linears.head(self.checkpoint), wanted))
+        self.graph.output(logits, names.LOGITS, ["n", self.spec.vocab_size])
 
     def softcapped(self, logits: ir.Value) -> ir.Value:
         """Return cap · tanh(logits / cap), or the logits of a model without a cap."""
@@ -199,28 +187,6 @@ class _Decoder:
     def number(self, value: float) -> ir.Value:
         return self.graph.constant(f"number.{value}", np.array(value, np.float32))
 
-    def last_axis(self) -> ir.Value:
-        return self.graph.constant("last_axis", np.array([-1], np.int64))
-
-    def linear(self, linear: Linear, x: ir.Value) -> ir.Value:
-        """Multiply by every matrix, put the products at their places, add the bias."""
-        products = [self.product(matrix, x) for matrix in linear.matrices]
-        y = products[0]
-        if len(products) > 1:
-            (y,) = self.graph.node("Concat", products, {"axis": -1})
-        y = self.indexed.take(y, linear.products, f"{linear.name}.products")
-        if linear.bias is None:
-            return y
-        bias = self.graph.weight(f"{linear.name}.bias", (linear.size,), linear.bias)
-        return self.graph.node("Add", [y, bias])[0]
-
-    def product(self, matrix: Matrix, x: ir.Value) -> ir.Value:
-        # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy; it is
-        # packed at load and then as fast as MatMul.
-        taken = self.indexed.take(x, matrix.inputs, f"{matrix.name}.inputs")
-        weight = self.graph.weight(f"{matrix.name}.weight", matrix.shape, matrix.weight)
-        return self.graph.node("FusedMatMul", [taken, weight], {"transB": 1}, domain=MICROSOFT)[0]
-
     def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
         """Return the cos and sin tables, shared by all layers that turn alike."""
         if not self.spec.family.is_rotary:
@@ -228,10 +194,12 @@ class _Decoder:
         table = RotaryTable.of(self.config.rope(index), heads)
         key = table.frequencies.tobytes() + table.amplitudes.tobytes()
         name = self.rotary_names.setdefault(key, f"rope.{len(self.rotary_names)}")
-        shape = (self.capacity, len(table.frequencies))
+        # The kernel turns padding as well, behind the last position that a row can have.
+        length = self.capacity + names.MAX_CHUNK
+        shape = (length, len(table.frequencies))
         return [
-            self.graph.weight(f"{name}.cos", shape, partial(table.cos, self.capacity)),
-            self.graph.weight(f"{name}.sin", shape, partial(table.sin, self.capacity)),
+            self.graph.weight(f"{name}.cos", shape, partial(table.cos, length)),
+            self.graph.weight(f"{name}.sin", shape, partial(table.sin, length)),
         ]
 
     def metadata(self) -> dict[str, str]:

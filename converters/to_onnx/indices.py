@@ -36,7 +36,7 @@ def inverse_index(places: Positions, size: int) -> Positions:
 
 
 class IndexedAxis:
-    """Takes elements of the last axis of the values [b, s, …] of one graph."""
+    """Takes elements of the last axis of the values [t, …] of one graph."""
 
     def __init__(self, graph: GraphBuilder, input_ids: ir.Value) -> None:
         self._graph, self._input_ids = graph, input_ids
@@ -51,7 +51,7 @@ class IndexedAxis:
         return self._graph.node("GatherElements", [x, rows], {"axis": -1})[0]
 
     def _shape(self) -> ir.Value:
-        """Return [b, s, 1], to which an index row of any length broadcasts; computed once."""
+        """Return [t, 1], to which an index row of any length broadcasts; computed once."""
         if self._repeats is None:
             (tokens,) = self._graph.node("Shape", [self._input_ids])
             one = self._graph.constant("one", np.array([1], np.int64))

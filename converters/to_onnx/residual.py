@@ -28,7 +28,7 @@ class ResidualStream:
         self._pending_names.append(residual_name(layer))
 
     def normalize(self, norm: Norm) -> ir.Value:
-        """Return the norm of the stream, [b, s, hidden], with the last block's output in it."""
+        """Return the norm of the stream, [t, hidden], with the last block's output in it."""
         if self._delta is None:
             normed = norm.apply(self._sum)
         else:

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, NoReturn
 
 from sgate_serve.engines.base import LoadedEngine
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import OnnxOptions, SlotOptions
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
@@ -28,11 +28,12 @@ AUTO, ONNX, VLLM = "auto", "onnx", "vllm"
 class EngineRow:
     """One engine: its class, the folder that it loads, and what must be installed for it.
 
-    `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself. `timed`
-    is for an engine that is not driven by slots: a class whose classmethod `load(folder, batch,
-    model_len, threads, arguments)` returns a `Timed` (engines/timed.py), threads being an int or
-    None and arguments a sequence of words. `server` is for an engine with a server of its own: a
-    function of the folder, ServerOptions, the name to serve under and arguments.
+    `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
+    `options` are what its command line knows. `timed` is for an engine that is not driven by slots:
+    a class whose classmethod `load(folder, batch, model_len, threads, arguments)` returns a `Timed`
+    (engines/timed.py), threads being an int or None and arguments a sequence of words. `server` is
+    for an engine with a server of its own: a function of the folder, ServerOptions, the name to
+    serve under and arguments.
     """
 
     target: str
@@ -40,6 +41,7 @@ class EngineRow:
     when: str
     modules: tuple[str, ...]
     install: str
+    options: type[SlotOptions] = SlotOptions
     timed: str | None = None
     server: str | None = None
 
@@ -52,6 +54,7 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             when="CPU; needs neither torch nor transformers",
             modules=("onnxruntime",),
             install="pip install sgate-serve",
+            options=OnnxOptions,
         ),
         "torch": EngineRow(
             target="sgate_serve.engines.torch:TorchEngine",
@@ -129,15 +132,19 @@ def missing_modules(row: EngineRow) -> list[str]:
 
 def parse_options(name: str, arguments: Sequence[str]) -> SlotOptions:
     """Read `--slots N` and the like for engine `name`; raise EngineError for anything else."""
+    options = ENGINES[name].options
     parser = _Parser(prog=f"engine {name}", add_help=False, allow_abbrev=False)
-    for option in fields(SlotOptions):
-        parser.add_argument(flag_of(option.name), dest=option.name, type=int)
-    return SlotOptions(**vars(parser.parse_args(arguments)))
+    for option in fields(options):
+        kind = str if isinstance(option.default, str) else int
+        parser.add_argument(
+            flag_of(option.name), dest=option.name, type=kind, default=option.default
+        )
+    return options(**vars(parser.parse_args(arguments)))
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse that raises our error instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        known = ", ".join(flag_of(option.name) for option in fields(SlotOptions))
-        raise EngineError(f"{self.prog}: {message}; its options: {known}, each with a number")
+        known = ", ".join(action.option_strings[0] for action in self._actions)
+        raise EngineError(f"{self.prog}: {message}; its options, each with a value: {known}")

@@ -13,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve import onnx_format as names
-from sgate_serve.engines.onnx_runner import Ints, OnnxRunner, cache_shapes, open_session
-from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.onnx_cache import bytes_per_token, past_inputs
+from sgate_serve.engines.onnx_runner import Ints, OnnxRunner, RunnerSizes, open_session
+from sgate_serve.engines.options import OnnxOptions, SlotOptions
+from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
+from sgate_serve.options import flag_of
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SLOTS = 8
-# The KV cache may take this share of physical memory when the user names no length.
+# More rows of a decode step cost little while they wait for the same weights.
+SLOTS_PER_CPU, MIN_SLOTS, MAX_SLOTS = 4, 4, 64
+# The KV cache may take this share of memory when the user names no size.
 CACHE_SHARE = 0.25
 # A CPU's matrix products gain little beyond this many rows, and running streams wait for a chunk.
 DEFAULT_PREFILL_CHUNK = 128
@@ -33,9 +37,8 @@ class OnnxEngine(SlotEngine):
     @classmethod
     def load(cls, folder: Path, options: SlotOptions | None = None) -> "OnnxEngine":
         """Load `model.onnx` from `folder`; raise EngineError if it is missing or does not fit."""
-        options = options or SlotOptions()
+        chunk = prefill_chunk(options or SlotOptions())
         runner = load_runner(folder, options)
-        chunk = options.prefill_chunk or DEFAULT_PREFILL_CHUNK
         logger.info("onnx engine: prefill_chunk=%d", chunk)
         return cls("onnx", runner, chunk)
 
@@ -62,23 +65,33 @@ class GraphInfo:
         )
 
 
-def load_runner(folder: Path, options: SlotOptions) -> OnnxRunner:
+def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     """Load the graph in `folder` with a KV cache of the wanted size."""
+    own = OnnxOptions.of(options)
     path = graph_path(folder)
-    threads = options.threads or num_cpus()
-    session = open_session(str(path), folder, threads)
+    threads = own.threads or num_cpus()
+    session = open_session(str(path), folder, threads, own.device)
     info = GraphInfo.read(session.get_modelmeta().custom_metadata_map, path)
-    slots = options.slots or DEFAULT_SLOTS
-    bytes_per_token = cache_bytes_per_token(session)
-    length = _model_length(info, options, slots * bytes_per_token)
+    sizes = choose_sizes(own, info, bytes_per_token(session))
     logger.info(
-        "onnx engine: slots=%d max_model_len=%d threads=%d, KV cache up to %.0f MiB",
-        slots,
-        length,
+        "onnx engine: slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d tokens in up "
+        "to %.0f MiB",
+        sizes.num_slots,
+        sizes.max_model_len,
         threads,
-        slots * length * bytes_per_token / 2**20,
+        own.device,
+        sizes.cache_tokens,
+        sizes.cache_tokens * bytes_per_token(session) / 2**20,
     )
-    return OnnxRunner(session, slots, length)
+    return OnnxRunner(session, sizes, own.device)
+
+
+def prefill_chunk(options: SlotOptions) -> int:
+    """Return how many prompt tokens a step feeds; raise EngineError if graphs allow no such."""
+    chunk = options.prefill_chunk or DEFAULT_PREFILL_CHUNK
+    if chunk > names.MAX_CHUNK:
+        raise EngineError(f"prefill_chunk {chunk} is too large; give at most {names.MAX_CHUNK}")
+    return chunk
 
 
 def residuals(folder: Path, tokens: Ints) -> list[NDArray[np.float32]]:
@@ -98,7 +111,8 @@ def residuals(folder: Path, tokens: Ints) -> list[NDArray[np.float32]]:
         model.graph.outputs.append(values[name])
     graph = ir.to_proto(model).SerializeToString()
     session = open_session(graph, folder, num_cpus())
-    return [stream[0] for stream in session.run(wanted, _prefill_feeds(session, tokens))]
+    streams: list[NDArray[np.float32]] = session.run(wanted, _prefill_feeds(session, tokens))
+    return streams
 
 
 def graph_path(folder: Path) -> Path:
@@ -110,42 +124,46 @@ def graph_path(folder: Path) -> Path:
     return path
 
 
-def cache_bytes_per_token(session: Any) -> int:
-    """Return the bytes of keys and values that one token takes over all layers."""
-    values = sum(heads * width for heads, width in cache_shapes(session).values())
-    return values * np.dtype(np.float32).itemsize
+def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> RunnerSizes:
+    """Return the user's sizes, or what the graph allows and a share of memory holds.
 
-
-def _model_length(info: GraphInfo, options: SlotOptions, bytes_per_position: int) -> int:
-    """Return max_model_len: the user's, or what the graph allows and a share of memory holds."""
-    if options.max_model_len is not None:
-        if options.max_model_len > info.capacity:
-            raise EngineError(
-                f"max_model_len {options.max_model_len} exceeds the graph's capacity of "
-                f"{info.capacity} positions; give at most that"
-            )
-        return options.max_model_len
-    memory = memory_bytes() * CACHE_SHARE
-    affordable = int(memory // max(1, bytes_per_position))
-    if affordable < 1:
+    Slots share the memory: one request may be as long as the whole cache, not all at once.
+    """
+    slots = options.slots or min(max(SLOTS_PER_CPU * num_cpus(), MIN_SLOTS), MAX_SLOTS)
+    if options.max_model_len is not None and options.max_model_len > info.capacity:
         raise EngineError(
-            f"the KV cache needs {bytes_per_position} bytes for one position of every slot, more "
-            f"than {CACHE_SHARE:.0%} of this machine's memory; give fewer slots"
+            f"max_model_len {options.max_model_len} exceeds the graph's capacity of "
+            f"{info.capacity} positions; give at most that"
         )
-    return min(info.capacity, affordable)
+    length = options.max_model_len or info.capacity
+    given = options.kv_cache_mib
+    memory = memory_bytes() * CACHE_SHARE if given is None else given * 2**20
+    affordable = int(memory // max(1, token_bytes))
+    needed = 1 if options.max_model_len is None else length
+    if affordable < needed:
+        share = f"{CACHE_SHARE:.0%} of this machine's memory" if given is None else f"{given} MiB"
+        raise EngineError(
+            f"the KV cache of {needed} tokens needs {needed * token_bytes} bytes, more than "
+            f"{share}; lower max_model_len, or raise {flag_of('kv_cache_mib')}"
+        )
+    length = min(length, affordable)
+    return RunnerSizes(slots, length, min(affordable, slots * length), prefill_chunk(options))
 
 
 def _prefill_feeds(session: Any, tokens: Ints) -> dict[str, Any]:
     """Return the inputs of one call over a fresh cache of just the length of `tokens`."""
     length = len(tokens)
-    past = {
-        name: np.zeros((1, heads, length, width), np.float32)
-        for name, (heads, width) in cache_shapes(session).items()
-    }
-    return past | {
-        names.INPUT_IDS: np.asarray(tokens, np.int64)[None],
+    feeds: dict[str, Any] = {
+        names.INPUT_IDS: np.asarray(tokens, np.int64),
+        names.UNPACK_INDEX: np.arange(length)[None],
+        names.PACK_INDEX: np.arange(length),
+        names.POSITION_IDS: np.arange(length),
         names.SEQLENS_K: np.array([length - 1], np.int32),
         names.TOTAL_SEQUENCE_LENGTH: np.array(length, np.int32),
         names.QUERY_SEQLENS: np.array([length], np.int32),
-        names.LOGIT_POSITIONS: np.array([[length - 1]], np.int64),
+        names.LOGIT_INDEX: np.array([length - 1], np.int64),
     }
+    for past in past_inputs(session):
+        feeds[past.name] = np.zeros((1, past.heads, length, past.width), past.dtype)
+    wanted = {value.name for value in session.get_inputs()}
+    return {name: array for name, array in feeds.items() if name in wanted}

@@ -7,13 +7,15 @@ in place and copies nothing. Rows of a call may differ in length; a row without 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sgate_serve import onnx_format as names
+from sgate_serve.engines.onnx_cache import CPU, CUDA, KvCache
+from sgate_serve.engines.runner import Feed
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.errors import EngineError
 from sgate_serve.tensor_files import Array
@@ -22,6 +24,30 @@ Ints = NDArray[np.int64]
 
 # Longer than the pause between two steps of one request, so that threads are awake for the next.
 SPIN_MICROSECONDS = 2000
+PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True)
+class RunnerSizes:
+    """What a runner holds: slots, tokens of one, tokens of all, and the most a shared call feeds.
+
+    `chunk` bounds a row's new tokens in a call that also feeds rows that are longer.
+    """
+
+    num_slots: int
+    max_model_len: int
+    cache_tokens: int
+    chunk: int
+
+
+class _Shape(NamedTuple):
+    """Sizes of one call: its rows of the cache, tokens of the longest, all tokens, all logits."""
+
+    first: int
+    stop: int
+    longest: int
+    num_tokens: int
+    num_logits: int
 
 
 @dataclass(frozen=True)
@@ -34,112 +60,117 @@ class _Call:
 
 
 class OnnxRunner:
-    """A session and its KV cache; a `Runner` of engines/scheduler.py. Not thread-safe."""
+    """A session and its KV cache; a `Runner` of engines/runner.py. Not thread-safe."""
 
-    def __init__(self, session: Any, num_slots: int, max_model_len: int) -> None:
-        self.session, self.num_slots, self.max_model_len = session, num_slots, max_model_len
+    def __init__(self, session: Any, sizes: RunnerSizes, device: str = CPU) -> None:
+        self.session, self.num_slots = session, sizes.num_slots
+        self.max_model_len, self.cache_tokens = sizes.max_model_len, sizes.cache_tokens
         shapes = {output.name: output.shape for output in session.get_outputs()}
         self.vocab_size = int(shapes[names.LOGITS][-1])
-        self.lengths = np.zeros(num_slots, np.int64)
-        # Zero pages cost no memory before a slot reaches them.
-        self.cache: dict[str, Array] = {
-            name: np.zeros((num_slots, heads, max_model_len, width), np.float32)
-            for name, (heads, width) in cache_shapes(session).items()
-        }
-        self._decode_calls: dict[tuple[int, int], _Call] = {}
+        self.lengths = np.zeros(sizes.num_slots, np.int64)
+        self.cache = KvCache(session, sizes.num_slots, sizes.max_model_len + sizes.chunk, device)
+        self._device, self._chunk = device, sizes.chunk
+        self._wanted = {value.name for value in session.get_inputs()}
+        self._decode_calls: dict[_Shape, _Call] = {}
 
-    def prefill(self, slot: int, tokens: Sequence[int]) -> Logits:
-        """Append tokens to what the slot holds; return the logits [vocab] after the last."""
-        return self._append(slot, tokens, 1).reshape(-1)
-
-    def prefill_scored(self, slot: int, tokens: Sequence[int]) -> Logits:
-        """Append tokens to what the slot holds; return the logits [len(tokens), vocab] of all."""
-        return self._append(slot, tokens, len(tokens))
-
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
-        """Append one token to each slot; return [len(slots), vocab] in that order.
+    def forward(self, feeds: Sequence[Feed]) -> Logits:
+        """Append tokens to different slots; return the wanted logits [n, vocab], feed by feed.
 
         The call spans the rows from the first slot to the last; those between are idle.
         """
-        rows = slice(min(slots), max(slots) + 1)
-        key = (rows.start, rows.stop)
-        if key not in self._decode_calls:
-            self._decode_calls[key] = self._bind(rows, 1, 1)
-        call, active = self._decode_calls[key], np.asarray(slots) - rows.start
-        new = np.zeros(rows.stop - rows.start, np.int64)
-        new[active] = 1
-        call.inputs[names.INPUT_IDS][active, 0] = tokens
-        # Indexing by row numbers copies, so a later call cannot change what was returned.
-        return np.asarray(self._run(call, rows, new)[active, 0])
-
-    def logits(self, tokens: Ints) -> Logits:
-        """Return the logits [s, vocab] at every position of `tokens` [s], in one call of its own.
-
-        Raises EngineError if they do not fit; the runner must be idle.
-        """
-        assert not self.lengths.any(), "logits() needs an idle runner"
-        if len(tokens) > self.max_model_len:
-            raise EngineError(
-                f"{len(tokens)} tokens do not fit this runner's max_model_len of "
-                f"{self.max_model_len}; raise it or give fewer"
-            )
-        logits = self._append(0, tokens.tolist(), len(tokens))
-        self.release(0)
-        return logits
+        slots = np.array([feed.slot for feed in feeds])
+        counts = np.array([len(feed.tokens) for feed in feeds])
+        nums = np.array([feed.num_logits for feed in feeds])
+        assert (self.lengths[slots] + counts).max() <= self.max_model_len, "a slot would overflow"
+        assert len(feeds) == 1 or counts.max() <= self._chunk, "the chunk is over the runner's"
+        shape = _Shape(
+            int(slots.min()), int(slots.max()) + 1, int(counts.max()), counts.sum(), nums.sum()
+        )
+        call = self._call(shape)
+        tokens = np.concatenate([np.asarray(feed.tokens, np.int64) for feed in feeds])
+        self._fill(call.inputs, shape, tokens, slots, counts)
+        ends = np.cumsum(counts)
+        call.inputs[names.LOGIT_INDEX][:] = np.repeat(ends - nums, nums) + ramps(nums)
+        self.session.run_with_iobinding(call.binding)
+        self.lengths[slots] += counts
+        # A copy, so that a later call cannot change what was returned.
+        return call.logits.copy()
 
     def release(self, slot: int) -> None:
-        """Forget what the slot holds; old values stay in memory and are never read."""
+        """Forget what the slot holds."""
         self.lengths[slot] = 0
+        self.cache.forget(slot)
 
-    def _append(self, slot: int, tokens: Sequence[int], num_positions: int) -> Logits:
-        """Append tokens; return the logits [num_positions, vocab] after the last of them."""
-        rows = slice(slot, slot + 1)
-        call = self._bind(rows, len(tokens), num_positions)
-        call.inputs[names.INPUT_IDS][0] = tokens
-        call.inputs[names.LOGIT_POSITIONS][0] = np.arange(len(tokens))[-num_positions:]
-        logits = self._run(call, rows, np.array([len(tokens)]))
-        return logits.reshape(num_positions, self.vocab_size)
-
-    def _run(self, call: _Call, rows: slice, new: Ints) -> Logits:
-        """Run a bound call that adds `new` tokens to each of `rows`; return [b, n, vocab]."""
+    def _fill(
+        self, inputs: dict[str, Array], shape: _Shape, tokens: Ints, slots: Ints, counts: Ints
+    ) -> None:
+        """Write a call's inputs but for the wanted logits: tokens lie packed in order of feeds."""
+        rows, within = np.repeat(slots - shape.first, counts), ramps(counts)
+        inputs[names.INPUT_IDS][:] = tokens
+        inputs[names.UNPACK_INDEX][rows, within] = np.arange(len(tokens))
+        inputs[names.PACK_INDEX][:] = rows * shape.longest + within
+        if names.POSITION_IDS in inputs:
+            inputs[names.POSITION_IDS][:] = np.repeat(self.lengths[slots], counts) + within
+        new = np.zeros(shape.stop - shape.first, np.int64)
+        new[slots - shape.first] = counts
         # GroupQueryAttention wants a total of at least 1, also from an idle row that is empty.
-        totals = np.maximum(self.lengths[rows] + new, 1)
-        assert totals.max() <= self.max_model_len, "a slot would overflow"
-        call.inputs[names.SEQLENS_K][:] = totals - 1
-        call.inputs[names.TOTAL_SEQUENCE_LENGTH][...] = totals.max()
-        call.inputs[names.QUERY_SEQLENS][:] = new
-        self.session.run_with_iobinding(call.binding)
-        self.lengths[rows] += new
-        return call.logits
+        totals = np.maximum(self.lengths[shape.first : shape.stop] + new, 1)
+        inputs[names.SEQLENS_K][:] = totals - 1
+        inputs[names.TOTAL_SEQUENCE_LENGTH][...] = totals.max()
+        inputs[names.QUERY_SEQLENS][:] = new
 
-    def _bind(self, rows: slice, num_tokens: int, num_positions: int) -> _Call:
-        """Allocate the inputs and logits of a call over `rows` and bind them and their cache."""
-        batch = rows.stop - rows.start
+    def _call(self, shape: _Shape) -> _Call:
+        """Return the bound call of a shape; those of plain decode steps are kept."""
+        if shape.longest > 1:
+            return self._bind(shape)
+        if shape not in self._decode_calls:
+            self._decode_calls[shape] = self._bind(shape)
+        return self._decode_calls[shape]
+
+    def _bind(self, shape: _Shape) -> _Call:
+        """Allocate the inputs and logits of a call and bind them and its rows of the cache."""
+        batch = shape.stop - shape.first
         inputs: dict[str, Array] = {
-            names.INPUT_IDS: np.zeros((batch, num_tokens), np.int64),
+            names.INPUT_IDS: np.zeros(shape.num_tokens, np.int64),
+            names.UNPACK_INDEX: np.zeros((batch, shape.longest), np.int64),
+            names.PACK_INDEX: np.zeros(shape.num_tokens, np.int64),
+            names.POSITION_IDS: np.zeros(shape.num_tokens, np.int64),
             names.SEQLENS_K: np.zeros(batch, np.int32),
             names.TOTAL_SEQUENCE_LENGTH: np.zeros((), np.int32),
             names.QUERY_SEQLENS: np.zeros(batch, np.int32),
-            names.LOGIT_POSITIONS: np.zeros((batch, num_positions), np.int64),
+            names.LOGIT_INDEX: np.zeros(shape.num_logits, np.int64),
         }
-        logits = np.empty((batch, num_positions, self.vocab_size), np.float32)
-        outputs: dict[str, Array] = {names.LOGITS: logits}
-        cache = {name: buffer[rows] for name, buffer in self.cache.items()}
-        for name, view in cache.items():
-            outputs[name.replace(names.PAST_PREFIX, names.PRESENT_PREFIX)] = view
+        inputs = {name: array for name, array in inputs.items() if name in self._wanted}
+        logits = np.empty((shape.num_logits, self.vocab_size), np.float32)
         binding = self.session.io_binding()
-        for name, array in (inputs | cache).items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        for name, array in outputs.items():
-            binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        for name, array in inputs.items():
+            binding.bind_input(name, CPU, 0, array.dtype, array.shape, array.ctypes.data)
+        binding.bind_output(names.LOGITS, CPU, 0, np.float32, logits.shape, logits.ctypes.data)
+        for view in self.cache.views(slice(shape.first, shape.stop)):
+            place = (self._device, 0, view.dtype, view.shape, view.pointer)
+            binding.bind_input(view.name, *place)
+            present = view.name.replace(names.PAST_PREFIX, names.PRESENT_PREFIX)
+            binding.bind_output(present, *place)
         return _Call(binding, inputs, logits)
 
 
-def open_session(graph: str | bytes, folder: Path, threads: int) -> Any:
-    """Load a graph (a path or serialized) whose weights lie in `folder`, on the CPU.
+def ramps(counts: Ints) -> Ints:
+    """Return 0 … count - 1 for each of the counts, one after another."""
+    starts = np.cumsum(counts) - counts
+    ramp: Ints = np.arange(counts.sum()) - np.repeat(starts, counts)
+    return ramp
 
-    Raises EngineError naming the file if ONNX Runtime cannot load it.
+
+def open_session(graph: str | bytes, folder: Path, threads: int, device: str = CPU) -> Any:
+    """Load a graph (a path or serialized) whose weights lie in `folder`, onto a device.
+
+    Raises EngineError naming the file if ONNX Runtime cannot load it, or has no such device.
     """
+    if PROVIDERS[device] not in ort.get_available_providers():
+        raise EngineError(
+            f"this ONNX Runtime {ort.__version__} has no {PROVIDERS[device]}; for device {device} "
+            'run: pip install "sgate-serve[gpu]", then pip uninstall onnxruntime'
+        )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -150,20 +181,13 @@ def open_session(graph: str | bytes, folder: Path, threads: int) -> Any:
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )
+    # What the device has no kernel for runs on the CPU.
+    providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS[CPU]]))
     try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exception classes have no common base
         reason = str(error).splitlines()[0]
         raise EngineError(
             f"{folder / names.GRAPH_FILE}: ONNX Runtime {ort.__version__} cannot load it "
             f"({reason}); convert the model again"
         ) from error
-
-
-def cache_shapes(session: Any) -> dict[str, tuple[int, int]]:
-    """Return input name → (KV heads, head width) of every past buffer of a session."""
-    return {
-        value.name: (int(value.shape[1]), int(value.shape[3]))
-        for value in session.get_inputs()
-        if value.name.startswith(names.PAST_PREFIX)
-    }

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sgate_serve.engines.scheduler import Runner
+from sgate_serve.engines.runner import Feed, Runner
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,12 @@ class TimedSlots:
         """Fill slots 0 to `batch`, time `steps` calls that add one token to each, empty them."""
         runner, slots = self._runner, range(batch)
         for slot in slots:
-            runner.prefill(slot, self._tokens(context_tokens, generator))
+            runner.forward([Feed(slot, self._tokens(context_tokens, generator))])
         tokens = self._tokens(batch, generator)
+        feeds = [Feed(slot, (token,)) for slot, token in zip(slots, tokens, strict=True)]
         start = time.perf_counter()
         for _ in range(steps):
-            runner.decode(slots, tokens)
+            runner.forward(feeds)
         seconds = time.perf_counter() - start
         for slot in slots:
             runner.release(slot)
@@ -64,9 +65,9 @@ class TimedSlots:
 
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
         """Time one call that feeds the whole prompt to slot 0."""
-        tokens = self._tokens(num_tokens, generator)
+        feed = Feed(0, self._tokens(num_tokens, generator))
         start = time.perf_counter()
-        self._runner.prefill(0, tokens)
+        self._runner.forward([feed])
         seconds = time.perf_counter() - start
         self._runner.release(0)
         return seconds

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import DynamicCache
 
 from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import Feed
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.errors import EngineError
 from sgate_serve.models.loading import load_model
 
@@ -49,52 +50,37 @@ class TorchEngine(SlotEngine):
 
 
 class TorchRunner:
-    """A transformers model and one cache per slot; a `Runner` of engines/scheduler.py."""
+    """A transformers model and one cache per slot; a `Runner` of engines/runner.py."""
 
     def __init__(self, model: Any, num_slots: int, max_model_len: int) -> None:
         self.model, self.num_slots, self.max_model_len = model, num_slots, max_model_len
+        self.cache_tokens = num_slots * max_model_len
         self.vocab_size = int(model.config.vocab_size)
         self._caches = [DynamicCache() for _ in range(num_slots)]
         # A cache whose first layer has no attention reports length 0, so positions are kept here.
         self._lengths = [0] * num_slots
 
-    def prefill(self, slot: int, tokens: Sequence[int]) -> Logits:
-        """Append tokens to what the slot holds; return the logits [vocab] after the last."""
-        return np.asarray(self._append(slot, tokens, logits_to_keep=1)[0])
-
-    def prefill_scored(self, slot: int, tokens: Sequence[int]) -> Logits:
-        """Append tokens to what the slot holds; return the logits [len(tokens), vocab] of all."""
-        return self._append(slot, tokens, logits_to_keep=0)
-
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
-        """Append one token to each slot; return [len(slots), vocab] in that order."""
-        pairs = zip(slots, tokens, strict=True)
-        return np.concatenate([self._append(slot, [token], 1) for slot, token in pairs])
-
-    def logits(self, tokens: NDArray[np.int64]) -> Logits:
-        """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle runner."""
-        assert not any(self._lengths), "logits() needs an idle runner"
-        logits = self._append(0, tokens.tolist(), logits_to_keep=0)
-        self.release(0)
-        return logits
+    def forward(self, feeds: Sequence[Feed]) -> Logits:
+        """Append tokens to different slots; return the wanted logits [n, vocab], feed by feed."""
+        return np.concatenate([self._append(feed) for feed in feeds])
 
     def release(self, slot: int) -> None:
         self._caches[slot], self._lengths[slot] = DynamicCache(), 0
 
     @torch.inference_mode()
-    def _append(self, slot: int, tokens: Sequence[int], logits_to_keep: int) -> Logits:
-        """Return logits [kept positions, vocab]; `logits_to_keep` 0 keeps all."""
-        start = self._lengths[slot]
-        positions = torch.arange(start, start + len(tokens))
+    def _append(self, feed: Feed) -> Logits:
+        start = self._lengths[feed.slot]
+        positions = torch.arange(start, start + len(feed.tokens))
         output = self.model(
-            input_ids=torch.tensor([list(tokens)]),
+            input_ids=torch.tensor([list(feed.tokens)]),
             position_ids=positions[None],
-            past_key_values=self._caches[slot],
+            past_key_values=self._caches[feed.slot],
             use_cache=True,
-            logits_to_keep=logits_to_keep,
+            # 0 would keep all; of one that nobody wants none is returned.
+            logits_to_keep=max(1, feed.num_logits),
         )
-        self._lengths[slot] += len(tokens)
-        return np.asarray(output.logits[0].float().numpy())
+        self._lengths[feed.slot] += len(feed.tokens)
+        return np.asarray(output.logits[0, : feed.num_logits].float().numpy())
 
 
 def load_runner(folder: Path, options: SlotOptions) -> TorchRunner:

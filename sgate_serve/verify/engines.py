@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import check_engine
+from sgate_serve.engines.runner import all_logits
 from sgate_serve.prepare import has_onnx, onnx_folder
 from sgate_serve.verify.reference import TorchModel
 
@@ -37,14 +38,14 @@ class OnnxModel:
 
     def __init__(self, folder: Checkpoint) -> None:
         from sgate_serve.engines.onnx import load_runner
-        from sgate_serve.engines.scheduler import SlotOptions
+        from sgate_serve.engines.options import SlotOptions
 
         self.version = version("onnxruntime")
         self._folder = onnx_folder(folder)
         self._runner = load_runner(self._folder, SlotOptions(slots=1))
 
     def logits(self, tokens: Tokens) -> Floats:
-        return self._runner.logits(tokens)
+        return all_logits(self._runner, tokens)
 
     def residuals(self, tokens: Tokens) -> list[Floats]:
         from sgate_serve.engines.onnx import residuals
@@ -58,7 +59,7 @@ class VllmModel:
     name = "vllm"
 
     def __init__(self, folder: Checkpoint, num_tokens: int) -> None:
-        from sgate_serve.engines.scheduler import SlotOptions
+        from sgate_serve.engines.options import SlotOptions
         from sgate_serve.engines.vllm.engine import VllmEngine
 
         # vLLM generates a token behind each prompt.

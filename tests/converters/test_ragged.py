@@ -76,9 +76,7 @@ def test_each_layout_runs_as_it_is(
     ragged = str(tmp_path / "ragged")
     assert verify(VerifyOptions(ragged, ragged, engine="onnx")).passed
     engine = TorchEngine.load(tmp_path / "ragged")
-    np.testing.assert_allclose(
-        engine.runner.logits(TOKENS), reference_logits(model, TOKENS), atol=2e-4
-    )
+    np.testing.assert_allclose(engine.logits(TOKENS), reference_logits(model, TOKENS), atol=2e-4)
 
 
 def test_a_uniformly_pruned_checkpoint_becomes_a_stock_one(tmp_path: Path, layout: str) -> None:

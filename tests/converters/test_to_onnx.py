@@ -13,7 +13,8 @@ from converters.to_onnx import write_onnx
 from converters.to_onnx.activations import OPERATORS
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner, residuals
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import all_logits
 from sgate_serve.families import FAMILIES
 from tests.small_llama import (
     EMPTY,
@@ -37,7 +38,7 @@ def relative_error(checkpoint: Checkpoint, oracle: Any) -> float:
     write_onnx(checkpoint, folder)
     tokens = random_tokens(40)
     expected = reference_logits(oracle, tokens)
-    found = load_runner(folder, OPTIONS).logits(tokens)
+    found = all_logits(load_runner(folder, OPTIONS), tokens)
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
@@ -139,12 +140,13 @@ def test_graph_interface_and_metadata(tmp_path: Path) -> None:
     graph = ir.load(tmp_path / "onnx" / "model.onnx")
     past = [f"past_key_values.{i}.{kind}" for i in (1, 3, 4) for kind in ("key", "value")]
     present = [name.replace("past_key_values", "present") for name in past]
-    scalars = ["input_ids", "seqlens_k", "total_sequence_length", "query_seqlens"]
-    assert [value.name for value in graph.graph.inputs] == [*scalars, "logit_positions", *past]
+    tokens = ["input_ids", "unpack_index", "pack_index"]
+    rows = ["seqlens_k", "total_sequence_length", "query_seqlens"]
+    assert [v.name for v in graph.graph.inputs] == [*tokens, *rows, "logit_index", *past]
     assert [value.name for value in graph.graph.outputs] == [*present, "logits"]
     assert graph.opset_imports[""] == 21 and graph.ir_version == 10
     assert graph.metadata_props == {
-        "sgate.onnx_version": "1",
+        "sgate.onnx_version": "2",
         "sgate.family": "llama",
         "sgate.fingerprint": checkpoint.fingerprint,
         "sgate.capacity": "256",

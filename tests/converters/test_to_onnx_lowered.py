@@ -15,13 +15,15 @@ from converters.to_onnx import write_onnx
 from converters.to_onnx.indices import inverse_index
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner, residuals
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import all_logits
 from sgate_serve.errors import EngineError
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import TorchModel
 from sgate_serve.verify.run import verify
+from tests.engines.drive import decode, prefill
 from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build
 from tests.small_llama import random_tokens
 
@@ -118,12 +120,12 @@ def test_decoding_in_a_batch_equals_prefill(tmp_path: Path) -> None:
     runner = load_runner(tmp_path / "out" / "onnx", SlotOptions(3, 64, 1))
     prompts = [random_tokens(length, seed=length).tolist() for length in (3, 7, 5)]
     for slot, prompt in enumerate(prompts):
-        runner.prefill(slot, prompt[:-1])
-    together = runner.decode([0, 1, 2], [prompt[-1] for prompt in prompts])
+        prefill(runner, slot, prompt[:-1])
+    together = decode(runner, [0, 1, 2], [prompt[-1] for prompt in prompts])
     for slot in range(3):
         runner.release(slot)
     for prompt, found in zip(prompts, together, strict=True):
-        expected = runner.logits(np.array(prompt))[-1]
+        expected = all_logits(runner, np.array(prompt))[-1]
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -236,8 +238,8 @@ def test_bias_of_the_head(tmp_path: Path, tied: bool) -> None:
     (out / "config.json").write_text(json.dumps(config))
     write_onnx(Checkpoint.open(out), tmp_path / "biased")
     tokens = random_tokens(12, vocab_size=VOCABULARY)
-    found = load_runner(tmp_path / "biased", OPTIONS).logits(tokens)
-    plain = load_runner(out / "onnx", OPTIONS).logits(tokens)
+    found = all_logits(load_runner(tmp_path / "biased", OPTIONS), tokens)
+    plain = all_logits(load_runner(out / "onnx", OPTIONS), tokens)
     np.testing.assert_allclose(found, plain + bias, atol=1e-5)
 
 

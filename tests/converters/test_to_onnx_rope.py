@@ -15,7 +15,8 @@ from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.rope import RotaryTable, inverse_frequencies
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import all_logits
 from sgate_serve.errors import EngineError
 from tests.families.small_models import SIZES
 from tests.small_llama import dense_llama, random_tokens, reference_logits, save
@@ -54,7 +55,7 @@ def test_logits_with_each_rope_type(tmp_path: Path, rope: dict[str, Any]) -> Non
     write_onnx(save(model, tmp_path / "m"), tmp_path / "onnx")
     options = SlotOptions(slots=1, max_model_len=200, threads=1)
     tokens = random_tokens(200)
-    found = load_runner(tmp_path / "onnx", options).logits(tokens)
+    found = all_logits(load_runner(tmp_path / "onnx", options), tokens)
     expected = reference_logits(model, tokens)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 

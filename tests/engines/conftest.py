@@ -7,7 +7,8 @@ import pytest
 
 from sgate_serve.engines import ENGINES, ONNX, VLLM, load_engine
 from sgate_serve.engines.base import LoadedEngine
-from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.scheduler import SlotEngine
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel, write_uneven_model
 from tests.installed import require_engine
 

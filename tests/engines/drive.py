@@ -3,7 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sgate_serve.engines.base import Engine, FinishReason, Request, SamplingParams
+from sgate_serve.engines.runner import Feed, Runner
+from sgate_serve.engines.sampling import Logits
 from tests.small_llama import random_tokens
 
 
@@ -49,3 +53,14 @@ def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str
         num_steps += 1
         assert num_steps < 1000, "the engine does not come to an end"
     return answers
+
+
+def prefill(runner: Runner, slot: int, tokens: Sequence[int]) -> Logits:
+    """Append tokens to a slot; return the logits [vocab] after the last."""
+    (logits,) = runner.forward([Feed(slot, tokens)])
+    return np.asarray(logits)
+
+
+def decode(runner: Runner, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
+    """Append one token to each slot; return [len(slots), vocab] in that order."""
+    return runner.forward([Feed(slot, (token,)) for slot, token in zip(slots, tokens, strict=True)])

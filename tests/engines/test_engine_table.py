@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.engines import check_engine, choose_engine, load_engine, parse_options
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import OnnxOptions, SlotOptions
 from sgate_serve.errors import EngineError
 
 
@@ -67,14 +67,19 @@ def test_engine_that_is_not_installed_names_its_extra(monkeypatch: pytest.Monkey
 
 def test_options_of_an_engine() -> None:
     options = parse_options("onnx", ["--slots", "4", "--max-model-len=99"])
-    assert options == SlotOptions(slots=4, max_model_len=99)
-    assert parse_options("onnx", []) == SlotOptions()
+    assert options == OnnxOptions(slots=4, max_model_len=99)
+    assert parse_options("onnx", []) == OnnxOptions()
+    assert parse_options("onnx", ["--device", "cuda"]) == OnnxOptions(device="cuda")
+    assert parse_options("torch", ["--slots", "4"]) == SlotOptions(slots=4)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "2"], "engine onnx: unrecognized arguments: --gpus 2; its options: --slots"),
+        (
+            ["--gpus", "2"],
+            "engine onnx: unrecognized arguments: --gpus 2; its options, .*: --slots",
+        ),
         (["--slots", "many"], "argument --slots: invalid int value: 'many'"),
         (["--slot", "3"], "unrecognized arguments: --slot 3"),
         (["--threads", "0"], "engine option threads must be at least 1, found 0"),

@@ -1,7 +1,6 @@
 """The ONNX engine's own: sizes chosen from graph and machine, buffers in place, broken graphs."""
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,12 @@ import onnx_ir as ir
 import pytest
 
 from sgate_serve.engines import onnx
-from sgate_serve.engines.onnx import OnnxEngine, load_runner
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.onnx import GraphInfo, OnnxEngine, choose_sizes, load_runner
+from sgate_serve.engines.options import OnnxOptions, SlotOptions
+from sgate_serve.engines.runner import Feed, all_logits
 from sgate_serve.environment import num_cpus
 from sgate_serve.errors import EngineError
+from tests.engines.drive import decode, prefill
 from tests.engines.uneven_model import SIZES, UnevenModel
 from tests.small_llama import random_tokens
 
@@ -38,23 +39,77 @@ def broken_copy(folder: Path, target: Path, metadata: dict[str, str]) -> Path:
 def test_open_sizes_are_chosen_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         engine = OnnxEngine.load(folder)
-    mebibytes = 8 * 256 * BYTES_PER_TOKEN / 2**20
+    slots = 4 * num_cpus()
+    mebibytes = slots * 256 * BYTES_PER_TOKEN / 2**20
     assert (
-        f"slots=8 max_model_len=256 threads={num_cpus()}, KV cache up to {mebibytes:.0f} MiB"
-        in caplog.text
+        f"slots={slots} max_model_len=256 threads={num_cpus()} device=cpu, KV cache of "
+        f"{slots * 256} tokens in up to {mebibytes:.0f} MiB" in caplog.text
     )
     assert "prefill_chunk=128" in caplog.text
-    assert (engine.runner.num_slots, engine.max_model_len) == (8, 256)
+    assert (engine.runner.num_slots, engine.max_model_len) == (slots, 256)
 
 
-def test_memory_limits_the_model_length(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pages = 4 * 8 * BYTES_PER_TOKEN * 100
-    sizes = {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 1}
-    monkeypatch.setattr(os, "sysconf", lambda name: sizes[name])
-    assert load_runner(folder, SlotOptions()).max_model_len == 100
-    sizes["SC_PHYS_PAGES"] = 8 * BYTES_PER_TOKEN
-    with pytest.raises(EngineError, match=r"KV cache needs 4096 bytes .* give fewer slots"):
+def test_slots_share_the_memory_that_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = 4 * BYTES_PER_TOKEN * 300
+    monkeypatch.setattr(onnx, "memory_bytes", lambda: memory)
+    runner = load_runner(folder, SlotOptions(slots=8))
+    assert (runner.max_model_len, runner.cache_tokens) == (256, 300)
+    memory = 4 * BYTES_PER_TOKEN * 100
+    runner = load_runner(folder, SlotOptions(slots=8))
+    assert (runner.max_model_len, runner.cache_tokens) == (100, 100)
+    memory = 4 * BYTES_PER_TOKEN - 1
+    with pytest.raises(EngineError, match=r"of 1 tokens needs 512 bytes, more than 25% of this"):
         load_runner(folder, SlotOptions())
+
+
+def test_memory_that_is_given_is_taken(folder: Path) -> None:
+    runner = load_runner(folder, OnnxOptions(slots=20, kv_cache_mib=2))
+    assert runner.cache_tokens == 2**21 // BYTES_PER_TOKEN
+    with pytest.raises(EngineError, match=r"more than 1 MiB; lower .* or raise --kv-cache-mib"):
+        choose_sizes(
+            OnnxOptions(max_model_len=4096, kv_cache_mib=1), GraphInfo(4096, 5), BYTES_PER_TOKEN
+        )
+
+
+def test_a_released_slot_gives_its_memory_back(tmp_path: Path, folder: Path) -> None:
+    runner = load_runner(folder, SlotOptions(slots=3, max_model_len=256, threads=1))
+    for slot in range(3):
+        prefill(runner, slot, random_tokens(256, seed=slot).tolist())
+    buffer = runner.cache.array("past_key_values.3.key")
+    neighbours = buffer[[0, 2]].copy()
+    runner.release(1)
+    # Pages that lie wholly in the slot read as zeros again; its neighbours keep what they hold.
+    assert not buffer[1].any()
+    np.testing.assert_array_equal(buffer[[0, 2]], neighbours)
+
+
+def test_a_chunk_beside_a_full_row(folder: Path) -> None:
+    """The kernel wants room for the longest row's new tokens behind every row, idle ones too."""
+    runner = load_runner(folder, SIZES)
+    full, other = random_tokens(48).tolist(), random_tokens(5, seed=1).tolist()
+    last = prefill(runner, 0, full)
+    alone = prefill(runner, 1, other)
+    runner.release(0)
+    runner.release(1)
+    prefill(runner, 0, full[:-1])
+    prefill(runner, 2, full)
+    both = runner.forward([Feed(0, full[-1:]), Feed(1, other)])
+    np.testing.assert_allclose(both, [last, alone], atol=1e-4)
+    assert runner.lengths.tolist() == [48, 5, 48]
+
+
+def test_a_chunk_over_what_graphs_allow(folder: Path) -> None:
+    with pytest.raises(EngineError, match="prefill_chunk 1025 is too large; give at most 1024"):
+        OnnxEngine.load(folder, SlotOptions(prefill_chunk=1025))
+
+
+def test_a_device_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider; for device cuda run: pip"):
+        load_runner(folder, OnnxOptions(device="cuda"))
+    with pytest.raises(EngineError, match="engine option device is 'tpu'; give cpu or cuda"):
+        OnnxOptions(device="tpu")
 
 
 def test_model_length_beyond_the_graph_is_refused(folder: Path) -> None:
@@ -64,19 +119,19 @@ def test_model_length_beyond_the_graph_is_refused(folder: Path) -> None:
 
 def test_cache_has_the_layers_own_widths(folder: Path) -> None:
     runner = load_runner(folder, SIZES)
-    shapes = {name: buffer.shape for name, buffer in runner.cache.items()}
-    assert shapes["past_key_values.1.key"] == (3, 1, 48, 16)
-    assert shapes["past_key_values.3.value"] == (3, 2, 48, 16)
-    assert len(shapes) == 6
+    # A chunk's length behind the 48 positions of a slot: see MAX_CHUNK in onnx_format.py.
+    assert runner.cache.array("past_key_values.1.key").shape == (3, 1, 53, 16)
+    assert runner.cache.array("past_key_values.3.value").shape == (3, 2, 53, 16)
+    assert len([*runner.cache.views(slice(0, 3))]) == 6
 
 
 def test_calls_write_their_rows_of_the_cache_only(folder: Path) -> None:
     runner = load_runner(folder, SIZES)
-    runner.prefill(0, random_tokens(4).tolist())
-    runner.prefill(2, random_tokens(6).tolist())
-    before = runner.cache["past_key_values.1.key"].copy()
-    runner.decode([2, 0], [5, 7])
-    after = runner.cache["past_key_values.1.key"]
+    prefill(runner, 0, random_tokens(4).tolist())
+    prefill(runner, 2, random_tokens(6).tolist())
+    before = runner.cache.array("past_key_values.1.key").copy()
+    decode(runner, [2, 0], [5, 7])
+    after = runner.cache.array("past_key_values.1.key")
     written = (before != after).any(axis=(1, 3))
     assert [np.flatnonzero(row).tolist() for row in written] == [[4], [], [6]]
 
@@ -84,36 +139,36 @@ def test_calls_write_their_rows_of_the_cache_only(folder: Path) -> None:
 def test_decode_answers_in_the_order_of_the_slots(folder: Path) -> None:
     runner = load_runner(folder, SIZES)
     for slot in (0, 2):
-        runner.prefill(slot, random_tokens(4 + slot, seed=slot).tolist())
-    swapped = runner.decode([2, 0], [5, 7])
+        prefill(runner, slot, random_tokens(4 + slot, seed=slot).tolist())
+    swapped = decode(runner, [2, 0], [5, 7])
     for slot in (0, 2):
         runner.release(slot)
-        runner.prefill(slot, random_tokens(4 + slot, seed=slot).tolist())
-    np.testing.assert_array_equal(swapped[::-1], runner.decode([0, 2], [7, 5]))
+        prefill(runner, slot, random_tokens(4 + slot, seed=slot).tolist())
+    np.testing.assert_array_equal(swapped[::-1], decode(runner, [0, 2], [7, 5]))
 
 
 def test_logits_of_a_row_are_the_same_in_any_batch(folder: Path) -> None:
     runner = load_runner(folder, SIZES)
-    runner.prefill(1, random_tokens(9).tolist())
-    alone = runner.decode([1], [3])
+    prefill(runner, 1, random_tokens(9).tolist())
+    alone = decode(runner, [1], [3])
     runner.release(1)
     for slot in (0, 1, 2):
-        runner.prefill(slot, random_tokens(9 if slot == 1 else 4).tolist())
-    np.testing.assert_array_equal(runner.decode([0, 1, 2], [8, 3, 1])[1:2], alone)
+        prefill(runner, slot, random_tokens(9 if slot == 1 else 4).tolist())
+    np.testing.assert_array_equal(decode(runner, [0, 1, 2], [8, 3, 1])[1:2], alone)
 
 
 def test_returned_logits_outlive_the_next_call(folder: Path) -> None:
     runner = load_runner(folder, SIZES)
-    runner.prefill(0, [1, 2, 3])
-    first = runner.decode([0], [4])
+    prefill(runner, 0, [1, 2, 3])
+    first = decode(runner, [0], [4])
     kept = first.copy()
-    runner.decode([0], [5])
+    decode(runner, [0], [5])
     np.testing.assert_array_equal(first, kept)
 
 
 def test_too_many_tokens_for_logits(folder: Path) -> None:
     with pytest.raises(EngineError, match="49 tokens do not fit this runner's max_model_len of 48"):
-        load_runner(folder, SIZES).logits(random_tokens(49))
+        all_logits(load_runner(folder, SIZES), random_tokens(49))
 
 
 def test_missing_graph(tmp_path: Path) -> None:
@@ -122,8 +177,8 @@ def test_missing_graph(tmp_path: Path) -> None:
 
 
 def test_graph_of_another_version(folder: Path, tmp_path: Path) -> None:
-    newer = broken_copy(folder, tmp_path / "newer", {"sgate.onnx_version": "2"})
-    message = r"graph format version '2', this release reads 1; convert the model again"
+    newer = broken_copy(folder, tmp_path / "newer", {"sgate.onnx_version": "3"})
+    message = r"graph format version '3', this release reads 2; convert the model again"
     with pytest.raises(EngineError, match=message):
         load_runner(newer, SIZES)
     with pytest.raises(EngineError, match=message):

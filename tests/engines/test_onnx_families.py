@@ -10,9 +10,10 @@ import pytest
 from converters.convert import open_masked
 from sgate_serve.engines.base import Request
 from sgate_serve.engines.onnx import OnnxEngine, load_runner
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import all_logits
 from sgate_serve.verify.reference import TorchModel
-from tests.engines.drive import Answer, greedy, prompt, run
+from tests.engines.drive import Answer, decode, greedy, prefill, prompt, run
 from tests.engines.uneven_model import SIZES
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO, Variant
@@ -76,11 +77,11 @@ def test_logits_beside_idle_and_empty_rows_are_those_of_the_reference(
     served: Served,
 ) -> None:
     runner = load_runner(served.graph, SlotOptions(slots=5, max_model_len=64, threads=1))
-    runner.prefill(1, list(prompt(63, 1)))  # room for the one token that pads an idle row
+    prefill(runner, 1, list(prompt(64, 1)))
     held = {0: prompt(9, 2), 2: prompt(3, 3), 4: prompt(30, 4)}
     for slot, tokens in held.items():
-        runner.prefill(slot, list(tokens[:-1]))
-    found = runner.decode(list(held), [tokens[-1] for tokens in held.values()])
+        prefill(runner, slot, list(tokens[:-1]))
+    found = decode(runner, list(held), [tokens[-1] for tokens in held.values()])
     for row, tokens in zip(found, held.values(), strict=True):
         expected = served.oracle.logits(np.array(tokens))[-1]
         np.testing.assert_allclose(row, expected, atol=1e-4 * np.abs(expected).max())
@@ -89,7 +90,7 @@ def test_logits_beside_idle_and_empty_rows_are_those_of_the_reference(
 def test_logits_in_chunks_are_those_of_one_call(served: Served) -> None:
     runner = load_runner(served.graph, SlotOptions(slots=1, max_model_len=64, threads=1))
     tokens = list(prompt(23, 5))
-    expected = runner.logits(np.array(tokens))
+    expected = all_logits(runner, np.array(tokens))
     for start, stop in ((0, 4), (4, 5), (5, 17), (17, 23)):
-        found = runner.prefill(0, tokens[start:stop])
+        found = prefill(runner, 0, tokens[start:stop])
         np.testing.assert_allclose(found, expected[stop - 1], atol=1e-4 * np.abs(expected).max())

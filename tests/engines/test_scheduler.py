@@ -5,7 +5,9 @@ import math
 import pytest
 
 from sgate_serve.engines.base import Request, SamplingParams
-from sgate_serve.engines.scheduler import SlotEngine, SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.turns import share_chunk
 from sgate_serve.errors import EngineError, RequestError
 from tests.engines.drive import Answer, greedy, prompt, step
 
@@ -42,6 +44,31 @@ def test_a_freed_slot_is_used_again(onnx_engine: SlotEngine) -> None:
     onnx_engine.step()
     assert onnx_engine.stats().num_running == 3
     assert onnx_engine.stats().num_waiting == 0
+
+
+def test_a_short_prompt_does_not_wait_behind_a_long_one(onnx_engine: SlotEngine) -> None:
+    answers = {"long": Answer(), "short": Answer()}
+    onnx_engine.add(Request("long", prompt(40), greedy(2)))
+    onnx_engine.add(Request("short", prompt(2), greedy(2)))
+    step(onnx_engine, answers)
+    assert (len(answers["short"].tokens), answers["long"].tokens) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chunk", "expected"),
+    [
+        ([], 8, []),
+        ([20], 8, [8]),
+        ([3], 8, [3]),
+        ([20, 20], 8, [4, 4]),
+        ([20, 1], 8, [7, 1]),
+        ([20, 9, 2], 8, [4, 2, 2]),
+        ([1, 20, 20], 8, [1, 7, 0]),
+        ([5, 5], 1, [1, 0]),
+    ],
+)
+def test_sharing_a_chunk(lengths: list[int], chunk: int, expected: list[int]) -> None:
+    assert share_chunk(lengths, chunk) == expected
 
 
 def test_reusing_a_running_id_is_the_callers_bug(onnx_engine: SlotEngine) -> None:

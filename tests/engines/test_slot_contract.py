@@ -1,8 +1,13 @@
 """What engines of slots owe besides: exact numbers of what a step feeds, holds and frees."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from sgate_serve.engines.base import EngineStats, Request, TokenEvent
+from sgate_serve.engines.runner import Feed
+from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.scheduler import SlotEngine
-from tests.engines.drive import greedy, prompt
+from tests.engines.drive import Answer, greedy, prompt, step
 from tests.engines.test_contract import ragged_requests
 from tests.engines.uneven_model import SIZES, UnevenModel
 from tests.small_llama import reference_greedy
@@ -22,10 +27,11 @@ def test_abort_frees_the_slot_at_once(slot_engine: SlotEngine) -> None:
         slot_engine.add(request)
     for _ in range(4):
         slot_engine.step()
-    assert (slot_engine.stats().num_running, slot_engine.stats().num_waiting) == (2, 4)
+    running, waiting = slot_engine.stats().num_running, slot_engine.stats().num_waiting
+    assert (running, waiting) == (3, 3)
     slot_engine.abort("r3")  # being fed
     slot_engine.abort("r7")  # waiting
-    assert (slot_engine.stats().num_running, slot_engine.stats().num_waiting) == (1, 3)
+    assert (slot_engine.stats().num_running, slot_engine.stats().num_waiting) == (2, 2)
 
 
 def test_stats_count_slots_queue_and_cached_tokens(slot_engine: SlotEngine) -> None:
@@ -33,10 +39,59 @@ def test_stats_count_slots_queue_and_cached_tokens(slot_engine: SlotEngine) -> N
     for request in ragged_requests()[1:6]:
         slot_engine.add(request)
     assert slot_engine.stats() == EngineStats(0, 5, 0.0)
-    slot_engine.step()  # feeds 4 tokens of r1
-    assert slot_engine.stats() == EngineStats(3, 2, 4 / (3 * 48))
-    slot_engine.step()  # feeds 5 tokens of r2, which ends there; decodes r1
-    assert slot_engine.stats() == EngineStats(2, 2, 5 / (3 * 48))
+    slot_engine.step()  # of a chunk of 5, r1 gets 3 of its 4 tokens and r2 the rest
+    assert slot_engine.stats() == EngineStats(3, 2, (3 + 2) / (3 * 48))
+    slot_engine.step()  # r1 gets its last one, r2 its last 3, which end it, and r3 one
+    assert slot_engine.stats() == EngineStats(2, 2, (4 + 1) / (3 * 48))
+    slot_engine.step()  # r1 generates; r3 gets 3 and r4, which takes the free slot, 2
+    assert slot_engine.stats() == EngineStats(3, 1, (5 + 4 + 2) / (3 * 48))
+
+
+def test_a_chunk_beside_streams_is_one_call(slot_engine: SlotEngine) -> None:
+    fed: list[list[int]] = []
+    forward = slot_engine.runner.forward
+
+    def recording(feeds: Sequence[Feed]) -> Logits:
+        fed.append([len(feed.tokens) for feed in feeds])
+        return forward(feeds)
+
+    slot_engine.runner.forward = recording  # type: ignore[method-assign]
+    for name, length in (("a", 2), ("b", 3), ("c", 7)):
+        slot_engine.add(Request(name, prompt(length), greedy(4)))
+    for _ in range(3):
+        slot_engine.step()
+    assert fed == [[2, 3], [1, 1, 5], [1, 1, 2]]
+
+
+def test_a_full_cache_makes_the_newest_wait_and_changes_no_token(
+    slot_engine: SlotEngine, uneven: UnevenModel
+) -> None:
+    slot_engine.runner.cache_tokens = 60
+    requests = [Request(f"r{seed}", prompt(12, seed), greedy(25)) for seed in range(4)]
+    most = 0
+    answers = {request.request_id: Answer() for request in requests}
+    for request in requests:
+        slot_engine.add(request)
+    while slot_engine.has_work():
+        step(slot_engine, answers)
+        most = max(most, slot_engine.stats().num_running)
+        assert slot_engine.stats().kv_cache_usage <= 1
+    assert most == 3
+    for request in requests:
+        expected = reference_greedy(uneven.oracle, request.prompt, 25)
+        assert answers[request.request_id] == Answer(expected, "length")
+
+
+def test_scores_of_a_prompt_come_once_also_when_it_is_read_twice(slot_engine: SlotEngine) -> None:
+    slot_engine.runner.cache_tokens = 50
+    scored = replace(greedy(20), prompt_logprobs=0)
+    for name in ("first", "second"):
+        slot_engine.add(Request(name, prompt(20), scored))
+    lengths: dict[str, list[int]] = {"first": [], "second": []}
+    while slot_engine.has_work():
+        for event in slot_engine.step():
+            lengths[event.request_id].append(len(event.prompt_logprobs))
+    assert lengths == {name: [20] + [0] * 19 for name in lengths}
 
 
 def test_sizes_are_those_asked_for(slot_engine: SlotEngine) -> None:

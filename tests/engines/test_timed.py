@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from sgate_serve.engines.runner import Feed
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.timed import TimedSlots
 
@@ -13,33 +13,25 @@ from sgate_serve.engines.timed import TimedSlots
 class RecordingRunner:
     """Notes each call; every id is checked against its vocabulary."""
 
-    num_slots, max_model_len, vocab_size = 4, 32, 7
+    num_slots, max_model_len, cache_tokens, vocab_size = 4, 32, 128, 7
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, object]] = []
         self.prompts: list[Sequence[int]] = []
         self.num_held = [0] * self.num_slots
 
-    def prefill(self, slot: int, tokens: Sequence[int]) -> Logits:
-        assert all(0 <= token < self.vocab_size for token in tokens)
-        self.calls.append(("prefill", slot))
-        self.prompts.append(tokens)
-        self.num_held[slot] += len(tokens)
-        return np.zeros(self.vocab_size, np.float32)
-
-    def prefill_scored(self, slot: int, tokens: Sequence[int]) -> Logits:
-        raise NotImplementedError
-
-    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
-        assert all(0 <= token < self.vocab_size for token in tokens)
-        assert [self.num_held[slot] >= 5 for slot in slots] == [True] * len(tokens)
-        self.calls.append(("decode", list(slots)))
-        for slot in slots:
-            self.num_held[slot] += 1
-        return np.zeros((len(slots), self.vocab_size), np.float32)
-
-    def logits(self, tokens: NDArray[np.int64]) -> Logits:
-        raise NotImplementedError
+    def forward(self, feeds: Sequence[Feed]) -> Logits:
+        assert all(0 <= token < self.vocab_size for feed in feeds for token in feed.tokens)
+        if len(feeds[0].tokens) > 1:
+            (feed,) = feeds
+            self.calls.append(("prefill", feed.slot))
+            self.prompts.append(feed.tokens)
+        else:
+            assert [self.num_held[feed.slot] >= 5 for feed in feeds] == [True] * len(feeds)
+            self.calls.append(("decode", [feed.slot for feed in feeds]))
+        for feed in feeds:
+            self.num_held[feed.slot] += len(feed.tokens)
+        return np.zeros((len(feeds), self.vocab_size), np.float32)
 
     def release(self, slot: int) -> None:
         self.calls.append(("release", slot))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import all_logits
 from sgate_serve.engines.torch import TorchEngine, load_runner
 from sgate_serve.errors import EngineError
 from tests.small_llama import dense_llama, random_tokens, save
@@ -16,7 +17,7 @@ def test_stock_half_precision_folder_runs_in_fp32(tmp_path: Path) -> None:
     save(dense_llama().to(torch.bfloat16), tmp_path)
     runner = load_runner(tmp_path, SlotOptions())
     assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
-    assert runner.logits(random_tokens(5)).dtype == np.float32
+    assert all_logits(runner, random_tokens(5)).dtype == np.float32
 
 
 def test_open_sizes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from converters.to_onnx import write_onnx
 from sgate_serve.engines.base import LoadedEngine
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
 from tests.small_llama import UNEVEN, dense_llama, save_pruned
 
 LoadEngine = Callable[[SlotOptions], LoadedEngine]

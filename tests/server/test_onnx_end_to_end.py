@@ -11,7 +11,7 @@ from openai import OpenAI
 
 from converters.to_onnx import write_onnx
 from sgate_serve.engines import load_engine
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
 from sgate_serve.server import LoadedModel
 from tests.server.live import serving, wait_until
 from tests.small_llama import dense_llama, reference_greedy, reference_logits, save

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import load_engine
 from sgate_serve.engines.base import Request
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.run import verify
 from tests.engines.drive import greedy, prompt, run

@@ -11,7 +11,7 @@ import pytest
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import load_engine
 from sgate_serve.engines.base import Request
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
 from sgate_serve.verify.reference import TorchModel
 from tests.engines.drive import greedy, prompt, run
 from tests.families.test_equivalence import converted

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sgate_serve.engines import load_engine
-from sgate_serve.engines.scheduler import SlotOptions
+from sgate_serve.engines.options import SlotOptions
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.server.options import ServerOptions
 from tests.families.test_equivalence import converted

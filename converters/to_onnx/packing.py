@@ -1,0 +1,30 @@
+"""Tokens packed side by side, [t, …], and the rows [b, s, …] that attention wants of them.
+
+Only attention sees rows, so a call that feeds a prompt to one row and one token to others computes
+no linear, norm or activation of padding.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.to_onnx.graph import GraphBuilder
+from sgate_serve import onnx_format as names
+
+
+class Packing:
+    """The two index inputs of one graph, and the moves between both layouts."""
+
+    def __init__(self, graph: GraphBuilder) -> None:
+        self._graph = graph
+        self._unpack = graph.input(names.UNPACK_INDEX, ir.DataType.INT64, ["b", "s"])
+        self._pack = graph.input(names.PACK_INDEX, ir.DataType.INT64, ["t"])
+
+    def unpack(self, x: ir.Value) -> ir.Value:
+        """Return the rows [b, s, width] of packed tokens [t, width]."""
+        return self._graph.node("Gather", [x, self._unpack], {"axis": 0})[0]
+
+    def pack(self, x: ir.Value, width: int) -> ir.Value:
+        """Return the packed tokens [t, width] of rows [b, s, width]."""
+        shape = self._graph.constant(f"packed.{width}", np.array([-1, width], np.int64))
+        (flat,) = self._graph.node("Reshape", [x, shape])
+        return self._graph.node("Gather", [flat, self._pack], {"axis": 0})[0]

@@ -1,0 +1,58 @@
+"""Which requests an engine can run at all; every other is refused before it is queued."""
+
+import math
+
+from sgate_serve.engines.base import Request, SamplingParams
+from sgate_serve.errors import RequestError
+
+
+def check_request(request: Request, max_model_len: int, vocab_size: int) -> None:
+    """Raise RequestError naming the field that makes a request impossible to run."""
+    prompt = request.prompt
+    if not prompt:
+        raise RequestError("the prompt has no tokens; give at least one", param="prompt")
+    for index, token in enumerate(prompt):
+        if not 0 <= token < vocab_size:
+            raise RequestError(
+                f"prompt token {token} at index {index} is outside the vocabulary of "
+                f"{vocab_size} tokens",
+                param="prompt",
+            )
+    if len(prompt) + min(1, request.sampling.max_tokens) > max_model_len:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens; this server takes at most {max_model_len - 1} "
+            f"(model length {max_model_len}, one token of it for the answer)",
+            param="prompt",
+        )
+    check_sampling(request.sampling, vocab_size)
+
+
+def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raise RequestError naming the parameter that no token can be chosen by; NaN is never fine."""
+    tokens_left = vocab_size - len(sampling.stop_token_ids)
+    checks: tuple[tuple[str, bool, str], ...] = (
+        ("max_tokens", sampling.max_tokens >= 0, "0 (only read the prompt) or more"),
+        ("temperature", sampling.temperature >= 0, "0 or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
+        ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
+        ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
+        ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
+        ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "from 0 to max_tokens"),
+        ("min_tokens", not sampling.min_tokens or tokens_left > 0, "0 if every token stops"),
+        ("logprobs", sampling.logprobs is None or sampling.logprobs >= 0, "0 or more"),
+        ("prompt_logprobs", (sampling.prompt_logprobs or 0) >= 0, "0 or more"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "above 0 and finite"),
+        ("presence_penalty", math.isfinite(sampling.presence_penalty), "finite"),
+        ("frequency_penalty", math.isfinite(sampling.frequency_penalty), "finite"),
+    )
+    for name, holds, expected in checks:
+        if not holds:
+            found = getattr(sampling, name)
+            raise RequestError(f"{name} must be {expected}, found {found}", param=name)
+    for token, bias in sampling.logit_bias:
+        if not (0 <= token < vocab_size and math.isfinite(bias)):
+            raise RequestError(
+                f"logit_bias adds {bias} to token {token}; it must be finite, and the token one "
+                f"of {vocab_size}",
+                param="logit_bias",
+            )
