@@ -9,28 +9,57 @@ from sgate_serve.engines import ENGINES, ONNX, VLLM, load_engine
 from sgate_serve.engines.base import LoadedEngine
 from sgate_serve.engines.options import SlotOptions
 from sgate_serve.engines.scheduler import SlotEngine
-from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel, write_uneven_model
+from tests.engines.uneven_model import (
+    FAMILIES,
+    SIZES,
+    LoadEngine,
+    UnevenModel,
+    write_family,
+    write_uneven_llama,
+)
 from tests.installed import require_engine
 
-EVERY_ENGINE = [
-    pytest.param(name, marks=pytest.mark.vllm if name == VLLM else ()) for name in sorted(ENGINES)
+LLAMA = "llama"
+# Every engine on one model, and the embedded one on all families; vLLM's are in tests/vllm.
+CASES = [
+    *(
+        pytest.param((name, LLAMA), marks=pytest.mark.vllm if name == VLLM else (), id=name)
+        for name in sorted(ENGINES)
+    ),
+    *(pytest.param((ONNX, family), id=f"{ONNX}-{family}") for family in FAMILIES),
 ]
 
 
 @pytest.fixture(scope="session")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> UnevenModel:
-    return write_uneven_model(tmp_path_factory.mktemp("uneven"))
+    return write_uneven_llama(tmp_path_factory.mktemp("uneven"))
 
 
-@pytest.fixture(scope="module", params=EVERY_ENGINE)
-def load(request: pytest.FixtureRequest, uneven: UnevenModel) -> Iterator[LoadEngine]:
-    """Load the uneven model on each engine in turn, with the sizes that the test wants.
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The engine and the family of a contract test."""
+    name, family = request.param
+    require_engine(name)
+    return name, family
+
+
+@pytest.fixture(scope="module")
+def served(
+    case: tuple[str, str], uneven: UnevenModel, tmp_path_factory: pytest.TempPathFactory
+) -> UnevenModel:
+    """The model that `load` and `engine` serve."""
+    _, family = case
+    return uneven if family == LLAMA else write_family(family, tmp_path_factory.mktemp(family))
+
+
+@pytest.fixture(scope="module")
+def load(case: tuple[str, str], served: UnevenModel) -> Iterator[LoadEngine]:
+    """Load the model on the engine, with the sizes that the test wants.
 
     An engine serves all tests of a module that want the same sizes, and is closed before the next
     one is loaded: vLLM's groups of processes are this process's, not an engine's.
     """
-    name = str(request.param)
-    require_engine(name)
+    name, _ = case
     opened: dict[SlotOptions, LoadedEngine] = {}
 
     def close() -> None:
@@ -42,7 +71,7 @@ def load(request: pytest.FixtureRequest, uneven: UnevenModel) -> Iterator[LoadEn
         options = replace(options, threads=None) if name == VLLM else options
         if options not in opened:
             close()
-            opened[options] = load_engine(name, uneven.folders[ENGINES[name].reads], options)
+            opened[options] = load_engine(name, served.folders[ENGINES[name].reads], options)
         return opened[options]
 
     yield load

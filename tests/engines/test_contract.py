@@ -10,7 +10,7 @@ from sgate_serve.engines.options import SlotOptions
 from sgate_serve.errors import RequestError
 from tests.engines.drive import Answer, greedy, prompt, run, step
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
-from tests.small_llama import random_tokens, reference_greedy, reference_logits
+from tests.small_llama import random_tokens
 
 
 def ragged_requests() -> list[Request]:
@@ -24,21 +24,21 @@ def ragged_requests() -> list[Request]:
 
 
 def test_teacher_forced_logits_are_the_masked_dense_models(
-    engine: LoadedEngine, uneven: UnevenModel
+    engine: LoadedEngine, served: UnevenModel
 ) -> None:
     tokens = random_tokens(40)
-    expected = reference_logits(uneven.oracle, tokens)
+    expected = served.logits(tokens)
     error = np.abs(engine.logits(tokens) - expected).max()
     assert error < 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("every", [0, 1, 2, 3])
 def test_staggered_requests_get_the_reference_tokens(
-    engine: LoadedEngine, uneven: UnevenModel, every: int
+    engine: LoadedEngine, served: UnevenModel, every: int
 ) -> None:
     answers = run(engine, ragged_requests(), every)
     for request in ragged_requests():
-        expected = reference_greedy(uneven.oracle, request.prompt, request.sampling.max_tokens)
+        expected = served.greedy(request.prompt, request.sampling.max_tokens)
         assert answers[request.request_id] == Answer(expected, "length")
 
 
@@ -50,37 +50,37 @@ def test_each_request_gets_the_tokens_of_its_solo_run(engine: LoadedEngine) -> N
 
 @pytest.mark.parametrize(("slots", "chunk"), [(1, 1), (2, 7), (2, 20), (2, 100)])
 def test_chunk_size_does_not_change_tokens(
-    load: LoadEngine, uneven: UnevenModel, slots: int, chunk: int
+    load: LoadEngine, served: UnevenModel, slots: int, chunk: int
 ) -> None:
     engine = load(SlotOptions(slots=slots, max_model_len=48, threads=1, prefill_chunk=chunk))
     requests = [Request(str(length), prompt(length), greedy(4)) for length in (19, 20, 21)]
     for request_id, answer in run(engine, requests).items():
-        assert answer.tokens == reference_greedy(uneven.oracle, prompt(int(request_id)), 4)
+        assert answer.tokens == served.greedy(prompt(int(request_id)), 4)
 
 
-def test_stop_token_ends_a_request_unseen(engine: LoadedEngine, uneven: UnevenModel) -> None:
-    expected = reference_greedy(uneven.oracle, prompt(6), 8)
+def test_stop_token_ends_a_request_unseen(engine: LoadedEngine, served: UnevenModel) -> None:
+    expected = served.greedy(prompt(6), 8)
     stop = expected[4]
     first = expected.index(stop)
     answers = run(engine, [Request("a", prompt(6), greedy(8, stop=[stop]))])
     assert answers["a"] == Answer(expected[:first], "stop")
 
 
-def test_stop_token_may_come_first(engine: LoadedEngine, uneven: UnevenModel) -> None:
-    (first,) = reference_greedy(uneven.oracle, prompt(3), 1)
+def test_stop_token_may_come_first(engine: LoadedEngine, served: UnevenModel) -> None:
+    (first,) = served.greedy(prompt(3), 1)
     answers = run(engine, [Request("a", prompt(3), greedy(8, stop=[first]))])
     assert answers["a"] == Answer([], "stop")
     assert not engine.has_work()
 
 
-def test_generation_ends_at_the_model_length(engine: LoadedEngine, uneven: UnevenModel) -> None:
+def test_generation_ends_at_the_model_length(engine: LoadedEngine, served: UnevenModel) -> None:
     answers = run(engine, [Request("a", prompt(40), greedy(100))])
-    assert answers["a"] == Answer(reference_greedy(uneven.oracle, prompt(40), 8), "length")
+    assert answers["a"] == Answer(served.greedy(prompt(40), 8), "length")
 
 
-def test_longest_prompt_gets_one_token(engine: LoadedEngine, uneven: UnevenModel) -> None:
+def test_longest_prompt_gets_one_token(engine: LoadedEngine, served: UnevenModel) -> None:
     answers = run(engine, [Request("a", prompt(47), greedy(100))])
-    assert answers["a"] == Answer(reference_greedy(uneven.oracle, prompt(47), 1), "length")
+    assert answers["a"] == Answer(served.greedy(prompt(47), 1), "length")
 
 
 def test_abort_leaves_the_others_alone(engine: LoadedEngine) -> None:

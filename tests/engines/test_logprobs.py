@@ -9,7 +9,6 @@ from sgate_serve.engines.logprobs import score_tokens
 from sgate_serve.engines.scheduler import SlotEngine
 from tests.engines.drive import prompt
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
-from tests.small_llama import reference_logits
 
 
 @pytest.fixture
@@ -37,13 +36,13 @@ def check_scores(scores: TokenLogprobs, expected: torch.Tensor, num_top: int) ->
     np.testing.assert_allclose([value for _, value in scores.top], values, atol=1e-4)
 
 
-def reference(uneven: UnevenModel, tokens: list[int]) -> torch.Tensor:
-    logits = torch.tensor(reference_logits(uneven.oracle, np.array(tokens)))
+def reference(served: UnevenModel, tokens: list[int]) -> torch.Tensor:
+    logits = torch.tensor(served.logits(np.array(tokens)))
     return logits.double().log_softmax(-1)
 
 
 def test_new_tokens_are_scored_by_raw_logits_only_where_asked(
-    engine: SlotEngine, uneven: UnevenModel
+    engine: SlotEngine, served: UnevenModel
 ) -> None:
     bias = ((5, 50.0),)
     asking = SamplingParams(5, temperature=0.7, seed=1, top_k=9, logit_bias=bias, logprobs=3)
@@ -54,7 +53,7 @@ def test_new_tokens_are_scored_by_raw_logits_only_where_asked(
         Request("chosen", prompt(4), SamplingParams(5, seed=1, logprobs=0)),
     )
     tokens = [event.token for event in events["asks"] if event.token is not None]
-    expected = reference(uneven, [*prompt(6), *tokens])
+    expected = reference(served, [*prompt(6), *tokens])
     for position, event in enumerate(events["asks"]):
         assert event.logprobs is not None and event.logprobs.token == event.token
         check_scores(event.logprobs, expected[5 + position], 3)
@@ -64,7 +63,7 @@ def test_new_tokens_are_scored_by_raw_logits_only_where_asked(
 
 @pytest.mark.parametrize("length", [1, 5, 17, 48])
 def test_prompt_is_scored_over_all_chunks(
-    engine: SlotEngine, uneven: UnevenModel, length: int
+    engine: SlotEngine, served: UnevenModel, length: int
 ) -> None:
     sampling = SamplingParams(0, prompt_logprobs=2)
     events = events_of(
@@ -76,7 +75,7 @@ def test_prompt_is_scored_over_all_chunks(
     assert (event.token, event.finish_reason) == (None, "length")
     assert [scores.token for scores in event.prompt_logprobs] == list(prompt(length))
     assert event.prompt_logprobs[0] == TokenLogprobs(prompt(length)[0], None)
-    expected = reference(uneven, list(prompt(length)))
+    expected = reference(served, list(prompt(length)))
     for position, scores in enumerate(event.prompt_logprobs[1:]):
         check_scores(scores, expected[position], 2)
     assert not any(event.prompt_logprobs for event in events["beside"])

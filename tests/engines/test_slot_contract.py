@@ -10,13 +10,12 @@ from sgate_serve.engines.scheduler import SlotEngine
 from tests.engines.drive import Answer, greedy, prompt, step
 from tests.engines.test_contract import ragged_requests
 from tests.engines.uneven_model import SIZES, UnevenModel
-from tests.small_llama import reference_greedy
 
 
 def test_a_short_prompt_is_answered_in_the_step_that_feeds_it(
     slot_engine: SlotEngine, uneven: UnevenModel
 ) -> None:
-    (first,) = reference_greedy(uneven.oracle, prompt(3), 1)
+    (first,) = uneven.greedy(prompt(3), 1)
     slot_engine.add(Request("a", prompt(3), greedy(8, stop=[first])))
     assert slot_engine.step() == [TokenEvent("a", None, "stop")]
     assert not slot_engine.has_work()
@@ -78,7 +77,7 @@ def test_a_full_cache_makes_the_newest_wait_and_changes_no_token(
         assert slot_engine.stats().kv_cache_usage <= 1
     assert most == 3
     for request in requests:
-        expected = reference_greedy(uneven.oracle, request.prompt, 25)
+        expected = uneven.greedy(request.prompt, 25)
         assert answers[request.request_id] == Answer(expected, "length")
 
 

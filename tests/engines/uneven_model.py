@@ -1,30 +1,72 @@
-"""The model of the engine tests: uneven layers, heads of a width that ONNX Runtime must pad."""
+"""The models of the engine tests: uneven layers, of every decoder family."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
-from transformers import LlamaForCausalLM
+import numpy as np
+from numpy.typing import NDArray
 
+from converters.convert import open_masked
 from converters.to_onnx import write_onnx
 from sgate_serve.engines.base import LoadedEngine
 from sgate_serve.engines.options import SlotOptions
-from tests.small_llama import UNEVEN, dense_llama, save_pruned
+from sgate_serve.engines.sampling import Logits
+from sgate_serve.verify.reference import TorchModel
+from tests.families.test_equivalence import converted
+from tests.families.zoo import ZOO
+from tests.small_llama import UNEVEN, dense_llama, reference_logits, save_pruned
 
 LoadEngine = Callable[[SlotOptions], LoadedEngine]
 SIZES = SlotOptions(slots=3, max_model_len=48, threads=1, prefill_chunk=5)
 
+# What sets families apart: norms of heads, windows, soft caps, partial rotation, position tables.
+FAMILIES = {
+    "mistral": ZOO["mistral"][1],
+    "qwen2": ZOO["qwen2"][1],
+    "qwen3": ZOO["qwen3"][1],
+    "phi3": ZOO["phi3"][0],
+    "gemma2": ZOO["gemma2"][0],
+    "gemma3_text": ZOO["gemma3_text"][0],
+    "gpt2": ZOO["gpt2"][0],
+}
+
 
 @dataclass(frozen=True)
 class UnevenModel:
-    """The pruned model's folders by what an engine reads, and the masked dense oracle."""
+    """The pruned model's folders by what an engine reads, and what the masked dense one says.
+
+    `logits` are the oracle's [s, vocab] of one prompt [s].
+    """
 
     folders: dict[str, Path]
-    oracle: LlamaForCausalLM
+    logits: Callable[[NDArray[np.int64]], Logits]
+
+    def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
+        """Return the oracle's greedy tokens, computed without any cache."""
+        tokens = list(prompt)
+        for _ in range(count):
+            tokens.append(_next(self.logits, tuple(tokens)))
+        return tokens[len(prompt) :]
 
 
-def write_uneven_model(root: Path) -> UnevenModel:
+@cache
+def _next(logits: Callable[[NDArray[np.int64]], Logits], tokens: tuple[int, ...]) -> int:
+    return int(logits(np.array(tokens))[-1].argmax())
+
+
+def write_uneven_llama(root: Path) -> UnevenModel:
+    """Write a Llama with heads of a width that ONNX Runtime must pad."""
     oracle = dense_llama(num_hidden_layers=5, head_dim=12)
     checkpoint = save_pruned(oracle, UNEVEN, root / "model")
     write_onnx(checkpoint, root / "onnx")
-    return UnevenModel({"model": root / "model", "onnx": root / "onnx"}, oracle)
+    folders = {"model": root / "model", "onnx": root / "onnx"}
+    return UnevenModel(folders, partial(reference_logits, oracle))
+
+
+def write_family(family: str, root: Path) -> UnevenModel:
+    """Write the pruned model of another family, with index work in it and a layer skipped."""
+    at = converted(FAMILIES[family], root, skip=1, index_price=0, to=("hf", "onnx"))
+    oracle = TorchModel.masked_dense(open_masked(at["base"], at["gates"]))
+    return UnevenModel({"model": at["out"], "onnx": at["out"] / "onnx"}, oracle.logits)
