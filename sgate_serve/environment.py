@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
 LIBRARIES = (
     "sgate-serve",
     "numpy",
@@ -58,20 +60,32 @@ def missing_packages(names: Iterable[str]) -> list[str]:
 
 
 def memory_bytes() -> int:
-    """Return the machine's physical memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the memory that this process may use: the machine's, or its control group's limit."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = (_control_group("memory.max"), _control_group("memory/memory.limit_in_bytes"))
+    stated = [int(words[0]) for words in limits if words and words[0].isdecimal()]
+    return min([physical, *stated])
 
 
 def cpu_ids() -> list[int]:
-    """Return the CPUs that this process may use."""
+    """Return the CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def num_cpus() -> int:
-    """Count the CPUs that this process may use."""
+    """Count the CPUs that this process may keep busy; a container may have a share of them only."""
+    quota = _control_group("cpu.max")
+    if len(quota) == 2 and quota[0].isdecimal():
+        return max(1, min(len(cpu_ids()), -(-int(quota[0]) // int(quota[1]))))
     return len(cpu_ids())
+
+
+def _control_group(file: str) -> list[str]:
+    """Return the words of one of this container's limits, none where there is no such file."""
+    path = CONTROL_GROUP / file
+    return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
 
 def _cpu_name() -> str:

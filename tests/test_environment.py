@@ -1,0 +1,39 @@
+"""What this process may use, as a container's limits say."""
+
+from pathlib import Path
+
+import pytest
+
+from sgate_serve import environment
+from sgate_serve.environment import cpu_ids, memory_bytes, num_cpus
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty control group."""
+    monkeypatch.setattr(environment, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(environment, "cpu_ids", lambda: [0, 1, 2, 3])
+    return tmp_path
+
+
+def test_without_limits_the_machine_counts(group: Path) -> None:
+    physical = memory_bytes()
+    (group / "memory.max").write_text("max\n")
+    (group / "cpu.max").write_text("max 100000\n")
+    assert (memory_bytes(), num_cpus()) == (physical, 4)
+    assert physical > 2**20 and cpu_ids()
+
+
+@pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
+def test_a_containers_memory(group: Path, file: str) -> None:
+    (group / "memory").mkdir()
+    (group / file).write_text("1048576\n")
+    assert memory_bytes() == 2**20
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
+)
+def test_a_containers_cpus(group: Path, quota: str, expected: int) -> None:
+    (group / "cpu.max").write_text(f"{quota}\n")
+    assert num_cpus() == expected
