@@ -27,6 +27,7 @@ CORE = {
     "sgate_serve.placement",
     "sgate_serve.figures",
     "sgate_serve.targets",
+    "sgate_serve.scales",
 }
 
 
@@ -54,6 +55,7 @@ ALLOWED = {
     "sgate_serve/plan_json.py": WORDS | below("plan"),
     "sgate_serve/placement.py": WORDS | below("spec", "plan"),
     "sgate_serve/targets.py": WORDS | below("spec", "plan"),
+    "sgate_serve/scales.py": below("spec"),
     "sgate_serve/figures.py": WORDS | below("spec", "plan", "placement", "targets"),
     "sgate_serve/gates": CORE,
     "converters": CORE | below("gates", "onnx_format", "model_card"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.rope import LONGROPE
+from sgate_serve import scales
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.config_values import rope_parameters
 from sgate_serve.spec import ModelSpec
@@ -32,8 +33,7 @@ class ForwardConfig:
 
     @property
     def embedding_scale(self) -> float | None:
-        """What Gemma multiplies embeddings by: the root of the width before removal."""
-        return float(self.spec.norm_size**0.5) if self.spec.family.norm_offset else None
+        return scales.embedding_scale(self.spec)
 
     @property
     def attention_softcap(self) -> float | None:
@@ -44,12 +44,7 @@ class ForwardConfig:
         return self.values.get("final_logit_softcapping")
 
     def attention_scale(self, index: int) -> float:
-        """Return what scores of a layer are multiplied by."""
-        base = self.values.get("query_pre_attn_scalar") or self.spec.layers[index].head_dim
-        scale = float(base**-0.5) if self.values.get("scale_attn_weights", True) else 1.0
-        if self.values.get("scale_attn_by_inverse_layer_idx"):
-            scale /= index + 1
-        return scale
+        return scales.attention_scale(self.spec, self.values, index)
 
     @property
     def max_positions(self) -> int:

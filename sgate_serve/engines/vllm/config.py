@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size
 
+from sgate_serve import scales
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.errors import EngineError
 from sgate_serve.spec import ModelSpec
@@ -60,22 +61,14 @@ class ModelContext:
 
     @property
     def norm_gain(self) -> float:
-        """What RMS norms of a narrowed stream multiply by: they divide by the width before."""
-        return float((self.spec.norm_size / self.spec.hidden_size) ** 0.5)
+        return scales.norm_gain(self.spec)
 
     @property
     def embedding_scale(self) -> float | None:
-        """What Gemma multiplies embeddings by: the root of the width before removal."""
-        return float(self.spec.norm_size**0.5) if self.spec.family.norm_offset else None
+        return scales.embedding_scale(self.spec)
 
     def attention_scale(self, index: int) -> float:
-        """Return what scores of a layer are multiplied by, as transformers' classes derive it."""
-        config = self.config
-        base = getattr(config, "query_pre_attn_scalar", None) or self.spec.layers[index].head_dim
-        scale = float(base**-0.5) if getattr(config, "scale_attn_weights", True) else 1.0
-        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-            scale /= index + 1
-        return scale
+        return scales.attention_scale(self.spec, self.config.to_dict(), index)
 
     def rope_parameters(self, index: int) -> dict[str, Any]:
         """Return the rotary settings of a layer: some families have their own for each type."""
