@@ -155,6 +155,17 @@ def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def rotary_dims(head_dim: int, family: Family, config: Mapping[str, Any]) -> int:
+    """Return how many dimensions of each head rotate.
+
+    A `partial_rotary_factor` counts only where transformers' class of the family reads it.
+    """
+    if not family.is_rotary:
+        return 0
+    share = rope_parameters(config).get("partial_rotary_factor")
+    return int(head_dim * share) if share is not None and family.has_partial_rotation else head_dim
+
+
 def windows(
     family: Family, num_layers: int, config: Mapping[str, Any], source: str
 ) -> Iterator[int | None]:

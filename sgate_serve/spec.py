@@ -72,8 +72,6 @@ class ModelSpec:
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
         dense = values.dense_shape(get, family)
-        rope = values.rope_parameters(config)
-        share = float(rope.get("partial_rotary_factor", 1.0))
         spec = cls(
             family=family,
             task=task,
@@ -90,9 +88,10 @@ class ModelSpec:
             tied_head=bool(get("tie_word_embeddings", False)) and task == CAUSAL_LM,
             biased_roles=frozenset(values.biased_roles(family, config)),
             windows=tuple(values.windows(family, num_layers, config, source)),
-            rope=rope,
-            rotary_dims=int(dense.head_dim * share) if family.is_rotary else 0,
-            has_softcap=bool(get("attn_logit_softcapping")),
+            rope=values.rope_parameters(config),
+            rotary_dims=values.rotary_dims(dense.head_dim, family, config),
+            # An explicit null is off, whatever the family's default.
+            has_softcap=bool({**family.defaults, **config}.get("attn_logit_softcapping")),
             first_position=get.integer("pad_token_id") + 1 if family.has_padded_positions else 0,
             extra_biases=frozenset(block.get("extra_biases", ())),
             lowered=values.lowered_modules(config),

@@ -37,6 +37,19 @@ def test_defaults_follow_from_what_is_given() -> None:
     assert spec_of(head_dim=6, num_key_value_heads=None).layers[0].num_kv_heads == 4
 
 
+def test_rotary_share_counts_only_where_transformers_reads_it() -> None:
+    assert spec_of(head_dim=8, partial_rotary_factor=0.5).rotary_dims == 8
+    phi = LLAMA | {"model_type": "phi3", "partial_rotary_factor": 0.5, "hidden_size": 32}
+    assert ModelSpec.from_config(phi, "config.json").rotary_dims == 4
+
+
+def test_a_null_softcap_is_off_whatever_the_default() -> None:
+    gemma = LLAMA | {"model_type": "gemma2", "head_dim": 8, "hidden_size": 32}
+    assert ModelSpec.from_config(gemma, "config.json").has_softcap
+    off = gemma | {"attn_logit_softcapping": None}
+    assert not ModelSpec.from_config(off, "config.json").has_softcap
+
+
 def test_per_layer_sizes_and_skipped_blocks() -> None:
     spec = ModelSpec.from_config(SGATE, "config.json")
     assert spec.layers == (
