@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sgate_serve.engines.base import TokenLogprobs
-from sgate_serve.engines.sampling import Floats, Logits
+from sgate_serve.engines.sampling import Logits
 
 
 def score_tokens(logits: Logits, tokens: Sequence[int], nums: Sequence[int]) -> list[TokenLogprobs]:
     """Return the score of `tokens[row]` for each row of `logits`, beside its `nums[row]` best."""
     best = logits.max(axis=-1, keepdims=True)
     sums = np.exp(logits - best).sum(axis=-1, dtype=np.float64)
-    totals: Floats = best[:, 0] + np.log(sums)
+    totals: NDArray[np.float64] = best[:, 0] + np.log(sums)
     scores = []
     for row, token, num, total in zip(logits, tokens, nums, totals, strict=True):
         top = tuple((index, float(row[index] - total)) for index in _likeliest(row, num))

@@ -15,8 +15,12 @@ from numpy.typing import NDArray
 from sgate_serve.engines.base import SamplingParams
 
 Logits = NDArray[np.float32]
-Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+
+# Weights are summed in blocks of so many.
+BLOCK = 128
+# Below this a temperature would divide by zero in fp32; it is greedy long before.
+TINY = 1e-30
 
 
 @dataclass
@@ -60,7 +64,7 @@ def choose_tokens(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
         drawing = [samplers[row] for row in sampled]
         weights = _weights(logits[sampled], [sampler.params for sampler in drawing])
         for row, sampler, own in zip(sampled, drawing, weights, strict=True):
-            tokens[row] = _draw(own, sampler.params.top_p, sampler.generator.random())
+            tokens[row] = _draw(own, sampler.params.top_p, sampler.generator)
     for sampler, token in zip(samplers, tokens, strict=True):
         sampler.record(token)
     return tokens
@@ -104,47 +108,73 @@ def _penalize(logits: Logits, rows: Rows, samplers: Sequence[Sampler]) -> None:
     logits[at] = had
 
 
-def _weights(logits: Logits, params: Sequence[SamplingParams]) -> Floats:
-    """Return weights [rows, vocab] after temperature, min_p and top_k; the likeliest have 1."""
-    temperatures = np.array([own.temperature for own in params])
-    min_p = np.array([own.min_p for own in params])
+def _weights(logits: Logits, params: Sequence[SamplingParams]) -> Logits:
+    """Return weights [rows, vocab] after temperature, min_p and top_k; the likeliest have 1.
+
+    In fp32, whose exp takes a fraction of the time. Zeros fill the last block up: see `_invert`.
+    """
+    temperatures = np.array([max(own.temperature, TINY) for own in params], np.float32)
+    min_p = np.array([own.min_p for own in params], np.float32)
+    rows, vocab = logits.shape
+    padded = np.zeros((rows, -(-vocab // BLOCK) * BLOCK), np.float32)
+    weights = padded[:, :vocab]
     # The maximum goes first, so that a tiny temperature overflows to weight 0 at worst.
-    differences = (logits - logits.max(axis=-1, keepdims=True)).astype(np.float64)
+    np.subtract(logits, logits.max(axis=-1, keepdims=True), out=weights)
     with np.errstate(over="ignore"):
-        weights: Floats = np.exp(differences / temperatures[:, None])
+        np.divide(weights, temperatures[:, None], out=weights)
+    np.exp(weights, out=weights)
     if min_p.any():
         weights[weights < min_p[:, None]] = 0
-    vocab = weights.shape[1]
-    limited = _rows(params, lambda own: 0 < own.top_k < vocab)
-    if len(limited):
-        ranks = np.array([vocab - params[row].top_k for row in limited])
-        ordered = np.partition(weights[limited], np.unique(ranks), axis=-1)
-        bounds = ordered[np.arange(len(limited)), ranks]
+    for row in _rows(params, lambda own: 0 < own.top_k < vocab):
         # Tokens as likely as the last one kept are kept too, as in vLLM.
-        weights[limited] *= weights[limited] >= bounds[:, None]
-    return weights
+        weights[row] *= weights[row] >= _largest(padded[row], params[row].top_k)
+    return padded
 
 
-def _draw(weights: Floats, top_p: float, uniform: float) -> int:
-    """Draw by inverse CDF from the fewest likeliest tokens whose share reaches `top_p`."""
-    probabilities = weights / weights.sum()
-    if top_p == 1:
-        return _invert(probabilities.cumsum(), uniform)
-    # Tokens at or below this bound hold at most 1 - top_p together, so none of them is needed:
-    # what is left to sort is short.
-    bound = (1 - top_p) / len(probabilities)
-    candidates = np.flatnonzero(probabilities > bound)
-    ranked = candidates[np.argsort(-probabilities[candidates], kind="stable")]
-    mass = probabilities[ranked].cumsum()
-    num_kept = int(np.searchsorted(mass, top_p)) + 1
-    return int(ranked[_invert(mass[:num_kept], uniform)])
+def _largest(weights: Logits, rank: int) -> np.float32:
+    """Return the `rank`-th largest weight."""
+    maxima = weights.reshape(-1, BLOCK).max(axis=-1)
+    if rank <= len(maxima):
+        # So many blocks reach this, so the wanted weight does: few are left to partition.
+        floor = np.partition(maxima, -rank)[-rank]
+        weights = weights[weights >= floor]
+    return np.float32(np.partition(weights, -rank)[-rank])
 
 
-def _invert(mass: Floats, uniform: float) -> int:
-    """Return the first index whose cumulated mass exceeds the share `uniform` of the whole."""
-    index = int(np.searchsorted(mass, uniform * mass[-1], side="right"))
+def _draw(weights: Logits, top_p: float, generator: np.random.Generator) -> int:
+    """Draw from the fewest likeliest tokens whose share reaches `top_p`, the first among equals.
+
+    Nothing is sorted: a token drawn from all is one of them if those before it have a share below
+    `top_p`. If it is not, nor is any behind it, so the next draw is from those before it.
+    """
+    bound = top_p * weights.sum(dtype=np.float64)
+    while True:
+        token = _invert(weights, generator.random())
+        if top_p == 1:
+            return token
+        is_before = weights > weights[token]
+        is_before[:token] |= weights[:token] == weights[token]
+        before = weights[is_before]
+        if before.sum(dtype=np.float64) < bound:
+            return token
+        weights = np.where(is_before, weights, np.float32(0))
+
+
+def _invert(weights: Logits, uniform: float) -> int:
+    """Return the first index whose cumulated weight exceeds the share `uniform` of the whole.
+
+    Sums of blocks first, for a running sum over all is slow. An index of weight 0 never comes.
+    """
+    blocks = weights.reshape(-1, BLOCK)
+    sums = blocks.sum(axis=-1, dtype=np.float64).cumsum()
+    wanted = uniform * sums[-1]
+    block = int(np.searchsorted(sums, wanted, side="right"))
     # A uniform next to 1 may round up to the whole.
-    return min(index, len(mass) - 1)
+    block = min(block, int(np.searchsorted(sums, sums[-1])))
+    inside = blocks[block].cumsum(dtype=np.float64)
+    rest = wanted - (sums[block - 1] if block else 0.0)
+    index = int(np.searchsorted(inside, rest, side="right"))
+    return block * BLOCK + min(index, int(np.searchsorted(inside, inside[-1])))
 
 
 def _rows(of: Sequence[Any], has: Callable[[Any], bool]) -> Rows:

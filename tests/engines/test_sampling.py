@@ -40,7 +40,7 @@ def test_frequencies_follow_the_softmax(temperature: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("top_p", "kept"), [(0.4, [1]), (0.5, [1]), (0.6, [1, 3]), (0.8, [1, 2, 3])]
+    ("top_p", "kept"), [(0.4, [1]), (0.49, [1]), (0.51, [1, 3]), (0.76, [1, 2, 3])]
 )
 def test_top_p_keeps_the_fewest_likeliest_tokens(top_p: float, kept: list[int]) -> None:
     expected = np.where(np.isin(np.arange(4), kept), np.exp(LOGITS), 0)
@@ -53,17 +53,46 @@ def test_tiny_temperature_is_greedy_without_overflow() -> None:
 
 def test_top_p_over_a_long_tail_is_that_of_a_full_sort() -> None:
     rng = np.random.default_rng(0)
-    for seed in range(200):
-        logits = (rng.standard_normal(500) * rng.uniform(0.1, 5)).astype(np.float32)
+    for _ in range(20):
+        logits = (rng.standard_normal(700) * rng.uniform(0.1, 5)).astype(np.float32)
         top_p = float(rng.uniform(0.01, 0.999))
         weights = np.exp(logits.astype(np.float64))
         order = np.argsort(-weights, kind="stable")
         mass = (weights[order] / weights.sum()).cumsum()
-        mass = mass[: int((mass < top_p).sum()) + 1]
-        uniform = np.random.default_rng(seed).random()
-        expected = order[int((mass <= uniform * mass[-1]).sum())]
-        sampler = Sampler.start(SamplingParams(temperature=1.0, top_p=top_p, seed=seed))
-        assert choose_tokens(logits[None], [sampler]) == [expected]
+        kept = order[: int((mass < top_p).sum()) + 1]
+        params = SamplingParams(temperature=1.0, top_p=top_p)
+        samplers = [Sampler.start(replace(params, seed=seed)) for seed in range(500)]
+        found = np.bincount(choose_tokens(np.tile(logits, (500, 1)), samplers), minlength=700) / 500
+        assert found[kept].sum() == pytest.approx(1)
+        # Of an order statistic: the mass of the likeliest half of what is kept.
+        half = kept[: -(-len(kept) // 2)]
+        expected = weights[half].sum() / weights[kept].sum()
+        assert found[half].sum() == pytest.approx(expected, abs=0.08)
+
+
+def test_equal_tokens_are_kept_in_order() -> None:
+    samplers = [Sampler.start(SamplingParams(top_p=0.45, seed=seed)) for seed in range(300)]
+    tokens = choose_tokens(np.zeros((300, 10), np.float32), samplers)
+    assert sorted(set(tokens)) == [0, 1, 2, 3, 4]
+
+
+class Uniform(np.random.Generator):
+    """Always draws the same number."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(np.random.PCG64())
+        self.value = value
+
+    def random(self, *_: object, **__: object) -> float:  # type: ignore[override]
+        return self.value
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1 - 2**-53, 1.0])
+def test_a_token_without_weight_never_comes(value: float) -> None:
+    logits = np.full((1, 1000), -np.inf, np.float32)
+    logits[0, [300, 700]] = [1.0, 2.0]
+    sampler = Sampler(SamplingParams(), Uniform(value), {})
+    assert choose_tokens(logits, [sampler])[0] in (300, 700)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
