@@ -11,8 +11,8 @@ from sgate_serve.server.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
-    TokenIds,
 )
+from sgate_serve.server.strict_body import TokenIds
 
 # Engines seed generators that take no negative number; the client's may be any 64-bit one.
 SEED_MODULUS = 2**64

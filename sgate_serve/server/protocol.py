@@ -1,25 +1,14 @@
-"""The bodies of the two POST endpoints: the parameters that have an effect.
+"""The bodies of completions and chat completions: the parameters that have an effect.
 
-Types are strict (`"5"` is no number), null means absent and an unknown name is refused. Every
-refusal is a RequestError whose `param` is the path of the value. The field descriptions are the
-documentation at /docs and part of the messages.
+The field descriptions are the documentation at /docs and part of the messages.
 """
 
-import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.parameters import drop_neutral, drop_nulls
+from sgate_serve.server.strict_body import StrictBody, StrictModel, TokenIds
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 1024
@@ -27,17 +16,11 @@ MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
-MAX_SHOWN_VALUE = 60
 
 StopString = Annotated[str, Field(min_length=1)]
-TokenIds = list[int]
 # JSON spells the keys of an object as strings.
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-
-
-class StrictModel(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class StreamOptions(StrictModel):
@@ -48,10 +31,9 @@ class StreamOptions(StrictModel):
     include_obfuscation: Literal[False] = False
 
 
-class GenerationRequest(StrictModel):
+class GenerationRequest(StrictBody):
     """What completions and chat completions share."""
 
-    model: str | None = Field(None, description="the served model's name, or absent")
     n: int = Field(
         1, ge=1, le=MAX_CHOICES, description=f"choices for each prompt, from 1 to {MAX_CHOICES}"
     )
@@ -99,44 +81,13 @@ class GenerationRequest(StrictModel):
         False, description="true or false; true adds `token_ids` to each choice (as in vLLM)"
     )
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _read(cls, body: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        if not isinstance(body, dict):
-            raise RequestError(
-                "the body must be a JSON object sent with Content-Type: application/json"
-            )
-        _check_unicode(body)
-        fields = drop_neutral(drop_nulls(body), frozenset(cls.model_fields))
-        try:
-            request = handler(fields)
-        except ValidationError as error:
-            raise cls._refusal(error, fields) from error
-        if request.stream_options is not None and not request.stream:
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
             raise RequestError(
                 "`stream_options` is only for `stream: true`; leave it out", param="stream_options"
             )
-        return request
-
-    @classmethod
-    def _refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> RequestError:
-        """Say of the most specific of pydantic's errors what is wrong, where, and what would do.
-
-        Of a union each member errs: the one that read furthest is the one that was meant.
-        """
-        found = [(_path(detail["loc"], fields), detail) for detail in error.errors()]
-        (path, value), detail = max(found, key=lambda entry: (len(entry[0][0]), entry[0][0]))
-        param = ".".join(str(part) for part in path)
-        if detail["type"] == "extra_forbidden":
-            return RequestError(f"`{param}` is not a known field; leave it out", param=param)
-        field = cls.model_fields.get(str(path[0]))
-        expected = f"; expected {field.description}" if field else ""
-        if detail["type"] == "missing":
-            return RequestError(f"`{param}` is missing{expected}", param=param)
-        shown = repr(value)
-        if len(shown) > MAX_SHOWN_VALUE:
-            shown = f"{shown[:MAX_SHOWN_VALUE]}…"
-        return RequestError(f"`{param}` is {shown}: {detail['msg']}{expected}", param=param)
+        return self
 
     @property
     def num_logprobs(self) -> int | None:
@@ -263,29 +214,3 @@ class ChatRequest(GenerationRequest):
     def limit(self) -> int | None:
         """The most tokens to generate, by either name."""
         return self.max_completion_tokens or self.max_tokens
-
-
-def _check_unicode(body: dict[str, Any]) -> None:
-    """Refuse half of a surrogate pair, which JSON can spell but no tokenizer and no UTF-8 can."""
-    try:
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"the body has {error.object[error.start]!r}, half of a surrogate pair; send whole "
-            "characters"
-        ) from error
-
-
-def _path(loc: tuple[int | str, ...], body: Any) -> tuple[tuple[int | str, ...], Any]:
-    """Return the path inside the body that a pydantic location means, and the value there.
-
-    Pydantic puts names of union members, such as `list[int]`, between the keys: they index nothing.
-    """
-    path: tuple[int | str, ...] = ()
-    value = body
-    for part in loc:
-        if isinstance(value, dict):
-            path, value = (*path, part), value.get(str(part))
-        elif isinstance(value, list) and isinstance(part, int):
-            path, value = (*path, part), value[part]
-    return path, value

@@ -1,0 +1,95 @@
+"""How every body is read: strictly, and refused with the path of the value that is wrong.
+
+Types are strict (`"5"` is no number), null means absent and an unknown name is refused. Every
+refusal is a RequestError whose `param` is the path of the value.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+
+from sgate_serve.errors import RequestError
+from sgate_serve.server.parameters import drop_neutral, drop_nulls
+
+MAX_SHOWN_VALUE = 60
+
+TokenIds = list[int]
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StrictBody(StrictModel):
+    """The body of an endpoint that runs the model."""
+
+    model: str | None = Field(None, description="the served model's name, or absent")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, body: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(body, dict):
+            raise RequestError(
+                "the body must be a JSON object sent with Content-Type: application/json"
+            )
+        _check_unicode(body)
+        fields = drop_neutral(drop_nulls(body), frozenset(cls.model_fields))
+        try:
+            return handler(fields)
+        except ValidationError as error:
+            raise cls._refusal(error, fields) from error
+
+    @classmethod
+    def _refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> RequestError:
+        """Say of the most specific of pydantic's errors what is wrong, where, and what would do.
+
+        Of a union each member errs: the one that read furthest is the one that was meant.
+        """
+        found = [(_path(detail["loc"], fields), detail) for detail in error.errors()]
+        (path, value), detail = max(found, key=lambda entry: (len(entry[0][0]), entry[0][0]))
+        param = ".".join(str(part) for part in path)
+        if detail["type"] == "extra_forbidden":
+            return RequestError(f"`{param}` is not a known field; leave it out", param=param)
+        field = cls.model_fields.get(str(path[0]))
+        expected = f"; expected {field.description}" if field else ""
+        if detail["type"] == "missing":
+            return RequestError(f"`{param}` is missing{expected}", param=param)
+        shown = repr(value)
+        if len(shown) > MAX_SHOWN_VALUE:
+            shown = f"{shown[:MAX_SHOWN_VALUE]}…"
+        return RequestError(f"`{param}` is {shown}: {detail['msg']}{expected}", param=param)
+
+
+def _check_unicode(body: dict[str, Any]) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell but no tokenizer and no UTF-8 can."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the body has {error.object[error.start]!r}, half of a surrogate pair; send whole "
+            "characters"
+        ) from error
+
+
+def _path(loc: tuple[int | str, ...], body: Any) -> tuple[tuple[int | str, ...], Any]:
+    """Return the path inside the body that a pydantic location means, and the value there.
+
+    Pydantic puts names of union members, such as `list[int]`, between the keys: they index nothing.
+    """
+    path: tuple[int | str, ...] = ()
+    value = body
+    for part in loc:
+        if isinstance(value, dict):
+            path, value = (*path, part), value.get(str(part))
+        elif isinstance(value, list) and isinstance(part, int):
+            path, value = (*path, part), value[part]
+    return path, value
