@@ -64,7 +64,7 @@ ALLOWED = {
     # Hands our server's options to vLLM's, which takes its place.
     "sgate_serve/engines/vllm/server.py": ENGINES | below("engines", "server.options"),
     "sgate_serve/server": {"sgate_serve.errors", "sgate_serve.engines.base"}
-    | {"sgate_serve.tokenization", "sgate_serve.__version__", "sgate_serve.options"},
+    | below("tokenization", "fields", "__version__", "options"),
     "sgate_serve/training": CORE
     | {"sgate_serve.gates", "sgate_serve.options", "converters.rules", "sgate_serve.models"}
     | {"sgate_serve.environment"},

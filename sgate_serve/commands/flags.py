@@ -19,7 +19,7 @@ def add_flags(
     """Add `--field-name` for every field of `options` but those left out.
 
     A field without default is required, a boolean is a switch, `X | None` takes an X, and
-    `tuple[int, ...]` numbers separated by commas.
+    `tuple[int, ...]` numbers, `tuple[str, ...]` words, separated by commas.
     """
     hints = get_type_hints(options)
     for field in fields(options):
@@ -83,7 +83,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> 
     if isinstance(default, tuple):
         # argparse reads a default that is text like what the user gives, and shows it as it is.
         default = ",".join(map(str, default))
-    if default is not None and text:
+    if default not in (None, "") and text:
         text += " (default: %(default)s)"
     parser.add_argument(
         flag,
@@ -101,4 +101,6 @@ def _reader(hint: Any) -> Any:
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     if hint == tuple[int, ...]:
         return comma_separated_numbers
+    if hint == tuple[str, ...]:
+        return comma_separated
     return hint if hint in (int, float, str, Path) else str

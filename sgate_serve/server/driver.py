@@ -12,11 +12,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Literal
+from typing import Any, Literal
 
-from sgate_serve.engines.base import Engine, EngineStats, Request, TokenEvent
+from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest, Request, TokenEvent
 from sgate_serve.errors import RequestError
-from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.model import AnyEngine, LoadedModel
+from sgate_serve.server.options import ServerOptions
+from sgate_serve.server.request_group import EngineEvent, EventT, RequestGroup, is_last
 
 logger = logging.getLogger(__name__)
 
@@ -43,61 +45,22 @@ class Stop:
     """Tells the engine thread to end."""
 
 
-Command = Request | Abort | Stop
-
-
-class RequestGroup:
-    """The engine requests of one HTTP call: an iterator over their events until all have ended."""
-
-    def __init__(self, driver: "EngineDriver", request_ids: Sequence[str]) -> None:
-        self._driver = driver
-        self._open = set(request_ids)
-        self._received: asyncio.Queue[TokenEvent | RequestError] = asyncio.Queue()
-
-    def receive(self, item: TokenEvent | RequestError) -> None:
-        self._received.put_nowait(item)
-
-    def __aiter__(self) -> "RequestGroup":
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        """Return the next event; raise RequestError if the engine refused a request or failed."""
-        while self._open:
-            item = await self._received.get()
-            if isinstance(item, RequestError):
-                raise item
-            if item.request_id not in self._open:
-                continue  # it crossed with the abort
-            if item.finish_reason is not None:
-                self._open.discard(item.request_id)
-                self._driver.forget(item.request_id)
-            return item
-        raise StopAsyncIteration
-
-    def abort(self, request_id: str) -> None:
-        """Free the request's slot before the engine's next step; nothing happens if it ended."""
-        if request_id in self._open:
-            self._open.discard(request_id)
-            self._driver.abort(request_id)
-
-    def close(self) -> None:
-        """Abort whatever has not ended."""
-        for request_id in tuple(self._open):
-            self.abort(request_id)
+Command = Request | PoolingRequest | Abort | Stop
 
 
 class EngineDriver:
     """Runs one engine for many HTTP calls. Every public method is for the event loop's thread."""
 
-    def __init__(self, load: Callable[[], LoadedModel]) -> None:
+    def __init__(self, load: Callable[[], LoadedModel], options: ServerOptions) -> None:
         self.state: State = "loading"
         self.load_error: BaseException | None = None
         self.loaded: LoadedModel | None = None
         self.stats = EngineStats(num_running=0, num_waiting=0, kv_cache_usage=0.0)
         self._load = load
+        self._options = options
         self._loop: asyncio.AbstractEventLoop
         self._commands: SimpleQueue[Command] = SimpleQueue()
-        self._groups: dict[str, RequestGroup] = {}
+        self._groups: dict[str, RequestGroup[Any]] = {}
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -125,25 +88,50 @@ class EngineDriver:
         if not is_loading:
             await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
-    def open(self, requests: Sequence[Request]) -> RequestGroup:
+    def open(self, requests: Sequence[Request]) -> RequestGroup[TokenEvent]:
         """Queue the requests; their events come out of the returned group, which must be closed.
 
-        Raises RequestError 503 if the engine is not running.
+        Raises RequestError 503 if the engine is not running, 429 if too many requests wait.
         """
+        return self._queue(requests, RequestGroup[TokenEvent](_ids(requests), self._abort))
+
+    def open_pooling(self, requests: Sequence[PoolingRequest]) -> RequestGroup[PooledOutput]:
+        """Queue the requests of an encoder, as `open` does."""
+        return self._queue(requests, RequestGroup[PooledOutput](_ids(requests), self._abort))
+
+    def _queue(
+        self, requests: Sequence[Request | PoolingRequest], group: RequestGroup[EventT]
+    ) -> RequestGroup[EventT]:
         self.check_ready()
-        group = RequestGroup(self, [request.request_id for request in requests])
+        self._check_room(len(requests))
+        if self._options.request_timeout_seconds is not None:
+            group.end_after(self._options.request_timeout_seconds)
         for request in requests:
             self._groups[request.request_id] = group
             self._commands.put(request)
         return group
 
-    def abort(self, request_id: str) -> None:
-        self.forget(request_id)
-        self._commands.put(Abort(request_id))
+    def _check_room(self, num_new: int) -> None:
+        """Raise RequestError if the queue cannot take so many: 429, or 400 if it never could.
 
-    def forget(self, request_id: str) -> None:
-        """Stop routing the events of a request that has ended."""
+        What the engine has not ended and did not run after its last step waits.
+        """
+        limit = self._options.max_queue
+        if num_new > limit:
+            raise RequestError(
+                f"these are {num_new} prompts and choices at once, but the queue of this server "
+                f"holds {limit}; send fewer in one call"
+            )
+        if len(self._groups) - self.stats.num_running + num_new > limit:
+            raise RequestError(
+                f"{limit} requests may wait on this server and too many do; try again later",
+                status=429,
+                code="queue_full",
+            )
+
+    def _abort(self, request_id: str) -> None:
         self._groups.pop(request_id, None)
+        self._commands.put(Abort(request_id))
 
     def end_requests(self) -> None:
         """Refuse new requests and fail the open ones: the server is going down."""
@@ -173,15 +161,18 @@ class EngineDriver:
         self.state = "failed"
         self._fail_groups(RequestError(REASONS["failed"], status=500))
 
-    def _deliver(self, events: Sequence[TokenEvent], stats: EngineStats) -> None:
+    def _deliver(self, events: Sequence[EngineEvent], stats: EngineStats) -> None:
         self.stats = stats
         for event in events:
             group = self._groups.get(event.request_id)
-            if group is not None:
-                group.receive(event)
+            if group is None:
+                continue  # it crossed with the abort
+            group.receive(event)
+            if is_last(event):
+                del self._groups[event.request_id]
 
     def _refuse(self, request_id: str, error: RequestError) -> None:
-        group = self._groups.get(request_id)
+        group = self._groups.pop(request_id, None)
         if group is not None:
             group.receive(error)
 
@@ -201,7 +192,7 @@ class EngineDriver:
             logger.exception("the engine failed; open requests end with an error")
             self._post(self._fail)
 
-    def _advance(self, engine: Engine) -> bool:
+    def _advance(self, engine: AnyEngine) -> bool:
         """Apply what was asked, then step once if there is work; False when told to stop."""
         for command in self._take_commands(wait=not engine.has_work()):
             match command:
@@ -215,7 +206,7 @@ class EngineDriver:
         self._post(self._deliver, events, engine.stats())
         return True
 
-    def _add(self, engine: Engine, request: Request) -> None:
+    def _add(self, engine: AnyEngine, request: Request | PoolingRequest) -> None:
         try:
             engine.add(request)
         except RequestError as error:
@@ -232,3 +223,7 @@ class EngineDriver:
         # The loop is closed when the server gave up waiting for this thread: nobody listens.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *arguments)
+
+
+def _ids(requests: Sequence[Request | PoolingRequest]) -> list[str]:
+    return [request.request_id for request in requests]

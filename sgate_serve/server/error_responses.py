@@ -18,6 +18,7 @@ from starlette.responses import Response
 from sgate_serve.errors import RequestError
 
 RETRY_AFTER_SECONDS = 2
+PASSING = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 INTERNAL_ERROR = RequestError(
     "the server met an error of its own; its log has the traceback under this request's id",
     status=HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -32,9 +33,9 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response of a refusal; 503 asks to come back, which the SDK does by itself."""
+    """Return the response of a refusal; 429 and 503 ask to come back, as the SDK does by itself."""
     added = dict(headers or {})
-    if error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if error.status in PASSING:
         added["retry-after"] = str(RETRY_AFTER_SECONDS)
     # ASCII, because a message may quote half a surrogate pair, which UTF-8 cannot carry.
     content = json.dumps(error_body(error))

@@ -96,9 +96,10 @@ class Generation:
             for index, request in enumerate(job.requests)
         }
         self._clocks = {
-            request.request_id: metrics.clock(len(request.prompt)) for request in job.requests
+            request.request_id: metrics.clock(num_prompt_tokens)
+            for request, num_prompt_tokens in zip(job.requests, job.num_prompt_tokens, strict=True)
         }
-        self._num_prompt_tokens = job.num_prompt_tokens
+        self._num_prompt_tokens = sum(job.num_prompt_tokens)
         self._num_generated = 0
         self._group = driver.open(job.requests)
 
@@ -110,6 +111,11 @@ class Generation:
     def usage(self) -> Usage:
         """The tokens so far."""
         return Usage(self._num_prompt_tokens, self._num_generated)
+
+    @property
+    def finish_reasons(self) -> list[FinishReason]:
+        """How the choices ended, those that did not as aborted."""
+        return [choice.finish_reason or "abort" for choice in self._choices.values()]
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """Yield what each event adds; raise RequestError if the engine refuses or fails."""
@@ -127,9 +133,11 @@ class Generation:
 
     def _record(self, event: TokenEvent, choice: Choice) -> None:
         """Count the event, and free the slot of a choice that a stop string has ended."""
+        clock = self._clocks[event.request_id]
+        clock.read_prompt()
         if event.token is not None:
             self._num_generated += 1
-            self._clocks[event.request_id].token()
+            clock.token()
         if choice.finish_reason is not None:
             self._group.abort(event.request_id)
             self._clocks.pop(event.request_id).end(choice.finish_reason)

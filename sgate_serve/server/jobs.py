@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 from sgate_serve.engines.base import Request, SamplingParams
 from sgate_serve.errors import RequestError
@@ -23,17 +24,24 @@ class Job:
     """The engine requests of one HTTP call, in the order of its choices.
 
     `stop` ends a choice where its text shows one of the strings; `echo` is the text shown before
-    each choice's own, nothing unless asked for. `num_prompt_tokens` counts a prompt once, however
-    many choices continue it.
+    each choice's own, nothing unless asked for. A prompt has `num_choices` requests side by side.
     """
 
     requests: tuple[Request, ...]
     stop: tuple[str, ...]
     echo: tuple[str, ...]
-    num_prompt_tokens: int
+    num_choices: int = 1
+
+    @property
+    def num_prompt_tokens(self) -> tuple[int, ...]:
+        """The prompt tokens to count for each request: a prompt's with its first choice."""
+        return tuple(
+            0 if index % self.num_choices else len(request.prompt)
+            for index, request in enumerate(self.requests)
+        )
 
 
-def completion_job(body: CompletionRequest, model: LoadedModel, job_id: str) -> Job:
+def completion_job(body: CompletionRequest, model: LoadedModel) -> Job:
     """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
     prompts = [_encode(prompt, model) for prompt in body.prompts]
@@ -50,12 +58,12 @@ def completion_job(body: CompletionRequest, model: LoadedModel, job_id: str) -> 
             "are made at once",
             param="n",
         )
-    requests = _requests(job_id, prompts, sampling, body.n)
+    requests = _requests(prompts, sampling, body.n)
     echo = tuple(_echo(body, prompt, model) for prompt in body.prompts for _ in range(body.n))
-    return Job(requests, body.stop_strings, echo, sum(map(len, prompts)))
+    return Job(requests, body.stop_strings, echo, body.n)
 
 
-def chat_job(body: ChatRequest, model: LoadedModel, job_id: str) -> Job:
+def chat_job(body: ChatRequest, model: LoadedModel) -> Job:
     """Render and encode a conversation; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
     codec = model.require_codec("messages")
@@ -63,14 +71,18 @@ def chat_job(body: ChatRequest, model: LoadedModel, job_id: str) -> Job:
     # A prompt that leaves no room is refused with one token asked for, by the check below.
     max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
     _check_length(prompt, max_tokens, model, "messages")
-    requests = _requests(job_id, [prompt], _sampling(body, model, max_tokens), body.n)
-    return Job(requests, body.stop_strings, ("",) * body.n, len(prompt))
+    requests = _requests([prompt], _sampling(body, model, max_tokens), body.n)
+    return Job(requests, body.stop_strings, ("",) * body.n, body.n)
 
 
 def _requests(
-    job_id: str, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, n: int
+    prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, n: int
 ) -> tuple[Request, ...]:
-    """Return `n` requests for each prompt, one prompt's side by side, each with its own seed."""
+    """Return `n` requests for each prompt, one prompt's side by side, each with its own seed.
+
+    Their ids are new: two clients may send the same `x-request-id` at once.
+    """
+    job_id = uuid4().hex
     choices = [sampling] * n
     if sampling.seed is not None:
         seeds = [(sampling.seed + index) % SEED_MODULUS for index in range(n)]

@@ -4,6 +4,7 @@ Each server has its own registry. Times are in seconds, as the client sees them:
 the event loop takes a token from the engine.
 """
 
+from itertools import takewhile
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -34,7 +35,7 @@ REQUEST_BUCKETS = (0.1, 0.3, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 12
 class ServerMetrics:
     """The metrics of one served model."""
 
-    def __init__(self, model_name: str) -> None:
+    def __init__(self, model_name: str, max_model_len: int) -> None:
         self.registry = CollectorRegistry()
         self._name = model_name
         self._running = self._gauge("num_requests_running", "Requests in a slot.")
@@ -57,6 +58,18 @@ class ServerMetrics:
         self._request = self._histogram(
             "e2e_request_latency_seconds", "Request to its end.", REQUEST_BUCKETS
         )
+        self._mean_token = self._histogram(
+            "request_time_per_output_token_seconds",
+            "Mean time from token to next token of a request that ended.",
+            NEXT_TOKEN_BUCKETS,
+        )
+        token_buckets = _token_buckets(max_model_len)
+        self._prompt_length = self._histogram(
+            "request_prompt_tokens", "Tokens of each prompt.", token_buckets
+        )
+        self._generated_length = self._histogram(
+            "request_generation_tokens", "Tokens generated for each choice.", token_buckets
+        )
 
     def render(self, stats: EngineStats) -> bytes:
         """Return the text exposition, with the engine's snapshot in the gauges."""
@@ -69,14 +82,22 @@ class ServerMetrics:
         """Start the clock of one engine request."""
         return RequestClock(self, num_prompt_tokens)
 
-    def count_first_token(self, seconds: float, num_prompt_tokens: int) -> None:
-        self._prompt_tokens.inc(num_prompt_tokens)
+    def count_prompt(self, num_tokens: int) -> None:
+        self._prompt_tokens.inc(num_tokens)
+        self._prompt_length.observe(num_tokens)
+
+    def count_first_token(self, seconds: float) -> None:
         self._generated_tokens.inc()
         self._first_token.observe(seconds)
 
     def count_next_token(self, seconds: float) -> None:
         self._generated_tokens.inc()
         self._next_token.observe(seconds)
+
+    def count_generated(self, num_tokens: int, decode_seconds: float) -> None:
+        self._generated_length.observe(num_tokens)
+        if num_tokens > 1:
+            self._mean_token.observe(decode_seconds / (num_tokens - 1))
 
     def count_end(self, seconds: float, reason: FinishReason) -> None:
         self._ended.labels(self._name, reason).inc()
@@ -94,23 +115,41 @@ class ServerMetrics:
 
 
 class RequestClock:
-    """The times of one engine request, from when it was queued."""
+    """The times of one engine request, from when it was queued.
+
+    `num_prompt_tokens` is 0 where another request counts the same prompt.
+    """
 
     def __init__(self, metrics: ServerMetrics, num_prompt_tokens: int) -> None:
         self._metrics = metrics
         self._num_prompt_tokens = num_prompt_tokens
-        self._start = perf_counter()
-        self._last: float | None = None
+        self._num_generated = 0
+        self._start = self._first = self._last = perf_counter()
+
+    def read_prompt(self) -> None:
+        """Count the prompt, which the engine has read when it first says something; only once."""
+        if self._num_prompt_tokens:
+            self._metrics.count_prompt(self._num_prompt_tokens)
+            self._num_prompt_tokens = 0
 
     def token(self) -> None:
         """Record a token that arrived now."""
         now = perf_counter()
-        if self._last is None:
-            self._metrics.count_first_token(now - self._start, self._num_prompt_tokens)
+        if self._num_generated == 0:
+            self._first = now
+            self._metrics.count_first_token(now - self._start)
         else:
             self._metrics.count_next_token(now - self._last)
+        self._num_generated += 1
         self._last = now
 
     def end(self, reason: FinishReason) -> None:
         """Record that the request ended now."""
         self._metrics.count_end(perf_counter() - self._start, reason)
+        self._metrics.count_generated(self._num_generated, self._last - self._first)
+
+
+def _token_buckets(max_model_len: int) -> tuple[float, ...]:
+    """Return 1, 2, 5, 10, 20, ... up to the longest request, as vLLM does."""
+    steps = (factor * 10**power for power in range(19) for factor in (1, 2, 5))
+    return tuple(takewhile(lambda step: step <= max_model_len, steps))

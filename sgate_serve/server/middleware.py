@@ -1,76 +1,17 @@
-"""What wraps every request: its id and log line, the API key, the limit of the body.
+"""What wraps every request: the API key and the limit of the body.
 
 Plain ASGI, because a wrapper that re-reads the response would hide a client that hangs up.
 """
 
-import json
-import logging
 import secrets
-from time import perf_counter
-from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.error_responses import as_request_error, error_response
-
-logger = logging.getLogger(__name__)
-
-HEALTH_PATH = "/health"
-METRICS_PATH = "/metrics"
-# Asked every few seconds by machines; their lines would drown the others.
-QUIET_PATHS = frozenset({HEALTH_PATH, METRICS_PATH})
-# nginx's status for a client that closed the connection; only ever logged.
-CLIENT_CLOSED = 499
-
-
-class RequestLog:
-    """Gives each request an id, logs one line when it ends, and answers for bugs.
-
-    The id is in `scope["state"]`, in the header `x-request-id` and in the log line.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id, start = uuid4().hex, perf_counter()
-        status: int | None = None
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        except ClientDisconnect:
-            status = CLIENT_CLOSED
-        except Exception as error:
-            logger.exception("request failed id=%s", request_id)
-            if status is not None:  # the response has begun and can only be broken off
-                raise
-            refusal = as_request_error(error, Request(scope))
-            await error_response(refusal)(scope, receive, send_with_id)
-        finally:
-            _log(scope, request_id, status or CLIENT_CLOSED, perf_counter() - start)
-
-
-def _log(scope: Scope, request_id: str, status: int, seconds: float) -> None:
-    path = json.dumps(scope["path"])
-    level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
-    milliseconds = seconds * 1000
-    line = "request id=%s method=%s path=%s status=%d ms=%.1f"
-    logger.log(level, line, request_id, scope["method"], path, status, milliseconds)
+from sgate_serve.server.error_responses import error_response
+from sgate_serve.server.paths import HEALTH_PATH
 
 
 class ApiKey:

@@ -1,16 +1,22 @@
-"""How a server listens, whom it lets in, and how it ends."""
+"""How a server listens, whom it lets in, how much it takes on, and how it ends."""
 
+import re
 from dataclasses import dataclass
 
 from sgate_serve.errors import SgateError
-from sgate_serve.options import option
+from sgate_serve.options import flag_of, option
+
+LOG_FORMATS = ("text", "json")
+# What a browser sends as `Origin`: a scheme and a host, perhaps a port, never a path.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 @dataclass(frozen=True)
 class ServerOptions:
     """Port 0 takes a free one; without a key everyone who reaches the port is let in.
 
-    `grace_seconds` is how long running requests may go on after SIGTERM or SIGINT.
+    `grace_seconds` is how long running requests may go on after SIGTERM or SIGINT. `max_queue`
+    counts prompts and choices, not calls; what a slot already runs does not wait.
     """
 
     host: str = option("127.0.0.1", "address to listen on")
@@ -18,13 +24,33 @@ class ServerOptions:
     api_key: str | None = option(
         None, "key that clients must send (default: $SGATE_API_KEY, if set)", is_secret=True
     )
-    grace_seconds: float = option(30.0, "how long running requests may go on after SIGTERM")
+    allow_origin: tuple[str, ...] = option(
+        (), "web origins whose pages may call, separated by commas; * for all (default: none)"
+    )
+    max_queue: int = option(1024, "how many prompts and choices may wait; more are told 429")
+    request_timeout_seconds: float | None = option(
+        None, "how long a request may wait and run together (default: no limit)"
+    )
     max_body_bytes: int = option(32 * 1024**2, "largest request body")
+    grace_seconds: float = option(30.0, "how long running requests may go on after SIGTERM")
+    log_format: str = option("text", "text, or json for one object a line")
 
     def __post_init__(self) -> None:
         if self.api_key == "":
             raise SgateError("the API key is empty; give one, or leave the option out")
         if self.grace_seconds < 0:
             raise SgateError(f"grace_seconds is {self.grace_seconds}; it must be 0 or more")
-        if self.max_body_bytes <= 0:
-            raise SgateError(f"max_body_bytes is {self.max_body_bytes}; it must be positive")
+        for name in ("max_body_bytes", "max_queue", "request_timeout_seconds"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SgateError(f"{name} is {value}; it must be positive")
+        if self.log_format not in LOG_FORMATS:
+            raise SgateError(
+                f"log_format is {self.log_format!r}; it must be {' or '.join(LOG_FORMATS)}"
+            )
+        for origin in self.allow_origin:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise SgateError(
+                    f"{flag_of('allow_origin')} {origin} is no web origin; write it like "
+                    "https://chat.example.com, without a path, or * for all"
+                )

@@ -16,6 +16,7 @@ from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.model import LoadedModel
 from sgate_serve.server.options import ServerOptions
+from sgate_serve.server.request_log import start_logging
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +31,9 @@ def serve(options: ServerOptions, load: Callable[[], LoadedModel]) -> int:
     The socket opens at once; `load` runs in the engine's thread and what it raises is raised here.
     Raises SgateError if the address cannot be had. The address goes to stdout, the log to stderr.
     """
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
-        force=True,
-    )
+    start_logging(options.log_format)
     listener = open_listener(options.host, options.port)
-    server = DrainingServer(EngineDriver(load), options)
+    server = DrainingServer(EngineDriver(load, options), options)
     with listener, server.signals_that_end_it():
         server.run(sockets=[listener])
     if server.driver.load_error is not None:

@@ -9,9 +9,8 @@ from typing import Any
 
 import httpx
 
-from sgate_serve.engines.base import Engine
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.model import AnyEngine, LoadedModel
 from sgate_serve.server.options import ServerOptions
 from sgate_serve.server.run import DrainingServer, address, open_listener
 from sgate_serve.tokenization import TextCodec
@@ -36,7 +35,7 @@ def speaking(text: str, **options: Any) -> HashEngine:
     return HashEngine(VOCAB_SIZE, script=[*token_ids(text), EOS_ID], **options)
 
 
-def model_of(engine: Engine, codec: TextCodec | None = CODEC) -> LoadedModel:
+def model_of(engine: AnyEngine, codec: TextCodec | None = CODEC) -> LoadedModel:
     return LoadedModel(engine, MODEL, codec, frozenset({EOS_ID}))
 
 
@@ -45,7 +44,7 @@ def serving(load: Callable[[], LoadedModel], **options: Any) -> Iterator[httpx.C
     """Run a server until the block ends; yields a client whose base is the server's address."""
     chosen = ServerOptions(**{"grace_seconds": 2.0, **options})
     with open_listener(chosen.host, 0) as listener:
-        server = DrainingServer(EngineDriver(load), chosen)
+        server = DrainingServer(EngineDriver(load, chosen), chosen)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:
@@ -58,7 +57,7 @@ def serving(load: Callable[[], LoadedModel], **options: Any) -> Iterator[httpx.C
 
 @contextmanager
 def serving_engine(
-    engine: Engine, codec: TextCodec | None = CODEC, **options: Any
+    engine: AnyEngine, codec: TextCodec | None = CODEC, **options: Any
 ) -> Iterator[httpx.Client]:
     """Run a server around an engine, ready when the block begins."""
     with serving(lambda: model_of(engine, codec), **options) as client:

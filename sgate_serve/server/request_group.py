@@ -1,0 +1,79 @@
+"""The engine requests of one HTTP call, seen from the event loop."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from sgate_serve.engines.base import PooledOutput, TokenEvent
+from sgate_serve.errors import RequestError
+
+EngineEvent = TokenEvent | PooledOutput
+EventT = TypeVar("EventT", TokenEvent, PooledOutput)
+
+
+class RequestGroup(Generic[EventT]):
+    """An iterator over the events of some requests until all have ended. It must be closed.
+
+    `abort` is called with the id of a request that is no longer wanted.
+    """
+
+    def __init__(self, request_ids: Sequence[str], abort: Callable[[str], None]) -> None:
+        self._abort = abort
+        self._open = set(request_ids)
+        self._received: asyncio.Queue[EventT | RequestError] = asyncio.Queue()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def receive(self, item: EventT | RequestError) -> None:
+        self._received.put_nowait(item)
+
+    def end_after(self, seconds: float) -> None:
+        """Give the requests so long; then they are aborted, and the iterator raises 504."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(seconds, self._time_out, seconds)
+
+    def __aiter__(self) -> "RequestGroup[EventT]":
+        return self
+
+    async def __anext__(self) -> EventT:
+        """Return the next event; raise RequestError if the engine refused a request or failed."""
+        while self._open:
+            item = await self._received.get()
+            if isinstance(item, RequestError):
+                raise item
+            if item.request_id not in self._open:
+                continue  # it crossed with the abort
+            if is_last(item):
+                self._open.discard(item.request_id)
+            return item
+        raise StopAsyncIteration
+
+    def abort(self, request_id: str) -> None:
+        """Free the request's slot before the engine's next step; nothing happens if it ended."""
+        if request_id in self._open:
+            self._open.discard(request_id)
+            self._abort(request_id)
+
+    def close(self) -> None:
+        """Abort whatever has not ended."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for request_id in tuple(self._open):
+            self.abort(request_id)
+
+    def _time_out(self, seconds: float) -> None:
+        # They stay open here, so that the reader still meets the error, even one that is slow.
+        for request_id in self._open:
+            self._abort(request_id)
+        self.receive(
+            RequestError(
+                f"the request took longer than {seconds:g} s, this server's limit; ask for fewer "
+                "tokens, or try again when it is less busy",
+                status=504,
+                code="request_timeout",
+            )
+        )
+
+
+def is_last(event: EngineEvent) -> bool:
+    """Say whether a request ends with this event; an encoder answers with one."""
+    return isinstance(event, PooledOutput) or event.finish_reason is not None
