@@ -1,4 +1,4 @@
-"""Text in, token ids out, and back again piece by piece.
+"""Text in, token ids out, and back again.
 
 Reads the tokenizer files of a Hugging Face folder with the `tokenizers` library alone. It refuses
 nothing that the folder lacks: without `tokenizer.json` there is no codec, without a chat template
@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from sgate_serve.chat_template import ChatTemplate
+from sgate_serve.detokenization import Detokenizer
 from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.fields import read_json
 
@@ -23,12 +24,6 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-# How many tokens of the prompt the first new token is decoded behind, so that a decoder which
-# strips the first space (Metaspace) does not strip one in the middle. vLLM's number.
-NUM_CONTEXT_TOKENS = 5
-# A model may emit invalid UTF-8 for ever; past this many held tokens they are shown as U+FFFD.
-MAX_HELD_TOKENS = 32
-REPLACEMENT = "\ufffd"
 METASPACE = "\u2581"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -42,6 +37,14 @@ def _byte_alphabet() -> dict[str, bytes]:
 
 
 BYTE_OF = _byte_alphabet()
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token ids with special tokens, and the segment of each, None if there is only one."""
+
+    ids: tuple[int, ...]
+    token_types: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,42 @@ class TextCodec:
         config = read_json(config_path) if config_path.exists() else {}
         return cls(tokenizer, ChatTemplate.load(folder, config, special_tokens(config)))
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Return the token ids of a prompt, with the special tokens the tokenizer itself adds."""
-        return tuple(self.tokenizer.encode(text).ids)
+        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    def encode_texts(
+        self, text: str, text_pair: str | None = None, max_tokens: int | None = None
+    ) -> EncodedTexts:
+        """Return one text, or two joined, as an encoder reads it.
+
+        Over `max_tokens` the longer text loses its end, never a special token. Raises RequestError
+        if that many tokens leave no room for text.
+        """
+        first = self.tokenizer.encode(text, add_special_tokens=False)
+        second = None
+        if text_pair is not None:
+            second = self.tokenizer.encode(text_pair, add_special_tokens=False)
+        if max_tokens is not None:
+            num_special = self.tokenizer.num_special_tokens_to_add(text_pair is not None)
+            if max_tokens <= num_special:
+                raise RequestError(
+                    f"{max_tokens} tokens leave no room for text beside {num_special} special "
+                    "tokens; allow more",
+                    param="truncate_prompt_tokens",
+                )
+            _truncate(first, second, max_tokens - num_special)
+        whole = self.tokenizer.post_process(first, second, True)
+        types = tuple(whole.type_ids)
+        return EncodedTexts(tuple(whole.ids), types if any(types) else None)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_special_tokens: bool = False
+    ) -> tuple[int, ...]:
         """Return the token ids of a conversation, up to where the assistant is to speak.
 
-        Raises RequestError without a chat template, or if the template refuses the messages.
+        The template writes the special tokens itself; more are added only if asked for. Raises
+        RequestError without a chat template, or if the template refuses the messages.
         """
         if self.chat_template is None:
             raise RequestError(
@@ -95,12 +126,15 @@ class TextCodec:
                 param="messages",
             )
         text = self.chat_template.render(messages)
-        # The template writes the special tokens itself.
-        return tuple(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return self.encode(text, add_special_tokens=add_special_tokens)
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of tokens, special tokens left out."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens, special tokens left out unless they are wanted."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        """Return what the vocabulary calls each token; an id that it lacks has an empty name."""
+        return [self.tokenizer.id_to_token(token) or "" for token in tokens]
 
     def token_bytes(self, token: int) -> bytes:
         """Return the bytes that a token stands for; an added token's are those of its name."""
@@ -132,45 +166,19 @@ class TextCodec:
         }
         return frozenset(special[text] for text in texts if text in special)
 
-    def detokenizer(self, prompt: Sequence[int]) -> "Detokenizer":
-        return Detokenizer(self, prompt[-NUM_CONTEXT_TOKENS:])
+    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
+        return Detokenizer(self.decode, prompt)
 
 
-class Detokenizer:
-    """Turns tokens into text one by one; a character split over tokens comes out whole.
-
-    The window is the last complete piece of text, as context, and the tokens behind it. What
-    `push` and `flush` returned, joined, is the decoding of all tokens pushed.
-    """
-
-    def __init__(self, codec: TextCodec, context: Sequence[int]) -> None:
-        self._codec = codec
-        self._window = list(context)
-        self._num_context = len(context)
-        self._num_shown = len(codec.decode(context).rstrip(REPLACEMENT))
-
-    def push(self, token: int) -> str:
-        """Return the text that became certain with this token, often one token's, maybe none."""
-        self._window.append(token)
-        text = self._codec.decode(self._window)
-        num_held = len(self._window) - self._num_context
-        if text.endswith(REPLACEMENT) and num_held < MAX_HELD_TOKENS:
-            return self._show(text.rstrip(REPLACEMENT))
-        shown = self._show(text)
-        if shown:
-            del self._window[: self._num_context]
-            self._num_context = len(self._window)
-            self._num_shown = len(self._codec.decode(self._window))
-        return shown
-
-    def flush(self) -> str:
-        """Return what is still held: the replacement of a character that was never completed."""
-        return self._show(self._codec.decode(self._window))
-
-    def _show(self, text: str) -> str:
-        shown = text[self._num_shown :]
-        self._num_shown = max(self._num_shown, len(text))
-        return shown
+def _truncate(first: Encoding, second: Encoding | None, room: int) -> None:
+    """Cut the longer text until `room` tokens are left, as transformers' `longest_first` does."""
+    if second is None:
+        first.truncate(room)
+        return
+    shorter, longer = (second, first) if len(first) > len(second) else (first, second)
+    # The longer one has what the shorter one leaves, and never less than half.
+    longer.truncate(max(room - len(shorter), (room + 1) // 2))
+    shorter.truncate(room - len(longer))
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

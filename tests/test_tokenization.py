@@ -10,10 +10,19 @@ from tokenizers import Tokenizer, decoders, models
 from sgate_serve.chat_template import ChatTemplate
 from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.tokenization import TextCodec, read_stop_token_ids
-from tests.text_model import BOS, CHAT_TEMPLATE, EOS, SENTENCES, byte_tokenizer, write_tokenizer
+from tests.text_model import (
+    BOS,
+    CHAT_TEMPLATE,
+    EOS,
+    SENTENCES,
+    byte_tokenizer,
+    pair_tokenizer,
+    write_tokenizer,
+)
 
 CODEC = TextCodec(byte_tokenizer())
 BYTES = byte_tokenizer(vocab_size=258)
+PAIRS = pair_tokenizer()
 VOCAB_SIZE = CODEC.tokenizer.get_vocab_size()
 
 
@@ -187,3 +196,24 @@ def test_stop_token_id_that_is_no_id_is_refused(tmp_path: Path, value: object) -
 def test_special_ids_are_those_of_special_tokens_only(tmp_path: Path) -> None:
     tokenizer = write_tokenizer(tmp_path)
     assert load(tmp_path).special_ids([EOS, "the", "nowhere"]) == {tokenizer.token_to_id(EOS)}
+
+
+@given(st.text("ab ", max_size=30), st.none() | st.text("ab ", max_size=30), st.integers(4, 40))
+def test_texts_of_an_encoder_are_cut_as_the_library_cuts_them(
+    text: str, pair: str | None, limit: int
+) -> None:
+    codec, cutting = TextCodec(PAIRS), pair_tokenizer()
+    cutting.enable_truncation(limit, strategy="longest_first")
+    for tokenizer, max_tokens in ((PAIRS, None), (cutting, limit)):
+        expected = tokenizer.encode(text) if pair is None else tokenizer.encode(text, pair)
+        encoded = codec.encode_texts(text, pair, max_tokens)
+        assert list(encoded.ids) == expected.ids
+        assert list(encoded.token_types or [0] * len(encoded.ids)) == expected.type_ids
+
+
+@pytest.mark.parametrize(("pair", "num_special"), [(None, 2), ("b", 3)])
+def test_texts_need_room_beside_the_special_tokens(pair: str | None, num_special: int) -> None:
+    codec = TextCodec(PAIRS)
+    with pytest.raises(RequestError, match=f"{num_special} tokens leave no room for text beside"):
+        codec.encode_texts("a", pair, num_special)
+    assert len(codec.encode_texts("a", pair, num_special + 1).ids) == num_special + 1

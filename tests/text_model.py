@@ -63,3 +63,14 @@ def chat_template() -> ChatTemplate:
     template = ChatTemplate.load(Path(), {"chat_template": CHAT_TEMPLATE}, {"bos_token": BOS})
     assert template is not None
     return template
+
+
+def pair_tokenizer() -> Tokenizer:
+    """Return the tokenizer as an encoder has it: `<s> text </s>`, the second text as segment 1."""
+    tokenizer = byte_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        pair=f"{BOS} $A {EOS} $B:1 {EOS}:1",
+        special_tokens=[(text, special_id(tokenizer, text)) for text in (BOS, EOS)],
+    )
+    return tokenizer

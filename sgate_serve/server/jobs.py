@@ -1,14 +1,14 @@
 """Turns a validated body into what the engine runs: prompts into token ids, limits, stop rules."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
 from sgate_serve.engines.base import Request, SamplingParams
 from sgate_serve.errors import RequestError
 from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.prompts import MAX_PROMPTS, as_list
 from sgate_serve.server.protocol import (
-    MAX_PROMPTS,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
@@ -44,7 +44,8 @@ class Job:
 def completion_job(body: CompletionRequest, model: LoadedModel) -> Job:
     """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
-    prompts = [_encode(prompt, model) for prompt in body.prompts]
+    texts = as_list(body.prompt)
+    prompts = [_encode(prompt, model) for prompt in texts]
     if not prompts:
         raise RequestError("`prompt` is an empty list; send at least one prompt", param="prompt")
     for prompt in prompts:
@@ -59,7 +60,7 @@ def completion_job(body: CompletionRequest, model: LoadedModel) -> Job:
             param="n",
         )
     requests = _requests(prompts, sampling, body.n)
-    echo = tuple(_echo(body, prompt, model) for prompt in body.prompts for _ in range(body.n))
+    echo = tuple(_echo(body, prompt, model) for prompt in texts for _ in range(body.n))
     return Job(requests, body.stop_strings, echo, body.n)
 
 
@@ -96,18 +97,8 @@ def _requests(
 def _encode(prompt: str | TokenIds, model: LoadedModel) -> tuple[int, ...]:
     if isinstance(prompt, str):
         return model.require_codec("prompt").encode(prompt)
-    _check_ids(prompt, model, "prompt")
+    model.check_ids(prompt, "prompt")
     return tuple(prompt)
-
-
-def _check_ids(tokens: Iterable[int], model: LoadedModel, param: str) -> None:
-    size = model.engine.vocab_size
-    for token in tokens:
-        if not 0 <= token < size:
-            raise RequestError(
-                f"`{param}` has the token id {token}; this model's ids are 0 to {size - 1}",
-                param=param,
-            )
 
 
 def _echo(body: CompletionRequest, prompt: str | TokenIds, model: LoadedModel) -> str:
@@ -125,8 +116,8 @@ def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> S
             param="min_tokens",
         )
     bias = tuple((int(token), value) for token, value in body.logit_bias.items())
-    _check_ids((token for token, _ in bias), model, "logit_bias")
-    _check_ids(body.stop_token_ids, model, "stop_token_ids")
+    model.check_ids((token for token, _ in bias), "logit_bias")
+    model.check_ids(body.stop_token_ids, "stop_token_ids")
     stop_ids = frozenset(body.stop_token_ids)
     if not body.ignore_eos:
         stop_ids |= model.stop_token_ids

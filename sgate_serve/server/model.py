@@ -1,6 +1,6 @@
 """What the server is given to serve: an engine with the text side of its model folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -98,6 +98,16 @@ class LoadedModel:
                 status=404,
                 code="model_not_found",
             )
+
+    def check_ids(self, tokens: Iterable[int], param: str) -> None:
+        """Raise RequestError naming `param` unless all are ids of this model's vocabulary."""
+        size = self.engine.vocab_size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"`{param}` has the token id {token}; this model's ids are 0 to {size - 1}",
+                    param=param,
+                )
 
     def require_codec(self, param: str) -> TextCodec:
         """Return the codec; raise RequestError naming `param`, which needs it, if there is none."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
+from sgate_serve.server.prompts import PROMPTS_EXPECTED, Prompts
 from sgate_serve.server.strict_body import StrictBody, StrictModel, TokenIds
 
 MAX_STOP_STRINGS = 16
@@ -15,7 +16,6 @@ MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
-MAX_PROMPTS = 1024
 
 StopString = Annotated[str, Field(min_length=1)]
 # JSON spells the keys of an object as strings.
@@ -102,15 +102,7 @@ class GenerationRequest(StrictBody):
 class CompletionRequest(GenerationRequest):
     """The body of /v1/completions. `max_tokens` is 16 unless given, as at OpenAI."""
 
-    prompt: (
-        str
-        | TokenIds
-        | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
-    ) = Field(
-        description="a string, a list of token ids, or a list of at most "
-        f"{MAX_PROMPTS} strings or lists of token ids"
-    )
+    prompt: Prompts = Field(description=PROMPTS_EXPECTED)
     max_tokens: int = Field(
         16, ge=0, description="a positive integer, or 0 together with `echo: true`"
     )
@@ -136,15 +128,6 @@ class CompletionRequest(GenerationRequest):
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens to show; None for no log-probabilities at all."""
         return self.logprobs
-
-    @property
-    def prompts(self) -> list[str | TokenIds]:
-        """The prompts, always as a list of them."""
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        token_ids = [item for item in self.prompt if isinstance(item, int)]
-        prompts = [item for item in self.prompt if not isinstance(item, int)]
-        return [token_ids] if token_ids else [*prompts]
 
 
 class TextPart(StrictModel):

@@ -12,14 +12,21 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.generation_routes import GenerationEndpoints
 from sgate_serve.server.model import LoadedModel
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
+from sgate_serve.server.pooling_routes import PoolingEndpoints
 from sgate_serve.server.service import Service
+from sgate_serve.server.token_routes import TokenEndpoints
 
 
 def create_router(driver: EngineDriver) -> APIRouter:
     """Return all paths of a server around one driver."""
     service = Service(driver)
     router = APIRouter()
-    for endpoints in (GenerationEndpoints(service), ServerEndpoints(service)):
+    for endpoints in (
+        GenerationEndpoints(service),
+        PoolingEndpoints(service),
+        TokenEndpoints(service),
+        ServerEndpoints(service),
+    ):
         router.include_router(endpoints.router())
     return router
 

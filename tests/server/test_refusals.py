@@ -103,9 +103,9 @@ def test_body_that_is_not_sent_as_json_is_a_400(client: httpx.Client) -> None:
 
 
 def test_unknown_path_and_method(client: httpx.Client) -> None:
-    response = client.get("/v1/embeddings")
+    response = client.get("/v1/audio/speech")
     assert response.status_code == 404
-    assert refusal(response)["message"] == "there is no /v1/embeddings; /docs lists what is"
+    assert refusal(response)["message"] == "there is no /v1/audio/speech; /docs lists what is"
     response = client.get("/v1/completions")
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"

@@ -114,12 +114,14 @@ def test_client_that_hangs_up_frees_its_slot(stream: bool, when: str) -> None:
     )
 
 
-def hang_on(client: httpx.Client, body: dict[str, Any]) -> socket.socket:
+def hang_on(
+    client: httpx.Client, body: dict[str, Any], path: str = "/v1/completions"
+) -> socket.socket:
     """Send a request on a connection of its own and read nothing."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port or 80))
-    request = client.build_request("POST", "/v1/completions", json=body)
+    request = client.build_request("POST", path, json=body)
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+    connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
     return connection
 
 

@@ -1,0 +1,58 @@
+"""The endpoints of encoders: embeddings and classification."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+
+from sgate_serve.engines.base import PoolingRequest
+from sgate_serve.server.pooling import pooled, pooling_requests
+from sgate_serve.server.pooling_answers import classes_json, embeddings_json, unit_length
+from sgate_serve.server.pooling_protocol import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.service import Service, log_usage
+from sgate_serve.server.streaming import until_disconnect
+
+
+class PoolingEndpoints:
+    """Embeddings and classes of texts."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/v1/embeddings", self.embed, methods=["POST"])
+        router.add_api_route("/classify", self.classify, methods=["POST"])
+        return router
+
+    async def embed(self, body: EmbeddingRequest, request: Request) -> JSONResponse:
+        """Return the embedding of each text."""
+        model = self._service.model_for("embed", request)
+        requests = await asyncio.to_thread(pooling_requests, body, model)
+        vectors = await self._run(requests, request, model.name)
+        if model.normalize:
+            vectors = [unit_length(vector) for vector in vectors]
+        return JSONResponse(embeddings_json(vectors, body, model.name, _num_tokens(requests)))
+
+    async def classify(self, body: ClassifyRequest, request: Request) -> JSONResponse:
+        """Return the label of each text or pair, with the scores of all labels."""
+        model = self._service.model_for("classify", request)
+        assert model.labels is not None
+        requests = await asyncio.to_thread(pooling_requests, body, model)
+        logits = await self._run(requests, request, model.name)
+        answer = classes_json(logits, model.labels, model.name, _num_tokens(requests))
+        return JSONResponse({"id": f"classify-{request.state.request_id}", **answer})
+
+    async def _run(
+        self, requests: Sequence[PoolingRequest], request: Request, model_name: str
+    ) -> list[NDArray[np.float32]]:
+        log_usage(request, model_name, (_num_tokens(requests), 0))
+        work = pooled(requests, self._service.driver, self._service.metrics)
+        return await until_disconnect(request.receive, work)
+
+
+def _num_tokens(requests: Sequence[PoolingRequest]) -> int:
+    return sum(len(request.prompt) for request in requests)

@@ -1,0 +1,323 @@
+"""Embeddings and classification over HTTP, on an encoder of hashes."""
+
+import base64
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sgate_serve.engines.base import PoolingRequest
+from sgate_serve.server.labels import Labels
+from sgate_serve.server.model import LoadedModel
+from sgate_serve.tokenization import TextCodec
+from tests.server.hash_encoder import HashEncoder, hash_values
+from tests.server.live import MODEL, VOCAB_SIZE, refusal, serving, wait_until
+from tests.server.test_streams import hang_on
+from tests.text_model import pair_tokenizer
+
+TOKENIZER = pair_tokenizer()
+CODEC = TextCodec(TOKENIZER)
+LABELS = Labels(("no", "maybe", "yes"), "single_label_classification")
+
+
+def encoder_of(task: Any, engine: HashEncoder | None = None, **options: Any) -> LoadedModel:
+    """A model of the task; classifiers have three labels."""
+    width = 3 if task == "classify" else 4
+    labels = LABELS if task == "classify" else None
+    values = {"codec": CODEC, "labels": labels, **options}
+    return LoadedModel(engine or HashEncoder(VOCAB_SIZE, width), MODEL, task=task, **values)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[httpx.Client]:
+    with serving(lambda: encoder_of("embed")) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        yield client
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Iterator[httpx.Client]:
+    with serving(lambda: encoder_of("classify")) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        yield client
+
+
+def expected(text: str, pair: str | None = None, width: int = 4) -> NDArray[np.float32]:
+    encoding = TOKENIZER.encode(text) if pair is None else TOKENIZER.encode(text, pair)
+    types = tuple(encoding.type_ids) if any(encoding.type_ids) else None
+    return hash_values(PoolingRequest("", tuple(encoding.ids), types), width)
+
+
+def embed(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post("/v1/embeddings", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_embeddings_have_openais_shape_and_the_order_of_the_inputs(
+    embedder: httpx.Client,
+) -> None:
+    texts = [f"the cat {index}" for index in range(11)]
+    answer = embed(embedder, input=texts, model=MODEL, user="me", encoding_format="float")
+    assert answer.keys() == {"object", "data", "model", "usage"}
+    assert (answer["object"], answer["model"]) == ("list", MODEL)
+    num_tokens = sum(len(TOKENIZER.encode(text).ids) for text in texts)
+    assert answer["usage"] == {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    for index, (text, entry) in enumerate(zip(texts, answer["data"], strict=True)):
+        assert (entry["object"], entry["index"]) == ("embedding", index)
+        assert entry["embedding"] == expected(text).tolist()
+
+
+def test_every_form_of_input_is_read(embedder: httpx.Client) -> None:
+    ids = TOKENIZER.encode("the cat").ids
+    [one] = embed(embedder, input="the cat")["data"]
+    assert one["embedding"] == expected("the cat").tolist()
+    for form in (ids, [ids], ["the cat"]):
+        assert embed(embedder, input=form)["data"] == [one]
+    assert len(embed(embedder, input=[ids, [5]])["data"]) == 2
+
+
+def test_base64_is_little_endian_float32(embedder: httpx.Client) -> None:
+    answer = embed(embedder, input=["the cat", "a gate"], encoding_format="base64")
+    for text, entry in zip(("the cat", "a gate"), answer["data"], strict=True):
+        decoded = np.frombuffer(base64.b64decode(entry["embedding"]), "<f4")
+        assert decoded.tolist() == expected(text).tolist()
+
+
+def test_only_the_models_own_width_is_accepted(embedder: httpx.Client) -> None:
+    embed(embedder, input="a", dimensions=4)
+    response = embedder.post("/v1/embeddings", json={"input": "a", "dimensions": 2})
+    assert response.status_code == 400
+    error = refusal(response)
+    assert error["param"] == "dimensions"
+    assert "is 2, but this model's embeddings have 4; leave it out" in error["message"]
+
+
+def test_embeddings_are_normalized_where_the_model_is_meant_so() -> None:
+    with serving(lambda: encoder_of("embed", normalize=True)) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        vector = np.array(embed(client, input="the cat")["data"][0]["embedding"])
+    assert np.linalg.norm(vector) == pytest.approx(1)
+    own = expected("the cat").astype(np.float64)
+    assert vector == pytest.approx(own / np.linalg.norm(own), abs=1e-6)
+
+
+def test_zeros_stay_zeros_when_normalized() -> None:
+    from sgate_serve.server.pooling_answers import unit_length
+
+    assert unit_length(np.zeros(3, np.float32)).tolist() == [0, 0, 0]
+
+
+def classify(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post("/classify", json=body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_classes_have_vllms_shape(classifier: httpx.Client) -> None:
+    answer = classify(classifier, input=["the cat", "a gate"], model=MODEL)
+    assert answer.keys() == {"id", "object", "created", "model", "data", "usage"}
+    assert answer["id"].startswith("classify-")
+    assert answer["object"] == "list"
+    assert answer["usage"].keys() == {"prompt_tokens", "total_tokens", "completion_tokens"}
+    for index, (text, entry) in enumerate(zip(("the cat", "a gate"), answer["data"], strict=True)):
+        scores = LABELS.scores(expected(text, width=3))
+        assert entry == {
+            "index": index,
+            "label": LABELS.names[int(scores.argmax())],
+            "probs": pytest.approx(scores.tolist()),
+            "num_classes": 3,
+        }
+        assert sum(entry["probs"]) == pytest.approx(1)
+
+
+def test_pairs_are_read_with_their_segments(classifier: httpx.Client) -> None:
+    scores = LABELS.scores(expected("the cat", "a gate", 3)).tolist()
+    [one] = classify(classifier, input="the cat", text_pair="a gate")["data"]
+    assert one["probs"] == pytest.approx(scores)
+    body = {"input": ["x", "the cat"], "text_pair": ["y", "a gate"]}
+    assert classify(classifier, **body)["data"][1]["probs"] == pytest.approx(scores)
+    assert classify(classifier, input="a gate", text_pair="the cat")["data"][0] != one
+
+
+@pytest.mark.parametrize(
+    ("texts", "pair"),
+    [("a", ["b"]), (["a"], "b"), (["a", "b"], ["c"]), ([5, 6], ["a"]), ([5, 6], "a"), ("a", [])],
+)
+def test_pairs_that_do_not_match_are_refused(
+    classifier: httpx.Client, texts: Any, pair: Any
+) -> None:
+    response = classifier.post("/classify", json={"input": texts, "text_pair": pair})
+    assert response.status_code == 400
+    error = refusal(response)
+    assert error["param"] == "text_pair"
+    assert "`text_pair` does not match `input`; send two strings, or two lists" in error["message"]
+
+
+LONG = "the cat " * 60
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({}, "input", "`input` is missing; expected a string, a list of token ids, or a list of"),
+        ({"input": []}, "input", "`input` is an empty list; send at least one text"),
+        ({"input": [[]]}, "input", "`input` has no tokens; send some text, or at least one"),
+        ({"input": [10**9]}, "input", "`input` has the token id 1000000000; this model's ids are"),
+        ({"input": "a", "text_pair": "b"}, "text_pair", "`text_pair` is not supported; leave it"),
+        ({"input": "a", "dimensions": 0}, "dimensions", "the width of the model's embeddings"),
+        ({"input": "a", "encoding_format": "int8"}, "encoding_format", "'int8'"),
+        ({"input": "a", "stream": True}, "stream", "`stream` is not a known field; leave it out"),
+        ({"input": "a", "model": "gpt"}, "model", "the model 'gpt' is not served here"),
+        ({"input": LONG}, "input", "this model reads 64 tokens, but `input` has 123; shorten it"),
+        (
+            {"input": "a", "truncate_prompt_tokens": 65},
+            "truncate_prompt_tokens",
+            "is 65, but this model reads 64 tokens; send at most that, or -1",
+        ),
+        (
+            {"input": "a", "truncate_prompt_tokens": 0},
+            "truncate_prompt_tokens",
+            "`truncate_prompt_tokens` 0 leaves nothing to read; send -1 for as many as fit",
+        ),
+        (
+            {"input": "a", "truncate_prompt_tokens": 2},
+            "truncate_prompt_tokens",
+            "2 tokens leave no room for text beside 2 special tokens; allow more",
+        ),
+    ],
+)
+def test_bad_bodies(embedder: httpx.Client, body: dict[str, Any], param: str, message: str) -> None:
+    response = embedder.post("/v1/embeddings", json=body)
+    assert response.status_code == (404 if param == "model" else 400)
+    error = refusal(response)
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_truncation_keeps_the_special_tokens() -> None:
+    engine = HashEncoder(VOCAB_SIZE)
+    with serving(lambda: encoder_of("embed", engine)) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        embed(client, input=[LONG, "the"], truncate_prompt_tokens=-1)
+        embed(client, input=LONG, truncate_prompt_tokens=9)
+        embed(client, input=list(range(80)), truncate_prompt_tokens=5)
+    full = TOKENIZER.encode(LONG).ids
+    longest, short, cut, ids = (request.prompt for request in engine.asked)
+    assert longest == (*full[:63], full[-1])
+    assert short == tuple(TOKENIZER.encode("the").ids)
+    assert cut == (*full[:8], full[-1])
+    assert ids == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("task", "path", "message"),
+    [
+        ("embed", "/classify", "/classify needs a classifier, but 'some/tiny-model' is an embed"),
+        ("embed", "/v1/completions", "ask it at /v1/embeddings"),
+        ("classify", "/v1/chat/completions", "is a classifier; ask it at /classify"),
+        ("classify", "/v1/embeddings", "/v1/embeddings needs an embedding model, but"),
+    ],
+)
+def test_endpoint_of_another_task_says_which_one_to_ask(
+    embedder: httpx.Client, classifier: httpx.Client, task: str, path: str, message: str
+) -> None:
+    client = {"embed": embedder, "classify": classifier}[task]
+    messages = [{"role": "user", "content": "a"}]
+    body = {"messages": messages} if "chat" in path else {"prompt": "a"}
+    if "completions" not in path:
+        body = {"input": "a"}
+    response = client.post(path, json=body)
+    assert response.status_code == 400
+    error = refusal(response)
+    assert error["code"] == "wrong_endpoint"
+    assert message in error["message"]
+
+
+def test_generative_model_is_no_encoder(client: httpx.Client) -> None:
+    for path in ("/v1/embeddings", "/classify"):
+        error = refusal(client.post(path, json={"input": "a"}))
+        assert "is a generative model; ask it at /v1/completions or /v1/chat" in error["message"]
+
+
+def test_text_without_a_tokenizer_is_refused_and_token_ids_work() -> None:
+    with serving(lambda: encoder_of("classify", codec=None)) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        assert client.post("/classify", json={"input": [5, 6]}).is_success
+        error = refusal(client.post("/classify", json={"input": "a"}))
+    assert error["message"].endswith("into the model folder, or send token ids to /classify")
+
+
+def test_many_callers_get_their_own_answers() -> None:
+    texts = [f"the cat {index}" for index in range(24)]
+    answers: dict[str, Any] = {}
+    with serving(
+        lambda: encoder_of("embed", HashEncoder(VOCAB_SIZE, step_seconds=0.005))
+    ) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+
+        def ask(text: str) -> None:
+            answers[text] = embed(client, input=[text, "shared"])["data"][0]["embedding"]
+
+        threads = [threading.Thread(target=ask, args=(text,)) for text in texts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert answers == {text: expected(text).tolist() for text in texts}
+
+
+def test_queue_time_and_disconnects_bound_an_encoder_too() -> None:
+    engine = HashEncoder(VOCAB_SIZE, step_seconds=0.1)
+    options = {"max_queue": 20, "request_timeout_seconds": 0.25}
+    with serving(lambda: encoder_of("embed", engine), **options) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        response = client.post("/v1/embeddings", json={"input": ["a"] * 20})
+        assert response.status_code == 504
+        wait_until(lambda: not engine.has_work())
+        connection = hang_on(client, {"input": ["a"] * 20}, "/v1/embeddings")
+        wait_until(engine.has_work)
+        response = client.post("/v1/embeddings", json={"input": "a"})
+        assert response.status_code == 429
+        connection.close()
+        wait_until(lambda: not engine.has_work())
+        assert client.post("/v1/embeddings", json={"input": "a"}).is_success
+
+
+def test_encoder_that_fails_or_refuses_says_so() -> None:
+    engine = HashEncoder(VOCAB_SIZE)
+    with serving(lambda: encoder_of("embed", engine)) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        engine.max_model_len = 1
+        error = refusal(client.post("/v1/embeddings", json={"input": [5, 6]}))
+        assert "this model reads 1 tokens" in error["message"]
+        assert error["code"] == "context_length_exceeded"
+        engine.max_model_len = 64
+        engine.fails.set()
+        response = client.post("/v1/embeddings", json={"input": "a"})
+        assert response.status_code == 500
+        assert client.get("/health").status_code == 503
+
+
+def test_metrics_count_texts(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), serving(lambda: encoder_of("classify")) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        classify(client, input=[[5, 6], [7]])
+        lines = client.get("/metrics").text.splitlines()
+    name = f'model_name="{MODEL}"'
+    for line in (
+        f"vllm:prompt_tokens_total{{{name}}} 3.0",
+        f"vllm:request_prompt_tokens_count{{{name}}} 2.0",
+        f"vllm:e2e_request_latency_seconds_count{{{name}}} 2.0",
+        f'vllm:request_success_total{{finished_reason="stop",{name}}} 2.0',
+        f"vllm:generation_tokens_total{{{name}}} 0.0",
+    ):
+        assert line in lines
+    assert 'path="/classify" status=200' in caplog.text
+    assert f"model={MODEL} prompt_tokens=3\n" in caplog.text
