@@ -60,30 +60,64 @@ def test_version_and_documentation(client: httpx.Client) -> None:
     assert client.get("/docs").status_code == 200
 
 
+def values_of(client: httpx.Client) -> dict[tuple[str, str | None], float]:
+    """The served model's metrics by name and reason, without the buckets of histograms."""
+    return {
+        (sample.name.removeprefix("vllm:"), sample.labels.get("finished_reason")): sample.value
+        for family in text_string_to_metric_families(metrics(client))
+        for sample in family.samples
+        if sample.labels["model_name"] == MODEL and "le" not in sample.labels
+    }
+
+
 def test_metrics_count_what_happened_under_vllms_names() -> None:
     with serving_engine(HashEngine(VOCAB_SIZE)) as client:
         body = {"prompt": [[5, 6], [7, 8, 9]], "max_tokens": 4, "ignore_eos": True}
         for stream in (False, True):
             client.post("/v1/completions", json={**body, "stream": stream})
-        text = client.get("/metrics").text
-    values = {
-        (sample.name, sample.labels.get("finished_reason"), sample.labels.get("le")): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.labels["model_name"] == MODEL
-    }
+        values = values_of(client)
     for name, expected in {
         "prompt_tokens_total": 10,
         "generation_tokens_total": 16,
+        "request_prompt_tokens_count": 4,
+        "request_prompt_tokens_sum": 10,
+        "request_generation_tokens_count": 4,
+        "request_generation_tokens_sum": 16,
         "time_to_first_token_seconds_count": 4,
         "inter_token_latency_seconds_count": 12,
+        "request_time_per_output_token_seconds_count": 4,
         "e2e_request_latency_seconds_count": 4,
         "num_requests_running": 0,
         "num_requests_waiting": 0,
         "kv_cache_usage_perc": 0,
     }.items():
-        assert values[f"vllm:{name}", None, None] == expected
-    assert values["vllm:request_success_total", "length", None] == 4
+        assert values[name, None] == expected
+    assert values["request_success_total", "length"] == 4
+    mean = values["request_time_per_output_token_seconds_sum", None] / 4
+    gap = values["inter_token_latency_seconds_sum", None] / 12
+    assert mean == pytest.approx(gap)
+
+
+def test_metrics_count_a_prompt_once_also_if_nothing_is_generated() -> None:
+    with serving_engine(HashEngine(VOCAB_SIZE)) as client:
+        several = {"prompt": [[5, 6], [7]], "n": 3, "max_tokens": 1, "ignore_eos": True}
+        client.post("/v1/completions", json=several)
+        client.post("/v1/completions", json={"prompt": [8] * 10, "max_tokens": 0, "echo": True})
+        values = values_of(client)
+    assert values["prompt_tokens_total", None] == values["request_prompt_tokens_sum", None] == 13
+    assert values["request_prompt_tokens_count", None] == 3
+    assert values["request_generation_tokens_count", None] == 7
+    assert values["generation_tokens_total", None] == 6
+    assert values["time_to_first_token_seconds_count", None] == 6
+    assert values["request_time_per_output_token_seconds_count", None] == 0
+
+
+def test_lengths_have_buckets_up_to_the_models() -> None:
+    with serving_engine(HashEngine(VOCAB_SIZE, max_model_len=60)) as client:
+        lines = metrics(client).splitlines()
+    name = "vllm:request_prompt_tokens_bucket"
+    bounds = [line.split('le="')[1].split('"')[0] for line in lines if line.startswith(name)]
+    assert bounds == ["1.0", "2.0", "5.0", "10.0", "20.0", "50.0", "+Inf"]
 
 
 def test_gauges_show_what_runs_and_waits() -> None:
