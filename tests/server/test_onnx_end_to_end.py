@@ -9,36 +9,24 @@ import pytest
 import torch
 from openai import OpenAI
 
-from converters.to_onnx import write_onnx
 from sgate_serve.engines import load_engine
-from sgate_serve.engines.options import SlotOptions
 from sgate_serve.server import LoadedModel
-from tests.server.live import serving, wait_until
+from tests.server.onnx_server import serving_folder, tiny_folder
 from tests.server.test_openai_sdk import LENIENT, OPTIONS
-from tests.small_llama import dense_llama, reference_greedy, reference_logits, save
-from tests.text_model import BOS, CHAT_TEMPLATE, write_tokenizer
+from tests.small_llama import dense_llama, reference_greedy, reference_logits
+from tests.text_model import BOS
 
 PROMPTS = ["the cat sat", "🚀 座った", "a gate that is closed lets nothing through"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = write_tokenizer(folder, chat_template=CHAT_TEMPLATE)
-    checkpoint = save(dense_llama(vocab_size=tokenizer.get_vocab_size()), folder)
-    (folder / "onnx").mkdir()
-    write_onnx(checkpoint, folder / "onnx")
-    return folder
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def openai_client(folder: Path) -> Iterator[OpenAI]:
-    def load() -> LoadedModel:
-        engine = load_engine("onnx", folder / "onnx", SlotOptions(slots=2, threads=1))
-        return LoadedModel.from_folder(engine, folder)
-
-    with serving(load) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_folder(folder, slots=2) as client:
         yield OpenAI(base_url=f"{client.base_url}/v1", **OPTIONS)
 
 
