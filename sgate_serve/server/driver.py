@@ -124,7 +124,7 @@ class EngineDriver:
             )
         if len(self._groups) - self.stats.num_running + num_new > limit:
             raise RequestError(
-                f"{limit} requests may wait on this server and too many do; try again later",
+                f"the queue of this server, which holds {limit}, is full; try again later",
                 status=429,
                 code="queue_full",
             )

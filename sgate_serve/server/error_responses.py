@@ -27,6 +27,8 @@ INTERNAL_ERROR = RequestError(
 
 def error_body(error: RequestError) -> dict[str, Any]:
     kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
     return {
         "error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}
     }

@@ -30,8 +30,9 @@ def test_full_queue_is_a_429_until_a_place_is_free() -> None:
         assert response.headers["retry-after"] == "2"
         error = refusal(response)
         assert error["code"] == "queue_full"
+        assert error["type"] == "rate_limit_error"
         assert error["message"] == (
-            "3 requests may wait on this server and too many do; try again later"
+            "the queue of this server, which holds 3, is full; try again later"
         )
         for connection in hanging:
             connection.close()
