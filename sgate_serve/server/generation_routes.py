@@ -17,7 +17,7 @@ from sgate_serve.server.protocol import (
     GenerationRequest,
     StreamOptions,
 )
-from sgate_serve.server.service import Service, log_usage
+from sgate_serve.server.service import Service
 from sgate_serve.server.streaming import EventStream, EventWriter, until_disconnect
 
 
@@ -56,9 +56,12 @@ class GenerationEndpoints:
 
         def end() -> None:
             generation.close()
-            usage = generation.usage
-            tokens = (usage.prompt_tokens, usage.completion_tokens)
-            log_usage(request, model.name, tokens, generation.finish_reasons)
+            request.state.log.update(
+                model=model.name,
+                prompt_tokens=generation.usage.prompt_tokens,
+                completion_tokens=generation.usage.completion_tokens,
+                finish_reasons=generation.finish_reasons,
+            )
 
         with ExitStack() as cleanup:
             cleanup.callback(end)

@@ -12,7 +12,7 @@ from sgate_serve.engines.base import PoolingRequest
 from sgate_serve.server.pooling import pooled, pooling_requests
 from sgate_serve.server.pooling_answers import classes_json, embeddings_json, unit_length
 from sgate_serve.server.pooling_protocol import ClassifyRequest, EmbeddingRequest
-from sgate_serve.server.service import Service, log_usage
+from sgate_serve.server.service import Service
 from sgate_serve.server.streaming import until_disconnect
 
 
@@ -49,7 +49,7 @@ class PoolingEndpoints:
     async def _run(
         self, requests: Sequence[PoolingRequest], request: Request, model_name: str
     ) -> list[NDArray[np.float32]]:
-        log_usage(request, model_name, (_num_tokens(requests), 0))
+        request.state.log.update(model=model_name, prompt_tokens=_num_tokens(requests))
         work = pooled(requests, self._service.driver, self._service.metrics)
         return await until_disconnect(request.receive, work)
 

@@ -1,7 +1,5 @@
 """What all endpoints share: the driver, the model it serves, and the metrics under its name."""
 
-from collections.abc import Sequence
-
 from starlette.requests import Request
 
 from sgate_serve.server.driver import EngineDriver
@@ -30,15 +28,3 @@ class Service:
         model = self.driver.model
         model.check_task(task, request.url.path)
         return model
-
-
-def log_usage(
-    request: Request, model: str, tokens: tuple[int, int], finish_reasons: Sequence[str] = ()
-) -> None:
-    """Add to the request's log line what it cost: `tokens` of the prompts, and generated ones."""
-    prompt_tokens, completion_tokens = tokens
-    request.state.log.update(model=model, prompt_tokens=prompt_tokens)
-    if finish_reasons:
-        request.state.log.update(
-            completion_tokens=completion_tokens, finish_reasons=list(finish_reasons)
-        )

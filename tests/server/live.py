@@ -1,6 +1,7 @@
 """A real server on a free port of this machine, in a thread of the test."""
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +61,14 @@ def serving_engine(
     engine: AnyEngine, codec: TextCodec | None = CODEC, **options: Any
 ) -> Iterator[httpx.Client]:
     """Run a server around an engine, ready when the block begins."""
-    with serving(lambda: model_of(engine, codec), **options) as client:
+    with serving_model(model_of(engine, codec), **options) as client:
+        yield client
+
+
+@contextmanager
+def serving_model(model: LoadedModel, **options: Any) -> Iterator[httpx.Client]:
+    """Run a server of a model, ready when the block begins."""
+    with serving(lambda: model, **options) as client:
         wait_until(lambda: client.get("/health").status_code == 200)
         yield client
 
@@ -91,3 +99,14 @@ def refusal(response: httpx.Response) -> dict[str, Any]:
     error: dict[str, Any] = body["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     return error
+
+
+def hang_on(
+    client: httpx.Client, body: dict[str, Any], path: str = "/v1/completions"
+) -> socket.socket:
+    """Send a request on a connection of its own and read nothing."""
+    connection = socket.create_connection((client.base_url.host, client.base_url.port or 80))
+    request = client.build_request("POST", path, json=body)
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+    return connection

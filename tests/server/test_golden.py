@@ -19,10 +19,16 @@ import httpx
 import pytest
 
 from sgate_serve.server.labels import Labels
+from tests.server.encoders import encoder_of
 from tests.server.hash_engine import HashEngine
-from tests.server.live import VOCAB_SIZE, serving, serving_engine, speaking, wait_until
-from tests.server.test_pooling import encoder_of
-from tests.server.test_streams import hang_on
+from tests.server.live import (
+    VOCAB_SIZE,
+    hang_on,
+    serving_engine,
+    serving_model,
+    speaking,
+    wait_until,
+)
 
 FOLDER = Path(__file__).parent / "golden"
 WRITE = "GOLDEN_WRITE"
@@ -88,8 +94,7 @@ def running(kind: Server) -> Iterator[httpx.Client]:
             case "embed" | "classify":
                 # Not every machine's exponential is the same in the last digit.
                 labels = Labels(("no", "maybe", "yes"), "regression")
-                client = stack.enter_context(serving(lambda: encoder_of(kind, labels=labels)))
-                wait_until(lambda: client.get("/health").status_code == 200)
+                client = stack.enter_context(serving_model(encoder_of(kind, labels=labels)))
         yield client
 
 

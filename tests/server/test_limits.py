@@ -8,8 +8,7 @@ import pytest
 from sgate_serve.errors import SgateError
 from sgate_serve.server import ServerOptions
 from tests.server.hash_engine import HashEngine
-from tests.server.live import VOCAB_SIZE, events, refusal, serving_engine, wait_until
-from tests.server.test_streams import hang_on
+from tests.server.live import VOCAB_SIZE, events, hang_on, refusal, serving_engine, wait_until
 
 LONG = {"prompt": [5], "max_tokens": 90_000, "ignore_eos": True}
 

@@ -6,8 +6,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.server.live import MODEL, serving, serving_engine, speaking, wait_until
-from tests.server.test_pooling import encoder_of, expected
+from tests.server.encoders import encoder_of, expected
+from tests.server.live import MODEL, serving_engine, serving_model, speaking
 
 # Whatever does not have the SDK's own types is an error.
 OPTIONS: dict[str, Any] = {
@@ -93,8 +93,7 @@ def test_embeddings_come_as_numbers_by_default_and_on_request(form: Any) -> None
     """Unless told otherwise the SDK asks for base64 and decodes it by itself."""
     chosen = {"encoding_format": form} if form else {}
     texts = ["the cat", "猫 🚀"]
-    with serving(lambda: encoder_of("embed")) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("embed")) as client:
         sdk = OpenAI(base_url=f"{client.base_url}/v1", **(OPTIONS if form else LENIENT))
         answer = sdk.embeddings.create(model=MODEL, input=texts, **chosen)
     for text, entry in zip(texts, answer.data, strict=True):

@@ -8,48 +8,22 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from sgate_serve.engines.base import PoolingRequest
-from sgate_serve.server.labels import Labels
-from sgate_serve.server.model import LoadedModel
-from sgate_serve.tokenization import TextCodec
-from tests.server.hash_encoder import HashEncoder, hash_values
-from tests.server.live import MODEL, VOCAB_SIZE, refusal, serving, wait_until
-from tests.server.test_streams import hang_on
-from tests.text_model import pair_tokenizer
-
-TOKENIZER = pair_tokenizer()
-CODEC = TextCodec(TOKENIZER)
-LABELS = Labels(("no", "maybe", "yes"), "single_label_classification")
-
-
-def encoder_of(task: Any, engine: HashEncoder | None = None, **options: Any) -> LoadedModel:
-    """A model of the task; classifiers have three labels."""
-    width = 3 if task == "classify" else 4
-    labels = LABELS if task == "classify" else None
-    values = {"codec": CODEC, "labels": labels, **options}
-    return LoadedModel(engine or HashEncoder(VOCAB_SIZE, width), MODEL, task=task, **values)
+from tests.server.encoders import LABELS, TOKENIZER, encoder_of, expected
+from tests.server.hash_encoder import HashEncoder
+from tests.server.live import MODEL, VOCAB_SIZE, hang_on, refusal, serving_model, wait_until
 
 
 @pytest.fixture(scope="module")
 def embedder() -> Iterator[httpx.Client]:
-    with serving(lambda: encoder_of("embed")) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("embed")) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Iterator[httpx.Client]:
-    with serving(lambda: encoder_of("classify")) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("classify")) as client:
         yield client
-
-
-def expected(text: str, pair: str | None = None, width: int = 4) -> NDArray[np.float32]:
-    encoding = TOKENIZER.encode(text) if pair is None else TOKENIZER.encode(text, pair)
-    types = tuple(encoding.type_ids) if any(encoding.type_ids) else None
-    return hash_values(PoolingRequest("", tuple(encoding.ids), types), width)
 
 
 def embed(client: httpx.Client, **body: Any) -> dict[str, Any]:
@@ -99,8 +73,7 @@ def test_only_the_models_own_width_is_accepted(embedder: httpx.Client) -> None:
 
 
 def test_embeddings_are_normalized_where_the_model_is_meant_so() -> None:
-    with serving(lambda: encoder_of("embed", normalize=True)) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("embed", normalize=True)) as client:
         vector = np.array(embed(client, input="the cat")["data"][0]["embedding"])
     assert np.linalg.norm(vector) == pytest.approx(1)
     own = expected("the cat").astype(np.float64)
@@ -203,8 +176,7 @@ def test_bad_bodies(embedder: httpx.Client, body: dict[str, Any], param: str, me
 
 def test_truncation_keeps_the_special_tokens() -> None:
     engine = HashEncoder(VOCAB_SIZE)
-    with serving(lambda: encoder_of("embed", engine)) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("embed", engine)) as client:
         embed(client, input=[LONG, "the"], truncate_prompt_tokens=-1)
         embed(client, input=LONG, truncate_prompt_tokens=9)
         embed(client, input=list(range(80)), truncate_prompt_tokens=5)
@@ -247,8 +219,7 @@ def test_generative_model_is_no_encoder(client: httpx.Client) -> None:
 
 
 def test_text_without_a_tokenizer_is_refused_and_token_ids_work() -> None:
-    with serving(lambda: encoder_of("classify", codec=None)) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("classify", codec=None)) as client:
         assert client.post("/classify", json={"input": [5, 6]}).is_success
         error = refusal(client.post("/classify", json={"input": "a"}))
     assert error["message"].endswith("into the model folder, or send token ids to /classify")
@@ -257,10 +228,8 @@ def test_text_without_a_tokenizer_is_refused_and_token_ids_work() -> None:
 def test_many_callers_get_their_own_answers() -> None:
     texts = [f"the cat {index}" for index in range(24)]
     answers: dict[str, Any] = {}
-    with serving(
-        lambda: encoder_of("embed", HashEncoder(VOCAB_SIZE, step_seconds=0.005))
-    ) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    engine = HashEncoder(VOCAB_SIZE, step_seconds=0.005)
+    with serving_model(encoder_of("embed", engine)) as client:
 
         def ask(text: str) -> None:
             answers[text] = embed(client, input=[text, "shared"])["data"][0]["embedding"]
@@ -276,8 +245,7 @@ def test_many_callers_get_their_own_answers() -> None:
 def test_queue_time_and_disconnects_bound_an_encoder_too() -> None:
     engine = HashEncoder(VOCAB_SIZE, step_seconds=0.1)
     options = {"max_queue": 20, "request_timeout_seconds": 0.25}
-    with serving(lambda: encoder_of("embed", engine), **options) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("embed", engine), **options) as client:
         response = client.post("/v1/embeddings", json={"input": ["a"] * 20})
         assert response.status_code == 504
         wait_until(lambda: not engine.has_work())
@@ -292,8 +260,7 @@ def test_queue_time_and_disconnects_bound_an_encoder_too() -> None:
 
 def test_encoder_that_fails_or_refuses_says_so() -> None:
     engine = HashEncoder(VOCAB_SIZE)
-    with serving(lambda: encoder_of("embed", engine)) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with serving_model(encoder_of("embed", engine)) as client:
         engine.max_model_len = 1
         error = refusal(client.post("/v1/embeddings", json={"input": [5, 6]}))
         assert "this model reads 1 tokens" in error["message"]
@@ -306,8 +273,7 @@ def test_encoder_that_fails_or_refuses_says_so() -> None:
 
 
 def test_metrics_count_texts(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"), serving(lambda: encoder_of("classify")) as client:
-        wait_until(lambda: client.get("/health").status_code == 200)
+    with caplog.at_level("INFO"), serving_model(encoder_of("classify")) as client:
         classify(client, input=[[5, 6], [7]])
         lines = client.get("/metrics").text.splitlines()
     name = f'model_name="{MODEL}"'

@@ -1,4 +1,3 @@
-import socket
 import threading
 from typing import Any
 
@@ -10,6 +9,7 @@ from tests.server.live import (
     TOKENIZER,
     VOCAB_SIZE,
     events,
+    hang_on,
     serving_engine,
     speaking,
     token_ids,
@@ -112,17 +112,6 @@ def test_client_that_hangs_up_frees_its_slot(stream: bool, when: str) -> None:
     assert (
         'request_success_total{finished_reason="abort",model_name="some/tiny-model"} 2.0' in metrics
     )
-
-
-def hang_on(
-    client: httpx.Client, body: dict[str, Any], path: str = "/v1/completions"
-) -> socket.socket:
-    """Send a request on a connection of its own and read nothing."""
-    connection = socket.create_connection((client.base_url.host, client.base_url.port or 80))
-    request = client.build_request("POST", path, json=body)
-    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    connection.sendall(f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + request.read())
-    return connection
 
 
 def test_engine_that_fails_ends_streams_with_an_error_and_health_is_503(

@@ -1,0 +1,34 @@
+"""Served encoders of hashes, and what they must answer."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.engines.base import PoolingRequest
+from sgate_serve.server.labels import Labels
+from sgate_serve.server.model import LoadedModel, Task
+from sgate_serve.tokenization import TextCodec
+from tests.server.hash_encoder import HashEncoder, hash_values
+from tests.server.live import MODEL, VOCAB_SIZE
+from tests.text_model import pair_tokenizer
+
+TOKENIZER = pair_tokenizer()
+CODEC = TextCodec(TOKENIZER)
+LABELS = Labels(("no", "maybe", "yes"), "single_label_classification")
+WIDTH = 4
+
+
+def encoder_of(task: Task, engine: HashEncoder | None = None, **options: Any) -> LoadedModel:
+    """A model of the task: a classifier with three labels, or embeddings of four numbers."""
+    labels = LABELS if task == "classify" else None
+    values: dict[str, Any] = {"codec": CODEC, "labels": labels, **options}
+    engine = engine or HashEncoder(VOCAB_SIZE, len(LABELS.names) if labels else WIDTH)
+    return LoadedModel(engine, MODEL, task=task, **values)
+
+
+def expected(text: str, pair: str | None = None, width: int = WIDTH) -> NDArray[np.float32]:
+    """What the engine says of a text or a pair."""
+    encoding = TOKENIZER.encode(text) if pair is None else TOKENIZER.encode(text, pair)
+    types = tuple(encoding.type_ids) if any(encoding.type_ids) else None
+    return hash_values(PoolingRequest("", tuple(encoding.ids), types), width)

@@ -1,0 +1,83 @@
+"""docs/server.md names everything that the code has."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sgate_serve.options import flag_of
+from sgate_serve.server import ServerOptions, protocol
+from sgate_serve.server.app import create_app
+from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.parameters import IGNORED
+from sgate_serve.server.pooling_protocol import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.prompts import MAX_PROMPTS
+from sgate_serve.server.strict_body import StrictBody
+from sgate_serve.server.token_routes import DetokenizeRequest, TokenizeRequest
+from tests.server.hash_engine import HashEngine
+from tests.server.live import VOCAB_SIZE, model_of
+
+SERVER = Path(__file__).parents[2] / "sgate_serve" / "server"
+PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+BODIES = (
+    protocol.CompletionRequest,
+    protocol.ChatRequest,
+    EmbeddingRequest,
+    ClassifyRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+)
+
+
+def named() -> set[str]:
+    """All that the page has between backquotes."""
+    return set(re.findall(r"`([^`\n]+)`", PAGE))
+
+
+def routes() -> Iterator[str]:
+    options = ServerOptions()
+    app = create_app(EngineDriver(lambda: model_of(HashEngine(VOCAB_SIZE)), options), options)
+    for path, methods in app.openapi()["paths"].items():
+        yield from (f"{method.upper()} {path}" for method in methods)
+
+
+def test_every_route_is_named_and_no_other() -> None:
+    on_page = {name for name in named() if re.match("(GET|POST) ", name)}
+    assert on_page == set(routes())
+
+
+@pytest.mark.parametrize("field", fields(ServerOptions), ids=lambda field: field.name)
+def test_every_option_is_named(field: object) -> None:
+    name = getattr(field, "name", "")
+    assert flag_of(name) in named()
+
+
+@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+def test_every_field_is_named(body: type[StrictBody]) -> None:
+    assert body.model_fields.keys() <= named()
+
+
+def test_every_ignored_parameter_and_every_code_is_named() -> None:
+    assert named() >= IGNORED
+    source = "".join(path.read_text(encoding="utf-8") for path in SERVER.glob("*.py"))
+    codes = set(re.findall(r'\bcode="(\w+)"', source))
+    assert "queue_full" in codes
+    assert codes <= named()
+    statuses = set(re.findall(r"\bstatus=(\d{3})\b", source))
+    assert {"429", "504"} <= statuses <= set(re.findall(r"\b\d{3}\b", PAGE))
+
+
+def test_every_limit_is_named() -> None:
+    limits = {value for name, value in vars(protocol).items() if name.startswith("MAX_")}
+    assert {str(limit) for limit in limits | {MAX_PROMPTS}} <= set(re.findall(r"\d+", PAGE))
+
+
+def test_every_metric_is_named(client: httpx.Client) -> None:
+    lines = client.get("/metrics").text.splitlines()
+    metrics = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    assert {name for name in metrics if not name.endswith("_created")} == {
+        name for name in named() if name.startswith("vllm:")
+    }
