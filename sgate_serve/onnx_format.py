@@ -16,6 +16,10 @@ META_FAMILY = "sgate.family"
 META_FINGERPRINT = "sgate.fingerprint"
 META_CAPACITY = "sgate.capacity"
 META_NUM_LAYERS = "sgate.num_layers"
+META_PRECISION = "sgate.precision"  # fp32, fp16, int8 or int4
+META_BLOCK = "sgate.block"  # weights of a row that share a scale; 0: none do
+# Tokens of a row get the same logits in every call whose t and n are multiples of this.
+META_ROW_MULTIPLE = "sgate.row_multiple"
 
 INPUT_IDS = "input_ids"  # [t] int64
 UNPACK_INDEX = "unpack_index"  # [b, s] int64: which of the t tokens stands there; padding: any

@@ -18,6 +18,7 @@ CORE = {
     "sgate_serve.config_values",
     "sgate_serve.spec",
     "sgate_serve.quantization",
+    "sgate_serve.precision",
     "sgate_serve.ragged",
     "sgate_serve.checkpoint",
     "sgate_serve.tensor_files",

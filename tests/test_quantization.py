@@ -10,9 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from converters.convert import ConvertOptions, convert, open_masked
-from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.errors import CheckpointError
 from sgate_serve.inspect import Inspection
 from sgate_serve.quantization import int8_config, is_int8
 from sgate_serve.tensor_files import SINGLE_FILE
@@ -162,11 +161,9 @@ def test_int8_weights_without_the_config_are_refused(folder: Path) -> None:
         Checkpoint.open(folder)
 
 
-def test_an_int8_folder_is_no_base_and_has_no_graph(folder: Path) -> None:
+def test_an_int8_folder_is_no_base(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="out is quantised to int8; give the unquantised"):
         open_masked(folder, None)
-    with pytest.raises(EngineError, match=r"does not support int8 weights in this release .*torch"):
-        write_onnx(Checkpoint.open(folder), folder / "onnx")
 
 
 def test_inspect_shows_the_precision_and_counts_bytes(written: Folders, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The decoder graph: embedding, layers of attention and MLP, final norm, head; all in fp32.
+"""The decoder graph: embedding, layers of attention and MLP, final norm, head, in one precision.
 
 Reads like the model. Tokens of all rows lie packed; attention alone sees rows. Operators are ONNX
 Runtime's contrib ones, which share past and present buffers and take ragged rows. Widths come from
@@ -25,28 +25,37 @@ from converters.to_onnx.supported import check_supported
 from sgate_serve import onnx_format as names
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import ATTENTION, MLP
+from sgate_serve.precision import FP16, FP32, INT4, PRECISIONS, Precision
+from sgate_serve.quantization import INT8
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
 MAX_CAPACITY = 32768
+# What activations, norms, biases and the KV cache are in.
+FLOATS = {
+    FP32: ir.DataType.FLOAT,
+    FP16: ir.DataType.FLOAT16,
+    INT8: ir.DataType.FLOAT,
+    INT4: ir.DataType.FLOAT,
+}
 # What GroupQueryAttention takes for "attend to everything before".
 UNLIMITED_WINDOW = -1
 
 
-def build_decoder(checkpoint: Checkpoint) -> ir.Model:
-    """Return the graph of a checkpoint; weights are read when it is saved.
+def build_decoder(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32]) -> ir.Model:
+    """Return the graph of a checkpoint; weights are read, and rounded, when it is saved.
 
     Raises EngineError for a family, task, rope type or activation that the graph cannot express.
     """
     check_supported(checkpoint)
-    return _Decoder(checkpoint).build()
+    return _Decoder(checkpoint, precision).build()
 
 
 class _Decoder:
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.spec = checkpoint, checkpoint.spec
+    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+        self.checkpoint, self.spec, self.precision = checkpoint, checkpoint.spec, precision
         self.config = ForwardConfig.of(checkpoint)
         self.capacity = min(self.config.max_positions, MAX_CAPACITY)
-        self.graph = graph = GraphBuilder()
+        self.graph = graph = GraphBuilder(FLOATS[precision.name])
         int32, int64 = ir.DataType.INT32, ir.DataType.INT64
         self.input_ids = graph.input(names.INPUT_IDS, int64, ["t"])
         self.packing = Packing(graph)
@@ -54,7 +63,7 @@ class _Decoder:
         self.total_length = graph.input(names.TOTAL_SEQUENCE_LENGTH, int32, [])
         self.query_seqlens = graph.input(names.QUERY_SEQLENS, int32, ["b"])
         self.logit_index = graph.input(names.LOGIT_INDEX, int64, ["n"])
-        self.products = Products(graph, self.input_ids)
+        self.products = Products(graph, self.input_ids, precision)
         self.norms = Norms(graph, checkpoint)
         self.rotary_names: dict[bytes, str] = {}
 
@@ -86,7 +95,8 @@ class _Decoder:
 
     def embed(self) -> ir.Value:
         # The head's source names the embedding where the two are tied: one initializer for both.
-        embedded = self.rows(self.spec.family.embedding, self.spec.vocab_size, self.input_ids)
+        embedding = linears.table(self.checkpoint, self.spec.family.embedding, self.spec.vocab_size)
+        embedded = self.products.rows(embedding, self.input_ids)
         if self.config.embedding_scale is not None:
             (embedded,) = self.graph.node(
                 "Mul", [embedded, self.number(self.config.embedding_scale)]
@@ -94,20 +104,16 @@ class _Decoder:
         if self.spec.family.position_table is None:
             return embedded
         positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
-        rows = self.rows(self.spec.family.position_table, self.spec.num_positions, positions)
-        return self.graph.node("Add", [embedded, rows])[0]
-
-    def rows(self, module: str, count: int, ids: ir.Value) -> ir.Value:
-        """Return the rows [t, hidden] of a table of so many."""
-        name, shape = f"{module}.weight", (count, self.spec.hidden_size)
-        table = self.graph.weight(name, shape, partial(linears.read_fp32, self.checkpoint, name))
-        return self.graph.node("Gather", [table, ids], {"axis": 0})[0]
+        rows = linears.table(
+            self.checkpoint, self.spec.family.position_table, self.spec.num_positions
+        )
+        return self.graph.node("Add", [embedded, self.products.rows(rows, positions)])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], self.config.heads(index)
         past_dims: Dims = ["b", shape.num_kv_heads, f"past.{index}", heads.width]
         past = [
-            self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", ir.DataType.FLOAT, past_dims)
+            self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", self.graph.float_type, past_dims)
             for kind in ("key", "value")
         ]
         projected = self.products.linear(linears.query_key_value(self.checkpoint, index), x)
@@ -172,20 +178,25 @@ class _Decoder:
     def head(self, x: ir.Value) -> None:
         """Compute logits of the wanted tokens only: the head is the largest matrix."""
         (wanted,) = self.graph.node("Gather", [x, self.logit_index], {"axis": 0})
-        logits = self.softcapped(self.products.linear(linears.head(self.checkpoint), wanted))
+        logits = self.products.linear(linears.head(self.checkpoint), wanted)
+        if self.graph.float_type != ir.DataType.FLOAT:
+            (logits,) = self.graph.node("Cast", [logits], {"to": int(ir.DataType.FLOAT)})
+        logits = self.softcapped(logits)
+        logits.type = ir.TensorType(ir.DataType.FLOAT)
         self.graph.output(logits, names.LOGITS, ["n", self.spec.vocab_size])
 
     def softcapped(self, logits: ir.Value) -> ir.Value:
         """Return cap · tanh(logits / cap), or the logits of a model without a cap."""
         if self.config.logit_softcap is None:
             return logits
-        cap = self.number(self.config.logit_softcap)
+        cap = self.graph.constant("softcap", np.array(self.config.logit_softcap, np.float32))
         (divided,) = self.graph.node("Div", [logits, cap])
         (bounded,) = self.graph.node("Tanh", [divided])
         return self.graph.node("Mul", [bounded, cap])[0]
 
     def number(self, value: float) -> ir.Value:
-        return self.graph.constant(f"number.{value}", np.array(value, np.float32))
+        kind = self.graph.float_type.numpy()
+        return self.graph.constant(f"number.{value}", np.array(value, kind))
 
     def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
         """Return the cos and sin tables, shared by all layers that turn alike."""
@@ -209,4 +220,7 @@ class _Decoder:
             names.META_FINGERPRINT: self.checkpoint.fingerprint,
             names.META_CAPACITY: str(self.capacity),
             names.META_NUM_LAYERS: str(len(self.spec.layers)),
+            names.META_PRECISION: self.precision.name,
+            names.META_BLOCK: str(self.precision.block or 0),
+            names.META_ROW_MULTIPLE: str(self.precision.row_multiple),
         }

@@ -1,4 +1,4 @@
-"""A thin builder over onnx_ir: named inputs, lazy fp32 weights, nodes in order, one model.
+"""A thin builder over onnx_ir: named inputs, lazy weights, nodes in order, one model.
 
 It knows no architecture. Weights are read when the file is written, one at a time.
 """
@@ -9,6 +9,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
+from sgate_serve.errors import EngineError
 from sgate_serve.tensor_files import Array
 
 OPSET = 21
@@ -20,9 +21,13 @@ Attribute = int | float | str
 
 
 class GraphBuilder:
-    """Collects the parts of one graph; equal weight and constant names share one initializer."""
+    """Collects the parts of one graph; equal weight and constant names share one initializer.
 
-    def __init__(self) -> None:
+    Floats of the graph, weights and activations, are of `float_type`.
+    """
+
+    def __init__(self, float_type: ir.DataType = ir.DataType.FLOAT) -> None:
+        self.float_type = float_type
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
@@ -34,21 +39,34 @@ class GraphBuilder:
         return value
 
     def output(self, value: ir.Value, name: str, dims: Dims) -> None:
-        """Make a float32 value an output of the graph and give it its public name."""
+        """Make a value of floats an output of the graph and give it its public name."""
         value.name, value.shape = name, ir.Shape(dims)
-        value.type = ir.TensorType(ir.DataType.FLOAT)
+        value.type = ir.TensorType(self.float_type if value.dtype is None else value.dtype)
         self._outputs.append(value)
 
-    def weight(self, name: str, shape: tuple[int, ...], read: Callable[[], Array]) -> ir.Value:
-        """Add a float32 initializer whose array `read` returns when the file is written."""
+    def weight(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        read: Callable[[], Array],
+        dtype: ir.DataType | None = None,
+    ) -> ir.Value:
+        """Add an initializer whose array `read` returns when the file is written.
+
+        Without a `dtype` it returns float32, which is rounded to the graph's floats. Writing then
+        raises EngineError, naming the weight, where a number is too large for them.
+        """
 
         def tensor() -> ir.TensorProtocol:
             array = read()
-            assert array.shape == shape and array.dtype == np.float32, (name, array.shape, shape)
+            if dtype is None:
+                array = _rounded(name, array, self.float_type)
+            assert array.shape == shape and array.dtype == kind.numpy(), (name, array.shape, shape)
             return ir.tensor(array, name=name)
 
+        kind = self.float_type if dtype is None else dtype
         if name not in self._initializers:
-            lazy = ir.LazyTensor(tensor, ir.DataType.FLOAT, ir.Shape(shape), name=name)
+            lazy = ir.LazyTensor(tensor, kind, ir.Shape(shape), name=name)
             self._initializers[name] = ir.Value(name=name, const_value=lazy)
         return self._initializers[name]
 
@@ -90,6 +108,20 @@ class GraphBuilder:
             name="decoder",
         )
         return ir.Model(graph, ir_version=IR_VERSION, metadata_props=dict(metadata))
+
+
+def _rounded(name: str, array: Array, kind: ir.DataType) -> Array:
+    """Return float32 numbers in the graph's floats; raise EngineError if one is out of range."""
+    if array.dtype == kind.numpy():
+        return array
+    with np.errstate(over="ignore"):
+        rounded = array.astype(kind.numpy())
+    if not np.isfinite(rounded).all():
+        raise EngineError(
+            f"{name} holds {np.abs(array).max():.1e}, too large for a graph in {rounded.dtype}; "
+            "give another --precision"
+        )
+    return rounded
 
 
 def _typed_value(name: str, dtype: ir.DataType, dims: Dims) -> ir.Value:

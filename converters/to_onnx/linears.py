@@ -1,11 +1,11 @@
-"""The linears of the graph as fp32 sources: packed where one product serves several of them.
+"""The linears of the graph as sources in fp32: packed where one product serves several of them.
 
 Weights keep their stored [out, in] layout; nothing but index vectors is read before the file is
 written, and then one matrix at a time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 
@@ -15,6 +15,7 @@ from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
+from sgate_serve.quantization import SCALE, dequantise
 from sgate_serve.spec import IN_INDEX, OUT_INDEX
 from sgate_serve.tensor_files import Array
 
@@ -23,12 +24,18 @@ Read = Callable[[], Array]
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix [out, in] and how to read it; `inputs` are those that it has columns for."""
+    """One matrix [out, in] and how to read it; `inputs` are those that it has columns for.
+
+    `scales` [out, 1] are of weights that were rounded to int8 before; `is_outer` tells the token
+    embedding and what stands on the stack from the linears inside the blocks.
+    """
 
     name: str
     shape: tuple[int, int]
     weight: Read
     inputs: Positions | None = None
+    scales: Read | None = None
+    is_outer: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,14 @@ class Linear:
 
 
 def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
-    """Return a tensor in fp32; exact for tensors stored as bf16, fp16 or fp32."""
-    return checkpoint.read(name).astype(np.float32)
+    """Return a tensor in fp32; exact for tensors stored as bf16, fp16 or fp32.
+
+    Of int8 weights it is what they mean: a value times the scale of its row.
+    """
+    array, scale = checkpoint.read(name), f"{name.removesuffix('weight')}{SCALE}"
+    if array.dtype == np.int8:
+        return dequantise(array, checkpoint.read(scale))
+    return array.astype(np.float32)
 
 
 def query_key_value(checkpoint: Checkpoint, layer: int) -> Linear:
@@ -70,14 +83,20 @@ def mlp_down(checkpoint: Checkpoint, layer: int) -> Linear:
     return _Layer(checkpoint, layer).linear((DOWN,))
 
 
+def table(checkpoint: Checkpoint, module: str, rows: int) -> Matrix:
+    """Return the embedding or head of so many rows, each [hidden]."""
+    shape = (rows, checkpoint.spec.hidden_size)
+    weight = partial(read_fp32, checkpoint, f"{module}.weight")
+    return Matrix(module, shape, weight, is_outer=True)
+
+
 def head(checkpoint: Checkpoint) -> Linear:
     """Return the head; a tied one bears the embedding's name and so shares its initializer."""
     spec = checkpoint.spec
     head, name = spec.family.head, spec.family.embedding if spec.tied_head else spec.family.head
-    shape = (spec.vocab_size, spec.hidden_size)
-    matrix = Matrix(name, shape, partial(read_fp32, checkpoint, f"{name}.weight"))
     has_bias = head in spec.extra_biases
     bias = partial(read_fp32, checkpoint, f"{head}.bias") if has_bias else None
+    matrix = table(checkpoint, name, spec.vocab_size)
     return Linear(head, spec.vocab_size, (matrix,), bias=bias)
 
 
@@ -180,9 +199,17 @@ class _Layer:
             array = self.heads.pad_rows(array) if pads_rows else array
             return self.heads.pad_columns(array) if pads_columns else array
 
+        def scales() -> Array:
+            parts = [read_fp32(self.checkpoint, f"{module}.{SCALE}") for module in modules]
+            if pads_rows:
+                # Rows of padding are zeros, whatever their scale: of zeros it is 1.
+                parts = [np.where(scale, scale, 1) for scale in map(self.heads.pad_rows, parts)]
+            return np.concatenate(parts)
+
         rows = sum(self._padded(shape[0], pads_rows) for shape in stored)
         shape = (rows, self._padded(stored[0][1], pads_columns))
-        return Matrix(self._name(modules), shape, weight, inputs)
+        has_scales = self.checkpoint.is_int8
+        return Matrix(self._name(modules), shape, weight, inputs, scales if has_scales else None)
 
     def _bias(self, modules: Sequence[str]) -> Read | None:
         """Stack the biases of `modules`; where only some have one, the others get zeros."""
@@ -207,4 +234,11 @@ def _with_zero_row(matrix: Matrix) -> Matrix:
     def weight() -> Array:
         return np.concatenate([matrix.weight(), np.zeros((1, columns), np.float32)])
 
-    return Matrix(matrix.name, (rows + 1, columns), weight, matrix.inputs)
+    def scales() -> Array:
+        assert matrix.scales is not None, "no scales are asked for where there are none"
+        return np.concatenate([matrix.scales(), np.ones((1, 1), np.float32)])
+
+    has_scales = matrix.scales is not None
+    return replace(
+        matrix, shape=(rows + 1, columns), weight=weight, scales=scales if has_scales else None
+    )

@@ -12,9 +12,7 @@ from sgate_serve.family import CAUSAL_LM
 def check_supported(checkpoint: Checkpoint) -> None:
     """Raise EngineError unless the graph has all that this model's forward needs."""
     spec = checkpoint.spec
-    reason = (
-        "int8 weights in this release" if checkpoint.is_int8 else next(_obstacles(checkpoint), None)
-    )
+    reason = next(_obstacles(checkpoint), None)
     if reason is not None:
         raise EngineError(
             f"{checkpoint.folder}: the ONNX graph does not support {reason} "

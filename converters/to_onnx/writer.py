@@ -6,29 +6,42 @@ import onnx_ir as ir
 
 from converters.to_onnx.decoder import build_decoder
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.onnx_format import GRAPH_FILE, WEIGHTS_FILE
+from sgate_serve.precision import FP32, PRECISIONS, Precision
 
 _UNFINISHED = ".model.onnx.incomplete"
 
 
-def write_onnx(checkpoint: Checkpoint, folder: Path) -> None:
+def write_onnx(
+    checkpoint: Checkpoint, folder: Path, precision: Precision = PRECISIONS[FP32]
+) -> None:
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
-    Weights are streamed: peak memory is about the largest matrix in fp32. `model.onnx` appears
-    last, so its presence means both are complete. Raises EngineError if it is there already, or
-    for a model that the graph cannot express.
+    Weights are streamed: peak memory is about twice the largest matrix in fp32. `model.onnx`
+    appears last, so its presence means both are complete. Raises EngineError if it is there
+    already, or for a model that the graph or its precision cannot express.
     """
     target = folder / GRAPH_FILE
     if target.exists():
         raise EngineError(f"{target} exists already; remove it or give a new folder")
-    model = build_decoder(checkpoint)
+    model = build_decoder(checkpoint, precision)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished, weights = folder / _UNFINISHED, folder / WEIGHTS_FILE
     try:
         ir.save(model, unfinished, format="protobuf", external_data=WEIGHTS_FILE)
         unfinished.replace(target)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
         weights.unlink(missing_ok=True)
+        own = _own_error(error)
+        if own is not None:
+            raise own from error
         raise
+
+
+def _own_error(error: BaseException | None) -> SgateError | None:
+    """Return the error of a weight's reader, which onnx_ir wraps where the weight is small."""
+    while error is not None and not isinstance(error, SgateError):
+        error = error.__cause__
+    return error

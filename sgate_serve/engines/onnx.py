@@ -20,6 +20,7 @@ from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
+from sgate_serve.precision import FP32
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,9 @@ class GraphInfo:
 
     capacity: int
     num_layers: int
+    precision: str = FP32
+    block: int = 0
+    row_multiple: int = 1
 
     @classmethod
     def read(cls, metadata: dict[str, str], source: Path) -> "GraphInfo":
@@ -62,7 +66,16 @@ class GraphInfo:
         return cls(
             capacity=int(metadata[names.META_CAPACITY]),
             num_layers=int(metadata[names.META_NUM_LAYERS]),
+            # Graphs from before these keys are fp32.
+            precision=metadata.get(names.META_PRECISION, FP32),
+            block=int(metadata.get(names.META_BLOCK, 0)),
+            row_multiple=int(metadata.get(names.META_ROW_MULTIPLE, 1)),
         )
+
+    @property
+    def weights(self) -> str:
+        """Say in words what the weights are stored in."""
+        return f"{self.precision} in blocks of {self.block}" if self.block else self.precision
 
 
 def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
@@ -74,8 +87,9 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     info = GraphInfo.read(session.get_modelmeta().custom_metadata_map, path)
     sizes = choose_sizes(own, info, bytes_per_token(session))
     logger.info(
-        "onnx engine: slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d tokens in up "
-        "to %.0f MiB",
+        "onnx engine: weights %s, slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d "
+        "tokens in up to %.0f MiB",
+        info.weights,
         sizes.num_slots,
         sizes.max_model_len,
         threads,
@@ -147,7 +161,8 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
             f"{share}; lower max_model_len, or raise {flag_of('kv_cache_mib')}"
         )
     length = min(length, affordable)
-    return RunnerSizes(slots, length, min(affordable, slots * length), prefill_chunk(options))
+    tokens = min(affordable, slots * length)
+    return RunnerSizes(slots, length, tokens, prefill_chunk(options), info.row_multiple)
 
 
 def _prefill_feeds(session: Any, tokens: Ints) -> dict[str, Any]:

@@ -31,17 +31,23 @@ PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 class RunnerSizes:
     """What a runner holds: slots, tokens of one, tokens of all, and the most a shared call feeds.
 
-    `chunk` bounds a row's new tokens in a call that also feeds rows that are longer.
+    `chunk` bounds a row's new tokens in a call that also feeds rows that are longer. Calls are
+    filled up to multiples of `row_multiple` tokens and logits, for the sake of kernels that round
+    those left over in another way.
     """
 
     num_slots: int
     max_model_len: int
     cache_tokens: int
     chunk: int
+    row_multiple: int = 1
 
 
 class _Shape(NamedTuple):
-    """Sizes of one call: its rows of the cache, tokens of the longest, all tokens, all logits."""
+    """Sizes of one call: its rows of the cache, tokens of the longest, all tokens, all logits.
+
+    Of those at the end some may fill the call up.
+    """
 
     first: int
     stop: int
@@ -69,7 +75,7 @@ class OnnxRunner:
         self.vocab_size = int(shapes[names.LOGITS][-1])
         self.lengths = np.zeros(sizes.num_slots, np.int64)
         self.cache = KvCache(session, sizes.num_slots, sizes.max_model_len + sizes.chunk, device)
-        self._device, self._chunk = device, sizes.chunk
+        self._device, self._chunk, self._multiple = device, sizes.chunk, sizes.row_multiple
         self._wanted = {value.name for value in session.get_inputs()}
         self._decode_calls: dict[_Shape, _Call] = {}
 
@@ -84,17 +90,24 @@ class OnnxRunner:
         assert (self.lengths[slots] + counts).max() <= self.max_model_len, "a slot would overflow"
         assert len(feeds) == 1 or counts.max() <= self._chunk, "the chunk is over the runner's"
         shape = _Shape(
-            int(slots.min()), int(slots.max()) + 1, int(counts.max()), counts.sum(), nums.sum()
+            int(slots.min()),
+            int(slots.max()) + 1,
+            int(counts.max()),
+            self._filled_up(counts.sum()),
+            self._filled_up(nums.sum()),
         )
         call = self._call(shape)
         tokens = np.concatenate([np.asarray(feed.tokens, np.int64) for feed in feeds])
         self._fill(call.inputs, shape, tokens, slots, counts)
         ends = np.cumsum(counts)
-        call.inputs[names.LOGIT_INDEX][:] = np.repeat(ends - nums, nums) + ramps(nums)
+        call.inputs[names.LOGIT_INDEX][: nums.sum()] = np.repeat(ends - nums, nums) + ramps(nums)
         self.session.run_with_iobinding(call.binding)
         self.lengths[slots] += counts
         # A copy, so that a later call cannot change what was returned.
-        return call.logits.copy()
+        return call.logits[: nums.sum()].copy()
+
+    def _filled_up(self, count: int) -> int:
+        return -(-int(count) // self._multiple) * self._multiple
 
     def release(self, slot: int) -> None:
         """Forget what the slot holds."""
@@ -104,13 +117,17 @@ class OnnxRunner:
     def _fill(
         self, inputs: dict[str, Array], shape: _Shape, tokens: Ints, slots: Ints, counts: Ints
     ) -> None:
-        """Write a call's inputs but for the wanted logits: tokens lie packed in order of feeds."""
+        """Write a call's inputs but for the wanted logits: tokens lie packed in order of feeds.
+
+        What fills the call up stays zero: tokens that attention sees in no row.
+        """
         rows, within = np.repeat(slots - shape.first, counts), ramps(counts)
-        inputs[names.INPUT_IDS][:] = tokens
+        inputs[names.INPUT_IDS][: len(tokens)] = tokens
         inputs[names.UNPACK_INDEX][rows, within] = np.arange(len(tokens))
-        inputs[names.PACK_INDEX][:] = rows * shape.longest + within
+        inputs[names.PACK_INDEX][: len(tokens)] = rows * shape.longest + within
         if names.POSITION_IDS in inputs:
-            inputs[names.POSITION_IDS][:] = np.repeat(self.lengths[slots], counts) + within
+            positions = np.repeat(self.lengths[slots], counts) + within
+            inputs[names.POSITION_IDS][: len(tokens)] = positions
         new = np.zeros(shape.stop - shape.first, np.int64)
         new[slots - shape.first] = counts
         # GroupQueryAttention wants a total of at least 1, also from an idle row that is empty.

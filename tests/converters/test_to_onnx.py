@@ -151,6 +151,9 @@ def test_graph_interface_and_metadata(tmp_path: Path) -> None:
         "sgate.fingerprint": checkpoint.fingerprint,
         "sgate.capacity": "256",
         "sgate.num_layers": "5",
+        "sgate.precision": "fp32",
+        "sgate.block": "0",
+        "sgate.row_multiple": "1",
     }
 
 

@@ -1,0 +1,120 @@
+"""How the graph stores a matrix [out, in] in its precision, multiplies by it and looks rows up.
+
+Products of integers are `MatMulNBits`, which rounds each token's activations by itself, in blocks:
+never an operator with one scale for all tokens, by which requests would disturb each other. A
+tied head has the embedding's name and so its initializers.
+"""
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.to_onnx.blocks import Blocks, num_blocks, round_to_4_bits, round_to_8_bits
+from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.linears import Matrix
+from sgate_serve.precision import Precision
+from sgate_serve.tensor_files import Array
+
+# Activations are rounded to int8 in the blocks of the weights.
+INT8_COMPUTE = 4
+UINT8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT
+
+
+class Matrices:
+    """The matrices of one graph."""
+
+    def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
+        self._graph, self._precision = graph, precision
+        self._last: tuple[Matrix, Blocks] | None = None
+
+    def multiply(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Return x Wᵀ + b, [..., out]."""
+        if self._precision.block is None:
+            product = self._multiply_floats(matrix, x)
+            return product if bias is None else self._graph.node("Add", [product, bias])[0]
+        rows, columns = matrix.shape
+        attributes = {
+            "N": rows,
+            "K": columns,
+            "bits": self._bits(matrix),
+            "block_size": self._precision.block,
+            "accuracy_level": INT8_COMPUTE,
+        }
+        values, scales, zeros = self._blocks(matrix, self._precision.block)
+        inputs = [x, values, scales, zeros, None, bias]
+        return self._graph.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)[0]
+
+    def rows(self, table: Matrix, ids: ir.Value) -> ir.Value:
+        """Return the rows [t, in] of a matrix for ids [t]."""
+        if self._precision.block is None:
+            return self._graph.node("Gather", [self._floats(table), ids], {"axis": 0})[0]
+        assert self._bits(table) == 8, "tables have 8 bits, whose zero is the default one"
+        graph, block = self._graph, self._precision.block
+        values, scales, _ = self._blocks(table, block)
+        last = graph.constant("blocks.column", np.array([0, 0, 1], np.int64))
+        (column,) = graph.node("Reshape", [scales, last])
+        attributes = {"bits": 8, "block_size": block, "gather_axis": 0, "quantize_axis": 2}
+        (found,) = graph.node(
+            "GatherBlockQuantized", [values, ids, column], attributes, domain=MICROSOFT
+        )
+        return self._joined(found, table.shape[1], block)
+
+    def _joined(self, blocks: ir.Value, columns: int, block: int) -> ir.Value:
+        """Return [t, columns] of [t, blocks, block], without what fills the last block up."""
+        graph, width = self._graph, num_blocks(columns, block) * block
+        shape = graph.constant(f"blocks.{width}", np.array([-1, width], np.int64))
+        (joined,) = graph.node("Reshape", [blocks, shape])
+        if width == columns:
+            return joined
+        ends = [
+            graph.constant(f"blocks.{name}", np.array([value], np.int64))
+            for name, value in (("start", 0), (f"end.{columns}", columns), ("axis", 1))
+        ]
+        return graph.node("Slice", [joined, *ends])[0]
+
+    def _multiply_floats(self, matrix: Matrix, x: ir.Value) -> ir.Value:
+        # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy; it is
+        # packed at load and then as fast as MatMul.
+        inputs = [x, self._floats(matrix)]
+        return self._graph.node("FusedMatMul", inputs, {"transB": 1}, domain=MICROSOFT)[0]
+
+    def _floats(self, matrix: Matrix) -> ir.Value:
+        return self._graph.weight(f"{matrix.name}.weight", matrix.shape, matrix.weight)
+
+    def _bits(self, matrix: Matrix) -> int:
+        return self._precision.outer_bits if matrix.is_outer else self._precision.bits
+
+    def _blocks(self, matrix: Matrix, block: int) -> list[ir.Value | None]:
+        """Return values, scales and, of 4 bits, zeros as initializers."""
+        rows, blocks = matrix.shape[0], num_blocks(matrix.shape[1], block)
+        bits, name = self._bits(matrix), matrix.name
+        size = block * bits // 8
+        shapes = {"values": (rows, blocks, size), "scales": (rows, blocks)}
+        if bits == 4:
+            shapes["zeros"] = (rows, -(-blocks // 2))
+
+        def read(part: str) -> Array:
+            array: Array = getattr(self._rounded(matrix, block), part)
+            return array
+
+        parts: dict[str, ir.Value | None] = {
+            part: self._graph.weight(
+                f"{name}.{part}", shape, partial(read, part), FLOAT if part == "scales" else UINT8
+            )
+            for part, shape in shapes.items()
+        }
+        return [parts["values"], parts["scales"], parts.get("zeros")]
+
+    def _rounded(self, matrix: Matrix, block: int) -> Blocks:
+        """Round a matrix; the last one is kept, for its parts are written one after another."""
+        if self._last is None or self._last[0] is not matrix:
+            self._last = None
+            weight = matrix.weight()
+            if self._bits(matrix) == 4:
+                blocks = round_to_4_bits(weight, block)
+            else:
+                scales = None if matrix.scales is None else matrix.scales()
+                blocks = round_to_8_bits(weight, block, scales)
+            self._last = (matrix, blocks)
+        return self._last[1]

@@ -1,0 +1,50 @@
+"""What an ONNX graph stores and computes in, by the name that `--precision` has for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sgate_serve.errors import EngineError
+from sgate_serve.quantization import INT8
+
+FP32, FP16, INT4 = "fp32", "fp16", "int4"
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How one graph holds its matrices.
+
+    `bits` are those of a weight inside the blocks, `outer_bits` of the token embedding and of what
+    stands on the stack. Where they are integers, `block` weights of a row share a scale, and norms,
+    biases, activations and the KV cache are fp32. ONNX Runtime's kernels then round a token's
+    product alike in every call that has a multiple of `row_multiple` tokens.
+    """
+
+    name: str
+    bits: int
+    outer_bits: int
+    block: int | None = None
+    row_multiple: int = 1
+
+    @property
+    def is_quantised(self) -> bool:
+        return self.block is not None
+
+
+# Blocks are the largest whose products are exact token by token (AVX-512 VNNI, ONNX Runtime 1.32):
+# of 8 bits 64; of 4 bits 32, or larger ones where tokens come in pairs, which is faster.
+PRECISIONS: Mapping[str, Precision] = MappingProxyType(
+    {
+        FP32: Precision(FP32, bits=32, outer_bits=32),
+        FP16: Precision(FP16, bits=16, outer_bits=16),
+        INT8: Precision(INT8, bits=8, outer_bits=8, block=64),
+        INT4: Precision(INT4, bits=4, outer_bits=8, block=128, row_multiple=2),
+    }
+)
+
+
+def precision_named(name: str) -> Precision:
+    """Return the precision of a graph; raise EngineError for a name that is none."""
+    if name not in PRECISIONS:
+        raise EngineError(f"precision {name!r}: ONNX graphs are {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]

@@ -1,0 +1,200 @@
+"""Graphs in other precisions than fp32: close to what they mean, and exact token by token."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import PreTrainedModel
+
+from converters.convert import ConvertOptions, convert
+from converters.to_onnx import write_onnx
+from converters.to_onnx.blocks import round_to_4_bits, round_to_8_bits
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines.onnx import load_runner
+from sgate_serve.engines.onnx_runner import OnnxRunner
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import Feed, all_logits
+from sgate_serve.errors import EngineError
+from sgate_serve.precision import PRECISIONS
+from tests.converters.blocks import dequantised
+from tests.families.test_equivalence import converted
+from tests.families.zoo import VARIANTS, Variant, build
+from tests.small_llama import (
+    Kept,
+    dense_llama,
+    random_tokens,
+    reference_logits,
+    save,
+    save_pruned,
+)
+
+Floats = NDArray[np.float32]
+
+DECODERS = [v for v in VARIANTS if v.task == "causal-lm" and v.name != "longrope"]
+NAMES = {"llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"}
+SOME = [variant for variant in DECODERS if str(variant) in NAMES]
+QUANTISED = ["int8", "int4"]
+SIZES = SlotOptions(slots=4, max_model_len=48, threads=1, prefill_chunk=16)
+
+
+def runner_of(checkpoint: Checkpoint, precision: str) -> OnnxRunner:
+    folder = checkpoint.folder / precision
+    write_onnx(checkpoint, folder, PRECISIONS[precision])
+    return load_runner(folder, SIZES)
+
+
+def relative_error(found: Floats, expected: Floats) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def rounded_weights(model: PreTrainedModel, precision: str) -> PreTrainedModel:
+    """Put into every linear and table what its blocks mean; heads need no padding here."""
+    own = PRECISIONS[precision]
+    assert own.block is not None
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            weight = module.weight.detach().numpy()
+            is_inner = isinstance(module, nn.Linear) and name != "lm_head"
+            four = own.bits == 4 and is_inner
+            blocks = (round_to_4_bits if four else round_to_8_bits)(weight, own.block)
+            module.weight.data = torch.from_numpy(dequantised(blocks, weight.shape[1]))
+    return model
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_graph_is_the_model_of_its_rounded_weights(
+    precision: str, tied: bool, tmp_path: Path
+) -> None:
+    """But for activations, which are rounded to 8 bits; weights of 4 bits cost far more."""
+    model = dense_llama(tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
+    runner, tokens = runner_of(save(model, tmp_path), precision), random_tokens(40)
+    found, exact = all_logits(runner, tokens), reference_logits(model, tokens)
+    meant = reference_logits(rounded_weights(model, precision), tokens)
+    assert relative_error(found, meant) < 0.08
+    if precision == "int4":
+        assert relative_error(found, exact) > 2 * relative_error(found, meant)
+
+
+@pytest.mark.parametrize("variant", DECODERS, ids=str)
+@pytest.mark.parametrize("is_lowered", [False, True])
+def test_every_family_in_every_precision(
+    variant: Variant, is_lowered: bool, tmp_path: Path
+) -> None:
+    if is_lowered:
+        out = converted(variant, tmp_path, 1, index_price=0)["out"]
+    else:
+        build(variant, 0).save_pretrained(out := tmp_path / "out")
+    checkpoint, tokens = Checkpoint.open(out), random_tokens(20)
+    assert bool(checkpoint.spec.lowered) == is_lowered
+    exact = all_logits(runner_of(checkpoint, "fp32"), tokens)
+    for precision, error in (("fp16", 0.02), ("int8", 0.2), ("int4", 1.0)):
+        found = all_logits(runner_of(checkpoint, precision), tokens)
+        assert 0 < relative_error(found, exact) < error
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("variant", SOME, ids=str)
+def test_decoding_is_exact_in_any_batch(variant: Variant, precision: str, tmp_path: Path) -> None:
+    out = converted(variant, tmp_path, 1, index_price=0)["out"]
+    runner, tokens = runner_of(Checkpoint.open(out), precision), random_tokens(12).tolist()
+
+    def decode(beside: tuple[int, ...]) -> Floats:
+        logits = [runner.forward([Feed(1, tokens[:5])])]
+        for slot in beside:
+            runner.forward([Feed(slot, random_tokens(4 + slot, seed=slot).tolist())])
+        for step, token in enumerate(tokens[5:]):
+            others = [Feed(slot, (step + slot,)) for slot in beside]
+            logits.append(runner.forward([Feed(1, (token,)), *others])[:1])
+        for slot in (1, *beside):
+            runner.release(slot)
+        return np.concatenate(logits)
+
+    alone = decode(())
+    for beside in ((0,), (2, 3), (0, 2, 3)):
+        np.testing.assert_array_equal(decode(beside), alone)
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("tied", [False, True])
+def test_all_but_attention_is_exact_beside_a_prompt_too(
+    precision: str, tied: bool, tmp_path: Path
+) -> None:
+    """Attention sums in another order where rows differ in length, in fp32 as well."""
+    model = dense_llama(tie_word_embeddings=tied, mlp_bias=True)
+    kept = [Kept((), (1, 2, 7)), Kept((), tuple(range(30))), Kept((), ())]
+    runner = runner_of(save_pruned(model, kept, tmp_path / "pruned"), precision)
+    tokens = random_tokens(9).tolist()
+    alone = np.concatenate([runner.forward([Feed(1, (token,))]) for token in tokens])
+    runner.release(1)
+    for token, expected in zip(tokens, alone, strict=True):
+        for length in (1, 2, 9, 16):
+            prompt = random_tokens(length, seed=length).tolist()
+            found = runner.forward([Feed(0, prompt), Feed(1, (token,), 1)])
+            np.testing.assert_array_equal(found[1], expected)
+            runner.release(0)
+            runner.release(1)
+    np.testing.assert_array_equal(runner.forward([Feed(2, tokens, num_logits=9)]), alone)
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_a_tied_embedding_is_stored_once(precision: str, tmp_path: Path) -> None:
+    sizes = []
+    for tied in (True, False):
+        model = dense_llama(tie_word_embeddings=tied, vocab_size=1000)
+        runner_of(save(model, tmp_path / str(tied)), precision)
+        sizes.append((tmp_path / str(tied) / precision / "model.onnx.data").stat().st_size)
+    width = PRECISIONS[precision].block
+    # One block holds the 48 columns: a byte for each of its weights, and one scale.
+    assert width is not None and sizes[1] - sizes[0] == 1000 * (width + 4)
+
+
+def test_an_int8_folder_gives_its_own_numbers_to_the_graph(tmp_path: Path) -> None:
+    save(dense_llama(), tmp_path / "base")
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out", precision="int8"))
+    out = Checkpoint.open(tmp_path / "out")
+    write_onnx(out, tmp_path / "onnx", PRECISIONS["int8"])
+    graph = ir.load(tmp_path / "onnx" / "model.onnx").graph
+    stacked = [f"model.layers.1.mlp.{role}_proj" for role in ("gate", "up")]
+    values = np.concatenate([out.read(f"{module}.weight") for module in stacked])
+    scales = np.concatenate([out.read(f"{module}.weight_scale") for module in stacked])
+    name = "model.layers.1.gate_up"
+    read = {part: graph.initializers[f"{name}.{part}"].const_value for part in ("values", "scales")}
+    found = {part: value.numpy() for part, value in read.items() if value is not None}
+    own = found["values"].reshape(len(values), -1)[:, : values.shape[1]].astype(np.int64) - 128
+    np.testing.assert_array_equal(own, values)
+    np.testing.assert_array_equal(found["scales"], scales)
+
+
+@pytest.mark.parametrize("is_lowered", [False, True])
+def test_an_int8_folder_is_the_same_model_in_fp32_and_int8(
+    is_lowered: bool, tmp_path: Path
+) -> None:
+    variant = next(v for v in DECODERS if str(v) == "phi3-partial-rotary")
+    options = {"index_price": 0} if is_lowered else {}
+    out = converted(variant, tmp_path, 1, precision="int8", **options)["out"]
+    checkpoint, tokens = Checkpoint.open(out), random_tokens(20)
+    exact = all_logits(runner_of(checkpoint, "fp32"), tokens)
+    assert 0 < relative_error(all_logits(runner_of(checkpoint, "int8"), tokens), exact) < 0.2
+
+
+def test_half_precision_graphs_have_half_the_bytes_and_a_half_kv_cache(tmp_path: Path) -> None:
+    checkpoint = save(dense_llama(), tmp_path)
+    runners = {name: runner_of(checkpoint, name) for name in ("fp32", "fp16")}
+    sizes = [(tmp_path / name / "model.onnx.data").stat().st_size for name in runners]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.02)
+    assert runners["fp16"].cache.array("past_key_values.0.key").dtype == np.float16
+    assert all_logits(runners["fp16"], random_tokens(5)).dtype == np.float32
+
+
+def test_weights_too_large_for_fp16_are_refused(tmp_path: Path) -> None:
+    model = dense_llama()
+    model.model.norm.weight.data[3] = 1e5
+    checkpoint = save(model, tmp_path)
+    with pytest.raises(EngineError, match=r"model\.norm\.weight holds 1\.0e\+05, too large for a"):
+        write_onnx(checkpoint, tmp_path / "onnx", PRECISIONS["fp16"])
+    assert not list((tmp_path / "onnx").iterdir())
