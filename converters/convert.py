@@ -17,10 +17,19 @@ from sgate_serve.folder import FolderWriter, new_folder
 from sgate_serve.model_card import CARD_FILE
 from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
 from sgate_serve.plan import Plan, Target
+from sgate_serve.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.quantization import INT8
 
-# The dtype that weights are rounded to; int8 is made of the stored one.
-PRECISIONS: Mapping[str, str | None] = {"fp32": "F32", "fp16": "F16", "bf16": "BF16", INT8: None}
+# The dtype that weights are rounded to; int8 is made of the stored one, and so is the int4 graph.
+PRECISIONS: Mapping[str, str | None] = {
+    FP32: "F32",
+    FP16: "F16",
+    "bf16": "BF16",
+    INT8: None,
+    INT4: None,
+}
+# What the graph beside the HF layout is in. ONNX Runtime has no bf16 products on CPUs.
+GRAPH_PRECISIONS: Mapping[str | None, str] = {FP16: FP16, INT8: INT8, INT4: INT4}
 
 
 @dataclass(frozen=True)
@@ -73,33 +82,35 @@ def convert(options: ConvertOptions) -> Plan:
     unknown = sorted(set(options.to) - set(WRITERS))
     if unknown or not options.to:
         raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
-    is_int8 = options.precision == INT8
-    if is_int8 and "onnx" in options.to:
+    if options.precision == INT4 and "onnx" not in options.to:
         raise PlanError(
-            f"--precision {INT8} with --to onnx: the ONNX graph is fp32 in this release; write it "
-            "into a folder of its own, without --precision"
+            f"--precision {INT4} is of the ONNX graph alone, the HF layout has none; add "
+            "--to hf,onnx"
         )
+    is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     if is_int8:
         check_quantisable(masked.spec.family)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         write_hf(writer, masked, plan, is_int8)
-        card = model_card(plan, masked.spec, is_int8)
+        card = model_card(plan, masked.spec, options.precision)
         writer.path(CARD_FILE).write_text(card, encoding="utf-8")
         for target in sorted(set(options.to)):
-            WRITERS[target](writer)
+            WRITERS[target](writer, options.precision)
     return plan
 
 
-def _write_onnx(writer: FolderWriter) -> None:
+def _write_onnx(writer: FolderWriter, precision: str | None) -> None:
     from converters.to_onnx import write_onnx
 
-    write_onnx(Checkpoint.open(writer.staging), writer.path(f"{ONNX_DIR}/{GRAPH_FILE}").parent)
+    folder = writer.path(f"{ONNX_DIR}/{GRAPH_FILE}").parent
+    wanted = precision_named(GRAPH_PRECISIONS.get(precision, FP32))
+    write_onnx(Checkpoint.open(writer.staging), folder, wanted)
 
 
 # The HF layout is always written: every other target is derived from it and lies beside it.
-WRITERS: Mapping[str, Callable[[FolderWriter], None]] = {
-    "hf": lambda writer: None,
+WRITERS: Mapping[str, Callable[[FolderWriter, str | None], None]] = {
+    "hf": lambda writer, precision: None,
     "onnx": _write_onnx,
 }

@@ -1,10 +1,14 @@
 """The model card of a converted folder: what was removed, and how to load the rest."""
 
+from collections.abc import Mapping
+
 from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.figures import Figures
 from sgate_serve.model_card import CARD_END, CARD_START
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import Plan
+from sgate_serve.precision import INT4
+from sgate_serve.quantization import INT8
 from sgate_serve.spec import ModelSpec, is_stock_shape
 
 CARD = """---
@@ -55,9 +59,19 @@ approximation; `verification.json` says what it costs. transformers needs the co
 package to load them, and cannot where linears have index vectors (`sgate.lowered`).
 """
 
+INT4_NOTE = """
+The ONNX graph in `onnx/` is in int4, which is an approximation of the weights beside it;
+`verification.json` says what it costs.
+"""
 
-def model_card(plan: Plan, dense: ModelSpec, is_int8: bool = False) -> str:
-    """Return the card as Markdown; `dense` is the architecture before."""
+
+NOTES: Mapping[str | None, str] = {INT8: INT8_NOTE, INT4: INT4_NOTE}
+
+
+def model_card(plan: Plan, dense: ModelSpec, precision: str | None = None) -> str:
+    """Return the card as Markdown; `dense` is the architecture before, `precision` what was asked
+    for.
+    """
     figures = Figures.of(plan, dense)
     code = CODE.format(auto=AUTO_CLASSES[dense.task])
     return CARD.format(
@@ -65,6 +79,6 @@ def model_card(plan: Plan, dense: ModelSpec, is_int8: bool = False) -> str:
         start=CARD_START,
         end=CARD_END,
         **vars(figures),
-        precision=INT8_NOTE if is_int8 else "",
+        precision=NOTES.get(precision, ""),
         code=code if is_stock_shape(pruned_spec(plan, dense)) else REGISTERED + code,
     )

@@ -30,7 +30,8 @@ def check_quantisable(family: Family) -> None:
     if family.is_transposed:
         raise PlanError(
             f"--precision {INT8}: family {family.name} stores its matrices as (in, out), and int8 "
-            "has one scale per output row of (out, in); give fp32, fp16 or bf16"
+            "has one scale per output row of (out, in); give fp32, fp16 or bf16, and serve it with "
+            f"`-- --precision {INT8}`, for the ONNX graph can be in int8"
         )
 
 

@@ -11,9 +11,11 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.family import CAUSAL_LM
 from sgate_serve.fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.figures import Figures
+from sgate_serve.onnx_format import GRAPH_FILE, META_BLOCK, ONNX_DIR, WEIGHTS_FILE, stored_text
 from sgate_serve.placement import dense_spec
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import read_plan
+from sgate_serve.prepare import graph_precision, has_onnx
 from sgate_serve.quantization import INT8
 from sgate_serve.spec import ModelSpec
 
@@ -59,6 +61,7 @@ class Inspection:
             "precision": precision(self.folder),
             "parameters": spec.num_parameters,
             "bytes_stored": self.folder.num_bytes,
+            "onnx": _graph(self.folder),
             # Of a causal LM; of another model, what one pass reads.
             "bytes_per_decode_step": bytes_per_step(self.folder),
             "layers": [
@@ -75,7 +78,9 @@ class Inspection:
         if self.plan is not None:
             dense = dense_spec(self.plan, spec, PLAN_FILE)
             figures = Figures.of(self.plan, dense)
-            ideal = ideal_speedup(dense, spec, PREFILL_TOKENS)
+            # Both models as this folder's graph is, or would be built.
+            own = graph_precision(self.folder)
+            ideal = ideal_speedup(dense, spec, PREFILL_TOKENS, (own, own))
             report |= {
                 **figures.headline(),
                 "figures": vars(figures),
@@ -96,6 +101,8 @@ class Inspection:
             f"{report['bytes_stored']:,} bytes stored, "
             f"{report['bytes_per_decode_step']:,} read per step"
         )
+        if report["onnx"] is not None:
+            yield _graph_line(report["onnx"])
         yield f"{'layer':>5}  {'MLP units':>9}  {'heads':>5}  {'KV heads':>8}  {'head dim':>8}"
         for index, layer in enumerate(report["layers"]):
             yield (
@@ -121,6 +128,23 @@ def precision(folder: Checkpoint) -> str:
     """Return what most weights are stored in: int8, or the float type of the embedding."""
     embedding = folder.tensors[f"{folder.spec.family.embedding}.weight"]
     return INT8 if folder.is_int8 else PRECISIONS[embedding.dtype]
+
+
+def _graph(folder: Checkpoint) -> dict[str, Any] | None:
+    """Return what the folder's graph is stored in, None where there is none."""
+    if not has_onnx(folder):
+        return None
+    graph = (folder.folder / ONNX_DIR / GRAPH_FILE).read_bytes()
+    return {
+        "precision": graph_precision(folder).name,
+        "block": int(stored_text(graph, META_BLOCK) or 0),
+        "bytes": (folder.folder / ONNX_DIR / WEIGHTS_FILE).stat().st_size,
+    }
+
+
+def _graph_line(graph: Mapping[str, Any]) -> str:
+    blocks = f" in blocks of {graph['block']}" if graph["block"] else ""
+    return f"ONNX graph: {graph['precision']}{blocks}, {graph['bytes']:,} bytes"
 
 
 def bytes_per_step(folder: Checkpoint) -> int:

@@ -45,3 +45,14 @@ def residual_name(layer: int) -> str:
     Every layer has one: where a layer does nothing it repeats the previous stream.
     """
     return f"layer.{layer}.residual"
+
+
+def stored_text(graph: bytes, key: str) -> str | None:
+    """Return a value of a graph file's metadata, None where the file has no such key.
+
+    Key and value stand there as they are, fields 1 and 2 of a message with their lengths before
+    them; values of ours have less than 128 bytes. No ONNX library is needed.
+    """
+    start = b"\x0a" + bytes([len(key)]) + key.encode() + b"\x12"
+    _, found, rest = graph.rpartition(start)
+    return rest[1 : 1 + rest[0]].decode() if found else None

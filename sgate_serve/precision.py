@@ -8,6 +8,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.quantization import INT8
 
 FP32, FP16, INT4 = "fp32", "fp16", "int4"
+SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,25 @@ class Precision:
     row_multiple: int = 1
 
     @property
-    def is_quantised(self) -> bool:
-        return self.block is not None
+    def bytes_inside(self) -> float:
+        """Bytes of one weight inside the blocks, its share of scale and zero included."""
+        return self._bytes(self.bits)
+
+    @property
+    def bytes_outside(self) -> float:
+        """Bytes of one weight of the token embedding or of what stands on the stack."""
+        return self._bytes(self.outer_bits)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of a number of a norm or bias."""
+        return 4 if self.block is not None else self.outer_bits // 8
+
+    def _bytes(self, bits: int) -> float:
+        if self.block is None:
+            return bits / 8
+        zero = bits / 8 if bits == 4 else 0
+        return bits / 8 + (SCALE_BYTES + zero) / self.block
 
 
 # Blocks are the largest whose products are exact token by token (AVX-512 VNNI, ONNX Runtime 1.32):

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,13 +22,16 @@ from sgate_serve.engines import (
     load_engine,
     parse_options,
 )
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.options import OnnxOptions, SlotOptions
 from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.engines.timed import Timed, TimedSizes, TimedSlots
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.family import CAUSAL_LM
-from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
+from sgate_serve.onnx_format import GRAPH_FILE, META_PRECISION, ONNX_DIR, stored_text
 from sgate_serve.options import flag_of
+from sgate_serve.precision import FP32, PRECISIONS, Precision, precision_named
+from sgate_serve.quantization import INT8
+from sgate_serve.tensor_files import DTYPES
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +40,57 @@ def has_onnx(model: Checkpoint) -> bool:
     return (model.folder / ONNX_DIR / GRAPH_FILE).exists()
 
 
-def onnx_folder(model: Checkpoint) -> Path:
-    """Return the folder of a model's ONNX graph; build it in the cache where the model has none.
+def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
+    """Return the folder of a model's ONNX graph in `precision`, or in `graph_precision`'s choice.
 
-    Raises CheckpointError if the model's own graph was built from other weights.
+    It is built in the cache where the model has none such. Raises CheckpointError if the model's
+    own graph was built from other weights.
     """
+    wanted = graph_precision(model, precision)
     if has_onnx(model):
         check_graph(model)
-        return model.folder / ONNX_DIR
-    target = cache_dir() / ONNX_DIR / cache_key(model)
+        if wanted == graph_precision(model):
+            return model.folder / ONNX_DIR
+    target = cache_dir() / ONNX_DIR / cache_key(model, wanted)
     if (target / GRAPH_FILE).exists():
-        logger.info("onnx graph of %s found in %s", model.folder, target)
+        logger.info("onnx graph of %s in %s found in %s", model.folder, wanted.name, target)
         return target
-    logger.info("building the onnx graph of %s in %s", model.folder, target)
-    build_onnx(model, target)
+    logger.info("building the onnx graph of %s in %s in %s", model.folder, wanted.name, target)
+    build_onnx(model, target, wanted)
     return target
+
+
+def graph_precision(model: Checkpoint, wanted: str | None = None) -> Precision:
+    """Return what the onnx engine runs a model in: as wanted, as its own graph, or as stored.
+
+    Of a folder without a graph, int8 weights stay int8 and floats are fp32. Raises EngineError for
+    a name that is none.
+    """
+    if wanted is not None:
+        return precision_named(wanted)
+    if has_onnx(model):
+        graph = (model.folder / ONNX_DIR / GRAPH_FILE).read_bytes()
+        # Graphs from before this key are fp32.
+        return precision_named(stored_text(graph, META_PRECISION) or FP32)
+    return PRECISIONS[INT8 if model.is_int8 else FP32]
+
+
+def executed_precision(
+    name: str, model: Checkpoint, engine_arguments: Sequence[str] = ()
+) -> Precision:
+    """Return what engine `name` holds a model's matrices in, told the words behind `--`."""
+    if ENGINES[name].reads == "onnx":
+        return graph_precision(
+            model, OnnxOptions.of(parse_options(name, engine_arguments)).precision
+        )
+    return PRECISIONS[FP32] if ENGINES[name].timed is None else stored_precision(model)
+
+
+def stored_precision(model: Checkpoint) -> Precision:
+    """Return what a model folder stores its matrices in: int8 is of the blocks alone."""
+    info = model.tensors[f"{model.spec.family.embedding}.weight"]
+    bits = 8 * DTYPES[info.dtype].itemsize
+    return Precision(INT8 if model.is_int8 else info.dtype, 8 if model.is_int8 else bits, bits)
 
 
 def check_graph(model: Checkpoint) -> None:
@@ -74,7 +113,7 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
     """
     check_task(model)
     name = choose_engine(name)
-    engine = load_engine(name, engine_folder(name, model), options)
+    engine = load_engine(name, engine_folder(name, model, options), options)
     assert isinstance(engine, SlotEngine), f"engine {name} has no slots"
     return engine
 
@@ -93,7 +132,7 @@ def load_timed(
         options = timed_options(name, sizes, engine_arguments)
         return TimedSlots(load_slot_engine(name, model, options).runner)
     timed: Timed = import_target(timed_class).load(
-        engine_folder(name, model), sizes.batch, sizes.model_len, sizes.threads, engine_arguments
+        model.folder, sizes.batch, sizes.model_len, sizes.threads, engine_arguments
     )
     return timed
 
@@ -127,9 +166,11 @@ def timed_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> Slo
     )
 
 
-def engine_folder(name: str, model: Checkpoint) -> Path:
+def engine_folder(name: str, model: Checkpoint, options: SlotOptions) -> Path:
     """Return the folder that engine `name` reads, its graph built first where there is none."""
-    return onnx_folder(model) if ENGINES[name].reads == "onnx" else model.folder
+    if ENGINES[name].reads == "onnx":
+        return onnx_folder(model, OnnxOptions.of(options).precision)
+    return model.folder
 
 
 def check_task(model: Checkpoint) -> None:
@@ -141,24 +182,24 @@ def check_task(model: Checkpoint) -> None:
         )
 
 
-def build_onnx(model: Checkpoint, target: Path) -> None:
+def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
     """Build the graph beside `target` and move it there whole; another process may win the race."""
     from converters.to_onnx import write_onnx
 
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
     try:
-        write_onnx(model, staging)
+        write_onnx(model, staging, precision)
         if not (target / GRAPH_FILE).exists():
             staging.replace(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def cache_key(model: Checkpoint) -> str:
-    """Return a name for what a graph depends on: the weights and the config."""
-    config = json.dumps(model.config, sort_keys=True)
-    return hashlib.sha256(f"{model.fingerprint} {config}".encode()).hexdigest()
+def cache_key(model: Checkpoint, precision: Precision) -> str:
+    """Return a name for what a graph depends on: the weights, the config and the precision."""
+    config, how = json.dumps(model.config, sort_keys=True), json.dumps(asdict(precision))
+    return hashlib.sha256(f"{model.fingerprint} {config} {how}".encode()).hexdigest()
 
 
 def cache_dir() -> Path:

@@ -22,7 +22,7 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.timed import Timed
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.errors import EngineError
-from sgate_serve.prepare import load_timed
+from sgate_serve.prepare import executed_precision, load_timed
 
 DENSE, PRUNED, DENSE_AGAIN = "dense", "pruned", "dense_again"
 OWN_NAMES = (DENSE, PRUNED, DENSE_AGAIN)
@@ -66,12 +66,16 @@ class PhaseResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All phases of one engine, with what they were measured with; `beside` is name → folder."""
+    """All phases of one engine, with what they were measured with.
+
+    `beside` is name → folder, `precisions` model → what the engine holds its matrices in.
+    """
 
     engine: str
     dense: str
     pruned: str
     beside: Mapping[str, str]
+    precisions: Mapping[str, str]
     workload: Workload
     results: Mapping[str, PhaseResult]
 
@@ -82,6 +86,7 @@ class Comparison:
             "pruned": self.pruned,
             "beside_folders": dict(self.beside),
             "engine": self.engine,
+            "precisions": dict(self.precisions),
             "speedups": {self.engine: self._speedups(PRUNED)},
             "beside": {name: self._speedups(name) for name in self.beside},
             "floor": {
@@ -148,8 +153,14 @@ def compare(
             )
     with loaded({DENSE: dense, **candidates, DENSE_AGAIN: dense}, engine, workload) as timed:
         times = measure_rounds(phases(workload), timed, workload.rounds)
+    precisions = {
+        name: executed_precision(engine, model, workload.engine_arguments)
+        for name, model in {DENSE: dense, **candidates}.items()
+    }
     ideals = {
-        name: ideal_speedup(dense.spec, model.spec, workload.prefill_tokens)
+        name: ideal_speedup(
+            dense.spec, model.spec, workload.prefill_tokens, (precisions[DENSE], precisions[name])
+        )
         for name, model in candidates.items()
     }
     results = {}
@@ -161,7 +172,15 @@ def compare(
         num_tokens = tokens_per_run(workload, phase)
         results[phase] = summarise(seconds, expected, num_tokens, workload.seed)
     folders = {name: str(model.folder) for name, model in beside.items()}
-    return Comparison(engine, str(dense.folder), str(pruned.folder), folders, workload, results)
+    return Comparison(
+        engine=engine,
+        dense=str(dense.folder),
+        pruned=str(pruned.folder),
+        beside=folders,
+        precisions={name: precision.name for name, precision in precisions.items()},
+        workload=workload,
+        results=results,
+    )
 
 
 @contextmanager

@@ -1,13 +1,16 @@
 """The speed that removed weights promise: bytes read per decode step, FLOPs of a prefill.
 
 Decoding is bound by reading the weights, so its ideal speedup is the ratio of all weight bytes read
-per step, the lm_head included and the embedding's single row not. Prefill is bound by arithmetic,
+per step, the lm_head included and the embedding's single row not. Bytes are those of the precision
+that an engine holds the matrices in: where the blocks have fewer bits than the head, removing half
+of them is worth less. Prefill is bound by arithmetic,
 so its ideal is the ratio of matmul FLOPs. Efficiency is measured speedup over ideal.
 """
 
 from dataclasses import dataclass
 
 from sgate_serve.family import CAUSAL_LM
+from sgate_serve.precision import FP32, PRECISIONS, Precision
 from sgate_serve.spec import ModelSpec
 
 
@@ -30,6 +33,17 @@ def decode_weights(spec: ModelSpec) -> int:
     return spec.num_parameters - sum(rows * columns for rows, columns in tables) + tied
 
 
+def decode_bytes(spec: ModelSpec, precision: Precision) -> float:
+    """Count the bytes of weights that one decode step reads in a precision."""
+    inside, on_top = spec.num_gateable, _weights_on_top(spec)
+    rest = decode_weights(spec) - inside - on_top
+    return (
+        inside * precision.bytes_inside
+        + on_top * precision.bytes_outside
+        + rest * precision.float_bytes
+    )
+
+
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     """Count the matmul FLOPs of one prompt of `num_tokens`: linears, attention, one row on top.
 
@@ -50,8 +64,14 @@ def _weights_on_top(spec: ModelSpec) -> int:
     return sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
 
 
-def ideal_speedup(dense: ModelSpec, pruned: ModelSpec, prefill_tokens: int) -> Ideal:
+def ideal_speedup(
+    dense: ModelSpec,
+    pruned: ModelSpec,
+    prefill_tokens: int,
+    precisions: tuple[Precision, Precision] = (PRECISIONS[FP32], PRECISIONS[FP32]),
+) -> Ideal:
+    """Compare two models, each in its own precision; FLOPs count alike in all of them."""
     return Ideal(
-        decode=decode_weights(dense) / decode_weights(pruned),
+        decode=decode_bytes(dense, precisions[0]) / decode_bytes(pruned, precisions[1]),
         prefill=prefill_flops(dense, prefill_tokens) / prefill_flops(pruned, prefill_tokens),
     )

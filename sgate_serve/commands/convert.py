@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=("hf",),
         help="hf (always written), onnx; separated by commas (default: hf)",
     )
-    parser.add_argument("--precision", help="fp32, fp16, bf16 or int8 (default: as stored)")
+    parser.add_argument(
+        "--precision",
+        help="fp32, fp16, bf16, int8, or int4 of the ONNX graph alone (default: as stored)",
+    )
     add_target_flags(parser)
 
 
@@ -36,4 +39,6 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {found} removed {report['removed']:.2%} of the block linears, "
         f"{report['removed_overall']:.2%} of all parameters"
     )
+    if report["onnx"] is not None:
+        print(f"HF layout in {report['precision']}, ONNX graph in {report['onnx']['precision']}")
     return 0

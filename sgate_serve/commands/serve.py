@@ -10,8 +10,8 @@ from sgate_serve.server.options import ServerOptions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate serve OUT [options] [-- ENGINE ARGS]"
     parser.epilog = (
-        "ENGINE ARGS: --slots N, --max-model-len N, --threads N, --prefill-chunk N; "
-        "of vllm, all that `vllm serve` takes"
+        "ENGINE ARGS: --slots N, --max-model-len N, --threads N, --prefill-chunk N; of onnx "
+        "also --precision fp32, fp16, int8 or int4; of vllm, all that `vllm serve` takes"
     )
     parser.set_defaults(engine_arguments=[])
     parser.add_argument("out", help="model folder, converted or plain")

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_type_hints
 
 from sgate_serve.engines.base import LoadedEngine
 from sgate_serve.engines.options import OnnxOptions, SlotOptions
@@ -134,8 +134,9 @@ def parse_options(name: str, arguments: Sequence[str]) -> SlotOptions:
     """Read `--slots N` and the like for engine `name`; raise EngineError for anything else."""
     options = ENGINES[name].options
     parser = _Parser(prog=f"engine {name}", add_help=False, allow_abbrev=False)
+    hints = get_type_hints(options)
     for option in fields(options):
-        kind = str if isinstance(option.default, str) else int
+        kind = str if str in (hints[option.name], *get_args(hints[option.name])) else int
         parser.add_argument(
             flag_of(option.name), dest=option.name, type=kind, default=option.default
         )

@@ -20,7 +20,7 @@ from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
-from sgate_serve.precision import FP32
+from sgate_serve.precision import FP16, FP32
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,11 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     threads = own.threads or num_cpus()
     session = open_session(str(path), folder, threads, own.device)
     info = GraphInfo.read(session.get_modelmeta().custom_metadata_map, path)
+    if own.precision not in (None, info.precision):
+        raise EngineError(
+            f"{path} is a graph in {info.precision}, not in {own.precision}; give the model "
+            "folder, of which such a graph is built, or leave --precision out"
+        )
     sizes = choose_sizes(own, info, bytes_per_token(session))
     logger.info(
         "onnx engine: weights %s, slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d "
@@ -120,13 +125,14 @@ def residuals(folder: Path, tokens: Ints) -> list[NDArray[np.float32]]:
     info = GraphInfo.read(dict(model.metadata_props), path)
     wanted = [names.residual_name(layer) for layer in range(info.num_layers)]
     values = {value.name: value for node in model.graph for value in node.outputs}
+    floats = ir.DataType.FLOAT16 if info.precision == FP16 else ir.DataType.FLOAT
     for name in wanted:
-        values[name].type = ir.TensorType(ir.DataType.FLOAT)
+        values[name].type = ir.TensorType(floats)
         model.graph.outputs.append(values[name])
     graph = ir.to_proto(model).SerializeToString()
     session = open_session(graph, folder, num_cpus())
-    streams: list[NDArray[np.float32]] = session.run(wanted, _prefill_feeds(session, tokens))
-    return streams
+    streams = session.run(wanted, _prefill_feeds(session, tokens))
+    return [stream.astype(np.float32) for stream in streams]
 
 
 def graph_path(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from typing import Self
 
 from sgate_serve.errors import EngineError
 from sgate_serve.options import option
+from sgate_serve.precision import PRECISIONS, precision_named
 
 DEVICES = ("cpu", "cuda")
 
@@ -30,9 +31,14 @@ class OnnxOptions(SlotOptions):
 
     kv_cache_mib: int | None = option(None, "memory for keys and values, in MiB")
     device: str = option("cpu", f"{' or '.join(DEVICES)}; cuda is untested")
+    precision: str | None = option(
+        None, f"{', '.join(PRECISIONS)}: what the graph is in (default: as it is in the folder)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.precision is not None:
+            precision_named(self.precision)
         if self.device not in DEVICES:
             raise EngineError(
                 f"engine option device is {self.device!r}; give {' or '.join(DEVICES)}"

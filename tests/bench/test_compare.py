@@ -77,6 +77,24 @@ def test_model_beside_is_measured_in_the_same_rounds(
     assert "masked" in (tmp_path / "plot.svg").read_text()
 
 
+def test_precision_behind_the_dashes_is_that_of_every_model(
+    models: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
+    plain = compare(*models, "onnx", WORKLOAD).to_json()
+    assert plain["precisions"] == {DENSE: "fp32", PRUNED: "fp32"}
+    convert(ConvertOptions(str(models[1].folder), tmp_path / "int8", precision="int8"))
+    workload = replace(WORKLOAD, engine_arguments=("--precision", "int4"))
+    record = compare(*models, "onnx", workload).to_json()
+    assert set(record["precisions"].values()) == {"int4"}
+    ideals = [found["speedups"]["onnx"]["decode_batch_1"]["ideal"] for found in (plain, record)]
+    # The head has 8 bits and is all dense.
+    assert 1 < ideals[1] < ideals[0]
+    int8 = Checkpoint.open(tmp_path / "int8")
+    beside = compare(*models, "onnx", WORKLOAD, {"int8": int8}).to_json()
+    assert beside["precisions"] == {DENSE: "fp32", PRUNED: "fp32", "int8": "int8"}
+    assert beside["beside"]["int8"]["decode_batch_1"]["ideal"] > 3 * ideals[0]
+
+
 def test_each_model_beside_has_its_own_speedup(
     models: tuple[Checkpoint, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sgate_serve.bench.ideal import decode_weights, ideal_speedup, prefill_flops
+from sgate_serve.bench.ideal import decode_bytes, decode_weights, ideal_speedup, prefill_flops
 from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.precision import PRECISIONS
 from sgate_serve.shapes import LayerShape
 from sgate_serve.spec import ModelSpec
 
@@ -45,6 +46,22 @@ def test_ideal_is_the_ratio_to_a_smaller_model() -> None:
     assert ideal.decode == pytest.approx(decode_weights(dense) / decode_weights(half))
     assert ideal.prefill == pytest.approx(prefill_flops(dense, 64) / prefill_flops(half, 64))
     assert ideal_speedup(dense, dense, 64) == ideal_speedup(half, half, 64)
+
+
+def test_ideal_counts_bytes_where_head_and_blocks_differ() -> None:
+    dense = spec_of(True)
+    half = replace(dense, layers=(dense.layers[0], LayerShape(0, 0, 4, 0)))
+    int4 = PRECISIONS["int4"]
+    # A scale of 4 bytes for every 128 weights, and of 4 bits a zero.
+    assert int4.bytes_inside == 0.5 + 4.5 / 128 and int4.bytes_outside == 1 + 4 / 128
+    by_hand = LINEARS * int4.bytes_inside + 4 * NORMS + 32 * 8 * int4.bytes_outside
+    assert decode_bytes(dense, int4) == pytest.approx(by_hand)
+    assert decode_bytes(dense, PRECISIONS["fp16"]) == 2 * decode_weights(dense)
+    plain, same = ideal_speedup(dense, half, 64), ideal_speedup(dense, half, 64, (int4, int4))
+    # The head weighs more beside blocks of 4 bits.
+    assert 1 < same.decode < plain.decode and same.prefill == plain.prefill
+    mixed = ideal_speedup(dense, half, 64, (PRECISIONS["fp32"], int4))
+    assert mixed.decode == pytest.approx(4 * decode_weights(dense) / decode_bytes(half, int4))
 
 
 def test_interval_holds_the_median_narrows_and_is_seeded() -> None:

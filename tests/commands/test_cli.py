@@ -51,6 +51,31 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     assert time.monotonic() - started < 2
 
 
+def test_int4_is_the_graphs_alone_and_shown(
+    base: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = base.folder.parent
+    words: list[str | Path] = ["convert", base.folder, "--gates", root / "gates"]
+    words += ["--out", root / "out"]
+    status, _, err = run(capsys, *words, "--precision", "int4")
+    assert status == 2 and "--precision int4 is of the ONNX graph alone" in err
+    status, out, _ = run(capsys, *words, "--precision", "int4", "--to", "hf,onnx")
+    assert status == 0
+    assert out.splitlines()[-1] == "HF layout in fp32, ONNX graph in int4"
+    assert "ONNX graph in `onnx/` is in int4" in (root / "out" / "README.md").read_text()
+    status, out, _ = run(capsys, "inspect", root / "out")
+    size = (root / "out" / "onnx" / "model.onnx.data").stat().st_size
+    assert status == 0 and f"ONNX graph: int4 in blocks of 128, {size:,} bytes" in out
+    report = json.loads(run(capsys, "inspect", root / "out", "--json")[1])
+    assert report["onnx"] == {"precision": "int4", "block": 128, "bytes": size}
+    assert report["precision"] == "fp32"
+    # The head has 8 bits: it weighs more in the ideal of such a graph.
+    run(capsys, "convert", base.folder, "--gates", root / "gates", "--out", root / "floats")
+    floats = json.loads(run(capsys, "inspect", root / "floats", "--json")[1])
+    assert floats["onnx"] is None
+    assert report["predicted_speedup"]["decode"] < floats["predicted_speedup"]["decode"]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = run(capsys, command, "--help")

@@ -70,6 +70,7 @@ def test_options_of_an_engine() -> None:
     assert options == OnnxOptions(slots=4, max_model_len=99)
     assert parse_options("onnx", []) == OnnxOptions()
     assert parse_options("onnx", ["--device", "cuda"]) == OnnxOptions(device="cuda")
+    assert parse_options("onnx", ["--precision", "int4"]) == OnnxOptions(precision="int4")
     assert parse_options("torch", ["--slots", "4"]) == SlotOptions(slots=4)
 
 
@@ -82,6 +83,7 @@ def test_options_of_an_engine() -> None:
         ),
         (["--slots", "many"], "argument --slots: invalid int value: 'many'"),
         (["--slot", "3"], "unrecognized arguments: --slot 3"),
+        (["--precision", "int2"], "precision 'int2': ONNX graphs are fp32, fp16, int8, int4"),
         (["--threads", "0"], "engine option threads must be at least 1, found 0"),
     ],
 )

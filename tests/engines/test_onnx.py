@@ -13,9 +13,10 @@ from sgate_serve.engines.options import OnnxOptions, SlotOptions
 from sgate_serve.engines.runner import Feed, all_logits
 from sgate_serve.environment import num_cpus
 from sgate_serve.errors import EngineError
+from sgate_serve.prepare import load_slot_engine
 from tests.engines.drive import decode, prefill
 from tests.engines.uneven_model import SIZES, UnevenModel
-from tests.small_llama import random_tokens
+from tests.small_llama import dense_llama, random_tokens, save
 
 # Three layers with attention keep 1, 2 and 1 KV heads; width 12 is padded to 16.
 BYTES_PER_TOKEN = 2 * (1 + 2 + 1) * 16 * 4
@@ -169,6 +170,16 @@ def test_returned_logits_outlive_the_next_call(folder: Path) -> None:
 def test_too_many_tokens_for_logits(folder: Path) -> None:
     with pytest.raises(EngineError, match="49 tokens do not fit this runner's max_model_len of 48"):
         all_logits(load_runner(folder, SIZES), random_tokens(49))
+
+
+def test_loading_says_what_the_weights_are_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = save(dense_llama(), tmp_path / "model")
+    with caplog.at_level(logging.INFO):
+        load_slot_engine("onnx", model, OnnxOptions(slots=2, max_model_len=9, precision="int4"))
+    assert "in int4 in " in caplog.text
+    assert "onnx engine: weights int4 in blocks of 128, slots=2 max_model_len=9" in caplog.text
 
 
 def test_missing_graph(tmp_path: Path) -> None:
