@@ -9,6 +9,7 @@ from typing import Any
 from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.model_card import CARD_END, CARD_FILE, CARD_START
 from sgate_serve.options import option
+from sgate_serve.quantization import INT8
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,13 @@ class VerifyOptions:
         None, "what --gates is: sgate, finegates or peft (default: detected)"
     )
     max_divergence: float | None = option(
-        None, "of an int8 OUT: fail above this mean KL divergence, in nats per token"
+        None, "of quantised weights: fail above this mean KL divergence, in nats per token"
     )
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What int8 costs on one engine, against the masked dense model in fp32.
+    """What rounded weights cost on one engine, against the masked dense model in fp32.
 
     `mean_kl` is KL(reference ‖ quantised) in nats per token, `greedy_agreement` the fraction of
     tokens whose best logit is the same; both are None where outputs are no logits of a choice.
@@ -75,8 +76,8 @@ class Verification:
     """One engine's comparison. `difference` is None when it holds, else where it first fails.
 
     Differences are of logits, in fp32 on both sides. A position counts as a tie, not a failure,
-    when the best two reference logits are closer than ten tolerances. Of an int8 folder this is the
-    comparison with the plan's model before quantisation; `quantization` is what came on top.
+    when the best two reference logits are closer than ten tolerances. Where weights were
+    rounded this is the comparison with the model before that; `quantization` is what came on top.
     """
 
     passed: bool
@@ -122,7 +123,8 @@ class Verification:
         yield f"{self.tokens_equal} of {self.num_tokens} teacher-forced tokens equal{tied}"
         if self.tensors_equal is not None:
             verdict = "equal" if self.tensors_equal else "do NOT equal"
-            how = "" if self.quantization is None else f" in {self.quantization.precision}"
+            is_int8 = self.quantization is not None and self.quantization.precision == INT8
+            how = f" in {INT8}" if is_int8 else ""
             yield f"stored tensors {verdict} the plan's rewriting{how} of the masked dense model"
         if self.quantization is not None:
             yield self.quantization.line()

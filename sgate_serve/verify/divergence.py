@@ -1,4 +1,6 @@
-"""What int8 costs: how far a quantised folder's outputs are from the masked dense model's.
+"""What rounding costs: how far outputs are from the masked dense model's in fp32.
+
+Rounded are the weights of an int8 folder, and those of an ONNX graph in fp16, int8 or int4.
 
 Quantisation is an approximation, so this is information; `--max-divergence` makes it a check.
 """
@@ -13,25 +15,27 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.family import CAUSAL_LM, CLASSIFICATION
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.quantization import INT8
+from sgate_serve.precision import FP32
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Quantization
-from sgate_serve.verify.engines import VerifiedEngine, paired_outputs
+from sgate_serve.verify.engines import OnnxModel, VerifiedEngine, paired_outputs
 from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
 
 
-def check_limit(limit: float | None, out: Checkpoint) -> None:
-    """Raise EngineError where the limit is no number, or would have no effect on this folder."""
+def check_limit(limit: float | None, out: Checkpoint, engine: VerifiedEngine) -> None:
+    """Raise EngineError where the limit is no number, or would have no effect on this engine."""
     if limit is None:
         return
     option = f"--max-divergence {limit:g}"
     if not 0 <= limit < math.inf:
         raise EngineError(f"{option}: give a number of nats, at least 0")
-    if not out.is_int8:
-        raise EngineError(f"{option}: {out.folder} is not quantised; leave the option out")
+    if engine.precision == FP32:
+        raise EngineError(
+            f"{option}: {out.folder} is not quantised on {engine.name}; leave the option out"
+        )
     if not has_distribution(out.spec):
         raise EngineError(
             f"{option}: the outputs of {out.folder} are no logits of tokens or classes, so that "
@@ -42,12 +46,15 @@ def check_limit(limit: float | None, out: Checkpoint) -> None:
 def exact_model(
     engine: VerifiedEngine, out: Checkpoint, masked: MaskedCheckpoint, plan: Plan | None
 ) -> VerifiedEngine:
-    """Return what must equal the masked dense model: the engine, or what int8 was rounded from.
+    """Return what must equal the masked dense model: the engine, or what its weights were before.
 
-    Raises CheckpointError for an int8 folder without a plan, which says what that is.
+    Of a rounded graph that is an fp32 graph of the same folder, of an int8 folder what the plan
+    makes of the masked model. Raises CheckpointError for an int8 folder without a plan.
     """
-    if not out.is_int8:
+    if engine.precision == FP32:
         return engine
+    if not out.is_int8:
+        return OnnxModel(out, FP32)
     if plan is None:
         raise CheckpointError(
             f"{out.folder} is int8 and has no {PLAN_FILE} of this base, which says what was "
@@ -64,11 +71,11 @@ def has_distribution(spec: ModelSpec) -> bool:
 def measure_quantization(
     reference: TorchModel, engine: VerifiedEngine, prompts: list[Tokens], limit: float | None
 ) -> Quantization:
-    """Teacher-force the prompts through the masked dense model and the int8 folder's engine."""
+    """Teacher-force the prompts through the masked dense model and a rounded model's engine."""
     expected, found = paired_outputs(reference.logits, engine.logits, prompts)
     is_choice = has_distribution(reference.spec)
     return Quantization(
-        precision=INT8,
+        precision=engine.precision,
         engine=engine.name,
         engine_version=engine.version,
         max_abs_diff=float(np.abs(expected - found).max()),

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import check_engine
 from sgate_serve.engines.runner import all_logits
-from sgate_serve.prepare import has_onnx, onnx_folder
+from sgate_serve.precision import FP32
+from sgate_serve.prepare import graph_precision, has_onnx, onnx_folder
+from sgate_serve.quantization import INT8
 from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
@@ -20,11 +22,13 @@ Tokens = NDArray[np.int64]
 class VerifiedEngine(Protocol):
     """One loaded engine: logits [T, V] and residual streams [T, H] of token ids [T].
 
-    An engine that shows no residual streams returns None.
+    An engine that shows no residual streams returns None. `precision` is what its weights were
+    rounded to, fp32 where they are the folder's own floats.
     """
 
     name: str
     version: str
+    precision: str
 
     def logits(self, tokens: Tokens) -> Floats: ...
 
@@ -32,16 +36,18 @@ class VerifiedEngine(Protocol):
 
 
 class OnnxModel:
-    """The ONNX graph of a folder, run by the same runner that serves it."""
+    """The ONNX graph of a folder in a precision, run by the same runner that serves it."""
 
     name = "onnx"
 
-    def __init__(self, folder: Checkpoint) -> None:
+    def __init__(self, folder: Checkpoint, precision: str | None = None) -> None:
         from sgate_serve.engines.onnx import load_runner
         from sgate_serve.engines.options import SlotOptions
 
         self.version = version("onnxruntime")
-        self._folder = onnx_folder(folder)
+        graph = graph_precision(folder, precision).name
+        self.precision = INT8 if folder.is_int8 and graph == FP32 else graph
+        self._folder = onnx_folder(folder, precision)
         self._runner = load_runner(self._folder, SlotOptions(slots=1))
 
     def logits(self, tokens: Tokens) -> Floats:
@@ -66,6 +72,7 @@ class VllmModel:
         length = min(num_tokens + 1, folder.spec.max_positions)
         self._engine = VllmEngine.load(folder.folder, SlotOptions(slots=1, max_model_len=length))
         self.version = self._engine.version
+        self.precision = INT8 if folder.is_int8 else FP32
 
     def logits(self, tokens: Tokens) -> Floats:
         return self._engine.logits(tokens)

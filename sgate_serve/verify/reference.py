@@ -17,6 +17,8 @@ from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import Plan
+from sgate_serve.precision import FP32
+from sgate_serve.quantization import INT8
 from sgate_serve.spec import ModelSpec
 
 Floats = NDArray[np.float32]
@@ -29,8 +31,8 @@ class TorchModel:
     name: str = "torch"
     version: str = str(torch.__version__)
 
-    def __init__(self, model: Any, spec: ModelSpec) -> None:
-        self.model, self.spec = model.float().eval(), spec
+    def __init__(self, model: Any, spec: ModelSpec, precision: str = FP32) -> None:
+        self.model, self.spec, self.precision = model.float().eval(), spec, precision
 
     @classmethod
     def masked_dense(cls, masked: MaskedCheckpoint) -> "TorchModel":
@@ -40,7 +42,8 @@ class TorchModel:
     @classmethod
     def converted(cls, folder: Path) -> "TorchModel":
         checkpoint = Checkpoint.open(folder)
-        return cls(load_model(checkpoint), checkpoint.spec)
+        precision = INT8 if checkpoint.is_int8 else FP32
+        return cls(load_model(checkpoint), checkpoint.spec, precision)
 
     @classmethod
     def rewritten(cls, masked: MaskedCheckpoint, plan: Plan) -> "TorchModel":

@@ -2,8 +2,9 @@
 
 Two independent checks. The stored tensors must equal the plan's rewriting of the masked dense
 model, byte for byte; and the logits of an engine must equal the masked dense model's. The first
-catches a changed weight wherever it hides, the second a plan that is wrong. Of an int8 folder the
-second is about the plan's model before quantisation, and what quantisation costs is measured.
+catches a changed weight wherever it hides, the second a plan that is wrong. Of an int8 folder, or a
+graph in another precision than fp32, the second is about the model before rounding, and what
+rounding costs is measured.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import read_plan
+from sgate_serve.precision import FP32
 from sgate_serve.spec import ModelSpec
 from sgate_serve.tensor_files import DTYPE_NAMES
 from sgate_serve.verify.certificate import Verification, VerifyOptions
@@ -62,7 +64,6 @@ def verify(options: VerifyOptions) -> Verification:
     Raises SgateError for bad input; a difference is a result, not an error.
     """
     out = Checkpoint.open(options.out)
-    check_limit(options.max_divergence, out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
     masked = rounded_like(masked, out)
     check_same_model(masked.spec, out)
@@ -70,11 +71,12 @@ def verify(options: VerifyOptions) -> Verification:
     tensor = None if plan is None else first_different_tensor(masked, plan, out)
     prompts = random_prompts(options, out.spec)
     served = open_engine(options.engine, out, len(prompts[0]))
+    check_limit(options.max_divergence, out, served)
     engine = exact_model(served, out, masked, plan)
     reference = TorchModel.masked_dense(masked)
     compared = compare_logits(reference.logits, engine.logits, prompts)
     quantization = None
-    if out.is_int8:
+    if served.precision != FP32:
         quantization = measure_quantization(reference, served, prompts, options.max_divergence)
     difference = None
     if tensor is not None:

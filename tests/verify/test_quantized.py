@@ -89,11 +89,43 @@ def test_limits_without_effect_are_refused(options: VerifyOptions, tmp_path: Pat
         verify(replace(options, max_divergence=float("nan")))
     convert(ConvertOptions(options.checkpoint, tmp_path / "floats", options.gates))
     floats = replace(options, out=str(tmp_path / "floats"), max_divergence=0.1)
-    with pytest.raises(EngineError, match=r"floats is not quantised; leave the option out"):
+    with pytest.raises(EngineError, match=r"floats is not quantised on torch; leave the option"):
         verify(floats)
     at = converted(ZOO["bert"][0], tmp_path / "bert", 0, precision="int8")
     with pytest.raises(EngineError, match=r"out are no logits of tokens or classes"):
         verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], max_divergence=0.1))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_graphs_in_other_precisions_are_measured_and_the_plan_proven(
+    options: VerifyOptions, tmp_path: Path, precision: str
+) -> None:
+    out = tmp_path / "graph"
+    convert(
+        ConvertOptions(
+            options.checkpoint, out, options.gates, to=("hf", "onnx"), precision=precision
+        )
+    )
+    result = verify(replace(options, out=str(out)))
+    assert result.passed and result.tensors_equal is True
+    assert result.max_abs_diff < result.tolerance
+    # The plan of int8 weights is proven before they are rounded, by a model that no folder holds.
+    assert result.engine == ("torch" if precision == "int8" else "onnx")
+    found = result.quantization
+    assert found is not None and (found.precision, found.engine) == (precision, "onnx")
+    assert result.tolerance < found.max_abs_diff and found.mean_kl is not None
+    limit = {"fp16": 1e-4, "int8": 1e-2, "int4": 0.5}[precision]
+    assert limit / 1e4 < found.mean_kl < limit
+    rewritten = "rewriting in int8 of" if precision == "int8" else "rewriting of"
+    assert rewritten in "\n".join(result.lines())
+    strict = verify(replace(options, out=str(out), max_divergence=1e-9))
+    assert not strict.passed and f"{precision} diverges by" in str(strict.difference)
+
+
+def test_an_int8_folder_is_measured_on_onnx_as_well(options: VerifyOptions) -> None:
+    result = verify(replace(options, engine="onnx"))
+    assert result.passed and result.quantization is not None
+    assert (result.quantization.precision, result.quantization.engine) == ("int8", "onnx")
 
 
 @pytest.mark.parametrize("kind", ["weight", "weight_scale"])
