@@ -68,11 +68,11 @@ def round_to_4_bits(weight: Array, block: int) -> Blocks:
     values, scales = _empty(weight, block)
     zeros = np.empty(scales.shape, np.uint8)
     for span in _spans(weight):
-        values[span], scales[span], zeros[span] = _best_range(_blocked(weight[span], block))
+        values[span], scales[span], zeros[span] = best_range(_blocked(weight[span], block))
     return Blocks(_packed(values), scales, _packed(_even(zeros)))
 
 
-def _best_range(part: Floats) -> tuple[Bytes, Floats, Bytes]:
+def best_range(part: Floats) -> tuple[Bytes, Floats, Bytes]:
     """Return values, scales and zeros of blocks [..., block] with the least squared error."""
     low, high = part.min(axis=-1).clip(max=0), part.max(axis=-1).clip(min=0)
     best = np.full(low.shape, np.inf, np.float32)
