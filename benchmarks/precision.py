@@ -1,0 +1,166 @@
+"""What int8 and int4 graphs cost in quality and bring in speed, beside other ways to round.
+
+`python -m benchmarks.precision --json FILE` computes held-out perplexity of a trained model (the
+demo's, by default) through the onnx engine: the graph in every precision, and in fp32 with weights
+rounded to 4 bits by each quantiser, at several block sizes. Then it compares the random model of
+`sgate_serve.demo.shape` in every precision, interleaved in one run.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.command import run_script
+from benchmarks.quantisers import QUANTISERS, Floats
+from converters.to_onnx import write_onnx
+from sgate_serve.bench.compare import compare
+from sgate_serve.bench.workload import Workload
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.demo.options import DemoSizes
+from sgate_serve.demo.shape import write_shape
+from sgate_serve.engines.onnx import load_runner
+from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.runner import all_logits
+from sgate_serve.environment import hardware, library_versions
+from sgate_serve.folder import TensorHeader, new_folder
+from sgate_serve.onnx_format import ONNX_DIR
+from sgate_serve.options import option
+from sgate_serve.precision import FP32, PRECISIONS
+from sgate_serve.tensor_files import Array
+from sgate_serve.training.causal_lm import end_token
+from sgate_serve.training.documents import pack, read_documents, read_tokenizer
+
+Tokens = NDArray[np.int64]
+
+BLOCKS = (32, 64, 128)
+# On CPUs fp16 is for closeness, not for speed.
+TIMED = ("int8", "int4")
+SHARD_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    """The trained model and its held-out text, and the size of both parts."""
+
+    model: str = option("sgate-demo/dense", "a trained causal LM with its tokenizer")
+    text: str = option("sgate-demo/corpus/eval.jsonl", "text that it has not seen")
+    blocks: int = option(128, "blocks of text")
+    seq_len: int = option(128, "tokens of a block")
+    rounds: int = option(5, "interleaved rounds of the speed comparison; 0 leaves it out")
+    layers: int = option(24, "layers of the random model that is timed")
+    vocab_size: int = option(32768, "its vocabulary")
+    seed: int = option(0, "seed of its weights")
+
+    @property
+    def sizes(self) -> DemoSizes:
+        return DemoSizes(shape_layers=self.layers, shape_vocab_size=self.vocab_size, seed=self.seed)
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(self.rounds, decode_steps=8, context_tokens=8, prefill_tokens=128)
+
+
+def run(options: PrecisionOptions) -> dict[str, Any]:
+    """Measure both parts in a temporary folder; return the record."""
+    with tempfile.TemporaryDirectory(prefix="sgate-precision-") as folder:
+        root = Path(folder)
+        return {
+            "command": "python -m benchmarks.precision "
+            + " ".join(f"--{key} {value}" for key, value in asdict(options).items()),
+            "options": asdict(options),
+            "precisions": {name: asdict(precision) for name, precision in PRECISIONS.items()},
+            "perplexity": perplexities(root, options),
+            "speed": speed(root, options) if options.rounds else None,
+            "hardware": hardware(),
+            "versions": library_versions(),
+        }
+
+
+def perplexities(root: Path, options: PrecisionOptions) -> dict[str, Any]:
+    """Return perplexity by precision, and by quantiser and block of 4-bit weights in fp32."""
+    model = Checkpoint.open(options.model)
+    tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
+    documents = read_documents(Path(options.text))
+    blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)[: options.blocks]
+    graphs = {name: perplexity(model, root / f"ppl-{name}", blocks, name) for name in PRECISIONS}
+    alone: dict[str, dict[str, float]] = {}
+    for name, quantise in QUANTISERS.items():
+        for block in BLOCKS:
+            rounded = write_rounded(model, root / f"{name}-{block}", quantise, block)
+            found = perplexity(rounded, rounded.folder / ONNX_DIR, blocks)
+            alone.setdefault(name, {})[str(block)] = found
+    return {"num_tokens": int(blocks[:, 1:].size), "graphs": graphs, "weights_alone": alone}
+
+
+def perplexity(model: Checkpoint, folder: Path, blocks: Tokens, precision: str = FP32) -> float:
+    """Build the graph in `folder` and return exp of its mean loss on [num_blocks, seq_len]."""
+    write_onnx(model, folder, PRECISIONS[precision])
+    runner = load_runner(folder, SlotOptions(slots=1, max_model_len=blocks.shape[1]))
+    losses = [_loss(all_logits(runner, block), block) for block in blocks]
+    return float(np.exp(np.mean(losses)))
+
+
+def write_rounded(
+    model: Checkpoint, folder: Path, quantise: Callable[[Floats, int], Floats], block: int
+) -> Checkpoint:
+    """Write an fp32 copy of the model, the linears inside its blocks rounded."""
+    names = {f"{module}.weight" for module in model.spec.module_names()}
+    headers = [
+        TensorHeader(name, "F32", shape) for name, shape in model.spec.tensor_shapes().items()
+    ]
+
+    def arrays() -> Iterator[Array]:
+        for header in headers:
+            array = model.read(header.name).astype(np.float32)
+            yield quantise(array, block) if header.name in names else array
+
+    with new_folder(folder) as writer:
+        writer.write_json("config.json", {**model.config, "dtype": "float32"})
+        writer.write_weights(headers, arrays(), SHARD_BYTES)
+    return Checkpoint.open(folder)
+
+
+def speed(root: Path, options: PrecisionOptions) -> dict[str, Any]:
+    """Compare the random model in fp32 with itself in the other precisions."""
+    write_shape(root / "shape", options.sizes)
+    folders = {name: _with_graph(root / "shape", root / f"shape-{name}", name) for name in TIMED}
+    dense = _with_graph(root / "shape", root / "shape-fp32", FP32)
+    first, *others = TIMED
+    beside = {name: folders[name] for name in others}
+    record = compare(dense, folders[first], "onnx", options.workload, beside).to_json()
+    return {
+        "speedups": {first: record["speedups"]["onnx"], **record["beside"]},
+        **{key: record[key] for key in ("floor", "tokens_per_second", "workload", "order")},
+    }
+
+
+def _with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
+    """Make a folder of the same files with a graph of its own."""
+    folder.mkdir()
+    for file in source.iterdir():
+        os.link(file, folder / file.name)
+    model = Checkpoint.open(folder)
+    write_onnx(model, folder / ONNX_DIR, PRECISIONS[precision])
+    return model
+
+
+def _loss(logits: NDArray[np.float32], tokens: Tokens) -> float:
+    """Return the mean negative log likelihood of each token but the first."""
+    wide = logits[:-1].astype(np.float64)
+    largest = wide.max(axis=1)
+    normaliser = largest + np.log(np.exp(wide - largest[:, None]).sum(axis=1))
+    return float((normaliser - wide[np.arange(len(wide)), tokens[1:]]).mean())
+
+
+def main() -> None:
+    run_script("precision", __doc__, PrecisionOptions, run)
+
+
+if __name__ == "__main__":
+    main()
