@@ -105,8 +105,8 @@ def _write_onnx(writer: FolderWriter, precision: str | None) -> None:
     from converters.to_onnx import write_onnx
 
     folder = writer.path(f"{ONNX_DIR}/{GRAPH_FILE}").parent
-    wanted = precision_named(GRAPH_PRECISIONS.get(precision, FP32))
-    write_onnx(Checkpoint.open(writer.staging), folder, wanted)
+    model, name = Checkpoint.open(writer.staging), GRAPH_PRECISIONS.get(precision, FP32)
+    write_onnx(model, folder, precision_named(name, is_encoder=model.spec.is_encoder))
 
 
 # The HF layout is always written: every other target is derived from it and lies beside it.

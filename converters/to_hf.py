@@ -23,6 +23,7 @@ from sgate_serve.folder import FolderWriter
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import write_plan
+from sgate_serve.pooling import module_files
 from sgate_serve.quantization import CONFIG_KEY, float_linears, int8_config
 from sgate_serve.shapes import LayerShape
 from sgate_serve.spec import ModelSpec, is_stock_shape
@@ -36,6 +37,7 @@ COMPANION_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.model",
     "chat_template.jinja",
@@ -116,8 +118,8 @@ def stock_config(base: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copy_companions(source: Path, writer: FolderWriter) -> None:
-    """Copy tokenizer, chat template and generation settings as they are."""
-    for name in COMPANION_FILES:
+    """Copy tokenizer, chat template, generation and embedding settings as they are."""
+    for name in (*COMPANION_FILES, *module_files(source)):
         if (source / name).is_file():
             shutil.copyfile(source / name, writer.path(name))
 

@@ -2,13 +2,14 @@
 
 A call adds `t` tokens to `b` rows, at most `s` to any of them; the logits of `n` tokens are wanted.
 Tokens of all rows lie packed, [t, …], row by row; only attention sees [b, s, …]. Past and present
-of a layer are [b, kv_heads, length, head width]; an engine binds both to one buffer.
+of a layer are [b, kv_heads, length, head width]; an engine binds both to one buffer. Graphs that
+classify or embed read each row whole and have neither.
 """
 
 ONNX_DIR = "onnx"  # inside a deployable folder
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # Keys of the graph's metadata_props; the values are strings.
 META_VERSION = "sgate.onnx_version"
@@ -20,6 +21,17 @@ META_PRECISION = "sgate.precision"  # fp32, fp16, int8 or int4
 META_BLOCK = "sgate.block"  # weights of a row that share a scale; 0: none do
 # Tokens of a row get the same logits in every call whose t and n are multiples of this.
 META_ROW_MULTIPLE = "sgate.row_multiple"
+META_KIND = "sgate.kind"
+# Only of graphs that classify or embed; a missing padding id is "".
+META_VOCAB_SIZE = "sgate.vocab_size"
+META_NUM_TYPES = "sgate.num_types"
+META_PADDING_ID = "sgate.padding_id"
+META_LOGIT_TOKEN = "sgate.logit_token"
+
+# What a graph is for: next tokens, the logits of one token of each row, or states of all tokens.
+GENERATE, CLASSIFY, EMBED = "generate", "classify", "embed"
+# Whose logits a classifier gives: those of a row's first token, or of its last that is no padding.
+FIRST, LAST = "first", "last"
 
 INPUT_IDS = "input_ids"  # [t] int64
 UNPACK_INDEX = "unpack_index"  # [b, s] int64: which of the t tokens stands there; padding: any
@@ -29,7 +41,9 @@ TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # [] int32: the largest of them
 QUERY_SEQLENS = "query_seqlens"  # [b] int32: how many of the s tokens are real; 0 = idle row
 LOGIT_INDEX = "logit_index"  # [n] int64: indices into t
 POSITION_IDS = "position_ids"  # [t] int64: only in graphs with a table of positions
-LOGITS = "logits"  # [n, vocab] float32
+TOKEN_TYPE_IDS = "token_type_ids"  # [t] int64: only in graphs with a table of token types
+LOGITS = "logits"  # [n, vocab or labels] float32
+HIDDEN_STATES = "last_hidden_state"  # [t, hidden] float32: what a graph that embeds has instead
 
 # Attention wants past + s within a buffer also of rows that add less than s tokens. Buffers are so
 # much longer than a row can get, and rotary tables too: the largest s beside a longer row.

@@ -17,18 +17,23 @@ from types import MappingProxyType
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import (
     ENGINES,
+    check_reads_texts,
     choose_engine,
     import_target,
+    load_encoder,
     load_engine,
+    parse_encoder_options,
     parse_options,
 )
-from sgate_serve.engines.options import OnnxOptions, SlotOptions
+from sgate_serve.engines.base import LoadedEncoder
+from sgate_serve.engines.options import EncoderOptions, OnnxOptions, SlotOptions
 from sgate_serve.engines.scheduler import SlotEngine
-from sgate_serve.engines.timed import Timed, TimedSizes, TimedSlots
+from sgate_serve.engines.timed import Timed, TimedEncoder, TimedSizes, TimedSlots
 from sgate_serve.errors import CheckpointError, EngineError
-from sgate_serve.family import CAUSAL_LM
+from sgate_serve.family import BASE, CAUSAL_LM
 from sgate_serve.onnx_format import GRAPH_FILE, META_PRECISION, ONNX_DIR, stored_text
 from sgate_serve.options import flag_of
+from sgate_serve.pooling import Pooling
 from sgate_serve.precision import FP32, PRECISIONS, Precision, precision_named
 from sgate_serve.quantization import INT8
 from sgate_serve.tensor_files import DTYPES
@@ -66,13 +71,14 @@ def graph_precision(model: Checkpoint, wanted: str | None = None) -> Precision:
     Of a folder without a graph, int8 weights stay int8 and floats are fp32. Raises EngineError for
     a name that is none.
     """
+    name = INT8 if model.is_int8 else FP32
     if wanted is not None:
-        return precision_named(wanted)
-    if has_onnx(model):
+        name = wanted
+    elif has_onnx(model):
         graph = (model.folder / ONNX_DIR / GRAPH_FILE).read_bytes()
         # Graphs from before this key are fp32.
-        return precision_named(stored_text(graph, META_PRECISION) or FP32)
-    return PRECISIONS[INT8 if model.is_int8 else FP32]
+        name = stored_text(graph, META_PRECISION) or FP32
+    return precision_named(name, is_encoder=model.spec.is_encoder)
 
 
 def executed_precision(
@@ -80,9 +86,11 @@ def executed_precision(
 ) -> Precision:
     """Return what engine `name` holds a model's matrices in, told the words behind `--`."""
     if ENGINES[name].reads == "onnx":
-        return graph_precision(
-            model, OnnxOptions.of(parse_options(name, engine_arguments)).precision
-        )
+        if model.spec.task != CAUSAL_LM:
+            wanted = parse_encoder_options(name, engine_arguments).precision
+        else:
+            wanted = OnnxOptions.of(parse_options(name, engine_arguments)).precision
+        return graph_precision(model, wanted)
     return PRECISIONS[FP32] if ENGINES[name].timed is None else stored_precision(model)
 
 
@@ -118,6 +126,35 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
     return engine
 
 
+def load_text_encoder(name: str, model: Checkpoint, options: EncoderOptions) -> LoadedEncoder:
+    """Load engine `name` (or "auto") for a classifier or base model; build first what it reads.
+
+    Raises EngineError for an engine that is unknown, not installed, or runs no such model.
+    """
+    check_reads(model)
+    name = choose_engine(name)
+    check_reads_texts(name)
+    return load_encoder(name, engine_folder(name, model, options), options, pooling_of(model))
+
+
+def pooling_of(model: Checkpoint) -> Pooling:
+    """Return how a base model's states become an embedding; a classifier's states never do."""
+    return Pooling.of(model.folder) if model.spec.task == BASE else Pooling()
+
+
+def load_timed_encoder(
+    name: str, model: Checkpoint, sizes: TimedSizes, engine_arguments: Sequence[str] = ()
+) -> TimedEncoder:
+    """Load engine `name` (or "auto") to be timed at reading; the caller closes it.
+
+    Raises EngineError as `load_text_encoder` does, and for arguments that the sizes decide.
+    """
+    name = choose_engine(name)
+    check_reads_texts(name)
+    options = timed_encoder_options(name, sizes, engine_arguments)
+    return TimedEncoder(load_text_encoder(name, model, options))
+
+
 def load_timed(
     name: str, model: Checkpoint, sizes: TimedSizes, engine_arguments: Sequence[str] = ()
 ) -> Timed:
@@ -145,40 +182,76 @@ DECIDED: Mapping[str, str] = MappingProxyType(
         "prefill_chunk": "a timed prompt is fed in one call",
     }
 )
+DECIDED_OF_ENCODERS: Mapping[str, str] = MappingProxyType(
+    {
+        "max_model_len": "--prefill-tokens decides it",
+        "batch_tokens": "--batches and --prefill-tokens decide it",
+    }
+)
 
 
 def timed_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> SlotOptions:
     """Return a slot engine's options for the sizes; raise EngineError for one given besides."""
     given = parse_options(name, arguments)
-    for option, reason in DECIDED.items():
-        if getattr(given, option) is not None:
-            raise EngineError(f"engine {name}: {flag_of(option)} has no place here: {reason}")
-    if given.threads is not None and sizes.threads is not None:
-        raise EngineError(
-            f"engine {name}: --threads is given before `--` ({sizes.threads}) and behind it "
-            f"({given.threads}); give it once"
-        )
+    _check_undecided(name, given, DECIDED)
     return replace(
         given,
         slots=sizes.batch,
         max_model_len=sizes.model_len,
-        threads=given.threads if sizes.threads is None else sizes.threads,
+        threads=_threads(name, given.threads, sizes),
     )
 
 
-def engine_folder(name: str, model: Checkpoint, options: SlotOptions) -> Path:
+def timed_encoder_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> EncoderOptions:
+    """Return an encoder's options for the sizes; raise EngineError for one given besides."""
+    given = parse_encoder_options(name, arguments)
+    _check_undecided(name, given, DECIDED_OF_ENCODERS)
+    return replace(
+        given, max_model_len=sizes.model_len, threads=_threads(name, given.threads, sizes)
+    )
+
+
+def _check_undecided(
+    name: str, given: SlotOptions | EncoderOptions, decided: Mapping[str, str]
+) -> None:
+    for option, reason in decided.items():
+        if getattr(given, option) is not None:
+            raise EngineError(f"engine {name}: {flag_of(option)} has no place here: {reason}")
+
+
+def _threads(name: str, given: int | None, sizes: TimedSizes) -> int | None:
+    """Return the threads that are given before `--` or behind it; raise EngineError for both."""
+    if given is not None and sizes.threads is not None:
+        raise EngineError(
+            f"engine {name}: --threads is given before `--` ({sizes.threads}) and behind it "
+            f"({given}); give it once"
+        )
+    return given if sizes.threads is None else sizes.threads
+
+
+def engine_folder(name: str, model: Checkpoint, options: SlotOptions | EncoderOptions) -> Path:
     """Return the folder that engine `name` reads, its graph built first where there is none."""
     if ENGINES[name].reads == "onnx":
-        return onnx_folder(model, OnnxOptions.of(options).precision)
+        own = options if isinstance(options, EncoderOptions) else OnnxOptions.of(options)
+        return onnx_folder(model, own.precision)
     return model.folder
 
 
 def check_task(model: Checkpoint) -> None:
-    """Raise EngineError unless a model generates text, which is what the engines serve so far."""
+    """Raise EngineError unless a model generates text."""
     if model.spec.task != CAUSAL_LM:
         raise EngineError(
-            f"{model.folder} is a {model.spec.head.model_class}; this release serves and measures "
-            "causal language models only: load it with transformers"
+            f"{model.folder} is a {model.spec.head.model_class}, which generates no text; give a "
+            "causal language model"
+        )
+
+
+def check_reads(model: Checkpoint) -> None:
+    """Raise EngineError for a model that generates text instead of classifying or embedding it."""
+    if model.spec.task == CAUSAL_LM:
+        raise EngineError(
+            f"{model.folder} is a {model.spec.head.model_class}, which generates text; give a "
+            "classifier or a base model"
         )
 
 

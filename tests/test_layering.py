@@ -29,6 +29,7 @@ CORE = {
     "sgate_serve.figures",
     "sgate_serve.targets",
     "sgate_serve.scales",
+    "sgate_serve.pooling",
 }
 
 
@@ -57,6 +58,7 @@ ALLOWED = {
     "sgate_serve/placement.py": WORDS | below("spec", "plan"),
     "sgate_serve/targets.py": WORDS | below("spec", "plan"),
     "sgate_serve/scales.py": below("spec"),
+    "sgate_serve/pooling.py": below("errors", "fields"),
     "sgate_serve/figures.py": WORDS | below("spec", "plan", "placement", "targets"),
     "sgate_serve/gates": CORE,
     "converters": CORE | below("gates", "onnx_format", "model_card"),

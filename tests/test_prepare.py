@@ -9,7 +9,7 @@ import pytest
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner
-from sgate_serve.engines.options import OnnxOptions
+from sgate_serve.engines.options import EncoderOptions, OnnxOptions, SlotOptions
 from sgate_serve.engines.timed import TimedSizes, TimedSlots
 from sgate_serve.errors import EngineError
 from sgate_serve.precision import PRECISIONS, Precision
@@ -17,11 +17,15 @@ from sgate_serve.prepare import (
     cache_key,
     executed_precision,
     graph_precision,
+    load_slot_engine,
+    load_text_encoder,
     load_timed,
     onnx_folder,
+    timed_encoder_options,
     timed_options,
 )
 from tests.bench import stub_engine
+from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save
 
 SIZES = TimedSizes(batch=3, model_len=20)
@@ -146,3 +150,33 @@ def test_an_engine_says_what_it_holds_matrices_in(model: Checkpoint, tmp_path: P
 def test_arguments_that_the_sizes_decide_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         timed_options("onnx", TimedSizes(3, 20, threads=2), arguments)
+
+
+def test_each_kind_of_model_has_its_own_loader(model: Checkpoint, tmp_path: Path) -> None:
+    build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "bert")
+    classifier = Checkpoint.open(tmp_path / "bert")
+    with pytest.raises(EngineError, match="is a LlamaForCausalLM, which generates text; give a cl"):
+        load_text_encoder("onnx", model, EncoderOptions())
+    with pytest.raises(EngineError, match="is a BertForSequenceClassification, which generates no"):
+        load_slot_engine("onnx", classifier, SlotOptions())
+    with pytest.raises(EngineError, match="engine torch runs no classifiers and no embedding mod"):
+        load_text_encoder("torch", classifier, EncoderOptions())
+
+
+def test_sizes_become_options_of_an_encoder() -> None:
+    found = timed_encoder_options("onnx", SIZES, ["--threads", "2"])
+    assert found == EncoderOptions(max_model_len=20, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-tokens", "9"], "--batch-tokens has no place here: --batches and --prefill-tok"),
+        (["--max-model-len", "64"], "--max-model-len has no place here: --prefill-tokens decides"),
+        (["--threads", "4"], r"--threads is given before `--` \(2\) and behind it \(4\)"),
+        (["--slots", "4"], "engine onnx: unrecognized arguments: --slots 4"),
+    ],
+)
+def test_arguments_that_the_sizes_of_an_encoder_decide(arguments: list[str], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        timed_encoder_options("onnx", TimedSizes(3, 20, threads=2), arguments)

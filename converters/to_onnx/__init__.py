@@ -1,5 +1,5 @@
-"""Write the fp32 ONNX decoder graph of a checkpoint, for ONNX Runtime's contrib operators."""
+"""Write the fp32 ONNX graph of a checkpoint, for ONNX Runtime's contrib operators."""
 
-from converters.to_onnx.writer import write_onnx
+from converters.to_onnx.writer import build_graph, write_onnx
 
-__all__ = ["write_onnx"]
+__all__ = ["build_graph", "write_onnx"]

@@ -1,5 +1,7 @@
 """The decoder graph: embedding, layers of attention and MLP, final norm, head, in one precision.
 
+A classifier or base model of a decoder family reads whole prompts, so its graph has no KV cache.
+
 Reads like the model. Tokens of all rows lie packed; attention alone sees rows. Operators are ONNX
 Runtime's contrib ones, which share past and present buffers and take ragged rows. Widths come from
 the spec, layer by layer; a layer may lack attention, MLP or both. What sets families apart is
@@ -16,15 +18,16 @@ from converters.to_onnx.activations import activate
 from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.graph import MICROSOFT, Dims, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.metadata import graph_metadata
 from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
 from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import RotaryTable
-from converters.to_onnx.supported import check_supported
+from converters.to_onnx.sequence_output import add_sequence_output
 from sgate_serve import onnx_format as names
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import ATTENTION, MLP
+from sgate_serve.family import ATTENTION, CAUSAL_LM, MLP
 from sgate_serve.precision import FP16, FP32, INT4, PRECISIONS, Precision
 from sgate_serve.quantization import INT8
 
@@ -44,9 +47,8 @@ UNLIMITED_WINDOW = -1
 def build_decoder(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32]) -> ir.Model:
     """Return the graph of a checkpoint; weights are read, and rounded, when it is saved.
 
-    Raises EngineError for a family, task, rope type or activation that the graph cannot express.
+    Raises EngineError for a rope type that the graph cannot express.
     """
-    check_supported(checkpoint)
     return _Decoder(checkpoint, precision).build()
 
 
@@ -61,8 +63,11 @@ class _Decoder:
         self.packing = Packing(graph)
         self.seqlens_k = graph.input(names.SEQLENS_K, int32, ["b"])
         self.total_length = graph.input(names.TOTAL_SEQUENCE_LENGTH, int32, [])
-        self.query_seqlens = graph.input(names.QUERY_SEQLENS, int32, ["b"])
-        self.logit_index = graph.input(names.LOGIT_INDEX, int64, ["n"])
+        self.query_seqlens: list[ir.Value | None] = []
+        if self.generates:
+            # Inputs 9 to 15 are position ids, bias, sinks and scales.
+            lengths = graph.input(names.QUERY_SEQLENS, int32, ["b"])
+            self.query_seqlens = [*[None] * 7, lengths]
         self.products = Products(graph, self.input_ids, precision)
         self.norms = Norms(graph, checkpoint)
         self.rotary_names: dict[bytes, str] = {}
@@ -78,8 +83,16 @@ class _Decoder:
                 normed = stream.normalize(self.norm(index, MLP))
                 stream.add(self.post_norm(index, MLP, self.mlp(index, normed)))
             stream.end_layer(index)
-        self.head(stream.normalize(self.norms.over_stream(f"{family.final_norm}")))
-        return self.graph.model(self.metadata())
+        normed = stream.normalize(self.norms.over_stream(f"{family.final_norm}"))
+        if self.generates:
+            self.head(normed)
+        else:
+            add_sequence_output(self.graph, self.products, self.checkpoint, normed)
+        return self.graph.model(graph_metadata(self.checkpoint, self.capacity, self.precision))
+
+    @property
+    def generates(self) -> bool:
+        return self.spec.task == CAUSAL_LM
 
     def norm(self, index: int, block: str) -> Norm:
         return self.norms.over_stream(self.spec.family.norm_name(index, block))
@@ -95,34 +108,28 @@ class _Decoder:
 
     def embed(self) -> ir.Value:
         # The head's source names the embedding where the two are tied: one initializer for both.
-        embedding = linears.table(self.checkpoint, self.spec.family.embedding, self.spec.vocab_size)
+        spec = self.spec
+        embedding = linears.table(self.checkpoint, spec.family.embedding, spec.vocab_size)
         embedded = self.products.rows(embedding, self.input_ids)
         if self.config.embedding_scale is not None:
             (embedded,) = self.graph.node(
                 "Mul", [embedded, self.number(self.config.embedding_scale)]
             )
-        if self.spec.family.position_table is None:
+        if spec.family.position_table is None:
             return embedded
         positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
-        rows = linears.table(
-            self.checkpoint, self.spec.family.position_table, self.spec.num_positions
-        )
+        rows = linears.table(self.checkpoint, spec.family.position_table, spec.num_positions)
         return self.graph.node("Add", [embedded, self.products.rows(rows, positions)])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], self.config.heads(index)
-        past_dims: Dims = ["b", shape.num_kv_heads, f"past.{index}", heads.width]
-        past = [
-            self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", self.graph.float_type, past_dims)
-            for kind in ("key", "value")
-        ]
         projected = self.products.linear(linears.query_key_value(self.checkpoint, index), x)
         packed = self.packing.unpack(projected)
-        # Inputs 9 to 15 are position ids, bias, sinks and scales.
-        inputs = [*self.query_key_value(index, packed), *past, self.seqlens_k, self.total_length]
+        inputs = [*self.query_key_value(index, packed), *self.past(index, heads)]
+        inputs += [self.seqlens_k, self.total_length, *self.rotary(index, heads)]
         attended, *present = self.graph.node(
             "GroupQueryAttention",
-            [*inputs, *self.rotary(index, heads), *[None] * 7, self.query_seqlens],
+            [*inputs, *self.query_seqlens],
             {
                 "num_heads": shape.num_heads,
                 "kv_num_heads": shape.num_kv_heads,
@@ -131,14 +138,28 @@ class _Decoder:
                 "softcap": self.config.attention_softcap or 0.0,
                 "local_window_size": self.spec.windows[index] or UNLIMITED_WINDOW,
             },
-            outputs=[f"layer.{index}.attended", "key", "value"],
+            outputs=[f"layer.{index}.{part}" for part in ("attended", "keys", "values")],
             domain=MICROSOFT,
         )
-        dims: Dims = ["b", shape.num_kv_heads, f"present.{index}", heads.width]
-        for kind, value in zip(("key", "value"), present, strict=True):
-            self.graph.output(value, f"{names.PRESENT_PREFIX}{index}.{kind}", dims)
+        if self.generates:
+            dims: Dims = ["b", shape.num_kv_heads, f"present.{index}", heads.width]
+            for kind, value in zip(("key", "value"), present, strict=True):
+                self.graph.output(value, f"{names.PRESENT_PREFIX}{index}.{kind}", dims)
         heads_out = self.packing.pack(attended, shape.num_heads * heads.width)
         return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
+
+    def past(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
+        """Return the keys and values that lie before a call.
+
+        A model that reads has none; the operator then takes rows padded on the right.
+        """
+        if not self.generates:
+            return [None, None]
+        dims: Dims = ["b", self.spec.layers[index].num_kv_heads, f"past.{index}", heads.width]
+        return [
+            self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", self.graph.float_type, dims)
+            for kind in ("key", "value")
+        ]
 
     def query_key_value(self, index: int, packed: ir.Value) -> list[ir.Value | None]:
         """Return what attention takes: all in one, or apart where query and key have norms."""
@@ -177,7 +198,8 @@ class _Decoder:
 
     def head(self, x: ir.Value) -> None:
         """Compute logits of the wanted tokens only: the head is the largest matrix."""
-        (wanted,) = self.graph.node("Gather", [x, self.logit_index], {"axis": 0})
+        logit_index = self.graph.input(names.LOGIT_INDEX, ir.DataType.INT64, ["n"])
+        (wanted,) = self.graph.node("Gather", [x, logit_index], {"axis": 0})
         logits = self.products.linear(linears.head(self.checkpoint), wanted)
         if self.graph.float_type != ir.DataType.FLOAT:
             (logits,) = self.graph.node("Cast", [logits], {"to": int(ir.DataType.FLOAT)})
@@ -212,15 +234,3 @@ class _Decoder:
             self.graph.weight(f"{name}.cos", shape, partial(table.cos, length)),
             self.graph.weight(f"{name}.sin", shape, partial(table.sin, length)),
         ]
-
-    def metadata(self) -> dict[str, str]:
-        return {
-            names.META_VERSION: str(names.FORMAT_VERSION),
-            names.META_FAMILY: self.spec.family.name,
-            names.META_FINGERPRINT: self.checkpoint.fingerprint,
-            names.META_CAPACITY: str(self.capacity),
-            names.META_NUM_LAYERS: str(len(self.spec.layers)),
-            names.META_PRECISION: self.precision.name,
-            names.META_BLOCK: str(self.precision.block or 0),
-            names.META_ROW_MULTIPLE: str(self.precision.row_multiple),
-        }

@@ -105,7 +105,7 @@ class GraphBuilder:
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
             opset_imports={"": OPSET, MICROSOFT: 1},
-            name="decoder",
+            name="sgate",
         )
         return ir.Model(graph, ir_version=IR_VERSION, metadata_props=dict(metadata))
 

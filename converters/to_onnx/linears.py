@@ -83,10 +83,13 @@ def mlp_down(checkpoint: Checkpoint, layer: int) -> Linear:
     return _Layer(checkpoint, layer).linear((DOWN,))
 
 
-def table(checkpoint: Checkpoint, module: str, rows: int) -> Matrix:
-    """Return the embedding or head of so many rows, each [hidden]."""
-    shape = (rows, checkpoint.spec.hidden_size)
-    weight = partial(read_fp32, checkpoint, f"{module}.weight")
+def table(checkpoint: Checkpoint, module: str, rows: int, first: int = 0) -> Matrix:
+    """Return the embedding or head of so many rows, each [hidden], from row `first` on."""
+    shape = (rows - first, checkpoint.spec.hidden_size)
+
+    def weight() -> Array:
+        return read_fp32(checkpoint, f"{module}.weight")[first:]
+
     return Matrix(module, shape, weight, is_outer=True)
 
 
@@ -98,6 +101,20 @@ def head(checkpoint: Checkpoint) -> Linear:
     bias = partial(read_fp32, checkpoint, f"{head}.bias") if has_bias else None
     matrix = table(checkpoint, name, spec.vocab_size)
     return Linear(head, spec.vocab_size, (matrix,), bias=bias)
+
+
+def classifier(checkpoint: Checkpoint) -> list[Linear]:
+    """Return the linears that a classifier has on top, one behind the other."""
+    tensors, shapes = checkpoint.spec.head.tensors, checkpoint.spec.tensor_shapes()
+    made = []
+    for name in (name.removesuffix(".weight") for name in tensors if name.endswith(".weight")):
+        rows, columns = shapes[f"{name}.weight"]
+        weight = partial(read_fp32, checkpoint, f"{name}.weight")
+        matrix = Matrix(name, (rows, columns), weight, is_outer=True)
+        has_bias = f"{name}.bias" in tensors
+        bias = partial(read_fp32, checkpoint, f"{name}.bias") if has_bias else None
+        made.append(Linear(name, rows, (matrix,), bias=bias))
+    return made
 
 
 class _Layer:

@@ -10,7 +10,15 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 
-from converters.to_onnx.blocks import Blocks, num_blocks, round_to_4_bits, round_to_8_bits
+from converters.quantize import quantise
+from converters.to_onnx.blocks import (
+    LARGEST_OF_8_BITS,
+    ZERO_OF_8_BITS,
+    Blocks,
+    num_blocks,
+    round_to_4_bits,
+    round_to_8_bits,
+)
 from converters.to_onnx.graph import MICROSOFT, GraphBuilder
 from converters.to_onnx.linears import Matrix
 from sgate_serve.precision import Precision
@@ -18,7 +26,9 @@ from sgate_serve.tensor_files import Array
 
 # Activations are rounded to int8 in the blocks of the weights.
 INT8_COMPUTE = 4
-UINT8, FLOAT = ir.DataType.UINT8, ir.DataType.FLOAT
+UINT8, INT8, FLOAT = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.FLOAT
+# Far below any token's, and above what a division by zero needs.
+LEAST_SCALE = 1e-30
 
 
 class Matrices:
@@ -27,11 +37,15 @@ class Matrices:
     def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
         self._graph, self._precision = graph, precision
         self._last: tuple[Matrix, Blocks] | None = None
+        self._last_in_rows: tuple[Matrix, tuple[Array, Array]] | None = None
 
     def multiply(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Return x Wᵀ + b, [..., out]."""
         if self._precision.block is None:
-            product = self._multiply_floats(matrix, x)
+            in_rows = self._bits(matrix) == 8
+            product = (
+                self._multiply_rows(matrix, x) if in_rows else self._multiply_floats(matrix, x)
+            )
             return product if bias is None else self._graph.node("Add", [product, bias])[0]
         rows, columns = matrix.shape
         attributes = {
@@ -72,6 +86,52 @@ class Matrices:
             for name, value in (("start", 0), (f"end.{columns}", columns), ("axis", 1))
         ]
         return graph.node("Slice", [joined, *ends])[0]
+
+    def _multiply_rows(self, matrix: Matrix, x: ir.Value) -> ir.Value:
+        """Return x Wᵀ with one scale for each row of W, and one for each token: `quantise` of both.
+
+        Sums are of whole numbers, so a token's are the same beside any others. CPUs without VNNI
+        add pairs of products in 16 bits, where large ones saturate.
+        """
+        graph, (rows, columns), name = self._graph, matrix.shape, matrix.name
+        values = graph.weight(
+            f"{name}.values", (columns, rows), lambda: self._in_rows(matrix)[0].T.copy(), INT8
+        )
+        scales = graph.weight(
+            f"{name}.scales", (rows,), lambda: self._in_rows(matrix)[1][:, 0], FLOAT
+        )
+        one = graph.constant("rows.one", np.array(1, np.float32))
+        zero = graph.constant("rows.zero", np.array(ZERO_OF_8_BITS, np.uint8))
+        token_scales = self._token_scales(x)
+        (steps,) = graph.node("Div", [x, token_scales])
+        (rounded,) = graph.node("QuantizeLinear", [steps, one, zero])
+        inputs = [rounded, values, one, scales, zero]
+        (product,) = graph.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT)
+        return graph.node("Mul", [product, token_scales])[0]
+
+    def _token_scales(self, x: ir.Value) -> ir.Value:
+        """Return [t, 1]: the largest magnitude of each token / 127; hardly more than 0 of zeros."""
+        graph = self._graph
+        (magnitudes,) = graph.node("Abs", [x])
+        last = graph.constant("rows.axis", np.array([-1], np.int64))
+        (largest,) = graph.node("ReduceMax", [magnitudes, last], {"keepdims": 1})
+        share = graph.constant("rows.share", np.array(1 / LARGEST_OF_8_BITS, np.float32))
+        (scales,) = graph.node("Mul", [largest, share])
+        least = graph.constant("rows.least", np.array(LEAST_SCALE, np.float32))
+        return graph.node("Max", [scales, least])[0]
+
+    def _in_rows(self, matrix: Matrix) -> tuple[Array, Array]:
+        """Round a matrix to int8 values and scales [rows, 1], as an int8 folder holds them."""
+        if self._last_in_rows is None or self._last_in_rows[0] is not matrix:
+            self._last_in_rows = None
+            weight = matrix.weight()
+            if matrix.scales is None:
+                rounded: tuple[Array, Array] = quantise(weight, matrix.name)
+            else:
+                scales = matrix.scales()
+                rounded = np.rint(weight / scales).astype(np.int8), scales
+            self._last_in_rows = (matrix, rounded)
+        return self._last_in_rows[1]
 
     def _multiply_floats(self, matrix: Matrix, x: ir.Value) -> ir.Value:
         # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy; it is

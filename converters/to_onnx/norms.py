@@ -38,6 +38,11 @@ class Norm:
         attributes = {"axis": -1, "epsilon": self.epsilon}
         return self.graph.node(OPERATORS[self.kind][0], inputs, attributes)[0]
 
+    def apply_to_sum(self, x: ir.Value, delta: ir.Value) -> ir.Value:
+        """Return the norm of x + delta, of a stream that goes on normed."""
+        inputs, attributes = [x, delta, *self.parameters], {"epsilon": self.epsilon}
+        return self.graph.node(OPERATORS[self.kind][1], inputs, attributes, domain=MICROSOFT)[0]
+
     def add_and_apply(self, x: ir.Value, delta: ir.Value, sum_name: str) -> list[ir.Value]:
         """Return the norm of x + delta, and the sum itself under its name."""
         normed, _, _, added = self.graph.node(

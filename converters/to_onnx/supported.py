@@ -1,4 +1,4 @@
-"""Which models the decoder graph can express; every other is refused by name."""
+"""Which models the graphs can express; every other is refused by name."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,6 @@ from converters.to_onnx.activations import check_activation
 from converters.to_onnx.config import ForwardConfig
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import EngineError
-from sgate_serve.family import CAUSAL_LM
 
 
 def check_supported(checkpoint: Checkpoint) -> None:
@@ -23,8 +22,6 @@ def check_supported(checkpoint: Checkpoint) -> None:
 
 def _obstacles(checkpoint: Checkpoint) -> Iterator[str]:
     spec, config = checkpoint.spec, ForwardConfig.of(checkpoint)
-    if spec.task != CAUSAL_LM:
-        yield f"task {spec.task}"
     # transformers reads the factor in some families' classes only, whatever the config says.
     shares = {config.rotated_share(index) for index in range(len(spec.layers))}
     if shares != {1.0} and not spec.family.has_partial_rotation:

@@ -1,10 +1,12 @@
-"""Write a decoder graph to disk, the weights first and the graph last."""
+"""Write the graph of a model to disk, the weights first and the graph last."""
 
 from pathlib import Path
 
 import onnx_ir as ir
 
 from converters.to_onnx.decoder import build_decoder
+from converters.to_onnx.encoder import build_encoder
+from converters.to_onnx.supported import check_supported
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.onnx_format import GRAPH_FILE, WEIGHTS_FILE
@@ -25,7 +27,7 @@ def write_onnx(
     target = folder / GRAPH_FILE
     if target.exists():
         raise EngineError(f"{target} exists already; remove it or give a new folder")
-    model = build_decoder(checkpoint, precision)
+    model = build_graph(checkpoint, precision)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished, weights = folder / _UNFINISHED, folder / WEIGHTS_FILE
     try:
@@ -38,6 +40,16 @@ def write_onnx(
         if own is not None:
             raise own from error
         raise
+
+
+def build_graph(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32]) -> ir.Model:
+    """Return the graph of a checkpoint; weights are read, and rounded, when it is saved.
+
+    Raises EngineError for what no graph can express: an activation, a rope type, a precision.
+    """
+    check_supported(checkpoint)
+    build = build_encoder if checkpoint.spec.is_encoder else build_decoder
+    return build(checkpoint, precision)
 
 
 def _own_error(error: BaseException | None) -> SgateError | None:

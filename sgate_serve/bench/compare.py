@@ -17,14 +17,27 @@ from tqdm import tqdm
 
 from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.bench.statistics import Estimate, median_with_interval
-from sgate_serve.bench.workload import PREFILL, Measure, Workload, phases, tokens_per_run
+from sgate_serve.bench.workload import (
+    AnyWorkload,
+    EncoderWorkload,
+    Measure,
+    phases,
+    tokens_per_run,
+)
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.timed import Timed
+from sgate_serve.engines.timed import Timed, TimedEncoder
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.errors import EngineError
-from sgate_serve.prepare import executed_precision, load_timed
+from sgate_serve.prepare import (
+    check_reads,
+    check_task,
+    executed_precision,
+    load_timed,
+    load_timed_encoder,
+)
 
 DENSE, PRUNED, DENSE_AGAIN = "dense", "pruned", "dense_again"
+DECODE = "decode"
 OWN_NAMES = (DENSE, PRUNED, DENSE_AGAIN)
 NOTHING: Mapping[str, Checkpoint] = MappingProxyType({})
 
@@ -76,7 +89,7 @@ class Comparison:
     pruned: str
     beside: Mapping[str, str]
     precisions: Mapping[str, str]
-    workload: Workload
+    workload: AnyWorkload
     results: Mapping[str, PhaseResult]
 
     def to_json(self) -> dict[str, Any]:
@@ -132,24 +145,26 @@ def compare(
     dense: Checkpoint,
     pruned: Checkpoint,
     engine: str,
-    workload: Workload,
+    workload: AnyWorkload,
     beside: Mapping[str, Checkpoint] = NOTHING,
 ) -> Comparison:
     """Load dense, pruned, those beside and dense again; measure every phase interleaved.
 
     Each model of `beside` gets a speedup over dense of its own, under its name there. Raises
-    SgateError if a model cannot be loaded or is too short for the workload, or for a name that is
-    taken.
+    SgateError if a model cannot be loaded, is too short for the workload or of another kind, or
+    for a name that is taken.
     """
     candidates = {PRUNED: pruned, **beside}
     taken = next((name for name in beside if name in OWN_NAMES), None)
     if taken is not None:
         raise EngineError(f"--beside {taken}: the comparison has a model of that name already")
     for model in (dense, *candidates.values()):
+        check = check_reads if isinstance(workload, EncoderWorkload) else check_task
+        check(model)
         if model.spec.max_positions < workload.model_len:
             raise EngineError(
                 f"{model.folder} holds {model.spec.max_positions} positions, the workload needs "
-                f"{workload.model_len}; lower --prefill-tokens or --decode-steps"
+                f"{workload.model_len}; lower {workload.length_flags}"
             )
     with loaded({DENSE: dense, **candidates, DENSE_AGAIN: dense}, engine, workload) as timed:
         times = measure_rounds(phases(workload), timed, workload.rounds)
@@ -166,7 +181,7 @@ def compare(
     results = {}
     for phase, seconds in times.items():
         expected = {
-            name: ideal.prefill if phase == PREFILL else ideal.decode
+            name: ideal.decode if phase.startswith(DECODE) else ideal.prefill
             for name, ideal in ideals.items()
         }
         num_tokens = tokens_per_run(workload, phase)
@@ -185,13 +200,14 @@ def compare(
 
 @contextmanager
 def loaded(
-    models: Mapping[str, Checkpoint], engine: str, workload: Workload
-) -> Iterator[Mapping[str, Timed]]:
+    models: Mapping[str, Checkpoint], engine: str, workload: AnyWorkload
+) -> Iterator[Mapping[str, Timed | TimedEncoder]]:
     """Load the models in order for as long as the context lasts; close all, also on an error."""
     with ExitStack() as stack:
-        timed: dict[str, Timed] = {}
+        timed: dict[str, Timed | TimedEncoder] = {}
         for name, model in models.items():
-            timed[name] = load_timed(engine, model, workload.sizes, workload.engine_arguments)
+            load = load_timed_encoder if isinstance(workload, EncoderWorkload) else load_timed
+            timed[name] = load(engine, model, workload.sizes, workload.engine_arguments)
             stack.callback(timed[name].close)
             if timed[name].max_model_len < workload.model_len:
                 raise EngineError(
@@ -209,7 +225,7 @@ def order_of(models: Iterable[str]) -> tuple[str, ...]:
 
 
 def measure_rounds(
-    measures: Mapping[str, Measure], models: Mapping[str, Timed], rounds: int
+    measures: Mapping[str, Measure], models: Mapping[str, Timed | TimedEncoder], rounds: int
 ) -> Times:
     """Time every phase on every model; return phase → model → seconds, two values a round.
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from sgate_serve.engines.timed import Timed, TimedSizes
+from sgate_serve.engines.timed import Timed, TimedEncoder, TimedSizes
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of, option
 
-Measure = Callable[[Timed], float]
+# One timed run on a loaded model of the workload's kind, `Timed` or `TimedEncoder`.
+Measure = Callable[[Any], float]
 
 PREFILL = "prefill"
 
@@ -24,19 +26,21 @@ class Workload:
     rounds: int = option(9, "rounds of dense, pruned, dense again, and the same backwards")
     decode_steps: int = option(32, "decode steps in one timed run")
     context_tokens: int = option(32, "tokens in each row's cache before decoding")
-    prefill_tokens: int = option(256, "tokens of the timed prompt")
+    prefill_tokens: int = option(
+        256, "tokens of the timed prompt; 128 of each text where models read texts"
+    )
     threads: int | None = option(None, "threads of the engine (default: all CPUs)")
     seed: int = option(0, "seed of the token ids and of the confidence intervals")
-    batches: tuple[int, ...] = option((1, 8), "rows decoded at once, a phase for each number")
+    batches: tuple[int, ...] = option(
+        (1, 8), "rows decoded at once, a phase for each number; 1,32 where models read texts"
+    )
     engine_arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "decode_steps", "context_tokens", "prefill_tokens"):
-            if getattr(self, name) < 1:
-                raise EngineError(f"{flag_of(name)} {getattr(self, name)}: must be at least 1")
-        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
-            found = ",".join(map(str, self.batches))
-            raise EngineError(f"--batches {found!r}: give different numbers, each at least 1")
+        _check_counts(self, ("rounds", "decode_steps", "context_tokens", "prefill_tokens"))
+        _check_batches(self.batches)
+
+    length_flags = "--prefill-tokens or --decode-steps"
 
     @property
     def sizes(self) -> TimedSizes:
@@ -49,25 +53,88 @@ class Workload:
         return max(self.context_tokens + self.decode_steps, self.prefill_tokens)
 
 
-def phases(workload: Workload) -> Mapping[str, Measure]:
+@dataclass(frozen=True)
+class EncoderWorkload:
+    """The same of models that read texts: one call for each number of texts."""
+
+    rounds: int = 9
+    prefill_tokens: int = 128
+    threads: int | None = None
+    seed: int = 0
+    batches: tuple[int, ...] = (1, 32)
+    engine_arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_counts(self, ("rounds", "prefill_tokens"))
+        _check_batches(self.batches)
+
+    length_flags = "--prefill-tokens"
+
+    @property
+    def sizes(self) -> TimedSizes:
+        return TimedSizes(max(self.batches), self.model_len, self.threads)
+
+    @property
+    def model_len(self) -> int:
+        return self.prefill_tokens
+
+
+AnyWorkload = Workload | EncoderWorkload
+
+
+def phases(workload: AnyWorkload) -> Mapping[str, Measure]:
     """Return phase name → a function that runs it once and returns its seconds."""
+    if isinstance(workload, EncoderWorkload):
+        return {f"batch_{batch}": _read(workload, batch) for batch in workload.batches}
     decode = {f"decode_batch_{batch}": _decode(workload, batch) for batch in workload.batches}
     return {**decode, PREFILL: _prefill(workload)}
 
 
-def tokens_per_run(workload: Workload, phase: str) -> int:
+def tokens_per_run(workload: AnyWorkload, phase: str) -> int:
     """Return how many tokens one timed run of a phase computes."""
     if phase == PREFILL:
         return workload.prefill_tokens
-    return workload.decode_steps * int(phase.rpartition("_")[2])
+    batch = int(phase.rpartition("_")[2])
+    if isinstance(workload, EncoderWorkload):
+        return batch * workload.prefill_tokens
+    return batch * workload.decode_steps
+
+
+def _check_counts(workload: AnyWorkload, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(workload, name) < 1:
+            raise EngineError(f"{flag_of(name)} {getattr(workload, name)}: must be at least 1")
+
+
+def _check_batches(batches: tuple[int, ...]) -> None:
+    if not batches or min(batches) < 1 or len(set(batches)) < len(batches):
+        found = ",".join(map(str, batches))
+        raise EngineError(f"--batches {found!r}: give different numbers, each at least 1")
 
 
 def _decode(workload: Workload, batch: int) -> Measure:
     generator = np.random.default_rng(workload.seed)
     context, steps = workload.context_tokens, workload.decode_steps
-    return lambda timed: timed.decode_seconds(batch, context, steps, generator)
+
+    def measure(timed: Timed) -> float:
+        return timed.decode_seconds(batch, context, steps, generator)
+
+    return measure
 
 
 def _prefill(workload: Workload) -> Measure:
     generator = np.random.default_rng(workload.seed)
-    return lambda timed: timed.prefill_seconds(workload.prefill_tokens, generator)
+
+    def measure(timed: Timed) -> float:
+        return timed.prefill_seconds(workload.prefill_tokens, generator)
+
+    return measure
+
+
+def _read(workload: EncoderWorkload, batch: int) -> Measure:
+    generator = np.random.default_rng(workload.seed)
+
+    def measure(timed: TimedEncoder) -> float:
+        return timed.read_seconds(batch, workload.prefill_tokens, generator)
+
+    return measure

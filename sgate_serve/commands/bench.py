@@ -3,12 +3,17 @@
 import argparse
 import json
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
-from sgate_serve.bench.workload import Workload
-from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.bench.workload import AnyWorkload, EncoderWorkload, Workload
+from sgate_serve.commands.flags import add_flags
 from sgate_serve.commands.output import print_lines
-from sgate_serve.errors import SgateError
+from sgate_serve.errors import EngineError, SgateError
+from sgate_serve.family import CAUSAL_LM
+from sgate_serve.options import flag_of
+
+FLAGS = tuple(field.name for field in fields(Workload) if field.name != "engine_arguments")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     compare.add_argument("--json", type=Path, help="keep the record in this file")
     compare.add_argument("--plot", type=Path, help="draw the comparison into this file")
-    add_flags(compare, Workload, leave_out={"engine_arguments"})
+    # Which workload it is, and so what its defaults are, depends on the models.
+    add_flags(compare, Workload, leave_out={"engine_arguments"}, keep_unset=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
     folders = _folders_by_name(args.beside)
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
-    workload = options_from(args, Workload, engine_arguments=tuple(args.engine_arguments))
+    workload = workload_from(args, dense.spec.task)
     result = compare(dense, pruned, choose_engine(args.engine), workload, beside)
     record = result.to_json()
     if args.json is not None:
@@ -57,6 +63,24 @@ def run(args: argparse.Namespace) -> int:
         plot_comparison(result, args.plot)
     print_lines(comparison_lines(record))
     return 0
+
+
+def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:
+    """Return the flags that were given as the workload of a task, the rest its defaults.
+
+    Raises EngineError for a flag that means nothing to models which read texts.
+    """
+    given = {name: value for name in FLAGS if (value := getattr(args, name)) is not None}
+    arguments = tuple(args.engine_arguments)
+    if task == CAUSAL_LM:
+        return Workload(**given, engine_arguments=arguments)
+    known = {field.name for field in fields(EncoderWorkload)}
+    for name in given:
+        if name not in known:
+            raise EngineError(
+                f"{flag_of(name)} has no place here: these models read texts and decode nothing"
+            )
+    return EncoderWorkload(**given, engine_arguments=arguments)
 
 
 def _named_folder(text: str) -> tuple[str, str]:

@@ -14,17 +14,22 @@ Options = TypeVar("Options")
 
 
 def add_flags(
-    parser: argparse.ArgumentParser, options: type[Any], leave_out: Collection[str] = ()
+    parser: argparse.ArgumentParser,
+    options: type[Any],
+    leave_out: Collection[str] = (),
+    *,
+    keep_unset: bool = False,
 ) -> None:
     """Add `--field-name` for every field of `options` but those left out.
 
     A field without default is required, a boolean is a switch, `X | None` takes an X, and
-    `tuple[int, ...]` numbers, `tuple[str, ...]` words, separated by commas.
+    `tuple[int, ...]` numbers, `tuple[str, ...]` words, separated by commas. With `keep_unset` a
+    flag that is not given reads None, and its default is only shown.
     """
     hints = get_type_hints(options)
     for field in fields(options):
         if field.name not in leave_out:
-            _add_flag(parser, field, hints[field.name])
+            _add_flag(parser, field, hints[field.name], keep_unset)
 
 
 def options_from(args: argparse.Namespace, options: type[Options], **given: Any) -> Options:
@@ -72,7 +77,9 @@ def comma_separated_numbers(text: str) -> tuple[int, ...]:
         ) from error
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> None:
+def _add_flag(
+    parser: argparse.ArgumentParser, field: Field[Any], hint: Any, keep_unset: bool
+) -> None:
     flag = flag_of(field.name)
     text = field.metadata.get("help")
     if hint is bool:
@@ -84,13 +91,13 @@ def _add_flag(parser: argparse.ArgumentParser, field: Field[Any], hint: Any) -> 
         # argparse reads a default that is text like what the user gives, and shows it as it is.
         default = ",".join(map(str, default))
     if default not in (None, "") and text:
-        text += " (default: %(default)s)"
+        text += f" (default: {default})"
     parser.add_argument(
         flag,
         dest=field.name,
         type=_reader(hint),
         required=required,
-        default=default,
+        default=None if keep_unset else default,
         help=text,
         metavar=field.name.rpartition("_")[2].upper(),
     )

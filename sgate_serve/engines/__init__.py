@@ -11,15 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, get_args, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
-from sgate_serve.engines.base import LoadedEngine
-from sgate_serve.engines.options import OnnxOptions, SlotOptions
+from sgate_serve.engines.base import LoadedEncoder, LoadedEngine
+from sgate_serve.engines.options import EncoderOptions, OnnxOptions, SlotOptions
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
+from sgate_serve.pooling import Pooling
 
 logger = logging.getLogger(__name__)
+
+Options = TypeVar("Options", bound=EncoderOptions | SlotOptions)
 
 AUTO, ONNX, VLLM = "auto", "onnx", "vllm"
 
@@ -31,9 +34,11 @@ class EngineRow:
     `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
     `options` are what its command line knows. `timed` is for an engine that is not driven by slots:
     a class whose classmethod `load(folder, batch, model_len, threads, arguments)` returns a `Timed`
-    (engines/timed.py), threads being an int or None and arguments a sequence of words. `server` is
-    for an engine with a server of its own: a function of the folder, ServerOptions, the name to
-    serve under and arguments.
+    (engines/timed.py), threads being an int or None and arguments a sequence of words. `encoder` is
+    for an engine that also reads texts: a class whose classmethod `load(folder, options, pooling)`
+    returns a `LoadedEncoder`; its command line knows EncoderOptions. `server` is for an engine with
+    a server of its own: a function of the folder, ServerOptions, the name to serve under and
+    arguments.
     """
 
     target: str
@@ -43,6 +48,7 @@ class EngineRow:
     install: str
     options: type[SlotOptions] = SlotOptions
     timed: str | None = None
+    encoder: str | None = None
     server: str | None = None
 
 
@@ -55,6 +61,7 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             modules=("onnxruntime",),
             install="pip install sgate-serve",
             options=OnnxOptions,
+            encoder="sgate_serve.engines.onnx_encoder:OnnxEncoder",
         ),
         "torch": EngineRow(
             target="sgate_serve.engines.torch:TorchEngine",
@@ -86,6 +93,20 @@ def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> 
     engine_class = import_target(ENGINES[name].target)
     engine: LoadedEngine = engine_class.load(folder, options or SlotOptions())
     return engine
+
+
+def load_encoder(
+    name: str, folder: Path, options: EncoderOptions, pooling: Pooling
+) -> LoadedEncoder:
+    """Load the part of an engine that reads texts, from the folder that its row `reads`.
+
+    Raises EngineError as `load_engine` does, and for an engine that has no such part.
+    """
+    check_reads_texts(name)
+    encoder: LoadedEncoder = import_target(f"{ENGINES[name].encoder}").load(
+        folder, options, pooling
+    )
+    return encoder
 
 
 def import_target(target: str) -> Any:
@@ -126,13 +147,31 @@ def check_engine(name: str) -> None:
         )
 
 
+def check_reads_texts(name: str) -> None:
+    """Raise EngineError unless engine `name` is installed and runs encoders."""
+    check_engine(name)
+    if ENGINES[name].encoder is None:
+        able = ", ".join(row for row in ENGINES if ENGINES[row].encoder is not None)
+        raise EngineError(
+            f"engine {name} runs no classifiers and no embedding models here; use --engine {able}"
+        )
+
+
 def missing_modules(row: EngineRow) -> list[str]:
     return missing_packages(row.modules)
 
 
 def parse_options(name: str, arguments: Sequence[str]) -> SlotOptions:
     """Read `--slots N` and the like for engine `name`; raise EngineError for anything else."""
-    options = ENGINES[name].options
+    return read_options(ENGINES[name].options, name, arguments)
+
+
+def parse_encoder_options(name: str, arguments: Sequence[str]) -> EncoderOptions:
+    """Read `--batch-tokens N` and the like for engine `name`; raise EngineError for others."""
+    return read_options(EncoderOptions, name, arguments)
+
+
+def read_options(options: type[Options], name: str, arguments: Sequence[str]) -> Options:
     parser = _Parser(prog=f"engine {name}", add_help=False, allow_abbrev=False)
     hints = get_type_hints(options)
     for option in fields(options):

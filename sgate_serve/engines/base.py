@@ -149,6 +149,16 @@ class PoolingEngine(Protocol):
     def stats(self) -> EngineStats: ...
 
 
+class LoadedEncoder(PoolingEngine, Protocol):
+    """An encoder as it is loaded by name: it can also be checked, and given back."""
+
+    def read(self, prompts: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]:
+        """Read prompts in one call, past the queue: logits [labels] or last states [s, hidden]."""
+
+    def close(self) -> None:
+        """Give back the model and its memory; nothing is called afterwards."""
+
+
 class LoadedEngine(Engine, Protocol):
     """An engine as it is loaded by name: it can also be checked, and given back."""
 

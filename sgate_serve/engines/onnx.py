@@ -5,6 +5,7 @@ and the machine, and logged.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ class OnnxEngine(SlotEngine):
 class GraphInfo:
     """What a graph says of itself in its metadata."""
 
+    kind: str
     capacity: int
     num_layers: int
     precision: str = FP32
@@ -55,7 +57,7 @@ class GraphInfo:
     row_multiple: int = 1
 
     @classmethod
-    def read(cls, metadata: dict[str, str], source: Path) -> "GraphInfo":
+    def read(cls, metadata: Mapping[str, str], source: Path) -> "GraphInfo":
         """Parse metadata_props; raise EngineError if this release did not write the graph."""
         version = metadata.get(names.META_VERSION)
         if version != str(names.FORMAT_VERSION):
@@ -64,6 +66,7 @@ class GraphInfo:
                 f"{names.FORMAT_VERSION}; convert the model again"
             )
         return cls(
+            kind=metadata[names.META_KIND],
             capacity=int(metadata[names.META_CAPACITY]),
             num_layers=int(metadata[names.META_NUM_LAYERS]),
             # Graphs from before these keys are fp32.
@@ -85,6 +88,10 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     threads = own.threads or num_cpus()
     session = open_session(str(path), folder, threads, own.device)
     info = GraphInfo.read(session.get_modelmeta().custom_metadata_map, path)
+    if info.kind != names.GENERATE:
+        raise EngineError(
+            f"{path} is a graph to {info.kind} with; it generates no text: load it as an encoder"
+        )
     if own.precision not in (None, info.precision):
         raise EngineError(
             f"{path} is a graph in {info.precision}, not in {own.precision}; give the model "
@@ -179,6 +186,7 @@ def _prefill_feeds(session: Any, tokens: Ints) -> dict[str, Any]:
         names.UNPACK_INDEX: np.arange(length)[None],
         names.PACK_INDEX: np.arange(length),
         names.POSITION_IDS: np.arange(length),
+        names.TOKEN_TYPE_IDS: np.zeros(length, np.int64),
         names.SEQLENS_K: np.array([length - 1], np.int32),
         names.TOTAL_SEQUENCE_LENGTH: np.array(length, np.int32),
         names.QUERY_SEQLENS: np.array([length], np.int32),

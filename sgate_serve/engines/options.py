@@ -1,4 +1,4 @@
-"""The sizes of engines that run requests in slots, as their command line spells them."""
+"""The sizes of engines as their command line spells them."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -11,6 +11,23 @@ DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
+class EncoderOptions:
+    """Sizes of an engine that reads texts; None means chosen, and logged."""
+
+    max_model_len: int | None = option(None, "longest text, in tokens")
+    threads: int | None = option(None, "CPU threads of the engine")
+    batch_tokens: int | None = option(None, "tokens of all texts that are read at once")
+    precision: str | None = option(
+        None, f"{', '.join(PRECISIONS)}: what the graph is in (default: as it is in the folder)"
+    )
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        if self.precision is not None:
+            precision_named(self.precision)
+
+
+@dataclass(frozen=True)
 class SlotOptions:
     """Sizes of a slot engine; None means chosen from the machine and the model, and logged."""
 
@@ -20,9 +37,7 @@ class SlotOptions:
     prefill_chunk: int | None = option(None, "prompt tokens fed in one step")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, int) and value < 1:
-                raise EngineError(f"engine option {name} must be at least 1, found {value}")
+        _check_sizes(self)
 
 
 @dataclass(frozen=True)
@@ -48,3 +63,9 @@ class OnnxOptions(SlotOptions):
     def of(cls, options: SlotOptions | None) -> Self:
         """Return the options as the onnx engine's own."""
         return cls(**vars(options or SlotOptions()))
+
+
+def _check_sizes(options: EncoderOptions | SlotOptions) -> None:
+    for name, value in vars(options).items():
+        if isinstance(value, int) and value < 1:
+            raise EngineError(f"engine option {name} must be at least 1, found {value}")

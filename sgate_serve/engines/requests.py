@@ -1,14 +1,27 @@
 """Which requests an engine can run at all; every other is refused before it is queued."""
 
 import math
+from collections.abc import Sequence
 
-from sgate_serve.engines.base import Request, SamplingParams
+from sgate_serve.engines.base import PoolingRequest, Request, SamplingParams
 from sgate_serve.errors import RequestError
 
 
 def check_request(request: Request, max_model_len: int, vocab_size: int) -> None:
     """Raise RequestError naming the field that makes a request impossible to run."""
     prompt = request.prompt
+    check_tokens(prompt, vocab_size)
+    if len(prompt) + min(1, request.sampling.max_tokens) > max_model_len:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens; this server takes at most {max_model_len - 1} "
+            f"(model length {max_model_len}, one token of it for the answer)",
+            param="prompt",
+        )
+    check_sampling(request.sampling, vocab_size)
+
+
+def check_tokens(prompt: Sequence[int], vocab_size: int) -> None:
+    """Raise RequestError for an empty prompt, or a token outside the vocabulary."""
     if not prompt:
         raise RequestError("the prompt has no tokens; give at least one", param="prompt")
     for index, token in enumerate(prompt):
@@ -18,13 +31,34 @@ def check_request(request: Request, max_model_len: int, vocab_size: int) -> None
                 f"{vocab_size} tokens",
                 param="prompt",
             )
-    if len(prompt) + min(1, request.sampling.max_tokens) > max_model_len:
+
+
+def check_pooling_request(
+    request: PoolingRequest, max_model_len: int, vocab_size: int, num_types: int
+) -> None:
+    """Raise RequestError naming the field that makes a text impossible to read.
+
+    A model without token types reads none: what a tokenizer gives for pairs means nothing to it.
+    """
+    prompt, types = request.prompt, request.token_types
+    check_tokens(prompt, vocab_size)
+    if len(prompt) > max_model_len:
         raise RequestError(
-            f"the prompt has {len(prompt)} tokens; this server takes at most {max_model_len - 1} "
-            f"(model length {max_model_len}, one token of it for the answer)",
+            f"the prompt has {len(prompt)} tokens; this model reads at most {max_model_len}",
             param="prompt",
         )
-    check_sampling(request.sampling, vocab_size)
+    if types is None:
+        return
+    if len(types) != len(prompt):
+        raise RequestError(
+            f"{len(types)} token_types for {len(prompt)} tokens; give one for each",
+            param="token_types",
+        )
+    if num_types and not all(0 <= one < num_types for one in types):
+        raise RequestError(
+            f"token_types must be from 0 to {num_types - 1}, found {min(types)} to {max(types)}",
+            param="token_types",
+        )
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:

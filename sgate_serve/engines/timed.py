@@ -1,14 +1,16 @@
-"""What a comparison asks of every engine: seconds of decode steps and of one prompt.
+"""What a comparison asks of every engine: seconds of decode steps, of one prompt, of texts read.
 
 An engine makes the rows itself, since not every one lets its caller drive slots. Token ids are
 random, drawn from the caller's generator within the vocabulary.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sgate_serve.engines.runner import Feed, Runner
 
@@ -37,6 +39,36 @@ class Timed(Protocol):
 
     def close(self) -> None:
         """Give back the model and its memory; nothing is called afterwards."""
+
+
+class ReadsTexts(Protocol):
+    """What of a `LoadedEncoder` is timed; a baseline of a comparison need have no more."""
+
+    max_model_len: int
+    vocab_size: int
+
+    def read(self, prompts: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]: ...
+
+    def close(self) -> None: ...
+
+
+class TimedEncoder:
+    """A loaded encoder that can be timed; no queue and no pooling is."""
+
+    def __init__(self, encoder: ReadsTexts) -> None:
+        self.max_model_len = encoder.max_model_len
+        self._encoder = encoder
+
+    def read_seconds(self, batch: int, num_tokens: int, generator: np.random.Generator) -> float:
+        """Time one call that reads `batch` texts of `num_tokens` each."""
+        texts = generator.integers(0, self._encoder.vocab_size, (batch, num_tokens))
+        start = time.perf_counter()
+        self._encoder.read(list(texts))
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        """Give back the model and its memory; nothing is called afterwards."""
+        self._encoder.close()
 
 
 class TimedSlots:

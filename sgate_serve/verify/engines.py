@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import check_engine
 from sgate_serve.engines.runner import all_logits
+from sgate_serve.family import CAUSAL_LM
 from sgate_serve.precision import FP32
 from sgate_serve.prepare import graph_precision, has_onnx, onnx_folder
 from sgate_serve.quantization import INT8
@@ -45,8 +46,7 @@ class OnnxModel:
         from sgate_serve.engines.options import SlotOptions
 
         self.version = version("onnxruntime")
-        graph = graph_precision(folder, precision).name
-        self.precision = INT8 if folder.is_int8 and graph == FP32 else graph
+        self.precision = executed_name(folder, precision)
         self._folder = onnx_folder(folder, precision)
         self._runner = load_runner(self._folder, SlotOptions(slots=1))
 
@@ -57,6 +57,36 @@ class OnnxModel:
         from sgate_serve.engines.onnx import residuals
 
         return residuals(self._folder, tokens)
+
+
+class OnnxTextModel:
+    """The ONNX graph of a classifier or base model, run by the same engine that serves it."""
+
+    name = "onnx"
+
+    def __init__(self, folder: Checkpoint, precision: str | None = None) -> None:
+        from sgate_serve.engines.options import EncoderOptions
+        from sgate_serve.prepare import load_text_encoder
+
+        self.version = version("onnxruntime")
+        self.precision = executed_name(folder, precision)
+        self._folder = onnx_folder(folder, precision)
+        options = EncoderOptions(max_model_len=folder.spec.max_positions, precision=precision)
+        self._encoder = load_text_encoder("onnx", folder, options)
+
+    def logits(self, tokens: Tokens) -> Floats:
+        return np.atleast_2d(self._encoder.read([tokens])[0])
+
+    def residuals(self, tokens: Tokens) -> list[Floats]:
+        from sgate_serve.engines.onnx import residuals
+
+        return residuals(self._folder, tokens)
+
+
+def executed_name(folder: Checkpoint, precision: str | None) -> str:
+    """Return what an ONNX graph's weights are worth: those of an int8 folder stay rounded."""
+    graph = graph_precision(folder, precision).name
+    return INT8 if folder.is_int8 and graph == FP32 else graph
 
 
 class VllmModel:
@@ -105,5 +135,5 @@ def open_engine(name: str, folder: Checkpoint, num_tokens: int) -> VerifiedEngin
     if name == "torch":
         return TorchModel.converted(folder.folder)
     if name == "onnx":
-        return OnnxModel(folder)
+        return OnnxModel(folder) if folder.spec.task == CAUSAL_LM else OnnxTextModel(folder)
     return VllmModel(folder, num_tokens)

@@ -19,13 +19,15 @@ from sgate_serve.bench.compare import (
     order_of,
     summarise,
 )
-from sgate_serve.bench.workload import Workload, phases, tokens_per_run
+from sgate_serve.bench.ideal import prefill_flops
+from sgate_serve.bench.workload import EncoderWorkload, Workload, phases, tokens_per_run
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.timed import Timed, TimedSizes
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.plots import plot_comparison
 from tests.bench import stub_engine
 from tests.converters.test_convert import random_gates, write_gates
+from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save
 
 WORKLOAD = Workload(rounds=2, decode_steps=2, context_tokens=4, prefill_tokens=8, threads=1)
@@ -231,3 +233,49 @@ def test_workload_longer_than_the_model_is_refused(
         compare(*models, "onnx", Workload(prefill_tokens=300))
     with pytest.raises(EngineError, match="--decode-steps 0: must be at least 1"):
         Workload(decode_steps=0)
+
+
+@pytest.fixture
+def classifiers(tmp_path: Path) -> tuple[Checkpoint, Checkpoint]:
+    build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "bert")
+    base = Checkpoint.open(tmp_path / "bert")
+    gates = write_gates(base, tmp_path / "bert-gates", **random_gates(base, 6, 0.4))
+    convert(ConvertOptions(str(base.folder), tmp_path / "bert-out", gates))
+    return base, Checkpoint.open(tmp_path / "bert-out")
+
+
+def test_record_of_classifiers(classifiers: tuple[Checkpoint, Checkpoint]) -> None:
+    workload = EncoderWorkload(rounds=2, prefill_tokens=8, batches=(1, 3), threads=1)
+    record = json.loads(json.dumps(compare(*classifiers, "onnx", workload).to_json()))
+    dense, pruned = (prefill_flops(model.spec, 8) for model in classifiers)
+    assert list(record["speedups"]["onnx"]) == ["batch_1", "batch_3"]
+    for speedup in record["speedups"]["onnx"].values():
+        assert speedup["ideal"] == pytest.approx(dense / pruned)
+    assert record["workload"]["prefill_tokens"] == 8
+    assert [tokens_per_run(workload, phase) for phase in phases(workload)] == [8, 24]
+    assert len(list(comparison_lines(record))) == 3
+
+
+def test_models_of_another_kind_than_the_workload_are_refused(
+    models: tuple[Checkpoint, Checkpoint], classifiers: tuple[Checkpoint, Checkpoint]
+) -> None:
+    generates = "is a LlamaForCausalLM, which generates text; give a classifier or a base model"
+    with pytest.raises(EngineError, match=generates):
+        compare(classifiers[0], models[1], "onnx", EncoderWorkload(prefill_tokens=8))
+    reads = "is a BertForSequenceClassification, which generates no text; give a causal language"
+    with pytest.raises(EngineError, match=reads):
+        compare(models[0], classifiers[1], "onnx", WORKLOAD)
+    with pytest.raises(EngineError, match=r"holds 64 positions, .* needs 128; lower --prefill-t"):
+        compare(*classifiers, "onnx", EncoderWorkload())
+    with pytest.raises(EngineError, match="--prefill-tokens 0: must be at least 1"):
+        EncoderWorkload(prefill_tokens=0)
+    with pytest.raises(EngineError, match="--batches '': give different numbers, each at least 1"):
+        EncoderWorkload(batches=())
+
+
+def test_engine_without_encoders_measures_none(
+    classifiers: tuple[Checkpoint, Checkpoint],
+) -> None:
+    message = "engine torch runs no classifiers and no embedding models here; use --engine onnx"
+    with pytest.raises(EngineError, match=message):
+        compare(*classifiers, "torch", EncoderWorkload(prefill_tokens=8))

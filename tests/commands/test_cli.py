@@ -13,6 +13,7 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.cli import COMMANDS, main
 from sgate_serve.inspect import CERTIFICATE_FILE
 from tests.converters.test_convert import random_gates, write_gates
+from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save
 from tests.verify.test_verify import tamper
 
@@ -214,3 +215,25 @@ def test_bad_input_is_one_line_and_exit_status_2(
 def test_long_lists_of_indices_are_cut() -> None:
     assert format_indices((0, 1, 2, 7)) == "0-2, 7"
     assert format_indices(tuple(range(0, 40, 2))).endswith("12, 14, and 12 more")
+
+
+def test_classifier_is_converted_verified_and_measured(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "base")
+    base = Checkpoint.open(tmp_path / "base")
+    write_gates(base, tmp_path / "gates", **random_gates(base, 5, 0.4))
+    gates, out = ("--gates", tmp_path / "gates"), tmp_path / "out"
+    status, _, err = run(capsys, "convert", base.folder, *gates, "--out", out, "--to", "hf,onnx")
+    assert status == 0, err
+    status, shown, err = run(capsys, "verify", base.folder, *gates, out, "--json")
+    assert status == 0, err
+    result = json.loads(shown)
+    assert (result["engine"], result["passed"], result["tensors_equal"]) == ("onnx", True, True)
+    compare = ("bench", "compare", base.folder, out, "--rounds", "1", "--prefill-tokens", "8")
+    status, shown, err = run(capsys, *compare)
+    assert status == 0, err
+    assert [line.split()[0] for line in shown.splitlines()] == ["phase", "batch_1", "batch_32"]
+    status, _, err = run(capsys, *compare, "--decode-steps", "2")
+    message = "--decode-steps has no place here: these models read texts and decode nothing"
+    assert (status, message in err) == (2, True)

@@ -142,11 +142,12 @@ def test_graph_interface_and_metadata(tmp_path: Path) -> None:
     present = [name.replace("past_key_values", "present") for name in past]
     tokens = ["input_ids", "unpack_index", "pack_index"]
     rows = ["seqlens_k", "total_sequence_length", "query_seqlens"]
-    assert [v.name for v in graph.graph.inputs] == [*tokens, *rows, "logit_index", *past]
+    assert [v.name for v in graph.graph.inputs] == [*tokens, *rows, *past, "logit_index"]
     assert [value.name for value in graph.graph.outputs] == [*present, "logits"]
     assert graph.opset_imports[""] == 21 and graph.ir_version == 10
     assert graph.metadata_props == {
-        "sgate.onnx_version": "2",
+        "sgate.onnx_version": "3",
+        "sgate.kind": "generate",
         "sgate.family": "llama",
         "sgate.fingerprint": checkpoint.fingerprint,
         "sgate.capacity": "256",

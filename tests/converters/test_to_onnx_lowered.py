@@ -17,7 +17,6 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.onnx import load_runner, residuals
 from sgate_serve.engines.options import SlotOptions
 from sgate_serve.engines.runner import all_logits
-from sgate_serve.errors import EngineError
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 from sgate_serve.verify.certificate import VerifyOptions
@@ -29,8 +28,7 @@ from tests.small_llama import random_tokens
 
 Values = dict[str, NDArray[np.float32]]
 
-SUPPORTED = [v for v in VARIANTS if v.task == "causal-lm" and v.name != "longrope"]
-REFUSED = [v for v in VARIANTS if v.task != "causal-lm"]
+SUPPORTED = [v for v in VARIANTS if v.name != "longrope"]
 LLAMA = ZOO["llama"][0]
 OPTIONS = SlotOptions(slots=1, max_model_len=64, threads=1)
 TOLERANCE = 1e-4
@@ -83,7 +81,8 @@ def check_against_masked_dense(root: Path) -> None:
 def check_residuals(root: Path, plan: Plan) -> None:
     """Compare the stream after every layer, at the dimensions that are left of it."""
     gates = root / "gates" if (root / "gates").exists() else None
-    tokens = random_tokens(9, vocab_size=VOCABULARY)
+    # Above RoBERTa's padding id, which transformers gives no position of its own.
+    tokens = 2 + random_tokens(9, vocab_size=VOCABULARY - 2)
     expected = TorchModel.masked_dense(open_masked(root / "base", gates)).residuals(tokens)
     found = residuals(root / "out" / "onnx", tokens)
     kept = slice(None) if plan.hidden is None else list(plan.hidden)
@@ -241,18 +240,6 @@ def test_bias_of_the_head(tmp_path: Path, tied: bool) -> None:
     found = all_logits(load_runner(tmp_path / "biased", OPTIONS), tokens)
     plain = all_logits(load_runner(out / "onnx", OPTIONS), tokens)
     np.testing.assert_allclose(found, plain + bias, atol=1e-5)
-
-
-@pytest.mark.parametrize("variant", REFUSED, ids=str)
-def test_other_tasks_are_refused_by_name(tmp_path: Path, variant: Variant) -> None:
-    base = write_base(tmp_path, variant)
-    message = (
-        rf"base: the ONNX graph does not support task {variant.task} "
-        rf"\(family {variant.family}\); use --engine torch"
-    )
-    with pytest.raises(EngineError, match=message):
-        write_onnx(base, tmp_path / "onnx")
-    assert not (tmp_path / "onnx").exists()
 
 
 def test_inverse_index_takes_the_zero_behind_the_stored_rows() -> None:

@@ -70,7 +70,9 @@ def test_memory_that_is_given_is_taken(folder: Path) -> None:
     assert runner.cache_tokens == 2**21 // BYTES_PER_TOKEN
     with pytest.raises(EngineError, match=r"more than 1 MiB; lower .* or raise --kv-cache-mib"):
         choose_sizes(
-            OnnxOptions(max_model_len=4096, kv_cache_mib=1), GraphInfo(4096, 5), BYTES_PER_TOKEN
+            OnnxOptions(max_model_len=4096, kv_cache_mib=1),
+            GraphInfo("generate", 4096, 5),
+            BYTES_PER_TOKEN,
         )
 
 
@@ -188,8 +190,8 @@ def test_missing_graph(tmp_path: Path) -> None:
 
 
 def test_graph_of_another_version(folder: Path, tmp_path: Path) -> None:
-    newer = broken_copy(folder, tmp_path / "newer", {"sgate.onnx_version": "3"})
-    message = r"graph format version '3', this release reads 2; convert the model again"
+    newer = broken_copy(folder, tmp_path / "newer", {"sgate.onnx_version": "4"})
+    message = r"graph format version '4', this release reads 3; convert the model again"
     with pytest.raises(EngineError, match=message):
         load_runner(newer, SIZES)
     with pytest.raises(EngineError, match=message):

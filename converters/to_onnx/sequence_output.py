@@ -1,0 +1,39 @@
+"""What a model that reads puts out: the states of all tokens, or a classifier's logits."""
+
+import onnx_ir as ir
+
+from converters.to_onnx.activations import activate
+from converters.to_onnx.graph import GraphBuilder
+from converters.to_onnx.linears import classifier
+from converters.to_onnx.products import Products
+from sgate_serve import onnx_format as names
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.family import CLASSIFICATION
+
+
+def add_sequence_output(
+    graph: GraphBuilder, products: Products, checkpoint: Checkpoint, hidden: ir.Value
+) -> None:
+    """Make states [t, hidden] the output, or the logits of one wanted token of each row.
+
+    A base model's own pooler is left out: it is trained for another task than embedding.
+    """
+    spec = checkpoint.spec
+    if spec.task != CLASSIFICATION:
+        graph.output(_in_fp32(graph, hidden), names.HIDDEN_STATES, ["t", spec.hidden_size])
+        return
+    index = graph.input(names.LOGIT_INDEX, ir.DataType.INT64, ["n"])
+    (x,) = graph.node("Gather", [hidden, index], {"axis": 0})
+    first, *outer = classifier(checkpoint)
+    y = products.linear(first, x)
+    for linear in outer:
+        assert spec.head.dense is not None, "two linears have an activation in between"
+        y = products.linear(linear, activate(graph, spec.head.dense.activation, y))
+    graph.output(_in_fp32(graph, y), names.LOGITS, ["n", spec.num_labels])
+
+
+def _in_fp32(graph: GraphBuilder, x: ir.Value) -> ir.Value:
+    if graph.float_type != ir.DataType.FLOAT:
+        (x,) = graph.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})
+        x.type = ir.TensorType(ir.DataType.FLOAT)
+    return x
