@@ -36,6 +36,25 @@ def coupled_values(spec: ModelSpec, removed: float, seed: int) -> Values:
     return values
 
 
+def uneven_values(spec: ModelSpec, removed: float, seed: int) -> Values:
+    """Close heads and MLP units of an encoder: half to one and a half times `removed` in a layer.
+
+    Together they make up `removed`. Heads are whole, so the units of a layer make up for what its
+    heads leave or exceed.
+    """
+    generator = np.random.default_rng(seed)
+    shares = generator.uniform(0.5, 1.5, len(spec.layers))
+    values: Values = {}
+    for index, share in enumerate(shares / shares.mean() * removed):
+        layer, name = spec.layers[index], spec.family.layer_name(index)
+        heads = round(share * layer.num_heads)
+        by_heads = 4 * heads * layer.head_dim * spec.hidden_size
+        units = round((share * spec.layer_weights(index) - by_heads) / (2 * spec.hidden_size))
+        values[f"{name}.heads"] = _closed(generator, layer.num_heads, heads)
+        values[f"{name}.mlp_units"] = _closed(generator, layer.mlp_units, units)
+    return values
+
+
 def probe_values(spec: ModelSpec, seed: int) -> Values:
     """Close one row or column wherever that leaves an index operation and removes next to nothing.
 

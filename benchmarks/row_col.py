@@ -17,8 +17,7 @@ from benchmarks.command import run_script
 from benchmarks.masks import Values, coupled_values, probe_values, row_col_values
 from benchmarks.synthetic import write_noise
 from converters.convert import ConvertOptions, convert
-from converters.to_onnx import write_onnx
-from converters.to_onnx.decoder import build_decoder
+from converters.to_onnx import build_graph, write_onnx
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.ideal import decode_weights
 from sgate_serve.bench.workload import PREFILL, Workload, tokens_per_run
@@ -101,7 +100,7 @@ def convert_masked(
 
 def index_operations(folder: Path) -> int:
     """Count the gathers and scatters of a folder's graph."""
-    nodes = build_decoder(Checkpoint.open(folder)).graph
+    nodes = build_graph(Checkpoint.open(folder)).graph
     return sum(node.op_type == "GatherElements" for node in nodes)
 
 

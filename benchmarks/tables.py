@@ -24,6 +24,13 @@ MASKS = {
 VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_2048_eager")
 VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
+ENCODERS = {
+    "p20": "20% of the heads and MLP units closed",
+    "p30": "30%",
+    "p40": "40%",
+    "torch_export": "dense, as `torch.onnx.export` writes it",
+    "torch_eager": "dense, in torch itself",
+}
 ZERO_MASKED = {"zero_masked": "30% as zeros"}
 
 
@@ -97,6 +104,22 @@ def vllm_row_col_sentence(record: Mapping[str, Any]) -> str:
     shown = ", ".join(f"{cost:+.1%} in {phase}" for phase, cost in costs.items())
     removed = record["figures"]["row_col"]["removed"]
     return f"Index work adds to the time of a step: {shown}. The mask removes {removed:.1%}."
+
+
+def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the Markdown table of encoders: speed over our dense model, efficiency behind it."""
+    phases = list(record["floor"])
+    texts = [f"{phase.rpartition('_')[2]} at once" for phase in phases]
+    yield f"| measured on ONNX Runtime, CPU, fp32 | removed | {' | '.join(texts)} | ideal |"
+    yield "|---" * (len(phases) + 3) + "|"
+    for key, name in ENCODERS.items():
+        figures, own = record["figures"].get(key), record["speedups"][key]
+        removed = "none" if figures is None else f"{figures['removed']:.1%}"
+        cells = [_cell(own[phase], record["floor"][phase]["median"]) for phase in phases]
+        ideal = own[phases[0]]["ideal"]
+        yield f"| {name} | {removed} | {' | '.join(cells)} | {ideal:.2f}× |"
+    floors = " | ".join(f"{record['floor'][phase]['median']:.2f}×" for phase in phases)
+    yield f"| dense / dense | none | {floors} | 1.00× |"
 
 
 def _speedup_of(record: Mapping[str, Any], name: str, phase: str) -> Mapping[str, float]:

@@ -1,0 +1,88 @@
+"""What users have without us: a dense classifier in torch, and exported by torch to ONNX.
+
+Both take texts of one length, all tokens real, and are timed like our engine.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines.onnx_runner import open_session
+from sgate_serve.models.loading import load_model
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class EagerTorch:
+    """A classifier in transformers, eager and in fp32; what a `TimedEncoder` asks of an engine."""
+
+    def __init__(self, model: Checkpoint, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.max_model_len, self.vocab_size = model.spec.max_positions, model.spec.vocab_size
+        self._model = load_model(model).float().eval()
+
+    def read(self, prompts: Sequence[Ints]) -> list[Floats]:
+        ids = torch.from_numpy(np.stack(prompts))
+        with torch.inference_mode():
+            logits: Floats = self._model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()
+        return list(logits)
+
+    def close(self) -> None:
+        del self._model
+
+
+class TorchExport:
+    """The same as `torch.onnx.export` writes it, on the ONNX Runtime session of our engine."""
+
+    def __init__(self, model: Checkpoint, folder: Path, threads: int) -> None:
+        self.max_model_len, self.vocab_size = model.spec.max_positions, model.spec.vocab_size
+        path = folder / "model.onnx"
+        export(model, path)
+        self._session = open_session(str(path), folder, threads)
+
+    def read(self, prompts: Sequence[Ints]) -> list[Floats]:
+        ids = np.stack(prompts)
+        values = dict(zip(_INPUTS, (ids, np.ones_like(ids)), strict=True))
+        logits: Floats = self._session.run(None, values)[0]
+        return list(logits)
+
+    def close(self) -> None:
+        del self._session
+
+
+_INPUTS = ("input_ids", "attention_mask")
+
+
+class _Logits(nn.Module):
+    """A model whose only output are the logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def export(model: Checkpoint, path: Path) -> None:
+    """Write the model with free batch and length, by the exporter that torch recommends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ids = torch.zeros((2, 16), dtype=torch.int64)
+    free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    torch.onnx.export(
+        _Logits(load_model(model).float()).eval(),
+        (ids, torch.ones_like(ids)),
+        path,
+        input_names=list(_INPUTS),
+        dynamic_shapes=dict.fromkeys(_INPUTS, free),
+        dynamo=True,
+        verbose=False,
+    )

@@ -1,0 +1,152 @@
+"""What removed weights are worth in an encoder on ONNX Runtime, beside what users have otherwise.
+
+`python -m benchmarks.encoder_speed --json FILE` makes a random classifier of BERT-base's shape,
+closes heads and MLP units of 20, 30 and 40%, unevenly over the layers, and measures each in the
+same rounds as the dense model, torch's own ONNX export of it, and torch itself.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.command import run_script
+from benchmarks.encoder_baselines import EagerTorch, TorchExport
+from benchmarks.masks import uneven_values
+from benchmarks.synthetic import write_noise
+from converters.convert import ConvertOptions, convert
+from sgate_serve.bench.compare import DENSE, DENSE_AGAIN, measure_rounds, summarise
+from sgate_serve.bench.ideal import ideal_speedup
+from sgate_serve.bench.workload import EncoderWorkload, phases, tokens_per_run
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines.timed import TimedEncoder
+from sgate_serve.environment import hardware, library_versions, num_cpus
+from sgate_serve.figures import Figures
+from sgate_serve.gates import Gates
+from sgate_serve.options import option
+from sgate_serve.prepare import load_timed_encoder
+
+FRACTIONS: Mapping[str, float] = {"p20": 0.2, "p30": 0.3, "p40": 0.4}
+TORCH_EXPORT, TORCH_EAGER = "torch_export", "torch_eager"
+ENGINE = "onnx"
+
+
+@dataclass(frozen=True)
+class EncoderSpeedOptions:
+    """The shape, and how much is measured."""
+
+    hidden: int = option(768, "hidden size")
+    mlp: int = option(3072, "MLP units")
+    layers: int = option(12, "layers")
+    heads: int = option(12, "heads")
+    vocab_size: int = option(30522, "vocabulary")
+    tokens: int = option(128, "tokens of each text")
+    large_batch: int = option(32, "texts read at once, beside one at a time")
+    rounds: int = option(5, "interleaved rounds")
+    seed: int = option(0, "seed of weights, masks and token ids")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {
+            "model_type": "bert",
+            "architectures": ["BertForSequenceClassification"],
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": 512,
+            "type_vocab_size": 2,
+            "num_labels": 2,
+        }
+
+    @property
+    def workload(self) -> EncoderWorkload:
+        return EncoderWorkload(
+            rounds=self.rounds,
+            prefill_tokens=self.tokens,
+            threads=num_cpus(),
+            seed=self.seed,
+            batches=(1, self.large_batch),
+        )
+
+
+def prune(base: Checkpoint, name: str, removed: float, seed: int) -> dict[str, Any]:
+    """Convert `base` into its sibling folder `name`; return the plan's figures."""
+    root = base.folder.parent
+    gates = root / f"{name}-gates"
+    values = uneven_values(base.spec, removed, seed)
+    Gates("synthetic", base.spec.family.name, "coupled", base.fingerprint, values).write(gates)
+    plan = convert(ConvertOptions(str(base.folder), root / name, gates, ("hf", "onnx")))
+    return asdict(Figures.of(plan, base.spec))
+
+
+def load_all(base: Checkpoint, workload: EncoderWorkload) -> dict[str, TimedEncoder]:
+    """Load every model that is measured, in the order of a round."""
+    root, threads = base.folder.parent, num_cpus()
+    ours = {DENSE: base, **{name: Checkpoint.open(root / name) for name in FRACTIONS}}
+    timed = {name: load_timed_encoder(ENGINE, m, workload.sizes) for name, m in ours.items()}
+    timed[TORCH_EXPORT] = TimedEncoder(TorchExport(base, root / TORCH_EXPORT, threads))
+    timed[TORCH_EAGER] = TimedEncoder(EagerTorch(base, threads))
+    timed[DENSE_AGAIN] = load_timed_encoder(ENGINE, base, workload.sizes)
+    return timed
+
+
+def measure(base: Checkpoint, workload: EncoderWorkload) -> dict[str, Any]:
+    """Time all models in interleaved rounds; return speedups over the dense one on our engine."""
+    root = base.folder.parent
+    models = load_all(base, workload)
+    times = measure_rounds(phases(workload), models, workload.rounds)
+    ideals = {
+        name: ideal_speedup(
+            base.spec, Checkpoint.open(root / name).spec, workload.prefill_tokens
+        ).prefill
+        for name in FRACTIONS
+    } | {TORCH_EXPORT: 1.0, TORCH_EAGER: 1.0}
+    results = {
+        phase: summarise(seconds, ideals, tokens_per_run(workload, phase), workload.seed)
+        for phase, seconds in times.items()
+    }
+    return {
+        "speedups": {
+            name: {phase: result.speedups[name].to_json() for phase, result in results.items()}
+            for name in ideals
+        },
+        "floor": {phase: asdict(result.floor) for phase, result in results.items()},
+        "tokens_per_second": {
+            phase: {name: asdict(rate) for name, rate in result.tokens_per_second.items()}
+            for phase, result in results.items()
+        },
+    }
+
+
+def run(options: EncoderSpeedOptions) -> dict[str, Any]:
+    """Make the models in a temporary folder and measure them; return the record."""
+    with tempfile.TemporaryDirectory(prefix="sgate-encoders-") as folder:
+        root = Path(folder)
+        write_noise(root / "stored", options.config, 1, options.seed)
+        convert(ConvertOptions(str(root / "stored"), root / DENSE, to=("hf", "onnx")))
+        base = Checkpoint.open(root / DENSE)
+        figures = {
+            name: prune(base, name, fraction, options.seed) for name, fraction in FRACTIONS.items()
+        }
+        results = measure(base, options.workload)
+    flags = " ".join(f"--{key} {value}" for key, value in asdict(options).items())
+    return {
+        "command": f"python -m benchmarks.encoder_speed {flags}",
+        "options": asdict(options),
+        "workload": asdict(options.workload),
+        "figures": figures,
+        **results,
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
+
+
+def main() -> None:
+    run_script("encoder_speed", __doc__, EncoderSpeedOptions, run)
+
+
+if __name__ == "__main__":
+    main()

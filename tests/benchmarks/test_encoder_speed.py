@@ -1,0 +1,65 @@
+"""The encoder benchmark: masks remove what they say, baselines compute what ours does."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.encoder_baselines import EagerTorch, TorchExport
+from benchmarks.encoder_speed import ENGINE, EncoderSpeedOptions, prune
+from benchmarks.masks import uneven_values
+from benchmarks.synthetic import write_noise
+from benchmarks.tables import encoder_rows
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines.options import EncoderOptions
+from sgate_serve.prepare import load_text_encoder
+
+SMALL = EncoderSpeedOptions(hidden=48, mlp=64, layers=4, heads=6, vocab_size=97)
+TEXTS = list(np.random.default_rng(0).integers(0, 97, (2, 7)))
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Checkpoint:
+    write_noise(tmp_path / "dense", SMALL.config, num_shards=1, seed=0)
+    return Checkpoint.open(tmp_path / "dense")
+
+
+def test_uneven_masks_remove_their_share(base: Checkpoint) -> None:
+    figures = prune(base, "p30", 0.3, seed=0)
+    assert figures["removed"] == pytest.approx(0.3, abs=0.01)
+    assert figures["removed"] == figures["index_free"]
+    values = uneven_values(base.spec, 0.3, seed=0)
+    units = {int(gates.sum()) for key, gates in values.items() if key.endswith("mlp_units")}
+    assert len(units) == len(base.spec.layers)
+
+
+def test_torch_computes_what_our_engine_does(base: Checkpoint) -> None:
+    ours = load_text_encoder(ENGINE, base, EncoderOptions(threads=1))
+    eager = EagerTorch(base, threads=1)
+    np.testing.assert_allclose(eager.read(TEXTS), ours.read(TEXTS), atol=1e-5)
+
+
+def test_export_computes_what_our_engine_does(base: Checkpoint, tmp_path: Path) -> None:
+    if importlib.util.find_spec("onnxscript") is None:
+        pytest.skip("torch.onnx.export needs onnxscript")
+    ours = load_text_encoder(ENGINE, base, EncoderOptions(threads=1))
+    exported = TorchExport(base, tmp_path / "exported", threads=1)
+    np.testing.assert_allclose(exported.read(TEXTS), ours.read(TEXTS), atol=1e-5)
+
+
+def test_table_has_a_row_for_every_model() -> None:
+    speedup = {"ratio": 1.5, "ideal": 2.0, "efficiency": 0.75}
+    names = ("p20", "p30", "p40", "torch_export", "torch_eager")
+    phases = ("batch_1", "batch_32")
+    record: dict[str, Any] = {
+        "figures": {name: {"removed": 0.2} for name in names[:3]},
+        "speedups": {name: dict.fromkeys(phases, speedup) for name in names},
+        "floor": {phase: {"median": 1.0} for phase in phases},
+    }
+    rows = list(encoder_rows(record))
+    assert "removed | 1 at once | 32 at once | ideal" in rows[0]
+    assert rows[3] == "| 30% | 20.0% | 1.50× (0.75) | 1.50× (0.75) | 2.00× |"
+    assert rows[-1] == "| dense / dense | none | 1.00× | 1.00× | 1.00× |"
+    assert len(rows) == 2 + len(names) + 1
