@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sgate_serve.bench.workload import AnyWorkload, EncoderWorkload, Workload
 from sgate_serve.commands.flags import add_flags
-from sgate_serve.commands.output import print_lines
+from sgate_serve.commands.output import load_plots, print_lines
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.family import CAUSAL_LM
 from sgate_serve.options import flag_of
@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None:
-        from sgate_serve.plots import plot_comparison
-
-        plot_comparison(result, args.plot)
+        load_plots().plot_comparison(result, args.plot)
     print_lines(comparison_lines(record))
     return 0
 

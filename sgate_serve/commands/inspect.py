@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sgate_serve.commands.output import print_json, print_lines
+from sgate_serve.commands.output import load_plots, print_json, print_lines
 from sgate_serve.inspect import Inspection
 
 
@@ -16,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     inspection = Inspection.of(args.out)
     if args.plot is not None:
-        from sgate_serve.plots import plot_widths
-
-        plot_widths(inspection, args.plot)
+        load_plots().plot_widths(inspection, args.plot)
     if args.json:
         print_json(inspection.to_json())
     else:

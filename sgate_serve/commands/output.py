@@ -1,8 +1,13 @@
 """Printing for commands: one JSON object on stdout, or lines for a person."""
 
+import importlib
 import json
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
+
+from sgate_serve.environment import missing_packages
+from sgate_serve.errors import SgateError
 
 
 def print_json(value: Any) -> None:
@@ -12,3 +17,12 @@ def print_json(value: Any) -> None:
 def print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         print(line)
+
+
+def load_plots() -> ModuleType:
+    """Return the module that draws; raise SgateError naming the extra that it needs."""
+    if missing_packages(["matplotlib"]):
+        raise SgateError(
+            '--plot needs matplotlib, not installed here; run: pip install "sgate-serve[plot]"'
+        )
+    return importlib.import_module("sgate_serve.plots")

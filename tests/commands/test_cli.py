@@ -237,3 +237,12 @@ def test_classifier_is_converted_verified_and_measured(
     status, _, err = run(capsys, *compare, "--decode-steps", "2")
     message = "--decode-steps has no place here: these models read texts and decode nothing"
     assert (status, message in err) == (2, True)
+
+
+def test_plots_name_the_extra_that_they_need(
+    base: Checkpoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, _, error = run(capsys, "inspect", base.folder, "--plot", base.folder / "w.png")
+    assert status == 2
+    assert 'needs matplotlib, not installed here; run: pip install "sgate-serve[plot]"' in error

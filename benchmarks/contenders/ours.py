@@ -1,0 +1,22 @@
+"""The engines of this project as contenders: its own on ONNX Runtime, and vLLM with the plugin."""
+
+from pathlib import Path
+
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines.timed import Timed, TimedSizes
+from sgate_serve.prepare import load_timed
+
+
+def load_onnx(
+    folder: Path, batch: int, model_len: int, threads: int, arguments: tuple[str, ...]
+) -> Timed:
+    return load_timed(
+        "onnx", Checkpoint.open(folder), TimedSizes(batch, model_len, threads), arguments
+    )
+
+
+def load_vllm(
+    folder: Path, batch: int, model_len: int, threads: int, arguments: tuple[str, ...]
+) -> Timed:
+    """Load a folder into vLLM, a dense one too; its threads are the environment's."""
+    return load_timed("vllm", Checkpoint.open(folder), TimedSizes(batch, model_len), arguments)

@@ -1,0 +1,62 @@
+"""One engine in a process of its own: loads a model, then times what it is told to.
+
+`python -m benchmarks.contenders.worker KIND FOLDER BATCH MODEL_LEN THREADS [ARGUMENTS]` writes one
+JSON line when it is ready and one for each JSON line that it reads: a phase in, its seconds out.
+What libraries print goes to stderr.
+"""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+# Kind → a function of the folder, batch, model length, threads and arguments that returns an
+# object with the methods of sgate_serve.engines.timed.Timed. Imported alone: each interpreter has
+# the packages of its own engine only.
+KINDS = {
+    "onnx": "benchmarks.contenders.ours:load_onnx",
+    "vllm": "benchmarks.contenders.ours:load_vllm",
+    "llama.cpp": "benchmarks.contenders.llama_cpp:load",
+    "genai": "benchmarks.contenders.genai:load",
+}
+
+
+def main() -> None:
+    kind, folder, *sizes = sys.argv[1:5]
+    threads, arguments = int(sys.argv[5]), sys.argv[6:]
+    answers = _own_stdout()
+    module, _, function = KINDS[kind].partition(":")
+    load = getattr(importlib.import_module(module), function)
+    timed = load(Path(folder), *map(int, sizes), threads, tuple(arguments))
+    _answer(answers, {"ready": True})
+    for line in sys.stdin:
+        _answer(answers, {"seconds": _seconds(timed, json.loads(line))})
+    timed.close()
+
+
+def _own_stdout() -> TextIO:
+    """Return what was stdout, and send what anyone else writes there to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def _answer(file: TextIO, value: dict[str, Any]) -> None:
+    file.write(json.dumps(value) + "\n")
+    file.flush()
+
+
+def _seconds(timed: Any, order: dict[str, Any]) -> float:
+    generator = np.random.default_rng(order["seed"])
+    sizes: Sequence[int] = order["sizes"]
+    method = timed.prefill_seconds if order["phase"] == "prefill" else timed.decode_seconds
+    return float(method(*sizes, generator))
+
+
+if __name__ == "__main__":
+    main()

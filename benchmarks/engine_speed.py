@@ -1,0 +1,267 @@
+"""Our embedded engine beside others on one CPU: dense models of every engine, pruned ones of ours.
+
+`python -m benchmarks.engine_speed --json FILE` makes a random Llama-shaped model, closes coupled
+gates of 20, 30 and 40% and measures decoding and prefill. Every engine has a process of its own,
+one of them computing at a time; each round asks all of them forwards, then backwards. Contenders
+are grouped by the width of their weights, and a group is loaded together; our dense int4 model is
+in every group, so that groups can be compared.
+
+Interpreters with llama-cpp-python and gguf, and with onnxruntime-genai and what its model builder
+needs, are named by `--llama_python` and `--genai_python`; vLLM is the current one's. What is not
+named is left out. See benchmarks/contenders for versions.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.command import run_script
+from benchmarks.contenders.tokenizer import write_tokenizer
+from benchmarks.masks import coupled_values
+from benchmarks.synthetic import write_noise
+from benchmarks.vllm_speed import FRACTIONS, SpeedOptions, prune
+from sgate_serve.bench.compare import order_of
+from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.environment import cpu_ids, hardware, library_versions, num_cpus
+from sgate_serve.options import option
+
+REFERENCE = "ours int4 dense"
+CONTEXT_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class EngineOptions(SpeedOptions):
+    """The shape, how much is measured, and where the other engines are."""
+
+    llama_python: str = option("", "interpreter with llama-cpp-python and gguf")
+    genai_python: str = option("", "interpreter with onnxruntime-genai and its model builder")
+    vllm: int = option(1, "1 measures vLLM of the current interpreter too")
+    groups: str = option("int4,int8,float", "groups to measure, separated by commas")
+
+    @property
+    def model_len(self) -> int:
+        return max(self.prefill_tokens, CONTEXT_TOKENS + self.decode_steps) + 8
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One engine with one model: how its worker is started."""
+
+    python: str
+    kind: str
+    folder: Path
+    arguments: tuple[str, ...] = ()
+
+    def command(self, options: EngineOptions) -> list[str]:
+        sizes = ["8", str(options.model_len), str(num_cpus())]
+        worker = [self.python, "-m", "benchmarks.contenders.worker", self.kind]
+        return [*worker, str(self.folder), *sizes, *self.arguments]
+
+
+class Worker:
+    """A running contender."""
+
+    def __init__(self, contender: Contender, options: EngineOptions) -> None:
+        cpus = cpu_ids()
+        # Waiting threads of OpenMP must sleep: the next engine computes on the same CPUs.
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(len(cpus)),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "KMP_BLOCKTIME": "0",
+            "VLLM_CPU_OMP_THREADS_BIND": f"{cpus[0]}-{cpus[-1]}",
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+        }
+        self._name = f"{contender.kind} on {contender.folder}"
+        self._process = subprocess.Popen(
+            contender.command(options),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        assert self._answer() == {"ready": True}
+
+    def seconds(self, phase: str, sizes: Sequence[int], seed: int) -> float:
+        assert self._process.stdin is not None
+        order = {"phase": phase, "sizes": list(sizes), "seed": seed}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer()["seconds"])
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._name} ended with status {self._process.wait()}")
+        return json.loads(line)
+
+
+def phases(options: EngineOptions) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Return phase → sizes that a worker is given, and the tokens that it computes."""
+    steps = options.decode_steps
+    decode = {
+        f"decode_batch_{batch}": ((batch, CONTEXT_TOKENS, steps), batch * steps) for batch in (1, 8)
+    }
+    return {**decode, "prefill": ((options.prefill_tokens,), options.prefill_tokens)}
+
+
+def make_models(root: Path, options: EngineOptions) -> dict[str, Any]:
+    """Write the dense and the pruned models, and the dense one as the other engines read it."""
+    write_noise(root / "dense", options.config, 1, options.seed)
+    write_tokenizer(root / "dense", options.vocab_size)
+    base = Checkpoint.open(root / "dense")
+    figures = {
+        name: prune(base, name, coupled_values(base.spec, fraction, options.seed))
+        for name, fraction in FRACTIONS.items()
+    }
+    if options.llama_python:
+        _run_module(options.llama_python, "benchmarks.contenders.gguf_files", root / "dense", root)
+    if options.genai_python:
+        builder = "onnxruntime_genai.models.builder"
+        flags: list[str | Path] = [
+            "-i",
+            root / "dense",
+            "-o",
+            root / "genai",
+            "-p",
+            "int4",
+            "-e",
+            "cpu",
+        ]
+        _run_module(options.genai_python, builder, *flags, "-c", root / "genai-cache")
+    return figures
+
+
+def _run_module(python: str, module: str, *arguments: str | Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([python, "-m", module, *map(str, arguments)], env=environment, check=True)
+
+
+def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Contender]]:
+    """Return group → name → contender, the reference first."""
+    ours = {
+        precision: {
+            f"ours {precision} {model}": Contender(
+                sys.executable, "onnx", root / model, ("--precision", precision)
+            )
+            for model in ("dense", *FRACTIONS)
+        }
+        for precision in ("int4", "int8", "fp32")
+    }
+    others: dict[str, dict[str, Contender]] = {"int4": {}, "int8": {}, "float": {}}
+    if options.llama_python:
+        for group, name in (("int4", "q4_0"), ("int8", "q8_0")):
+            contender = Contender(options.llama_python, "llama.cpp", root / name)
+            others[group][f"llama.cpp {name.upper()}"] = contender
+    if options.genai_python:
+        genai = Contender(options.genai_python, "genai", root / "genai")
+        others["int4"]["onnxruntime-genai int4"] = genai
+    if options.vllm:
+        others["float"]["vLLM bf16"] = Contender(sys.executable, "vllm", root / "dense")
+    first = {REFERENCE: ours["int4"][REFERENCE]}
+    pairs = (("int4", "int4"), ("int8", "int8"), ("float", "fp32"))
+    return {
+        group: {**first, **others[group], **ours[precision]}
+        for group, precision in pairs
+        if group in options.groups.split(",")
+    }
+
+
+@contextmanager
+def started(group: Mapping[str, Contender], options: EngineOptions) -> Iterator[dict[str, Worker]]:
+    with ExitStack() as stack:
+        workers = {}
+        for name, contender in tqdm(group.items(), desc="loading", disable=None):
+            workers[name] = Worker(contender, options)
+            stack.callback(workers[name].close)
+        yield workers
+
+
+def measure(workers: Mapping[str, Worker], options: EngineOptions) -> dict[str, Any]:
+    """Return phase → name → tokens per second and speed over the reference, one sample a round."""
+    order = order_of(workers)
+    seconds: dict[str, dict[str, list[float]]] = {}
+    for phase, (sizes, _) in phases(options).items():
+        samples = seconds.setdefault(phase, {name: [] for name in workers})
+        for number in tqdm(range(options.rounds + 1), desc=phase, disable=None):
+            taken = dict.fromkeys(workers, 0.0)
+            for name in order:
+                taken[name] += workers[name].seconds(phase, sizes, options.seed + number)
+            for name in workers if number else ():
+                samples[name].append(taken[name] / 2)
+    return {
+        phase: {
+            name: _summary(values, own[REFERENCE], phases(options)[phase][1], options.seed)
+            for name, values in own.items()
+        }
+        for phase, own in seconds.items()
+    }
+
+
+def _summary(
+    values: Sequence[float], reference: Sequence[float], tokens: int, seed: int
+) -> dict[str, Any]:
+    ratios = [theirs / own for theirs, own in zip(reference, values, strict=True)]
+    return {
+        "tokens_per_second": tokens / median(values),
+        "over_reference": asdict(median_with_interval(ratios, seed)),
+        "seconds": list(values),
+    }
+
+
+def run(options: EngineOptions) -> dict[str, Any]:
+    """Make the models in a temporary folder and measure them; return the record."""
+    with tempfile.TemporaryDirectory(prefix="sgate-engines-") as folder:
+        root = Path(folder)
+        os.environ["SGATE_CACHE"] = str(root / "cache")
+        figures = make_models(root, options)
+        results = {}
+        for name, group in contenders(root, options).items():
+            with started(group, options) as workers:
+                results[name] = measure(workers, options)
+    shown = asdict(options) | {"llama_python": "", "genai_python": ""}
+    return {
+        "command": "python -m benchmarks.engine_speed "
+        + " ".join(f"--{key} {value}" for key, value in shown.items() if value != ""),
+        "options": shown,
+        "reference": REFERENCE,
+        "figures": figures,
+        "results": results,
+        "hardware": hardware(),
+        "versions": library_versions() | _versions_of(options),
+    }
+
+
+def _versions_of(options: EngineOptions) -> dict[str, str]:
+    """Return the versions of the engines in other interpreters."""
+    code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+    packages = {"llama-cpp-python": options.llama_python, "onnxruntime-genai": options.genai_python}
+    return {
+        name: subprocess.check_output([python, "-c", code, name], text=True).strip()
+        for name, python in packages.items()
+        if python
+    }
+
+
+def main() -> None:
+    run_script("engine_speed", __doc__, EngineOptions, run)
+
+
+if __name__ == "__main__":
+    main()

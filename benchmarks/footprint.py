@@ -1,0 +1,140 @@
+"""What serving needs: the size of an installation without torch, its start, its memory.
+
+`python -m benchmarks.footprint --json FILE --model FOLDER` installs this checkout into a fresh
+virtual environment, then starts `sgate serve FOLDER` several times and asks for a completion as
+soon as the server answers. The folder should hold its ONNX graph, as `sgate convert --to hf,onnx`
+writes it.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.command import run_script
+from sgate_serve.environment import hardware, library_versions
+from sgate_serve.options import option
+
+ROOT = Path(__file__).parent.parent
+POLL_SECONDS = 0.01
+START_SECONDS = 60.0
+# The largest packages of the installation that are named.
+NUM_NAMED = 10
+
+
+@dataclass(frozen=True)
+class FootprintOptions:
+    model: str = option("sgate-demo/pruned", "folder to serve")
+    starts: int = option(5, "how often the server is started")
+
+
+def install(venv: Path) -> dict[str, Any]:
+    """Install this checkout; return what that took, in bytes on disk, and the largest packages."""
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    packages = next((venv / "lib").glob("python*")) / "site-packages"
+    empty = _num_bytes(packages)
+    # pip builds in the folder that it is given.
+    copy = venv.parent / "copy"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "sgate-demo"))
+    subprocess.run([venv / "bin" / "pip", "install", "--quiet", str(copy)], check=True)
+    sizes = {path.name: _num_bytes(path) for path in packages.iterdir()}
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:NUM_NAMED]
+    return {
+        "installed_bytes": sum(sizes.values()) - empty,
+        "largest": {name: sizes[name] for name in largest},
+        "has_torch": (packages / "torch").exists(),
+    }
+
+
+def _num_bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def start_once(sgate: Path, model: str) -> dict[str, float]:
+    """Start a server, get one streamed completion, end it; return seconds since the start."""
+    begun = time.perf_counter()
+    command = [str(sgate), "serve", model, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        address = urlsplit(process.stdout.readline().split()[-1])
+        listening = time.perf_counter() - begun
+        connection = HTTPConnection(str(address.hostname), address.port)
+        while _status(connection) != 200:
+            if time.perf_counter() - begun > START_SECONDS:
+                raise RuntimeError(f"the server is not healthy after {START_SECONDS} s")
+            time.sleep(POLL_SECONDS)
+        healthy = time.perf_counter() - begun
+        _read_first_token(connection, model)
+        first = time.perf_counter() - begun
+        memory = _memory(process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    return {"listening": listening, "healthy": healthy, "first_token": first, **memory}
+
+
+def _status(connection: HTTPConnection) -> int:
+    connection.request("GET", "/health")
+    response = connection.getresponse()
+    response.read()
+    return response.status
+
+
+def _read_first_token(connection: HTTPConnection, model: str) -> None:
+    body = {"model": model, "prompt": "def ", "max_tokens": 8, "stream": True, "temperature": 0}
+    headers = {"content-type": "application/json"}
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    response = connection.getresponse()
+    if response.status != 200:
+        raise RuntimeError(f"the completion failed: {response.read().decode()}")
+    response.readline()
+
+
+def _memory(pid: int) -> Mapping[str, float]:
+    """Return the resident memory of a process, now and at most, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    names = {"rss_bytes": "VmRSS", "peak_rss_bytes": "VmHWM"}
+    return {name: 1024.0 * int(fields[key].split()[0]) for name, key in names.items()}
+
+
+def run(options: FootprintOptions) -> dict[str, Any]:
+    """Install, start as often as asked; return the record."""
+    with tempfile.TemporaryDirectory(prefix="sgate-footprint-") as folder:
+        venv = Path(folder) / "venv"
+        installed = install(venv)
+        sgate = venv / "bin" / "sgate"
+        start_once(sgate, options.model)  # compiles the bytecode
+        starts = [start_once(sgate, options.model) for _ in range(options.starts)]
+    model = Path(options.model)
+    return {
+        "command": f"python -m benchmarks.footprint --starts {options.starts}",
+        "options": asdict(options) | {"model": model.name},
+        "installation": installed,
+        "graph_bytes": _num_bytes(model / "onnx"),
+        "medians": {name: median(start[name] for start in starts) for name in starts[0]},
+        "starts": starts,
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
+
+
+def main() -> None:
+    run_script("footprint", __doc__, FootprintOptions, run)
+
+
+if __name__ == "__main__":
+    main()
