@@ -2,16 +2,24 @@
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.family import BASE, CAUSAL_LM
 from sgate_serve.server.options import ServerOptions
+
+if TYPE_CHECKING:
+    from sgate_serve.checkpoint import Checkpoint
+    from sgate_serve.server import LoadedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate serve OUT [options] [-- ENGINE ARGS]"
     parser.epilog = (
         "ENGINE ARGS: --slots N, --max-model-len N, --threads N, --prefill-chunk N; of onnx "
-        "also --precision fp32, fp16, int8 or int4; of vllm, all that `vllm serve` takes"
+        "also --precision fp32, fp16, int8 or int4; for classifiers and embedding models "
+        "--batch-tokens N; of vllm, all that `vllm serve` takes"
     )
     parser.set_defaults(engine_arguments=[])
     parser.add_argument("out", help="model folder, converted or plain")
@@ -23,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint import Checkpoint
-    from sgate_serve.engines import ENGINES, choose_engine, import_target, parse_options
-    from sgate_serve.prepare import check_task, load_slot_engine
-    from sgate_serve.server import LoadedModel, serve
+    from sgate_serve.engines import ENGINES, choose_engine, import_target
+    from sgate_serve.server import serve
 
     model = Checkpoint.open(args.out)
     engine = choose_engine(args.engine)
@@ -36,10 +43,36 @@ def run(args: argparse.Namespace) -> int:
     own_server = ENGINES[engine].server
     if own_server is not None:
         import_target(own_server)(model.folder, options, args.out, args.engine_arguments)
-    check_task(model)
-    slots = parse_options(engine, args.engine_arguments)
+    loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
+    return serve(options, loader(engine, model, args.engine_arguments))
 
-    def load() -> LoadedModel:
-        return LoadedModel.from_folder(load_slot_engine(engine, model, slots), model.folder)
 
-    return serve(options, load)
+def generator_of(
+    engine: str, model: "Checkpoint", arguments: Sequence[str]
+) -> "Callable[[], LoadedModel]":
+    """Return what loads a causal LM; its arguments are checked at once."""
+    from sgate_serve.engines import parse_options
+    from sgate_serve.prepare import load_slot_engine
+    from sgate_serve.server import LoadedModel
+
+    options = parse_options(engine, arguments)
+    return lambda: LoadedModel.from_folder(load_slot_engine(engine, model, options), model.folder)
+
+
+def reader_of(
+    engine: str, model: "Checkpoint", arguments: Sequence[str]
+) -> "Callable[[], LoadedModel]":
+    """Return what loads a classifier or an embedding model; its arguments are checked at once."""
+    from sgate_serve.engines import parse_encoder_options
+    from sgate_serve.prepare import load_text_encoder, pooling_of
+    from sgate_serve.server import LoadedModel
+
+    options = parse_encoder_options(engine, arguments)
+    if model.spec.task != BASE:
+        return lambda: LoadedModel.from_folder(
+            load_text_encoder(engine, model, options), model.folder, "classify"
+        )
+    normalize = pooling_of(model).normalize
+    return lambda: LoadedModel.from_folder(
+        load_text_encoder(engine, model, options), model.folder, "embed", normalize=normalize
+    )
