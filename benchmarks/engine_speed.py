@@ -6,9 +6,9 @@ one of them computing at a time; each round asks all of them forwards, then back
 are grouped by the width of their weights, and a group is loaded together; our dense int4 model is
 in every group, so that groups can be compared.
 
-Interpreters with llama-cpp-python and gguf, and with onnxruntime-genai and what its model builder
-needs, are named by `--llama_python` and `--genai_python`; vLLM is the current one's. What is not
-named is left out. See benchmarks/contenders for versions.
+Interpreters with llama-cpp-python, gguf, ml_dtypes and safetensors, and with onnxruntime-genai and
+what its model builder needs, are named by `--llama_python` and `--genai_python`; vLLM is the
+current one's. What is not named is left out. See benchmarks/contenders for versions.
 """
 
 import json

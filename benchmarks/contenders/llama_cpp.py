@@ -1,7 +1,8 @@
-"""llama.cpp as a contender, through its C interface: `pip install llama-cpp-python gguf`.
+"""llama.cpp as a contender, through its C interface.
 
-Tested with 0.3.36 built from source (`CMAKE_ARGS=-DGGML_NATIVE=ON`), so for this machine's CPU.
-The folder holds `model.gguf`; each row is a sequence of one context.
+`pip install llama-cpp-python gguf ml_dtypes safetensors`; tested with 0.3.36 built from source
+(`CMAKE_ARGS=-DGGML_NATIVE=ON`), so for this machine's CPU. The folder holds `model.gguf`; each row
+is a sequence of one context.
 """
 
 import ctypes
