@@ -28,18 +28,10 @@ from converters.to_onnx.sequence_output import add_sequence_output
 from sgate_serve import onnx_format as names
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import ATTENTION, CAUSAL_LM, MLP
-from sgate_serve.precision import FP16, FP32, INT4, PRECISIONS, Precision
-from sgate_serve.quantization import INT8
+from sgate_serve.precision import FP32, PRECISIONS, Precision
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
 MAX_CAPACITY = 32768
-# What activations, norms, biases and the KV cache are in.
-FLOATS = {
-    FP32: ir.DataType.FLOAT,
-    FP16: ir.DataType.FLOAT16,
-    INT8: ir.DataType.FLOAT,
-    INT4: ir.DataType.FLOAT,
-}
 # What GroupQueryAttention takes for "attend to everything before".
 UNLIMITED_WINDOW = -1
 
@@ -57,7 +49,9 @@ class _Decoder:
         self.checkpoint, self.spec, self.precision = checkpoint, checkpoint.spec, precision
         self.config = ForwardConfig.of(checkpoint)
         self.capacity = min(self.config.max_positions, MAX_CAPACITY)
-        self.graph = graph = GraphBuilder(FLOATS[precision.name])
+        self.graph = graph = GraphBuilder(
+            ir.DataType.FLOAT16 if precision.float_bytes == 2 else ir.DataType.FLOAT
+        )
         int32, int64 = ir.DataType.INT32, ir.DataType.INT64
         self.input_ids = graph.input(names.INPUT_IDS, int64, ["t"])
         self.packing = Packing(graph)
@@ -201,11 +195,8 @@ class _Decoder:
         logit_index = self.graph.input(names.LOGIT_INDEX, ir.DataType.INT64, ["n"])
         (wanted,) = self.graph.node("Gather", [x, logit_index], {"axis": 0})
         logits = self.products.linear(linears.head(self.checkpoint), wanted)
-        if self.graph.float_type != ir.DataType.FLOAT:
-            (logits,) = self.graph.node("Cast", [logits], {"to": int(ir.DataType.FLOAT)})
-        logits = self.softcapped(logits)
-        logits.type = ir.TensorType(ir.DataType.FLOAT)
-        self.graph.output(logits, names.LOGITS, ["n", self.spec.vocab_size])
+        logits = self.softcapped(self.graph.in_fp32(logits))
+        self.graph.output_in_fp32(logits, names.LOGITS, ["n", self.spec.vocab_size])
 
     def softcapped(self, logits: ir.Value) -> ir.Value:
         """Return cap · tanh(logits / cap), or the logits of a model without a cap."""

@@ -39,9 +39,15 @@ class GraphBuilder:
         return value
 
     def output(self, value: ir.Value, name: str, dims: Dims) -> None:
-        """Make a value of floats an output of the graph and give it its public name."""
-        value.name, value.shape = name, ir.Shape(dims)
-        value.type = ir.TensorType(self.float_type if value.dtype is None else value.dtype)
+        """Make a value of the graph's floats an output and give it its public name."""
+        self._output(value, name, dims, self.float_type)
+
+    def output_in_fp32(self, value: ir.Value, name: str, dims: Dims) -> None:
+        """Make a value that is in fp32 (see `in_fp32`) an output."""
+        self._output(value, name, dims, ir.DataType.FLOAT)
+
+    def _output(self, value: ir.Value, name: str, dims: Dims, dtype: ir.DataType) -> None:
+        value.name, value.shape, value.type = name, ir.Shape(dims), ir.TensorType(dtype)
         self._outputs.append(value)
 
     def weight(
@@ -75,6 +81,12 @@ class GraphBuilder:
             tensor = ir.tensor(array, name=name)
             self._initializers[name] = ir.Value(name=name, const_value=tensor)
         return self._initializers[name]
+
+    def in_fp32(self, x: ir.Value) -> ir.Value:
+        """Return a value of the graph's floats in fp32."""
+        if self.float_type == ir.DataType.FLOAT:
+            return x
+        return self.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})[0]
 
     def node(
         self,

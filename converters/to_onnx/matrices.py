@@ -5,7 +5,9 @@ never an operator with one scale for all tokens, by which requests would disturb
 tied head has the embedding's name and so its initializers.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +26,8 @@ from converters.to_onnx.linears import Matrix
 from sgate_serve.precision import Precision
 from sgate_serve.tensor_files import Array
 
+Rounded = TypeVar("Rounded")
+
 # Activations are rounded to int8 in the blocks of the weights.
 INT8_COMPUTE = 4
 UINT8, INT8, FLOAT = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.FLOAT
@@ -36,8 +40,7 @@ class Matrices:
 
     def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
         self._graph, self._precision = graph, precision
-        self._last: tuple[Matrix, Blocks] | None = None
-        self._last_in_rows: tuple[Matrix, tuple[Array, Array]] | None = None
+        self._last: tuple[Matrix, Any] | None = None
 
     def multiply(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Return x Wᵀ + b, [..., out]."""
@@ -122,16 +125,14 @@ class Matrices:
 
     def _in_rows(self, matrix: Matrix) -> tuple[Array, Array]:
         """Round a matrix to int8 values and scales [rows, 1], as an int8 folder holds them."""
-        if self._last_in_rows is None or self._last_in_rows[0] is not matrix:
-            self._last_in_rows = None
-            weight = matrix.weight()
+
+        def rounded(weight: Array) -> tuple[Array, Array]:
             if matrix.scales is None:
-                rounded: tuple[Array, Array] = quantise(weight, matrix.name)
-            else:
-                scales = matrix.scales()
-                rounded = np.rint(weight / scales).astype(np.int8), scales
-            self._last_in_rows = (matrix, rounded)
-        return self._last_in_rows[1]
+                return quantise(weight, matrix.name)
+            scales = matrix.scales()
+            return np.rint(weight / scales).astype(np.int8), scales
+
+        return self._once(matrix, rounded)
 
     def _multiply_floats(self, matrix: Matrix, x: ir.Value) -> ir.Value:
         # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy; it is
@@ -167,14 +168,18 @@ class Matrices:
         return [parts["values"], parts["scales"], parts.get("zeros")]
 
     def _rounded(self, matrix: Matrix, block: int) -> Blocks:
+        def rounded(weight: Array) -> Blocks:
+            if self._bits(matrix) == 4:
+                return round_to_4_bits(weight, block)
+            scales = None if matrix.scales is None else matrix.scales()
+            return round_to_8_bits(weight, block, scales)
+
+        return self._once(matrix, rounded)
+
+    def _once(self, matrix: Matrix, rounded: Callable[[Array], Rounded]) -> Rounded:
         """Round a matrix; the last one is kept, for its parts are written one after another."""
         if self._last is None or self._last[0] is not matrix:
-            self._last = None
-            weight = matrix.weight()
-            if self._bits(matrix) == 4:
-                blocks = round_to_4_bits(weight, block)
-            else:
-                scales = None if matrix.scales is None else matrix.scales()
-                blocks = round_to_8_bits(weight, block, scales)
-            self._last = (matrix, blocks)
-        return self._last[1]
+            self._last = None  # before the next one is read, for both may be large
+            self._last = (matrix, rounded(matrix.weight()))
+        found: Rounded = self._last[1]
+        return found

@@ -20,7 +20,7 @@ def add_sequence_output(
     """
     spec = checkpoint.spec
     if spec.task != CLASSIFICATION:
-        graph.output(_in_fp32(graph, hidden), names.HIDDEN_STATES, ["t", spec.hidden_size])
+        graph.output_in_fp32(graph.in_fp32(hidden), names.HIDDEN_STATES, ["t", spec.hidden_size])
         return
     index = graph.input(names.LOGIT_INDEX, ir.DataType.INT64, ["n"])
     (x,) = graph.node("Gather", [hidden, index], {"axis": 0})
@@ -29,11 +29,4 @@ def add_sequence_output(
     for linear in outer:
         assert spec.head.dense is not None, "two linears have an activation in between"
         y = products.linear(linear, activate(graph, spec.head.dense.activation, y))
-    graph.output(_in_fp32(graph, y), names.LOGITS, ["n", spec.num_labels])
-
-
-def _in_fp32(graph: GraphBuilder, x: ir.Value) -> ir.Value:
-    if graph.float_type != ir.DataType.FLOAT:
-        (x,) = graph.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})
-        x.type = ir.TensorType(ir.DataType.FLOAT)
-    return x
+    graph.output_in_fp32(graph.in_fp32(y), names.LOGITS, ["n", spec.num_labels])

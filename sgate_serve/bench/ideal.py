@@ -3,8 +3,8 @@
 Decoding is bound by reading the weights, so its ideal speedup is the ratio of all weight bytes read
 per step, the lm_head included and the embedding's single row not. Bytes are those of the precision
 that an engine holds the matrices in: where the blocks have fewer bits than the head, removing half
-of them is worth less. Prefill is bound by arithmetic,
-so its ideal is the ratio of matmul FLOPs. Efficiency is measured speedup over ideal.
+of them is worth less. Prefill is bound by arithmetic, so its ideal is the ratio of matmul FLOPs.
+Efficiency is measured speedup over ideal.
 """
 
 from dataclasses import dataclass

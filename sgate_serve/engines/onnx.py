@@ -80,6 +80,14 @@ class GraphInfo:
         """Say in words what the weights are stored in."""
         return f"{self.precision} in blocks of {self.block}" if self.block else self.precision
 
+    def check_length(self, max_model_len: int | None) -> None:
+        """Raise EngineError for a wanted length that the graph has no positions for."""
+        if max_model_len is not None and max_model_len > self.capacity:
+            raise EngineError(
+                f"max_model_len {max_model_len} exceeds the graph's capacity of {self.capacity} "
+                "positions; give at most that"
+            )
+
 
 def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     """Load the graph in `folder` with a KV cache of the wanted size."""
@@ -157,11 +165,7 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
     Slots share the memory: one request may be as long as the whole cache, not all at once.
     """
     slots = options.slots or min(max(SLOTS_PER_CPU * num_cpus(), MIN_SLOTS), MAX_SLOTS)
-    if options.max_model_len is not None and options.max_model_len > info.capacity:
-        raise EngineError(
-            f"max_model_len {options.max_model_len} exceeds the graph's capacity of "
-            f"{info.capacity} positions; give at most that"
-        )
+    info.check_length(options.max_model_len)
     length = options.max_model_len or info.capacity
     given = options.kv_cache_mib
     memory = memory_bytes() * CACHE_SHARE if given is None else given * 2**20

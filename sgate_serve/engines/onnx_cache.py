@@ -63,24 +63,26 @@ class KvCache:
     def __init__(self, session: Any, num_slots: int, length: int, device: str) -> None:
         self._pasts = past_inputs(session)
         self._device, self._length = device, length
-        sizes = {past.name: num_slots * length * past.bytes_per_token for past in self._pasts}
         self._maps: dict[str, mmap.mmap] = {}
         self._values: dict[str, Any] = {}
+        self._addresses: dict[str, int] = {}
         for past in self._pasts:
             if device == CPU:
-                self._maps[past.name] = _pages(sizes[past.name])
+                pages = _pages(num_slots * length * past.bytes_per_token)
+                self._maps[past.name] = pages
+                self._addresses[past.name] = np.frombuffer(pages, np.uint8).ctypes.data
             else:
                 shape = [num_slots, past.heads, length, past.width]
-                self._values[past.name] = ort.OrtValue.ortvalue_from_shape_and_type(
-                    shape, past.dtype, device, 0
-                )
+                value = ort.OrtValue.ortvalue_from_shape_and_type(shape, past.dtype, device, 0)
+                self._values[past.name] = value
+                self._addresses[past.name] = value.data_ptr()
 
     def views(self, rows: slice) -> Iterator[View]:
         """Yield each buffer's part for a range of slots."""
         for past in self._pasts:
             start = rows.start * self._length * past.bytes_per_token
             shape = (rows.stop - rows.start, past.heads, self._length, past.width)
-            yield View(past.name, past.dtype, shape, self._address(past.name) + start)
+            yield View(past.name, past.dtype, shape, self._addresses[past.name] + start)
 
     def array(self, name: str) -> Array:
         """Return a buffer in host memory as an array [slots, KV heads, length, head width]."""
@@ -99,11 +101,6 @@ class KvCache:
             last = (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
             if first < last:
                 self._maps[past.name].madvise(mmap.MADV_DONTNEED, first, last - first)
-
-    def _address(self, name: str) -> int:
-        if self._device == CPU:
-            return int(np.frombuffer(self._maps[name], np.uint8).ctypes.data)
-        return int(self._values[name].data_ptr())
 
 
 def _pages(size: int) -> mmap.mmap:

@@ -19,7 +19,6 @@ from sgate_serve.engines.onnx_reader import OnnxReader, ReaderInfo, Row
 from sgate_serve.engines.options import EncoderOptions
 from sgate_serve.engines.requests import check_pooling_request
 from sgate_serve.environment import num_cpus
-from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import EMBED
 from sgate_serve.pooling import Pooling
 
@@ -145,11 +144,7 @@ def choose_sizes(options: EncoderOptions, info: ReaderInfo, pooling: Pooling) ->
 
     Raises EngineError for texts longer than the graph's positions.
     """
-    if options.max_model_len is not None and options.max_model_len > info.capacity:
-        raise EngineError(
-            f"max_model_len {options.max_model_len} exceeds the graph's capacity of "
-            f"{info.capacity} positions; give at most that"
-        )
+    info.check_length(options.max_model_len)
     length = options.max_model_len or min(info.capacity, pooling.max_tokens or info.capacity)
     tokens = options.batch_tokens or max(MIN_BATCH_TOKENS, TOKENS_PER_CPU * num_cpus())
     return EncoderSizes(length, tokens)

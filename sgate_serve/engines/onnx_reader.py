@@ -29,18 +29,14 @@ class Row:
     types: Ints | None = None
 
 
-@dataclass(frozen=True)
-class ReaderInfo:
-    """What a graph that reads says of itself in its metadata."""
+@dataclass(frozen=True, kw_only=True)
+class ReaderInfo(GraphInfo):
+    """What a graph that reads says of itself besides."""
 
-    kind: str
-    capacity: int
     vocab_size: int
     num_types: int
     padding_id: int | None
     logit_token: str
-    row_multiple: int
-    weights: str
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], source: Path) -> "ReaderInfo":
@@ -53,14 +49,11 @@ class ReaderInfo:
             )
         padding = metadata[names.META_PADDING_ID]
         return cls(
-            kind=info.kind,
-            capacity=info.capacity,
+            **vars(info),
             vocab_size=int(metadata[names.META_VOCAB_SIZE]),
             num_types=int(metadata[names.META_NUM_TYPES]),
             padding_id=int(padding) if padding else None,
             logit_token=metadata[names.META_LOGIT_TOKEN],
-            row_multiple=info.row_multiple,
-            weights=info.weights,
         )
 
 

@@ -8,6 +8,7 @@ from sgate_serve.options import option
 from sgate_serve.precision import PRECISIONS, precision_named
 
 DEVICES = ("cpu", "cuda")
+PRECISION_HELP = f"{', '.join(PRECISIONS)}: what the graph is in (default: as it is in the folder)"
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,11 @@ class EncoderOptions:
     max_model_len: int | None = option(None, "longest text, in tokens")
     threads: int | None = option(None, "CPU threads of the engine")
     batch_tokens: int | None = option(None, "tokens of all texts that are read at once")
-    precision: str | None = option(
-        None, f"{', '.join(PRECISIONS)}: what the graph is in (default: as it is in the folder)"
-    )
+    precision: str | None = option(None, PRECISION_HELP)
 
     def __post_init__(self) -> None:
         _check_sizes(self)
-        if self.precision is not None:
-            precision_named(self.precision)
+        _check_precision(self.precision)
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,11 @@ class OnnxOptions(SlotOptions):
 
     kv_cache_mib: int | None = option(None, "memory for keys and values, in MiB")
     device: str = option("cpu", f"{' or '.join(DEVICES)}; cuda is untested")
-    precision: str | None = option(
-        None, f"{', '.join(PRECISIONS)}: what the graph is in (default: as it is in the folder)"
-    )
+    precision: str | None = option(None, PRECISION_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.precision is not None:
-            precision_named(self.precision)
+        _check_precision(self.precision)
         if self.device not in DEVICES:
             raise EngineError(
                 f"engine option device is {self.device!r}; give {' or '.join(DEVICES)}"
@@ -69,3 +64,8 @@ def _check_sizes(options: EncoderOptions | SlotOptions) -> None:
     for name, value in vars(options).items():
         if isinstance(value, int) and value < 1:
             raise EngineError(f"engine option {name} must be at least 1, found {value}")
+
+
+def _check_precision(name: str | None) -> None:
+    if name is not None:
+        precision_named(name)

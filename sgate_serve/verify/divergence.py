@@ -18,7 +18,7 @@ from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.precision import FP32
 from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Quantization
-from sgate_serve.verify.engines import OnnxModel, VerifiedEngine, paired_outputs
+from sgate_serve.verify.engines import VerifiedEngine, open_onnx, paired_outputs
 from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
@@ -54,7 +54,7 @@ def exact_model(
     if engine.precision == FP32:
         return engine
     if not out.is_int8:
-        return OnnxModel(out, FP32)
+        return open_onnx(out, FP32)
     if plan is None:
         raise CheckpointError(
             f"{out.folder} is int8 and has no {PLAN_FILE} of this base, which says what was "

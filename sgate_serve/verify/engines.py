@@ -36,22 +36,15 @@ class VerifiedEngine(Protocol):
     def residuals(self, tokens: Tokens) -> list[Floats] | None: ...
 
 
-class OnnxModel:
-    """The ONNX graph of a folder in a precision, run by the same runner that serves it."""
+class OnnxGraph:
+    """The ONNX graph of a folder in a precision."""
 
     name = "onnx"
 
     def __init__(self, folder: Checkpoint, precision: str | None = None) -> None:
-        from sgate_serve.engines.onnx import load_runner
-        from sgate_serve.engines.options import SlotOptions
-
         self.version = version("onnxruntime")
         self.precision = executed_name(folder, precision)
         self._folder = onnx_folder(folder, precision)
-        self._runner = load_runner(self._folder, SlotOptions(slots=1))
-
-    def logits(self, tokens: Tokens) -> Floats:
-        return all_logits(self._runner, tokens)
 
     def residuals(self, tokens: Tokens) -> list[Floats]:
         from sgate_serve.engines.onnx import residuals
@@ -59,28 +52,39 @@ class OnnxModel:
         return residuals(self._folder, tokens)
 
 
-class OnnxTextModel:
-    """The ONNX graph of a classifier or base model, run by the same engine that serves it."""
+class OnnxModel(OnnxGraph):
+    """A causal LM, run by the same runner that serves it."""
 
-    name = "onnx"
+    def __init__(self, folder: Checkpoint, precision: str | None = None) -> None:
+        from sgate_serve.engines.onnx import load_runner
+        from sgate_serve.engines.options import SlotOptions
+
+        super().__init__(folder, precision)
+        self._runner = load_runner(self._folder, SlotOptions(slots=1))
+
+    def logits(self, tokens: Tokens) -> Floats:
+        return all_logits(self._runner, tokens)
+
+
+class OnnxTextModel(OnnxGraph):
+    """A classifier or base model, run by the same engine that serves it."""
 
     def __init__(self, folder: Checkpoint, precision: str | None = None) -> None:
         from sgate_serve.engines.options import EncoderOptions
         from sgate_serve.prepare import load_text_encoder
 
-        self.version = version("onnxruntime")
-        self.precision = executed_name(folder, precision)
-        self._folder = onnx_folder(folder, precision)
+        super().__init__(folder, precision)
         options = EncoderOptions(max_model_len=folder.spec.max_positions, precision=precision)
         self._encoder = load_text_encoder("onnx", folder, options)
 
     def logits(self, tokens: Tokens) -> Floats:
         return np.atleast_2d(self._encoder.read([tokens])[0])
 
-    def residuals(self, tokens: Tokens) -> list[Floats]:
-        from sgate_serve.engines.onnx import residuals
 
-        return residuals(self._folder, tokens)
+def open_onnx(folder: Checkpoint, precision: str | None = None) -> VerifiedEngine:
+    """Load a folder's graph in a precision, its own by default."""
+    model = OnnxModel if folder.spec.task == CAUSAL_LM else OnnxTextModel
+    return model(folder, precision)
 
 
 def executed_name(folder: Checkpoint, precision: str | None) -> str:
@@ -135,5 +139,5 @@ def open_engine(name: str, folder: Checkpoint, num_tokens: int) -> VerifiedEngin
     if name == "torch":
         return TorchModel.converted(folder.folder)
     if name == "onnx":
-        return OnnxModel(folder) if folder.spec.task == CAUSAL_LM else OnnxTextModel(folder)
+        return open_onnx(folder)
     return VllmModel(folder, num_tokens)
