@@ -175,8 +175,10 @@ def test_too_many_tokens_for_logits(folder: Path) -> None:
 
 
 def test_loading_says_what_the_weights_are_in(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A cache of its own: another test may have had the graph of the same model built.
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
     model = save(dense_llama(), tmp_path / "model")
     with caplog.at_level(logging.INFO):
         load_slot_engine("onnx", model, OnnxOptions(slots=2, max_model_len=9, precision="int4"))
