@@ -11,11 +11,11 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.family import CAUSAL_LM
 from sgate_serve.fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.figures import Figures
+from sgate_serve.graphs import graph_precision, has_onnx
 from sgate_serve.onnx_format import GRAPH_FILE, META_BLOCK, ONNX_DIR, WEIGHTS_FILE, stored_text
 from sgate_serve.placement import dense_spec
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import read_plan
-from sgate_serve.prepare import graph_precision, has_onnx
 from sgate_serve.quantization import INT8
 from sgate_serve.spec import ModelSpec
 

@@ -12,15 +12,13 @@ from sgate_serve.engines.onnx import load_runner
 from sgate_serve.engines.options import EncoderOptions, OnnxOptions, SlotOptions
 from sgate_serve.engines.timed import TimedSizes, TimedSlots
 from sgate_serve.errors import EngineError
+from sgate_serve.graphs import cache_key, graph_precision, onnx_folder
 from sgate_serve.precision import PRECISIONS, Precision
 from sgate_serve.prepare import (
-    cache_key,
     executed_precision,
-    graph_precision,
     load_slot_engine,
     load_text_encoder,
     load_timed,
-    onnx_folder,
     timed_encoder_options,
     timed_options,
 )

@@ -154,29 +154,24 @@ def compare(
     SgateError if a model cannot be loaded, is too short for the workload or of another kind, or
     for a name that is taken.
     """
-    candidates = {PRUNED: pruned, **beside}
     taken = next((name for name in beside if name in OWN_NAMES), None)
     if taken is not None:
         raise EngineError(f"--beside {taken}: the comparison has a model of that name already")
-    for model in (dense, *candidates.values()):
-        check = check_reads if isinstance(workload, EncoderWorkload) else check_task
-        check(model)
-        if model.spec.max_positions < workload.model_len:
-            raise EngineError(
-                f"{model.folder} holds {model.spec.max_positions} positions, the workload needs "
-                f"{workload.model_len}; lower {workload.length_flags}"
-            )
-    with loaded({DENSE: dense, **candidates, DENSE_AGAIN: dense}, engine, workload) as timed:
+    models = {DENSE: dense, PRUNED: pruned, **beside}
+    for model in models.values():
+        _check_fits(model, workload)
+    with loaded({**models, DENSE_AGAIN: dense}, engine, workload) as timed:
         times = measure_rounds(phases(workload), timed, workload.rounds)
     precisions = {
         name: executed_precision(engine, model, workload.engine_arguments)
-        for name, model in {DENSE: dense, **candidates}.items()
+        for name, model in models.items()
     }
     ideals = {
         name: ideal_speedup(
             dense.spec, model.spec, workload.prefill_tokens, (precisions[DENSE], precisions[name])
         )
-        for name, model in candidates.items()
+        for name, model in models.items()
+        if name != DENSE
     }
     results = {}
     for phase, seconds in times.items():
@@ -186,16 +181,26 @@ def compare(
         }
         num_tokens = tokens_per_run(workload, phase)
         results[phase] = summarise(seconds, expected, num_tokens, workload.seed)
-    folders = {name: str(model.folder) for name, model in beside.items()}
     return Comparison(
         engine=engine,
         dense=str(dense.folder),
         pruned=str(pruned.folder),
-        beside=folders,
+        beside={name: str(model.folder) for name, model in beside.items()},
         precisions={name: precision.name for name, precision in precisions.items()},
         workload=workload,
         results=results,
     )
+
+
+def _check_fits(model: Checkpoint, workload: AnyWorkload) -> None:
+    """Raise EngineError for a model of another kind than the workload's, or too short for it."""
+    check = check_reads if isinstance(workload, EncoderWorkload) else check_task
+    check(model)
+    if model.spec.max_positions < workload.model_len:
+        raise EngineError(
+            f"{model.folder} holds {model.spec.max_positions} positions, the workload needs "
+            f"{workload.model_len}; lower {workload.length_flags}"
+        )
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import check_engine
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.family import CAUSAL_LM
+from sgate_serve.graphs import graph_precision, has_onnx, onnx_folder
 from sgate_serve.precision import FP32
-from sgate_serve.prepare import graph_precision, has_onnx, onnx_folder
 from sgate_serve.quantization import INT8
 from sgate_serve.verify.reference import TorchModel
 
