@@ -3,11 +3,17 @@
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 Options = TypeVar("Options")
+
+
+def command_line(name: str, options: Any) -> str:
+    """Return the command that repeats a run, but for its `--json`."""
+    flags = (f"--{key} {value}" for key, value in asdict(options).items() if value != "")
+    return f"python -m benchmarks.{name} {' '.join(flags)}"
 
 
 def run_script(

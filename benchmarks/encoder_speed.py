@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import run_script
+from benchmarks.command import command_line, run_script
 from benchmarks.encoder_baselines import EagerTorch, TorchExport
-from benchmarks.masks import uneven_values
+from benchmarks.masks import uneven_values, write_pruned
 from benchmarks.synthetic import write_noise
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import DENSE, DENSE_AGAIN, measure_rounds, summarise
@@ -22,8 +22,6 @@ from sgate_serve.bench.workload import EncoderWorkload, phases, tokens_per_run
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.timed import TimedEncoder
 from sgate_serve.environment import hardware, library_versions, num_cpus
-from sgate_serve.figures import Figures
-from sgate_serve.gates import Gates
 from sgate_serve.options import option
 from sgate_serve.prepare import load_timed_encoder
 
@@ -74,12 +72,8 @@ class EncoderSpeedOptions:
 
 def prune(base: Checkpoint, name: str, removed: float, seed: int) -> dict[str, Any]:
     """Convert `base` into its sibling folder `name`; return the plan's figures."""
-    root = base.folder.parent
-    gates = root / f"{name}-gates"
     values = uneven_values(base.spec, removed, seed)
-    Gates("synthetic", base.spec.family.name, "coupled", base.fingerprint, values).write(gates)
-    plan = convert(ConvertOptions(str(base.folder), root / name, gates, ("hf", "onnx")))
-    return asdict(Figures.of(plan, base.spec))
+    return write_pruned(base, name, values, to=("hf", "onnx"))
 
 
 def load_all(base: Checkpoint, workload: EncoderWorkload) -> dict[str, TimedEncoder]:
@@ -132,9 +126,8 @@ def run(options: EncoderSpeedOptions) -> dict[str, Any]:
             name: prune(base, name, fraction, options.seed) for name, fraction in FRACTIONS.items()
         }
         results = measure(base, options.workload)
-    flags = " ".join(f"--{key} {value}" for key, value in asdict(options).items())
     return {
-        "command": f"python -m benchmarks.encoder_speed {flags}",
+        "command": command_line("encoder_speed", options),
         "options": asdict(options),
         "workload": asdict(options.workload),
         "figures": figures,

@@ -18,40 +18,53 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from benchmarks.command import run_script
+from benchmarks.command import command_line, run_script
 from benchmarks.contenders.tokenizer import write_tokenizer
-from benchmarks.masks import coupled_values
+from benchmarks.masks import coupled_values, write_pruned
+from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
-from benchmarks.vllm_speed import FRACTIONS, SpeedOptions, prune
-from sgate_serve.bench.compare import order_of
+from benchmarks.vllm_speed import FRACTIONS
+from sgate_serve.bench.compare import measure_rounds, ratios, round_sums
 from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.bench.workload import Workload, phases, tokens_per_run
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.environment import cpu_ids, hardware, library_versions, num_cpus
 from sgate_serve.options import option
 
 REFERENCE = "ours int4 dense"
-CONTEXT_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class EngineOptions(SpeedOptions):
+class EngineOptions(LlamaShape):
     """The shape, how much is measured, and where the other engines are."""
 
-    llama_python: str = option("", "interpreter with llama-cpp-python and gguf")
+    llama_python: str = option("", "interpreter with llama-cpp-python, gguf and so on")
     genai_python: str = option("", "interpreter with onnxruntime-genai and its model builder")
     vllm: int = option(1, "1 measures vLLM of the current interpreter too")
     groups: str = option("int4,int8,float", "groups to measure, separated by commas")
 
     @property
+    def workload(self) -> Workload:
+        return Workload(
+            rounds=self.rounds,
+            decode_steps=self.decode_steps,
+            context_tokens=64,
+            prefill_tokens=self.prefill_tokens,
+            seed=self.seed,
+        )
+
+    @property
     def model_len(self) -> int:
-        return max(self.prefill_tokens, CONTEXT_TOKENS + self.decode_steps) + 8
+        """Tokens of a row; some engines add a token of their own behind a prompt."""
+        return self.workload.model_len + 8
 
 
 @dataclass(frozen=True)
@@ -64,15 +77,17 @@ class Contender:
     arguments: tuple[str, ...] = ()
 
     def command(self, options: EngineOptions) -> list[str]:
-        sizes = ["8", str(options.model_len), str(num_cpus())]
+        batch = max(options.workload.batches)
+        sizes = map(str, (batch, options.model_len, num_cpus()))
         worker = [self.python, "-m", "benchmarks.contenders.worker", self.kind]
         return [*worker, str(self.folder), *sizes, *self.arguments]
 
 
 class Worker:
-    """A running contender."""
+    """A running contender: a `Timed` of engines/timed.py that measures in its own process."""
 
     def __init__(self, contender: Contender, options: EngineOptions) -> None:
+        self.max_model_len = options.model_len
         cpus = cpu_ids()
         # Waiting threads of OpenMP must sleep: the next engine computes on the same CPUs.
         environment = os.environ | {
@@ -92,17 +107,25 @@ class Worker:
         )
         assert self._answer() == {"ready": True}
 
-    def seconds(self, phase: str, sizes: Sequence[int], seed: int) -> float:
-        assert self._process.stdin is not None
-        order = {"phase": phase, "sizes": list(sizes), "seed": seed}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return float(self._answer()["seconds"])
+    def decode_seconds(
+        self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
+    ) -> float:
+        return self._seconds("decode_seconds", (batch, context_tokens, steps), generator)
+
+    def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
+        return self._seconds("prefill_seconds", (num_tokens,), generator)
 
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(60)
+
+    def _seconds(self, method: str, sizes: Sequence[int], generator: np.random.Generator) -> float:
+        assert self._process.stdin is not None
+        order = {"method": method, "sizes": sizes, "seed": int(generator.integers(2**31))}
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return float(self._answer()["seconds"])
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
@@ -112,22 +135,13 @@ class Worker:
         return json.loads(line)
 
 
-def phases(options: EngineOptions) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Return phase → sizes that a worker is given, and the tokens that it computes."""
-    steps = options.decode_steps
-    decode = {
-        f"decode_batch_{batch}": ((batch, CONTEXT_TOKENS, steps), batch * steps) for batch in (1, 8)
-    }
-    return {**decode, "prefill": ((options.prefill_tokens,), options.prefill_tokens)}
-
-
 def make_models(root: Path, options: EngineOptions) -> dict[str, Any]:
     """Write the dense and the pruned models, and the dense one as the other engines read it."""
     write_noise(root / "dense", options.config, 1, options.seed)
     write_tokenizer(root / "dense", options.vocab_size)
     base = Checkpoint.open(root / "dense")
     figures = {
-        name: prune(base, name, coupled_values(base.spec, fraction, options.seed))
+        name: write_pruned(base, name, coupled_values(base.spec, fraction, options.seed))
         for name, fraction in FRACTIONS.items()
     }
     if options.llama_python:
@@ -193,36 +207,23 @@ def started(group: Mapping[str, Contender], options: EngineOptions) -> Iterator[
         yield workers
 
 
-def measure(workers: Mapping[str, Worker], options: EngineOptions) -> dict[str, Any]:
+def measure(workers: Mapping[str, Worker], workload: Workload) -> dict[str, Any]:
     """Return phase → name → tokens per second and speed over the reference, one sample a round."""
-    order = order_of(workers)
-    seconds: dict[str, dict[str, list[float]]] = {}
-    for phase, (sizes, _) in phases(options).items():
-        samples = seconds.setdefault(phase, {name: [] for name in workers})
-        for number in tqdm(range(options.rounds + 1), desc=phase, disable=None):
-            taken = dict.fromkeys(workers, 0.0)
-            for name in order:
-                taken[name] += workers[name].seconds(phase, sizes, options.seed + number)
-            for name in workers if number else ():
-                samples[name].append(taken[name] / 2)
-    return {
-        phase: {
-            name: _summary(values, own[REFERENCE], phases(options)[phase][1], options.seed)
-            for name, values in own.items()
+    record: dict[str, Any] = {}
+    for phase, times in measure_rounds(phases(workload), workers, workload.rounds).items():
+        rounds = {name: round_sums(seconds) for name, seconds in times.items()}
+        num_tokens = tokens_per_run(workload, phase)
+        record[phase] = {
+            name: {
+                "tokens_per_second": num_tokens / median(times[name]),
+                "over_reference": asdict(
+                    median_with_interval(ratios(rounds[REFERENCE], own), workload.seed)
+                ),
+                "seconds": times[name],
+            }
+            for name, own in rounds.items()
         }
-        for phase, own in seconds.items()
-    }
-
-
-def _summary(
-    values: Sequence[float], reference: Sequence[float], tokens: int, seed: int
-) -> dict[str, Any]:
-    ratios = [theirs / own for theirs, own in zip(reference, values, strict=True)]
-    return {
-        "tokens_per_second": tokens / median(values),
-        "over_reference": asdict(median_with_interval(ratios, seed)),
-        "seconds": list(values),
-    }
+    return record
 
 
 def run(options: EngineOptions) -> dict[str, Any]:
@@ -234,12 +235,11 @@ def run(options: EngineOptions) -> dict[str, Any]:
         results = {}
         for name, group in contenders(root, options).items():
             with started(group, options) as workers:
-                results[name] = measure(workers, options)
-    shown = asdict(options) | {"llama_python": "", "genai_python": ""}
+                results[name] = measure(workers, options.workload)
+    shown = replace(options, llama_python="", genai_python="")
     return {
-        "command": "python -m benchmarks.engine_speed "
-        + " ".join(f"--{key} {value}" for key, value in shown.items() if value != ""),
-        "options": shown,
+        "command": command_line("engine_speed", shown),
+        "options": asdict(shown),
         "reference": REFERENCE,
         "figures": figures,
         "results": results,

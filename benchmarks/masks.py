@@ -1,12 +1,33 @@
 """Synthetic masks: row-col and coupled ones of any size, and one that leaves only index work."""
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from converters.convert import ConvertOptions, convert
+from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.family import ATTENTION, MLP, OUTPUT, QUERY, READERS, WRITERS
+from sgate_serve.figures import Figures
+from sgate_serve.gates import Gates
 from sgate_serve.spec import ModelSpec
 
 Values = dict[str, NDArray[np.float32]]
+
+
+def write_pruned(
+    base: Checkpoint, name: str, values: Values, granularity: str = "coupled", **options: Any
+) -> dict[str, Any]:
+    """Convert `base` with a mask into its sibling folder `name`; return the plan's figures.
+
+    `options` are ConvertOptions' own.
+    """
+    root = base.folder.parent
+    gates = root / f"{name}-gates"
+    Gates("synthetic", base.spec.family.name, granularity, base.fingerprint, values).write(gates)
+    plan = convert(ConvertOptions(str(base.folder), root / name, gates, **options))
+    return asdict(Figures.of(plan, base.spec))
 
 
 def row_col_values(spec: ModelSpec, closed: float, seed: int) -> Values:

@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.command import run_script
+from benchmarks.command import command_line, run_script
 from benchmarks.quantisers import QUANTISERS, Floats
+from benchmarks.shapes import DemoShape
 from converters.to_onnx import write_onnx
 from sgate_serve.bench.compare import compare
-from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.demo.options import DemoSizes
 from sgate_serve.demo.shape import write_shape
+from sgate_serve.engines.logprobs import score_tokens
 from sgate_serve.engines.onnx import load_runner
 from sgate_serve.engines.options import SlotOptions
 from sgate_serve.engines.runner import all_logits
+from sgate_serve.engines.sampling import Logits
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.folder import TensorHeader, new_folder
 from sgate_serve.onnx_format import ONNX_DIR
@@ -45,7 +46,7 @@ SHARD_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class PrecisionOptions:
+class PrecisionOptions(DemoShape):
     """The trained model and its held-out text, and the size of both parts."""
 
     model: str = option("sgate-demo/dense", "a trained causal LM with its tokenizer")
@@ -53,17 +54,6 @@ class PrecisionOptions:
     blocks: int = option(128, "blocks of text")
     seq_len: int = option(128, "tokens of a block")
     rounds: int = option(5, "interleaved rounds of the speed comparison; 0 leaves it out")
-    layers: int = option(24, "layers of the random model that is timed")
-    vocab_size: int = option(32768, "its vocabulary")
-    seed: int = option(0, "seed of its weights")
-
-    @property
-    def sizes(self) -> DemoSizes:
-        return DemoSizes(shape_layers=self.layers, shape_vocab_size=self.vocab_size, seed=self.seed)
-
-    @property
-    def workload(self) -> Workload:
-        return Workload(self.rounds, decode_steps=8, context_tokens=8, prefill_tokens=128)
 
 
 def run(options: PrecisionOptions) -> dict[str, Any]:
@@ -71,8 +61,7 @@ def run(options: PrecisionOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="sgate-precision-") as folder:
         root = Path(folder)
         return {
-            "command": "python -m benchmarks.precision "
-            + " ".join(f"--{key} {value}" for key, value in asdict(options).items()),
+            "command": command_line("precision", options),
             "options": asdict(options),
             "precisions": {name: asdict(precision) for name, precision in PRECISIONS.items()},
             "perplexity": perplexities(root, options),
@@ -150,12 +139,10 @@ def _with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
     return model
 
 
-def _loss(logits: NDArray[np.float32], tokens: Tokens) -> float:
+def _loss(logits: Logits, tokens: Tokens) -> float:
     """Return the mean negative log likelihood of each token but the first."""
-    wide = logits[:-1].astype(np.float64)
-    largest = wide.max(axis=1)
-    normaliser = largest + np.log(np.exp(wide - largest[:, None]).sum(axis=1))
-    return float((normaliser - wide[np.arange(len(wide)), tokens[1:]]).mean())
+    scores = score_tokens(logits[:-1], tokens[1:].tolist(), [0] * (len(tokens) - 1))
+    return -float(np.mean([score.logprob for score in scores]))
 
 
 def main() -> None:

@@ -13,20 +13,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import run_script
-from benchmarks.masks import Values, coupled_values, probe_values, row_col_values
+from benchmarks.command import command_line, run_script
+from benchmarks.masks import (
+    Values,
+    coupled_values,
+    probe_values,
+    row_col_values,
+    write_pruned,
+)
+from benchmarks.shapes import DemoShape
 from benchmarks.synthetic import write_noise
-from converters.convert import ConvertOptions, convert
 from converters.to_onnx import build_graph, write_onnx
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.ideal import decode_weights
 from sgate_serve.bench.workload import PREFILL, Workload, tokens_per_run
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.demo.options import DemoSizes
 from sgate_serve.demo.shape import shape_config, write_shape
 from sgate_serve.environment import hardware, library_versions
-from sgate_serve.figures import Figures
-from sgate_serve.gates import Gates
 from sgate_serve.onnx_format import ONNX_DIR
 from sgate_serve.options import option
 from sgate_serve.plan import Target
@@ -51,23 +54,12 @@ PROBE_WORKLOAD = Workload(rounds=9, decode_steps=32, context_tokens=8, prefill_t
 
 
 @dataclass(frozen=True)
-class RowColOptions:
+class RowColOptions(DemoShape):
     """What is measured: the model's depth and vocabulary, the mask, the rounds."""
 
-    layers: int = option(24, "layers of the random model")
-    vocab_size: int = option(32768, "its vocabulary")
-    closed: float = option(0.25, "share of rows and of columns that is closed in every linear")
     rounds: int = option(3, "interleaved rounds of each comparison on the onnx engine")
     torch_rounds: int = option(1, "and on the torch reference; 0 leaves it out")
-    seed: int = option(0, "seed of weights and masks")
-
-    @property
-    def sizes(self) -> DemoSizes:
-        return DemoSizes(shape_layers=self.layers, shape_vocab_size=self.vocab_size, seed=self.seed)
-
-    @property
-    def workload(self) -> Workload:
-        return Workload(self.rounds, decode_steps=8, context_tokens=8, prefill_tokens=128)
+    closed: float = option(0.25, "share of rows and of columns that is closed in every linear")
 
     @property
     def torch_workload(self) -> Workload:
@@ -78,23 +70,11 @@ def convert_masked(
     base: Checkpoint, name: str, values: Values, price: int | None
 ) -> dict[str, Any]:
     """Convert `base` to its sibling folder `name`; return what the plan removes, four ways."""
-    root = base.folder.parent
-    gates = root / f"{name}-gates"
-    Gates("synthetic", base.spec.family.name, "row-col", base.fingerprint, values).write(gates)
-    plan = convert(
-        ConvertOptions(
-            str(base.folder),
-            root / name,
-            gates,
-            ("hf", "onnx"),
-            target=Target(engine="onnx"),
-            index_price=price,
-        )
-    )
+    options = {"to": ("hf", "onnx"), "target": Target(engine="onnx"), "index_price": price}
     return {
         "index_price": price,
-        "figures": asdict(Figures.of(plan, base.spec)),
-        "index_operations": index_operations(root / name),
+        "figures": write_pruned(base, name, values, "row-col", **options),
+        "index_operations": index_operations(base.folder.parent / name),
     }
 
 
@@ -151,8 +131,7 @@ def run(options: RowColOptions) -> dict[str, Any]:
             results[name]["torch"] = measure(dense, name, "torch", options.torch_workload)
         probe = _probe(root, options)
         return {
-            "command": "python -m benchmarks.row_col "
-            + " ".join(f"--{key} {value}" for key, value in asdict(options).items()),
+            "command": command_line("row_col", options),
             "options": asdict(options),
             "block_weights": dense.spec.num_gateable,
             "results": results,

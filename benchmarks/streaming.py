@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.command import run_script
+from benchmarks.command import command_line, run_script
 from benchmarks.synthetic import (
     LLAMA_70B,
     config_of_size,
@@ -187,9 +187,8 @@ def record_of(
 ) -> dict[str, Any]:
     """Return the JSON record: medians, intervals and single runs, and what they were made with."""
     dense, large = Checkpoint.open(inputs.dense), Checkpoint.open(inputs.large)
-    flags = " ".join(f"--{name} {value}" for name, value in asdict(options).items())
     return {
-        "command": f"python -m benchmarks.streaming {flags}",
+        "command": command_line("streaming", options),
         "options": asdict(options),
         "checkpoint": describe(dense) | {"shards": len(list(inputs.dense.glob("*.safetensors")))},
         "plan_checkpoint": describe(large),

@@ -12,57 +12,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import run_script
-from benchmarks.masks import Values, coupled_values, row_col_values
+from benchmarks.command import command_line, run_script
+from benchmarks.masks import Values, coupled_values, row_col_values, write_pruned
+from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
-from converters.convert import ConvertOptions, convert, open_masked
+from converters.convert import open_masked
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.figures import Figures
 from sgate_serve.folder import TensorHeader, new_folder
-from sgate_serve.gates import Gates
 from sgate_serve.options import option
 from sgate_serve.plan import Target
 
 FRACTIONS: Mapping[str, float] = {"p20": 0.2, "p30": 0.3, "p40": 0.4}
 MASKED, COUPLED, ROW_COL = "zero_masked", "coupled", "row_col"
-HEAD_DIM = 64
 SHARD_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
-class SpeedOptions:
+class SpeedOptions(LlamaShape):
     """The shape, the engine's mode, and how much is measured."""
 
-    hidden: int = option(896, "hidden size")
-    mlp: int = option(4864, "MLP units")
-    layers: int = option(24, "layers")
-    heads: int = option(14, "query heads of 64")
-    kv_heads: int = option(2, "KV heads")
-    vocab_size: int = option(32768, "vocabulary")
     compiled: int = option(1, "1 compiles, as vLLM does by default; 0 runs eagerly")
     row_col: float = option(0.0, "compare a row-col mask that closes this share instead")
-    rounds: int = option(5, "interleaved rounds")
-    decode_steps: int = option(16, "decode steps in one timed run")
-    prefill_tokens: int = option(512, "tokens of the timed prompt")
-    seed: int = option(0, "seed of weights, masks and token ids")
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return {
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden,
-            "intermediate_size": self.mlp,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "head_dim": HEAD_DIM,
-            "max_position_embeddings": 2048,
-            "tie_word_embeddings": False,
-        }
 
     @property
     def workload(self) -> Workload:
@@ -76,15 +48,10 @@ class SpeedOptions:
 
 
 def prune(base: Checkpoint, name: str, values: Values, price: int | None = None) -> dict[str, Any]:
-    """Convert `base` into its sibling folder `name`; return the plan's figures."""
-    root = base.folder.parent
-    gates = root / f"{name}-gates"
-    kind = "row-col" if price is not None else "coupled"
-    Gates("synthetic", base.spec.family.name, kind, base.fingerprint, values).write(gates)
-    options = ConvertOptions(
-        str(base.folder), root / name, gates, target=Target(engine="vllm"), index_price=price
-    )
-    return asdict(Figures.of(convert(options), base.spec))
+    """Convert `base` for vLLM; a price makes it a row-col mask. Return the plan's figures."""
+    granularity = "row-col" if price is not None else "coupled"
+    target = Target(engine="vllm")
+    return write_pruned(base, name, values, granularity, target=target, index_price=price)
 
 
 def write_masked(base: Checkpoint, gates: Path, folder: Path) -> None:
@@ -132,9 +99,8 @@ def run(options: SpeedOptions) -> dict[str, Any]:
         record = compare(base, models[first], "vllm", options.workload, beside).to_json()
     for path in ("dense", "pruned", "beside_folders"):
         del record[path]
-    flags = " ".join(f"--{key} {value}" for key, value in asdict(options).items())
     return {
-        "command": f"python -m benchmarks.vllm_speed {flags}",
+        "command": command_line("vllm_speed", options),
         "options": asdict(options),
         "pruned": first,
         "figures": figures,

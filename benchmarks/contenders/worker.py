@@ -1,7 +1,7 @@
 """One engine in a process of its own: loads a model, then times what it is told to.
 
 `python -m benchmarks.contenders.worker KIND FOLDER BATCH MODEL_LEN THREADS [ARGUMENTS]` writes one
-JSON line when it is ready and one for each JSON line that it reads: a phase in, its seconds out.
+JSON line when it is ready and one for each JSON line that it reads: a method in, its seconds out.
 What libraries print goes to stderr.
 """
 
@@ -54,8 +54,7 @@ def _answer(file: TextIO, value: dict[str, Any]) -> None:
 def _seconds(timed: Any, order: dict[str, Any]) -> float:
     generator = np.random.default_rng(order["seed"])
     sizes: Sequence[int] = order["sizes"]
-    method = timed.prefill_seconds if order["phase"] == "prefill" else timed.decode_seconds
-    return float(method(*sizes, generator))
+    return float(getattr(timed, order["method"])(*sizes, generator))
 
 
 if __name__ == "__main__":

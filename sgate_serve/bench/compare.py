@@ -258,9 +258,9 @@ def summarise(
 
     Times of a model are two a round, in order.
     """
-    rounds = {model: _pair_sums(values) for model, values in seconds.items()}
+    rounds = {model: round_sums(values) for model, values in seconds.items()}
     over_dense = {
-        model: median_with_interval(_ratios(rounds[DENSE], rounds[model]), seed)
+        model: median_with_interval(ratios(rounds[DENSE], rounds[model]), seed)
         for model in (*ideals, DENSE_AGAIN)
     }
     rates = {
@@ -274,9 +274,11 @@ def summarise(
     )
 
 
-def _pair_sums(values: list[float]) -> list[float]:
+def round_sums(values: list[float]) -> list[float]:
+    """Return the sum of each round's two values."""
     return [a + b for a, b in zip(values[::2], values[1::2], strict=True)]
 
 
-def _ratios(above: list[float], below: list[float]) -> list[float]:
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """Return how many times `below` each value of `above` is."""
     return [a / b for a, b in zip(above, below, strict=True)]

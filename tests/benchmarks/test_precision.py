@@ -1,6 +1,7 @@
 """The precision benchmark: what it rounds, what a loss is, and that every part runs."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def test_record_of_both_parts(model: Checkpoint, tmp_path: Path) -> None:
     Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(model.folder / "tokenizer.json"))
     text = tmp_path / "text.jsonl"
     text.write_text('{"text": "w5"}\n' * 64)
-    record = run(PrecisionOptions(str(model.folder), str(text), 2, 16, 1, 1, 512))
+    sizes = PrecisionOptions(blocks=2, seq_len=16, rounds=1, layers=1, vocab_size=512)
+    record = run(replace(sizes, model=str(model.folder), text=str(text)))
     found = record["perplexity"]
     assert found["num_tokens"] == 30
     assert set(found["graphs"]) == {"fp32", "fp16", "int8", "int4"}
