@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
-from benchmarks.command import run_script
+from benchmarks.command import command_line, run_script
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
 
@@ -120,9 +120,11 @@ def run(options: FootprintOptions) -> dict[str, Any]:
         start_once(sgate, options.model)  # compiles the bytecode
         starts = [start_once(sgate, options.model) for _ in range(options.starts)]
     model = Path(options.model)
+    # Of a path only the name is worth keeping.
+    shown = replace(options, model=model.name)
     return {
-        "command": f"python -m benchmarks.footprint --starts {options.starts}",
-        "options": asdict(options) | {"model": model.name},
+        "command": command_line("footprint", shown),
+        "options": asdict(shown),
         "installation": installed,
         "graph_bytes": _num_bytes(model / "onnx"),
         "medians": {name: median(start[name] for start in starts) for name in starts[0]},

@@ -31,6 +31,7 @@ ENCODERS = {
     "torch_export": "dense, as `torch.onnx.export` writes it",
     "torch_eager": "dense, in torch itself",
 }
+FOOTPRINT = "footprint"
 ZERO_MASKED = {"zero_masked": "30% as zeros"}
 
 
@@ -122,6 +123,17 @@ def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"| dense / dense | none | {floors} | 1.00× |"
 
 
+def footprint_sentence(record: Mapping[str, Any]) -> str:
+    """Say how large an installation without torch is, how soon it answers, in how much memory."""
+    size, medians = record["installation"]["installed_bytes"], record["medians"]
+    return (
+        f"That is {size / 1e6:.0f} MB installed, {medians['first_token']:.1f} s from `sgate serve` "
+        f"to the first token of the demo's model, and {medians['rss_bytes'] / 1e6:.0f} MB\n"
+        "of memory while it runs "
+        "([benchmarks/results/footprint.json](benchmarks/results/footprint.json))."
+    )
+
+
 def _speedup_of(record: Mapping[str, Any], name: str, phase: str) -> Mapping[str, float]:
     own: Mapping[str, Any] = record["speedups"]["vllm"]
     found: Mapping[str, float] = (own if name == record["pruned"] else record["beside"][name])[
@@ -138,7 +150,7 @@ def _cell(speedup: Mapping[str, float], floor: float) -> str:
 
 def read_records() -> dict[str, Any]:
     """Return the records that our pages quote, by the names of their files."""
-    names = ("demo", "row_col", *VLLM_RUNS, VLLM_ROW_COL)
+    names = ("demo", "row_col", FOOTPRINT, *VLLM_RUNS, VLLM_ROW_COL)
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 
 
@@ -150,6 +162,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "README.md": {
             "results": f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report)),
             "demo-output": f"```text\n{output}\n```",
+            "footprint": footprint_sentence(records[FOOTPRINT]),
             "row-col": "\n".join(row_col_rows(records["row_col"])),
             "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
         },
