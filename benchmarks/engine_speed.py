@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +41,9 @@ from sgate_serve.environment import cpu_ids, hardware, library_versions, num_cpu
 from sgate_serve.options import option
 
 REFERENCE = "ours int4 dense"
+# The threads of the engine before go on waiting for work, up to 0.2 s in Intel's OpenMP. To forbid
+# them that would cost llama.cpp more than half of its speed at batch 1.
+SETTLE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ class Contender:
     folder: Path
     arguments: tuple[str, ...] = ()
 
-    def command(self, options: EngineOptions) -> list[str]:
+    def command(self, options: EngineOptions, model_len: int) -> list[str]:
         batch = max(options.workload.batches)
-        sizes = map(str, (batch, options.model_len, num_cpus()))
+        sizes = map(str, (batch, model_len, num_cpus()))
         worker = [self.python, "-m", "benchmarks.contenders.worker", self.kind]
         return [*worker, str(self.folder), *sizes, *self.arguments]
 
@@ -86,20 +90,19 @@ class Contender:
 class Worker:
     """A running contender: a `Timed` of engines/timed.py that measures in its own process."""
 
-    def __init__(self, contender: Contender, options: EngineOptions) -> None:
-        self.max_model_len = options.model_len
+    def __init__(
+        self, contender: Contender, options: EngineOptions, model_len: int | None = None
+    ) -> None:
+        self.max_model_len = model_len or options.model_len
         cpus = cpu_ids()
-        # Waiting threads of OpenMP must sleep: the next engine computes on the same CPUs.
         environment = os.environ | {
             "OMP_NUM_THREADS": str(len(cpus)),
-            "OMP_WAIT_POLICY": "PASSIVE",
-            "KMP_BLOCKTIME": "0",
             "VLLM_CPU_OMP_THREADS_BIND": f"{cpus[0]}-{cpus[-1]}",
             "PYTHONPATH": str(Path(__file__).parent.parent),
         }
         self._name = f"{contender.kind} on {contender.folder}"
         self._process = subprocess.Popen(
-            contender.command(options),
+            contender.command(options, self.max_model_len),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
@@ -122,6 +125,7 @@ class Worker:
 
     def _seconds(self, method: str, sizes: Sequence[int], generator: np.random.Generator) -> float:
         assert self._process.stdin is not None
+        time.sleep(SETTLE_SECONDS)
         order = {"method": method, "sizes": sizes, "seed": int(generator.integers(2**31))}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()

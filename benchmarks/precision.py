@@ -34,8 +34,7 @@ from sgate_serve.onnx_format import ONNX_DIR
 from sgate_serve.options import option
 from sgate_serve.precision import FP32, PRECISIONS
 from sgate_serve.tensor_files import Array
-from sgate_serve.training.causal_lm import end_token
-from sgate_serve.training.documents import pack, read_documents, read_tokenizer
+from sgate_serve.training.documents import end_token, pack, read_documents, read_tokenizer
 
 Tokens = NDArray[np.int64]
 

@@ -56,7 +56,7 @@ def result_rows(report: Mapping[str, Any]) -> Iterator[str]:
 
 def result_sentence(report: Mapping[str, Any]) -> str:
     checked, perplexity = report["verification"], report["perplexity"]
-    masked = report["gates"]["perplexity"]["masked"]
+    masked = report["gates"]["scores"]["masked"]["perplexity"]["value"]
     return (
         f"The demo removes {report['removed']:.1%} of a small Llama's block weights "
         f"({report['removed_overall']:.1%} of all parameters). The converted model's logits differ "

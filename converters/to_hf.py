@@ -4,16 +4,15 @@ The format is `docs/format.md`. A uniform result is written as the stock model t
 of us to load; anything else as `model_type: sgate`.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
+from sgate_serve.companions import copy_companions
 from sgate_serve.config_values import (
     SGATE_CLASS_PREFIX,
     SGATE_FORMAT_VERSION,
@@ -23,26 +22,12 @@ from sgate_serve.folder import FolderWriter
 from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan_json import write_plan
-from sgate_serve.pooling import module_files
 from sgate_serve.quantization import CONFIG_KEY, float_linears, int8_config
 from sgate_serve.shapes import LayerShape
 from sgate_serve.spec import ModelSpec, is_stock_shape
 
 SHARD_BYTES = 4 * 2**30
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-COMPANION_FILES = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 def write_hf(
@@ -115,13 +100,6 @@ def stock_config(base: Mapping[str, Any]) -> dict[str, Any]:
         names = base.get("architectures") or ()
         config["architectures"] = [name.removeprefix(SGATE_CLASS_PREFIX) for name in names]
     return config
-
-
-def copy_companions(source: Path, writer: FolderWriter) -> None:
-    """Copy tokenizer, chat template, generation and embedding settings as they are."""
-    for name in (*COMPANION_FILES, *module_files(source)):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, writer.path(name))
 
 
 def _per_layer(

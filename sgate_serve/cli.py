@@ -16,10 +16,11 @@ from sgate_serve import __version__
 from sgate_serve.errors import SgateError
 
 COMMANDS: Mapping[str, str] = {
-    "train": "train gates on a frozen base model; writes a gates folder",
+    "train": "find what a base model does not need and recover; writes a gates folder",
     "plan": "decide what goes, and say why",
     "convert": "write the physically smaller model",
     "verify": "compare the masked dense model with the converted one",
+    "eval": "score a dense, masked or converted model on held-out data",
     "inspect": "show widths, bytes, predicted speedup and certificate of a folder",
     "serve": "serve a model folder over the OpenAI API",
     "bench": "measure a pruned model against its dense parent",

@@ -9,6 +9,11 @@ def option(default: Any, text: str, *, is_secret: bool = False) -> Any:
     return field(default=default, repr=not is_secret, metadata={"help": text})
 
 
+def required(text: str) -> Any:
+    """Return a dataclass field without a default, with the help of its flag."""
+    return field(metadata={"help": text})
+
+
 def flag_of(field_name: str) -> str:
     """Return the flag of a field: max_model_len → --max-model-len."""
     return "--" + field_name.replace("_", "-")

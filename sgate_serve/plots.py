@@ -1,6 +1,6 @@
 """Pictures of models and measurements, drawn with matplotlib without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +142,42 @@ def _draw_estimates(
         ends = [estimate.low, estimate.high]
         axis.plot(ends, [row, row], color=style["color"], linewidth=3, alpha=0.5)
     axis.scatter([estimate.median for estimate in estimates], rows, **style)
+
+
+def plot_training(metrics: Mapping[str, Any], path: Path) -> None:
+    """Draw the loss of each phase and, where gates were trained, what the budget closed.
+
+    `metrics` is a gates folder's metrics.json.
+    """
+    logs = {name: entries for name, entries in metrics["log"].items() if entries}
+    gates = logs.get("gates")
+    figure, axes = new_figure(9 if gates else 5, 3.2, panels=2 if gates else 1)
+    start = 0
+    for (name, entries), color in zip(logs.items(), MODELS, strict=False):
+        steps = [start + entry["step"] for entry in entries]
+        axes[0].plot(steps, [entry["loss"] for entry in entries], color=color, label=name)
+        start = steps[-1]
+    axes[0].set(xlabel="step", ylabel="training loss, penalty included")
+    axes[0].legend(frameon=False)
+    if gates:
+        _draw_removal(axes[1], gates)
+    figure.suptitle(_training_title(metrics), x=0.01, ha="left", fontsize=10)
+    save_figure(figure, path)
+
+
+def _draw_removal(axis: Any, entries: Sequence[Mapping[str, float]]) -> None:
+    """Draw the expected and the closed fractions of both kinds of block, and the goal."""
+    steps = [entry["step"] for entry in entries]
+    axis.plot(steps, [e["goal"] for e in entries], color=ACCENT, linestyle=":", label="goal")
+    for block, color in zip(("mlp", "attention"), MODELS, strict=False):
+        for kind, style in (("expected", "-"), ("closed", "--")):
+            values = [entry[f"{kind}_{block}"] for entry in entries]
+            axis.plot(steps, values, color=color, linestyle=style, label=f"{block}, {kind}")
+    axis.set(xlabel="step of the gates", ylabel="fraction removed", ylim=(0, None))
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _training_title(metrics: Mapping[str, Any]) -> str:
+    score = next(iter(metrics["scores"]["dense"]))
+    values = (f"{stage} {of[score]['value']:.3g}" for stage, of in metrics["scores"].items())
+    return f"{metrics['removed']:.1%} removed; {score}: {', '.join(values)}"

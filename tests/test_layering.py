@@ -61,7 +61,7 @@ ALLOWED = {
     "sgate_serve/pooling.py": below("errors", "fields"),
     "sgate_serve/figures.py": WORDS | below("spec", "plan", "placement", "targets"),
     "sgate_serve/gates": CORE,
-    "converters": CORE | below("gates", "onnx_format", "model_card"),
+    "converters": CORE | below("companions", "gates", "onnx_format", "model_card"),
     "sgate_serve/models": CORE,
     "sgate_serve/engines": ENGINES,
     # Hands our server's options to vLLM's, which takes its place.
@@ -70,7 +70,7 @@ ALLOWED = {
     | below("tokenization", "fields", "__version__", "options"),
     "sgate_serve/training": CORE
     | {"sgate_serve.gates", "sgate_serve.options", "converters.rules", "sgate_serve.models"}
-    | {"sgate_serve.environment"},
+    | below("companions", "environment", "labels", "records", "scores", "tokenization"),
 }
 
 

@@ -19,10 +19,11 @@ def print_lines(lines: Iterable[str]) -> None:
         print(line)
 
 
-def load_plots() -> ModuleType:
+def load_plots(wanted_by: str = "--plot") -> ModuleType:
     """Return the module that draws; raise SgateError naming the extra that it needs."""
     if missing_packages(["matplotlib"]):
         raise SgateError(
-            '--plot needs matplotlib, not installed here; run: pip install "sgate-serve[plot]"'
+            f"{wanted_by} needs matplotlib, not installed here; "
+            'run: pip install "sgate-serve[plot]"'
         )
     return importlib.import_module("sgate_serve.plots")

@@ -1,9 +1,14 @@
-"""`sgate train`: train gates on a frozen base model."""
+"""`sgate train`: find gates for a base model and recover under them."""
 
 import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from sgate_serve.commands.flags import add_flags, options_from
-from sgate_serve.training.options import TrainOptions
+from sgate_serve.commands.output import load_plots, print_lines
+from sgate_serve.training.options import TrainOptions, TrainResult
+
+PLOT_FILE = "training.png"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,10 +18,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.training import train
+    from sgate_serve.training.outline import outline_lines
 
-    result = train(options_from(args, TrainOptions))
-    metrics = result.metrics
-    print(f"{result.out}: {metrics['removed']:.2%} of the block linears will go")
-    scores = (f"{value:.2f} {name}" for name, value in metrics["perplexity"].items())
-    print(f"held-out perplexity: {', '.join(scores)}")
+    options = options_from(args, TrainOptions)
+    if options.dry_run:
+        print_lines(outline_lines(train(options).metrics, options))
+        return 0
+    plots = load_plots(f"{PLOT_FILE} of train")
+    result = train(options)
+    plots.plot_training(result.metrics, result.out / PLOT_FILE)
+    print_lines(summary_lines(result, options))
     return 0
+
+
+def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
+    """Yield what came of a run, and the command that comes next."""
+    metrics = result.metrics
+    yield (
+        f"{result.out}: {metrics['removed']:.2%} of the block linears will go, "
+        f"{metrics['removed_overall']:.2%} of all parameters ({metrics['method']})"
+    )
+    yield from score_lines(metrics["scores"])
+    yield from (f"note: {note}" for note in metrics["notes"])
+    has_base = (result.out / "base").is_dir()
+    base = result.out / "base" if has_base else options.base
+    if has_base:
+        yield f"the gates are for {base}, the model trained here before anything was removed"
+    yield f"next: sgate convert {base} --gates {result.out} --to hf,onnx --out {result.out}-pruned"
+
+
+def score_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table: a row for each stage, a column for each score with its standard error."""
+    names = list(next(iter(scores.values())))
+    yield "held out   " + "".join(f"{name:>20}" for name in names)
+    for stage, values in scores.items():
+        cells = (f"{v['value']:.4f} ± {v['standard_error']:.4f}" for v in values.values())
+        yield f"{stage:<11}" + "".join(f"{cell:>20}" for cell in cells)

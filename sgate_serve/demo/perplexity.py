@@ -8,8 +8,7 @@ from transformers import AutoModelForCausalLM
 import sgate_serve.models  # noqa: F401  # registers model_type "sgate"
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.demo.options import DemoSizes
-from sgate_serve.training.causal_lm import end_token
-from sgate_serve.training.documents import pack, read_documents, read_tokenizer
+from sgate_serve.training.documents import end_token, pack, read_documents, read_tokenizer
 from sgate_serve.training.evaluate import perplexity
 
 

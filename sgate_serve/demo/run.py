@@ -96,7 +96,7 @@ def report_lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
     """Yield the closing comparison for a person."""
     sizes, perplexity = report["bytes"], report["perplexity"]
     checked = report["verification"]
-    masked = report["gates"]["perplexity"]["masked"]
+    masked = report["gates"]["scores"]["masked"]["perplexity"]["value"]
     yield ""
     yield (
         f"removed          {report['removed']:.1%} of the block linears, "

@@ -6,7 +6,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ QUESTION = "How do I read a file line by line?"
 
 
 @contextmanager
-def running_server(folder: Path, log: Path) -> Iterator[str]:
-    """Run `sgate serve folder` and yield its URL once it is healthy.
+def running_server(folder: Path, log: Path, arguments: Sequence[str] = ()) -> Iterator[str]:
+    """Run `sgate serve folder -- arguments` and yield its URL once it is healthy.
 
     Raises EngineError naming `log` if it does not start or does not end with status 0.
     """
     command = [sys.executable, "-m", "sgate_serve.cli", "serve", str(folder), "--port", "0"]
+    command += ["--", *arguments] if arguments else []
     with (
         log.open("w", encoding="utf-8") as stderr,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,

@@ -152,8 +152,15 @@ class PoolingEngine(Protocol):
 class LoadedEncoder(PoolingEngine, Protocol):
     """An encoder as it is loaded by name: it can also be checked, and given back."""
 
-    def read(self, prompts: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.float32]]:
-        """Read prompts in one call, past the queue: logits [labels] or last states [s, hidden]."""
+    def read(
+        self,
+        prompts: Sequence[NDArray[np.int64]],
+        types: Sequence[NDArray[np.int64] | None] | None = None,
+    ) -> Sequence[NDArray[np.float32]]:
+        """Read prompts in one call, past the queue: logits [labels] or last states [s, hidden].
+
+        `types` are the segments of each prompt's tokens; None is the first for all.
+        """
 
     def close(self) -> None:
         """Give back the model and its memory; nothing is called afterwards."""

@@ -101,9 +101,14 @@ class OnnxEncoder:
     def stats(self) -> EngineStats:
         return EngineStats(0, len(self._waiting) + sum(map(len, self._batches)), 0.0)
 
-    def read(self, prompts: Sequence[NDArray[np.int64]]) -> list[Floats]:
+    def read(
+        self,
+        prompts: Sequence[NDArray[np.int64]],
+        types: Sequence[NDArray[np.int64] | None] | None = None,
+    ) -> list[Floats]:
         """Read prompts in one call, past the queue: logits [labels] or last states [s, hidden]."""
-        return self.reader.read([Row(prompt) for prompt in prompts])
+        types = types or [None] * len(prompts)
+        return self.reader.read([Row(*pair) for pair in zip(prompts, types, strict=True)])
 
     def close(self) -> None:
         """Drop the reader, whose model goes with it; nothing is called afterwards."""

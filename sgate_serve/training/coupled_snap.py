@@ -1,13 +1,15 @@
 """Close the lowest-ranked MLP units and attention groups until the Plan removes the target.
 
 Attention groups are coarse, so their number comes first, the nearest to their own budget; MLP
-units then make the total exact by bisection on the removal that the compiled Plan states.
+units then make the total exact by bisection on the removal that the compiled Plan states. Units may
+close in blocks, of those that rank together, so that widths stay multiples.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sgate_serve.family import ATTENTION, MLP
 from sgate_serve.gates import Gates
@@ -15,8 +17,8 @@ from sgate_serve.spec import ModelSpec
 from sgate_serve.training.options import COUPLED
 from sgate_serve.training.sites import Scores, TrainedSite, unit_sites
 from sgate_serve.training.snap import (
-    METHOD,
     TOLERANCE,
+    Choice,
     Removed,
     Snap,
     first_reaching,
@@ -24,12 +26,14 @@ from sgate_serve.training.snap import (
     unreachable,
 )
 
+Units = NDArray[np.int64]
+
 KEPT = "every block keeps one unit and one KV group"
 
 
 def snap_units(
     spec: ModelSpec,
-    scores: Scores,
+    choice: Choice,
     target: float,
     base_fingerprint: str,
     removed: Removed = removed_by_plan,
@@ -37,13 +41,15 @@ def snap_units(
     """Close the gates of lowest score until they remove `target` of the block weights.
 
     Every block keeps its best unit or group: a layer without attention or MLP is a decision of
-    its own. Raises TrainingError if no number of units comes within one percentage point.
+    its own. Raises TrainingError if no number of units comes within the tolerance.
     """
-    orders = {block: _closing_order(unit_sites(spec), scores, block) for block in (MLP, ATTENTION)}
+    sites = unit_sites(spec)
+    units_order = _closing_order(sites, choice.scores, MLP, choice.block)
+    orders = {MLP: units_order, ATTENTION: _closing_order(sites, choice.scores, ATTENTION, 1)}
 
     def close(units: int, groups: int) -> Snap:
         closed = [*orders[MLP][:units], *orders[ATTENTION][:groups]]
-        gates = _gates(spec, scores, closed, base_fingerprint)
+        gates = _gates(spec, choice, closed, base_fingerprint)
         return Snap(gates, removed(spec, gates))
 
     most = close(len(orders[MLP]), len(orders[ATTENTION]))
@@ -61,15 +67,20 @@ def snap_units(
 
 
 def _closing_order(
-    sites: Sequence[TrainedSite], scores: Scores, block: str
-) -> list[tuple[str, int]]:
-    """Return (key, unit) of one block kind, lowest score first, without each site's best unit."""
-    units: list[tuple[float, str, int]] = []
-    for key in (site.gate.key for site in sites if site.block == block):
-        best = int(np.argmax(scores[key]))
-        pairs = enumerate(scores[key].tolist())
-        units += [(score, key, unit) for unit, score in pairs if unit != best]
-    return [(key, unit) for _, key, unit in sorted(units)]
+    sites: Sequence[TrainedSite], scores: Scores, kind: str, size: int
+) -> list[tuple[str, Units]]:
+    """Return (key, `size` units) of one block kind, lowest mean score first.
+
+    Each site's units are taken in the order of their scores; its best one is in no part.
+    """
+    parts: list[tuple[float, str, Units]] = []
+    for key in (site.gate.key for site in sites if site.block == kind):
+        order = np.argsort(scores[key], kind="stable")
+        for start in range(0, order.size - size, size):
+            units = order[start : start + size]
+            parts.append((float(scores[key][units].mean()), key, units))
+    parts.sort(key=lambda part: part[0])
+    return [(key, units) for _, key, units in parts]
 
 
 def _nearest_first(spec: ModelSpec, num_closable: int, target: float) -> Iterator[int]:
@@ -79,13 +90,13 @@ def _nearest_first(spec: ModelSpec, num_closable: int, target: float) -> Iterato
 
 
 def _gates(
-    spec: ModelSpec, scores: Scores, closed: Sequence[tuple[str, int]], base_fingerprint: str
+    spec: ModelSpec, choice: Choice, closed: Sequence[tuple[str, Units]], base_fingerprint: str
 ) -> Gates:
-    values = {key: np.ones(len(score), np.float32) for key, score in scores.items()}
-    for key, unit in closed:
-        values[key][unit] = 0.0
+    values = {key: np.ones(len(score), np.float32) for key, score in choice.scores.items()}
+    for key, units in closed:
+        values[key][units] = 0.0
     return Gates(
-        method=METHOD,
+        method=choice.method,
         family=spec.family.name,
         granularity=COUPLED,
         base_fingerprint=base_fingerprint,

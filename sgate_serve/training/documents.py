@@ -5,18 +5,18 @@ a form feed ends a document; without one, paragraphs are gathered to documents o
 characters.
 """
 
-import csv
-import json
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sgate_serve.errors import TrainingError
+from sgate_serve.records import read_records, read_text
 
 Blocks = NDArray[np.int64]
 
@@ -32,15 +32,10 @@ def read_documents(path: Path) -> list[str]:
     """
     if path.suffix not in SUFFIXES:
         raise TrainingError(f"{path}: data must be one of {', '.join(SUFFIXES)}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} cannot be read as UTF-8 text: {error}") from error
     if path.suffix == ".txt":
-        documents = list(_split_text(text))
+        documents = list(_split_text(read_text(path)))
     else:
-        records = _csv_texts if path.suffix == ".csv" else _jsonl_texts
-        documents = list(records(text, path))
+        documents = [record.text() for record in read_records(path)]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise TrainingError(f"{path} holds no text; give a file with at least one document")
@@ -82,6 +77,14 @@ def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
+def end_token(config: Mapping[str, Any]) -> int | None:
+    """Return the first of the config's `eos_token_id`, which may be a number, a list or absent."""
+    value = config.get("eos_token_id")
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return None if value is None else int(value)
+
+
 def pack(
     documents: Iterable[str], tokenizer: Tokenizer, end_token: int | None, seq_len: int
 ) -> Blocks:
@@ -117,26 +120,3 @@ def _split_text(text: str) -> Iterator[str]:
             yield document
             document = ""
     yield document
-
-
-def _jsonl_texts(text: str, path: Path) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise TrainingError(f"{path}, line {number}: not JSON: {error}") from error
-        yield _text_of(record, f"{path}, line {number}")
-
-
-def _csv_texts(text: str, path: Path) -> Iterator[str]:
-    for number, record in enumerate(csv.DictReader(text.splitlines(keepends=True)), 1):
-        yield _text_of(record, f"{path}, record {number}")
-
-
-def _text_of(record: object, where: str) -> str:
-    text = record.get("text") if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        raise TrainingError(f"{where}: no string `text`; each record needs one")
-    return text

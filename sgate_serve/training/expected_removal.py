@@ -58,7 +58,7 @@ def row_col_removal(spec: ModelSpec) -> Removal:
             if layer.mlp_units:
                 kept[MLP].append(_kept_mlp(of, spec))
             if layer.num_heads:
-                kept[ATTENTION].append(_kept_attention(of, layer))
+                kept[ATTENTION].append(_kept_attention(of, layer, spec.family.is_rotary))
         return _removed(spec, kept)
 
     return removal
@@ -80,18 +80,22 @@ def _kept_mlp(of: LayerChances, spec: ModelSpec) -> Tensor:
     return gated.sum() * of(GATE, COLUMNS).sum() + units.sum() * others
 
 
-def _kept_attention(of: LayerChances, shape: LayerShape) -> Tensor:
+def _kept_attention(of: LayerChances, shape: LayerShape, is_rotary: bool) -> Tensor:
     """An output column lives while its value row is open, that row while a column reads it.
 
-    Query and key rows have no partners: a rotary score mixes two dimensions.
+    A query row lives while its key row is open, and the other way round, except where a rotary
+    score mixes two dimensions.
     """
     values = of(VALUE, ROWS).view(shape.num_kv_heads, 1, shape.head_dim)
     outputs = of(OUTPUT, COLUMNS).view(shape.num_kv_heads, shape.queries_per_kv, shape.head_dim)
     is_read = 1 - (1 - outputs).prod(dim=1, keepdim=True)
     kept = (values * is_read).sum() * of(VALUE, COLUMNS).sum()
     kept = kept + (values * outputs).sum() * of(OUTPUT, ROWS).sum()
+    rows = {role: of(role, ROWS) for role in (QUERY, KEY)}
+    if not is_rotary and shape.queries_per_kv == 1:
+        rows = dict.fromkeys(rows, rows[QUERY] * rows[KEY])
     for role in (QUERY, KEY):
-        kept = kept + of(role, ROWS).sum() * of(role, COLUMNS).sum()
+        kept = kept + rows[role].sum() * of(role, COLUMNS).sum()
     return kept
 
 

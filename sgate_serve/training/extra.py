@@ -3,7 +3,7 @@
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import TrainingError
 
-PACKAGES = ("torch", "transformers", "peft", "accelerate")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
 
 
 def check_extra_installed() -> None:

@@ -9,25 +9,26 @@ from sgate_serve.spec import ModelSpec
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.expected_removal import Removal, coupled_removal, row_col_removal
 from sgate_serve.training.options import COUPLED, ROW_COL
+from sgate_serve.training.relaxations import Relaxation
 from sgate_serve.training.row_col_snap import snap_rows_and_columns
 from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
-from sgate_serve.training.snap import Snap
+from sgate_serve.training.snap import Choice, Snap
 from sgate_serve.training.start import papers_start, spread_start
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """One kind of gates; `start` takes the sites, their scores and a seed."""
+    """One kind of gates; `start` takes the sites, their scores, a seed and the relaxation."""
 
     sites: Callable[[ModelSpec], tuple[TrainedSite, ...]]
-    start: Callable[[Sequence[TrainedSite], Scores, int], Scores]
+    start: Callable[[Sequence[TrainedSite], Scores, int, Relaxation], Scores]
     removal: Callable[[ModelSpec], Removal]
-    snap: Callable[[ModelSpec, Scores, float, str], Snap]
+    snap: Callable[[ModelSpec, Choice, float, str], Snap]
 
-    def check_reachable(self, spec: ModelSpec, target: float) -> None:
+    def check_reachable(self, spec: ModelSpec, target: float, block: int = 1) -> None:
         """Raise TrainingError, before anything is trained, if no gates here meet `target`."""
         flat = {s.gate.key: np.zeros(s.gate.num_gates, np.float32) for s in self.sites(spec)}
-        self.snap(spec, flat, target, "")
+        self.snap(spec, Choice(flat, block=block), target, "")
 
 
 GRANULARITIES: Mapping[str, Granularity] = {

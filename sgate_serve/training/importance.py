@@ -1,25 +1,28 @@
-"""How much each gate matters before anything is trained: one-shot Fisher scores.
+"""How much each gate matters before anything is trained: one pass over a few batches, or none.
 
-The score of a gate is the mean over batches of (∂loss/∂gate)², the gate held open at 1. It gives
-the logits an informed start; from a flat one, trained gates rank worse (FACTS.md).
+Fisher scores also give trained gates an informed start; from a flat one they rank worse.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sgate_serve.gates.keys import COLUMNS, GateSite
 from sgate_serve.training.masking import masked_linears, sources_of_sites
+from sgate_serve.training.options import FISHER, MAGNITUDE, RANDOM, WANDA
+from sgate_serve.training.samples import Batch, on_device
 from sgate_serve.training.sites import Scores, TrainedSite
 
-FISHER_BATCHES = 24
+SCORING_BATCHES = 24
 
 
 def fisher_scores(
-    model: nn.Module, sites: Sequence[TrainedSite], batches: Sequence[torch.Tensor]
+    model: nn.Module, sites: Sequence[TrainedSite], batches: Sequence[Batch]
 ) -> Scores:
-    """Return a score per gate, by gate key, over `batches` of token ids [batch, seq_len]."""
+    """Return a score per gate, by gate key: the mean over batches of (∂loss/∂gate)² at gate = 1."""
     device = next(model.parameters()).device
     gates = [torch.ones(s.gate.num_gates, device=device, requires_grad=True) for s in sites]
     totals = [torch.zeros_like(gate, requires_grad=False) for gate in gates]
@@ -29,9 +32,116 @@ def fisher_scores(
     )
     with masked_linears(model, sources):
         for batch in batches:
-            ids = batch.to(device)
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = model(**on_device(batch, device)).loss
             for total, gradient in zip(totals, torch.autograd.grad(loss, gates), strict=True):
                 total += gradient.detach() ** 2
     scored = zip(sites, totals, strict=True)
     return {site.gate.key: (total / len(batches)).cpu().numpy() for site, total in scored}
+
+
+def wanda_scores(
+    model: nn.Module, sites: Sequence[TrainedSite], batches: Sequence[Batch]
+) -> Scores:
+    """Return Σ |W_ij| · ‖X_j‖ over what a gate covers of its linear (arXiv 2306.11695, structured).
+
+    ‖X_j‖ is the root mean square of the linear's input j over the tokens of `batches`.
+    """
+    modules = {site.gate.module for site in sites}
+    norms = input_norms(model, sorted(modules), batches)
+    return _weight_scores(model, sites, lambda module, matrix: matrix.abs() * norms[module])
+
+
+def magnitude_scores(model: nn.Module, sites: Sequence[TrainedSite]) -> Scores:
+    """Return Σ W_ij² over what a gate covers of its linear."""
+    return _weight_scores(model, sites, lambda module, matrix: matrix**2)
+
+
+def random_scores(sites: Sequence[TrainedSite], seed: int) -> Scores:
+    generator = np.random.default_rng(seed)
+    return {
+        site.gate.key: generator.random(site.gate.num_gates).astype(np.float32) for site in sites
+    }
+
+
+def scores_of(
+    method: str, model: nn.Module, sites: Sequence[TrainedSite], batches: Sequence[Batch], seed: int
+) -> Scores:
+    """Return the scores of a one-shot method, by gate key."""
+    rankings: Mapping[str, Callable[[], Scores]] = {
+        FISHER: lambda: fisher_scores(model, sites, batches),
+        WANDA: lambda: wanda_scores(model, sites, batches),
+        MAGNITUDE: lambda: magnitude_scores(model, sites),
+        RANDOM: lambda: random_scores(sites, seed),
+    }
+    return rankings[method]()
+
+
+def input_norms(
+    model: nn.Module, modules: Sequence[str], batches: Sequence[Batch]
+) -> dict[str, Tensor]:
+    """Return the root mean square [in] of each module's inputs, padding left out."""
+    means = _input_means(model, modules, batches, torch.square)
+    return {name: mean.sqrt() for name, mean in means.items()}
+
+
+def input_means(
+    model: nn.Module, modules: Sequence[str], batches: Sequence[Batch]
+) -> dict[str, Tensor]:
+    """Return the mean [in] of each module's inputs, padding left out."""
+    return _input_means(model, modules, batches, lambda inputs: inputs)
+
+
+@torch.no_grad()
+def _input_means(
+    model: nn.Module,
+    modules: Sequence[str],
+    batches: Sequence[Batch],
+    function: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """Return the mean of a function of each module's inputs over all tokens of the batches."""
+    device = next(model.parameters()).device
+    sums: dict[str, Tensor] = {}
+    num_tokens, is_token = 0.0, torch.empty(0)
+
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        values = (function(inputs[0].float()) * is_token).flatten(0, -2).sum(dim=0)
+        sums[name] = sums[name] + values if name in sums else values
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(partial(record, name))
+        for name in modules
+    ]
+    try:
+        for batch in batches:
+            given = on_device(batch, device)
+            mask = given.get("attention_mask", torch.ones_like(given["input_ids"]))
+            is_token = mask[..., None].float()
+            num_tokens += float(is_token.sum())
+            model(**given)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / num_tokens for name, total in sums.items()}
+
+
+@torch.no_grad()
+def _weight_scores(
+    model: nn.Module,
+    sites: Sequence[TrainedSite],
+    importance: Callable[[str, Tensor], Tensor],
+) -> Scores:
+    """Sum the importance [out, in] of each linear's weights over its rows or columns."""
+    scores = {}
+    for site in sites:
+        matrix = importance(site.gate.module, matrix_of(model, site.gate))
+        sums = matrix.sum(dim=0 if site.gate.side == COLUMNS else 1)
+        gates = sums.view(site.gate.num_gates, site.gate.repeat).sum(dim=1)
+        scores[site.gate.key] = gates.float().cpu().numpy()
+    return scores
+
+
+def matrix_of(model: nn.Module, gate: GateSite) -> Tensor:
+    """Return the (out, in) weights of a gate's linear; GPT-2 stores them as (in, out)."""
+    linear = model.get_submodule(gate.module)
+    weight = linear.get_parameter("weight")
+    return weight if isinstance(linear, nn.Linear) else weight.T

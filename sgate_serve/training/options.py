@@ -1,78 +1,92 @@
 """What a training run is asked for and what it returns. No torch here: the CLI reads the fields."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from sgate_serve.errors import TrainingError
-from sgate_serve.options import flag_of
+from sgate_serve.family import CAUSAL_LM, CLASSIFICATION
+from sgate_serve.options import flag_of, option, required
 
-CAUSAL_LM = "causal-lm"
 COUPLED, ROW_COL = "coupled", "row-col"
-LORA, BIAS, NONE = "lora", "bias", "none"
+GAUSSIAN, HARD_CONCRETE = "gaussian", "hard-concrete"
+GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE = (
+    "gates",
+    "fisher",
+    "wanda",
+    "magnitude",
+    "random",
+    "dense",
+)
+LORA, BIAS, FULL, HEAD, NONE = "lora", "bias", "full", "head", "none"
 
-# What DESIGN.md names and this release does not train yet.
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
-    "task": (CAUSAL_LM,),
+    "task": (CAUSAL_LM, CLASSIFICATION),
+    "method": (GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE),
     "gates": (COUPLED, ROW_COL),
-    "recovery": (LORA, BIAS, NONE),
+    "relaxation": (GAUSSIAN, HARD_CONCRETE),
+    "gates_with": (NONE, BIAS, LORA),
+    "recovery": (LORA, BIAS, FULL, HEAD, NONE),
 }
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
+# Adam's peak rate by what is trained: few parameters want larger steps.
+LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """One run of `sgate train`. Field names are the command's flags, their metadata its help."""
 
-    base: str = field(metadata=_help("dense model folder or hub id"))
-    data: Path = field(metadata=_help("text to train on: .txt, .jsonl or .csv with `text`"))
-    out: Path = field(metadata=_help("new folder for the gates and metrics.json"))
-    target: float = field(
-        default=0.3, metadata=_help("fraction of the block weights to remove, above 0 and below 1")
+    base: str = required("dense model folder or hub id")
+    data: Path = required(
+        "text to train on: .txt, .jsonl or .csv with `text`; for classification .jsonl or .csv "
+        "with `text`, `label` and perhaps `text_pair`"
     )
-    eval_data: Path | None = field(
-        default=None, metadata=_help("held-out data (default: a tenth of the documents)")
+    out: Path = required("new folder for the gates, metrics.json and training.png")
+    target: float = option(0.3, "fraction of the block weights to remove, above 0 and below 1")
+    eval_data: Path | None = option(None, "held-out data (default: a tenth of the training data)")
+    task: str = option(CAUSAL_LM, "what the model is for: causal-lm or classification")
+    method: str = option(
+        GATES,
+        "how the mask is found: gates trains them; fisher, wanda, magnitude and random score once; "
+        "dense removes nothing",
     )
-    task: str = field(default=CAUSAL_LM, metadata=_help("what the model is for: causal-lm"))
-    gates: str = field(
-        default=COUPLED,
-        metadata=_help(
-            "what a gate closes: coupled (MLP units, heads or KV groups) or row-col (rows and "
-            "columns of each linear)"
-        ),
+    gates: str = option(
+        COUPLED,
+        "what a gate closes: coupled (MLP units, heads or KV groups) or row-col (rows and "
+        "columns of each linear)",
     )
-    steps: int = field(
-        default=600, metadata=_help("optimiser steps in all, gates and recovery together")
+    gate_block: int = option(1, "MLP units that close together, so that widths are multiples")
+    relaxation: str = option(GAUSSIAN, "noise of trained gates: gaussian or hard-concrete")
+    gates_with: str = option(NONE, "what trains beside the gates: none, bias or lora")
+    kurtosis: bool = option(False, "weigh the pressure on row-col gates by kurtosis, as published")
+    steps: int = option(600, "optimiser steps in all, gates and recovery together")
+    dense_steps: int | None = option(
+        None,
+        "steps of dense LoRA before anything is removed (default: --steps where a head must be "
+        "added, else none); the trained base is then OUT/base",
     )
-    gate_share: float = field(
-        default=0.5, metadata=_help("share of the steps that trains gates, the rest recovers")
+    gate_share: float = option(0.5, "share of the steps that trains gates, the rest recovers")
+    batch_size: int = option(8, "blocks or examples per step")
+    seq_len: int = option(256, "tokens per block, or of an example at most")
+    gate_learning_rate: float = option(0.02, "Adam's rate for gate logits")
+    learning_rate: float | None = option(
+        None, "Adam's peak rate of everything else (default: by --recovery, 1e-3 for lora)"
     )
-    batch_size: int = field(default=8, metadata=_help("blocks per step"))
-    seq_len: int = field(default=256, metadata=_help("tokens per block"))
-    gate_learning_rate: float = field(default=0.02, metadata=_help("Adam's rate for gate logits"))
-    learning_rate: float = field(
-        default=1e-3,
-        metadata=_help("Adam's peak rate in the recovery; biases like ten times the default"),
+    recovery: str = option(
+        LORA, "what the steps under the final mask train: lora, bias, full, head, or none of them"
     )
-    recovery: str = field(
-        default=LORA,
-        metadata=_help("what the remaining steps train: lora, bias, or none to skip them"),
-    )
-    lora_rank: int = field(default=16, metadata=_help("rank of LoRA on every linear of the blocks"))
-    eval_blocks: int = field(
-        default=128, metadata=_help("blocks of held-out data that are measured, at most")
-    )
-    save_steps: int = field(default=100, metadata=_help("steps between checkpoints"))
-    seed: int = field(
-        default=0, metadata=_help("seed of the split, the order of the data and the noise")
-    )
-    resume: bool = field(
-        default=False, metadata=_help("continue from the last checkpoint of an interrupted run")
-    )
+    lora_rank: int = option(16, "rank of LoRA on every linear of the blocks")
+    distill: float = option(0.0, "weight of the dense model's outputs in the loss, from 0 to 1")
+    eval_blocks: int = option(128, "blocks of held-out text that are measured, at most")
+    save_steps: int = option(100, "steps between checkpoints")
+    seed: int = option(0, "seed of the split, a new head, the order of the data and the noise")
+    bf16: bool = option(False, "compute in bf16")
+    gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
+    gradient_accumulation: int = option(1, "batches per optimiser step")
+    report_to: str = option("none", "a logger of transformers' Trainer, as tensorboard or wandb")
+    resume: bool = option(False, "continue from the last checkpoint of an interrupted run")
+    dry_run: bool = option(False, "say what would be gated and trained, and write nothing")
 
     def check(self) -> None:
         """Raise TrainingError for a value that cannot be trained with."""
@@ -80,8 +94,12 @@ class TrainOptions:
             value = getattr(self, name)
             if value not in supported:
                 raise TrainingError(
-                    f"--{name} {value}: this release supports {', '.join(supported)}"
+                    f"{flag_of(name)} {value}: this release supports {', '.join(supported)}"
                 )
+        self._check_ranges()
+        self._check_together()
+
+    def _check_ranges(self) -> None:
         if not 0 < self.target < 1:
             raise TrainingError(
                 f"--target {self.target}: give the fraction of block weights to remove, above 0 "
@@ -89,26 +107,54 @@ class TrainOptions:
             )
         if not 0 < self.gate_share < 1:
             raise TrainingError(f"--gate-share {self.gate_share}: must lie between 0 and 1")
-        for name, least in (("steps", 2), ("seq_len", 2), ("batch_size", 1), ("lora_rank", 1)):
+        if not 0 <= self.distill <= 1:
+            raise TrainingError(f"--distill {self.distill}: must lie between 0 and 1")
+        for name, least in (("steps", 2), ("seq_len", 2), ("dense_steps", 0)):
             _check_at_least(name, getattr(self, name), least)
+        for name in ("batch_size", "lora_rank", "gate_block", "gradient_accumulation"):
+            _check_at_least(name, getattr(self, name), 1)
         for name in ("eval_blocks", "save_steps"):
             _check_at_least(name, getattr(self, name), 1)
         for name in ("gate_learning_rate", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise TrainingError(f"{flag_of(name)} {getattr(self, name)}: must be positive")
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise TrainingError(f"{flag_of(name)} {value}: must be positive")
+
+    def _check_together(self) -> None:
+        """Raise TrainingError for an option that would have no effect beside another."""
+        if self.method != GATES:
+            for name in ("relaxation", "gates_with", "kurtosis"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise TrainingError(
+                        f"{flag_of(name)} is for trained gates: drop it, or --method {self.method}"
+                    )
+        if self.gates != ROW_COL and self.kurtosis:
+            raise TrainingError("--kurtosis weighs row-col gates; add --gates row-col or drop it")
+        if self.gates == ROW_COL and self.gate_block > 1:
+            raise TrainingError("--gate-block is for coupled gates; drop it or --gates row-col")
+        if self.task == CAUSAL_LM and self.recovery == HEAD:
+            raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
 
     @property
     def gate_steps(self) -> int:
         """Steps that train gates; at least one, and at least one is left for the recovery."""
+        if self.method != GATES:
+            return 0
         return min(max(round(self.steps * self.gate_share), 1), self.steps - 1)
 
     @property
     def recovery_steps(self) -> int:
+        """Steps under the final mask: all of them where no gates are trained."""
         return 0 if self.recovery == NONE else self.steps - self.gate_steps
+
+    def rate_of(self, part: str) -> float:
+        """Return the peak learning rate of what `part` trains."""
+        return self.learning_rate or LEARNING_RATES[part]
 
     def to_json(self) -> dict[str, Any]:
         """Return every option that shapes the result, so without `resume`, as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "resume"}
+        left_out = ("resume", "dry_run", "report_to")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 
@@ -120,6 +166,6 @@ class TrainResult:
     metrics: Mapping[str, Any]
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+def _check_at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and value < least:
         raise TrainingError(f"{flag_of(name)} {value}: give a whole number of at least {least}")

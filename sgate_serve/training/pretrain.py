@@ -13,7 +13,8 @@ from sgate_serve.errors import TrainingError
 from sgate_serve.folder import new_folder
 from sgate_serve.tensor_files import SINGLE_FILE
 from sgate_serve.training.documents import Blocks, pack, read_tokenizer
-from sgate_serve.training.phases import BlockDataset, Phase, best_device, run
+from sgate_serve.training.phases import Phase, best_device, run
+from sgate_serve.training.samples import block_samples
 from sgate_serve.training.work_dir import (
     check_empty,
     resume_work_dir,
@@ -128,4 +129,4 @@ def _train(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) ->
         save_steps=options.save_steps,
         seed=options.seed,
     )
-    run(Trainer(model=model, args=phase.arguments(), train_dataset=BlockDataset(blocks)))
+    run(Trainer(model=model, args=phase.arguments(), train_dataset=block_samples(blocks)))

@@ -11,19 +11,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from sgate_serve.family import DOWN, GATE, OUTPUT, UP, VALUE
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.gate_functions import NOISE, read_out
 from sgate_serve.training.options import ROW_COL
 from sgate_serve.training.sites import Scores, row_col_sites
 from sgate_serve.training.snap import (
-    METHOD,
     TOLERANCE,
+    Choice,
     Removed,
     Snap,
     first_reaching,
@@ -32,8 +30,6 @@ from sgate_serve.training.snap import (
 )
 from sgate_serve.training.start import quantiles_by_block
 
-# An open gate whose logit ended near closing acts as it did under the training noise, not as 0.
-LEAST_OPEN = NOISE
 # No linear closes: it keeps this many rows and columns, the best of them.
 MIN_OPEN = 4
 KEPT = f"every linear keeps {MIN_OPEN} rows and {MIN_OPEN} columns"
@@ -44,7 +40,7 @@ Order = NDArray[np.int64]
 
 def snap_rows_and_columns(
     spec: ModelSpec,
-    scores: Scores,
+    choice: Choice,
     target: float,
     base_fingerprint: str,
     removed: Removed = removed_by_plan,
@@ -52,15 +48,14 @@ def snap_rows_and_columns(
     """Close the gates of lowest score until they remove `target` of the block weights.
 
     A gate whose closing would overshoot by more than the tolerance, as the last one that keeps a
-    whole head alive, stays open. Raises TrainingError if no threshold comes within one percentage
-    point.
+    whole head alive, stays open. Raises TrainingError if no threshold comes within the tolerance.
     """
 
     def close(order: Order, count: int) -> Snap:
-        gates = _gates(spec, scores, order[:count], base_fingerprint)
+        gates = _gates(spec, choice, order[:count], base_fingerprint)
         return Snap(gates, removed(spec, gates))
 
-    order, done = _closing_order(spec, scores), 0
+    order, done = _closing_order(spec, choice.scores), 0
     nearest = close(order, done)
     while True:
         count = first_reaching(partial(close, order), done, order.size, target)
@@ -123,13 +118,16 @@ def _best(values: NDArray[np.float32]) -> Flags:
     return flags
 
 
-def _gates(spec: ModelSpec, scores: Scores, closed: Order, base_fingerprint: str) -> Gates:
-    logits = torch.from_numpy(np.concatenate(list(scores.values())))
-    joined = read_out(logits).numpy().clip(LEAST_OPEN, 1)
+def _gates(spec: ModelSpec, choice: Choice, closed: Order, base_fingerprint: str) -> Gates:
+    scores = choice.scores
+    sizes = [array.size for array in scores.values()]
+    joined = np.ones(sum(sizes), np.float32)
+    if choice.read_outs is not None:
+        joined = np.concatenate([choice.read_outs[key] for key in scores])
     joined[closed] = 0.0
-    ends = np.cumsum([array.size for array in scores.values()])[:-1]
+    ends = np.cumsum(sizes)[:-1]
     return Gates(
-        method=METHOD,
+        method=choice.method,
         family=spec.family.name,
         granularity=ROW_COL,
         base_fingerprint=base_fingerprint,

@@ -12,12 +12,25 @@ from sgate_serve.figures import removed
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 from sgate_serve.spec import ModelSpec
+from sgate_serve.training.sites import Scores
 
-TOLERANCE = 0.01
-METHOD = "clamped-tanh gates, augmented Lagrangian, top-k snap"
+TOLERANCE = 0.005
 
 # The fraction of the block weights that gates remove from a model.
 Removed = Callable[[ModelSpec, Gates], float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a snap chooses from: gates rank by `scores`; open ones keep `read_outs`, without any 1.
+
+    MLP units close `block` at a time, and `method` names what made the scores.
+    """
+
+    scores: Scores
+    read_outs: Scores | None = None
+    block: int = 1
+    method: str = ""
 
 
 @dataclass(frozen=True)

@@ -5,27 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sgate_serve.training.relaxations import Relaxation
 from sgate_serve.training.sites import BLOCKS, Scores, TrainedSite
 
-# The unit of lowest score starts almost closed, from the 40th percentile on all are fully open:
-# gates that the budget pulls down together stay apart by their rank.
-LOWEST_START, START_SPREAD = -0.4, 2.4
-# The papers' start, N(1, 0.1²): every gate is fully open.
-PAPER_MEAN, PAPER_DEVIATION = 1.0, 0.1
 
-
-def spread_start(sites: Sequence[TrainedSite], scores: Scores, seed: int) -> Scores:
+def spread_start(
+    sites: Sequence[TrainedSite], scores: Scores, seed: int, relaxation: Relaxation
+) -> Scores:
     """Return logits from almost closed to fully open, evenly spaced: nothing is drawn."""
-    ranks = quantiles_by_block(sites, scores)
-    return {
-        key: (LOWEST_START + START_SPREAD * rank).astype(np.float32) for key, rank in ranks.items()
-    }
+    ranks, (low, high) = quantiles_by_block(sites, scores), relaxation.spread
+    return {key: (low + (high - low) * rank).astype(np.float32) for key, rank in ranks.items()}
 
 
-def papers_start(sites: Sequence[TrainedSite], scores: Scores, seed: int) -> Scores:
-    """Return samples of the papers' N(1, 0.1²), the lowest where the score is lowest."""
+def papers_start(
+    sites: Sequence[TrainedSite], scores: Scores, seed: int, relaxation: Relaxation
+) -> Scores:
+    """Return samples of one normal distribution, the lowest where the score is lowest."""
     total = sum(site.gate.num_gates for site in sites)
-    samples = np.random.default_rng(seed).normal(PAPER_MEAN, PAPER_DEVIATION, total)
+    samples = np.random.default_rng(seed).normal(*relaxation.flat, total)
     levels = np.linspace(0, 1, total)
     ranks = quantiles_by_block(sites, scores)
     return {

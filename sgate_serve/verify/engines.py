@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import check_engine
 from sgate_serve.engines.runner import all_logits
+from sgate_serve.errors import EngineError
 from sgate_serve.family import CAUSAL_LM
 from sgate_serve.graphs import graph_precision, has_onnx, onnx_folder
 from sgate_serve.precision import FP32
@@ -23,7 +24,8 @@ Tokens = NDArray[np.int64]
 class VerifiedEngine(Protocol):
     """One loaded engine: logits [T, V] and residual streams [T, H] of token ids [T].
 
-    An engine that shows no residual streams returns None. `precision` is what its weights were
+    `types` are the segments of a classifier's text pair. An engine that shows no residual streams
+    returns None. `precision` is what its weights were
     rounded to, fp32 where they are the folder's own floats.
     """
 
@@ -31,7 +33,7 @@ class VerifiedEngine(Protocol):
     version: str
     precision: str
 
-    def logits(self, tokens: Tokens) -> Floats: ...
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats: ...
 
     def residuals(self, tokens: Tokens) -> list[Floats] | None: ...
 
@@ -62,7 +64,7 @@ class OnnxModel(OnnxGraph):
         super().__init__(folder, precision)
         self._runner = load_runner(self._folder, SlotOptions(slots=1))
 
-    def logits(self, tokens: Tokens) -> Floats:
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
         return all_logits(self._runner, tokens)
 
 
@@ -77,8 +79,8 @@ class OnnxTextModel(OnnxGraph):
         options = EncoderOptions(max_model_len=folder.spec.max_positions, precision=precision)
         self._encoder = load_text_encoder("onnx", folder, options)
 
-    def logits(self, tokens: Tokens) -> Floats:
-        return np.atleast_2d(self._encoder.read([tokens])[0])
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
+        return np.atleast_2d(self._encoder.read([tokens], [types])[0])
 
 
 def open_onnx(folder: Checkpoint, precision: str | None = None) -> VerifiedEngine:
@@ -108,7 +110,9 @@ class VllmModel:
         self.version = self._engine.version
         self.precision = INT8 if folder.is_int8 else FP32
 
-    def logits(self, tokens: Tokens) -> Floats:
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
+        if types is not None:
+            raise EngineError("vLLM reads no segments of text pairs: --engine onnx or torch does")
         return self._engine.logits(tokens)
 
     def residuals(self, tokens: Tokens) -> None:

@@ -70,14 +70,16 @@ class TorchModel:
                 handle.remove()
         return streams
 
-    def logits(self, tokens: Tokens) -> Floats:
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
         """Return the outputs of one prompt of T token ids.
 
         Logits [T, V] of a causal LM, [1, labels] of a classifier; of a base model the last hidden
         states [T, H] with the pooled one, where there is one, below.
         """
         with torch.inference_mode():
-            options = {"use_cache": False} if self.spec.family.is_rotary else {}
+            options: dict[str, Any] = {"use_cache": False} if self.spec.family.is_rotary else {}
+            if types is not None:
+                options["token_type_ids"] = torch.from_numpy(types)[None]
             output = self.model(torch.from_numpy(tokens)[None], **options)
         if "logits" in output:
             logits: Floats = output.logits.reshape(-1, output.logits.shape[-1]).numpy()

@@ -14,7 +14,7 @@ from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.options import COUPLED
 from sgate_serve.training.sites import Scores, TrainedSite, unit_sites
-from sgate_serve.training.snap import compile_gates
+from sgate_serve.training.snap import Choice, compile_gates
 
 
 def spec_of(heads: int, kv_heads: int, *, layers: int = 3, mlp_units: int = 96) -> ModelSpec:
@@ -46,7 +46,7 @@ def test_the_plan_removes_the_target_within_a_point(
     target: float, heads: int, kv_heads: int, seed: int
 ) -> None:
     spec = spec_of(heads, kv_heads)
-    snapped = snap_units(spec, random_scores(unit_sites(spec), seed), target, "base")
+    snapped = snap_units(spec, Choice(random_scores(unit_sites(spec), seed)), target, "base")
     assert abs(removed(compile_gates(spec, snapped.gates), spec) - target) <= 0.01
     for key, values in snapped.gates.values.items():
         assert values.dtype == np.float32, key
@@ -56,7 +56,7 @@ def test_the_plan_removes_the_target_within_a_point(
 def test_what_goes_is_counted_in_weights_and_ranks_lowest() -> None:
     spec = spec_of(8, 4)
     scores = random_scores(unit_sites(spec))
-    snapped = snap_units(spec, scores, 0.3, "base")
+    snapped = snap_units(spec, Choice(scores), 0.3, "base")
     plan = compile_gates(spec, snapped.gates)
     for layer in plan.layers:
         name = spec.family.layer_name(layer.index)
@@ -76,7 +76,7 @@ def test_every_block_keeps_its_best_unit_and_group() -> None:
     scores = random_scores(unit_sites(spec))
     worst = "model.layers.1."
     scores = {k: v - 100 if k.startswith(worst) else v for k, v in scores.items()}
-    gates = snap_units(spec, scores, 0.4, "base").gates
+    gates = snap_units(spec, Choice(scores), 0.4, "base").gates
     layer = compile_gates(spec, gates).layers[1]
     assert layer.mlp_units == (int(scores[f"{worst}mlp_units"].argmax()),)
     assert layer.kv_heads == (int(scores[f"{worst}kv_groups"].argmax()),)

@@ -7,10 +7,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from sgate_serve.figures import Figures
+from sgate_serve.gates import Gates
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.expected_removal import coupled_removal, row_col_removal
-from sgate_serve.training.sites import row_col_sites, unit_sites
+from sgate_serve.training.sites import BLOCKS, num_block_weights, row_col_sites, unit_sites
+from sgate_serve.training.snap import compile_gates
+from tests.families.zoo import ZOO, build
 from tests.training.test_coupled_snap import spec_of
+
+ZOO_CLASSES = {"bert": "BertModel", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}
 
 Flags = dict[str, NDArray[np.float64]]
 
@@ -52,6 +58,27 @@ def test_the_expectation_is_the_mean_of_what_samples_remove() -> None:
     }
     found = row_col_removal(spec)(tensors).tolist()
     np.testing.assert_allclose(found, np.mean(samples, axis=0), atol=0.01)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_what_is_expected_of_gates_without_noise_is_what_the_plan_removes(family: str) -> None:
+    config = build(ZOO[family][0], seed=0).config
+    names = {"architectures": [ZOO_CLASSES[family]]}
+    spec = ModelSpec.from_config(config.to_dict() | names, "test model")
+    flags = _sampled(spec, {s.gate.key: 0.8 for s in row_col_sites(spec)}, seed=0)
+    chances = {key: torch.from_numpy(flag) for key, flag in flags.items()}
+    fractions = row_col_removal(spec)(chances).tolist()
+    blocks = [num_block_weights(spec, block) for block in BLOCKS]
+    expected = np.dot(fractions, blocks) / sum(blocks)
+    gates = Gates("", spec.family.name, "row-col", "", {k: _float32(v) for k, v in flags.items()})
+    # The compiler also follows what this count leaves out, such as rotary pairs.
+    compiled = Figures.of(compile_gates(spec, gates), spec).compiled
+    assert expected <= compiled + 1e-9
+    assert compiled - expected < (0.02 if family == "llama" else 1e-9)
+
+
+def _float32(flags: NDArray[np.float64]) -> NDArray[np.float32]:
+    return flags.astype(np.float32)
 
 
 def _sampled(spec: ModelSpec, chances: dict[str, float], seed: int) -> Flags:

@@ -16,6 +16,7 @@ from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import fisher_scores
 from sgate_serve.training.masking import GateSources, constant_sources, masked_linears
 from sgate_serve.training.options import COUPLED, ROW_COL
+from sgate_serve.training.samples import Batch
 from tests.small_llama import dense_llama, random_tokens
 
 BLOCKS = random_tokens(6 * 16).reshape(6, 16)
@@ -76,7 +77,8 @@ def test_fisher_scores_are_the_squared_slopes_of_the_loss(granularity: str) -> N
     spec, step = spec_of(model), 1e-2
     sites = GRANULARITIES[granularity].sites(spec)
     batches = torch.split(torch.from_numpy(BLOCKS), 3)
-    scores = fisher_scores(model, sites, batches)
+    given: list[Batch] = [{"input_ids": batch, "labels": batch} for batch in batches]
+    scores = fisher_scores(model, sites, given)
     for site in sites:
         gate = site.gate
         for unit in (0, gate.num_gates - 1):

@@ -11,10 +11,13 @@ from sgate_serve.spec import ModelSpec
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masking import constant_sources, masked_linears
-from sgate_serve.training.options import COUPLED, ROW_COL
+from sgate_serve.training.options import COUPLED, LORA, ROW_COL
+from sgate_serve.training.parts import Part
 from sgate_serve.training.phases import Phase
-from sgate_serve.training.recovery import recover_with_lora
+from sgate_serve.training.recovery import recover
+from sgate_serve.training.samples import Data, block_samples
 from sgate_serve.training.sites import unit_sites
+from sgate_serve.training.snap import Choice
 from tests.small_llama import dense_llama, random_tokens
 from tests.training.test_coupled_snap import random_scores
 
@@ -28,7 +31,7 @@ def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path, granulari
     model = dense_llama(**WIDE).requires_grad_(False)
     spec = ModelSpec.from_config(model.config.to_dict(), "test model")
     kind = GRANULARITIES[granularity]
-    masks = kind.snap(spec, random_scores(kind.sites(spec)), 0.3, "base").gates.masks(spec)
+    masks = kind.snap(spec, Choice(random_scores(kind.sites(spec))), 0.3, "base").gates.masks(spec)
     blocks = random_tokens(12 * 8).reshape(12, 8)
     phase = Phase(
         folder=tmp_path,
@@ -41,7 +44,10 @@ def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path, granulari
         seed=0,
     )
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    deltas = recover_with_lora(model, spec, masks, blocks, phase, rank=RANK)
+    samples = block_samples(blocks)
+    part = Part(LORA, RANK, seed=0)
+    changed = recover(model, spec, masks, part, Data(samples, samples), phase)
+    deltas = {name: model.get_parameter(name).detach().numpy() for name in changed}
     trained = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     moved = 0.0
     for name, delta in deltas.items():
@@ -67,7 +73,7 @@ def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path, granulari
 def test_closed_units_do_not_move(tmp_path: Path) -> None:
     model = dense_llama().requires_grad_(False)
     spec = ModelSpec.from_config(model.config.to_dict(), "test model")
-    masks = snap_units(spec, random_scores(unit_sites(spec)), 0.3, "base").gates.masks(spec)
+    masks = snap_units(spec, Choice(random_scores(unit_sites(spec))), 0.3, "base").gates.masks(spec)
     columns = masks["model.layers.0.mlp.down_proj"].columns
     assert columns is not None and not columns.all()
     ids = torch.from_numpy(random_tokens(16).reshape(2, 8))

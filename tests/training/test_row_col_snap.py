@@ -9,16 +9,16 @@ from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import gate_sites
 from sgate_serve.spec import ModelSpec
+from sgate_serve.training.gate_functions import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.options import ROW_COL
 from sgate_serve.training.row_col_snap import (
-    LEAST_OPEN,
     MIN_OPEN,
     best_gates,
     snap_rows_and_columns,
 )
 from sgate_serve.training.sites import Scores, row_col_sites
-from sgate_serve.training.snap import compile_gates, removed_by_plan
+from sgate_serve.training.snap import Choice, compile_gates, removed_by_plan
 from tests.training.test_coupled_snap import random_scores, spec_of
 
 HEADS = [(8, 8), (8, 2), (6, 3)]
@@ -42,20 +42,20 @@ def test_what_is_measured_is_the_target_within_a_point(
 ) -> None:
     spec = spec_of(heads, kv_heads)
     measure = naive_removed if removed is naive_removed else removed_by_plan
-    snap = snap_rows_and_columns(spec, scores_of(spec), target, "base", measure)
+    snap = snap_rows_and_columns(spec, trained_of(spec), target, "base", measure)
     assert abs(measure(spec, snap.gates) - target) <= 0.01
     assert snap.removed == measure(spec, snap.gates) > 0
     assert snap.gates.granularity == "row-col"
     assert snap.gates.values.keys() == {site.gate.key for site in row_col_sites(spec)}
     for key, values in snap.gates.values.items():
         assert values.dtype == np.float32 and values.size == gate_sites(spec)[key].num_gates, key
-        assert ((values == 0) | (values >= LEAST_OPEN) & (values <= 1)).all(), key
+        assert ((values == 0) | (values >= NOISE) & (values <= 1)).all(), key
 
 
 def test_open_gates_keep_their_read_outs() -> None:
     spec = spec_of(8, 2)
     scores = scores_of(spec)
-    values = snap_rows_and_columns(spec, scores, 0.2, "base").gates.values
+    values = snap_rows_and_columns(spec, trained_of(spec), 0.2, "base").gates.values
     for key, logits in scores.items():
         is_open = values[key] > 0
         expected = [min(1.0, max(0.1, math.tanh(a) + 0.5)) for a in logits[is_open]]
@@ -65,7 +65,7 @@ def test_open_gates_keep_their_read_outs() -> None:
 def test_the_lowest_of_each_kind_of_block_close() -> None:
     spec = spec_of(8, 4)
     scores = scores_of(spec)
-    values = snap_rows_and_columns(spec, scores, 0.3, "base", naive_removed).gates.values
+    values = snap_rows_and_columns(spec, Choice(scores), 0.3, "base", naive_removed).gates.values
     stay = best_gates(spec, scores)
     shares = []
     for block in ("mlp", "attention"):
@@ -83,7 +83,7 @@ def test_no_linear_and_no_block_closes_even_where_all_its_gates_rank_lowest() ->
     spec = spec_of(8, 4)
     worst = "model.layers.1."
     scores = {k: v - 100 if k.startswith(worst) else v for k, v in scores_of(spec).items()}
-    snap = snap_rows_and_columns(spec, scores, 0.5, "base")
+    snap = snap_rows_and_columns(spec, Choice(scores), 0.5, "base")
     for key, values in snap.gates.values.items():
         assert np.count_nonzero(values) >= min(MIN_OPEN, values.size), key
         if key.startswith(worst):
@@ -125,7 +125,7 @@ def test_a_gate_that_would_overshoot_stays_open() -> None:
         closed = gates.values[big][heavy] == 0
         return 0.5 * naive_removed(spec, gates) + 0.4 * bool(closed)
 
-    snap = snap_rows_and_columns(spec, scores, 0.3, "base", removed)
+    snap = snap_rows_and_columns(spec, Choice(scores), 0.3, "base", removed)
     assert abs(snap.removed - 0.3) <= 0.01
     assert snap.gates.values[big][heavy] > 0
     others = np.delete(np.arange(scores[big].size), heavy)
@@ -142,3 +142,10 @@ def test_a_target_beyond_what_may_close_is_refused(target: float) -> None:
 
 def scores_of(spec: ModelSpec) -> Scores:
     return random_scores(row_col_sites(spec))
+
+
+def trained_of(spec: ModelSpec) -> Choice:
+    """Return random logits, and what they read out as."""
+    scores = scores_of(spec)
+    read_outs = {key: (np.tanh(value) + 0.5).clip(NOISE, 1) for key, value in scores.items()}
+    return Choice(scores, read_outs)

@@ -9,9 +9,9 @@ import torch
 
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.budget import Budget
-from sgate_serve.training.gate_functions import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.options import COUPLED, ROW_COL
+from sgate_serve.training.relaxations import Gaussian
 from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
 from sgate_serve.training.start import papers_start, spread_start
 from sgate_serve.training.trained_gates import TrainedGates
@@ -22,7 +22,8 @@ def gates_of(spec: ModelSpec, granularity: str = COUPLED) -> TrainedGates:
     """Return gates that start from random scores."""
     kind = GRANULARITIES[granularity]
     sites = kind.sites(spec)
-    return TrainedGates(sites, kind.start(sites, random_scores(sites), 0), kind.removal(spec))
+    start = kind.start(sites, random_scores(sites), 0, Gaussian())
+    return TrainedGates(sites, start, kind.removal(spec))
 
 
 def joined(sites: Sequence[TrainedSite], block: str, values: Scores) -> np.ndarray:
@@ -32,7 +33,7 @@ def joined(sites: Sequence[TrainedSite], block: str, values: Scores) -> np.ndarr
 def test_the_spread_start_keeps_the_ranking_of_each_kind() -> None:
     sites = unit_sites(spec_of(8, 4))
     scores = random_scores(sites)
-    logits = spread_start(sites, scores, seed=0)
+    logits = spread_start(sites, scores, 0, Gaussian())
     for block in ("mlp", "attention"):
         started = joined(sites, block, logits)[joined(sites, block, scores).argsort()]
         assert (np.diff(started) > 0).all()
@@ -42,13 +43,13 @@ def test_the_spread_start_keeps_the_ranking_of_each_kind() -> None:
 def test_the_papers_start_is_their_normal_distribution_in_the_order_of_the_scores() -> None:
     sites = row_col_sites(spec_of(8, 4, layers=8, mlp_units=400))
     scores = random_scores(sites)
-    logits = papers_start(sites, scores, seed=0)
+    logits = papers_start(sites, scores, 0, Gaussian())
     for block in ("mlp", "attention"):
         started = joined(sites, block, logits)
         assert started.mean() == pytest.approx(1.0, abs=0.01)
         assert started.std() == pytest.approx(0.1, abs=0.01)
         assert (np.diff(started[joined(sites, block, scores).argsort()]) >= 0).all()
-    other = papers_start(sites, scores, seed=1)
+    other = papers_start(sites, scores, 1, Gaussian())
     assert any((other[key] != logits[key]).any() for key in logits)
 
 
@@ -102,7 +103,7 @@ def test_the_budget_alone_closes_the_goal_of_each_kind(granularity: str, goal: f
         torch.autograd.backward(budget.penalty(gates, now))
         optimizer.step()
         budget.ascend(gates, now)
-    assert gates.removed(NOISE).tolist() == pytest.approx([goal, goal], abs=0.03)
+    assert gates.removed().tolist() == pytest.approx([goal, goal], abs=0.03)
     assert torch.isfinite(budget.multipliers).all()
 
 

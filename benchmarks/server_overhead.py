@@ -1,0 +1,153 @@
+"""What serving adds to a decode step: HTTP, scheduling, sampling and detokenisation at batch 8.
+
+`python -m benchmarks.server_overhead --json FILE` makes a random Llama-shaped model, then times the
+same eight streams in two processes by turns: the engine's bare steps, and `sgate serve` with eight
+streaming clients that sample. Prompts and starts cancel out: a step of the server is what a longer
+answer takes more than a shorter one, divided by its tokens. The clients run on the same CPUs.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.command import command_line, run_script
+from benchmarks.contenders.tokenizer import write_tokenizer
+from benchmarks.engine_speed import Contender, EngineOptions, Worker
+from benchmarks.shapes import LlamaShape
+from benchmarks.synthetic import write_noise
+from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.demo.serving import running_server
+from sgate_serve.environment import hardware, library_versions
+from sgate_serve.options import option
+
+BATCH = 8
+PROMPT_TOKENS = 32
+SHORT = 32
+
+
+@dataclass(frozen=True)
+class OverheadOptions(LlamaShape):
+    """The shape, what its weights are rounded to, and how long an answer is."""
+
+    precision: str = option("int4", "precision of the weights: the fastest steps show most")
+    steps: int = option(128, "decode steps that are timed")
+
+
+def request(seed: int, max_tokens: int) -> bytes:
+    """Return one streaming request over HTTP/1.1; the server closes behind its answer."""
+    generator = np.random.default_rng(seed)
+    body = json.dumps(
+        {
+            "prompt": generator.integers(1, 1000, PROMPT_TOKENS).tolist(),
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+            "stream": True,
+            "temperature": 0.8,
+            "top_p": 0.95,
+            "seed": seed,
+        }
+    )
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return (head + body).encode()
+
+
+async def stream(url: str, seed: int, max_tokens: int) -> None:
+    """Read one answer to its end; raise RuntimeError if it is not whole."""
+    address = urlsplit(url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    writer.write(request(seed, max_tokens))
+    answer = await reader.read()
+    writer.close()
+    if b"[DONE]" not in answer:
+        raise RuntimeError(f"the server broke off: {answer[-500:].decode(errors='replace')}")
+
+
+def answer_seconds(url: str, seed: int, max_tokens: int) -> float:
+    """Return how long eight streams take together."""
+
+    async def together() -> None:
+        await asyncio.gather(
+            *(stream(url, seed * BATCH + index, max_tokens) for index in range(BATCH))
+        )
+
+    started = time.perf_counter()
+    asyncio.run(together())
+    return time.perf_counter() - started
+
+
+def measure(url: str, worker: Worker, options: OverheadOptions) -> dict[str, Any]:
+    """Return seconds per step of both, one of each a round, and the share that the server adds."""
+    generator = np.random.default_rng(options.seed)
+    engine, server = [], []
+
+    def time_engine() -> None:
+        seconds = worker.decode_seconds(BATCH, PROMPT_TOKENS + SHORT, options.steps, generator)
+        engine[-1].append(seconds / options.steps)
+
+    def time_server() -> None:
+        seed = int(generator.integers(2**20))
+        times = [answer_seconds(url, seed, SHORT + more) for more in (0, options.steps)]
+        server[-1].append((times[1] - times[0]) / options.steps)
+
+    for number in tqdm(range(options.rounds + 1), desc="rounds", disable=None):
+        engine.append([])
+        server.append([])
+        turns = (time_engine, time_server, time_server, time_engine)
+        for turn in turns if number % 2 else reversed(turns):
+            turn()
+    # The first round warms up.
+    own, served = ([sum(pair) / 2 for pair in times[1:]] for times in (engine, server))
+    shares = [both / alone - 1 for both, alone in zip(served, own, strict=True)]
+    return {
+        "engine_step_seconds": median(own),
+        "server_step_seconds": median(served),
+        "overhead": asdict(median_with_interval(shares, options.seed)),
+        "seconds": {"engine": own, "server": served},
+    }
+
+
+def run(options: OverheadOptions) -> dict[str, Any]:
+    """Make the model in a temporary folder, start both processes and measure them."""
+    shape = EngineOptions(
+        **{name: getattr(options, name) for name in LlamaShape.__dataclass_fields__}
+    )
+    model_len = PROMPT_TOKENS + SHORT + options.steps + 8
+    with tempfile.TemporaryDirectory(prefix="sgate-overhead-") as folder:
+        root = Path(folder)
+        model = root / "model"
+        write_noise(model, options.config, 1, options.seed)
+        write_tokenizer(model, options.vocab_size)
+        precision = ("--precision", options.precision)
+        arguments = ("--slots", str(BATCH), "--max-model-len", str(model_len), *precision)
+        worker = Worker(Contender(sys.executable, "onnx", model, precision), shape, model_len)
+        with running_server(model, root / "serve.log", arguments) as url:
+            results = measure(url, worker, options)
+        worker.close()
+    return {
+        "command": command_line("server_overhead", options),
+        "options": asdict(options),
+        "results": results,
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
+
+
+def main() -> None:
+    run_script("server_overhead", __doc__, OverheadOptions, run)
+
+
+if __name__ == "__main__":
+    main()

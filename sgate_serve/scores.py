@@ -1,0 +1,110 @@
+"""How good predictions are, each number with the standard error that its samples leave it.
+
+The formulas are scikit-learn's and SciPy's (extra `eval`); standard errors are of the paired
+bootstrap over samples, with a fixed seed.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.environment import missing_packages
+from sgate_serve.errors import SgateError
+
+Floats = NDArray[np.float64]
+RESAMPLES = 200
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    value: float
+    standard_error: float
+
+
+Scores = dict[str, Score]
+
+
+def check_extra_installed() -> None:
+    """Raise SgateError naming what is missing and the command that installs it."""
+    missing = missing_packages(("sklearn", "scipy"))
+    if missing:
+        raise SgateError(
+            f"scores need {', '.join(missing)}, not installed here; "
+            'run: pip install "sgate-serve[eval]"'
+        )
+
+
+def classification_scores(logits: Floats, labels: NDArray[np.int64]) -> Scores:
+    """Score logits [n, classes] against class numbers [n]: accuracy, macro F1, Matthews."""
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    def macro_f1(truth: Floats, predicted: Floats) -> float:
+        return float(f1_score(truth, predicted, average="macro", zero_division=0))
+
+    statistics = {
+        "accuracy": lambda truth, predicted: float(accuracy_score(truth, predicted)),
+        "macro_f1": macro_f1,
+        "matthews": lambda truth, predicted: float(matthews_corrcoef(truth, predicted)),
+    }
+    return _scores(statistics, labels, logits.argmax(axis=1))
+
+
+def regression_scores(values: Floats, labels: Floats) -> Scores:
+    """Score numbers [n] against numbers [n]: Pearson and Spearman, 0 if constant, and the MSE."""
+    from scipy.stats import pearsonr, spearmanr
+
+    def correlation(method: Callable[..., tuple[float, float]]) -> Callable[..., float]:
+        def statistic(truth: Floats, predicted: Floats) -> float:
+            is_constant = np.ptp(truth) == 0 or np.ptp(predicted) == 0
+            return 0.0 if is_constant else float(method(truth, predicted)[0])
+
+        return statistic
+
+    statistics = {
+        "pearson": correlation(pearsonr),
+        "spearman": correlation(spearmanr),
+        "mse": lambda truth, predicted: float(np.mean((truth - predicted) ** 2)),
+    }
+    return _scores(statistics, labels, values)
+
+
+def perplexity_scores(nats: Floats, num_tokens: NDArray[np.int64]) -> Scores:
+    """Return loss (nats per token) and perplexity of sequences, from their summed nats [n]."""
+    statistics = {
+        "loss": lambda total, count: float(total.sum() / count.sum()),
+        "perplexity": lambda total, count: float(np.exp(total.sum() / count.sum())),
+    }
+    return _scores(statistics, nats, num_tokens)
+
+
+def _scores(
+    statistics: Mapping[str, Callable[..., float]], first: NDArray[Any], second: NDArray[Any]
+) -> Scores:
+    return {
+        name: Score(statistic(first, second), _standard_error(statistic, first, second))
+        for name, statistic in statistics.items()
+    }
+
+
+def _standard_error(
+    statistic: Callable[..., float], first: NDArray[Any], second: NDArray[Any]
+) -> float:
+    """Return the bootstrap's standard error, 0 where a single sample leaves nothing to draw."""
+    from scipy.stats import bootstrap
+
+    if len(first) < 2:
+        return 0.0
+    result = bootstrap(
+        (first, second),
+        statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
+    return float(result.standard_error)

@@ -1,0 +1,74 @@
+"""What `--method` chooses: how gates come to be 0 or open.
+
+Trained gates start from Fisher scores and end in the same snap that one-shot scores go to.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.gates import Gates
+from sgate_serve.training.gate_phase import GateTraining, train_gates
+from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.importance import SCORING_BATCHES, fisher_scores, scores_of
+from sgate_serve.training.kurtosis import kurtosis_pull
+from sgate_serve.training.options import DENSE, GATES, TrainOptions
+from sgate_serve.training.parts import Part
+from sgate_serve.training.phases import Phase
+from sgate_serve.training.relaxations import RELAXATIONS
+from sgate_serve.training.samples import Data
+from sgate_serve.training.snap import Choice
+from sgate_serve.training.trained_gates import TrainedGates
+
+PHASE = "gates"
+
+
+def find_gates(
+    model: nn.Module, base: Checkpoint, data: Data, options: TrainOptions, phase: Phase
+) -> tuple[Gates, tuple[str, ...]]:
+    """Return gates that are exactly 0 or open, and the tensors of `model` trained beside them.
+
+    Raises TrainingError if no snap meets the target.
+    """
+    if options.method == DENSE:
+        return _open_gates(base, options), ()
+    kind, spec = GRANULARITIES[options.gates], base.spec
+    changed: tuple[str, ...] = ()
+    if options.method == GATES:
+        choice, changed = _trained(model, base, data, options, phase)
+    else:
+        batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
+        scores = scores_of(options.method, model, kind.sites(spec), batches, options.seed)
+        choice = Choice(scores, method=f"one-shot {options.method} scores, top-k snap")
+    choice = replace(choice, block=options.gate_block)
+    return kind.snap(spec, choice, options.target, base.fingerprint).gates, changed
+
+
+def _trained(
+    model: nn.Module, base: Checkpoint, data: Data, options: TrainOptions, phase: Phase
+) -> tuple[Choice, tuple[str, ...]]:
+    kind, relaxation = GRANULARITIES[options.gates], RELAXATIONS[options.relaxation]
+    sites = kind.sites(base.spec)
+    batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
+    scores = fisher_scores(model, sites, batches)
+    pull = kurtosis_pull(model, sites, batches) if options.kurtosis else None
+    start = kind.start(sites, scores, options.seed, relaxation)
+    gates = TrainedGates(sites, start, kind.removal(base.spec), relaxation, pull)
+    beside = Part(options.gates_with, options.lora_rank, options.seed)
+    training = GateTraining(options.target, options.gate_learning_rate, beside)
+    changed = train_gates(model, base.spec, gates, data, training, phase)
+    method = f"{options.relaxation} gates, augmented Lagrangian, top-k snap"
+    return Choice(gates.scores(), gates.read_outs(), method=method), changed
+
+
+def _open_gates(base: Checkpoint, options: TrainOptions) -> Gates:
+    sites = GRANULARITIES[options.gates].sites(base.spec)
+    return Gates(
+        method="dense, nothing removed",
+        family=base.spec.family.name,
+        granularity=options.gates,
+        base_fingerprint=base.fingerprint,
+        values={site.gate.key: np.ones(site.gate.num_gates, np.float32) for site in sites},
+    )

@@ -1,0 +1,67 @@
+"""Causal language models as a task: packed blocks of text, loss and perplexity."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.errors import TrainingError
+from sgate_serve.family import CAUSAL_LM
+from sgate_serve.scores import Scores
+from sgate_serve.training.documents import (
+    end_token,
+    pack,
+    read_documents,
+    read_tokenizer,
+    split_documents,
+)
+from sgate_serve.training.evaluate import causal_lm_scores
+from sgate_serve.training.options import TrainOptions
+from sgate_serve.training.phases import best_device
+from sgate_serve.training.samples import Data, block_samples
+
+
+class LanguageTask:
+    """Text in blocks of --seq-len tokens; the base needs no head of ours."""
+
+    def __init__(self, base: Checkpoint, options: TrainOptions) -> None:
+        if base.spec.task != CAUSAL_LM:
+            raise TrainingError(
+                f"{base.folder} is a {base.spec.head.model_class}: give a causal LM, or --task "
+                "classification"
+            )
+        self.data = read_data(base, options)
+        self.needs_head, self.num_labels = False, 0
+        self.notes: tuple[str, ...] = ()
+
+    def open_model(self, folder: Path) -> nn.Module:
+        return load_frozen(folder)
+
+    def scores(self, model: nn.Module) -> Scores:
+        return causal_lm_scores(model, self.data.held_out, self.data.pad_token)
+
+
+def read_data(base: Checkpoint, options: TrainOptions) -> Data:
+    """Read, split and pack the text; raise TrainingError if there is too little of it."""
+    tokenizer = read_tokenizer(base.folder / "tokenizer.json", base.spec.vocab_size)
+    documents = read_documents(options.data)
+    if options.eval_data is None:
+        documents, held_out = split_documents(documents, options.seed)
+    else:
+        held_out = read_documents(options.eval_data)
+    end = end_token(base.config)
+    blocks, rest = (pack(part, tokenizer, end, options.seq_len) for part in (documents, held_out))
+    # Evenly spaced, for the first blocks may all be of one document.
+    step = max(1, len(rest) // options.eval_blocks)
+    return Data(block_samples(blocks), block_samples(rest[::step][: options.eval_blocks]))
+
+
+def load_frozen(folder: Path) -> nn.Module:
+    """Load a causal LM in fp32, every weight frozen, on the GPU if there is one."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config.use_cache = False
+    frozen: nn.Module = model.requires_grad_(False).to(best_device())
+    return frozen

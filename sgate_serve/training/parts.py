@@ -1,0 +1,118 @@
+"""What a phase trains of a model beside gates: LoRA, biases, everything, or the head alone.
+
+A classifier's head trains in every phase. Embeddings never do.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import set_seed
+from transformers.pytorch_utils import Conv1D
+
+from sgate_serve.family import CLASSIFICATION, DOWN, OUTPUT, POSITIONS, TYPES, VOCAB
+from sgate_serve.spec import ModelSpec
+from sgate_serve.training.options import BIAS, FULL, LORA
+
+LORA_ALPHA_PER_RANK = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of LORA, BIAS, FULL, HEAD or NONE, the rank of LoRA, and the seed of its start."""
+
+    kind: str
+    rank: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class BlockLinears:
+    """Module names of the linears inside the blocks; `writers` write to the residual stream."""
+
+    names: tuple[str, ...]
+    writers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> "BlockLinears":
+        modules = spec.module_names()
+        writers = (
+            name
+            for name, index in modules.items()
+            if spec.modules(index)[name][0] in (OUTPUT, DOWN)
+        )
+        return cls(tuple(modules), tuple(writers))
+
+
+def head_tensors(spec: ModelSpec) -> tuple[str, ...]:
+    """Return the tensors of a classifier's head; other models have none that trains."""
+    return tuple(spec.head.tensors) if spec.task == CLASSIFICATION else ()
+
+
+def embedding_tensors(spec: ModelSpec) -> frozenset[str]:
+    """Return the tables of tokens, positions and types, an untied LM head among them."""
+    tables = (VOCAB, POSITIONS, TYPES)
+    return frozenset(name for name, axes in spec.axes_outside().items() if axes[0] in tables)
+
+
+@contextmanager
+def trained_part(model: nn.Module, spec: ModelSpec, part: Part) -> Iterator[tuple[str, ...]]:
+    """Within the context, `model` has the part and the head trainable, all else frozen.
+
+    Yields the names of the tensors that change; LoRA is merged into them at the end.
+    """
+    model.requires_grad_(False)
+    head = head_tensors(spec)
+    if part.kind == LORA:
+        linears = BlockLinears.of(spec).names
+        set_seed(part.seed)
+        config = LoraConfig(
+            r=part.rank,
+            lora_alpha=LORA_ALPHA_PER_RANK * part.rank,
+            target_modules=list(linears),
+            fan_in_fan_out=spec.family.is_transposed,
+        )
+        adapted = get_peft_model(model, config)
+        _train(model, head)
+        yield (*(f"{name}.weight" for name in linears), *head)
+        adapted.merge_and_unload(progressbar=False)
+    else:
+        names = {BIAS: _biases, FULL: _all_but_embeddings}.get(part.kind, _nothing)(model, spec)
+        names = tuple(dict.fromkeys([*names, *head]))
+        _train(model, names)
+        yield names
+    model.requires_grad_(False)
+
+
+def num_trainable(model: nn.Module) -> int:
+    """Count the parameters that training would change now."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _train(model: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        model.get_parameter(name).requires_grad_(True)
+
+
+def _nothing(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
+    return ()
+
+
+def _biases(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
+    """Return the biases of the blocks; linears that write to the residual stream get one."""
+    linears, names = BlockLinears.of(spec), []
+    for name in linears.names:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear | Conv1D), f"{name} is {type(linear).__name__}"
+        if linear.bias is None and name in linears.writers:
+            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+        if linear.bias is not None:
+            names.append(f"{name}.bias")
+    return tuple(names)
+
+
+def _all_but_embeddings(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
+    tables = embedding_tensors(spec)
+    return tuple(name for name in spec.tensor_shapes() if name not in tables)
