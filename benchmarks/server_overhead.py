@@ -91,7 +91,8 @@ def answer_seconds(url: str, seed: int, max_tokens: int) -> float:
 def measure(url: str, worker: Worker, options: OverheadOptions) -> dict[str, Any]:
     """Return seconds per step of both, one of each a round, and the share that the server adds."""
     generator = np.random.default_rng(options.seed)
-    engine, server = [], []
+    engine: list[list[float]] = []
+    server: list[list[float]] = []
 
     def time_engine() -> None:
         seconds = worker.decode_seconds(BATCH, PROMPT_TOKENS + SHORT, options.steps, generator)

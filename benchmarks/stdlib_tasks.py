@@ -134,7 +134,8 @@ def one_line(text: str) -> str:
 
 def package_examples(sources: Sequence[Source], per_part: int, seed: int) -> list[dict[str, str]]:
     """Return at most `per_part` labelled snippets of each part, shuffled."""
-    by_part, rng = defaultdict(list), random.Random(seed)
+    by_part: dict[str, list[str]] = defaultdict(list)
+    rng = random.Random(seed)
     for source in sources:
         if source.part is not None:
             found = snippets(source)

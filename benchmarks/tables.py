@@ -10,6 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed_tables import (
+    encoder_rows,
+    engine_rows,
+    engine_summary_rows,
+    overhead_sentence,
+    precision_rows,
+    quantiser_rows,
+    speedup_cell,
+)
 from sgate_serve.demo.run import report_lines
 
 ROOT = Path(__file__).parent.parent
@@ -24,14 +33,9 @@ MASKS = {
 VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_2048_eager")
 VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
-ENCODERS = {
-    "p20": "20% of the heads and MLP units closed",
-    "p30": "30%",
-    "p40": "40%",
-    "torch_export": "dense, as `torch.onnx.export` writes it",
-    "torch_eager": "dense, in torch itself",
-}
 FOOTPRINT = "footprint"
+ENGINE_RUNS = ("engines_896", "engines_2048")
+SPEED_RUNS = ("encoders", "precision", "server_overhead")
 ZERO_MASKED = {"zero_masked": "30% as zeros"}
 
 
@@ -88,7 +92,9 @@ def vllm_rows(records: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]
         options = record["options"]
         mode = "compiled" if options["compiled"] else "eager"
         for phase, floor in record["floor"].items():
-            cells = [_cell(_speedup_of(record, key, phase), floor["ratio"]) for key in removed]
+            cells = [
+                speedup_cell(_speedup_of(record, key, phase), floor["ratio"]) for key in removed
+            ]
             yield (
                 f"| hidden {options['hidden']} × {options['layers']} layers, {mode}: "
                 f"{PHASES.get(phase, phase)} | {' | '.join(cells)} | {floor['ratio']:.2f}× |"
@@ -105,22 +111,6 @@ def vllm_row_col_sentence(record: Mapping[str, Any]) -> str:
     shown = ", ".join(f"{cost:+.1%} in {phase}" for phase, cost in costs.items())
     removed = record["figures"]["row_col"]["removed"]
     return f"Index work adds to the time of a step: {shown}. The mask removes {removed:.1%}."
-
-
-def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the Markdown table of encoders: speed over our dense model, efficiency behind it."""
-    phases = list(record["floor"])
-    texts = [f"{phase.rpartition('_')[2]} at once" for phase in phases]
-    yield f"| measured on ONNX Runtime, CPU, fp32 | removed | {' | '.join(texts)} | ideal |"
-    yield "|---" * (len(phases) + 3) + "|"
-    for key, name in ENCODERS.items():
-        figures, own = record["figures"].get(key), record["speedups"][key]
-        removed = "none" if figures is None else f"{figures['removed']:.1%}"
-        cells = [_cell(own[phase], record["floor"][phase]["median"]) for phase in phases]
-        ideal = own[phases[0]]["ideal"]
-        yield f"| {name} | {removed} | {' | '.join(cells)} | {ideal:.2f}× |"
-    floors = " | ".join(f"{record['floor'][phase]['median']:.2f}×" for phase in phases)
-    yield f"| dense / dense | none | {floors} | 1.00× |"
 
 
 def footprint_sentence(record: Mapping[str, Any]) -> str:
@@ -142,15 +132,9 @@ def _speedup_of(record: Mapping[str, Any], name: str, phase: str) -> Mapping[str
     return found
 
 
-def _cell(speedup: Mapping[str, float], floor: float) -> str:
-    """Show a speedup over the mean of both dense models, whose times differ by `floor`."""
-    share = (1 + 1 / floor) / 2
-    return f"{speedup['ratio'] * share:.2f}× ({speedup['efficiency'] * share:.2f})"
-
-
 def read_records() -> dict[str, Any]:
     """Return the records that our pages quote, by the names of their files."""
-    names = ("demo", "row_col", FOOTPRINT, *VLLM_RUNS, VLLM_ROW_COL)
+    names = ("demo", "row_col", FOOTPRINT, *VLLM_RUNS, VLLM_ROW_COL, *ENGINE_RUNS, *SPEED_RUNS)
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 
 
@@ -165,6 +149,14 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "footprint": footprint_sentence(records[FOOTPRINT]),
             "row-col": "\n".join(row_col_rows(records["row_col"])),
             "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
+            "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
+        },
+        "docs/speed.md": {
+            **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
+            "encoders": "\n".join(encoder_rows(records["encoders"])),
+            "precision": "\n".join(precision_rows(records["precision"])),
+            "quantisers": "\n".join(quantiser_rows(records["precision"])),
+            "server-overhead": overhead_sentence(records["server_overhead"]),
         },
         "docs/vllm.md": {
             "vllm-speed": "\n".join(vllm_rows(records, VLLM_RUNS)),

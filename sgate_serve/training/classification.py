@@ -42,7 +42,7 @@ class ClassificationTask:
         )
         full, total = self._encoder.num_full, len(train) + len(held_out)
         note = f"{full} of {total} texts fill --seq-len {options.seq_len} or were cut"
-        self.notes = (note,) if full else ()
+        self.notes: tuple[str, ...] = (note,) if full else ()
         self._seed = options.seed
 
     def open_model(self, folder: Path) -> nn.Module:

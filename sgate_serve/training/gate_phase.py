@@ -96,7 +96,7 @@ def train_gates(
     gates.to(next(model.parameters()).device)
     with trained_part(model, spec, training.beside) as names:
         gated = GatedModel(model, gates)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": list(gates.parameters()), "lr": training.learning_rate},
             {"params": [p for p in model.parameters() if p.requires_grad]},
         ]

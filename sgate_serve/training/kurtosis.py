@@ -41,4 +41,5 @@ def pull_of(vectors: NDArray[np.float64]) -> NDArray[np.float32]:
     values = np.zeros(len(vectors))
     values[~is_constant] = kurtosis(vectors[~is_constant], axis=1, fisher=False)
     weights = np.exp(-np.sqrt(values) / TEMPERATURE)
-    return (weights * len(weights) / weights.sum()).astype(np.float32)
+    pull: NDArray[np.float32] = (weights * len(weights) / weights.sum()).astype(np.float32)
+    return pull

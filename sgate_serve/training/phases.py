@@ -127,8 +127,9 @@ class PartlyFrozen(nn.Module):
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
         """Pass the Trainer's wish on; frozen embeddings give no gradient to start from."""
-        self.model.gradient_checkpointing_enable(**options)
-        self.model.enable_input_require_grads()
+        model: Any = self.model
+        model.gradient_checkpointing_enable(**options)
+        model.enable_input_require_grads()
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

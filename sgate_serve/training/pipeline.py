@@ -96,7 +96,9 @@ def _train(
     phase = replace(phase, distillation=distillation)
     gates, changed = find_gates(model, base, task.data, options, phase)
     masks = gates.masks(base.spec)
-    scores["masked"] = _masked_scores(task, model, masks)
+    is_dense = options.method == DENSE
+    scores["masked"] = scores["dense"] if is_dense else _masked_scores(task, model, masks)
+    scores["recovered"] = scores["masked"]
     if options.recovery != NONE:
         part = Part(options.recovery, options.lora_rank, options.seed)
         phase = Phase.of(
@@ -104,7 +106,7 @@ def _train(
         )
         phase = replace(phase, distillation=distillation)
         changed += recover(model, base.spec, masks, part, task.data, phase)
-    scores["recovered"] = _masked_scores(task, model, masks)
+        scores["recovered"] = _masked_scores(task, model, masks)
     return gates, {name: _array(model, name) for name in dict.fromkeys(changed)}, scores
 
 

@@ -43,9 +43,9 @@ class Data:
         """Return `count` batches of training samples drawn by the seed, fewer if they run out."""
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.train), generator=generator)[: size * count]
-        return [
-            self.collate([self.train[int(index)] for index in part]) for part in order.split(size)
-        ]
+        indices = order.tolist()
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        return [self.collate([self.train[index] for index in part]) for part in parts]
 
 
 def block_samples(blocks: Blocks) -> Samples:

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.encoder_baselines import EagerTorch, TorchExport
 from benchmarks.encoder_speed import ENGINE, EncoderSpeedOptions, prune
 from benchmarks.masks import uneven_values
+from benchmarks.speed_tables import encoder_rows
 from benchmarks.synthetic import write_noise
-from benchmarks.tables import encoder_rows
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines.options import EncoderOptions
 from sgate_serve.prepare import load_text_encoder

@@ -13,12 +13,14 @@ from benchmarks.stdlib_tasks import (
 
 CODE = '''
 def first(a, b=1):
-    """Add the second number to the first one, and say what came of it in the end."""
+    """Add the second number to the first one, and say what came of it in the end,
+    whatever the numbers were."""
     return a + b + sum(number for number in range(1000) if number % 7 == 0 and number % 5 == 0)
 
 
 def second(name):
-    """Greet somebody by name, in the language of the house, without any further ado."""
+    """Greet somebody by name, in the language of the house, without any further ado,
+    and return nothing."""
     print("hello", name)
 '''
 

@@ -15,6 +15,7 @@ from sgate_serve.inspect import CERTIFICATE_FILE
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save
+from tests.training.labelled_text import write_examples, write_model
 from tests.verify.test_verify import tamper
 
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx_ir", "vllm", "matplotlib", "numpy")
@@ -246,3 +247,59 @@ def test_plots_name_the_extra_that_they_need(
     status, _, error = run(capsys, "inspect", base.folder, "--plot", base.folder / "w.png")
     assert status == 2
     assert 'needs matplotlib, not installed here; run: pip install "sgate-serve[plot]"' in error
+
+
+def test_train_says_what_it_would_do_and_what_came_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "bert")
+    data = write_examples(tmp_path / "train.jsonl", 60)
+    held_out = write_examples(tmp_path / "eval.jsonl", 30, seed=1)
+    words = ["train", model, "--task", "classification", "--data", data, "--eval-data", held_out]
+    words += ["--steps", "4", "--seq-len", "24", "--out", tmp_path / "gates"]
+    status, out, _ = run(capsys, *words, "--dry-run")
+    assert status == 0 and not (tmp_path / "gates").exists()
+    assert "gates      coupled: 192 of mlp, 8 of attention; target 30%" in out
+    assert "dense      4 steps of 8, " in out and "data       60 samples, 30 held out" in out
+    status, out, _ = run(capsys, *words)
+    assert status == 0
+    assert (tmp_path / "gates" / "training.png").stat().st_size > 10_000
+    rows = {line.split()[0]: line.split() for line in out.splitlines()}
+    assert rows["held"][2:] == ["accuracy", "macro_f1", "matthews"]
+    assert {"dense", "masked", "recovered"} <= rows.keys()
+    base = tmp_path / "gates" / "base"
+    assert f"next: sgate convert {base} --gates {tmp_path / 'gates'} --to hf,onnx --out" in out
+    converted = tmp_path / "pruned"
+    gates = ("--gates", tmp_path / "gates")
+    assert run(capsys, "convert", base, *gates, "--to", "hf,onnx", "--out", converted)[0] == 0
+    status, out, _ = run(capsys, "eval", converted, "--data", held_out, "--json")
+    record = json.loads(out)
+    assert status == 0 and record["engine"].startswith("onnx") and record["num_samples"] == 30
+    masked = json.loads(run(capsys, "eval", base, *gates, "--data", held_out, "--json")[1])
+    assert masked["scores"] == record["scores"]
+    assert f"{record['scores']['accuracy']['value']:.4f}" == rows["recovered"][1]
+    status, out, _ = run(capsys, "eval", converted, "--data", held_out, "--engine", "torch")
+    assert status == 0 and "accuracy" in out and "30 samples" in out
+
+
+def test_eval_refuses_what_cannot_be_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = write_model(tmp_path / "bert"), write_examples(tmp_path / "eval.jsonl", 4)
+    status, _, err = run(capsys, "eval", model, "--data", data)
+    assert status == 2 and "is a BertModel, without a head to score; give a causal LM" in err
+    (tmp_path / "gates").mkdir()
+    causal = write_model(tmp_path / "llama", "llama")
+    status, _, err = run(capsys, "eval", causal, "--data", data, "--engine", "tpu")
+    assert status == 2 and "tpu" in err
+
+
+def test_eval_measures_the_perplexity_of_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "llama", "llama")
+    data = write_examples(tmp_path / "eval.jsonl", 60)
+    words = ("eval", model, "--data", data, "--seq-len", "16", "--json")
+    records = [json.loads(run(capsys, *words, "--engine", e)[1]) for e in ("torch", "onnx")]
+    values = [record["scores"]["perplexity"]["value"] for record in records]
+    assert values[0] == pytest.approx(values[1], rel=1e-4) and 200 < values[0] < 800

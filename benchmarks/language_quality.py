@@ -1,0 +1,133 @@
+"""What removal costs a causal LM that was trained from scratch on the standard library's sources.
+
+`python -m benchmarks.language_quality --dir DIR --json FILE` trains a Llama of about five million
+parameters, then finds masks by every method, recovers for at most a tenth of its training tokens,
+and measures the perplexity of held-out files. Resumable and limited like benchmarks.quality.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.command import command_line, run_script
+from benchmarks.quality_cells import Cell, Table, TableOptions, summary
+from sgate_serve.bench.workload import Workload
+from sgate_serve.demo.corpus import (
+    END_TOKEN,
+    EVAL_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    TRAIN_FILE,
+    write_corpus,
+)
+from sgate_serve.demo.options import DemoSizes
+from sgate_serve.environment import hardware, library_versions
+from sgate_serve.folder import new_folder
+from sgate_serve.options import option
+from sgate_serve.tensor_files import SINGLE_FILE
+from sgate_serve.training import TrainOptions
+from sgate_serve.training.documents import read_documents
+
+HIDDEN, LAYERS, HEADS, KV_HEADS, MLP_UNITS = 256, 6, 4, 2, 704
+VOCAB_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class LanguageOptions(TableOptions):
+    """How long the dense model and each cell train."""
+
+    dir: str = option("language", "working folder; a started one is continued")
+    start_steps: int = option(2500, "steps of the dense model")
+    steps: int = option(250, "steps of each cell: a tenth of the dense model's tokens")
+    batch_size: int = option(8, "blocks per step")
+    seq_len: int = option(128, "tokens per block")
+
+
+def cells() -> Iterator[Cell]:
+    """Yield the table in the order of importance; without recovery to see what a mask costs."""
+    yield Cell("dense", {"method": "dense"})
+    for target in (0.3, 0.4, 0.2):
+        for method in ("gates", "fisher", "magnitude", "random"):
+            yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
+    yield Cell("gates, distilled 30%", {"distill": 0.5}, seeds=(0,))
+    yield Cell("row-col 30%", {"gates": "row-col"}, seeds=(0,))
+
+
+class LanguageTable(Table):
+    """All seeds start from one dense model."""
+
+    score = "perplexity"
+
+    def __init__(self, options: LanguageOptions) -> None:
+        super().__init__(Path(options.dir) / "cells", list(cells()), options)
+        self.own = options
+
+    @property
+    def data(self) -> Path:
+        return Path(self.own.dir) / "corpus"
+
+    @property
+    def workload(self) -> Workload:
+        return Workload(rounds=self.own.rounds, context_tokens=64, prefill_tokens=128)
+
+    def prepare(self) -> None:
+        if not self.data.exists():
+            with new_folder(self.data) as writer:
+                write_corpus(writer, DemoSizes(vocab_size=VOCAB_SIZE))
+
+    def start(self, seed: int) -> Path:
+        from sgate_serve.training.pretrain import LlamaSizes, PretrainOptions, pretrain
+
+        out = Path(self.own.dir) / "dense"
+        if not (out / SINGLE_FILE).exists():
+            pretrain(
+                PretrainOptions(
+                    out=out,
+                    documents=read_documents(self.data / TRAIN_FILE),
+                    tokenizer_files=[self.data / TOKENIZER_FILE, self.data / TOKENIZER_CONFIG_FILE],
+                    end_token=END_TOKEN,
+                    sizes=LlamaSizes(HIDDEN, LAYERS, HEADS, KV_HEADS, MLP_UNITS),
+                    steps=self.own.start_steps,
+                    batch_size=self.own.batch_size,
+                    seq_len=self.own.seq_len,
+                    learning_rate=2e-3,
+                )
+            )
+        return out
+
+    def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
+        return TrainOptions(
+            base=str(base),
+            data=self.data / TRAIN_FILE,
+            eval_data=self.data / EVAL_FILE,
+            out=out,
+            steps=self.own.steps,
+            batch_size=self.own.batch_size,
+            seq_len=self.own.seq_len,
+            seed=seed,
+            save_steps=1000,
+            **flags,
+        )
+
+
+def run(options: LanguageOptions) -> dict[str, Any]:
+    table = LanguageTable(options)
+    records = table.run()
+    shown = replace(options, dir="")
+    return {
+        "command": command_line("language_quality", shown),
+        "options": asdict(shown),
+        "summary": summary(records, table.score),
+        "cells": records,
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
+
+
+def main() -> None:
+    run_script("language_quality", __doc__, LanguageOptions, run)
+
+
+if __name__ == "__main__":
+    main()

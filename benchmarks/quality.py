@@ -1,0 +1,132 @@
+"""What removal costs on real weights and real text: methods at equal steps, from one dense start.
+
+`python -m benchmarks.quality --base MINILM --dir DIR --json FILE` fine-tunes a classifier with LoRA
+once per seed, then finds masks by every method, recovers, and scores held-out files. The estimate
+comes first; a cell that is done is not done again, so a run may be stopped and continued; with
+`--minutes` it stops by itself. Every method gets the same number of optimiser steps behind the
+dense start: trained gates spend half of them on the gates.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.command import command_line, run_script
+from benchmarks.quality_cells import METRICS_FILE, Cell, Table, TableOptions, summary
+from benchmarks.stdlib_tasks import TaskOptions, write_tasks
+from sgate_serve.bench.workload import EncoderWorkload
+from sgate_serve.demo.corpus import EVAL_FILE, TRAIN_FILE
+from sgate_serve.environment import hardware, library_versions, num_cpus
+from sgate_serve.options import option
+from sgate_serve.training import TrainOptions
+
+DENSE_START = "dense start"
+
+
+@dataclass(frozen=True)
+class QualityOptions(TableOptions):
+    """The model, the task and how long each cell trains."""
+
+    base: str = option("", "folder of the encoder")
+    task: str = option("packages", "packages or docstrings")
+    dir: str = option("quality", "working folder; a started one is continued")
+    start_steps: int = option(300, "steps of dense LoRA that every cell starts from")
+    batch_size: int = option(32, "examples per step")
+    seq_len: int = option(64, "tokens of an example at most")
+
+
+SINGLE: Mapping[str, Mapping[str, Any]] = {
+    "magnitude": {"method": "magnitude"},
+    "gates, distilled": {"distill": 0.5},
+    "fisher, distilled": {"method": "fisher", "distill": 0.5},
+    "hard-concrete gates": {"relaxation": "hard-concrete"},
+    "gates beside LoRA": {"gates_with": "lora"},
+    "row-col beside LoRA": {"gates": "row-col", "gates_with": "lora"},
+    "row-col, kurtosis": {"gates": "row-col", "kurtosis": True},
+    "fisher, biases": {"method": "fisher", "recovery": "bias"},
+    "fisher, all weights": {"method": "fisher", "recovery": "full"},
+    "fisher, head only": {"method": "fisher", "recovery": "head"},
+}
+
+
+def cells() -> Iterator[Cell]:
+    """Yield the table in the order of importance: what a stopped run lacks is at the end."""
+    yield Cell("dense", {"method": "dense"})
+    for target in (0.3, 0.4, 0.2):
+        for method in ("gates", "fisher", "wanda"):
+            yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
+    yield Cell("random 30%", {"method": "random"})
+    yield Cell("row-col 30%", {"gates": "row-col"})
+    for name, flags in SINGLE.items():
+        yield Cell(f"{name} 30%", flags, seeds=(0,))
+
+
+class ClassifierTable(Table):
+    """Every seed has a dense LoRA start of its own."""
+
+    score = "accuracy"
+
+    def __init__(self, options: QualityOptions) -> None:
+        super().__init__(Path(options.dir) / options.task, list(cells()), options)
+        self.own = options
+
+    @property
+    def data(self) -> Path:
+        return Path(self.own.dir) / "tasks" / self.own.task
+
+    @property
+    def workload(self) -> EncoderWorkload:
+        return EncoderWorkload(
+            rounds=self.own.rounds, prefill_tokens=self.own.seq_len, threads=num_cpus()
+        )
+
+    def prepare(self) -> None:
+        tasks = Path(self.own.dir) / "tasks"
+        if not tasks.exists():
+            write_tasks(TaskOptions(dir=tasks))
+
+    def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
+        return TrainOptions(
+            base=str(base),
+            data=self.data / TRAIN_FILE,
+            eval_data=self.data / EVAL_FILE,
+            out=out,
+            task="classification",
+            batch_size=self.own.batch_size,
+            seq_len=self.own.seq_len,
+            steps=self.own.steps,
+            seed=seed,
+            save_steps=1000,
+            **flags,
+        )
+
+    def start(self, seed: int) -> Path:
+        """Return the dense model of a seed, trained once."""
+        out = self.root / str(seed) / DENSE_START
+        if not (out / METRICS_FILE).exists():
+            flags = {"method": "dense", "recovery": "none", "dense_steps": self.own.start_steps}
+            self.train(self.train_options(self.own.base, out, seed, **flags))
+        return out / "base"
+
+
+def run(options: QualityOptions) -> dict[str, Any]:
+    table = ClassifierTable(options)
+    records = table.run()
+    shown = replace(options, base=Path(options.base).name, dir="")
+    return {
+        "command": command_line("quality", shown),
+        "options": asdict(shown),
+        "summary": summary(records, table.score),
+        "cells": records,
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
+
+
+def main() -> None:
+    run_script("quality", __doc__, QualityOptions, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""Tables of training runs: cells that are trained, converted, scored and measured once each."""
+
+import json
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from converters.convert import ConvertOptions, convert
+from sgate_serve.bench.compare import compare
+from sgate_serve.bench.workload import AnyWorkload
+from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.evaluation import EvalOptions, evaluate
+from sgate_serve.options import option
+from sgate_serve.training import TrainOptions, train
+from sgate_serve.training.work_dir import work_dir_of
+
+METRICS_FILE = "metrics.json"
+ENGINES = ("torch", "onnx")
+# What a record keeps of metrics.json.
+KEPT = ("scores", "phases", "parameters", "seconds", "removed", "removed_overall")
+FIGURES = ("removed_naive", "removed_compiled", "removed_index_free", "removed_executed")
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What every table asks."""
+
+    start_steps: int = option(300, "steps of the dense model that every cell starts from")
+    steps: int = option(200, "steps of each cell")
+    seeds: str = option("0,1,2", "seeds to run, separated by commas")
+    minutes: float = option(240.0, "start no cell behind so many minutes")
+    rounds: int = option(9, "interleaved rounds of a speed comparison")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table: what is trained, and with which seeds."""
+
+    name: str
+    flags: Mapping[str, Any]
+    seeds: Sequence[int] = (0, 1, 2)
+
+
+class Table(ABC):
+    """A folder of cells; those that are done are not done again.
+
+    `score` is what the summary is about; `data` holds train.jsonl and eval.jsonl.
+    """
+
+    score: str
+    data: Path
+    workload: AnyWorkload
+
+    def __init__(self, root: Path, cells: Sequence[Cell], options: TableOptions) -> None:
+        self.root, self.cells, self.options = root, cells, options
+        self.deadline = time.monotonic() + 60 * options.minutes
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Write the data where it is missing."""
+
+    @abstractmethod
+    def start(self, seed: int) -> Path:
+        """Return the dense model that the cells of a seed start from."""
+
+    @abstractmethod
+    def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
+        """Return the options of one training run."""
+
+    def run(self) -> list[dict[str, Any]]:
+        """Train what is missing while time is left; return the records of all cells."""
+        wanted = [int(seed) for seed in self.options.seeds.split(",")]
+        planned = [(cell, seed) for cell in self.cells for seed in cell.seeds if seed in wanted]
+        steps = len(wanted) * self.options.start_steps + len(planned) * self.options.steps
+        print(f"{len(planned)} cells, {len(wanted)} dense starts: {steps:,} steps", flush=True)
+        self.prepare()
+        for cell, seed in planned:
+            if time.monotonic() < self.deadline:
+                self._run_cell(cell, seed)
+        files = sorted(self.root.glob("*/*.json"))
+        return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+    def train(self, options: TrainOptions) -> Mapping[str, Any]:
+        """Train, or continue what was interrupted; return the metrics."""
+        return train(replace(options, resume=work_dir_of(options.out).exists())).metrics
+
+    def _run_cell(self, cell: Cell, seed: int) -> None:
+        folder = self.root / str(seed)
+        file, out = folder / f"{cell.name}.json", folder / cell.name
+        if file.exists():
+            return
+        base = self.start(seed)
+        if not (out / METRICS_FILE).exists():
+            self.train(self.train_options(base, out, seed, **cell.flags))
+        metrics = json.loads((out / METRICS_FILE).read_text(encoding="utf-8"))
+        record = {"cell": cell.name, "seed": seed, "flags": dict(cell.flags)}
+        record |= {name: metrics[name] for name in (*KEPT, *FIGURES)}
+        if seed == cell.seeds[0] and metrics["removed"]:
+            record |= self._converted(base, out)
+        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"{cell.name}, seed {seed}: {record['scores']['recovered']}", flush=True)
+
+    def _converted(self, base: Path, out: Path) -> dict[str, Any]:
+        """Score the model masked and converted, on every engine; measure its speed."""
+        data, pruned = self.data / "eval.jsonl", out.with_name(f"{out.name} pruned")
+        if not pruned.exists():
+            convert(ConvertOptions(str(base), pruned, out, to=("hf", "onnx")))
+        seq_len = self.train_options(base, out, 0).seq_len
+        options = {"masked": EvalOptions(str(base), data, out, seq_len=seq_len)}
+        options |= {
+            engine: EvalOptions(str(pruned), data, engine=engine, seq_len=seq_len)
+            for engine in ENGINES
+        }
+        scores = {name: evaluate(of).scores for name, of in options.items()}
+        speed = compare(Checkpoint.open(base), Checkpoint.open(pruned), "onnx", self.workload)
+        return {
+            "converted": {
+                name: {score: value.value for score, value in values.items()}
+                for name, values in scores.items()
+            },
+            "speed": speed.to_json(),
+        }
+
+
+def summary(records: Sequence[Mapping[str, Any]], score: str) -> dict[str, Any]:
+    """Return cell → mean score over seeds, its standard error, and the change against dense.
+
+    The standard error of a mean over seeds is that of the seeds' spread, of one seed the samples'.
+    The change against dense is taken seed by seed, from the same start.
+    """
+    by_cell: dict[str, dict[int, Mapping[str, float]]] = defaultdict(dict)
+    for record in records:
+        by_cell[record["cell"]][record["seed"]] = record["scores"]["recovered"][score]
+    dense = by_cell.get("dense", {})
+    table = {}
+    for name, scores in by_cell.items():
+        values = [score["value"] for score in scores.values()]
+        own = [score["standard_error"] for score in scores.values()]
+        paired = [scores[seed]["value"] - dense[seed]["value"] for seed in scores if seed in dense]
+        table[name] = {
+            score: mean(values),
+            "standard_error": _standard_error(values, own),
+            "against_dense": mean(paired) if paired else None,
+            "seeds": sorted(scores),
+        }
+    return table
+
+
+def _standard_error(values: Sequence[float], own: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else own[0]

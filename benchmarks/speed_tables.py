@@ -1,0 +1,140 @@
+"""The tables of docs/speed.md and of the README's engines, from their records."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from sgate_serve.bench.compare import ratios, round_sums
+
+PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "batch 8", "prefill": "prefill"}
+# Our precision → the contenders whose weights are as wide, or nearest to it.
+RIVALS = {
+    "int4": ("llama.cpp Q4_0", "onnxruntime-genai int4"),
+    "int8": ("llama.cpp Q8_0",),
+    "fp32": ("vLLM bf16",),
+}
+GROUPS = {"int4": "int4", "int8": "int8", "fp32": "float"}
+PRUNED = {"p20": "20%", "p30": "30%", "p40": "40%"}
+ENCODERS = {
+    "p20": "20% of the heads and MLP units closed",
+    "p30": "30%",
+    "p40": "40%",
+    "torch_export": "dense, as `torch.onnx.export` writes it",
+    "torch_eager": "dense, in torch itself",
+}
+
+
+def engine_summary_rows(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the README's table: our dense model, and with 30% removed, over each contender."""
+    yield f"| ours over | {' | '.join(_shape_phases(records))} |"
+    yield "|---" * (len(_shape_phases(records)) + 1) + "|"
+    for precision, rivals in RIVALS.items():
+        for rival in rivals:
+            cells = []
+            for record in records:
+                group = record["results"].get(GROUPS[precision])
+                cells += [
+                    "" if group is None else _over(group[phase], precision, rival)
+                    for phase in PHASES
+                ]
+            width = "" if rival.endswith(precision) else f" ({precision} here)"
+            yield f"| {rival}{width} | {' | '.join(cells)} |"
+
+
+def _shape_phases(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{record['options']['hidden']} × {record['options']['layers']}: {phase}"
+        for record in records
+        for phase in PHASES.values()
+    ]
+
+
+def _over(phase: Mapping[str, Any], precision: str, rival: str) -> str:
+    dense, pruned = (
+        speed_over(phase, f"ours {precision} {model}", rival) for model in ("dense", "p30")
+    )
+    return f"{dense:.2f}× → {pruned:.2f}×"
+
+
+def speed_over(phase: Mapping[str, Any], name: str, other: str) -> float:
+    """Return the median over rounds of how much faster `name` is than `other`."""
+    sums = [round_sums(phase[model]["seconds"]) for model in (other, name)]
+    return median(ratios(*sums))
+
+
+def engine_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one shape's table: tokens per second, and speed over our dense model as wide."""
+    options = record["options"]
+    shape = f"hidden {options['hidden']} × {options['layers']} layers"
+    yield f"| {shape}, tokens/s | {' | '.join(PHASES.values())} |"
+    yield "|---" * (len(PHASES) + 1) + "|"
+    for precision, rivals in RIVALS.items():
+        group = record["results"].get(GROUPS[precision])
+        if group is None:
+            continue
+        own = f"ours {precision} dense"
+        names = {name: name for name in rivals} | {own: own}
+        names |= {f"ours {precision} {key}": f"{share} removed" for key, share in PRUNED.items()}
+        for name, shown in names.items():
+            cells = [
+                f"{group[phase][name]['tokens_per_second']:.0f} "
+                f"({speed_over(group[phase], name, own):.2f}×)"
+                for phase in PHASES
+            ]
+            yield f"| {shown} | {' | '.join(cells)} |"
+
+
+def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the Markdown table of encoders: speed over our dense model, efficiency behind it."""
+    phases = list(record["floor"])
+    texts = [f"{phase.rpartition('_')[2]} at once" for phase in phases]
+    yield f"| measured on ONNX Runtime, CPU, fp32 | removed | {' | '.join(texts)} | ideal |"
+    yield "|---" * (len(phases) + 3) + "|"
+    for key, name in ENCODERS.items():
+        figures, own = record["figures"].get(key), record["speedups"][key]
+        removed = "none" if figures is None else f"{figures['removed']:.1%}"
+        cells = [speedup_cell(own[phase], record["floor"][phase]["median"]) for phase in phases]
+        ideal = own[phases[0]]["ideal"]
+        yield f"| {name} | {removed} | {' | '.join(cells)} | {ideal:.2f}× |"
+    floors = " | ".join(f"{record['floor'][phase]['median']:.2f}×" for phase in phases)
+    yield f"| dense / dense | none | {floors} | 1.00× |"
+
+
+def speedup_cell(speedup: Mapping[str, float], floor: float) -> str:
+    """Show a speedup over the mean of both dense models, whose times differ by `floor`."""
+    share = (1 + 1 / floor) / 2
+    return f"{speedup['ratio'] * share:.2f}× ({speedup['efficiency'] * share:.2f})"
+
+
+def precision_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield perplexity and speed of each precision; speeds are over fp32 at hidden 896 × 24."""
+    speedups = record["speed"]["speedups"]
+    yield f"| precision | perplexity | {' | '.join(PHASES.values())} |"
+    yield "|---" * (len(PHASES) + 2) + "|"
+    for name, perplexity in record["perplexity"]["graphs"].items():
+        own = speedups.get(name)
+        cells = ["" if own is None else f"{own[phase]['ratio']:.2f}×" for phase in PHASES]
+        yield f"| {name} | {perplexity:.2f} | {' | '.join(cells)} |"
+
+
+def quantiser_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the perplexity of weights that other 4-bit quantisers rounded, by block."""
+    alone = record["perplexity"]["weights_alone"]
+    sizes = list(next(iter(alone.values())))
+    yield f"| 4-bit weights, block of | {' | '.join(sizes)} |"
+    yield "|---" * (len(sizes) + 1) + "|"
+    for name, by_block in alone.items():
+        yield f"| {name} | {' | '.join(f'{by_block[size]:.2f}' for size in sizes)} |"
+
+
+def overhead_sentence(record: Mapping[str, Any]) -> str:
+    """Say what a server's step costs over the engine's."""
+    found, options = record["results"], record["options"]
+    share = found["overhead"]
+    return (
+        f"At batch 8 a step of the server (hidden {options['hidden']} × {options['layers']} "
+        f"layers, {options['precision']}, sampling, eight streaming clients on the same CPUs) "
+        f"takes {1000 * found['server_step_seconds']:.1f} ms, one of the bare engine "
+        f"{1000 * found['engine_step_seconds']:.1f} ms: {share['median']:+.1%} "
+        f"({share['low']:+.1%} to {share['high']:+.1%})."
+    )
