@@ -6,27 +6,25 @@ and measures the perplexity of held-out files. Resumable and limited like benchm
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import command_line, run_script
-from benchmarks.quality_cells import Cell, Table, TableOptions, summary
+from benchmarks.command import run_script
+from benchmarks.quality_cells import Cell, Table, TableOptions, record_of
 from sgate_serve.bench.workload import Workload
 from sgate_serve.demo.corpus import (
     END_TOKEN,
-    EVAL_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     TRAIN_FILE,
     write_corpus,
 )
 from sgate_serve.demo.options import DemoSizes
-from sgate_serve.environment import hardware, library_versions
+from sgate_serve.family import CAUSAL_LM
 from sgate_serve.folder import new_folder
 from sgate_serve.options import option
 from sgate_serve.tensor_files import SINGLE_FILE
-from sgate_serve.training import TrainOptions
 from sgate_serve.training.documents import read_documents
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, MLP_UNITS = 256, 6, 4, 2, 704
@@ -57,7 +55,7 @@ def cells() -> Iterator[Cell]:
 class LanguageTable(Table):
     """All seeds start from one dense model."""
 
-    score = "perplexity"
+    task, score = CAUSAL_LM, "perplexity"
 
     def __init__(self, options: LanguageOptions) -> None:
         super().__init__(Path(options.dir) / "cells", list(cells()), options)
@@ -96,33 +94,9 @@ class LanguageTable(Table):
             )
         return out
 
-    def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
-        return TrainOptions(
-            base=str(base),
-            data=self.data / TRAIN_FILE,
-            eval_data=self.data / EVAL_FILE,
-            out=out,
-            steps=self.own.steps,
-            batch_size=self.own.batch_size,
-            seq_len=self.own.seq_len,
-            seed=seed,
-            save_steps=1000,
-            **flags,
-        )
-
 
 def run(options: LanguageOptions) -> dict[str, Any]:
-    table = LanguageTable(options)
-    records = table.run()
-    shown = replace(options, dir="")
-    return {
-        "command": command_line("language_quality", shown),
-        "options": asdict(shown),
-        "summary": summary(records, table.score),
-        "cells": records,
-        "hardware": hardware(),
-        "versions": library_versions(),
-    }
+    return record_of(LanguageTable(options), "language_quality", replace(options, dir=""))
 
 
 def main() -> None:

@@ -8,18 +8,17 @@ dense start: trained gates spend half of them on the gates.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import command_line, run_script
-from benchmarks.quality_cells import METRICS_FILE, Cell, Table, TableOptions, summary
+from benchmarks.command import run_script
+from benchmarks.quality_cells import METRICS_FILE, Cell, Table, TableOptions, record_of
 from benchmarks.stdlib_tasks import TaskOptions, write_tasks
 from sgate_serve.bench.workload import EncoderWorkload
-from sgate_serve.demo.corpus import EVAL_FILE, TRAIN_FILE
-from sgate_serve.environment import hardware, library_versions, num_cpus
+from sgate_serve.environment import num_cpus
+from sgate_serve.family import CLASSIFICATION
 from sgate_serve.options import option
-from sgate_serve.training import TrainOptions
 
 DENSE_START = "dense start"
 
@@ -32,8 +31,6 @@ class QualityOptions(TableOptions):
     task: str = option("packages", "packages or docstrings")
     dir: str = option("quality", "working folder; a started one is continued")
     start_steps: int = option(300, "steps of dense LoRA that every cell starts from")
-    batch_size: int = option(32, "examples per step")
-    seq_len: int = option(64, "tokens of an example at most")
 
 
 SINGLE: Mapping[str, Mapping[str, Any]] = {
@@ -65,7 +62,7 @@ def cells() -> Iterator[Cell]:
 class ClassifierTable(Table):
     """Every seed has a dense LoRA start of its own."""
 
-    score = "accuracy"
+    task, score = CLASSIFICATION, "accuracy"
 
     def __init__(self, options: QualityOptions) -> None:
         super().__init__(Path(options.dir) / options.task, list(cells()), options)
@@ -86,21 +83,6 @@ class ClassifierTable(Table):
         if not tasks.exists():
             write_tasks(TaskOptions(dir=tasks))
 
-    def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
-        return TrainOptions(
-            base=str(base),
-            data=self.data / TRAIN_FILE,
-            eval_data=self.data / EVAL_FILE,
-            out=out,
-            task="classification",
-            batch_size=self.own.batch_size,
-            seq_len=self.own.seq_len,
-            steps=self.own.steps,
-            seed=seed,
-            save_steps=1000,
-            **flags,
-        )
-
     def start(self, seed: int) -> Path:
         """Return the dense model of a seed, trained once."""
         out = self.root / str(seed) / DENSE_START
@@ -111,17 +93,8 @@ class ClassifierTable(Table):
 
 
 def run(options: QualityOptions) -> dict[str, Any]:
-    table = ClassifierTable(options)
-    records = table.run()
     shown = replace(options, base=Path(options.base).name, dir="")
-    return {
-        "command": command_line("quality", shown),
-        "options": asdict(shown),
-        "summary": summary(records, table.score),
-        "cells": records,
-        "hardware": hardware(),
-        "versions": library_versions(),
-    }
+    return record_of(ClassifierTable(options), "quality", shown)
 
 
 def main() -> None:

@@ -6,15 +6,18 @@ import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.command import command_line
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import AnyWorkload
 from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.demo.corpus import EVAL_FILE, TRAIN_FILE
+from sgate_serve.environment import hardware, library_versions
 from sgate_serve.evaluation import EvalOptions, evaluate
 from sgate_serve.options import option
 from sgate_serve.training import TrainOptions, train
@@ -33,6 +36,8 @@ class TableOptions:
 
     start_steps: int = option(300, "steps of the dense model that every cell starts from")
     steps: int = option(200, "steps of each cell")
+    batch_size: int = option(32, "examples or blocks per step")
+    seq_len: int = option(64, "tokens of an example at most, or of a block")
     seeds: str = option("0,1,2", "seeds to run, separated by commas")
     minutes: float = option(240.0, "start no cell behind so many minutes")
     rounds: int = option(9, "interleaved rounds of a speed comparison")
@@ -53,6 +58,7 @@ class Table(ABC):
     `score` is what the summary is about; `data` holds train.jsonl and eval.jsonl.
     """
 
+    task: str
     score: str
     data: Path
     workload: AnyWorkload
@@ -69,9 +75,21 @@ class Table(ABC):
     def start(self, seed: int) -> Path:
         """Return the dense model that the cells of a seed start from."""
 
-    @abstractmethod
     def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
         """Return the options of one training run."""
+        return TrainOptions(
+            base=str(base),
+            data=self.data / TRAIN_FILE,
+            eval_data=self.data / EVAL_FILE,
+            out=out,
+            task=self.task,
+            batch_size=self.options.batch_size,
+            seq_len=self.options.seq_len,
+            steps=self.options.steps,
+            seed=seed,
+            save_steps=1000,
+            **flags,
+        )
 
     def run(self) -> list[dict[str, Any]]:
         """Train what is missing while time is left; return the records of all cells."""
@@ -108,10 +126,10 @@ class Table(ABC):
 
     def _converted(self, base: Path, out: Path) -> dict[str, Any]:
         """Score the model masked and converted, on every engine; measure its speed."""
-        data, pruned = self.data / "eval.jsonl", out.with_name(f"{out.name} pruned")
+        data, pruned = self.data / EVAL_FILE, out.with_name(f"{out.name} pruned")
         if not pruned.exists():
             convert(ConvertOptions(str(base), pruned, out, to=("hf", "onnx")))
-        seq_len = self.train_options(base, out, 0).seq_len
+        seq_len = self.options.seq_len
         options = {"masked": EvalOptions(str(base), data, out, seq_len=seq_len)}
         options |= {
             engine: EvalOptions(str(pruned), data, engine=engine, seq_len=seq_len)
@@ -126,6 +144,19 @@ class Table(ABC):
             },
             "speed": speed.to_json(),
         }
+
+
+def record_of(table: Table, script: str, shown: TableOptions) -> dict[str, Any]:
+    """Run a table; return its record, with the options as they may be shown."""
+    records = table.run()
+    return {
+        "command": command_line(script, shown),
+        "options": asdict(shown),
+        "summary": summary(records, table.score),
+        "cells": records,
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
 
 
 def summary(records: Sequence[Mapping[str, Any]], score: str) -> dict[str, Any]:

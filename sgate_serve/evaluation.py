@@ -17,6 +17,7 @@ from converters.convert import open_masked
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import EngineError
 from sgate_serve.family import BASE, CAUSAL_LM
+from sgate_serve.hub_data import HELD_OUT
 from sgate_serve.labels import ExampleEncoder, Labels
 from sgate_serve.options import option
 from sgate_serve.records import read_examples
@@ -113,7 +114,7 @@ def _language_scores(
     engine: VerifiedEngine, model: Checkpoint, options: EvalOptions
 ) -> tuple[int, Scores]:
     tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
-    documents = read_documents(options.data)
+    documents = read_documents(options.data, HELD_OUT)
     blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)
     blocks = blocks[:: max(1, len(blocks) // options.eval_blocks)][: options.eval_blocks]
     nats = [nats_of(engine.logits(block), block) for block in _progress(blocks)]
@@ -124,7 +125,7 @@ def _labelled_scores(
     engine: VerifiedEngine, model: Checkpoint, options: EvalOptions
 ) -> tuple[int, Scores]:
     labels, encoder = Labels.of_model(model), ExampleEncoder(model, options.seq_len)
-    examples = read_examples(options.data)
+    examples = read_examples(options.data, HELD_OUT)
     truth = np.array([labels.number(example) for example in examples])
     rows = [_outputs(engine, encoder, model.spec, example) for example in _progress(examples)]
     outputs = np.stack(rows).astype(np.float64)

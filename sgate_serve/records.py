@@ -1,4 +1,4 @@
-"""Text data of users: the records of `.jsonl` and `.csv` files, and the labels that they carry."""
+"""Text data of users: the records of files and of named datasets, and the labels they carry."""
 
 import csv
 import json
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgate_serve.errors import TrainingError
+from sgate_serve.hub_data import TRAIN, dataset_records, is_dataset_name
 
 Label = str | int | float
 
@@ -45,8 +46,14 @@ def read_text(path: Path) -> str:
         raise TrainingError(f"{path} cannot be read as UTF-8 text: {error}") from error
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """Yield the records of a `.jsonl` or `.csv` file; raise TrainingError for one that is none."""
+def read_records(path: Path, splits: tuple[str, ...] = TRAIN) -> Iterator[Record]:
+    """Yield the records of a `.jsonl` or `.csv` file, or of a dataset's first split there is.
+
+    Raises TrainingError for a file or a name that is none.
+    """
+    if is_dataset_name(path):
+        yield from (Record(*record) for record in dataset_records(path, splits))
+        return
     text = read_text(path)
     if path.suffix == ".csv":
         for number, values in enumerate(csv.DictReader(text.splitlines(keepends=True)), 1):
@@ -65,15 +72,15 @@ def _jsonl_record(line: str, where: str) -> Record:
     return Record(where, values if isinstance(values, dict) else {})
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path, splits: tuple[str, ...] = TRAIN) -> list[Example]:
     """Return the labelled examples of a file: labels all strings, all whole numbers or all floats.
 
     A whole number among floats is one of them. Raises TrainingError for an empty file, another
     suffix, a record without text or label, or labels of several kinds.
     """
-    if path.suffix not in (".jsonl", ".csv"):
-        raise TrainingError(f"{path}: labelled data must be .jsonl or .csv")
-    records = list(read_records(path))
+    if path.suffix not in (".jsonl", ".csv") and not is_dataset_name(path):
+        raise TrainingError(f"{path}: labelled data must be .jsonl or .csv, or a dataset's name")
+    records = list(read_records(path, splits))
     if not records:
         raise TrainingError(f"{path} holds no records; give a file with at least one example")
     labels = [_label(record) for record in records]

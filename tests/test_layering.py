@@ -70,7 +70,7 @@ ALLOWED = {
     | below("tokenization", "fields", "__version__", "options"),
     "sgate_serve/training": CORE
     | {"sgate_serve.gates", "sgate_serve.options", "converters.rules", "sgate_serve.models"}
-    | below("companions", "environment", "labels", "records", "scores", "tokenization"),
+    | below("companions", "environment", "hub_data", "labels", "records", "scores", "tokenization"),
 }
 
 

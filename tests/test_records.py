@@ -63,7 +63,9 @@ def test_a_label_without_a_place_is_refused(
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"data\.txt: labelled data must be \.jsonl or \.csv"):
+    with pytest.raises(
+        TrainingError, match=r"data\.txt: labelled data must be \.jsonl or \.csv, or"
+    ):
         read_examples(tmp_path / "data.txt")
     with pytest.raises(TrainingError, match=r"data\.csv cannot be read as UTF-8 text"):
         read_examples(tmp_path / "data.csv")

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.family import CLASSIFICATION
+from sgate_serve.hub_data import HELD_OUT
 from sgate_serve.labels import ExampleEncoder, Labels
 from sgate_serve.records import Example, read_examples
 from sgate_serve.scores import Scores
@@ -82,13 +83,13 @@ class ClassificationTask:
 
 
 def read_split(options: TrainOptions) -> tuple[list[Example], list[Example]]:
-    """Return (training, held-out) examples: a seeded tenth is held out unless --eval-data is given.
+    """Return (training, held-out) examples: a seeded tenth is held out without other data.
 
     Raises TrainingError for data that cannot be read, or a single example.
     """
     examples = read_examples(options.data)
-    if options.eval_data is not None:
-        return examples, read_examples(options.eval_data)
+    if options.held_out_source is not None:
+        return examples, read_examples(options.held_out_source, HELD_OUT)
     if len(examples) < 2:
         raise TrainingError(f"{options.data} has a single example; give more, or --eval-data")
     random.Random(options.seed).shuffle(examples)

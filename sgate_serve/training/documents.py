@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from sgate_serve.errors import TrainingError
+from sgate_serve.hub_data import FILE_SUFFIXES, TRAIN, is_dataset_name
 from sgate_serve.records import read_records, read_text
 
 Blocks = NDArray[np.int64]
 
 HELD_OUT_SHARE = 0.1
 DOCUMENT_CHARACTERS = 4000
-SUFFIXES = (".txt", ".jsonl", ".csv")
 
 
-def read_documents(path: Path) -> list[str]:
-    """Return the documents of a file, blank ones left out.
+def read_documents(path: Path, splits: tuple[str, ...] = TRAIN) -> list[str]:
+    """Return the documents of a file, or of a dataset's first split there is, blank ones left out.
 
     Raises TrainingError for a missing or empty file, another suffix, or a record without text.
     """
-    if path.suffix not in SUFFIXES:
-        raise TrainingError(f"{path}: data must be one of {', '.join(SUFFIXES)}")
+    if path.suffix not in FILE_SUFFIXES and not is_dataset_name(path):
+        raise TrainingError(f"{path}: data must be one of {', '.join(FILE_SUFFIXES)}")
     if path.suffix == ".txt":
         documents = list(_split_text(read_text(path)))
     else:
-        documents = [record.text() for record in read_records(path)]
+        documents = [record.text() for record in read_records(path, splits)]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise TrainingError(f"{path} holds no text; give a file with at least one document")

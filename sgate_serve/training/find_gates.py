@@ -22,8 +22,6 @@ from sgate_serve.training.samples import Data
 from sgate_serve.training.snap import Choice
 from sgate_serve.training.trained_gates import TrainedGates
 
-PHASE = "gates"
-
 
 def find_gates(
     model: nn.Module, base: Checkpoint, data: Data, options: TrainOptions, phase: Phase

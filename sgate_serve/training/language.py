@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.family import CAUSAL_LM
+from sgate_serve.hub_data import HELD_OUT
 from sgate_serve.scores import Scores
 from sgate_serve.training.documents import (
     end_token,
@@ -48,10 +49,11 @@ def read_data(base: Checkpoint, options: TrainOptions) -> Data:
     """Read, split and pack the text; raise TrainingError if there is too little of it."""
     tokenizer = read_tokenizer(base.folder / "tokenizer.json", base.spec.vocab_size)
     documents = read_documents(options.data)
-    if options.eval_data is None:
+    source = options.held_out_source
+    if source is None:
         documents, held_out = split_documents(documents, options.seed)
     else:
-        held_out = read_documents(options.eval_data)
+        held_out = read_documents(source, HELD_OUT)
     end = end_token(base.config)
     blocks, rest = (pack(part, tokenizer, end, options.seq_len) for part in (documents, held_out))
     # Evenly spaced, for the first blocks may all be of one document.

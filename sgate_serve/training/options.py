@@ -7,6 +7,7 @@ from typing import Any
 
 from sgate_serve.errors import TrainingError
 from sgate_serve.family import CAUSAL_LM, CLASSIFICATION
+from sgate_serve.hub_data import is_dataset_name
 from sgate_serve.options import flag_of, option, required
 
 COUPLED, ROW_COL = "coupled", "row-col"
@@ -40,11 +41,14 @@ class TrainOptions:
     base: str = required("dense model folder or hub id")
     data: Path = required(
         "text to train on: .txt, .jsonl or .csv with `text`; for classification .jsonl or .csv "
-        "with `text`, `label` and perhaps `text_pair`"
+        "with `text`, `label` and perhaps `text_pair`; or a name of `datasets`, such as glue/sst2"
     )
     out: Path = required("new folder for the gates, metrics.json and training.png")
     target: float = option(0.3, "fraction of the block weights to remove, above 0 and below 1")
-    eval_data: Path | None = option(None, "held-out data (default: a tenth of the training data)")
+    eval_data: Path | None = option(
+        None,
+        "held-out data (default: a tenth of the training data, or a dataset's validation split)",
+    )
     task: str = option(CAUSAL_LM, "what the model is for: causal-lm or classification")
     method: str = option(
         GATES,
@@ -146,6 +150,13 @@ class TrainOptions:
     def recovery_steps(self) -> int:
         """Steps under the final mask: all of them where no gates are trained."""
         return 0 if self.recovery == NONE else self.steps - self.gate_steps
+
+    @property
+    def held_out_source(self) -> Path | None:
+        """Where held-out data is; None is a part of the training data, so a dataset's never."""
+        return (
+            self.data if self.eval_data is None and is_dataset_name(self.data) else self.eval_data
+        )
 
     def rate_of(self, part: str) -> float:
         """Return the peak learning rate of what `part` trains."""

@@ -87,25 +87,24 @@ def _train(
     task: Task, base: Checkpoint, options: TrainOptions
 ) -> tuple[Gates, dict[str, Array], dict[str, Scores]]:
     """Find the gates and recover; return them, the tensors that changed, and scores of each."""
-    model, work = task.open_model(base.folder), work_dir_of(options.out)
+    model = task.open_model(base.folder)
     scores = {"dense": task.scores(model)}
     distillation = Distillation.of(model, options.distill)
-    phase = Phase.of(
-        options, work / "gates", options.gate_steps, options.rate_of(options.gates_with)
-    )
-    phase = replace(phase, distillation=distillation)
-    gates, changed = find_gates(model, base, task.data, options, phase)
+
+    def phase(name: str, steps: int, part: str) -> Phase:
+        folder, rate = work_dir_of(options.out) / name, options.rate_of(part)
+        return replace(Phase.of(options, folder, steps, rate), distillation=distillation)
+
+    gate_phase = phase("gates", options.gate_steps, options.gates_with)
+    gates, changed = find_gates(model, base, task.data, options, gate_phase)
     masks = gates.masks(base.spec)
     is_dense = options.method == DENSE
     scores["masked"] = scores["dense"] if is_dense else _masked_scores(task, model, masks)
     scores["recovered"] = scores["masked"]
     if options.recovery != NONE:
         part = Part(options.recovery, options.lora_rank, options.seed)
-        phase = Phase.of(
-            options, work / "recovery", options.recovery_steps, options.rate_of(part.kind)
-        )
-        phase = replace(phase, distillation=distillation)
-        changed += recover(model, base.spec, masks, part, task.data, phase)
+        last_phase = phase("recovery", options.recovery_steps, part.kind)
+        changed += recover(model, base.spec, masks, part, task.data, last_phase)
         scores["recovered"] = _masked_scores(task, model, masks)
     return gates, {name: _array(model, name) for name in dict.fromkeys(changed)}, scores
 

@@ -1,0 +1,93 @@
+"""The tables of quality, from the records of benchmarks.quality and benchmarks.language_quality."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+SCALES = {"accuracy": (100.0, "{:.1f} ± {:.1f}%"), "perplexity": (1.0, "{:.2f} ± {:.2f}")}
+CHANGES = {"accuracy": "{:+.1f} points", "perplexity": "{:+.1%}"}
+
+
+def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
+    """Yield a row for each cell: score, change against dense, what is removed, and speed.
+
+    A cell of several seeds shows its mean and the standard error of that; figures are of the first.
+    """
+    cells: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in record["cells"]:
+        cells.setdefault(cell["cell"], []).append(cell)
+    phases = _phases(record["cells"])
+    yield (
+        f"| | seeds | held-out {score} | against dense | removed: naive / compiled / executed "
+        f"| trained parameters | {' | '.join(_title(phase) for phase in phases)} |"
+    )
+    yield "|---" * (len(phases) + 6) + "|"
+    for name in _order(record, cells):
+        first = min(cells[name], key=lambda cell: int(cell["seed"]))
+        summary = record["summary"][name]
+        figures = " / ".join(
+            f"{first[f'removed_{kind}']:.1%}" for kind in ("naive", "compiled", "executed")
+        )
+        trained = max(phase["trained_parameters"] for phase in first["phases"].values())
+        speeds = " | ".join(_speed(first, phase) for phase in phases)
+        yield (
+            f"| {name} | {len(summary['seeds'])} | {_score(summary, score)} "
+            f"| {_change(record, summary, score)} | {figures} | {trained:,} | {speeds} |"
+        )
+
+
+def _phases(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    measured = next((cell["speed"]["speedups"]["onnx"] for cell in cells if "speed" in cell), {})
+    return list(measured)
+
+
+def _title(phase: str) -> str:
+    kind, _, batch = phase.rpartition("_")
+    return f"speed at batch {batch}" if kind.endswith("batch") else f"{phase} speed"
+
+
+def _order(record: Mapping[str, Any], cells: Mapping[str, Any]) -> list[str]:
+    """Return the cells by what they remove, dense first, the best score of each first."""
+
+    def key(name: str) -> tuple[float, float]:
+        removed = round(cells[name][0]["removed"], 2)
+        summary = record["summary"][name]
+        value = summary.get("accuracy", -summary.get("perplexity", 0.0))
+        return removed, -value
+
+    return sorted(cells, key=key)
+
+
+def _score(summary: Mapping[str, Any], score: str) -> str:
+    scale, text = SCALES[score]
+    return text.format(scale * summary[score], scale * summary["standard_error"])
+
+
+def _change(record: Mapping[str, Any], summary: Mapping[str, Any], score: str) -> str:
+    change = summary["against_dense"]
+    if change is None:
+        return ""
+    dense = record["summary"]["dense"][score]
+    return CHANGES[score].format(100 * change if score == "accuracy" else change / dense)
+
+
+def _speed(cell: Mapping[str, Any], phase: str) -> str:
+    if "speed" not in cell:
+        return ""
+    own = cell["speed"]["speedups"]["onnx"][phase]
+    return f"{own['ratio']:.2f}× ({own['efficiency']:.2f})"
+
+
+def equality_sentence(record: Mapping[str, Any]) -> str:
+    """Say how far scores of the masked model and of the converted one on each engine differ."""
+    gaps: list[float] = []
+    engines: set[str] = set()
+    for cell in record["cells"]:
+        found = cell.get("converted", {})
+        for engine, scores in found.items():
+            engines.add(engine)
+            gaps += [abs(scores[name] - found["masked"][name]) for name in scores]
+    names = ", ".join(sorted(engines - {"masked"}))
+    return (
+        f"Masked and converted ({names}), the scores of all models differ by "
+        f"at most {max(gaps):.1g}."
+    )

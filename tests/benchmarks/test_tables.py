@@ -1,0 +1,74 @@
+"""The tables of speed and quality: what they compute from records."""
+
+from typing import Any
+
+import pytest
+
+from benchmarks.quality_cells import summary
+from benchmarks.quality_tables import equality_sentence, quality_rows
+from benchmarks.speed_tables import engine_rows, engine_summary_rows, speed_over
+
+
+def phase(**seconds: list[float]) -> dict[str, Any]:
+    return {
+        name: {"seconds": times, "tokens_per_second": 10 / times[0]}
+        for name, times in seconds.items()
+    }
+
+
+def test_speeds_are_medians_over_rounds() -> None:
+    own = phase(ours=[1.0, 1.0, 2.0, 2.0, 1.0, 1.0], other=[2.0, 2.0, 3.0, 3.0, 4.0, 4.0])
+    assert speed_over(own, "ours", "other") == pytest.approx(2.0)
+
+
+def test_engines_are_compared_at_the_same_width() -> None:
+    names = {"llama.cpp Q8_0": 4.0, "ours int4 dense": 1.0, "ours int8 dense": 2.0}
+    names |= {f"ours int8 {key}": value for key, value in (("p20", 1.6), ("p30", 1.4), ("p40", 1))}
+    one = phase(**{name: [value, value] for name, value in names.items()})
+    record = {
+        "options": {"hidden": 896, "layers": 24},
+        "results": {"int8": dict.fromkeys(("decode_batch_1", "decode_batch_8", "prefill"), one)},
+    }
+    rows = list(engine_rows(record))
+    assert rows[2].startswith("| llama.cpp Q8_0 | 2 (0.50×)")
+    assert rows[3].startswith("| ours int8 dense | 5 (1.00×)")
+    assert rows[-1].startswith("| 40% removed | 10 (2.00×)")
+    (row,) = (row for row in engine_summary_rows([record]) if row.startswith("| llama.cpp Q8_0"))
+    assert "2.00× → 2.86×" in row
+
+
+def cell(name: str, seed: int, value: float, **more: Any) -> dict[str, Any]:
+    figures = {f"removed_{kind}": more.get("removed", 0.0) for kind in FIGURES}
+    scores = {"recovered": {"accuracy": {"value": value, "standard_error": 0.02}}}
+    phases = {"recovery": {"trained_parameters": 1234}}
+    own = {"cell": name, "seed": seed, "scores": scores, "phases": phases, "removed": 0.0}
+    return own | figures | more
+
+
+FIGURES = ("naive", "compiled", "executed")
+
+
+def test_quality_is_the_mean_of_seeds_against_dense_of_the_same_seed() -> None:
+    speed = {"speedups": {"onnx": {"batch_1": {"ratio": 1.3, "efficiency": 0.9}}}}
+    same = {"masked": {"accuracy": 0.5}, "onnx": {"accuracy": 0.5}}
+    cells = [
+        cell("gates 30%", 0, 0.5, removed=0.3, speed=speed, converted=same),
+        cell("gates 30%", 1, 0.6, removed=0.3),
+        cell("dense", 0, 0.52),
+        cell("dense", 1, 0.6),
+        cell("late 30%", 2, 0.4, removed=0.3),
+    ]
+    record = {"cells": cells, "summary": summary(cells, "accuracy")}
+    assert record["summary"]["gates 30%"]["standard_error"] == pytest.approx(0.05)
+    assert record["summary"]["gates 30%"]["against_dense"] == pytest.approx(-0.01)
+    assert record["summary"]["late 30%"] == {
+        "accuracy": 0.4,
+        "standard_error": 0.02,
+        "against_dense": None,
+        "seeds": [2],
+    }
+    rows = list(quality_rows(record, "accuracy"))
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| dense", "| gates 30%", "| late 30%"]
+    shown = "| gates 30% | 2 | 55.0 ± 5.0% | -1.0 points | 30.0% / 30.0% / 30.0% | 1,234 "
+    assert rows[3].startswith(shown) and rows[3].endswith("| 1.30× (0.90) |")
+    assert "(onnx), the scores of all models differ by at most 0" in equality_sentence(record)
