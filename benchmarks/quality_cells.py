@@ -55,17 +55,25 @@ class Cell:
 class Table(ABC):
     """A folder of cells; those that are done are not done again.
 
-    `score` is what the summary is about; `data` holds train.jsonl and eval.jsonl.
+    `task` is that of `sgate train`, `score` what the summary is about.
     """
 
     task: str
     score: str
-    data: Path
-    workload: AnyWorkload
 
     def __init__(self, root: Path, cells: Sequence[Cell], options: TableOptions) -> None:
         self.root, self.cells, self.options = root, cells, options
         self.deadline = time.monotonic() + 60 * options.minutes
+
+    @property
+    @abstractmethod
+    def data(self) -> Path:
+        """The folder of train.jsonl and eval.jsonl."""
+
+    @property
+    @abstractmethod
+    def workload(self) -> AnyWorkload:
+        """What the speed of a converted cell is measured with."""
 
     @abstractmethod
     def prepare(self) -> None:
@@ -117,7 +125,7 @@ class Table(ABC):
         if not (out / METRICS_FILE).exists():
             self.train(self.train_options(base, out, seed, **cell.flags))
         metrics = json.loads((out / METRICS_FILE).read_text(encoding="utf-8"))
-        record = {"cell": cell.name, "seed": seed, "flags": dict(cell.flags)}
+        record: dict[str, Any] = {"cell": cell.name, "seed": seed, "flags": dict(cell.flags)}
         record |= {name: metrics[name] for name in (*KEPT, *FIGURES)}
         if seed == cell.seeds[0] and metrics["removed"]:
             record |= self._converted(base, out)

@@ -12,17 +12,13 @@ def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
 
     A cell of several seeds shows its mean and the standard error of that; figures are of the first.
     """
-    cells: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in record["cells"]:
-        cells.setdefault(cell["cell"], []).append(cell)
     phases = _phases(record["cells"])
     yield (
         f"| | seeds | held-out {score} | against dense | removed: naive / compiled / executed "
         f"| trained parameters | {' | '.join(_title(phase) for phase in phases)} |"
     )
     yield "|---" * (len(phases) + 6) + "|"
-    for name in _order(record, cells):
-        first = min(cells[name], key=lambda cell: int(cell["seed"]))
+    for name, first in _firsts(record).items():
         summary = record["summary"][name]
         figures = " / ".join(
             f"{first[f'removed_{kind}']:.1%}" for kind in ("naive", "compiled", "executed")
@@ -35,26 +31,41 @@ def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
         )
 
 
+def quality_summary_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
+    """Yield the README's table: score, change against dense, and speed of each cell."""
+    phases = _phases(record["cells"])
+    titles = " | ".join(_title(phase) for phase in phases)
+    yield f"| | held-out {score} | against dense | {titles} |"
+    yield "|---" * (len(phases) + 3) + "|"
+    for name, first in _firsts(record).items():
+        summary = record["summary"][name]
+        cells = [_score(summary, score), _change(record, summary, score)]
+        cells += [_speed(first, phase) for phase in phases]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def _firsts(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the cell of the first seed by name: by what goes, the best score of each first."""
+    cells: dict[str, Mapping[str, Any]] = {}
+    for cell in sorted(record["cells"], key=lambda cell: int(cell["seed"])):
+        cells.setdefault(cell["cell"], cell)
+
+    def key(name: str) -> tuple[float, float]:
+        summary = record["summary"][name]
+        better = summary.get("accuracy", -summary.get("perplexity", 0.0))
+        return round(cells[name]["removed"], 2), -better
+
+    return {name: cells[name] for name in sorted(cells, key=key)}
+
+
 def _phases(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    measured = next((cell["speed"]["speedups"]["onnx"] for cell in cells if "speed" in cell), {})
-    return list(measured)
+    measured = [cell["speed"]["speedups"]["onnx"] for cell in cells if "speed" in cell]
+    return list(measured[0]) if measured else []
 
 
 def _title(phase: str) -> str:
     kind, _, batch = phase.rpartition("_")
     return f"speed at batch {batch}" if kind.endswith("batch") else f"{phase} speed"
-
-
-def _order(record: Mapping[str, Any], cells: Mapping[str, Any]) -> list[str]:
-    """Return the cells by what they remove, dense first, the best score of each first."""
-
-    def key(name: str) -> tuple[float, float]:
-        removed = round(cells[name][0]["removed"], 2)
-        summary = record["summary"][name]
-        value = summary.get("accuracy", -summary.get("perplexity", 0.0))
-        return removed, -value
-
-    return sorted(cells, key=key)
 
 
 def _score(summary: Mapping[str, Any], score: str) -> str:

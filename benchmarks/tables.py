@@ -10,6 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.quality_tables import (
+    equality_sentence,
+    quality_rows,
+    quality_summary_rows,
+)
 from benchmarks.speed_tables import (
     encoder_rows,
     engine_rows,
@@ -34,6 +39,7 @@ VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_
 VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT = "footprint"
+QUALITY = "quality_packages"
 ENGINE_RUNS = ("engines_896", "engines_2048")
 SPEED_RUNS = ("encoders", "precision", "server_overhead")
 ZERO_MASKED = {"zero_masked": "30% as zeros"}
@@ -134,7 +140,16 @@ def _speedup_of(record: Mapping[str, Any], name: str, phase: str) -> Mapping[str
 
 def read_records() -> dict[str, Any]:
     """Return the records that our pages quote, by the names of their files."""
-    names = ("demo", "row_col", FOOTPRINT, *VLLM_RUNS, VLLM_ROW_COL, *ENGINE_RUNS, *SPEED_RUNS)
+    names = (
+        "demo",
+        "row_col",
+        FOOTPRINT,
+        *VLLM_RUNS,
+        VLLM_ROW_COL,
+        *ENGINE_RUNS,
+        *SPEED_RUNS,
+        QUALITY,
+    )
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 
 
@@ -149,7 +164,12 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "footprint": footprint_sentence(records[FOOTPRINT]),
             "row-col": "\n".join(row_col_rows(records["row_col"])),
             "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
+            "quality": "\n".join(quality_summary_rows(records[QUALITY], "accuracy")),
             "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
+        },
+        "docs/training.md": {
+            "quality": "\n".join(quality_rows(records[QUALITY], "accuracy")),
+            "quality-equality": equality_sentence(records[QUALITY]),
         },
         "docs/speed.md": {
             **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},

@@ -56,7 +56,7 @@ def test_the_walk_works_as_written(tmp_path: Path) -> None:
     assert answer["object"] == "text_completion" and answer["usage"]["completion_tokens"] > 0
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/speed.md", "docs/vllm.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/speed.md", "docs/training.md", "docs/vllm.md"])
 def test_measured_blocks_follow_from_the_records(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert render(text, blocks(read_records())[page]) == text

@@ -35,8 +35,8 @@ def test_the_standard_error_of_an_accuracy_is_binomial() -> None:
 
 
 def test_numbers_are_scored_by_correlation_and_error() -> None:
-    truth = RNG.standard_normal(500)
-    values = np.asarray(truth**3 + 1, np.float64)
+    truth = np.array(RNG.standard_normal(500).tolist())
+    values = truth**3 + 1
     scores = regression_scores(values, truth)
     assert scores["spearman"].value == pytest.approx(1.0)
     assert scores["pearson"].value == pytest.approx(np.corrcoef(values, truth)[0, 1])

@@ -58,7 +58,7 @@ def test_quality_is_the_mean_of_seeds_against_dense_of_the_same_seed() -> None:
         cell("dense", 1, 0.6),
         cell("late 30%", 2, 0.4, removed=0.3),
     ]
-    record = {"cells": cells, "summary": summary(cells, "accuracy")}
+    record: dict[str, Any] = {"cells": cells, "summary": summary(cells, "accuracy")}
     assert record["summary"]["gates 30%"]["standard_error"] == pytest.approx(0.05)
     assert record["summary"]["gates 30%"]["against_dense"] == pytest.approx(-0.01)
     assert record["summary"]["late 30%"] == {

@@ -255,7 +255,8 @@ def test_train_says_what_it_would_do_and_what_came_of_it(
     model = write_model(tmp_path / "bert")
     data = write_examples(tmp_path / "train.jsonl", 60)
     held_out = write_examples(tmp_path / "eval.jsonl", 30, seed=1)
-    words = ["train", model, "--task", "classification", "--data", data, "--eval-data", held_out]
+    words: list[str | Path] = ["train", model, "--task", "classification", "--data", data]
+    words += ["--eval-data", held_out]
     words += ["--steps", "4", "--seq-len", "24", "--out", tmp_path / "gates"]
     status, out, _ = run(capsys, *words, "--dry-run")
     assert status == 0 and not (tmp_path / "gates").exists()
