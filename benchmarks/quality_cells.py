@@ -157,6 +157,7 @@ class Table(ABC):
 def record_of(table: Table, script: str, shown: TableOptions) -> dict[str, Any]:
     """Run a table; return its record, with the options as they may be shown."""
     records = table.run()
+    shown = replace(shown, minutes=TableOptions.minutes)  # shapes no cell
     return {
         "command": command_line(script, shown),
         "options": asdict(shown),

@@ -127,14 +127,16 @@ def quantiser_rows(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(f'{by_block[size]:.2f}' for size in sizes)} |"
 
 
-def overhead_sentence(record: Mapping[str, Any]) -> str:
-    """Say what a server's step costs over the engine's."""
-    found, options = record["results"], record["options"]
-    share = found["overhead"]
-    return (
-        f"At batch 8 a step of the server (hidden {options['hidden']} × {options['layers']} "
-        f"layers, {options['precision']}, sampling, eight streaming clients on the same CPUs) "
-        f"takes {1000 * found['server_step_seconds']:.1f} ms, one of the bare engine "
-        f"{1000 * found['engine_step_seconds']:.1f} ms: {share['median']:+.1%} "
-        f"({share['low']:+.1%} to {share['high']:+.1%})."
-    )
+def overhead_rows(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what a server's step costs over the engine's, a row for each precision."""
+    yield "| batch 8 | engine's step | server's step | added (95% interval) |"
+    yield "|---|---|---|---|"
+    for record in records:
+        found, options = record["results"], record["options"]
+        share = found["overhead"]
+        yield (
+            f"| hidden {options['hidden']} × {options['layers']} layers, {options['precision']} "
+            f"| {1000 * found['engine_step_seconds']:.1f} ms "
+            f"| {1000 * found['server_step_seconds']:.1f} ms "
+            f"| {share['median']:+.1%} ({share['low']:+.1%} to {share['high']:+.1%}) |"
+        )

@@ -19,7 +19,7 @@ from benchmarks.speed_tables import (
     encoder_rows,
     engine_rows,
     engine_summary_rows,
-    overhead_sentence,
+    overhead_rows,
     precision_rows,
     quantiser_rows,
     speedup_cell,
@@ -41,7 +41,8 @@ VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT = "footprint"
 QUALITY = "quality_packages"
 ENGINE_RUNS = ("engines_896", "engines_2048")
-SPEED_RUNS = ("encoders", "precision", "server_overhead")
+OVERHEAD_RUNS = ("server_overhead_fp32", "server_overhead_int4")
+SPEED_RUNS = ("encoders", "precision", *OVERHEAD_RUNS)
 ZERO_MASKED = {"zero_masked": "30% as zeros"}
 
 
@@ -176,7 +177,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "encoders": "\n".join(encoder_rows(records["encoders"])),
             "precision": "\n".join(precision_rows(records["precision"])),
             "quantisers": "\n".join(quantiser_rows(records["precision"])),
-            "server-overhead": overhead_sentence(records["server_overhead"]),
+            "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         },
         "docs/vllm.md": {
             "vllm-speed": "\n".join(vllm_rows(records, VLLM_RUNS)),

@@ -35,7 +35,7 @@ def test_the_standard_error_of_an_accuracy_is_binomial() -> None:
 
 
 def test_numbers_are_scored_by_correlation_and_error() -> None:
-    truth = np.array(RNG.standard_normal(500).tolist())
+    truth = RNG.standard_normal(500)
     values = truth**3 + 1
     scores = regression_scores(values, truth)
     assert scores["spearman"].value == pytest.approx(1.0)
@@ -45,7 +45,7 @@ def test_numbers_are_scored_by_correlation_and_error() -> None:
 
 
 def test_a_constant_prediction_correlates_with_nothing() -> None:
-    scores = regression_scores(np.ones(10), np.arange(10.0))
+    scores = regression_scores(np.ones(10), np.linspace(0, 9, 10))
     assert scores["pearson"].value == scores["spearman"].value == 0.0
 
 
