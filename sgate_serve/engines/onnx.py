@@ -179,7 +179,9 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
         )
     length = min(length, affordable)
     tokens = min(affordable, slots * length)
-    return RunnerSizes(slots, length, tokens, prefill_chunk(options), info.row_multiple)
+    # A lone slot has no neighbours whose number could change how its sums are rounded.
+    multiple = info.row_multiple if slots > 1 else 1
+    return RunnerSizes(slots, length, tokens, prefill_chunk(options), multiple)
 
 
 def _prefill_feeds(session: Any, tokens: Ints) -> dict[str, Any]:

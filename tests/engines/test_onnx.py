@@ -103,6 +103,13 @@ def test_a_chunk_beside_a_full_row(folder: Path) -> None:
     assert runner.lengths.tolist() == [48, 5, 48]
 
 
+@pytest.mark.parametrize(("slots", "multiple"), [(1, 1), (2, 2)])
+def test_only_slots_with_neighbours_fill_calls_up(slots: int, multiple: int) -> None:
+    info = GraphInfo("generate", 64, 5, row_multiple=2)
+    sizes = choose_sizes(OnnxOptions(slots=slots, max_model_len=16), info, token_bytes=8)
+    assert sizes.row_multiple == multiple
+
+
 def test_a_chunk_over_what_graphs_allow(folder: Path) -> None:
     with pytest.raises(EngineError, match="prefill_chunk 1025 is too large; give at most 1024"):
         OnnxEngine.load(folder, SlotOptions(prefill_chunk=1025))
