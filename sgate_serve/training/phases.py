@@ -76,7 +76,8 @@ class Phase:
         """Return the same phase at a constant learning rate."""
         return replace(self, schedule="constant", warmup_steps=0, beta2=beta2)
 
-    def arguments(self) -> TrainingArguments:
+    def arguments(self, *, is_ragged: bool = False) -> TrainingArguments:
+        """Return the Trainer's arguments; ragged texts of like length share a batch."""
         arguments = TrainingArguments(
             output_dir=str(self.folder),
             max_steps=self.steps,
@@ -97,8 +98,7 @@ class Phase:
             save_total_limit=1,
             seed=self.seed,
             data_seed=self.seed,
-            # Texts of like length share a batch: padding is computed for nothing.
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length" if is_ragged else "random",
             use_cpu=best_device().type == "cpu",
             dataloader_num_workers=0,
             remove_unused_columns=False,

@@ -18,7 +18,7 @@ def recover(
     with trained_part(model, spec, part) as names:
         trainer = PhaseTrainer(
             model=PartlyFrozen(model),
-            args=phase.arguments(),
+            args=phase.arguments(is_ragged=data.is_ragged),
             train_dataset=data.train,
             data_collator=data.collate,
             distillation=phase.distillation,

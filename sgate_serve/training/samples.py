@@ -36,6 +36,11 @@ class Data:
     held_out: Samples
     pad_token: int = 0
 
+    @property
+    def is_ragged(self) -> bool:
+        """Say whether training samples differ in length, so that batches hold padding."""
+        return len({len(sample["input_ids"]) for sample in self.train.samples}) > 1
+
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return collate(samples, self.pad_token)
 
