@@ -1,5 +1,8 @@
 """`train`: from a dense base and data to a gates folder. Heavy imports wait until it is called."""
 
+import os
+
+from sgate_serve.errors import TrainingError
 from sgate_serve.training.extra import check_extra_installed
 from sgate_serve.training.options import TrainOptions, TrainResult
 
@@ -9,10 +12,14 @@ def train(options: TrainOptions) -> TrainResult:
 
     With `dry_run` nothing is written, and the metrics are the outline of the run. Raises
     TrainingError for missing packages, bad options or data, an `out` that is not empty, a target
-    that no gates reach, a loss that is no number, or too little memory; CheckpointError for a bad
-    base.
+    that no gates reach, a loss that is no number, too little memory, or several processes;
+    CheckpointError for a bad base.
     """
     check_extra_installed()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError(
+            "this release trains in one process, found several: run sgate train alone"
+        )
     options.check()
     from sgate_serve.training.pipeline import run_training
 
