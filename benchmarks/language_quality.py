@@ -48,8 +48,8 @@ def cells() -> Iterator[Cell]:
     for target in (0.3, 0.4, 0.2):
         for method in ("gates", "fisher", "magnitude", "random"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
-    yield Cell("gates, distilled 30%", {"distill": 0.5}, seeds=(0,))
-    yield Cell("row-col 30%", {"gates": "row-col"}, seeds=(0,))
+    yield Cell("gates, distilled 30%", {"method": "gates", "distill": 0.5}, seeds=(0,))
+    yield Cell("row-col 30%", {"method": "gates", "gates": "row-col"}, seeds=(0,))
 
 
 class LanguageTable(Table):

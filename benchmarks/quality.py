@@ -35,12 +35,12 @@ class QualityOptions(TableOptions):
 
 SINGLE: Mapping[str, Mapping[str, Any]] = {
     "magnitude": {"method": "magnitude"},
-    "gates, distilled": {"distill": 0.5},
+    "gates, distilled": {"method": "gates", "distill": 0.5},
     "fisher, distilled": {"method": "fisher", "distill": 0.5},
-    "hard-concrete gates": {"relaxation": "hard-concrete"},
-    "gates beside LoRA": {"gates_with": "lora"},
-    "row-col beside LoRA": {"gates": "row-col", "gates_with": "lora"},
-    "row-col, kurtosis": {"gates": "row-col", "kurtosis": True},
+    "hard-concrete gates": {"method": "gates", "relaxation": "hard-concrete"},
+    "gates beside LoRA": {"method": "gates", "gates_with": "lora"},
+    "row-col beside LoRA": {"method": "gates", "gates": "row-col", "gates_with": "lora"},
+    "row-col, kurtosis": {"method": "gates", "gates": "row-col", "kurtosis": True},
     "fisher, biases": {"method": "fisher", "recovery": "bias"},
     "fisher, all weights": {"method": "fisher", "recovery": "full"},
     "fisher, head only": {"method": "fisher", "recovery": "head"},
@@ -54,7 +54,7 @@ def cells() -> Iterator[Cell]:
         for method in ("gates", "fisher", "wanda"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
     yield Cell("random 30%", {"method": "random"})
-    yield Cell("row-col 30%", {"gates": "row-col"})
+    yield Cell("row-col 30%", {"method": "gates", "gates": "row-col"})
     for name, flags in SINGLE.items():
         yield Cell(f"{name} 30%", flags, seeds=(0,))
 

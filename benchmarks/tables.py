@@ -39,7 +39,7 @@ VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_
 VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT = "footprint"
-QUALITY = "quality_packages"
+QUALITY, QUALITY_LM = "quality_packages", "quality_language"
 ENGINE_RUNS = ("engines_896", "engines_2048")
 OVERHEAD_RUNS = ("server_overhead_fp32", "server_overhead_int4")
 SPEED_RUNS = ("encoders", "precision", *OVERHEAD_RUNS)
@@ -150,6 +150,7 @@ def read_records() -> dict[str, Any]:
         *ENGINE_RUNS,
         *SPEED_RUNS,
         QUALITY,
+        QUALITY_LM,
     )
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 
@@ -171,6 +172,8 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "docs/training.md": {
             "quality": "\n".join(quality_rows(records[QUALITY], "accuracy")),
             "quality-equality": equality_sentence(records[QUALITY]),
+            "quality-language": "\n".join(quality_rows(records[QUALITY_LM], "perplexity")),
+            "quality-language-equality": equality_sentence(records[QUALITY_LM]),
         },
         "docs/speed.md": {
             **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},

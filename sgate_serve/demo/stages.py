@@ -111,6 +111,7 @@ class Demo:
                 eval_data=self.folder / "corpus" / EVAL_FILE,
                 out=out,
                 target=sizes.target,
+                method="gates",
                 steps=sizes.gate_steps,
                 batch_size=sizes.batch_size,
                 seq_len=sizes.seq_len,

@@ -51,8 +51,8 @@ class TrainOptions:
     )
     task: str = option(CAUSAL_LM, "what the model is for: causal-lm or classification")
     method: str = option(
-        GATES,
-        "how the mask is found: gates trains them; fisher, wanda, magnitude and random score once; "
+        FISHER,
+        "how the mask is found: fisher, wanda, magnitude and random score once, gates trains them, "
         "dense removes nothing",
     )
     gates: str = option(
@@ -130,7 +130,7 @@ class TrainOptions:
             for name in ("relaxation", "gates_with", "kurtosis"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise TrainingError(
-                        f"{flag_of(name)} is for trained gates: drop it, or --method {self.method}"
+                        f"{flag_of(name)} is for trained gates: add --method gates, or drop it"
                     )
         if self.gates != ROW_COL and self.kurtosis:
             raise TrainingError("--kurtosis weighs row-col gates; add --gates row-col or drop it")

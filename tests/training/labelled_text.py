@@ -48,6 +48,7 @@ def options_of(base: Path, data: Path, out: Path, **changes: Any) -> TrainOption
         data=data,
         out=out,
         task="classification",
+        method="gates",
         steps=16,
         batch_size=8,
         seq_len=24,

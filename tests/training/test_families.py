@@ -33,6 +33,7 @@ def test_gates_train_convert_and_verify(
         steps=4,
         batch_size=2,
         seq_len=16,
+        method="gates",
         gates=gates,
         recovery=recovery,
         eval_blocks=4,
