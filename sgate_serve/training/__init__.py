@@ -1,4 +1,4 @@
-"""Train gates on a frozen base model. Importing this stays light; calling `train` needs torch."""
+"""Find gates for a dense model and recover. Importing this stays light; `train` needs torch."""
 
 from sgate_serve.training.options import TrainOptions, TrainResult
 from sgate_serve.training.run import train
