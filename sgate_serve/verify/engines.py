@@ -15,7 +15,6 @@ from sgate_serve.family import CAUSAL_LM
 from sgate_serve.graphs import graph_precision, has_onnx, onnx_folder
 from sgate_serve.precision import FP32
 from sgate_serve.quantization import INT8
-from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -141,6 +140,9 @@ def open_engine(name: str, folder: Checkpoint, num_tokens: int) -> VerifiedEngin
         name = "onnx" if has_onnx(folder) else "torch"
     check_engine(name)
     if name == "torch":
+        # Torch may be missing where another engine is asked for.
+        from sgate_serve.verify.reference import TorchModel
+
         return TorchModel.converted(folder.folder)
     if name == "onnx":
         return open_onnx(folder)

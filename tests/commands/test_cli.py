@@ -304,3 +304,22 @@ def test_eval_measures_the_perplexity_of_text(
     records = [json.loads(run(capsys, *words, "--engine", e)[1]) for e in ("torch", "onnx")]
     values = [record["scores"]["perplexity"]["value"] for record in records]
     assert values[0] == pytest.approx(values[1], rel=1e-4) and 200 < values[0] < 800
+
+
+def test_eval_on_onnx_needs_no_torch(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "llama", "llama")
+    data = write_examples(tmp_path / "eval.jsonl", 20)
+    code = """
+import sys
+class Absent:
+    def find_spec(self, name, *rest):
+        if name in ("torch", "transformers"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+from sgate_serve.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    words = ["eval", str(model), "--data", str(data), "--seq-len", "16", "--engine", "onnx"]
+    found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert "perplexity" in found.stdout
