@@ -23,12 +23,12 @@ from converters.to_onnx import write_onnx
 from sgate_serve.bench.compare import compare
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.demo.shape import write_shape
-from sgate_serve.engines.logprobs import score_tokens
 from sgate_serve.engines.onnx import load_runner
 from sgate_serve.engines.options import SlotOptions
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.environment import hardware, library_versions
+from sgate_serve.evaluation import nats_of
 from sgate_serve.folder import TensorHeader, new_folder
 from sgate_serve.onnx_format import ONNX_DIR
 from sgate_serve.options import option
@@ -140,8 +140,7 @@ def _with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
 
 def _loss(logits: Logits, tokens: Tokens) -> float:
     """Return the mean negative log likelihood of each token but the first."""
-    scores = score_tokens(logits[:-1], tokens[1:].tolist(), [0] * (len(tokens) - 1))
-    return -float(np.mean([score.logprob for score in scores]))
+    return nats_of(logits, tokens) / (len(tokens) - 1)
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sgate_serve.errors import SgateError
+
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 LIBRARIES = (
@@ -57,6 +59,21 @@ def peak_rss_bytes() -> int:
 def missing_packages(names: Iterable[str]) -> list[str]:
     """Return those of the packages that are not installed; none is imported."""
     return [name for name in names if find_spec(name) is None]
+
+
+def check_installed(
+    wanted_by: str, packages: Iterable[str], extra: str, error: type[SgateError] = SgateError
+) -> None:
+    """Raise `error` naming what is missing and the extra that has it; `wanted_by` ends in "needs".
+
+    No package is imported.
+    """
+    missing = missing_packages(packages)
+    if missing:
+        raise error(
+            f"{wanted_by} {', '.join(missing)}, not installed here; "
+            f'run: pip install "sgate-serve[{extra}]"'
+        )
 
 
 def memory_bytes() -> int:

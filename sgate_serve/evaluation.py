@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from converters.convert import open_masked
 from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.engines import check_engine
+from sgate_serve.engines.logprobs import score_tokens
 from sgate_serve.errors import EngineError
 from sgate_serve.family import BASE, CAUSAL_LM
 from sgate_serve.hub_data import HELD_OUT
@@ -29,7 +31,13 @@ from sgate_serve.scores import (
     regression_scores,
 )
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.documents import end_token, pack, read_documents, read_tokenizer
+from sgate_serve.training.documents import (
+    end_token,
+    evenly_spaced,
+    pack,
+    read_documents,
+    read_tokenizer,
+)
 from sgate_serve.verify.engines import VerifiedEngine, open_engine
 
 Floats = NDArray[np.float32]
@@ -100,6 +108,7 @@ def evaluate(options: EvalOptions) -> Evaluation:
             raise EngineError(
                 f"--engine {options.engine}: a masked model runs on torch; convert it first"
             )
+        check_engine("torch")
         from sgate_serve.verify.reference import TorchModel
 
         engine = TorchModel.masked_dense(masked)
@@ -116,7 +125,7 @@ def _language_scores(
     tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
     documents = read_documents(options.data, HELD_OUT)
     blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)
-    blocks = blocks[:: max(1, len(blocks) // options.eval_blocks)][: options.eval_blocks]
+    blocks = evenly_spaced(blocks, options.eval_blocks)
     nats = [nats_of(engine.logits(block), block) for block in _progress(blocks)]
     return len(blocks), perplexity_scores(np.array(nats), np.full(len(blocks), options.seq_len - 1))
 
@@ -147,10 +156,9 @@ def _outputs(
 
 def nats_of(logits: Floats, tokens: NDArray[np.int64]) -> float:
     """Return the summed negative log likelihood of tokens [s] but the first, from logits [s, v]."""
-    rows = logits[:-1].astype(np.float64)
-    top = rows.max(axis=1)
-    normaliser = top + np.log(np.exp(rows - top[:, None]).sum(axis=1))
-    return float((normaliser - rows[np.arange(len(rows)), tokens[1:]]).sum())
+    targets: list[int] = tokens[1:].tolist()
+    scores = score_tokens(logits[:-1], targets, [0] * len(targets))
+    return -float(np.sum([score.logprob for score in scores]))
 
 
 def _progress(samples: Any) -> Any:

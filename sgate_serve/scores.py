@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.environment import missing_packages
-from sgate_serve.errors import SgateError
+from sgate_serve.environment import check_installed
 
 Floats = NDArray[np.float64]
 RESAMPLES = 200
@@ -30,12 +29,7 @@ Scores = dict[str, Score]
 
 def check_extra_installed() -> None:
     """Raise SgateError naming what is missing and the command that installs it."""
-    missing = missing_packages(("sklearn", "scipy"))
-    if missing:
-        raise SgateError(
-            f"scores need {', '.join(missing)}, not installed here; "
-            'run: pip install "sgate-serve[eval]"'
-        )
+    check_installed("scores need", ("sklearn", "scipy"), "eval")
 
 
 def classification_scores(logits: Floats, labels: NDArray[np.int64]) -> Scores:

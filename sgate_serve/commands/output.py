@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from sgate_serve.environment import missing_packages
-from sgate_serve.errors import SgateError
+from sgate_serve.environment import check_installed
 
 
 def print_json(value: Any) -> None:
@@ -21,9 +20,5 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def load_plots(wanted_by: str = "--plot") -> ModuleType:
     """Return the module that draws; raise SgateError naming the extra that it needs."""
-    if missing_packages(["matplotlib"]):
-        raise SgateError(
-            f"{wanted_by} needs matplotlib, not installed here; "
-            'run: pip install "sgate-serve[plot]"'
-        )
+    check_installed(f"{wanted_by} needs", ["matplotlib"], "plot")
     return importlib.import_module("sgate_serve.plots")

@@ -108,6 +108,11 @@ def pack(
     return np.asarray(tokens[: num_blocks * seq_len], np.int64).reshape(num_blocks, seq_len)
 
 
+def evenly_spaced(blocks: Blocks, count: int) -> Blocks:
+    """Return at most `count` blocks: the first ones may all be of one document."""
+    return blocks[:: max(1, len(blocks) // count)][:count]
+
+
 def _split_text(text: str) -> Iterator[str]:
     if "\f" in text:
         yield from text.split("\f")

@@ -3,6 +3,7 @@
 Trained gates start from Fisher scores and end in the same snap that one-shot scores go to.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.gates import Gates
+from sgate_serve.spec import ModelSpec
 from sgate_serve.training.gate_phase import GateTraining, train_gates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import SCORING_BATCHES, fisher_scores, scores_of
@@ -18,7 +20,7 @@ from sgate_serve.training.options import DENSE, GATES, TrainOptions
 from sgate_serve.training.parts import Part
 from sgate_serve.training.phases import Phase
 from sgate_serve.training.relaxations import RELAXATIONS
-from sgate_serve.training.samples import Data
+from sgate_serve.training.samples import Batch, Data
 from sgate_serve.training.snap import Choice
 from sgate_serve.training.trained_gates import TrainedGates
 
@@ -33,32 +35,32 @@ def find_gates(
     if options.method == DENSE:
         return _open_gates(base, options), ()
     kind, spec = GRANULARITIES[options.gates], base.spec
+    batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
     changed: tuple[str, ...] = ()
     if options.method == GATES:
-        choice, changed = _trained(model, base, data, options, phase)
+        gates = _gates_to_train(model, spec, batches, options)
+        beside = Part(options.gates_with, options.lora_rank, options.seed)
+        training = GateTraining(options.target, options.gate_learning_rate, beside)
+        changed = train_gates(model, spec, gates, data, training, phase)
+        method = f"{options.relaxation} gates, augmented Lagrangian, top-k snap"
+        choice = Choice(gates.scores(), gates.read_outs(), method=method)
     else:
-        batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
         scores = scores_of(options.method, model, kind.sites(spec), batches, options.seed)
         choice = Choice(scores, method=f"one-shot {options.method} scores, top-k snap")
     choice = replace(choice, block=options.gate_block)
     return kind.snap(spec, choice, options.target, base.fingerprint).gates, changed
 
 
-def _trained(
-    model: nn.Module, base: Checkpoint, data: Data, options: TrainOptions, phase: Phase
-) -> tuple[Choice, tuple[str, ...]]:
+def _gates_to_train(
+    model: nn.Module, spec: ModelSpec, batches: Sequence[Batch], options: TrainOptions
+) -> TrainedGates:
+    """Return gates that start in the order of their Fisher scores."""
     kind, relaxation = GRANULARITIES[options.gates], RELAXATIONS[options.relaxation]
-    sites = kind.sites(base.spec)
-    batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
+    sites = kind.sites(spec)
     scores = fisher_scores(model, sites, batches)
     pull = kurtosis_pull(model, sites, batches) if options.kurtosis else None
     start = kind.start(sites, scores, options.seed, relaxation)
-    gates = TrainedGates(sites, start, kind.removal(base.spec), relaxation, pull)
-    beside = Part(options.gates_with, options.lora_rank, options.seed)
-    training = GateTraining(options.target, options.gate_learning_rate, beside)
-    changed = train_gates(model, base.spec, gates, data, training, phase)
-    method = f"{options.relaxation} gates, augmented Lagrangian, top-k snap"
-    return Choice(gates.scores(), gates.read_outs(), method=method), changed
+    return TrainedGates(sites, start, kind.removal(spec), relaxation, pull)
 
 
 def _open_gates(base: Checkpoint, options: TrainOptions) -> Gates:

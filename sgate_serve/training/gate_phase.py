@@ -108,7 +108,7 @@ def train_gates(
         )
         trainer = GateTrainer(
             model=gated,
-            args=phase.constant(BETA2).arguments(is_ragged=data.is_ragged),
+            args=phase.constant().arguments(is_ragged=data.is_ragged),
             train_dataset=data.train,
             data_collator=data.collate,
             optimizers=(optimizer, None),

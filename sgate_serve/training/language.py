@@ -14,6 +14,7 @@ from sgate_serve.hub_data import HELD_OUT
 from sgate_serve.scores import Scores
 from sgate_serve.training.documents import (
     end_token,
+    evenly_spaced,
     pack,
     read_documents,
     read_tokenizer,
@@ -56,9 +57,8 @@ def read_data(base: Checkpoint, options: TrainOptions) -> Data:
         held_out = read_documents(source, HELD_OUT)
     end = end_token(base.config)
     blocks, rest = (pack(part, tokenizer, end, options.seq_len) for part in (documents, held_out))
-    # Evenly spaced, for the first blocks may all be of one document.
-    step = max(1, len(rest) // options.eval_blocks)
-    return Data(block_samples(blocks), block_samples(rest[::step][: options.eval_blocks]))
+    rest = evenly_spaced(rest, options.eval_blocks)
+    return Data(block_samples(blocks), block_samples(rest))
 
 
 def load_frozen(folder: Path) -> nn.Module:

@@ -47,7 +47,6 @@ class Phase:
     warmup_steps: int
     save_steps: int
     seed: int
-    beta2: float = 0.999
     bf16: bool = False
     gradient_checkpointing: bool = False
     gradient_accumulation: int = 1
@@ -72,9 +71,9 @@ class Phase:
             report_to=options.report_to,
         )
 
-    def constant(self, beta2: float) -> "Phase":
+    def constant(self) -> "Phase":
         """Return the same phase at a constant learning rate."""
-        return replace(self, schedule="constant", warmup_steps=0, beta2=beta2)
+        return replace(self, schedule="constant", warmup_steps=0)
 
     def arguments(self, *, is_ragged: bool = False) -> TrainingArguments:
         """Return the Trainer's arguments; ragged texts of like length share a batch."""
@@ -90,7 +89,6 @@ class Phase:
             lr_scheduler_type=self.schedule,
             warmup_steps=self.warmup_steps,
             weight_decay=0.0,
-            adam_beta2=self.beta2,
             logging_steps=max(1, self.steps // LOGS_PER_PHASE),
             logging_nan_inf_filter=False,
             save_strategy="steps",

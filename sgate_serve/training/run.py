@@ -2,9 +2,11 @@
 
 import os
 
+from sgate_serve.environment import check_installed
 from sgate_serve.errors import TrainingError
-from sgate_serve.training.extra import check_extra_installed
 from sgate_serve.training.options import TrainOptions, TrainResult
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
 
 
 def train(options: TrainOptions) -> TrainResult:
@@ -15,7 +17,7 @@ def train(options: TrainOptions) -> TrainResult:
     that no gates reach, a loss that is no number, too little memory, or several processes;
     CheckpointError for a bad base.
     """
-    check_extra_installed()
+    check_installed("training needs", PACKAGES, "train", TrainingError)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise TrainingError(
             "this release trains in one process, found several: run sgate train alone"
