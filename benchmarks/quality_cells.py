@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -24,7 +26,7 @@ from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.work_dir import work_dir_of
 
 METRICS_FILE = "metrics.json"
-ENGINES = ("torch", "onnx")
+MASKED, VLLM = "masked", "vllm"
 # What a record keeps of metrics.json.
 KEPT = ("scores", "phases", "parameters", "seconds", "removed", "removed_overall")
 FIGURES = ("removed_naive", "removed_compiled", "removed_index_free", "removed_executed")
@@ -40,7 +42,8 @@ class TableOptions:
     seq_len: int = option(64, "tokens of an example at most, or of a block")
     seeds: str = option("0,1,2", "seeds to run, separated by commas")
     minutes: float = option(240.0, "start no cell behind so many minutes")
-    rounds: int = option(9, "interleaved rounds of a speed comparison")
+    engines: str = option("torch,onnx", "engines that score converted models; vllm is one too")
+    rounds: int = option(9, "interleaved rounds of a speed comparison; 0 leaves it to a later run")
 
 
 @dataclass(frozen=True)
@@ -117,41 +120,56 @@ class Table(ABC):
         return train(replace(options, resume=work_dir_of(options.out).exists())).metrics
 
     def _run_cell(self, cell: Cell, seed: int) -> None:
-        folder = self.root / str(seed)
-        file, out = folder / f"{cell.name}.json", folder / cell.name
-        if file.exists():
-            return
+        file = self.root / str(seed) / f"{cell.name}.json"
+        if not file.exists():
+            _write(file, self._trained(cell, seed, file.with_name(cell.name)))
+        if seed == cell.seeds[0]:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            if record["removed"]:
+                self._add_converted(record, file)
+
+    def _trained(self, cell: Cell, seed: int, out: Path) -> dict[str, Any]:
         base = self.start(seed)
         if not (out / METRICS_FILE).exists():
             self.train(self.train_options(base, out, seed, **cell.flags))
         metrics = json.loads((out / METRICS_FILE).read_text(encoding="utf-8"))
         record: dict[str, Any] = {"cell": cell.name, "seed": seed, "flags": dict(cell.flags)}
         record |= {name: metrics[name] for name in (*KEPT, *FIGURES)}
-        if seed == cell.seeds[0] and metrics["removed"]:
-            record |= self._converted(base, out)
-        file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"{cell.name}, seed {seed}: {record['scores']['recovered']}", flush=True)
+        return record
 
-    def _converted(self, base: Path, out: Path) -> dict[str, Any]:
-        """Score the model masked and converted, on every engine; measure its speed."""
-        data, pruned = self.data / EVAL_FILE, out.with_name(f"{out.name} pruned")
+    def _add_converted(self, record: dict[str, Any], file: Path) -> None:
+        """Score the model masked and converted, on every engine; measure its speed; once each."""
+        base, gates = self.start(record["seed"]), file.with_name(record["cell"])
+        pruned = gates.with_name(f"{gates.name} pruned")
         if not pruned.exists():
-            convert(ConvertOptions(str(base), pruned, out, to=("hf", "onnx")))
-        seq_len = self.options.seq_len
-        options = {"masked": EvalOptions(str(base), data, out, seq_len=seq_len)}
-        options |= {
-            engine: EvalOptions(str(pruned), data, engine=engine, seq_len=seq_len)
-            for engine in ENGINES
-        }
-        scores = {name: evaluate(of).scores for name, of in options.items()}
-        speed = compare(Checkpoint.open(base), Checkpoint.open(pruned), "onnx", self.workload)
-        return {
-            "converted": {
-                name: {score: value.value for score, value in values.items()}
-                for name, values in scores.items()
-            },
-            "speed": speed.to_json(),
-        }
+            convert(ConvertOptions(str(base), pruned, gates, to=("hf", "onnx")))
+        scores = record.setdefault("converted", {})
+        for engine in (MASKED, *self.options.engines.split(",")):
+            if engine not in scores:
+                model, mask = (base, gates) if engine == MASKED else (pruned, None)
+                scores[engine] = self._scores(model, mask, engine)
+                _write(file, record)
+        if "speed" not in record and self.options.rounds:
+            speed = compare(Checkpoint.open(base), Checkpoint.open(pruned), "onnx", self.workload)
+            _write(file, record | {"speed": speed.to_json()})
+
+    def _scores(self, model: Path, gates: Path | None, engine: str) -> dict[str, float]:
+        data, seq_len = self.data / EVAL_FILE, self.options.seq_len
+        if engine == VLLM:
+            # A process of its own: vLLM changes torch for all that comes after it in one.
+            command = f"-m sgate_serve.cli eval --engine {VLLM} --seq-len {seq_len} --json --data"
+            arguments = [sys.executable, *command.split(), str(data), str(model)]
+            output = subprocess.check_output(arguments, text=True)
+            values = json.loads(output[output.index("{") :])["scores"]
+            return {name: value["value"] for name, value in values.items()}
+        runs_on = "torch" if engine == MASKED else engine
+        of = EvalOptions(str(model), data, gates, engine=runs_on, seq_len=seq_len)
+        return {name: value.value for name, value in evaluate(of).scores.items()}
+
+
+def _write(file: Path, record: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def record_of(table: Table, script: str, shown: TableOptions) -> dict[str, Any]:

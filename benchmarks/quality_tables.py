@@ -12,13 +12,13 @@ def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
 
     A cell of several seeds shows its mean and the standard error of that; figures are of the first.
     """
-    phases = _phases(record["cells"])
+    phases = phases_of(record["cells"])
     yield (
         f"| | seeds | held-out {score} | against dense | removed: naive / compiled / executed "
-        f"| trained parameters | {' | '.join(_title(phase) for phase in phases)} |"
+        f"| trained parameters | {' | '.join(title_of(phase) for phase in phases)} |"
     )
     yield "|---" * (len(phases) + 6) + "|"
-    for name, first in _firsts(record).items():
+    for name, first in firsts_of(record).items():
         summary = record["summary"][name]
         figures = " / ".join(
             f"{first[f'removed_{kind}']:.1%}" for kind in ("naive", "compiled", "executed")
@@ -33,18 +33,18 @@ def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
 
 def quality_summary_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
     """Yield the README's table: score, change against dense, and speed of each cell."""
-    phases = _phases(record["cells"])
-    titles = " | ".join(_title(phase) for phase in phases)
+    phases = phases_of(record["cells"])
+    titles = " | ".join(title_of(phase) for phase in phases)
     yield f"| | held-out {score} | against dense | {titles} |"
     yield "|---" * (len(phases) + 3) + "|"
-    for name, first in _firsts(record).items():
+    for name, first in firsts_of(record).items():
         summary = record["summary"][name]
         cells = [_score(summary, score), _change(record, summary, score)]
         cells += [_speed(first, phase) for phase in phases]
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _firsts(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def firsts_of(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the cell of the first seed by name: by what goes, the best score of each first."""
     cells: dict[str, Mapping[str, Any]] = {}
     for cell in sorted(record["cells"], key=lambda cell: int(cell["seed"])):
@@ -58,12 +58,13 @@ def _firsts(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: cells[name] for name in sorted(cells, key=key)}
 
 
-def _phases(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+def phases_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the speed of the cells was measured in."""
     measured = [cell["speed"]["speedups"]["onnx"] for cell in cells if "speed" in cell]
     return list(measured[0]) if measured else []
 
 
-def _title(phase: str) -> str:
+def title_of(phase: str) -> str:
     kind, _, batch = phase.rpartition("_")
     return f"speed at batch {batch}" if kind.endswith("batch") else f"{phase} speed"
 

@@ -40,6 +40,7 @@ VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT = "footprint"
 QUALITY, QUALITY_LM = "quality_packages", "quality_language"
+QUALITY_RECORDS = {QUALITY: "accuracy", QUALITY_LM: "perplexity"}
 ENGINE_RUNS = ("engines_896", "engines_2048")
 OVERHEAD_RUNS = ("server_overhead_fp32", "server_overhead_int4")
 SPEED_RUNS = ("encoders", "precision", *OVERHEAD_RUNS)
@@ -149,8 +150,7 @@ def read_records() -> dict[str, Any]:
         VLLM_ROW_COL,
         *ENGINE_RUNS,
         *SPEED_RUNS,
-        QUALITY,
-        QUALITY_LM,
+        *QUALITY_RECORDS,
     )
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 

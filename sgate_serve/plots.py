@@ -166,11 +166,10 @@ def plot_training(metrics: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_removal(axis: Any, entries: Sequence[Mapping[str, float]]) -> None:
-    """Draw the expected and the closed fractions of both kinds of block, and the goal."""
+    """Draw the expected and the closed fractions of both kinds of block, and the goals."""
     steps = [entry["step"] for entry in entries]
-    axis.plot(steps, [e["goal"] for e in entries], color=ACCENT, linestyle=":", label="goal")
     for block, color in zip(("mlp", "attention"), MODELS, strict=False):
-        for kind, style in (("expected", "-"), ("closed", "--")):
+        for kind, style in (("goal", ":"), ("expected", "-"), ("closed", "--")):
             values = [entry[f"{kind}_{block}"] for entry in entries]
             axis.plot(steps, values, color=color, linestyle=style, label=f"{block}, {kind}")
     axis.set(xlabel="step of the gates", ylabel="fraction removed", ylim=(0, None))

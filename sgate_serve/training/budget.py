@@ -26,15 +26,15 @@ class Budget(nn.Module):
         super().__init__()
         self.register_buffer("multipliers", torch.zeros(len(BLOCKS)))
 
-    def penalty(self, gates: TrainedGates, goal: float) -> Tensor:
-        """Return the term for the loss; its gradient closes gates while `goal` is not met."""
-        pressure = self.multipliers + QUADRATIC * self._shortfall(gates, goal)
+    def penalty(self, gates: TrainedGates, goals: Tensor) -> Tensor:
+        """Return the term for the loss; its gradient closes gates while `goals` [2] are not met."""
+        pressure = self.multipliers + QUADRATIC * self._shortfall(gates, goals)
         return -(pressure * gates.pressed()).sum()
 
     @torch.no_grad()
-    def ascend(self, gates: TrainedGates, goal: float) -> None:
+    def ascend(self, gates: TrainedGates, goals: Tensor) -> None:
         """Raise the multipliers where too little is removed, lower them where too much is."""
-        self.multipliers += DUAL_STEP * self._shortfall(gates, goal)
+        self.multipliers += DUAL_STEP * self._shortfall(gates, goals)
 
-    def _shortfall(self, gates: TrainedGates, goal: float) -> Tensor:
-        return goal - gates.removed().detach()
+    def _shortfall(self, gates: TrainedGates, goals: Tensor) -> Tensor:
+        return goals - gates.removed().detach()

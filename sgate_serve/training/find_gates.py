@@ -38,11 +38,10 @@ def find_gates(
     batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
     changed: tuple[str, ...] = ()
     if options.method == GATES:
-        gates = _gates_to_train(model, spec, batches, options)
-        beside = Part(options.gates_with, options.lora_rank, options.seed)
-        training = GateTraining(options.target, options.gate_learning_rate, beside)
+        gates, training = _gates_to_train(model, spec, batches, options)
         changed = train_gates(model, spec, gates, data, training, phase)
-        method = f"{options.relaxation} gates, augmented Lagrangian, top-k snap"
+        relaxation = options.gate_relaxation
+        method = f"{relaxation} gates, augmented Lagrangian, top-k snap"
         choice = Choice(gates.scores(), gates.read_outs(), method=method)
     else:
         scores = scores_of(options.method, model, kind.sites(spec), batches, options.seed)
@@ -53,14 +52,17 @@ def find_gates(
 
 def _gates_to_train(
     model: nn.Module, spec: ModelSpec, batches: Sequence[Batch], options: TrainOptions
-) -> TrainedGates:
-    """Return gates that start in the order of their Fisher scores."""
-    kind, relaxation = GRANULARITIES[options.gates], RELAXATIONS[options.relaxation]
+) -> tuple[TrainedGates, GateTraining]:
+    """Return gates that start in the order of their Fisher scores, and how they are trained."""
+    kind = GRANULARITIES[options.gates]
     sites = kind.sites(spec)
     scores = fisher_scores(model, sites, batches)
     pull = kurtosis_pull(model, sites, batches) if options.kurtosis else None
-    start = kind.start(sites, scores, options.seed, relaxation)
-    return TrainedGates(sites, start, kind.removal(spec), relaxation, pull)
+    start = kind.start(spec, scores, options)
+    relaxation = RELAXATIONS[options.gate_relaxation]
+    gates = TrainedGates(sites, start.logits, kind.removal(spec), relaxation, pull)
+    beside = Part(options.beside_gates, options.lora_rank, options.seed)
+    return gates, GateTraining(start.goals, start.ramp, options.gate_learning_rate, beside)
 
 
 def _open_gates(base: Checkpoint, options: TrainOptions) -> Gates:

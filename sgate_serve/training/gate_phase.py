@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from sgate_serve.spec import ModelSpec
@@ -13,18 +13,22 @@ from sgate_serve.training.masking import masked_linears
 from sgate_serve.training.parts import Part, trained_part
 from sgate_serve.training.phases import PartlyFrozen, Phase, PhaseTrainer, run
 from sgate_serve.training.samples import Data
+from sgate_serve.training.sites import BLOCKS
 from sgate_serve.training.trained_gates import TrainedGates
 
-RAMP_SHARE = 0.5
 # The budget's pressure falls as it is met: a short memory lets the loss speak up again.
 BETA2 = 0.95
 
 
 @dataclass(frozen=True)
 class GateTraining:
-    """What gates are trained to: the fraction to remove, their rate, and what trains beside."""
+    """What gates are trained to: the fractions to remove, their rate, and what trains beside.
 
-    target: float
+    `goals` and `ramp` are those of the gates' start.
+    """
+
+    goals: tuple[float, ...]
+    ramp: float
     learning_rate: float
     beside: Part
 
@@ -41,33 +45,39 @@ class GatedModel(PartlyFrozen):
 class GateTrainer(PhaseTrainer):
     """Adds the budget's penalty to the loss, and what is removed to the logs."""
 
-    def __init__(self, *, target: float, **kwargs: Any) -> None:
+    def __init__(self, *, training: GateTraining, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.target = target
+        self.training = training
         self.add_callback(_DualStep(self))
 
     @property
-    def goal(self) -> float:
-        """The fraction to remove by now: a ramp to the target over the first half of the steps."""
-        ramp = max(1.0, RAMP_SHARE * self.args.max_steps)
+    def goals(self) -> Tensor:
+        """The fractions [2] to remove by now: a ramp over the first steps."""
+        ramp = max(1.0, self.training.ramp * self.args.max_steps)
         share: float = min(1.0, (self.state.global_step + 1) / ramp)
-        return self.target * share
+        goals = torch.tensor(self.training.goals, device=self.args.device)
+        return goals * share
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
-        loss = loss + self.model.budget.penalty(self.model.gates, self.goal)
+        loss = loss + self.model.budget.penalty(self.model.gates, self.goals)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         gates = self.model.gates
-        names = ("mlp", "attention")
-        expected = zip(names, gates.removed().tolist(), strict=True)
-        closed = zip(names, gates.removed_now().tolist(), strict=True)
-        removed = {f"expected_{name}": value for name, value in expected}
-        removed |= {f"closed_{name}": value for name, value in closed}
-        super().log({**logs, **removed, "goal": self.goal}, *args, **kwargs)
+        fractions = {
+            "goal": self.goals,
+            "expected": gates.removed(),
+            "closed": gates.removed_now(),
+        }
+        removed = {
+            f"{name}_{block}": value
+            for name, values in fractions.items()
+            for block, value in zip(BLOCKS, values.tolist(), strict=True)
+        }
+        super().log({**logs, **removed}, *args, **kwargs)
 
 
 class _DualStep(TrainerCallback):
@@ -78,7 +88,7 @@ class _DualStep(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         model = self.trainer.model
-        model.budget.ascend(model.gates, self.trainer.goal)
+        model.budget.ascend(model.gates, self.trainer.goals)
 
 
 def train_gates(
@@ -113,7 +123,7 @@ def train_gates(
             data_collator=data.collate,
             optimizers=(optimizer, None),
             distillation=phase.distillation,
-            target=training.target,
+            training=training,
         )
         with masked_linears(model, gates.sources()):
             run(trainer)

@@ -1,6 +1,6 @@
 """What `--gates` chooses: where gates sit, how they start, what they remove, how they snap."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,20 +8,19 @@ import numpy as np
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.expected_removal import Removal, coupled_removal, row_col_removal
-from sgate_serve.training.options import COUPLED, ROW_COL
-from sgate_serve.training.relaxations import Relaxation
+from sgate_serve.training.options import COUPLED, ROW_COL, TrainOptions
 from sgate_serve.training.row_col_snap import snap_rows_and_columns
 from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
 from sgate_serve.training.snap import Choice, Snap
-from sgate_serve.training.start import papers_start, spread_start
+from sgate_serve.training.start import Start, mask_start, papers_start
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """One kind of gates; `start` takes the sites, their scores, a seed and the relaxation."""
+    """One kind of gates: where they sit, start, what they remove on average, and how they end."""
 
     sites: Callable[[ModelSpec], tuple[TrainedSite, ...]]
-    start: Callable[[Sequence[TrainedSite], Scores, int, Relaxation], Scores]
+    start: Callable[[ModelSpec, Scores, TrainOptions], Start]
     removal: Callable[[ModelSpec], Removal]
     snap: Callable[[ModelSpec, Choice, float, str], Snap]
 
@@ -32,6 +31,6 @@ class Granularity:
 
 
 GRANULARITIES: Mapping[str, Granularity] = {
-    COUPLED: Granularity(unit_sites, spread_start, coupled_removal, snap_units),
+    COUPLED: Granularity(unit_sites, mask_start, coupled_removal, snap_units),
     ROW_COL: Granularity(row_col_sites, papers_start, row_col_removal, snap_rows_and_columns),
 }

@@ -11,7 +11,7 @@ from sgate_serve.hub_data import is_dataset_name
 from sgate_serve.options import flag_of, option, required
 
 COUPLED, ROW_COL = "coupled", "row-col"
-GAUSSIAN, HARD_CONCRETE = "gaussian", "hard-concrete"
+STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE = "straight-through", "gaussian", "hard-concrete"
 GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE = (
     "gates",
     "fisher",
@@ -26,10 +26,12 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "task": (CAUSAL_LM, CLASSIFICATION),
     "method": (GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE),
     "gates": (COUPLED, ROW_COL),
-    "relaxation": (GAUSSIAN, HARD_CONCRETE),
+    "relaxation": (STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE),
     "gates_with": (NONE, BIAS, LORA),
     "recovery": (LORA, BIAS, FULL, HEAD, NONE),
 }
+# Options whose default depends on others.
+DEPENDENT = ("relaxation", "gates_with")
 # Adam's peak rate by what is trained: few parameters want larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
@@ -61,8 +63,16 @@ class TrainOptions:
         "columns of each linear)",
     )
     gate_block: int = option(1, "MLP units that close together, so that widths are multiples")
-    relaxation: str = option(GAUSSIAN, "noise of trained gates: gaussian or hard-concrete")
-    gates_with: str = option(NONE, "what trains beside the gates: none, bias or lora")
+    relaxation: str | None = option(
+        None,
+        "noise of trained gates: straight-through, gaussian or hard-concrete (default: "
+        "straight-through for coupled gates, gaussian for row-col)",
+    )
+    gates_with: str | None = option(
+        None,
+        "what trains beside the gates: none, bias or lora (default: what --recovery names of these "
+        "for coupled gates, none for row-col)",
+    )
     kurtosis: bool = option(False, "weigh the pressure on row-col gates by kurtosis, as published")
     steps: int = option(600, "optimiser steps in all, gates and recovery together")
     dense_steps: int | None = option(
@@ -96,7 +106,7 @@ class TrainOptions:
         """Raise TrainingError for a value that cannot be trained with."""
         for name, supported in SUPPORTED.items():
             value = getattr(self, name)
-            if value not in supported:
+            if value not in supported and (value is not None or name not in DEPENDENT):
                 raise TrainingError(
                     f"{flag_of(name)} {value}: this release supports {', '.join(supported)}"
                 )
@@ -138,6 +148,17 @@ class TrainOptions:
             raise TrainingError("--gate-block is for coupled gates; drop it or --gates row-col")
         if self.task == CAUSAL_LM and self.recovery == HEAD:
             raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
+
+    @property
+    def gate_relaxation(self) -> str:
+        """The relaxation of trained gates; scales of rows and columns want to be relaxed."""
+        return self.relaxation or (STRAIGHT_THROUGH if self.gates == COUPLED else GAUSSIAN)
+
+    @property
+    def beside_gates(self) -> str:
+        """What trains beside the gates; those of rows and columns train alone, as published."""
+        is_default = self.gates == COUPLED and self.recovery in SUPPORTED["gates_with"]
+        return self.gates_with or (self.recovery if is_default else NONE)
 
     @property
     def gate_steps(self) -> int:

@@ -28,7 +28,7 @@ def outline(base: Checkpoint, task: Task, options: TrainOptions) -> dict[str, An
         "dense": (num_dense_steps(task, options), num_trained(spec, LORA, options.lora_rank)),
         "gates": (
             options.gate_steps,
-            gates + num_trained(spec, options.gates_with, options.lora_rank),
+            gates + num_trained(spec, options.beside_gates, options.lora_rank),
         ),
         "recovery": (
             options.recovery_steps,

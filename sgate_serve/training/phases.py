@@ -26,7 +26,8 @@ from sgate_serve.training.options import TrainOptions
 LOGS_PER_PHASE = 20
 LOGGED = (
     "loss",
-    "goal",
+    "goal_mlp",
+    "goal_attention",
     "expected_mlp",
     "expected_attention",
     "closed_mlp",

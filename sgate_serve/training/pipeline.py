@@ -95,7 +95,7 @@ def _train(
         folder, rate = work_dir_of(options.out) / name, options.rate_of(part)
         return replace(Phase.of(options, folder, steps, rate), distillation=distillation)
 
-    gate_phase = phase("gates", options.gate_steps, options.gates_with)
+    gate_phase = phase("gates", options.gate_steps, options.beside_gates)
     gates, changed = find_gates(model, base, task.data, options, gate_phase)
     masks = gates.masks(base.spec)
     is_dense = options.method == DENSE

@@ -18,6 +18,7 @@ from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.options import ROW_COL
+from sgate_serve.training.ranks import quantiles_by_block
 from sgate_serve.training.sites import Scores, row_col_sites
 from sgate_serve.training.snap import (
     TOLERANCE,
@@ -28,7 +29,6 @@ from sgate_serve.training.snap import (
     removed_by_plan,
     unreachable,
 )
-from sgate_serve.training.start import quantiles_by_block
 
 # No linear closes: it keeps this many rows and columns, the best of them.
 MIN_OPEN = 4

@@ -1,50 +1,60 @@
-"""Where gate logits start: spread by the rank of each gate's score among its kind of block."""
+"""Where gate logits start, and what the budget then asks of them."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
-from sgate_serve.training.relaxations import Relaxation
-from sgate_serve.training.sites import BLOCKS, Scores, TrainedSite
-
-
-def spread_start(
-    sites: Sequence[TrainedSite], scores: Scores, seed: int, relaxation: Relaxation
-) -> Scores:
-    """Return logits from almost closed to fully open, evenly spaced: nothing is drawn."""
-    ranks, (low, high) = quantiles_by_block(sites, scores), relaxation.spread
-    return {key: (low + (high - low) * rank).astype(np.float32) for key, rank in ranks.items()}
+from sgate_serve.spec import ModelSpec
+from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.expected_removal import coupled_removal
+from sgate_serve.training.options import TrainOptions
+from sgate_serve.training.ranks import quantiles_by_block
+from sgate_serve.training.relaxations import RELAXATIONS
+from sgate_serve.training.sites import BLOCKS, Scores, row_col_sites, unit_sites
+from sgate_serve.training.snap import Choice
 
 
-def papers_start(
-    sites: Sequence[TrainedSite], scores: Scores, seed: int, relaxation: Relaxation
-) -> Scores:
-    """Return samples of one normal distribution, the lowest where the score is lowest."""
-    total = sum(site.gate.num_gates for site in sites)
-    samples = np.random.default_rng(seed).normal(*relaxation.flat, total)
-    levels = np.linspace(0, 1, total)
+@dataclass(frozen=True)
+class Start:
+    """Logits by gate key, the fraction of each kind of block to remove, in the order of BLOCKS, and
+    the share of the steps over which the budget's goal rises to that."""
+
+    logits: Scores
+    goals: tuple[float, ...]
+    ramp: float
+
+
+def mask_start(spec: ModelSpec, scores: Scores, options: TrainOptions) -> Start:
+    """Start at the mask that the scores give at once, and hold what it removes.
+
+    The lowest-ranked gates start closed, as far from the threshold as their rank says: training
+    decides about those near it, in both directions. Nothing is drawn.
+    """
+    relaxation = RELAXATIONS[options.gate_relaxation]
+    mask = snap_units(spec, Choice(scores, block=options.gate_block), options.target, "").gates
+    values = {key: torch.from_numpy(value) for key, value in mask.values.items()}
+    goals = dict(zip(BLOCKS, coupled_removal(spec)(values).tolist(), strict=True))
+    logits = {}
+    sites = unit_sites(spec)
     ranks = quantiles_by_block(sites, scores)
-    return {
+    for site in sites:
+        above = ranks[site.gate.key] - goals[site.block]
+        logits[site.gate.key] = (relaxation.closing + relaxation.width * above).astype(np.float32)
+    return Start(logits, tuple(goals.values()), ramp=0.0)
+
+
+def papers_start(spec: ModelSpec, scores: Scores, options: TrainOptions) -> Start:
+    """Start at samples of one normal distribution, the lowest where the score is lowest.
+
+    All gates are open; the goal rises over the first half of the steps.
+    """
+    sites, relaxation = row_col_sites(spec), RELAXATIONS[options.gate_relaxation]
+    total = sum(site.gate.num_gates for site in sites)
+    samples = np.random.default_rng(options.seed).normal(*relaxation.flat, total)
+    levels = np.linspace(0, 1, total)
+    logits = {
         key: np.interp(rank, levels, np.sort(samples)).astype(np.float32)
-        for key, rank in ranks.items()
+        for key, rank in quantiles_by_block(sites, scores).items()
     }
-
-
-def quantiles_by_block(
-    sites: Sequence[TrainedSite], scores: Scores
-) -> dict[str, NDArray[np.float64]]:
-    """Return the rank of each score among all of its kind of block, 0 for the lowest to 1."""
-    quantiles: dict[str, NDArray[np.float64]] = {}
-    for block in BLOCKS:
-        keys = [site.gate.key for site in sites if site.block == block]
-        if keys:
-            quantiles |= zip(keys, _quantiles([scores[key] for key in keys]), strict=True)
-    return quantiles
-
-
-def _quantiles(arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
-    joined = np.concatenate(arrays)
-    ranks = np.empty(joined.size)
-    ranks[np.argsort(joined, kind="stable")] = np.arange(joined.size)
-    return np.split(ranks / max(joined.size - 1, 1), np.cumsum([a.size for a in arrays])[:-1])
+    return Start(logits, (options.target,) * len(BLOCKS), ramp=0.5)

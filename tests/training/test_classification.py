@@ -68,7 +68,7 @@ def test_a_base_without_a_head_gets_one_and_is_written_beside_the_gates(
     assert abs(removed(compile_gates(base.spec, gates), base.spec) - 0.3) <= TOLERANCE
     assert metrics["removed"] == pytest.approx(0.3, abs=TOLERANCE)
     assert metrics["phases"].keys() == {"dense", "gates", "recovery"}
-    assert {"step", "loss", "goal", "closed_mlp"} <= metrics["log"]["gates"][0].keys()
+    assert {"step", "loss", "goal_mlp", "closed_mlp"} <= metrics["log"]["gates"][0].keys()
 
 
 def test_masked_and_converted_models_score_what_training_says(
@@ -191,7 +191,7 @@ def test_a_decoder_becomes_a_classifier(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"relaxation": "hard-concrete"},
+        {"relaxation": "hard-concrete", "gates_with": "none"},
         {"gates_with": "lora", "gates": "row-col"},
         {"gates_with": "bias", "gates": "row-col", "kurtosis": True},
         {"gate_block": 4},

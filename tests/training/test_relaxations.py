@@ -12,7 +12,7 @@ from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import magnitude_scores, wanda_scores
 from sgate_serve.training.kurtosis import kurtosis_pull, pull_of
 from sgate_serve.training.options import COUPLED, ROW_COL
-from sgate_serve.training.relaxations import RELAXATIONS, HardConcrete, Relaxation
+from sgate_serve.training.relaxations import RELAXATIONS, HardConcrete, Relaxation, StraightThrough
 from sgate_serve.training.samples import Batch
 from tests.small_llama import dense_llama, random_tokens
 
@@ -31,6 +31,21 @@ def test_the_chance_of_hard_concrete_gates_is_how_often_samples_are_open(logit: 
     assert samples.min() >= 0 and samples.max() <= 1
 
 
+@pytest.mark.parametrize("logit", [-1.0, -0.6, -0.5, 0.3])
+def test_straight_through_samples_are_0_or_1_and_pass_the_relaxed_slope(logit: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.full((20_000,), logit, requires_grad=True)
+    samples = StraightThrough().sample(logits)
+    torch.autograd.backward(samples.sum())
+    assert set(samples.detach().round(decimals=5).tolist()) <= {0.0, 1.0}
+    expected = 0.5 * math.erfc(-(math.tanh(logit) + 0.5) / 0.1 / math.sqrt(2))
+    assert samples.mean().item() == pytest.approx(expected, abs=0.015)
+    assert StraightThrough().open_chance(logits)[0].item() == pytest.approx(expected, abs=1e-6)
+    # Closed or open, a gate feels the loss.
+    assert logits.grad is not None
+    np.testing.assert_allclose(logits.grad.numpy(), 1 - math.tanh(logit) ** 2, rtol=1e-5)
+
+
 @pytest.mark.parametrize("logit", [-5.0, -1.0, 0.0, 1.5, 5.0])
 def test_hard_concrete_reads_out_as_a_stretched_sigmoid(logit: float) -> None:
     expected = min(1.0, max(0.0, 1.2 / (1 + math.exp(-logit)) - 0.1))
@@ -38,9 +53,11 @@ def test_hard_concrete_reads_out_as_a_stretched_sigmoid(logit: float) -> None:
 
 
 @pytest.mark.parametrize("relaxation", RELAXATIONS.values(), ids=list(RELAXATIONS))
-def test_gates_start_between_almost_closed_and_fully_open(relaxation: Relaxation) -> None:
-    low, high = relaxation.read_out(torch.tensor(relaxation.spread)).tolist()
-    assert 0 < low < 0.2 and high == 1.0
+def test_a_gate_reads_out_as_closed_up_to_its_threshold(relaxation: Relaxation) -> None:
+    beside = torch.tensor([relaxation.closing - 1e-4, relaxation.closing + 1e-4])
+    below, above = relaxation.read_out(beside).tolist()
+    assert below == 0 and 0 < above <= 1
+    assert relaxation.read_out(torch.tensor(relaxation.closing + relaxation.width)) == 1
     assert relaxation.read_out(torch.tensor(relaxation.flat[0])).item() == pytest.approx(
         1, abs=0.02
     )

@@ -264,7 +264,7 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
     [
         ({"task": "tagging"}, "--task tagging: this release supports causal-lm, classification"),
         ({"method": "taylor"}, "--method taylor: this release supports gates, fisher, wanda"),
-        ({"relaxation": "stg"}, "--relaxation stg: this release supports gaussian, hard-concrete"),
+        ({"relaxation": "stg"}, "--relaxation stg: this release supports straight-through, gau"),
         ({"gates_with": "full"}, "--gates-with full: this release supports none, bias, lora"),
         ({"method": "fisher", "kurtosis": True}, "--kurtosis is for trained gates: add --m"),
         ({"kurtosis": True}, "--kurtosis weighs row-col gates; add --gates row-col or drop it"),

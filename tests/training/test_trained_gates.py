@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +11,14 @@ import torch
 
 from sgate_serve.spec import ModelSpec
 from sgate_serve.training.budget import Budget
+from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.expected_removal import coupled_removal
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.options import COUPLED, ROW_COL
-from sgate_serve.training.relaxations import Gaussian
+from sgate_serve.training.options import COUPLED, GATES, ROW_COL, TrainOptions
+from sgate_serve.training.relaxations import RELAXATIONS
 from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
-from sgate_serve.training.start import papers_start, spread_start
+from sgate_serve.training.snap import Choice
+from sgate_serve.training.start import mask_start, papers_start
 from sgate_serve.training.trained_gates import TrainedGates
 from tests.training.test_coupled_snap import random_scores, spec_of
 
@@ -22,34 +27,50 @@ def gates_of(spec: ModelSpec, granularity: str = COUPLED) -> TrainedGates:
     """Return gates that start from random scores."""
     kind = GRANULARITIES[granularity]
     sites = kind.sites(spec)
-    start = kind.start(sites, random_scores(sites), 0, Gaussian())
-    return TrainedGates(sites, start, kind.removal(spec))
+    options = TrainOptions("base", Path("data"), Path("out"), method=GATES, gates=granularity)
+    start = kind.start(spec, random_scores(sites), options)
+    relaxation = RELAXATIONS[options.gate_relaxation]
+    return TrainedGates(sites, start.logits, kind.removal(spec), relaxation)
 
 
 def joined(sites: Sequence[TrainedSite], block: str, values: Scores) -> np.ndarray:
     return np.concatenate([values[site.gate.key] for site in sites if site.block == block])
 
 
-def test_the_spread_start_keeps_the_ranking_of_each_kind() -> None:
-    sites = unit_sites(spec_of(8, 4))
+@pytest.mark.parametrize("relaxation", RELAXATIONS)
+def test_coupled_gates_start_at_the_mask_of_their_scores(relaxation: str) -> None:
+    spec = spec_of(8, 4, layers=6, mlp_units=64)
+    sites = unit_sites(spec)
     scores = random_scores(sites)
-    logits = spread_start(sites, scores, 0, Gaussian())
-    for block in ("mlp", "attention"):
-        started = joined(sites, block, logits)[joined(sites, block, scores).argsort()]
-        assert (np.diff(started) > 0).all()
-        assert started[0] == pytest.approx(-0.4) and started[-1] == pytest.approx(2.0)
+    options = TrainOptions("base", Path("data"), Path("out"), target=0.4, relaxation=relaxation)
+    start = mask_start(spec, scores, options)
+    gates = TrainedGates(sites, start.logits, coupled_removal(spec), RELAXATIONS[relaxation])
+    mask = dict(snap_units(spec, Choice(scores), 0.4, "").gates.values)
+    for block, goal in zip(("mlp", "attention"), start.goals, strict=True):
+        order = joined(sites, block, scores).argsort()
+        assert (np.diff(joined(sites, block, start.logits)[order]) > 0).all()
+        closed = joined(sites, block, mask) == 0
+        assert goal == pytest.approx(closed.mean(), abs=1e-6)
+        # A best unit of its layer stays open in the mask, whatever its rank.
+        started = joined(sites, block, start.logits) <= RELAXATIONS[relaxation].closing
+        assert (closed == started).mean() > 0.95
+    assert gates.removed_now().tolist() == pytest.approx(start.goals, abs=0.02)
 
 
 def test_the_papers_start_is_their_normal_distribution_in_the_order_of_the_scores() -> None:
-    sites = row_col_sites(spec_of(8, 4, layers=8, mlp_units=400))
+    spec = spec_of(8, 4, layers=8, mlp_units=400)
+    sites = row_col_sites(spec)
     scores = random_scores(sites)
-    logits = papers_start(sites, scores, 0, Gaussian())
+    options = TrainOptions("base", Path("data"), Path("out"), target=0.2, gates=ROW_COL)
+    start = papers_start(spec, scores, options)
+    logits = start.logits
+    assert start.goals == (0.2, 0.2)
     for block in ("mlp", "attention"):
         started = joined(sites, block, logits)
         assert started.mean() == pytest.approx(1.0, abs=0.01)
         assert started.std() == pytest.approx(0.1, abs=0.01)
         assert (np.diff(started[joined(sites, block, scores).argsort()]) >= 0).all()
-    other = papers_start(sites, scores, 1, Gaussian())
+    other = papers_start(spec, scores, replace(options, seed=1)).logits
     assert any((other[key] != logits[key]).any() for key in logits)
 
 
@@ -65,7 +86,7 @@ def test_every_site_counts_the_weights_of_its_linear() -> None:
 def test_sources_repeat_a_group_over_its_query_heads() -> None:
     gates = gates_of(spec_of(8, 2)).eval()
     logits = gates.scores()["model.layers.1.kv_groups"]
-    expected = np.repeat([min(1.0, max(0.0, math.tanh(a) + 0.5)) for a in logits], 4 * 8)
+    expected = np.repeat([float(math.tanh(a) > -0.5) for a in logits], 4 * 8)
     source = gates.sources()["model.layers.1.self_attn.o_proj"]
     assert source.rows is None and source.columns is not None
     np.testing.assert_allclose(source.columns().detach().numpy(), expected, rtol=1e-6)
@@ -98,7 +119,7 @@ def test_the_budget_alone_closes_the_goal_of_each_kind(granularity: str, goal: f
     gates, budget = gates_of(spec_of(8, 8, mlp_units=200), granularity), Budget()
     optimizer = torch.optim.Adam(gates.parameters(), lr=0.02, betas=(0.9, 0.95))
     for step in range(240):
-        now = goal * min(1.0, step / 120)
+        now = torch.full((2,), goal * min(1.0, step / 120))
         optimizer.zero_grad()
         torch.autograd.backward(budget.penalty(gates, now))
         optimizer.step()
@@ -112,7 +133,7 @@ def test_the_multiplier_rises_by_the_shortfall() -> None:
     with torch.no_grad():
         for logits in gates.logits:
             logits.fill_(3.0)
-    budget.ascend(gates, 0.4)
+    budget.ascend(gates, torch.full((2,), 0.4))
     assert budget.multipliers.tolist() == pytest.approx([0.05 * 0.4] * 2, abs=1e-6)
 
 
@@ -122,7 +143,7 @@ def test_the_penalty_flows_through_the_papers_open_probability() -> None:
     with torch.no_grad():
         for logits in gates.logits:
             logits.fill_(1.0)
-    penalty = budget.penalty(gates, 0.5)
+    penalty = budget.penalty(gates, torch.full((2,), 0.5))
     index = [site.gate.key for site in gates.sites].index("model.layers.0.self_attn.q_proj.rows")
     (gradient,) = torch.autograd.grad(penalty, [gates.logits[index]])
     # One more query row open: 32 columns, each open with Φ((tanh 1 + 0.5) / 0.5), of all weights.

@@ -1,0 +1,131 @@
+"""What training gates adds to a step of LoRA, in time and in memory.
+
+`python -m benchmarks.gate_cost --base MODEL --data FILE --task TASK --json FILE` takes steps of
+LoRA, of gates alone and of gates beside LoRA, each in a process of its own, in turns.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.command import command_line, run_script
+from sgate_serve.environment import hardware, library_versions
+from sgate_serve.options import option
+
+LORA_STEP, GATES_ALONE, GATES_BESIDE = "LoRA", "gates alone", "gates beside LoRA"
+VARIANTS = (LORA_STEP, GATES_ALONE, GATES_BESIDE)
+WARM_UP = 2
+PAGE = resource.getpagesize()
+
+
+@dataclass(frozen=True)
+class CostOptions:
+    """The model, its data, and how much is measured."""
+
+    base: str = option("", "model folder")
+    data: str = option("", "training data")
+    task: str = option("causal-lm", "causal-lm or classification")
+    batch_size: int = option(8, "blocks or examples per step")
+    seq_len: int = option(128, "tokens of a block, or of an example at most")
+    steps: int = option(12, "steps of each variant in a round; the first two are not counted")
+    rounds: int = option(5, "rounds, in which every variant runs once")
+
+
+def run(options: CostOptions) -> dict[str, Any]:
+    """Return the step's seconds and the memory's growth of each variant, and what gates add."""
+    spawn = multiprocessing.get_context("spawn")
+    measured: dict[str, dict[str, list[float]]] = {
+        name: {"seconds": [], "bytes": []} for name in VARIANTS
+    }
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as processes:
+        for round_index in range(options.rounds):
+            for name in VARIANTS:
+                seconds, grown = processes.submit(measure, options, name).result()
+                measured[name]["seconds"].append(seconds)
+                measured[name]["bytes"].append(grown)
+                print(f"round {round_index + 1}, {name}: {seconds:.3f} s, {grown:,} bytes")
+    shown = replace(options, base=Path(options.base).name, data=Path(options.data).name)
+    return {
+        "command": command_line("gate_cost", shown),
+        "options": asdict(shown),
+        "measured": measured,
+        "over_lora": {
+            name: {unit: _over_lora(measured, name, unit) for unit in ("seconds", "bytes")}
+            for name in VARIANTS[1:]
+        },
+        "hardware": hardware(),
+        "versions": library_versions(),
+    }
+
+
+def _over_lora(
+    measured: dict[str, dict[str, list[float]]], name: str, unit: str
+) -> dict[str, float]:
+    """Return the median, least and largest ratio of a variant to LoRA over the rounds."""
+    pairs = zip(measured[name][unit], measured[LORA_STEP][unit], strict=True)
+    ratios = [own / lora for own, lora in pairs]
+    return {"median": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)}
+
+
+def measure(options: CostOptions, variant: str) -> tuple[float, int]:
+    """Return the median seconds of a step, and by how many bytes the steps grew the process."""
+    from transformers.trainer import DEFAULT_CALLBACKS
+    from transformers.trainer_callback import TrainerCallback
+
+    ends: list[float] = []
+
+    class StepTimes(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            ends.append(time.perf_counter())
+
+    DEFAULT_CALLBACKS.append(StepTimes)
+    with tempfile.TemporaryDirectory() as folder:
+        grown = _train(options, variant, Path(folder))
+    pairs = zip(ends[WARM_UP:], ends[WARM_UP - 1 :], strict=False)
+    return statistics.median(end - start for end, start in pairs), grown
+
+
+def _train(options: CostOptions, variant: str, folder: Path) -> int:
+    from sgate_serve.checkpoint import Checkpoint
+    from sgate_serve.training.find_gates import find_gates
+    from sgate_serve.training.options import DENSE, GATES, LORA, NONE, TrainOptions
+    from sgate_serve.training.parts import Part
+    from sgate_serve.training.phases import Phase
+    from sgate_serve.training.recovery import recover
+    from sgate_serve.training.task import TASKS
+
+    training = TrainOptions(
+        base=options.base,
+        data=Path(options.data),
+        out=folder / "gates",
+        task=options.task,
+        method=DENSE if variant == LORA_STEP else GATES,
+        gates_with=LORA if variant == GATES_BESIDE else NONE,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        seq_len=options.seq_len,
+    )
+    base = Checkpoint.open(options.base)
+    task = TASKS[options.task](base, training)
+    model = task.open_model(base.folder)
+    phase = Phase.of(training, folder / "work", options.steps, training.rate_of(LORA))
+    before = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
+    if variant == LORA_STEP:
+        recover(model, base.spec, {}, Part(LORA, training.lora_rank, 0), task.data, phase)
+    else:
+        find_gates(model, base, task.data, training, phase)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def main() -> None:
+    run_script("gate_cost", __doc__, CostOptions, run)
+
+
+if __name__ == "__main__":
+    main()

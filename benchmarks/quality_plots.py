@@ -1,0 +1,76 @@
+"""Pictures of quality against what was removed and against the speed that came of it.
+
+`python -m benchmarks.quality_plots` draws the records in `benchmarks/results/` to `docs/`.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality_tables import firsts_of, phases_of, title_of
+from benchmarks.tables import QUALITY_RECORDS, ROOT, read_records
+from sgate_serve.plots import ACCENT, MODELS, new_figure, save_figure
+
+# One point of a method: (what was removed or the speed, score, its standard error).
+Point = tuple[float, float, float]
+# Where a cell stands on the axis, if it was measured.
+Position = Callable[[Mapping[str, Any]], float | None]
+STYLE: Mapping[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2}
+
+
+def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
+    """Draw each method's score over the removed fraction, and over the last phase's speedup."""
+    phase = phases_of(record["cells"])[-1]
+    figure, axes = new_figure(10, 3.6, panels=2)
+    # Methods remove the same, so their points are nudged apart there.
+    panels: Mapping[str, tuple[float, Position]] = {
+        "fraction of block weights removed": (0.003, lambda cell: cell["removed"]),
+        f"{title_of(phase)} over dense, ONNX Runtime": (0.0, lambda cell: _speedup(cell, phase)),
+    }
+    dense = record["summary"]["dense"]
+    for axis, (title, (nudge, position)) in zip(axes, panels.items(), strict=True):
+        axis.axhspan(
+            dense[score] - dense["standard_error"],
+            dense[score] + dense["standard_error"],
+            color=ACCENT,
+            alpha=0.15,
+            label="dense ± its standard error",
+        )
+        methods = _points(record, score, position)
+        for number, (name, points) in enumerate(methods.items()):
+            x, y, error = zip(*sorted(points), strict=True)
+            beside = [value + nudge * (number - len(methods) / 2) for value in x]
+            axis.errorbar(beside, y, yerr=error, color=MODELS[number], label=name, **STYLE)
+        axis.set(xlabel=title)
+    axes[0].set(ylabel=f"held-out {score}")
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    save_figure(figure, path)
+
+
+def _points(record: Mapping[str, Any], score: str, position: Position) -> dict[str, list[Point]]:
+    """Return the points of each method; cells are called METHOD TARGET%, variants METHOD, HOW."""
+    points: dict[str, list[Point]] = defaultdict(list)
+    for name, cell in firsts_of(record).items():
+        method, at = name.rpartition(" ")[0], position(cell)
+        if method and "," not in method and at is not None:
+            summary = record["summary"][name]
+            points[method].append((at, summary[score], summary["standard_error"]))
+    return points
+
+
+def _speedup(cell: Mapping[str, Any], phase: str) -> float | None:
+    if "speed" not in cell:
+        return None
+    ratio: float = cell["speed"]["speedups"]["onnx"][phase]["ratio"]
+    return ratio
+
+
+def main() -> None:
+    records = read_records()
+    for name, score in QUALITY_RECORDS.items():
+        plot_quality(records[name], score, ROOT / "docs" / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
