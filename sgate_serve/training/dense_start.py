@@ -16,6 +16,7 @@ from sgate_serve.tensor_files import SINGLE_FILE
 from sgate_serve.training.options import LORA, TrainOptions
 from sgate_serve.training.parts import Part
 from sgate_serve.training.phases import Phase
+from sgate_serve.training.processes import processes
 from sgate_serve.training.recovery import recover
 from sgate_serve.training.task import Task
 from sgate_serve.training.work_dir import work_dir_of
@@ -45,7 +46,9 @@ def dense_start(task: Task, base: Checkpoint, options: TrainOptions) -> Checkpoi
             rate = options.rate_of(LORA)
             phase = Phase.of(options, work / PHASE, steps, rate)
             recover(model, spec_of(model), {}, part, task.data, phase)
-        write_base(model, base.folder, folder)
+        if processes().is_main_process:
+            write_base(model, base.folder, folder)
+    processes().wait_for_everyone()
     return Checkpoint.open(folder)
 
 

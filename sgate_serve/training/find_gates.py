@@ -19,6 +19,7 @@ from sgate_serve.training.kurtosis import kurtosis_pull
 from sgate_serve.training.options import DENSE, GATES, TrainOptions
 from sgate_serve.training.parts import Part
 from sgate_serve.training.phases import Phase
+from sgate_serve.training.processes import agreed
 from sgate_serve.training.relaxations import RELAXATIONS
 from sgate_serve.training.samples import Batch, Data
 from sgate_serve.training.snap import Choice
@@ -44,10 +45,11 @@ def find_gates(
         method = f"{relaxation} gates, augmented Lagrangian, top-k snap"
         choice = Choice(gates.scores(), gates.read_outs(), method=method)
     else:
-        scores = scores_of(options.method, model, kind.sites(spec), batches, options.seed)
+        sites = kind.sites(spec)
+        scores = agreed(scores_of(options.method, model, sites, batches, options.seed))
         choice = Choice(scores, method=f"one-shot {options.method} scores, top-k snap")
     choice = replace(choice, block=options.gate_block)
-    return kind.snap(spec, choice, options.target, base.fingerprint).gates, changed
+    return agreed(kind.snap(spec, choice, options.target, base.fingerprint).gates), changed
 
 
 def _gates_to_train(
@@ -56,7 +58,7 @@ def _gates_to_train(
     """Return gates that start in the order of their Fisher scores, and how they are trained."""
     kind = GRANULARITIES[options.gates]
     sites = kind.sites(spec)
-    scores = fisher_scores(model, sites, batches)
+    scores = agreed(fisher_scores(model, sites, batches))
     pull = kurtosis_pull(model, sites, batches) if options.kurtosis else None
     start = kind.start(spec, scores, options)
     relaxation = RELAXATIONS[options.gate_relaxation]

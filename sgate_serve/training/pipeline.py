@@ -28,6 +28,7 @@ from sgate_serve.training.options import DENSE, NONE, TrainOptions, TrainResult
 from sgate_serve.training.outline import outline
 from sgate_serve.training.parts import Part
 from sgate_serve.training.phases import Phase, log_of
+from sgate_serve.training.processes import processes
 from sgate_serve.training.recovery import recover
 from sgate_serve.training.snap import compile_gates
 from sgate_serve.training.task import TASKS, Task
@@ -48,8 +49,11 @@ def run_training(options: TrainOptions) -> TrainResult:
     planned = outline(given, task, options)
     if options.dry_run:
         return TrainResult(options.out, planned)
-    work = work_dir_of(options.out)
-    (resume_work_dir if options.resume else start_work_dir)(work, options.to_json())
+    work, state = work_dir_of(options.out), processes()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        (resume_work_dir if options.resume else start_work_dir)(work, options.to_json())
+    state.wait_for_everyone()
     base = dense_start(task, given, options)
     gates, deltas, scores = _train(task, base, options)
     metrics = {
@@ -61,12 +65,15 @@ def run_training(options: TrainOptions) -> TrainResult:
         "seed": options.seed,
         "options": options.to_json(),
     }
-    with new_folder(options.out) as writer:
-        if base is not given:
-            shutil.copytree(base.folder, writer.path(BASE_DIR))
-        gates.stage(writer, deltas)
-        writer.write_json(METRICS_FILE, metrics)
-    shutil.rmtree(work)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        with new_folder(options.out) as writer:
+            if base is not given:
+                shutil.copytree(base.folder, writer.path(BASE_DIR))
+            gates.stage(writer, deltas)
+            writer.write_json(METRICS_FILE, metrics)
+        shutil.rmtree(work)
+    state.wait_for_everyone()
     return TrainResult(options.out, metrics)
 
 

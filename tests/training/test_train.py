@@ -325,14 +325,6 @@ def test_missing_packages_are_named_with_their_remedy(
         train(options)
 
 
-def test_several_processes_are_refused(
-    options: TrainOptions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="trains in one process, found several: run sgate tr"):
-        train(options)
-
-
 def test_held_out_data_may_be_given(options: TrainOptions, tmp_path: Path) -> None:
     held_out = tmp_path / "eval.txt"
     held_out.write_text("nothing of this is trained on. " * 10)
