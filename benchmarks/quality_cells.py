@@ -190,7 +190,8 @@ def summary(records: Sequence[Mapping[str, Any]], score: str) -> dict[str, Any]:
     """Return cell → mean score over seeds, its standard error, and the change against dense.
 
     The standard error of a mean over seeds is that of the seeds' spread, of one seed the samples'.
-    The change against dense is taken seed by seed, from the same start.
+    The change against dense is taken seed by seed, from the same start; its standard error, where
+    there are several seeds, is that of these changes.
     """
     by_cell: dict[str, dict[int, Mapping[str, float]]] = defaultdict(dict)
     for record in records:
@@ -205,10 +206,17 @@ def summary(records: Sequence[Mapping[str, Any]], score: str) -> dict[str, Any]:
             score: mean(values),
             "standard_error": _standard_error(values, own),
             "against_dense": mean(paired) if paired else None,
+            "against_dense_standard_error": _spread(paired),
             "seeds": sorted(scores),
         }
     return table
 
 
 def _standard_error(values: Sequence[float], own: Sequence[float]) -> float:
-    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else own[0]
+    spread = _spread(values)
+    return own[0] if spread is None else spread
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """Return the standard error of the mean of several values."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SCALES = {"accuracy": (100.0, "{:.1f} ± {:.1f}%"), "perplexity": (1.0, "{:.2f} ± {:.2f}")}
-CHANGES = {"accuracy": "{:+.1f} points", "perplexity": "{:+.1%}"}
+CHANGES = {"accuracy": "{:+.1f}{} points", "perplexity": "{:+.1f}{}%"}
 
 
 def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
@@ -78,8 +78,10 @@ def _change(record: Mapping[str, Any], summary: Mapping[str, Any], score: str) -
     change = summary["against_dense"]
     if change is None:
         return ""
-    dense = record["summary"]["dense"][score]
-    return CHANGES[score].format(100 * change if score == "accuracy" else change / dense)
+    whole = 1.0 if score == "accuracy" else record["summary"]["dense"][score]
+    error = summary.get("against_dense_standard_error")
+    spread = f" ± {100 * error / whole:.1f}" if error else ""
+    return CHANGES[score].format(100 * change / whole, spread)
 
 
 def _speed(cell: Mapping[str, Any], phase: str) -> str:
@@ -87,6 +89,18 @@ def _speed(cell: Mapping[str, Any], phase: str) -> str:
         return ""
     own = cell["speed"]["speedups"]["onnx"][phase]
     return f"{own['ratio']:.2f}× ({own['efficiency']:.2f})"
+
+
+def gate_cost_sentence(record: Mapping[str, Any]) -> str:
+    """Say what training gates adds to a step of LoRA: medians and spread over the rounds."""
+    parts = []
+    for name, over in record["over_lora"].items():
+        time, memory = (
+            f"{of['median'] - 1:+.0%} ({of['least'] - 1:+.0%} to {of['largest'] - 1:+.0%})"
+            for of in (over["seconds"], over["bytes"])
+        )
+        parts.append(f"{name} {time} of its time and {memory} of the memory that it takes")
+    return f"Over a step of LoRA: {'; '.join(parts)}."
 
 
 def equality_sentence(record: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ Trained gates start from Fisher scores and end in the same snap that one-shot sc
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -12,11 +11,12 @@ from torch import nn
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.gates import Gates
 from sgate_serve.spec import ModelSpec
+from sgate_serve.training.contest import best_choice
 from sgate_serve.training.gate_phase import GateTraining, train_gates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import SCORING_BATCHES, fisher_scores, scores_of
 from sgate_serve.training.kurtosis import kurtosis_pull
-from sgate_serve.training.options import DENSE, GATES, TrainOptions
+from sgate_serve.training.options import COUPLED, DENSE, GATES, TrainOptions
 from sgate_serve.training.parts import Part
 from sgate_serve.training.phases import Phase
 from sgate_serve.training.processes import agreed
@@ -24,6 +24,9 @@ from sgate_serve.training.relaxations import RELAXATIONS
 from sgate_serve.training.samples import Batch, Data
 from sgate_serve.training.snap import Choice
 from sgate_serve.training.trained_gates import TrainedGates
+
+# Batches that trained gates and their start are compared on.
+CONTEST_BATCHES = 12
 
 
 def find_gates(
@@ -36,20 +39,27 @@ def find_gates(
     if options.method == DENSE:
         return _open_gates(base, options), ()
     kind, spec = GRANULARITIES[options.gates], base.spec
+
+    def snap(choice: Choice) -> Gates:
+        return kind.snap(spec, choice, options.target, base.fingerprint).gates
+
     batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
     changed: tuple[str, ...] = ()
     if options.method == GATES:
         gates, training = _gates_to_train(model, spec, batches, options)
+        start = gates.scores()
         changed = train_gates(model, spec, gates, data, training, phase)
-        relaxation = options.gate_relaxation
-        method = f"{relaxation} gates, augmented Lagrangian, top-k snap"
-        choice = Choice(gates.scores(), gates.read_outs(), method=method)
+        method = f"{options.gate_relaxation} gates, augmented Lagrangian, top-k snap"
+        choice = Choice(gates.scores(), gates.read_outs(), options.gate_block, method)
+        if options.gates == COUPLED:
+            others = data.shuffled_batches(options.batch_size, CONTEST_BATCHES, options.seed + 1)
+            choice = best_choice(model, spec, choice, start, snap, others)
     else:
         sites = kind.sites(spec)
         scores = agreed(scores_of(options.method, model, sites, batches, options.seed))
-        choice = Choice(scores, method=f"one-shot {options.method} scores, top-k snap")
-    choice = replace(choice, block=options.gate_block)
-    return agreed(kind.snap(spec, choice, options.target, base.fingerprint).gates), changed
+        method = f"one-shot {options.method} scores, top-k snap"
+        choice = Choice(scores, block=options.gate_block, method=method)
+    return agreed(snap(choice)), changed
 
 
 def _gates_to_train(

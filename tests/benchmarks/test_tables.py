@@ -65,10 +65,11 @@ def test_quality_is_the_mean_of_seeds_against_dense_of_the_same_seed() -> None:
         "accuracy": 0.4,
         "standard_error": 0.02,
         "against_dense": None,
+        "against_dense_standard_error": None,
         "seeds": [2],
     }
     rows = list(quality_rows(record, "accuracy"))
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| dense", "| gates 30%", "| late 30%"]
-    shown = "| gates 30% | 2 | 55.0 ± 5.0% | -1.0 points | 30.0% / 30.0% / 30.0% | 1,234 "
+    shown = "| gates 30% | 2 | 55.0 ± 5.0% | -1.0 ± 1.0 points | 30.0% / 30.0% / 30.0% | 1,234 "
     assert rows[3].startswith(shown) and rows[3].endswith("| 1.30× (0.90) |")
     assert "(onnx), the scores of all models differ by at most 0" in equality_sentence(record)

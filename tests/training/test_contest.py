@@ -1,0 +1,60 @@
+"""Trained gates against the mask that they started from."""
+
+import copy
+from itertools import product
+
+import pytest
+import torch
+
+from sgate_serve.gates import Gates
+from sgate_serve.training.contest import best_choice
+from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.samples import Batch
+from sgate_serve.training.sites import BLOCKS, Scores, unit_sites
+from sgate_serve.training.snap import Choice
+from tests.small_llama import dense_llama, random_tokens
+from tests.training.test_coupled_snap import random_scores
+from tests.training.test_masking import fold
+from tests.training.test_relaxations import spec_of
+
+MODEL = dense_llama(vocab_size=97, num_hidden_layers=3)
+SPEC = spec_of(MODEL)
+SITES = unit_sites(SPEC)
+IDS = torch.from_numpy(random_tokens(6 * 12).reshape(6, 12))
+BATCHES: list[Batch] = [{"input_ids": part, "labels": part} for part in (IDS[:3], IDS[3:])]
+
+
+def snap(choice: Choice) -> Gates:
+    return snap_units(SPEC, choice, 0.4, "").gates
+
+
+def folded_loss(scores: Scores) -> float:
+    """Return the mean loss of the model with the mask of `scores` in its weights."""
+    model = copy.deepcopy(MODEL)
+    fold(model, snap(Choice(scores)).masks(SPEC))
+    with torch.no_grad():
+        return sum(float(model(**batch).loss) for batch in BATCHES) / len(BATCHES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_kind_of_block_comes_from_where_less_is_lost(seed: int) -> None:
+    trained, start = random_scores(SITES, seed), random_scores(SITES, seed + 100)
+    best = best_choice(MODEL, SPEC, Choice(trained, method="trained"), start, snap, BATCHES)
+    losses = {}
+    for sources in product((True, False), repeat=len(BLOCKS)):
+        of_block = dict(zip(BLOCKS, sources, strict=True))
+        losses[sources] = folded_loss(
+            {s.gate.key: (trained if of_block[s.block] else start)[s.gate.key] for s in SITES}
+        )
+    sources = min(losses, key=lambda which: losses[which])
+    assert folded_loss(best.scores) == pytest.approx(losses[sources], abs=1e-5)
+    others = [block for block, is_trained in zip(BLOCKS, sources, strict=True) if not is_trained]
+    named = f", {' and '.join(others)} as scored first" if others else ""
+    assert best.method == f"trained{named}"
+
+
+def test_what_training_did_not_change_counts_as_trained() -> None:
+    scores = random_scores(SITES, 0)
+    choice = Choice(scores, method="trained")
+    best = best_choice(MODEL, SPEC, choice, dict(scores), snap, BATCHES)
+    assert best.method == "trained"
