@@ -106,14 +106,26 @@ class Table(ABC):
         """Train what is missing while time is left; return the records of all cells."""
         wanted = [int(seed) for seed in self.options.seeds.split(",")]
         planned = [(cell, seed) for cell in self.cells for seed in cell.seeds if seed in wanted]
-        steps = len(wanted) * self.options.start_steps + len(planned) * self.options.steps
-        print(f"{len(planned)} cells, {len(wanted)} dense starts: {steps:,} steps", flush=True)
         self.prepare()
-        for cell, seed in planned:
+        for number, (cell, seed) in enumerate(planned):
             if time.monotonic() < self.deadline:
+                print(self._estimate(planned[number:]), flush=True)
                 self._run_cell(cell, seed)
+        return self._records()
+
+    def _records(self) -> list[dict[str, Any]]:
         files = sorted(self.root.glob("*/*.json"))
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+    def _estimate(self, planned: Sequence[tuple[Cell, int]]) -> str:
+        """Say how many of the planned cells are to be trained, and how long by those done."""
+        done = {(record["cell"], record["seed"]): record["seconds"] for record in self._records()}
+        missing = sum((cell.name, seed) not in done for cell, seed in planned)
+        minutes = missing * mean(done.values()) / 60 if done else None
+        known = (
+            "the first will tell how long" if minutes is None else f"about {minutes:.0f} minutes"
+        )
+        return f"{missing} cells of {self.options.steps} steps to train, {known}"
 
     def train(self, options: TrainOptions) -> Mapping[str, Any]:
         """Train, or continue what was interrupted; return the metrics."""
