@@ -42,8 +42,9 @@ class LanguageOptions(TableOptions):
     seq_len: int = option(128, "tokens per block")
 
 
-# What trained gates owe to being exact in every step, and to what trains beside them.
+# What is owed to the joint balance, to gates that are exact in every step, to LoRA beside them.
 SINGLE: Mapping[str, Mapping[str, Any]] = {
+    "fisher, even": {"method": "fisher", "balance": "even"},
     "gates, alone": {"method": "gates", "gates_with": "none"},
     "gates, alone and relaxed": {
         "method": "gates",
@@ -63,6 +64,7 @@ def cells() -> Iterator[Cell]:
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
     for name, flags in SINGLE.items():
         yield Cell(f"{name} 30%", flags, seeds=(0,))
+    yield Cell("fisher, even 40%", {**SINGLE["fisher, even"], "target": 0.4}, seeds=(0,))
 
 
 class LanguageTable(Table):

@@ -34,6 +34,7 @@ class QualityOptions(TableOptions):
 
 
 SINGLE: Mapping[str, Mapping[str, Any]] = {
+    "fisher, even": {"method": "fisher", "balance": "even"},
     "magnitude": {"method": "magnitude"},
     "gates, distilled": {"method": "gates", "distill": 0.5},
     "fisher, distilled": {"method": "fisher", "distill": 0.5},
@@ -57,6 +58,7 @@ def cells() -> Iterator[Cell]:
     yield Cell("row-col 30%", {"method": "gates", "gates": "row-col"})
     for name, flags in SINGLE.items():
         yield Cell(f"{name} 30%", flags, seeds=(0,))
+    yield Cell("fisher, even 40%", {**SINGLE["fisher, even"], "target": 0.4}, seeds=(0,))
 
 
 class ClassifierTable(Table):

@@ -1,11 +1,12 @@
 """Close the lowest-ranked MLP units and attention groups until the Plan removes the target.
 
-Attention groups are coarse, so their number comes first, the nearest to their own budget; MLP
-units then make the total exact by bisection on the removal that the compiled Plan states. Units may
-close in blocks, of those that rank together, so that widths stay multiples.
+Attention groups are coarse, so their number comes first: nearest to their share of the target, or
+to the number that costs least. MLP units then make the total exact by bisection on the removal that
+the compiled Plan states. Units may close in blocks, of those that rank together, so that widths
+stay multiples.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -44,8 +45,7 @@ def snap_units(
     its own. Raises TrainingError if no number of units comes within the tolerance.
     """
     sites = unit_sites(spec)
-    units_order = _closing_order(sites, choice.scores, MLP, choice.block)
-    orders = {MLP: units_order, ATTENTION: _closing_order(sites, choice.scores, ATTENTION, 1)}
+    orders = _closing_orders(sites, choice.scores, choice.block)
 
     def close(units: int, groups: int) -> Snap:
         closed = [*orders[MLP][:units], *orders[ATTENTION][:groups]]
@@ -56,7 +56,9 @@ def snap_units(
     if most.removed < target - TOLERANCE:
         raise unreachable(target, most, KEPT)
     tried: list[Snap] = []
-    for groups in _nearest_first(spec, len(orders[ATTENTION]), target):
+    total = sum(layer.num_kv_heads for layer in spec.layers)
+    wanted = target * total if choice.num_groups is None else choice.num_groups
+    for groups in sorted(range(len(orders[ATTENTION]) + 1), key=lambda count: abs(count - wanted)):
         of_units = partial(close, groups=groups)
         units = first_reaching(of_units, 0, len(orders[MLP]), target)
         tried += [of_units(count) for count in {max(units - 1, 0), units}]
@@ -64,6 +66,34 @@ def snap_units(
         if nearest.miss(target) <= TOLERANCE:
             return nearest
     raise unreachable(target, min(tried, key=lambda snap: snap.miss(target)), KEPT)
+
+
+def cheapest_num_groups(spec: ModelSpec, costs: Scores, target: float, block: int = 1) -> int:
+    """Return how many attention groups close where what closes costs least and makes the target.
+
+    `costs` estimate what the loss rises by if a gate closes, as Fisher scores do, so that they add
+    up, and those of MLP units compare with those of groups.
+    """
+    weights = {site.gate.key: site.unit_weights for site in unit_sites(spec)}
+    sums = {}
+    for kind, order in _closing_orders(unit_sites(spec), costs, block).items():
+        parts = [(weights[key] * len(units), costs[key][units].sum()) for key, units in order]
+        sums[kind] = np.cumsum([(0.0, 0.0), *parts], axis=0).T
+    (unit_weights, unit_costs), (group_weights, group_costs) = sums[MLP], sums[ATTENTION]
+    # The number of MLP parts that make the rest, which may be more than there are.
+    rest = target * spec.num_gateable - group_weights
+    needed = np.searchsorted(unit_weights, rest)
+    totals = group_costs + np.append(unit_costs, np.inf)[needed]
+    return int(totals.argmin())
+
+
+def _closing_orders(
+    sites: Sequence[TrainedSite], scores: Scores, block: int
+) -> dict[str, list[tuple[str, Units]]]:
+    return {
+        MLP: _closing_order(sites, scores, MLP, block),
+        ATTENTION: _closing_order(sites, scores, ATTENTION, 1),
+    }
 
 
 def _closing_order(
@@ -81,12 +111,6 @@ def _closing_order(
             parts.append((float(scores[key][units].mean()), key, units))
     parts.sort(key=lambda part: part[0])
     return [(key, units) for _, key, units in parts]
-
-
-def _nearest_first(spec: ModelSpec, num_closable: int, target: float) -> Iterator[int]:
-    """Yield numbers of attention groups, nearest to the target share of all groups first."""
-    total = sum(layer.num_kv_heads for layer in spec.layers)
-    yield from sorted(range(num_closable + 1), key=lambda count: abs(count - target * total))
 
 
 def _gates(

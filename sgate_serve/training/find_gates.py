@@ -23,6 +23,7 @@ from sgate_serve.training.processes import agreed
 from sgate_serve.training.relaxations import RELAXATIONS
 from sgate_serve.training.samples import Batch, Data
 from sgate_serve.training.snap import Choice
+from sgate_serve.training.start import num_groups_of
 from sgate_serve.training.trained_gates import TrainedGates
 
 # Batches that trained gates and their start are compared on.
@@ -47,18 +48,19 @@ def find_gates(
     changed: tuple[str, ...] = ()
     if options.method == GATES:
         gates, training = _gates_to_train(model, spec, batches, options)
-        start = gates.scores()
         changed = train_gates(model, spec, gates, data, training, phase)
         method = f"{options.gate_relaxation} gates, augmented Lagrangian, top-k snap"
-        choice = Choice(gates.scores(), gates.read_outs(), options.gate_block, method)
+        block, groups = options.gate_block, training.start.num_groups
+        choice = Choice(gates.scores(), gates.read_outs(), block, method, groups)
         if options.gates == COUPLED:
             others = data.shuffled_batches(options.batch_size, CONTEST_BATCHES, options.seed + 1)
-            choice = best_choice(model, spec, choice, start, snap, others)
+            choice = best_choice(model, spec, choice, training.start.logits, snap, others)
     else:
         sites = kind.sites(spec)
         scores = agreed(scores_of(options.method, model, sites, batches, options.seed))
         method = f"one-shot {options.method} scores, top-k snap"
-        choice = Choice(scores, block=options.gate_block, method=method)
+        groups = num_groups_of(spec, scores, options)
+        choice = Choice(scores, None, options.gate_block, method, groups)
     return agreed(snap(choice)), changed
 
 
@@ -74,7 +76,7 @@ def _gates_to_train(
     relaxation = RELAXATIONS[options.gate_relaxation]
     gates = TrainedGates(sites, start.logits, kind.removal(spec), relaxation, pull)
     beside = Part(options.beside_gates, options.lora_rank, options.seed)
-    return gates, GateTraining(start.goals, start.ramp, options.gate_learning_rate, beside)
+    return gates, GateTraining(start, options.gate_learning_rate, beside)
 
 
 def _open_gates(base: Checkpoint, options: TrainOptions) -> Gates:

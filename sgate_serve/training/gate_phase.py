@@ -14,6 +14,7 @@ from sgate_serve.training.parts import Part, trained_part
 from sgate_serve.training.phases import PartlyFrozen, Phase, PhaseTrainer, run
 from sgate_serve.training.samples import Data
 from sgate_serve.training.sites import BLOCKS
+from sgate_serve.training.start import Start
 from sgate_serve.training.trained_gates import TrainedGates
 
 # The budget's pressure falls as it is met: a short memory lets the loss speak up again.
@@ -22,13 +23,9 @@ BETA2 = 0.95
 
 @dataclass(frozen=True)
 class GateTraining:
-    """What gates are trained to: the fractions to remove, their rate, and what trains beside.
+    """Where gates start and what they are to remove, their rate, and what trains beside."""
 
-    `goals` and `ramp` are those of the gates' start.
-    """
-
-    goals: tuple[float, ...]
-    ramp: float
+    start: Start
     learning_rate: float
     beside: Part
 
@@ -53,9 +50,9 @@ class GateTrainer(PhaseTrainer):
     @property
     def goals(self) -> Tensor:
         """The fractions [2] to remove by now: a ramp over the first steps."""
-        ramp = max(1.0, self.training.ramp * self.args.max_steps)
+        ramp = max(1.0, self.training.start.ramp * self.args.max_steps)
         share: float = min(1.0, (self.state.global_step + 1) / ramp)
-        goals = torch.tensor(self.training.goals, device=self.args.device)
+        goals = torch.tensor(self.training.start.goals, device=self.args.device)
         return goals * share
 
     def compute_loss(

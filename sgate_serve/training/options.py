@@ -20,18 +20,20 @@ GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE = (
     "random",
     "dense",
 )
+JOINT, EVEN = "joint", "even"
 LORA, BIAS, FULL, HEAD, NONE = "lora", "bias", "full", "head", "none"
 
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "task": (CAUSAL_LM, CLASSIFICATION),
     "method": (GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE),
     "gates": (COUPLED, ROW_COL),
+    "balance": (JOINT, EVEN),
     "relaxation": (STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE),
     "gates_with": (NONE, BIAS, LORA),
     "recovery": (LORA, BIAS, FULL, HEAD, NONE),
 }
 # Options whose default depends on others.
-DEPENDENT = ("relaxation", "gates_with")
+DEPENDENT = ("balance", "relaxation", "gates_with")
 # Adam's peak rate by what is trained: few parameters want larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
@@ -61,6 +63,12 @@ class TrainOptions:
         COUPLED,
         "what a gate closes: coupled (MLP units, heads or KV groups) or row-col (rows and "
         "columns of each linear)",
+    )
+    balance: str | None = option(
+        None,
+        "how MLP units and attention groups share the target: joint closes what Fisher scores say "
+        "costs least, even the same share of both (default: joint for coupled gates that are found "
+        "by fisher or trained, else even)",
     )
     gate_block: int = option(1, "MLP units that close together, so that widths are multiples")
     relaxation: str | None = option(
@@ -144,10 +152,24 @@ class TrainOptions:
                     )
         if self.gates != ROW_COL and self.kurtosis:
             raise TrainingError("--kurtosis weighs row-col gates; add --gates row-col or drop it")
+        if self.balance == JOINT and not self._has_costs:
+            raise TrainingError(
+                "--balance joint weighs Fisher scores of coupled gates: use --method fisher or "
+                "gates, or drop it"
+            )
         if self.gates == ROW_COL and self.gate_block > 1:
             raise TrainingError("--gate-block is for coupled gates; drop it or --gates row-col")
         if self.task == CAUSAL_LM and self.recovery == HEAD:
             raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
+
+    @property
+    def _has_costs(self) -> bool:
+        return self.gates == COUPLED and self.method in (FISHER, GATES)
+
+    @property
+    def is_joint(self) -> bool:
+        """Say whether scores decide how much of the target is attention."""
+        return self.balance == JOINT or (self.balance is None and self._has_costs)
 
     @property
     def gate_relaxation(self) -> str:

@@ -24,13 +24,15 @@ Removed = Callable[[ModelSpec, Gates], float]
 class Choice:
     """What a snap chooses from: gates rank by `scores`; open ones keep `read_outs`, without any 1.
 
-    MLP units close `block` at a time, and `method` names what made the scores.
+    MLP units close `block` at a time. Of attention groups `num_groups` close, without it the
+    target's share of them. `method` names what made the scores.
     """
 
     scores: Scores
     read_outs: Scores | None = None
     block: int = 1
     method: str = ""
+    num_groups: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.coupled_snap import cheapest_num_groups, snap_units
 from sgate_serve.training.expected_removal import coupled_removal
 from sgate_serve.training.options import TrainOptions
 from sgate_serve.training.ranks import quantiles_by_block
@@ -18,11 +18,15 @@ from sgate_serve.training.snap import Choice
 @dataclass(frozen=True)
 class Start:
     """Logits by gate key, the fraction of each kind of block to remove, in the order of BLOCKS, and
-    the share of the steps over which the budget's goal rises to that."""
+    the share of the steps over which the budget's goal rises to that.
+
+    `num_groups` is the number of attention groups to close in the end, if that is decided.
+    """
 
     logits: Scores
     goals: tuple[float, ...]
     ramp: float
+    num_groups: int | None = None
 
 
 def mask_start(spec: ModelSpec, scores: Scores, options: TrainOptions) -> Start:
@@ -32,16 +36,29 @@ def mask_start(spec: ModelSpec, scores: Scores, options: TrainOptions) -> Start:
     decides about those near it, in both directions. Nothing is drawn.
     """
     relaxation = RELAXATIONS[options.gate_relaxation]
-    mask = snap_units(spec, Choice(scores, block=options.gate_block), options.target, "").gates
+    num_groups = num_groups_of(spec, scores, options)
+    choice = Choice(scores, block=options.gate_block, num_groups=num_groups)
+    mask = snap_units(spec, choice, options.target, "").gates
     values = {key: torch.from_numpy(value) for key, value in mask.values.items()}
     goals = dict(zip(BLOCKS, coupled_removal(spec)(values).tolist(), strict=True))
     logits = {}
     sites = unit_sites(spec)
     ranks = quantiles_by_block(sites, scores)
+    num_gates = {
+        block: sum(site.gate.num_gates for site in sites if site.block == block) for block in BLOCKS
+    }
     for site in sites:
-        above = ranks[site.gate.key] - goals[site.block]
+        rank, count = ranks[site.gate.key], num_gates[site.block]
+        above = rank + (0.5 - rank) / count - goals[site.block]
         logits[site.gate.key] = (relaxation.closing + relaxation.width * above).astype(np.float32)
-    return Start(logits, tuple(goals.values()), ramp=0.0)
+    return Start(logits, tuple(goals.values()), 0.0, num_groups)
+
+
+def num_groups_of(spec: ModelSpec, costs: Scores, options: TrainOptions) -> int | None:
+    """Return how many attention groups close where the balance is joint; None where it is even."""
+    if not options.is_joint:
+        return None
+    return cheapest_num_groups(spec, costs, options.target, options.gate_block)
 
 
 def papers_start(spec: ModelSpec, scores: Scores, options: TrainOptions) -> Start:

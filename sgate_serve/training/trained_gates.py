@@ -30,7 +30,9 @@ class TrainedGates(nn.Module):
         super().__init__()
         self.sites, self.removal = tuple(sites), removal
         self.relaxation = relaxation or Gaussian()
-        self.logits = nn.ParameterList(torch.from_numpy(start[s.gate.key]) for s in self.sites)
+        self.logits = nn.ParameterList(
+            torch.from_numpy(start[s.gate.key].copy()) for s in self.sites
+        )
         pull = pull or {}
         self._pull = [torch.from_numpy(pull[key]) if key in pull else None for key in self.keys]
 

@@ -10,7 +10,7 @@ from sgate_serve.errors import TrainingError
 from sgate_serve.figures import removed
 from sgate_serve.shapes import LayerShape
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.coupled_snap import snap_units
+from sgate_serve.training.coupled_snap import cheapest_num_groups, snap_units
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.options import COUPLED
 from sgate_serve.training.sites import Scores, TrainedSite, unit_sites
@@ -69,6 +69,44 @@ def test_what_goes_is_counted_in_weights_and_ranks_lowest() -> None:
     assert units[gates == 0].max() < units[gates == 1].min()
     kept_groups = sum(len(layer.kv_heads) for layer in plan.layers)
     assert kept_groups == 12 - round(0.3 * 12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("block", [1, 8])
+def test_the_number_of_groups_is_the_cheapest(seed: int, block: int) -> None:
+    spec, rng = spec_of(8, 4, layers=4), np.random.default_rng(seed)
+    sites = unit_sites(spec)
+    factor = {"mlp": 1.0, "attention": 10.0 ** rng.uniform(-1, 3)}
+    costs = {
+        s.gate.key: (factor[s.block] * rng.random(s.gate.num_gates) ** 2).astype(np.float32)
+        for s in sites
+    }
+
+    def cost_of(num_groups: int) -> float:
+        choice = Choice(costs, block=block, num_groups=num_groups)
+        values = snap_units(spec, choice, 0.4, "base").gates.values
+        assert sum((values[s.gate.key] == 0).sum() for s in sites if s.block == "attention") == (
+            num_groups
+        )
+        return float(sum(costs[key][gates == 0].sum() for key, gates in values.items()))
+
+    cheapest = cheapest_num_groups(spec, costs, 0.4, block)
+    nearby = [count for count in (cheapest - 1, cheapest + 1) if 2 <= count <= 10]
+    # Bisection on the Plan may take one block more or less than the weights ask for.
+    slack = 2 * block * max(costs[s.gate.key].max() for s in sites if s.block == "mlp")
+    assert all(cost_of(cheapest) <= cost_of(count) + slack for count in nearby)
+
+
+def test_groups_that_cost_all_stay_and_free_ones_all_go() -> None:
+    spec = spec_of(8, 4, layers=4)
+    for attention, expected in ((1e6, 0), (0.0, 12)):
+        costs = {
+            s.gate.key: np.full(
+                s.gate.num_gates, attention if s.block == "attention" else 1.0, "f4"
+            )
+            for s in unit_sites(spec)
+        }
+        assert cheapest_num_groups(spec, costs, 0.3) == expected
 
 
 def test_every_block_keeps_its_best_unit_and_group() -> None:

@@ -268,6 +268,11 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
         ({"gates_with": "full"}, "--gates-with full: this release supports none, bias, lora"),
         ({"method": "fisher", "kurtosis": True}, "--kurtosis is for trained gates: add --m"),
         ({"kurtosis": True}, "--kurtosis weighs row-col gates; add --gates row-col or drop it"),
+        (
+            {"balance": "joint", "method": "wanda"},
+            "--balance joint weighs Fisher scores of coupled",
+        ),
+        ({"balance": "fair"}, "--balance fair: this release supports joint, even"),
         ({"gates": ROW_COL, "gate_block": 8}, "--gate-block is for coupled gates; drop it or --g"),
         ({"recovery": "head"}, "--recovery head trains a classifier's head; a causal LM has none"),
         ({"distill": 1.5}, r"--distill 1\.5: must lie between 0 and 1"),

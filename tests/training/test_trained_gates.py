@@ -43,7 +43,7 @@ def test_coupled_gates_start_at_the_mask_of_their_scores(relaxation: str) -> Non
     sites = unit_sites(spec)
     scores = random_scores(sites)
     options = TrainOptions("base", Path("data"), Path("out"), target=0.4, relaxation=relaxation)
-    start = mask_start(spec, scores, options)
+    start = mask_start(spec, scores, replace(options, balance="even"))
     gates = TrainedGates(sites, start.logits, coupled_removal(spec), RELAXATIONS[relaxation])
     mask = dict(snap_units(spec, Choice(scores), 0.4, "").gates.values)
     for block, goal in zip(("mlp", "attention"), start.goals, strict=True):
@@ -55,6 +55,10 @@ def test_coupled_gates_start_at_the_mask_of_their_scores(relaxation: str) -> Non
         started = joined(sites, block, start.logits) <= RELAXATIONS[relaxation].closing
         assert (closed == started).mean() > 0.95
     assert gates.removed_now().tolist() == pytest.approx(start.goals, abs=0.02)
+    costs = {key: np.exp(values) for key, values in scores.items()}
+    joint = mask_start(spec, costs, replace(options, method=GATES))
+    assert start.num_groups is None and joint.num_groups is not None
+    assert joint.goals[1] == pytest.approx(joint.num_groups / 24)
 
 
 def test_the_papers_start_is_their_normal_distribution_in_the_order_of_the_scores() -> None:
