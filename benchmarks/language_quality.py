@@ -43,11 +43,13 @@ class LanguageOptions(TableOptions):
 
 
 # What is owed to the joint balance, to gates that are exact in every step, to LoRA beside them.
+EVEN_GATES: Mapping[str, Any] = {"method": "gates", "balance": "even"}
 SINGLE: Mapping[str, Mapping[str, Any]] = {
     "fisher, even": {"method": "fisher", "balance": "even"},
-    "gates, alone": {"method": "gates", "gates_with": "none"},
-    "gates, alone and relaxed": {
-        "method": "gates",
+    "gates, even": EVEN_GATES,
+    "gates, even, alone": {**EVEN_GATES, "gates_with": "none"},
+    "gates, even, alone, relaxed": {
+        **EVEN_GATES,
         "gates_with": "none",
         "relaxation": "gaussian",
     },

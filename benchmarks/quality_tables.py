@@ -91,6 +91,16 @@ def _speed(cell: Mapping[str, Any], phase: str) -> str:
     return f"{own['ratio']:.2f}× ({own['efficiency']:.2f})"
 
 
+def changes_sentence(record: Mapping[str, Any], score: str, ending: str) -> str:
+    """Say how far the score of each cell whose name has this ending is from dense."""
+    changes = (
+        f"{_change(record, record['summary'][name], score)} ({name.removesuffix(ending)})"
+        for name in firsts_of(record)
+        if name.endswith(ending)
+    )
+    return f"Held-out {score} with{ending} removed, against dense: {', '.join(changes)}."
+
+
 def gate_cost_sentence(record: Mapping[str, Any]) -> str:
     """Say what training gates adds to a step of LoRA: medians and spread over the rounds."""
     parts = []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality_tables import (
+    changes_sentence,
     equality_sentence,
     quality_rows,
     quality_summary_rows,
@@ -167,6 +168,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "row-col": "\n".join(row_col_rows(records["row_col"])),
             "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
             "quality": "\n".join(quality_summary_rows(records[QUALITY], "accuracy")),
+            "quality-language": changes_sentence(records[QUALITY_LM], "perplexity", " 30%"),
             "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
         },
         "docs/training.md": {
