@@ -44,7 +44,7 @@ def write_hf(
         config[CONFIG_KEY] = int8_config(map(written_name, float_linears(masked.spec)))
     writer.write_json("config.json", config)
     write_plan(plan, writer.path(PLAN_FILE))
-    copy_companions(masked.base.folder, writer)
+    copy_companions(masked.base.folder, writer, masked.spec.task)
     shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
     writer.write_weights(headers, shown, SHARD_BYTES)
 

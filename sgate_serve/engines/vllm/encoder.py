@@ -12,6 +12,7 @@ from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.model_executor.layers.attention import EncoderOnlyAttention
 from vllm.model_executor.layers.pooler import DispatchPooler
+from vllm.model_executor.layers.pooler.seqwise import CLSPool
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.bert import _decode_token_type_ids, _encode_token_type_ids
 from vllm.model_executor.models.interfaces import SupportsCrossEncoding
@@ -128,8 +129,9 @@ class UnevenEncoderClassifier(UnevenEncoder, SupportsCrossEncoding):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.head = SequenceHead(self.stack.model_context.spec, vllm_config)
+        # vLLM's choice would be that of sentence-transformers' files, if the folder has any.
         self.pooler = DispatchPooler.for_seq_cls(
-            vllm_config.model_config.pooler_config, classifier=self.head
+            vllm_config.model_config.pooler_config, pooling=CLSPool(), classifier=self.head
         )
 
 
