@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.quality_tables import (
     changes_sentence,
     equality_sentence,
+    gate_cost_sentence,
     quality_rows,
     quality_summary_rows,
 )
@@ -41,6 +42,7 @@ VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT = "footprint"
 QUALITY, QUALITY_LM = "quality_packages", "quality_language"
+GATE_COST = "gate_cost"
 QUALITY_RECORDS = {QUALITY: "accuracy", QUALITY_LM: "perplexity"}
 ENGINE_RUNS = ("engines_896", "engines_2048")
 OVERHEAD_RUNS = ("server_overhead_fp32", "server_overhead_int4")
@@ -152,6 +154,7 @@ def read_records() -> dict[str, Any]:
         *ENGINE_RUNS,
         *SPEED_RUNS,
         *QUALITY_RECORDS,
+        GATE_COST,
     )
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 
@@ -175,6 +178,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "quality": "\n".join(quality_rows(records[QUALITY], "accuracy")),
             "quality-equality": equality_sentence(records[QUALITY]),
             "quality-language": "\n".join(quality_rows(records[QUALITY_LM], "perplexity")),
+            "gate-cost": gate_cost_sentence(records[GATE_COST]),
             "quality-language-equality": equality_sentence(records[QUALITY_LM]),
         },
         "docs/speed.md": {
