@@ -8,55 +8,64 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality_tables import firsts_of, phases_of, title_of
+from matplotlib.ticker import FixedLocator
+
+from benchmarks.quality_tables import UNITS, firsts_of, phases_of, title_of
 from benchmarks.tables import QUALITY_RECORDS, ROOT, read_records
 from sgate_serve.plots import ACCENT, MODELS, new_figure, save_figure
 
-# One point of a method: (what was removed or the speed, score, its standard error).
+# One point of a method: (what was removed or the speed, change of the score, its standard error).
 Point = tuple[float, float, float]
 # Where a cell stands on the axis, if it was measured.
 Position = Callable[[Mapping[str, Any]], float | None]
 STYLE: Mapping[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2}
+# Changes of perplexity up to this percentage are drawn in proportion, larger ones by logarithm.
+LINEAR = 10
+TICKS = (-10, -5, 0, 5, 10, 20, 50, 100, 200)
 
 
 def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
-    """Draw each method's score over the removed fraction, and over the last phase's speedup."""
-    phase = phases_of(record["cells"])[-1]
+    """Draw each method's change against dense over the removed fraction, and over the speedup."""
+    phase = phases_of(record["cells"])[1]
     figure, axes = new_figure(10, 3.6, panels=2)
     # Methods remove the same, so their points are nudged apart there.
     panels: Mapping[str, tuple[float, Position]] = {
         "fraction of block weights removed": (0.003, lambda cell: cell["removed"]),
         f"{title_of(phase)} over dense, ONNX Runtime": (0.0, lambda cell: _speedup(cell, phase)),
     }
-    dense = record["summary"]["dense"]
     for axis, (title, (nudge, position)) in zip(axes, panels.items(), strict=True):
-        axis.axhspan(
-            dense[score] - dense["standard_error"],
-            dense[score] + dense["standard_error"],
-            color=ACCENT,
-            alpha=0.15,
-            label="dense ± its standard error",
-        )
+        axis.axhline(0, color=ACCENT, linestyle=":", label="dense")
         methods = _points(record, score, position)
         for number, (name, points) in enumerate(methods.items()):
             x, y, error = zip(*sorted(points), strict=True)
             beside = [value + nudge * (number - len(methods) / 2) for value in x]
             axis.errorbar(beside, y, yerr=error, color=MODELS[number], label=name, **STYLE)
+        if score == "perplexity":
+            axis.set_yscale("symlog", linthresh=LINEAR)
+            axis.yaxis.set_major_locator(FixedLocator(TICKS))
+        axis.yaxis.set_major_formatter("{x:+g}")
         axis.set(xlabel=title)
-    axes[0].set(ylabel=f"held-out {score}")
+    axes[0].set(ylabel=f"{score} against dense, {UNITS[score]}")
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     save_figure(figure, path)
 
 
 def _points(record: Mapping[str, Any], score: str, position: Position) -> dict[str, list[Point]]:
-    """Return the points of each method; cells are called METHOD TARGET%, variants METHOD, HOW."""
+    """Return the points of each method; cells are called METHOD TARGET%.
+
+    Variants of a method, METHOD, HOW, are drawn where there are several targets. The error of one
+    seed is that of its held-out sample.
+    """
     points: dict[str, list[Point]] = defaultdict(list)
     for name, cell in firsts_of(record).items():
         method, at = name.rpartition(" ")[0], position(cell)
-        if method and "," not in method and at is not None:
+        if method and at is not None:
             summary = record["summary"][name]
-            points[method].append((at, summary[score], summary["standard_error"]))
-    return points
+            whole = 1.0 if score == "accuracy" else record["summary"]["dense"][score]
+            error = summary["against_dense_standard_error"] or summary["standard_error"]
+            change = 100 * summary["against_dense"] / whole
+            points[method].append((at, change, 100 * error / whole))
+    return {name: of for name, of in points.items() if "," not in name or len(of) > 1}
 
 
 def _speedup(cell: Mapping[str, Any], phase: str) -> float | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SCALES = {"accuracy": (100.0, "{:.1f} ± {:.1f}%"), "perplexity": (1.0, "{:.2f} ± {:.2f}")}
+UNITS = {"accuracy": "points", "perplexity": "%"}
 CHANGES = {"accuracy": "{:+.1f}{} points", "perplexity": "{:+.1f}{}%"}
 
 
