@@ -164,7 +164,8 @@ class Table(ABC):
                 _write(file, record)
         if "speed" not in record and self.options.rounds:
             speed = compare(Checkpoint.open(base), Checkpoint.open(pruned), "onnx", self.workload)
-            _write(file, record | {"speed": speed.to_json()})
+            named = {"dense": base.name, "pruned": pruned.name}
+            _write(file, record | {"speed": speed.to_json() | named})
 
     def _scores(self, model: Path, gates: Path | None, engine: str) -> dict[str, float]:
         data, seq_len = self.data / EVAL_FILE, self.options.seq_len
