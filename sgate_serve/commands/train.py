@@ -1,7 +1,6 @@
 """`sgate train`: find gates for a base model and recover under them."""
 
 import argparse
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,10 +26,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     plots = load_plots(f"{PLOT_FILE} of train")
     result = train(options)
-    if os.environ.get("RANK", "0") != "0":  # torchrun's name for one process of several
-        return 0
-    plots.plot_training(result.metrics, result.out / PLOT_FILE)
-    print_lines(summary_lines(result, options))
+    from sgate_serve.training.processes import processes  # behind train, which checks for it
+
+    if processes().is_main_process:
+        plots.plot_training(result.metrics, result.out / PLOT_FILE)
+        print_lines(summary_lines(result, options))
     return 0
 
 

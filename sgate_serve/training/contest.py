@@ -8,31 +8,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
+import numpy as np
 import torch
 from torch import nn
 
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Masks
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.masking import constant_sources, masked_linears
+from sgate_serve.training.masking import masked_by
 from sgate_serve.training.samples import Batch, on_device
 from sgate_serve.training.sites import BLOCKS, Scores, unit_sites
 from sgate_serve.training.snap import Choice
 
 
-def best_choice(
+def best_gates(
     model: nn.Module,
     spec: ModelSpec,
     trained: Choice,
     start: Scores,
     snap: Callable[[Choice], Gates],
     batches: Sequence[Batch],
-) -> Choice:
-    """Return the choice that loses least on `batches`, `trained` or `start` for each kind of block.
+) -> Gates:
+    """Return the mask that loses least, each kind of block by `trained` or by `start`.
 
     Of equals the one with more of `trained`. Its method says which blocks are as they started.
     """
-    best, least = trained, float("inf")
+    contenders: list[Gates] = []
     for has_trained in product((True, False), repeat=len(BLOCKS)):
         kept = [block for block, is_trained in zip(BLOCKS, has_trained, strict=True) if is_trained]
         scores = {
@@ -41,18 +42,21 @@ def best_choice(
         }
         others = " and ".join(block for block in BLOCKS if block not in kept)
         method = f"{trained.method}, {others} as scored first" if others else trained.method
-        choice = replace(trained, scores=scores, method=method)
-        loss = _mean_loss(model, snap(choice).masks(spec), batches)
-        if loss < least:
-            best, least = choice, loss
-    return best
+        gates = snap(replace(trained, scores=scores, method=method))
+        if not any(_close_the_same(gates, other) for other in contenders):
+            contenders.append(gates)
+    return min(contenders, key=lambda gates: _mean_loss(model, gates.masks(spec), batches))
+
+
+def _close_the_same(gates: Gates, other: Gates) -> bool:
+    return all(np.array_equal(values, other.values[key]) for key, values in gates.values.items())
 
 
 @torch.no_grad()
 def _mean_loss(model: nn.Module, masks: Masks, batches: Sequence[Batch]) -> float:
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    with masked_linears(model, constant_sources(masks, device)):
+    with masked_by(model, masks):
         losses = [float(model(**on_device(batch, device)).loss) for batch in batches]
     model.train(was_training)
     return sum(losses) / len(losses)

@@ -11,7 +11,7 @@ from torch import nn
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.gates import Gates
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.contest import best_choice
+from sgate_serve.training.contest import best_gates
 from sgate_serve.training.gate_phase import GateTraining, train_gates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import SCORING_BATCHES, fisher_scores, scores_of
@@ -54,7 +54,8 @@ def find_gates(
         choice = Choice(gates.scores(), gates.read_outs(), block, method, groups)
         if options.gates == COUPLED:
             others = data.shuffled_batches(options.batch_size, CONTEST_BATCHES, options.seed + 1)
-            choice = best_choice(model, spec, choice, training.start.logits, snap, others)
+            start = training.start.logits
+            return agreed(best_gates(model, spec, choice, start, snap, others)), changed
     else:
         sites = kind.sites(spec)
         scores = agreed(scores_of(options.method, model, sites, batches, options.seed))

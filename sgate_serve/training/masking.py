@@ -1,7 +1,7 @@
 """Multiply inputs and outputs of a model's linears by gates while it runs; its weights stay."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -60,6 +60,12 @@ def masked_linears(model: nn.Module, sources: Mapping[str, GateSources]) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+def masked_by(model: nn.Module, masks: Masks) -> AbstractContextManager[None]:
+    """Within the context, `model` runs under masks that never change."""
+    device = next(model.parameters()).device
+    return masked_linears(model, constant_sources(masks, device))
 
 
 def _identity(tensor: Tensor) -> Tensor:

@@ -32,8 +32,6 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "gates_with": (NONE, BIAS, LORA),
     "recovery": (LORA, BIAS, FULL, HEAD, NONE),
 }
-# Options whose default depends on others.
-DEPENDENT = ("balance", "relaxation", "gates_with")
 # Adam's peak rate by what is trained: few parameters want larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
@@ -114,7 +112,7 @@ class TrainOptions:
         """Raise TrainingError for a value that cannot be trained with."""
         for name, supported in SUPPORTED.items():
             value = getattr(self, name)
-            if value not in supported and (value is not None or name not in DEPENDENT):
+            if value not in supported and value != self._default_of(name):
                 raise TrainingError(
                     f"{flag_of(name)} {value}: this release supports {', '.join(supported)}"
                 )
@@ -146,7 +144,7 @@ class TrainOptions:
         """Raise TrainingError for an option that would have no effect beside another."""
         if self.method != GATES:
             for name in ("relaxation", "gates_with", "kurtosis"):
-                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                if getattr(self, name) != self._default_of(name):
                     raise TrainingError(
                         f"{flag_of(name)} is for trained gates: add --method gates, or drop it"
                     )
@@ -161,6 +159,9 @@ class TrainOptions:
             raise TrainingError("--gate-block is for coupled gates; drop it or --gates row-col")
         if self.task == CAUSAL_LM and self.recovery == HEAD:
             raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
+
+    def _default_of(self, name: str) -> Any:
+        return type(self).__dataclass_fields__[name].default
 
     @property
     def _has_costs(self) -> bool:

@@ -23,7 +23,7 @@ from sgate_serve.training.dense_start import BASE_DIR, dense_start
 from sgate_serve.training.distillation import Distillation
 from sgate_serve.training.find_gates import find_gates
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.masking import constant_sources, masked_linears
+from sgate_serve.training.masking import masked_by
 from sgate_serve.training.options import DENSE, NONE, TrainOptions, TrainResult
 from sgate_serve.training.outline import outline
 from sgate_serve.training.parts import Part
@@ -117,8 +117,7 @@ def _train(
 
 
 def _masked_scores(task: Task, model: nn.Module, masks: Masks) -> Scores:
-    device = next(model.parameters()).device
-    with masked_linears(model, constant_sources(masks, device)):
+    with masked_by(model, masks):
         return task.scores(model)
 
 

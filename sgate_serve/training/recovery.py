@@ -4,7 +4,7 @@ from torch import nn
 
 from sgate_serve.plan import Masks
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.masking import constant_sources, masked_linears
+from sgate_serve.training.masking import masked_by
 from sgate_serve.training.parts import Part, trained_part
 from sgate_serve.training.phases import PartlyFrozen, Phase, PhaseTrainer, run
 from sgate_serve.training.samples import Data
@@ -14,7 +14,6 @@ def recover(
     model: nn.Module, spec: ModelSpec, masks: Masks, part: Part, data: Data, phase: Phase
 ) -> tuple[str, ...]:
     """Train `part` of `model` in place under `masks`; return the names of what changed."""
-    device = next(model.parameters()).device
     with trained_part(model, spec, part) as names:
         trainer = PhaseTrainer(
             model=PartlyFrozen(model),
@@ -23,6 +22,6 @@ def recover(
             data_collator=data.collate,
             distillation=phase.distillation,
         )
-        with masked_linears(model, constant_sources(masks, device)):
+        with masked_by(model, masks):
             run(trainer)
     return names

@@ -83,4 +83,4 @@ class TrainedGates(nn.Module):
 
     def _arrays(self, read: Read) -> Scores:
         values = self._read(lambda logits: read(logits.detach()))
-        return {key: value.float().cpu().numpy().copy() for key, value in values.items()}
+        return {key: value.float().cpu().numpy() for key, value in values.items()}

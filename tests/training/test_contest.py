@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgate_serve.gates import Gates
-from sgate_serve.training.contest import best_choice
+from sgate_serve.training.contest import best_gates
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.samples import Batch
 from sgate_serve.training.sites import BLOCKS, Scores, unit_sites
@@ -28,10 +28,10 @@ def snap(choice: Choice) -> Gates:
     return snap_units(SPEC, choice, 0.4, "").gates
 
 
-def folded_loss(scores: Scores) -> float:
-    """Return the mean loss of the model with the mask of `scores` in its weights."""
+def folded_loss(gates: Gates) -> float:
+    """Return the mean loss of the model with the mask of `gates` in its weights."""
     model = copy.deepcopy(MODEL)
-    fold(model, snap(Choice(scores)).masks(SPEC))
+    fold(model, gates.masks(SPEC))
     with torch.no_grad():
         return sum(float(model(**batch).loss) for batch in BATCHES) / len(BATCHES)
 
@@ -39,15 +39,16 @@ def folded_loss(scores: Scores) -> float:
 @pytest.mark.parametrize("seed", range(4))
 def test_each_kind_of_block_comes_from_where_less_is_lost(seed: int) -> None:
     trained, start = random_scores(SITES, seed), random_scores(SITES, seed + 100)
-    best = best_choice(MODEL, SPEC, Choice(trained, method="trained"), start, snap, BATCHES)
+    best = best_gates(MODEL, SPEC, Choice(trained, method="trained"), start, snap, BATCHES)
     losses = {}
     for sources in product((True, False), repeat=len(BLOCKS)):
         of_block = dict(zip(BLOCKS, sources, strict=True))
-        losses[sources] = folded_loss(
-            {s.gate.key: (trained if of_block[s.block] else start)[s.gate.key] for s in SITES}
-        )
+        scores: Scores = {
+            s.gate.key: (trained if of_block[s.block] else start)[s.gate.key] for s in SITES
+        }
+        losses[sources] = folded_loss(snap(Choice(scores)))
     sources = min(losses, key=lambda which: losses[which])
-    assert folded_loss(best.scores) == pytest.approx(losses[sources], abs=1e-5)
+    assert folded_loss(best) == pytest.approx(losses[sources], abs=1e-5)
     others = [block for block, is_trained in zip(BLOCKS, sources, strict=True) if not is_trained]
     named = f", {' and '.join(others)} as scored first" if others else ""
     assert best.method == f"trained{named}"
@@ -56,5 +57,5 @@ def test_each_kind_of_block_comes_from_where_less_is_lost(seed: int) -> None:
 def test_what_training_did_not_change_counts_as_trained() -> None:
     scores = random_scores(SITES, 0)
     choice = Choice(scores, method="trained")
-    best = best_choice(MODEL, SPEC, choice, dict(scores), snap, BATCHES)
+    best = best_gates(MODEL, SPEC, choice, dict(scores), snap, BATCHES)
     assert best.method == "trained"
