@@ -79,7 +79,7 @@ def start_once(sgate: Path, model: str) -> dict[str, float]:
         healthy = time.perf_counter() - begun
         _read_first_token(connection, model)
         first = time.perf_counter() - begun
-        memory = _memory(process.pid)
+        memory = memory_of(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
@@ -103,7 +103,7 @@ def _read_first_token(connection: HTTPConnection, model: str) -> None:
     response.readline()
 
 
-def _memory(pid: int) -> Mapping[str, float]:
+def memory_of(pid: int) -> Mapping[str, float]:
     """Return the resident memory of a process, now and at most, in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
     fields = dict(line.split(":", 1) for line in lines)

@@ -5,7 +5,7 @@ LoRA, of gates alone and of gates beside LoRA, each in a process of its own, in 
 """
 
 import multiprocessing
-import resource
+import os
 import statistics
 import tempfile
 import time
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import command_line, run_script
+from benchmarks.footprint import memory_of
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
 
 LORA_STEP, GATES_ALONE, GATES_BESIDE = "LoRA", "gates alone", "gates beside LoRA"
 VARIANTS = (LORA_STEP, GATES_ALONE, GATES_BESIDE)
 WARM_UP = 2
-PAGE = resource.getpagesize()
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
     task = TASKS[options.task](base, training)
     model = task.open_model(base.folder)
     phase = Phase.of(training, folder / "work", options.steps, training.rate_of(LORA))
-    before = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * PAGE
+    before = memory_of(os.getpid())["rss_bytes"]
     if variant == LORA_STEP:
         recover(model, base.spec, {}, Part(LORA, training.lora_rank, 0), task.data, phase)
     else:
         find_gates(model, base, task.data, training, phase)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return int(memory_of(os.getpid())["peak_rss_bytes"] - before)
 
 
 def main() -> None:

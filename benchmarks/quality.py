@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import run_script
-from benchmarks.quality_cells import METRICS_FILE, Cell, Table, TableOptions, record_of
+from benchmarks.quality_cells import (
+    METRICS_FILE,
+    Cell,
+    Table,
+    TableOptions,
+    record_of,
+    single_cells,
+)
 from benchmarks.stdlib_tasks import TaskOptions, write_tasks
 from sgate_serve.bench.workload import EncoderWorkload
 from sgate_serve.environment import num_cpus
@@ -34,7 +41,6 @@ class QualityOptions(TableOptions):
 
 
 SINGLE: Mapping[str, Mapping[str, Any]] = {
-    "fisher, even": {"method": "fisher", "balance": "even"},
     "magnitude": {"method": "magnitude"},
     "gates, distilled": {"method": "gates", "distill": 0.5},
     "fisher, distilled": {"method": "fisher", "distill": 0.5},
@@ -56,9 +62,7 @@ def cells() -> Iterator[Cell]:
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
     yield Cell("random 30%", {"method": "random"})
     yield Cell("row-col 30%", {"method": "gates", "gates": "row-col"})
-    for name, flags in SINGLE.items():
-        yield Cell(f"{name} 30%", flags, seeds=(0,))
-    yield Cell("fisher, even 40%", {**SINGLE["fisher, even"], "target": 0.4}, seeds=(0,))
+    yield from single_cells(SINGLE)
 
 
 class ClassifierTable(Table):

@@ -7,7 +7,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -53,6 +53,17 @@ class Cell:
     name: str
     flags: Mapping[str, Any]
     seeds: Sequence[int] = (0, 1, 2)
+
+
+def single_cells(variants: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
+    """Yield a cell of one seed for each variant, and Fisher masks of even balance, at 30%.
+
+    These masks have 40% too: what the joint balance is worth grows with what goes.
+    """
+    even = {"method": "fisher", "balance": "even"}
+    for name, flags in {"fisher, even": even, **variants}.items():
+        yield Cell(f"{name} 30%", flags, seeds=(0,))
+    yield Cell("fisher, even 40%", {**even, "target": 0.4}, seeds=(0,))
 
 
 class Table(ABC):
@@ -121,10 +132,9 @@ class Table(ABC):
         """Say how many of the planned cells are to be trained, and how long by those done."""
         done = {(record["cell"], record["seed"]): record["seconds"] for record in self._records()}
         missing = sum((cell.name, seed) not in done for cell, seed in planned)
-        minutes = missing * mean(done.values()) / 60 if done else None
-        known = (
-            "the first will tell how long" if minutes is None else f"about {minutes:.0f} minutes"
-        )
+        known = "the first will tell how long"
+        if done:
+            known = f"about {missing * mean(done.values()) / 60:.0f} minutes"
         return f"{missing} cells of {self.options.steps} steps to train, {known}"
 
     def train(self, options: TrainOptions) -> Mapping[str, Any]:
