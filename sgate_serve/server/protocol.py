@@ -3,6 +3,7 @@
 The field descriptions are the documentation at /docs and part of the messages.
 """
 
+from abc import abstractmethod
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -90,9 +91,9 @@ class GenerationRequest(StrictBody):
         return self
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens to show; None for no log-probabilities at all."""
-        raise NotImplementedError
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
