@@ -28,7 +28,16 @@ from sgate_serve.training.work_dir import work_dir_of
 METRICS_FILE = "metrics.json"
 MASKED, VLLM = "masked", "vllm"
 # What a record keeps of metrics.json.
-KEPT = ("method", "scores", "phases", "parameters", "seconds", "removed", "removed_overall")
+KEPT = (
+    "method",
+    "scores",
+    "phases",
+    "parameters",
+    "examples",
+    "seconds",
+    "removed",
+    "removed_overall",
+)
 FIGURES = ("removed_naive", "removed_compiled", "removed_index_free", "removed_executed")
 
 
