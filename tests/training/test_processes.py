@@ -29,15 +29,21 @@ def options(tmp_path: Path) -> dict[str, Any]:
     return {"base": str(tmp_path / "base"), "data": data, "steps": 4, "seq_len": 16}
 
 
-def train_in_two(out: Path, **options: Any) -> dict[str, Any]:
-    """Return the metrics of `sgate train` under torchrun."""
+def run_in_two(out: Path, *words: str, **options: Any) -> str:
+    """Return what `sgate train` prints under torchrun."""
     flags = {"data": "--data", "steps": "--steps", "seq_len": "--seq-len", "method": "--method"}
     flags |= {"batch_size": "--batch-size"}
     named = [part for name, flag in flags.items() for part in (flag, str(options[name]))]
     command = [*LAUNCH, "-m", "sgate_serve.cli", "train", options["base"], "--out", str(out)]
-    done = subprocess.run([*command, *named], capture_output=True, text=True, timeout=300)
+    command += [*named, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("next: sgate convert") == 1
+    return done.stdout
+
+
+def train_in_two(out: Path, **options: Any) -> dict[str, Any]:
+    """Return the metrics of a run in two processes."""
+    assert run_in_two(out, **options).count("next: sgate convert") == 1
     assert not work_dir_of(out).exists()
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return metrics
@@ -52,6 +58,12 @@ def test_two_processes_are_one_of_twice_the_batch(options: dict[str, Any], tmp_p
         np.testing.assert_array_equal(two.values[key], values)
     for name in one.deltas:
         np.testing.assert_allclose(two.deltas[name].read(), one.deltas[name].read(), atol=2e-5)
+
+
+def test_one_process_says_what_would_be_trained(options: dict[str, Any], tmp_path: Path) -> None:
+    printed = run_in_two(tmp_path / "none", "--dry-run", method="fisher", batch_size=2, **options)
+    assert printed.count("target 30%") == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_gates_train_in_two_processes(options: dict[str, Any], tmp_path: Path) -> None:
