@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.ticker import FixedLocator
 
 from benchmarks.quality_tables import UNITS, firsts_of, phases_of, title_of
-from benchmarks.tables import QUALITY_RECORDS, ROOT, read_records
+from benchmarks.tables import QUALITY, QUALITY_LM, QUALITY_RECORDS, ROOT, read_records
 from sgate_serve.plots import ACCENT, MODELS, new_figure, save_figure
 
 # One point of a method: (what was removed or the speed, change of the score, its standard error).
@@ -19,6 +19,7 @@ Point = tuple[float, float, float]
 # Where a cell stands on the axis, if it was measured.
 Position = Callable[[Mapping[str, Any]], float | None]
 STYLE: Mapping[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2}
+DRAWN = (QUALITY, QUALITY_LM)
 # Changes of perplexity up to this percentage are drawn in proportion, larger ones by logarithm.
 LINEAR = 10
 TICKS = (-10, -5, 0, 5, 10, 20, 50, 100, 200)
@@ -77,8 +78,8 @@ def _speedup(cell: Mapping[str, Any], phase: str) -> float | None:
 
 def main() -> None:
     records = read_records()
-    for name, score in QUALITY_RECORDS.items():
-        plot_quality(records[name], score, ROOT / "docs" / f"{name}.png")
+    for name in DRAWN:
+        plot_quality(records[name], QUALITY_RECORDS[name], ROOT / "docs" / f"{name}.png")
 
 
 if __name__ == "__main__":

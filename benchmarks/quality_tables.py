@@ -8,6 +8,14 @@ UNITS = {"accuracy": "points", "perplexity": "%"}
 CHANGES = {"accuracy": "{:+.1f}{} points", "perplexity": "{:+.1f}{}%"}
 
 
+def quality_blocks(name: str, record: Mapping[str, Any], score: str) -> dict[str, str]:
+    """Return the blocks of a page: the table, and how far the engines' scores differ."""
+    return {
+        name: "\n".join(quality_rows(record, score)),
+        f"{name}-equality": equality_sentence(record),
+    }
+
+
 def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
     """Yield a row for each cell: score, change against dense, what is removed, and speed.
 

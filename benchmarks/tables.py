@@ -12,9 +12,8 @@ from typing import Any
 
 from benchmarks.quality_tables import (
     changes_sentence,
-    equality_sentence,
     gate_cost_sentence,
-    quality_rows,
+    quality_blocks,
     quality_summary_rows,
 )
 from benchmarks.speed_tables import (
@@ -41,9 +40,15 @@ VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_
 VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT = "footprint"
-QUALITY, QUALITY_LM = "quality_packages", "quality_language"
+QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
+QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
 GATE_COST = "gate_cost"
-QUALITY_RECORDS = {QUALITY: "accuracy", QUALITY_LM: "perplexity"}
+QUALITY_RECORDS = {
+    QUALITY: "accuracy",
+    QUALITY_PAIRS: "accuracy",
+    QUALITY_LM: "perplexity",
+    QUALITY_LM_SHORT: "perplexity",
+}
 ENGINE_RUNS = ("engines_896", "engines_2048")
 OVERHEAD_RUNS = ("server_overhead_fp32", "server_overhead_int4")
 SPEED_RUNS = ("encoders", "precision", *OVERHEAD_RUNS)
@@ -175,11 +180,11 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
         },
         "docs/training.md": {
-            "quality": "\n".join(quality_rows(records[QUALITY], "accuracy")),
-            "quality-equality": equality_sentence(records[QUALITY]),
-            "quality-language": "\n".join(quality_rows(records[QUALITY_LM], "perplexity")),
+            **quality_blocks("quality", records[QUALITY], "accuracy"),
+            **quality_blocks("quality-docstrings", records[QUALITY_PAIRS], "accuracy"),
+            **quality_blocks("quality-language", records[QUALITY_LM], "perplexity"),
+            **quality_blocks("quality-language-short", records[QUALITY_LM_SHORT], "perplexity"),
             "gate-cost": gate_cost_sentence(records[GATE_COST]),
-            "quality-language-equality": equality_sentence(records[QUALITY_LM]),
         },
         "docs/speed.md": {
             **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
