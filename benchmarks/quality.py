@@ -43,7 +43,6 @@ class QualityOptions(TableOptions):
 SINGLE: Mapping[str, Mapping[str, Any]] = {
     "magnitude": {"method": "magnitude"},
     "gates, distilled": {"method": "gates", "distill": 0.5},
-    "fisher, distilled": {"method": "fisher", "distill": 0.5},
     "gates, hard-concrete": {"method": "gates", "relaxation": "hard-concrete"},
     "gates, alone": {"method": "gates", "gates_with": "none"},
     "row-col beside LoRA": {"method": "gates", "gates": "row-col", "gates_with": "lora"},
@@ -60,6 +59,7 @@ def cells() -> Iterator[Cell]:
     for target in (0.3, 0.4, 0.2):
         for method in ("gates", "fisher", "wanda"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
+    yield Cell("fisher, distilled 30%", {"method": "fisher", "distill": 0.5})
     yield Cell("random 30%", {"method": "random"})
     yield Cell("row-col 30%", {"method": "gates", "gates": "row-col"})
     yield from single_cells(SINGLE)
