@@ -21,17 +21,17 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.training.outline import outline_lines
 
     options = options_from(args, TrainOptions)
-    plots = load_plots(f"{PLOT_FILE} of train")
+    plots = None if options.dry_run else load_plots(f"{PLOT_FILE} of train")
     result = train(options)
     from sgate_serve.training.processes import processes  # behind train, which checks for it
 
     if not processes().is_main_process:
         return 0
-    if options.dry_run:
+    if plots is None:
         print_lines(outline_lines(result.metrics, options))
-        return 0
-    plots.plot_training(result.metrics, result.out / PLOT_FILE)
-    print_lines(summary_lines(result, options))
+    else:
+        plots.plot_training(result.metrics, result.out / PLOT_FILE)
+        print_lines(summary_lines(result, options))
     return 0
 
 
