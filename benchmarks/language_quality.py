@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import run_script
-from benchmarks.quality_cells import Cell, Table, TableOptions, record_of, single_cells
+from benchmarks.quality_cells import (
+    Cell,
+    Table,
+    TableOptions,
+    distilled_cell,
+    record_of,
+    single_cells,
+)
 from sgate_serve.bench.workload import Workload
 from sgate_serve.demo.corpus import (
     END_TOKEN,
@@ -61,6 +68,7 @@ def cells() -> Iterator[Cell]:
     """Yield the table in the order of importance: what a stopped run lacks is at the end."""
     yield Cell("dense", {"method": "dense"})
     for target in (0.3, 0.4, 0.2):
+        yield distilled_cell(target)
         for method in ("gates", "fisher", "magnitude", "random"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
     yield from single_cells(SINGLE)

@@ -64,6 +64,12 @@ class Cell:
     seeds: Sequence[int] = (0, 1, 2)
 
 
+def distilled_cell(target: float) -> Cell:
+    """Return the cell of Fisher masks whose recovery asks the dense model for half of its loss."""
+    flags = {"method": "fisher", "distill": 0.5, "target": target}
+    return Cell(f"fisher, distilled {target:.0%}", flags)
+
+
 def single_cells(variants: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
     """Yield a cell of one seed for each variant, and Fisher masks of even balance, at 30%.
 
@@ -171,17 +177,21 @@ class Table(ABC):
 
     def _add_converted(self, record: dict[str, Any], file: Path) -> None:
         """Score the model masked and converted, on every engine; measure its speed; once each."""
+        scores = record.setdefault("converted", {})
+        engines = [MASKED, *self.options.engines.split(",")]
+        missing = [engine for engine in engines if engine not in scores]
+        unmeasured = bool(self.options.rounds) and "speed" not in record
+        if not (missing or unmeasured):
+            return
         base, gates = self.start(record["seed"]), file.with_name(record["cell"])
         pruned = gates.with_name(f"{gates.name} pruned")
         if not pruned.exists():
             convert(ConvertOptions(str(base), pruned, gates, to=("hf", "onnx")))
-        scores = record.setdefault("converted", {})
-        for engine in (MASKED, *self.options.engines.split(",")):
-            if engine not in scores:
-                model, mask = (base, gates) if engine == MASKED else (pruned, None)
-                scores[engine] = self._scores(model, mask, engine)
-                _write(file, record)
-        if "speed" not in record and self.options.rounds:
+        for engine in missing:
+            model, mask = (base, gates) if engine == MASKED else (pruned, None)
+            scores[engine] = self._scores(model, mask, engine)
+            _write(file, record)
+        if unmeasured:
             speed = compare(Checkpoint.open(base), Checkpoint.open(pruned), "onnx", self.workload)
             named = {"dense": base.name, "pruned": pruned.name}
             _write(file, record | {"speed": speed.to_json() | named})
