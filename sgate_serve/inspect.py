@@ -190,10 +190,10 @@ def _certificate_line(certificate: dict[str, Any] | None) -> str:
     before = "" if rounded is None else ", before quantisation"
     line = (
         f"{outcome} on {certificate['engine']} {certificate['engine_version']}{before}: "
-        f"max abs logit difference {certificate['max_abs_diff']:.2e}"
+        f"max abs difference {certificate['max_abs_diff']:.2e}"
     )
     if rounded is None:
         return line
     if rounded.get("mean_kl") is None:
         return f"{line}; {rounded['precision']} differs by {rounded['max_abs_diff']:.2e}"
-    return f"{line}; {rounded['precision']} diverges by {rounded['mean_kl']:.2e} nats per token"
+    return f"{line}; {rounded['precision']} diverges by {rounded['mean_kl']:.2e} nats"

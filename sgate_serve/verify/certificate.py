@@ -10,6 +10,7 @@ from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.model_card import CARD_END, CARD_FILE, CARD_START
 from sgate_serve.options import option
 from sgate_serve.quantization import INT8
+from sgate_serve.verify.outputs import TOKENS, Outputs
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class VerifyOptions:
         None, "what --gates is: sgate, finegates or peft (default: detected)"
     )
     max_divergence: float | None = option(
-        None, "of quantised weights: fail above this mean KL divergence, in nats per token"
+        None, "of quantised weights: fail above this mean KL divergence, in nats per token or text"
     )
 
 
@@ -35,8 +36,9 @@ class VerifyOptions:
 class Quantization:
     """What rounded weights cost on one engine, against the masked dense model in fp32.
 
-    `mean_kl` is KL(reference ‖ quantised) in nats per token, `greedy_agreement` the fraction of
-    tokens whose best logit is the same; both are None where outputs are no logits of a choice.
+    `mean_kl` is KL(reference ‖ quantised) in nats per token or text, `greedy_agreement` the
+    fraction of these whose best logit is the same; both are None where outputs are no logits of a
+    choice.
     """
 
     precision: str
@@ -54,20 +56,20 @@ class Quantization:
         if self.max_divergence is None or (self.mean_kl or 0.0) <= self.max_divergence:
             return None
         return (
-            f"{self.precision} diverges by {self.mean_kl:.2e} nats per token, above "
+            f"{self.precision} diverges by {self.mean_kl:.2e} nats, above "
             f"--max-divergence {self.max_divergence:g}"
         )
 
-    def line(self) -> str:
+    def line(self, outputs: Outputs) -> str:
         text = (
-            f"{self.precision} on {self.engine} {self.engine_version}: max abs logit difference "
-            f"{self.max_abs_diff:.2e}"
+            f"{self.precision} on {self.engine} {self.engine_version}: max abs {outputs.name} "
+            f"difference {self.max_abs_diff:.2e}"
         )
         if self.mean_kl is None or self.greedy_agreement is None:
             return text
         return (
-            f"{text}, mean KL divergence {self.mean_kl:.2e} nats per token, greedy tokens equal "
-            f"in {self.greedy_agreement:.1%}"
+            f"{text}, mean KL divergence {self.mean_kl:.2e} nats per {outputs.per}, "
+            f"{self.greedy_agreement:.1%} of the {outputs.choice} equal"
         )
 
 
@@ -75,8 +77,8 @@ class Quantization:
 class Verification:
     """One engine's comparison. `difference` is None when it holds, else where it first fails.
 
-    Differences are of logits, in fp32 on both sides. A position counts as a tie, not a failure,
-    when the best two reference logits are closer than ten tolerances. Where weights were
+    Differences are of `outputs`, in fp32 on both sides. A token or class counts as a tie, not a
+    failure, when the best two reference logits are closer than ten tolerances. Where weights were
     rounded this is the comparison with the model before that; `quantization` is what came on top.
     """
 
@@ -94,6 +96,7 @@ class Verification:
     prompts: tuple[tuple[int, ...], ...]
     versions: dict[str, str]
     quantization: Quantization | None = None
+    outputs: Outputs = TOKENS
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -116,16 +119,17 @@ class Verification:
         """Yield the report for a person."""
         before = "" if self.quantization is None else ", before quantisation"
         yield (
-            f"{self.engine} {self.engine_version}{before}: max abs logit difference "
+            f"{self.engine} {self.engine_version}{before}: max abs {self.outputs.name} difference "
             f"{self.max_abs_diff:.2e} (tolerance {self.tolerance:.2e})"
         )
-        tied = f", {self.ties} of the others ties" if self.ties else ""
-        yield f"{self.tokens_equal} of {self.num_tokens} teacher-forced tokens equal{tied}"
+        if self.outputs.choice is not None:
+            tied = f", {self.ties} of the others ties" if self.ties else ""
+            yield f"{self.tokens_equal} of {self.num_tokens} {self.outputs.choice} equal{tied}"
         if self.tensors_equal is not None:
             verdict = "equal" if self.tensors_equal else "do NOT equal"
             is_int8 = self.quantization is not None and self.quantization.precision == INT8
             how = f" in {INT8}" if is_int8 else ""
             yield f"stored tensors {verdict} the plan's rewriting{how} of the masked dense model"
         if self.quantization is not None:
-            yield self.quantization.line()
+            yield self.quantization.line(self.outputs)
         yield "verified" if self.passed else f"DIFFERS: {self.difference}"

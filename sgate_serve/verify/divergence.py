@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from converters.masked import MaskedCheckpoint
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError
-from sgate_serve.family import CAUSAL_LM, CLASSIFICATION
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.precision import FP32
-from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import Quantization
 from sgate_serve.verify.engines import VerifiedEngine, open_onnx, paired_outputs
+from sgate_serve.verify.outputs import outputs_of
 from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
@@ -36,7 +35,7 @@ def check_limit(limit: float | None, out: Checkpoint, engine: VerifiedEngine) ->
         raise EngineError(
             f"{option}: {out.folder} is not quantised on {engine.name}; leave the option out"
         )
-    if not has_distribution(out.spec):
+    if outputs_of(out.spec).choice is None:
         raise EngineError(
             f"{option}: the outputs of {out.folder} are no logits of tokens or classes, so that "
             "nothing can diverge; leave the option out"
@@ -63,17 +62,12 @@ def exact_model(
     return TorchModel.rewritten(masked, plan)
 
 
-def has_distribution(spec: ModelSpec) -> bool:
-    """Say whether a model's outputs are logits of tokens or classes."""
-    return spec.task == CAUSAL_LM or (spec.task == CLASSIFICATION and spec.num_labels > 1)
-
-
 def measure_quantization(
     reference: TorchModel, engine: VerifiedEngine, prompts: list[Tokens], limit: float | None
 ) -> Quantization:
     """Teacher-force the prompts through the masked dense model and a rounded model's engine."""
     expected, found = paired_outputs(reference.logits, engine.logits, prompts)
-    is_choice = has_distribution(reference.spec)
+    is_choice = outputs_of(reference.spec).choice is not None
     return Quantization(
         precision=engine.precision,
         engine=engine.name,

@@ -28,6 +28,7 @@ from sgate_serve.tensor_files import DTYPE_NAMES
 from sgate_serve.verify.certificate import Verification, VerifyOptions
 from sgate_serve.verify.divergence import check_limit, exact_model, measure_quantization
 from sgate_serve.verify.engines import VerifiedEngine, open_engine, paired_outputs
+from sgate_serve.verify.outputs import outputs_of
 from sgate_serve.verify.reference import TorchModel
 
 Floats = NDArray[np.float32]
@@ -100,6 +101,7 @@ def verify(options: VerifyOptions) -> Verification:
         prompts=tuple(tuple(prompt.tolist()) for prompt in prompts),
         versions=library_versions(),
         quantization=quantization,
+        outputs=outputs_of(out.spec),
     )
 
 

@@ -74,7 +74,7 @@ def test_max_divergence_is_a_check(
     assert report["quantization"]["max_divergence"] == float(limit)
     assert report["passed"] is (status == 0)
     if status:
-        assert "nats per token, above --max-divergence 1e-09" in report["difference"]
+        assert "nats, above --max-divergence 1e-09" in report["difference"]
     stored = json.loads((Path(options.out) / CERTIFICATE_FILE).read_text())
     assert stored == report
     assert main(["inspect", options.out]) == 0
