@@ -113,8 +113,8 @@ class Table(ABC):
         """Return the dense model that the cells of a seed start from."""
 
     def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
-        """Return the options of one training run."""
-        return TrainOptions(
+        """Return the options of one training run; `flags` go before those of the table."""
+        options = TrainOptions(
             base=str(base),
             data=self.data / TRAIN_FILE,
             eval_data=self.data / EVAL_FILE,
@@ -125,8 +125,8 @@ class Table(ABC):
             steps=self.options.steps,
             seed=seed,
             save_steps=1000,
-            **flags,
         )
+        return replace(options, **flags)
 
     def run(self) -> list[dict[str, Any]]:
         """Train what is missing while time is left; return the records of all cells."""
