@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import check_engine
 from sgate_serve.engines.runner import all_logits
-from sgate_serve.errors import EngineError
 from sgate_serve.family import CAUSAL_LM
 from sgate_serve.graphs import graph_precision, has_onnx, onnx_folder
 from sgate_serve.precision import FP32
@@ -110,9 +109,7 @@ class VllmModel:
         self.precision = INT8 if folder.is_int8 else FP32
 
     def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
-        if types is not None:
-            raise EngineError("vLLM reads no segments of text pairs: --engine onnx or torch does")
-        return self._engine.logits(tokens)
+        return self._engine.logits(tokens, types)
 
     def residuals(self, tokens: Tokens) -> None:
         return None

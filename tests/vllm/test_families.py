@@ -10,7 +10,10 @@ from sgate_serve.checkpoint import Checkpoint
 from sgate_serve.engines import load_engine
 from sgate_serve.engines.base import Request
 from sgate_serve.engines.options import SlotOptions
+from sgate_serve.errors import EngineError
+from sgate_serve.family import CLASSIFICATION
 from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.engines import open_engine
 from sgate_serve.verify.run import verify
 from tests.engines.drive import greedy, prompt, run
 from tests.families.test_equivalence import DECODERS, check_verified, converted
@@ -54,6 +57,21 @@ def test_generated_tokens_are_those_of_transformers(variant: Variant, tmp_path: 
     # vLLM itself would end Phi-3 where its long factors begin.
     with vllm_engine(out, max_model_len=48) as engine:
         assert run(engine, requests) == run(reference, requests)
+
+
+def test_pairs_are_read_with_their_segments(tmp_path: Path) -> None:
+    classifier = next(model for model in ZOO["bert"] if model.task == CLASSIFICATION)
+    out = converted(classifier, tmp_path, skip=0)["out"]
+    tokens = np.array(prompt(12))
+    pair, one_text = np.repeat([0, 1], [7, 5]), np.zeros(12, np.int64)
+    reference = open_engine("torch", Checkpoint.open(out), len(tokens))
+    expected = [reference.logits(tokens, types) for types in (pair, one_text)]
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2
+    with vllm_engine(out) as engine:
+        found = [engine.logits(tokens, types) for types in (pair, one_text)]
+        with pytest.raises(EngineError, match="zeros and then ones only"):
+            engine.logits(tokens, pair[::-1])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["down_proj.weight", "input_layernorm.weight", "lm_head.weight"])

@@ -37,6 +37,8 @@ EXACT: Mapping[str, Any] = {
     "max_logprobs": -1,
     "logprobs_mode": "raw_logits",
 }
+# vLLM's name for the position where the second text of a pair starts.
+SECOND_SEGMENT = "compressed_token_type_ids"
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
@@ -97,16 +99,18 @@ class VllmEngine:
         num_running, num_waiting = scheduler.get_request_counts()
         return EngineStats(num_running, num_waiting, scheduler.get_kv_cache_usage())
 
-    def logits(self, tokens: NDArray[np.int64]) -> Logits:
+    def logits(self, tokens: NDArray[np.int64], types: NDArray[np.int64] | None = None) -> Logits:
         """Return what the model computes of `tokens` [s]; needs an idle engine.
 
         Logits [s, vocab] of a causal LM, [1, labels] of a classifier, and the last hidden states
-        [s, hidden] of a base model: vLLM leaves its pooled state out.
+        [s, hidden] of a base model: vLLM leaves its pooled state out. `types` [s] are the segments
+        of a text pair, zeros before ones; raises EngineError for others, which vLLM cannot have.
         """
         if self.spec.task == CAUSAL_LM:
             return self._causal_logits(tokens)
         task = "token_embed" if self.spec.task == BASE else "classify"
-        params = PoolingParams(task=task, use_activation=False)
+        segments = None if types is None else {SECOND_SEGMENT: _start_of_second(types)}
+        params = PoolingParams(task=task, use_activation=False, extra_kwargs=segments)
         data = self._run(tokens, params).outputs.data
         return np.atleast_2d(data.float().numpy())
 
@@ -140,6 +144,13 @@ class VllmEngine:
 
     def _add(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
         self.engine.add_request(request_id, TokensPrompt(prompt_token_ids=list(prompt)), params)
+
+
+def _start_of_second(types: NDArray[np.int64]) -> int:
+    start = int((types == 0).sum())
+    if not np.array_equal(types, np.arange(len(types)) >= start):
+        raise EngineError("vLLM takes segments of zeros and then ones only; use another engine")
+    return start
 
 
 def _check_unscored(sampling: SamplingParams) -> None:
