@@ -1,7 +1,7 @@
 """Distillation: the dense model's outputs as a second target beside the labels."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,17 @@ class Distillation:
     weight: float
 
     @classmethod
-    def of(cls, model: nn.Module, weight: float) -> "Distillation | None":
-        """Copy `model` as it is now; None where its outputs do not count."""
+    def of(
+        cls, model: nn.Module, weight: float, kept: Container[str] = ()
+    ) -> "Distillation | None":
+        """Copy `model` as it is now; None where its outputs do not count.
+
+        The parameters `kept`, which no training changes, are shared instead of copied.
+        """
         if weight == 0:
             return None
-        return cls(copy.deepcopy(model).requires_grad_(False).eval(), weight)
+        shared = {id(p): p for name, p in model.named_parameters() if name in kept}
+        return cls(copy.deepcopy(model, shared).requires_grad_(False).eval(), weight)
 
     def loss(self, own: Tensor, logits: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return (1 - w) · own + w · divergence from the teacher's outputs on the same inputs."""

@@ -3,7 +3,7 @@
 A classifier's head trains in every phase. Embeddings never do.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from sgate_serve.family import CLASSIFICATION, DOWN, OUTPUT, POSITIONS, TYPES, VOCAB
 from sgate_serve.spec import ModelSpec
-from sgate_serve.training.options import BIAS, FULL, LORA
+from sgate_serve.training.options import BIAS, FULL, HEAD, LORA, NONE
 
 LORA_ALPHA_PER_RANK = 2
 
@@ -55,6 +55,17 @@ def embedding_tensors(spec: ModelSpec) -> frozenset[str]:
     """Return the tables of tokens, positions and types, an untied LM head among them."""
     tables = (VOCAB, POSITIONS, TYPES)
     return frozenset(name for name, axes in spec.axes_outside().items() if axes[0] in tables)
+
+
+def kept_tensors(spec: ModelSpec, kinds: Sequence[str]) -> frozenset[str]:
+    """Return the tensors that are the same until the last of several parts is trained.
+
+    LoRA leaves a weight alone until it is merged, at its end.
+    """
+    *before, last = kinds
+    if set(before) <= {NONE} and last in (LORA, HEAD, NONE):
+        return frozenset(spec.tensor_shapes()).difference(head_tensors(spec))
+    return embedding_tensors(spec)
 
 
 @contextmanager

@@ -24,9 +24,9 @@ from sgate_serve.training.distillation import Distillation
 from sgate_serve.training.find_gates import find_gates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masking import masked_by
-from sgate_serve.training.options import DENSE, NONE, TrainOptions, TrainResult
+from sgate_serve.training.options import DENSE, GATES, NONE, TrainOptions, TrainResult
 from sgate_serve.training.outline import outline
-from sgate_serve.training.parts import Part
+from sgate_serve.training.parts import Part, kept_tensors
 from sgate_serve.training.phases import Phase, log_of
 from sgate_serve.training.processes import processes
 from sgate_serve.training.recovery import recover
@@ -96,7 +96,8 @@ def _train(
     """Find the gates and recover; return them, the tensors that changed, and scores of each."""
     model = task.open_model(base.folder)
     scores = {"dense": task.scores(model)}
-    distillation = Distillation.of(model, options.distill)
+    kinds = [*([options.beside_gates] if options.method == GATES else []), options.recovery]
+    distillation = Distillation.of(model, options.distill, kept_tensors(base.spec, kinds))
 
     def phase(name: str, steps: int, part: str) -> Phase:
         folder, rate = work_dir_of(options.out) / name, options.rate_of(part)

@@ -12,6 +12,7 @@ from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import magnitude_scores, wanda_scores
 from sgate_serve.training.kurtosis import kurtosis_pull, pull_of
 from sgate_serve.training.options import COUPLED, ROW_COL
+from sgate_serve.training.parts import Part, kept_tensors, trained_part
 from sgate_serve.training.relaxations import RELAXATIONS, HardConcrete, Relaxation, StraightThrough
 from sgate_serve.training.samples import Batch
 from tests.small_llama import dense_llama, random_tokens
@@ -136,6 +137,32 @@ def test_the_teacher_is_the_model_before_training() -> None:
     expected = 0.75 * 2.0 + 0.25 * divergence(wanted, logits)
     assert found.item() == pytest.approx(expected.item(), rel=1e-6)
     assert divergence(wanted, logits) > 0.001
+
+
+@pytest.mark.parametrize(
+    ("kinds", "shares_blocks"),
+    [(("lora",), True), (("none", "lora"), True), (("lora", "lora"), False), (("full",), False)],
+)
+def test_the_teacher_shares_what_no_training_changes(
+    kinds: tuple[str, ...], shares_blocks: bool
+) -> None:
+    model = dense_llama()
+    spec = spec_of(model)
+    distillation = Distillation.of(model, 0.5, kept_tensors(spec, kinds))
+    assert distillation is not None
+    with torch.no_grad():
+        wanted = distillation.teacher(input_ids=IDS).logits
+    own = dict(model.named_parameters())
+    shared = {name for name, p in distillation.teacher.named_parameters() if own[name] is p}
+    assert "model.embed_tokens.weight" in shared
+    assert ("model.layers.0.mlp.down_proj.weight" in shared) is shares_blocks
+    # Adapters and trained weights do not reach the teacher.
+    with trained_part(model, spec, Part(kinds[-1], 4, 0)), torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+        assert (model(input_ids=IDS).logits - wanted).abs().max() > 0.01
+        assert torch.equal(distillation.teacher(input_ids=IDS).logits, wanted)
 
 
 def spec_of(model: torch.nn.Module) -> ModelSpec:
