@@ -3,7 +3,7 @@
 import os
 import platform
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from sgate_serve.errors import SgateError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
 
 LIBRARIES = (
     "sgate-serve",
@@ -38,11 +39,12 @@ def library_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the CPU's name, the CPUs this process may use, and physical memory in bytes."""
+    """Return the CPU's name, the CPUs this process may use, physical memory in bytes, and GPUs."""
     return {
         "cpu": _cpu_name(),
         "cpus": num_cpus(),
         "memory_bytes": memory_bytes(),
+        "gpus": _gpu_names(),
     }
 
 
@@ -106,7 +108,17 @@ def _control_group(file: str) -> list[str]:
 
 
 def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = _values_of("model name", Path("/proc/cpuinfo"))
     return next(names, platform.processor() or platform.machine())
+
+
+def _gpu_names() -> list[str]:
+    """Return what the driver calls NVIDIA's GPUs on Linux; those of others go unnamed."""
+    files = sorted(NVIDIA_DRIVER.glob("*/information"))
+    return [name for file in files for name in _values_of("Model", file)]
+
+
+def _values_of(key: str, path: Path) -> Iterator[str]:
+    """Yield the values of a key in a file of `key: value` lines, none where there is no file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return (line.partition(":")[2].strip() for line in lines if line.startswith(key))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sgate_serve import environment
-from sgate_serve.environment import cpu_ids, memory_bytes, num_cpus
+from sgate_serve.environment import cpu_ids, hardware, memory_bytes, num_cpus
 
 
 @pytest.fixture
@@ -37,3 +37,12 @@ def test_a_containers_memory(group: Path, file: str) -> None:
 def test_a_containers_cpus(group: Path, quota: str, expected: int) -> None:
     (group / "cpu.max").write_text(f"{quota}\n")
     assert num_cpus() == expected
+
+
+def test_gpus_are_named_by_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "NVIDIA_DRIVER", tmp_path)
+    assert hardware()["gpus"] == []
+    for bus in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text("Model: \t\t NVIDIA H200\nIRQ:   \t\t 35\n")
+    assert hardware()["gpus"] == ["NVIDIA H200", "NVIDIA H200"]
