@@ -4,6 +4,7 @@ Serving goes through vLLM's own server instead (`server`), and measuring through
 (`timed`): this adapter is for comparing what it computes, token by token.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ EXACT: Mapping[str, Any] = {
     "max_logprobs": -1,
     "logprobs_mode": "raw_logits",
 }
+# On a GPU, vLLM's attention in fp32 is Triton's, whose products would round their inputs to TF32.
+UNROUNDED = {"TRITON_F32_DEFAULT": "ieee"}
 # vLLM's name for the position where the second text of a pair starts.
 SECOND_SEGMENT = "compressed_token_type_ids"
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -69,6 +72,7 @@ class VllmEngine:
         if options.threads:
             raise EngineError("engine option threads is not vLLM's; set OMP_NUM_THREADS instead")
         args = engine_args(folder, (), **settings)
+        os.environ.update(UNROUNDED)  # read when a kernel is compiled, which may be at any step
         engine = start_engine(args, in_process=True)
         config = engine.model_config.hf_config.to_dict()
         return cls(engine, ModelSpec.from_config(config, str(folder)))
