@@ -3,6 +3,7 @@
 `python -m benchmarks.language_quality --dir DIR --json FILE` trains a Llama of about five million
 parameters, then finds masks by every method, recovers for a twentieth of its training tokens,
 and measures the perplexity of held-out files. Resumable and limited like benchmarks.quality.
+`--size 115M --bf16 1` is for a GPU.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,10 +13,12 @@ from typing import Any
 
 from benchmarks.command import run_script
 from benchmarks.quality_cells import (
+    SAVE_STEPS,
     Cell,
     Table,
     TableOptions,
     distilled_cell,
+    even_cells,
     record_of,
     single_cells,
 )
@@ -32,10 +35,24 @@ from sgate_serve.family import CAUSAL_LM
 from sgate_serve.folder import new_folder
 from sgate_serve.options import option
 from sgate_serve.tensor_files import SINGLE_FILE
+from sgate_serve.training import TrainOptions
 from sgate_serve.training.documents import read_documents
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, MLP_UNITS = 256, 6, 4, 2, 704
 VOCAB_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class DenseModel:
+    """Hidden size, layers, heads, KV heads and MLP units, and what rate they learn at."""
+
+    sizes: tuple[int, int, int, int, int]
+    learning_rate: float
+
+
+DENSE_MODELS: Mapping[str, DenseModel] = {
+    "5M": DenseModel((256, 6, 4, 2, 704), 2e-3),
+    "115M": DenseModel((1024, 10, 16, 4, 2816), 6e-4),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,9 @@ class LanguageOptions(TableOptions):
     steps: int = option(490, "steps of each cell: a twentieth of the dense model's tokens")
     batch_size: int = option(8, "blocks per step")
     seq_len: int = option(128, "tokens per block")
+    size: str = option("5M", "parameters of the dense model: 5M or 115M")
+    tests: int = option(0, "1 trains on the library's own tests too, three times the text")
+    bf16: int = option(0, "1 trains in bf16")
 
 
 # What is owed to gates that are exact in every step, and to LoRA beside them.
@@ -71,6 +91,7 @@ def cells() -> Iterator[Cell]:
         yield distilled_cell(target)
         for method in ("gates", "fisher", "magnitude", "random"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
+    yield from even_cells((0,))
     yield from single_cells(SINGLE)
 
 
@@ -94,12 +115,16 @@ class LanguageTable(Table):
     def prepare(self) -> None:
         if not self.data.exists():
             with new_folder(self.data) as writer:
-                write_corpus(writer, DemoSizes(vocab_size=VOCAB_SIZE))
+                sizes = DemoSizes(vocab_size=VOCAB_SIZE)
+                write_corpus(writer, sizes, with_tests=bool(self.own.tests))
+
+    def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
+        return super().train_options(base, out, seed, bf16=bool(self.own.bf16), **flags)
 
     def start(self, seed: int) -> Path:
         from sgate_serve.training.pretrain import LlamaSizes, PretrainOptions, pretrain
 
-        out = Path(self.own.dir) / "dense"
+        out, dense = Path(self.own.dir) / "dense", DENSE_MODELS[self.own.size]
         if not (out / SINGLE_FILE).exists():
             pretrain(
                 PretrainOptions(
@@ -107,11 +132,13 @@ class LanguageTable(Table):
                     documents=read_documents(self.data / TRAIN_FILE),
                     tokenizer_files=[self.data / TOKENIZER_FILE, self.data / TOKENIZER_CONFIG_FILE],
                     end_token=END_TOKEN,
-                    sizes=LlamaSizes(HIDDEN, LAYERS, HEADS, KV_HEADS, MLP_UNITS),
+                    sizes=LlamaSizes(*dense.sizes),
                     steps=self.own.start_steps,
                     batch_size=self.own.batch_size,
                     seq_len=self.own.seq_len,
-                    learning_rate=2e-3,
+                    learning_rate=dense.learning_rate,
+                    save_steps=SAVE_STEPS,
+                    bf16=bool(self.own.bf16),
                 )
             )
         return out

@@ -19,6 +19,7 @@ from benchmarks.quality_cells import (
     Table,
     TableOptions,
     distilled_cell,
+    even_cells,
     record_of,
     single_cells,
 )
@@ -61,8 +62,9 @@ def cells() -> Iterator[Cell]:
         yield distilled_cell(target)
         for method in ("gates", "fisher", "wanda"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
-    # A distilled step takes a third longer: what labels alone make of that time.
+    # What labels alone make of the time that distilling takes.
     yield Cell("fisher, a third more steps 30%", {"method": "fisher", "steps": 267})
+    yield from even_cells((0, 1, 2))
     yield Cell("random 30%", {"method": "random"})
     yield Cell("row-col 30%", {"method": "gates", "gates": "row-col"})
     yield from single_cells(SINGLE)

@@ -25,6 +25,7 @@ from sgate_serve.options import option
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.work_dir import work_dir_of
 
+SAVE_STEPS = 1000
 METRICS_FILE = "metrics.json"
 MASKED, VLLM = "masked", "vllm"
 # What a record keeps of metrics.json.
@@ -70,15 +71,17 @@ def distilled_cell(target: float) -> Cell:
     return Cell(f"fisher, distilled {target:.0%}", flags)
 
 
-def single_cells(variants: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
-    """Yield a cell of one seed for each variant, and Fisher masks of even balance, at 30%.
+def even_cells(seeds: Sequence[int]) -> Iterator[Cell]:
+    """Yield the cells of Fisher masks that remove the same share of MLP and attention."""
+    for target in (0.3, 0.4):
+        flags = {"method": "fisher", "balance": "even", "target": target}
+        yield Cell(f"fisher, even {target:.0%}", flags, seeds)
 
-    These masks have 40% too: what the joint balance is worth grows with what goes.
-    """
-    even = {"method": "fisher", "balance": "even"}
-    for name, flags in {"fisher, even": even, **variants}.items():
+
+def single_cells(variants: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
+    """Yield a cell of one seed for each variant, at 30%."""
+    for name, flags in variants.items():
         yield Cell(f"{name} 30%", flags, seeds=(0,))
-    yield Cell("fisher, even 40%", {**even, "target": 0.4}, seeds=(0,))
 
 
 class Table(ABC):
@@ -124,7 +127,7 @@ class Table(ABC):
             seq_len=self.options.seq_len,
             steps=self.options.steps,
             seed=seed,
-            save_steps=1000,
+            save_steps=SAVE_STEPS,
         )
         return replace(options, **flags)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,9 +17,8 @@ END_TOKEN = "<|endoftext|>"
 HELD_OUT_OF_256 = 20
 
 # Tests, data tables and installed packages read unlike the library itself.
-LEFT_OUT = frozenset(
-    {"test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data", "site-packages"}
-)
+TESTS = frozenset({"test", "tests"})
+LEFT_OUT = TESTS | {"idlelib", "lib2to3", "encodings", "pydoc_data", "site-packages"}
 
 # The model has only ever seen Python: a chat is shown to it as a module's docstring.
 CHAT_TEMPLATE = (
@@ -28,16 +27,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_corpus(writer: FolderWriter, sizes: DemoSizes) -> None:
-    """Write train.jsonl, eval.jsonl (one document a file) and a byte-level BPE tokenizer."""
-    sources = list(read_sources())[: sizes.max_files]
+def write_corpus(writer: FolderWriter, sizes: DemoSizes, *, with_tests: bool = False) -> None:
+    """Write train.jsonl, eval.jsonl (one document a file) and a byte-level BPE tokenizer.
+
+    `with_tests` adds the library's tests to what is trained on; the rest stays as it is.
+    """
     parts: dict[str, list[str]] = {TRAIN_FILE: [], EVAL_FILE: []}
-    for _, text in sources:
+    for _, text in list(read_sources())[: sizes.max_files]:
         parts[EVAL_FILE if is_held_out(text) else TRAIN_FILE].append(text)
+    train_tokenizer(parts[TRAIN_FILE], sizes.vocab_size).save(str(writer.path(TOKENIZER_FILE)))
+    if with_tests:
+        parts[TRAIN_FILE] += [text for _, text in read_tests() if not is_held_out(text)]
     for name, texts in parts.items():
         lines = (json.dumps({"text": text}) + "\n" for text in texts)
         writer.path(name).write_text("".join(lines), encoding="utf-8")
-    train_tokenizer(parts[TRAIN_FILE], sizes.vocab_size).save(str(writer.path(TOKENIZER_FILE)))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_TOKEN,
@@ -48,10 +51,20 @@ def write_corpus(writer: FolderWriter, sizes: DemoSizes) -> None:
 
 def read_sources() -> Iterator[tuple[str, str]]:
     """Yield (path inside the library, text) of its Python sources, sorted by path."""
+    return _read_library(lambda parts: LEFT_OUT.isdisjoint(parts))
+
+
+def read_tests() -> Iterator[tuple[str, str]]:
+    """Yield (path inside the library, text) of its tests, where they are installed."""
+    tables = LEFT_OUT - TESTS
+    return _read_library(lambda parts: tables.isdisjoint(parts) and not TESTS.isdisjoint(parts))
+
+
+def _read_library(is_wanted: Callable[[tuple[str, ...]], bool]) -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if LEFT_OUT.isdisjoint(name.parts):
+        if is_wanted(name.parts):
             yield name.as_posix(), path.read_text(encoding="utf-8", errors="replace")
 
 

@@ -39,7 +39,7 @@ class LlamaSizes:
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """One run of `steps` optimiser steps, in fp32.
+    """One run of `steps` optimiser steps.
 
     `tokenizer_files` are copied beside the weights, one of them is `tokenizer.json`; `end_token`
     is the token text that ends a document.
@@ -57,6 +57,7 @@ class PretrainOptions:
     learning_rate: float = 3e-3
     save_steps: int = 100
     seed: int = 0
+    bf16: bool = False
 
     def check(self) -> None:
         """Raise TrainingError unless there are steps to take and a tokenizer."""
@@ -128,5 +129,6 @@ def _train(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) ->
         warmup_steps=round(WARMUP_SHARE * options.steps),
         save_steps=options.save_steps,
         seed=options.seed,
+        bf16=options.bf16,
     )
     run(Trainer(model=model, args=phase.arguments(), train_dataset=block_samples(blocks)))

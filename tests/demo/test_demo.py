@@ -19,6 +19,7 @@ from sgate_serve.demo.corpus import (
     TRAIN_FILE,
     is_held_out,
     read_sources,
+    read_tests,
     write_corpus,
 )
 from sgate_serve.demo.options import DemoSizes
@@ -32,6 +33,7 @@ from sgate_serve.gates import Gates
 from sgate_serve.plan import LayerPlan, Plan, Target
 from sgate_serve.shapes import LayerShape
 from sgate_serve.tokenization import TextCodec
+from sgate_serve.training.documents import read_documents
 
 SIZES = replace(DemoSizes.quick(), max_files=40, shape_layers=4, shape_vocab_size=64)
 
@@ -54,6 +56,19 @@ def test_corpus_is_split_by_file_and_its_tokenizer_is_lossless(tmp_path: Path) -
     assert codec is not None
     chat = codec.encode_chat([{"role": "user", "content": "hello"}])
     assert codec.decode(chat) == '# user: hello\n"""'
+
+
+def test_tests_are_trained_on_but_neither_held_out_nor_in_the_tokenizer(tmp_path: Path) -> None:
+    tests = [text for _, text in read_tests()]
+    if not tests:
+        pytest.skip("this Python came without its tests")
+    for name in ("without", "with"):
+        with new_folder(tmp_path / name) as writer:
+            write_corpus(writer, SIZES, with_tests=name == "with")
+    for file in (EVAL_FILE, TOKENIZER_FILE):
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+    plain, more = (read_documents(tmp_path / name / TRAIN_FILE) for name in ("without", "with"))
+    assert more == plain + [text for text in tests if text.strip() and not is_held_out(text)]
 
 
 def test_sources_leave_out_tests_and_tables() -> None:
