@@ -65,7 +65,7 @@ class LanguageOptions(TableOptions):
     batch_size: int = option(8, "blocks per step")
     seq_len: int = option(128, "tokens per block")
     size: str = option("5M", "parameters of the dense model: 5M or 115M")
-    tests: int = option(0, "1 trains on the library's own tests too, three times the text")
+    tests: int = option(0, "1 trains on the library's own tests too, over three times the text")
     bf16: int = option(0, "1 trains in bf16")
 
 

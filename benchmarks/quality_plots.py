@@ -54,10 +54,11 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
 def _points(record: Mapping[str, Any], score: str, position: Position) -> dict[str, list[Point]]:
     """Return the points of each method; cells are called METHOD TARGET%.
 
-    Variants of a method, METHOD, HOW, are drawn where there are several targets. The error of one
-    seed is that of its held-out sample.
+    Drawn is what has several targets, or several seeds and is no variant, METHOD, HOW. The error
+    of one seed is that of its held-out sample.
     """
     points: dict[str, list[Point]] = defaultdict(list)
+    repeated = set()
     for name, cell in firsts_of(record).items():
         method, at = name.rpartition(" ")[0], position(cell)
         if method and at is not None:
@@ -66,7 +67,9 @@ def _points(record: Mapping[str, Any], score: str, position: Position) -> dict[s
             error = summary["against_dense_standard_error"] or summary["standard_error"]
             change = 100 * summary["against_dense"] / whole
             points[method].append((at, change, 100 * error / whole))
-    return {name: of for name, of in points.items() if "," not in name or len(of) > 1}
+            if len(summary["seeds"]) > 1 and "," not in method:
+                repeated.add(method)
+    return {name: of for name, of in points.items() if len(of) > 1 or name in repeated}
 
 
 def _speedup(cell: Mapping[str, Any], phase: str) -> float | None:

@@ -1,5 +1,6 @@
 """The tables of quality, from the records of benchmarks.quality and benchmarks.language_quality."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,35 +23,47 @@ def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
     A cell of several seeds shows its mean and the standard error of that; figures are of the first.
     """
     phases = phases_of(record["cells"])
-    yield (
-        f"| | seeds | held-out {score} | against dense | removed: naive / compiled / executed "
-        f"| trained parameters | {' | '.join(title_of(phase) for phase in phases)} |"
+    yield from _header(
+        "seeds",
+        f"held-out {score}",
+        "against dense",
+        "removed: naive / compiled / executed",
+        "trained parameters",
+        *map(title_of, phases),
     )
-    yield "|---" * (len(phases) + 6) + "|"
     for name, first in firsts_of(record).items():
         summary = record["summary"][name]
-        figures = " / ".join(
-            f"{first[f'removed_{kind}']:.1%}" for kind in ("naive", "compiled", "executed")
-        )
+        figures = (first[f"removed_{kind}"] for kind in ("naive", "compiled", "executed"))
         trained = max(phase["trained_parameters"] for phase in first["phases"].values())
-        speeds = " | ".join(_speed(first, phase) for phase in phases)
-        yield (
-            f"| {name} | {len(summary['seeds'])} | {_score(summary, score)} "
-            f"| {_change(record, summary, score)} | {figures} | {trained:,} | {speeds} |"
+        yield _row(
+            name,
+            str(len(summary["seeds"])),
+            _score(summary, score),
+            _change(record, summary, score),
+            " / ".join(f"{figure:.1%}" for figure in figures),
+            f"{trained:,}",
+            *(_speed(first, phase) for phase in phases),
         )
 
 
 def quality_summary_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
-    """Yield the README's table: score, change against dense, and speed of each cell."""
+    """Yield the README's table, of the cells of several seeds: score, change, and speed."""
     phases = phases_of(record["cells"])
-    titles = " | ".join(title_of(phase) for phase in phases)
-    yield f"| | held-out {score} | against dense | {titles} |"
-    yield "|---" * (len(phases) + 3) + "|"
+    yield from _header(f"held-out {score}", "against dense", *map(title_of, phases))
     for name, first in firsts_of(record).items():
         summary = record["summary"][name]
-        cells = [_score(summary, score), _change(record, summary, score)]
-        cells += [_speed(first, phase) for phase in phases]
-        yield f"| {name} | {' | '.join(cells)} |"
+        if len(summary["seeds"]) > 1:
+            speeds = (_speed(first, phase) for phase in phases)
+            yield _row(name, _score(summary, score), _change(record, summary, score), *speeds)
+
+
+def _header(*titles: str) -> Iterator[str]:
+    yield f"| {_row(*titles)}"
+    yield "|---" * (len(titles) + 1) + "|"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def firsts_of(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -123,16 +136,13 @@ def gate_cost_sentence(record: Mapping[str, Any]) -> str:
 
 
 def equality_sentence(record: Mapping[str, Any]) -> str:
-    """Say how far scores of the masked model and of the converted one on each engine differ."""
-    gaps: list[float] = []
-    engines: set[str] = set()
+    """Say how far the scores of converted models on each engine are from those of masked ones."""
+    gaps: dict[str, list[float]] = defaultdict(list)
     for cell in record["cells"]:
-        found = cell.get("converted", {})
+        found = dict(cell.get("converted", {}))
+        masked = found.pop("masked", {})
         for engine, scores in found.items():
-            engines.add(engine)
-            gaps += [abs(scores[name] - found["masked"][name]) for name in scores]
-    names = ", ".join(sorted(engines - {"masked"}))
-    return (
-        f"Masked and converted ({names}), the scores of all models differ by "
-        f"at most {max(gaps):.1g}."
-    )
+            gaps[engine].append(max(abs(scores[name] - masked[name]) for name in masked))
+    listed = (f"{max(of):.1g} on {name} ({len(of)} scored)" for name, of in sorted(gaps.items()))
+    shown = ", ".join(listed)
+    return f"Scores of converted models differ from those of masked ones by at most {shown}."

@@ -17,7 +17,7 @@ from sgate_serve.spec import ModelSpec
 
 KEPT, GONE, ACCENT = "#3b6ea5", "#d9e2ec", "#c8553d"
 # One colour for each model of a comparison; how much of a phase's height they spread over.
-MODELS = (KEPT, "#5b8c5a", "#8a6bb1", "#c9963b", "#4aa3a2", "#7a5c4f")
+MODELS = (KEPT, "#5b8c5a", "#8a6bb1", "#c9963b", "#4aa3a2", "#7a5c4f", "#b0568f")
 SPREAD = 0.7
 FORMATS = (".png", ".svg", ".pdf")
 

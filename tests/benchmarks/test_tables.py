@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.quality_cells import summary
-from benchmarks.quality_tables import equality_sentence, quality_rows
+from benchmarks.quality_tables import equality_sentence, quality_rows, quality_summary_rows
 from benchmarks.speed_tables import engine_rows, engine_summary_rows, speed_over
 
 
@@ -72,4 +72,7 @@ def test_quality_is_the_mean_of_seeds_against_dense_of_the_same_seed() -> None:
     assert [row.split(" | ")[0] for row in rows[2:]] == ["| dense", "| gates 30%", "| late 30%"]
     shown = "| gates 30% | 2 | 55.0 ± 5.0% | -1.0 ± 1.0 points | 30.0% / 30.0% / 30.0% | 1,234 "
     assert rows[3].startswith(shown) and rows[3].endswith("| 1.30× (0.90) |")
-    assert "(onnx), the scores of all models differ by at most 0" in equality_sentence(record)
+    assert equality_sentence(record).endswith("by at most 0 on onnx (1 scored).")
+    (header, _, dense, gates) = quality_summary_rows(record, "accuracy")
+    assert header == "| | held-out accuracy | against dense | speed at batch 1 |"
+    assert dense.startswith("| dense |") and gates.startswith("| gates 30% | 55.0 ± 5.0% |")
