@@ -91,7 +91,7 @@ def cells() -> Iterator[Cell]:
         yield distilled_cell(target)
         for method in ("gates", "fisher", "magnitude", "random"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
-    yield from even_cells((0,))
+    yield from even_cells()
     yield from single_cells(SINGLE)
 
 
