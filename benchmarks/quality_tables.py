@@ -135,6 +135,22 @@ def gate_cost_sentence(record: Mapping[str, Any]) -> str:
     return f"Over a step of LoRA: {'; '.join(parts)}."
 
 
+def balance_sentence(record: Mapping[str, Any]) -> str:
+    """Say how fast a mask of the joint balance is, and one of the even, measured together."""
+    balances = {"joint": record["speedups"]["onnx"], "even": record["beside"]["even"]}
+    parts = []
+    for phase in record["beside"]["even"]:
+        speeds = (f"{name} {_interval(of[phase])}" for name, of in balances.items())
+        parts.append(f"{title_of(phase)} {', '.join(speeds)}")
+    rounds = record["workload"]["rounds"]
+    return f"40% removed, {rounds} rounds over dense: {'; '.join(parts)}."
+
+
+def _interval(speedup: Mapping[str, Any]) -> str:
+    low, high = speedup["ci"]
+    return f"{speedup['ratio']:.2f}× ({low:.2f} to {high:.2f})"
+
+
 def equality_sentence(record: Mapping[str, Any]) -> str:
     """Say how far the scores of converted models on each engine are from those of masked ones."""
     gaps: dict[str, list[float]] = defaultdict(list)

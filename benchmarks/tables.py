@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.quality_tables import (
+    balance_sentence,
     changes_sentence,
     gate_cost_sentence,
     quality_blocks,
@@ -42,7 +43,7 @@ VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT = "footprint"
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
-GATE_COST = "gate_cost"
+GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
     QUALITY: "accuracy",
     QUALITY_PAIRS: "accuracy",
@@ -160,6 +161,7 @@ def read_records() -> dict[str, Any]:
         *SPEED_RUNS,
         *QUALITY_RECORDS,
         GATE_COST,
+        BALANCE,
     )
     return {name: json.loads((RESULTS / f"{name}.json").read_text("utf-8")) for name in names}
 
@@ -181,6 +183,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         },
         "docs/training.md": {
             **quality_blocks("quality", records[QUALITY], "accuracy"),
+            "balance": balance_sentence(records[BALANCE]),
             **quality_blocks("quality-docstrings", records[QUALITY_PAIRS], "accuracy"),
             **quality_blocks("quality-language", records[QUALITY_LM], "perplexity"),
             **quality_blocks("quality-language-short", records[QUALITY_LM_SHORT], "perplexity"),

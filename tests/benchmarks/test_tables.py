@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 
 from benchmarks.quality_cells import summary
-from benchmarks.quality_tables import equality_sentence, quality_rows, quality_summary_rows
+from benchmarks.quality_tables import (
+    balance_sentence,
+    equality_sentence,
+    quality_rows,
+    quality_summary_rows,
+)
 from benchmarks.speed_tables import engine_rows, engine_summary_rows, speed_over
 
 
@@ -76,3 +81,16 @@ def test_quality_is_the_mean_of_seeds_against_dense_of_the_same_seed() -> None:
     (header, _, dense, gates) = quality_summary_rows(record, "accuracy")
     assert header == "| | held-out accuracy | against dense | speed at batch 1 |"
     assert dense.startswith("| dense |") and gates.startswith("| gates 30% | 55.0 ± 5.0% |")
+
+
+def test_balances_are_shown_phase_by_phase() -> None:
+    joint, even = ({"batch_1": {"ratio": r, "ci": [r - 0.1, r + 0.1]}} for r in (1.4, 1.5))
+    record = {
+        "speedups": {"onnx": joint},
+        "beside": {"even": even},
+        "workload": {"rounds": 9},
+    }
+    assert balance_sentence(record) == (
+        "40% removed, 9 rounds over dense: speed at batch 1 joint 1.40× (1.30 to 1.50), "
+        "even 1.50× (1.40 to 1.60)."
+    )
