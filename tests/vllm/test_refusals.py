@@ -40,6 +40,10 @@ def llama(tmp_path: Path) -> Path:
         ),
         (["--frobnicate=3"], "vLLM: unrecognized arguments: --frobnicate=3; `vllm serve --help"),
         (["--max-model-len=65"], "vLLM refuses .*65"),
+        (
+            ["--pipeline-parallel-size=2", "--distributed-executor-backend=uni"],
+            "vLLM refuses .*Pipeline Parallelism without",
+        ),
         (["--no-enforce-eager", "-cc.backend=eager"], "all custom ops on, vLLM 0.32 computes NaN"),
     ],
 )

@@ -60,6 +60,7 @@ def start_engine(args: EngineArgs, *, in_process: bool) -> LLMEngine:
                 log_stats=True,
                 multiprocess_mode=not in_process,
             )
+        # NotImplementedError is vLLM's answer to settings that it lacks, or lacks on this platform.
         except (ValueError, NotImplementedError) as error:
             raise EngineError(f"vLLM refuses {args.model}: {error}") from error
 
