@@ -54,8 +54,7 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
 def _points(record: Mapping[str, Any], score: str, position: Position) -> dict[str, list[Point]]:
     """Return the points of each method; cells are called METHOD TARGET%.
 
-    Drawn is what has several targets, or several seeds and is no variant, METHOD, HOW. The error
-    of one seed is that of its held-out sample.
+    Drawn is what has several targets or seeds. The error of one seed is that of its sample.
     """
     points: dict[str, list[Point]] = defaultdict(list)
     repeated = set()
@@ -67,7 +66,7 @@ def _points(record: Mapping[str, Any], score: str, position: Position) -> dict[s
             error = summary["against_dense_standard_error"] or summary["standard_error"]
             change = 100 * summary["against_dense"] / whole
             points[method].append((at, change, 100 * error / whole))
-            if len(summary["seeds"]) > 1 and "," not in method:
+            if len(summary["seeds"]) > 1:
                 repeated.add(method)
     return {name: of for name, of in points.items() if len(of) > 1 or name in repeated}
 

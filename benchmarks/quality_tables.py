@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.speed_tables import interval_cell
+
 SCALES = {"accuracy": (100.0, "{:.1f} ± {:.1f}%"), "perplexity": (1.0, "{:.2f} ± {:.2f}")}
 UNITS = {"accuracy": "points", "perplexity": "%"}
 CHANGES = {"accuracy": "{:+.1f}{} points", "perplexity": "{:+.1f}{}%"}
@@ -140,15 +142,10 @@ def balance_sentence(record: Mapping[str, Any]) -> str:
     balances = {"joint": record["speedups"]["onnx"], "even": record["beside"]["even"]}
     parts = []
     for phase in record["beside"]["even"]:
-        speeds = (f"{name} {_interval(of[phase])}" for name, of in balances.items())
+        speeds = (f"{name} {interval_cell(of[phase])}" for name, of in balances.items())
         parts.append(f"{title_of(phase)} {', '.join(speeds)}")
     rounds = record["workload"]["rounds"]
-    return f"40% removed, {rounds} rounds over dense: {'; '.join(parts)}."
-
-
-def _interval(speedup: Mapping[str, Any]) -> str:
-    low, high = speedup["ci"]
-    return f"{speedup['ratio']:.2f}× ({low:.2f} to {high:.2f})"
+    return f"Over dense, {rounds} rounds: {'; '.join(parts)}."
 
 
 def equality_sentence(record: Mapping[str, Any]) -> str:

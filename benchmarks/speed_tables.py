@@ -106,6 +106,12 @@ def speedup_cell(speedup: Mapping[str, float], floor: float) -> str:
     return f"{speedup['ratio'] * share:.2f}× ({speedup['efficiency'] * share:.2f})"
 
 
+def interval_cell(speedup: Mapping[str, Any]) -> str:
+    """Show a speedup and its 95% interval."""
+    low, high = speedup["ci"]
+    return f"{speedup['ratio']:.2f}× ({low:.2f} to {high:.2f})"
+
+
 def precision_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield perplexity and speed of each precision; speeds are over fp32 at hidden 896 × 24."""
     speedups = record["speed"]["speedups"]

@@ -21,6 +21,7 @@ from benchmarks.speed_tables import (
     encoder_rows,
     engine_rows,
     engine_summary_rows,
+    interval_cell,
     overhead_rows,
     precision_rows,
     quantiser_rows,
@@ -67,10 +68,9 @@ def result_rows(report: Mapping[str, Any]) -> Iterator[str]:
     )
     for name, record in shapes:
         for phase, speedup in record["speedups"]["onnx"].items():
-            low, high = speedup["ci"]
             yield (
                 f"| {name}: {PHASES.get(phase, phase)} "
-                f"| {speedup['ratio']:.2f}× ({low:.2f} to {high:.2f}) | {speedup['ideal']:.2f}× "
+                f"| {interval_cell(speedup)} | {speedup['ideal']:.2f}× "
                 f"| {record['floor'][phase]['ratio']:.2f}× |"
             )
 

@@ -91,6 +91,6 @@ def test_balances_are_shown_phase_by_phase() -> None:
         "workload": {"rounds": 9},
     }
     assert balance_sentence(record) == (
-        "40% removed, 9 rounds over dense: speed at batch 1 joint 1.40× (1.30 to 1.50), "
+        "Over dense, 9 rounds: speed at batch 1 joint 1.40× (1.30 to 1.50), "
         "even 1.50× (1.40 to 1.60)."
     )
