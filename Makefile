@@ -20,7 +20,7 @@ test-all: $(VENV)/.dev lint types
 # this small, threads only wait for each other.
 test-vllm: WHICH ?= vllm
 test-vllm: $(VENV)/.vllm
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(WHICH)" tests/engines tests/vllm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(WHICH)" tests/engines
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

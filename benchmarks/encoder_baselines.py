@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.onnx_runner import open_session
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.onnx.runner import open_session
 from sgate_serve.models.loading import load_model
 
 Ints = NDArray[np.int64]

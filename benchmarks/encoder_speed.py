@@ -19,11 +19,11 @@ from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import DENSE, DENSE_AGAIN, measure_rounds, summarise
 from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.bench.workload import EncoderWorkload, phases, tokens_per_run
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import TimedEncoder
 from sgate_serve.environment import hardware, library_versions, num_cpus
+from sgate_serve.loaders.engines import load_timed_encoder
 from sgate_serve.options import option
-from sgate_serve.prepare import load_timed_encoder
 
 FRACTIONS: Mapping[str, float] = {"p20": 0.2, "p30": 0.3, "p40": 0.4}
 TORCH_EXPORT, TORCH_EAGER = "torch_export", "torch_eager"

@@ -36,7 +36,7 @@ from benchmarks.vllm_speed import FRACTIONS
 from sgate_serve.bench.compare import measure_rounds, ratios, round_sums
 from sgate_serve.bench.statistics import median_with_interval
 from sgate_serve.bench.workload import Workload, phases, tokens_per_run
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import cpu_ids, hardware, library_versions, num_cpus
 from sgate_serve.options import option
 

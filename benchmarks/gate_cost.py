@@ -92,13 +92,12 @@ def measure(options: CostOptions, variant: str) -> tuple[float, int]:
 
 
 def _train(options: CostOptions, variant: str, folder: Path) -> int:
-    from sgate_serve.checkpoint import Checkpoint
+    from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.training.find_gates import find_gates
-    from sgate_serve.training.options import DENSE, GATES, LORA, NONE, TrainOptions
     from sgate_serve.training.parts import Part
-    from sgate_serve.training.phases import Phase
-    from sgate_serve.training.recovery import recover
+    from sgate_serve.training.phases import Phase, recover
     from sgate_serve.training.task import TASKS
+    from sgate_serve.training.train_options import DENSE, GATES, LORA, NONE, TrainOptions
 
     training = TrainOptions(
         base=options.base,

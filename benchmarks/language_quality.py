@@ -22,7 +22,11 @@ from benchmarks.quality_cells import (
     record_of,
     single_cells,
 )
+from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.bench.workload import Workload
+from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
+from sgate_serve.checkpoint.writer import new_folder
+from sgate_serve.data.documents import read_documents
 from sgate_serve.demo.corpus import (
     END_TOKEN,
     TOKENIZER_CONFIG_FILE,
@@ -30,13 +34,9 @@ from sgate_serve.demo.corpus import (
     TRAIN_FILE,
     write_corpus,
 )
-from sgate_serve.demo.options import DemoSizes
-from sgate_serve.family import CAUSAL_LM
-from sgate_serve.folder import new_folder
+from sgate_serve.demo.sizes import DemoSizes
 from sgate_serve.options import option
-from sgate_serve.tensor_files import SINGLE_FILE
 from sgate_serve.training import TrainOptions
-from sgate_serve.training.documents import read_documents
 
 VOCAB_SIZE = 2048
 

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import ATTENTION, MLP, OUTPUT, QUERY, READERS, WRITERS
-from sgate_serve.figures import Figures
+from sgate_serve.architecture.family import ATTENTION, MLP, OUTPUT, QUERY, READERS, WRITERS
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import Gates
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.figures import Figures
 
 Values = dict[str, NDArray[np.float32]]
 

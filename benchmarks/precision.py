@@ -21,20 +21,20 @@ from benchmarks.quantisers import QUANTISERS, Floats
 from benchmarks.shapes import DemoShape
 from converters.to_onnx import write_onnx
 from sgate_serve.bench.compare import compare
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.checkpoint.writer import TensorHeader, new_folder
+from sgate_serve.data.documents import end_token, pack, read_documents, read_tokenizer
 from sgate_serve.demo.shape import write_shape
-from sgate_serve.engines.onnx import load_runner
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.environment import hardware, library_versions
-from sgate_serve.evaluation import nats_of
-from sgate_serve.folder import TensorHeader, new_folder
-from sgate_serve.onnx_format import ONNX_DIR
+from sgate_serve.onnx_format.names import ONNX_DIR
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.options import option
-from sgate_serve.precision import FP32, PRECISIONS
-from sgate_serve.tensor_files import Array
-from sgate_serve.training.documents import end_token, pack, read_documents, read_tokenizer
+from sgate_serve.reports.evaluation import nats_of
 
 Tokens = NDArray[np.int64]
 

@@ -24,9 +24,9 @@ from benchmarks.quality_cells import (
     single_cells,
 )
 from benchmarks.stdlib_tasks import TaskOptions, write_tasks
+from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.bench.workload import EncoderWorkload
 from sgate_serve.environment import num_cpus
-from sgate_serve.family import CLASSIFICATION
 from sgate_serve.options import option
 
 DENSE_START = "dense start"

@@ -17,11 +17,11 @@ from benchmarks.command import command_line
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import AnyWorkload
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.demo.corpus import EVAL_FILE, TRAIN_FILE
 from sgate_serve.environment import hardware, library_versions
-from sgate_serve.evaluation import EvalOptions, evaluate
 from sgate_serve.options import option
+from sgate_serve.reports.evaluation import EvalOptions, evaluate
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.work_dir import work_dir_of
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator
 
 from benchmarks.quality_tables import UNITS, firsts_of, phases_of, title_of
 from benchmarks.tables import QUALITY, QUALITY_LM, QUALITY_RECORDS, ROOT, read_records
-from sgate_serve.plots import ACCENT, MODELS, new_figure, save_figure
+from sgate_serve.reports.plots import ACCENT, MODELS, new_figure, save_figure
 
 # One point of a method: (what was removed or the speed, change of the score, its standard error).
 Point = tuple[float, float, float]

@@ -24,16 +24,16 @@ from benchmarks.masks import (
 from benchmarks.shapes import DemoShape
 from benchmarks.synthetic import write_noise
 from converters.to_onnx import build_graph, write_onnx
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.ideal import decode_weights
 from sgate_serve.bench.workload import PREFILL, Workload, tokens_per_run
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.demo.shape import shape_config, write_shape
 from sgate_serve.environment import hardware, library_versions
-from sgate_serve.onnx_format import ONNX_DIR
+from sgate_serve.onnx_format.names import ONNX_DIR
 from sgate_serve.options import option
 from sgate_serve.plan import Target
-from sgate_serve.spec import ModelSpec
 
 # Index price → name of the conversion; None is the engine's own price.
 NOTHING_LOWERED = 2**62

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgate_serve.bench.workload import Workload
-from sgate_serve.demo.options import DemoSizes
+from sgate_serve.demo.sizes import DemoSizes
 from sgate_serve.options import option
 
 HEAD_DIM = 64

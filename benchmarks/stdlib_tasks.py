@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.commands.flags import add_flags, options_from
-from sgate_serve.folder import new_folder
 from sgate_serve.options import option
 
 # Modules of each part; their tests belong to it too.

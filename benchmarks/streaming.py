@@ -31,7 +31,7 @@ from benchmarks.synthetic import (
     write_noise,
 )
 from sgate_serve.bench.statistics import median_with_interval
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
 

@@ -12,8 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.folder import (
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import INDEX_FILE, Array
+from sgate_serve.checkpoint.writer import (
     FolderWriter,
     TensorHeader,
     divide_into_shards,
@@ -21,8 +23,6 @@ from sgate_serve.folder import (
     new_folder,
 )
 from sgate_serve.gates import Gates
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import INDEX_FILE, Array
 
 # https://huggingface.co/meta-llama/Llama-3.2-1B, with a head of its own; layers by the size wanted.
 LLAMA_1B: Mapping[str, Any] = {

@@ -27,7 +27,7 @@ from benchmarks.speed_tables import (
     quantiser_rows,
     speedup_cell,
 )
-from sgate_serve.demo.run import report_lines
+from sgate_serve.demo.walkthrough import report_lines
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -19,8 +19,8 @@ from benchmarks.synthetic import write_noise
 from converters.convert import open_masked
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.folder import TensorHeader, new_folder
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.writer import TensorHeader, new_folder
 from sgate_serve.options import option
 from sgate_serve.plan import Target
 

@@ -10,12 +10,23 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.activations import apply_activation
 from converters.masked import MaskedCheckpoint
 from converters.rules.stream import norm_before
-from sgate_serve.family import BLOCKS, DOWN, GATE, KEY, OUTPUT, QUERY, READERS, UP, VALUE, WRITERS
-from sgate_serve.placement import dead_rows, dims_of_group
+from sgate_serve.architecture.activations import apply_activation
+from sgate_serve.architecture.family import (
+    BLOCKS,
+    DOWN,
+    GATE,
+    KEY,
+    OUTPUT,
+    QUERY,
+    READERS,
+    UP,
+    VALUE,
+    WRITERS,
+)
 from sgate_serve.plan import Fold, Merge, Plan
+from sgate_serve.plan.placement import dead_rows, dims_of_group
 
 Floats = NDArray[np.float64]
 

@@ -4,21 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters.facts import model_facts
+from converters.find_facts import model_facts
 from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
-from converters.model_card import model_card
+from converters.model_card import CARD_FILE, model_card
 from converters.quantize import check_quantisable
 from converters.rules import compile_plan
 from converters.to_hf import write_hf
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.writer import FolderWriter, new_folder
 from sgate_serve.errors import GatesError, PlanError
-from sgate_serve.folder import FolderWriter, new_folder
-from sgate_serve.model_card import CARD_FILE
-from sgate_serve.onnx_format import GRAPH_FILE, ONNX_DIR
+from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
+from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
-from sgate_serve.precision import FP16, FP32, INT4, precision_named
-from sgate_serve.quantization import INT8
 
 # The dtype that weights are rounded to; int8 is made of the stored one, and so is the int4 graph.
 PRECISIONS: Mapping[str, str | None] = {

@@ -3,10 +3,10 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from sgate_serve.figures import Figures
-from sgate_serve.placement import pruned_spec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.plan import Fold, LayerPlan, Lowering, Plan, Removal
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.figures import Figures
+from sgate_serve.plan.placement import pruned_spec
 
 AXIS_NAMES = {
     "mlp_units": "MLP unit",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.tensor_files import Array
+from sgate_serve.checkpoint.tensor_files import Array
 
 # Small enough that a block is still in the CPU's cache when it is looked at again.
 BLOCK_VALUES = 2**18

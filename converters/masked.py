@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.float_bits import is_finite
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
 from sgate_serve.errors import CheckpointError
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Gate, Masks
-from sgate_serve.spec import IN_INDEX, OUT_INDEX, ModelSpec
-from sgate_serve.tensor_files import DTYPES, Array, TensorInfo
 
 Indices = NDArray[np.int64]
 

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 
-from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
-from sgate_serve.figures import Figures
-from sgate_serve.model_card import CARD_END, CARD_START
-from sgate_serve.placement import pruned_spec
+from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.onnx_format.precision import INT4
 from sgate_serve.plan import Plan
-from sgate_serve.precision import INT4
-from sgate_serve.quantization import INT8
-from sgate_serve.spec import ModelSpec, is_stock_shape
+from sgate_serve.plan.figures import Figures
+from sgate_serve.plan.placement import pruned_spec
+
+CARD_FILE = "README.md"
+# `sgate verify` fills in what stands between the two.
+CARD_START, CARD_END = "<!-- verification -->", "<!-- /verification -->"
 
 CARD = """---
 library_name: transformers

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from converters.masked import BLOCK_VALUES, MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
+from sgate_serve.architecture.family import Family
+from sgate_serve.checkpoint.int8 import INT8, SCALE, int8_weights
+from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.errors import CheckpointError, PlanError
-from sgate_serve.family import Family
-from sgate_serve.folder import TensorHeader
-from sgate_serve.placement import pruned_spec
 from sgate_serve.plan import Plan
-from sgate_serve.quantization import INT8, SCALE, int8_weights
-from sgate_serve.tensor_files import Array
+from sgate_serve.plan.placement import pruned_spec
 
 LARGEST = 127
 # Below it fp32 loses digits, and many devices take it for zero.

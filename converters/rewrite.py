@@ -11,12 +11,12 @@ import numpy as np
 
 from converters.constants import Constants
 from converters.masked import Indices, MaskedCheckpoint
-from sgate_serve.family import DOWN, HEAD_UNITS, HIDDEN, KEY, OUTPUT
-from sgate_serve.folder import TensorHeader
-from sgate_serve.placement import Placement, Side, place, pruned_spec
+from sgate_serve.architecture.family import DOWN, HEAD_UNITS, HIDDEN, KEY, OUTPUT
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
+from sgate_serve.checkpoint.tensor_files import DTYPES, Array
+from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.plan import Plan, head_dims
-from sgate_serve.spec import IN_INDEX, OUT_INDEX
-from sgate_serve.tensor_files import DTYPES, Array
+from sgate_serve.plan.placement import Placement, Side, place, pruned_spec
 
 
 def tensor_headers(masked: MaskedCheckpoint, plan: Plan) -> list[TensorHeader]:

@@ -12,19 +12,19 @@ from tqdm import tqdm
 
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
-from sgate_serve.companions import copy_companions
-from sgate_serve.config_values import (
+from sgate_serve.architecture.config import (
     SGATE_CLASS_PREFIX,
     SGATE_FORMAT_VERSION,
     SGATE_MODEL_TYPE,
 )
-from sgate_serve.folder import FolderWriter
-from sgate_serve.placement import pruned_spec
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.checkpoint.companions import copy_companions
+from sgate_serve.checkpoint.int8 import CONFIG_KEY, float_linears, int8_config
+from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.plan_json import write_plan
-from sgate_serve.quantization import CONFIG_KEY, float_linears, int8_config
-from sgate_serve.shapes import LayerShape
-from sgate_serve.spec import ModelSpec, is_stock_shape
+from sgate_serve.plan.json_form import write_plan
+from sgate_serve.plan.placement import pruned_spec
 
 SHARD_BYTES = 4 * 2**30
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

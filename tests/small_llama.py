@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.families import LLAMA
-from sgate_serve.family import (
+from sgate_serve.architecture.families import LLAMA
+from sgate_serve.architecture.family import (
     ATTENTION,
     ATTENTION_ROLES,
     DOWN,
@@ -25,7 +24,8 @@ from sgate_serve.family import (
     QUERY,
     VALUE,
 )
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 from tests.families.small_models import small_model
 
 

@@ -1,76 +1,76 @@
-"""The import graph: who may import whom, read off the sources."""
+"""The import graph: which room may import which, read off the sources, lazy imports included.
+
+A room is a folder or a module directly under `sgate_serve/`, or `converters/`. docs/architecture.md
+draws them.
+"""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+OURS = ("sgate_serve", "converters")
+MAX_ROOMS = 25
 
-# package → what of our own it may import beside itself, at any depth of a function.
-CORE = {
-    "sgate_serve.errors",
-    "sgate_serve.family",
-    "sgate_serve.families",
-    "sgate_serve.fields",
-    "sgate_serve.shapes",
-    "sgate_serve.config_values",
-    "sgate_serve.spec",
-    "sgate_serve.quantization",
-    "sgate_serve.precision",
-    "sgate_serve.ragged",
-    "sgate_serve.checkpoint",
-    "sgate_serve.tensor_files",
-    "sgate_serve.folder",
-    "sgate_serve.plan",
-    "sgate_serve.plan_json",
-    "sgate_serve.placement",
-    "sgate_serve.figures",
-    "sgate_serve.targets",
-    "sgate_serve.scales",
-    "sgate_serve.pooling",
+# room → the rooms that it may import beside itself, at any depth of a function.
+FOUNDATION = {"errors", "json_fields", "options", "environment"}
+CORE = FOUNDATION | {"architecture", "checkpoint", "plan"}
+ROOMS: Mapping[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "options": set(),
+    "environment": {"errors"},
+    "json_fields": {"errors"},
+    "architecture": {"errors", "json_fields"},
+    "text": {"errors", "json_fields"},
+    "checkpoint": {"errors", "json_fields", "architecture", "text"},
+    "plan": {"errors", "json_fields", "architecture"},
+    "gates": CORE,
+    "models": CORE,
+    "onnx_format": CORE,
+    "data": CORE | {"text"},
+    "converters": CORE | {"gates", "onnx_format"},
+    "engines": CORE | {"models", "onnx_format", "text"},
+    "training": CORE | {"converters", "data", "gates"},
+    "server": FOUNDATION | {"__init__", "engines", "text"},
+    "loaders": CORE | {"converters", "engines", "onnx_format", "text"},
+    "bench": CORE | {"engines", "loaders", "onnx_format"},
+    "verify": CORE | {"converters", "engines", "loaders", "models", "onnx_format"},
+    "reports": CORE
+    | {"bench", "converters", "data", "engines", "loaders", "onnx_format", "verify"},
+    "demo": CORE
+    | {"bench", "converters", "data", "gates", "models", "reports", "training", "verify"},
+    "commands": CORE
+    | {"bench", "converters", "demo", "engines", "loaders", "reports", "server", "training"}
+    | {"verify"},
+    # Commands are imported by name, so that `--help` stays light.
+    "cli": {"__init__", "errors"},
 }
 
-
-def below(*names: str) -> set[str]:
-    return {f"sgate_serve.{name}" for name in names}
-
-
-WORDS = below("errors", "family", "families", "fields", "shapes")
-ENGINES = CORE | below("models", "onnx_format", "environment", "options")
-ALLOWED = {
-    "sgate_serve/errors.py": set(),
-    "sgate_serve/family.py": set(),
-    "sgate_serve/families.py": below("family"),
-    "sgate_serve/fields.py": below("errors"),
-    "sgate_serve/tensor_files.py": below("errors", "fields"),
-    "sgate_serve/shapes.py": below("family"),
-    "sgate_serve/config_fields.py": WORDS,
-    "sgate_serve/config_values.py": WORDS,
-    "sgate_serve/spec.py": WORDS | below("config_fields", "config_values"),
-    "sgate_serve/ragged": WORDS | below("config_fields", "config_values"),
-    "sgate_serve/quantization.py": WORDS | below("spec", "tensor_files"),
-    "sgate_serve/checkpoint.py": WORDS | below("quantization", "ragged", "spec", "tensor_files"),
-    "sgate_serve/folder.py": below("errors", "tensor_files"),
-    "sgate_serve/plan.py": WORDS | below("spec"),
-    "sgate_serve/plan_json.py": WORDS | below("plan"),
-    "sgate_serve/placement.py": WORDS | below("spec", "plan"),
-    "sgate_serve/targets.py": WORDS | below("spec", "plan"),
-    "sgate_serve/scales.py": below("spec"),
-    "sgate_serve/pooling.py": below("errors", "fields"),
-    "sgate_serve/figures.py": WORDS | below("spec", "plan", "placement", "targets"),
-    "sgate_serve/gates": CORE,
-    "converters": CORE | below("companions", "gates", "onnx_format", "model_card"),
-    "sgate_serve/models": CORE,
-    "sgate_serve/engines": ENGINES,
-    # Hands our server's options to vLLM's, which takes its place.
-    "sgate_serve/engines/vllm/server.py": ENGINES | below("engines", "server.options"),
-    "sgate_serve/server": {"sgate_serve.errors", "sgate_serve.engines.base"}
-    | below("tokenization", "fields", "__version__", "options"),
-    "sgate_serve/training": CORE
-    | {"sgate_serve.gates", "sgate_serve.options", "converters.rules", "sgate_serve.models"}
-    | below("companions", "environment", "hub_data", "labels", "records", "scores", "tokenization"),
+# Parts of rooms with tighter rules: path → the prefixes of our own modules that it may import.
+NARROW: Mapping[str, tuple[str, ...]] = {
+    # The rules know masks and shapes, not files.
+    "converters/rules": (
+        "converters.rules",
+        "converters.float_bits",
+        "sgate_serve.architecture",
+        "sgate_serve.checkpoint.tensor_files",
+        "sgate_serve.errors",
+        "sgate_serve.plan",
+    ),
+    # The server knows requests and token events; engines come to it loaded.
+    "sgate_serve/server": (
+        "sgate_serve.__version__",
+        "sgate_serve.engines.base",
+        "sgate_serve.errors",
+        "sgate_serve.json_fields",
+        "sgate_serve.options",
+        "sgate_serve.server",
+        "sgate_serve.text",
+    ),
 }
 
 
@@ -84,27 +84,84 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-def is_within(module: str, package: str) -> bool:
-    return module == package or module.startswith(f"{package}.")
+def room_of(module: str) -> str:
+    """Return the room of a dotted module name of ours."""
+    top, _, rest = module.partition(".")
+    name = rest.partition(".")[0]
+    return "converters" if top == "converters" else {"__version__": "__init__"}.get(name, name)
 
 
-@pytest.mark.parametrize("place", ALLOWED)
-def test_imports_stay_within_the_graph(place: str) -> None:
-    path = ROOT / place
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    # A file with an entry of its own is judged by that one alone.
-    files = [file for file in files if file == path or str(file.relative_to(ROOT)) not in ALLOWED]
+def room_files() -> Iterator[tuple[str, Path]]:
+    for top in OURS:
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield room_of(".".join(parts)), path
+
+
+def own_imports(path: Path) -> Iterator[str]:
+    yield from (module for module in imported(path) if module.partition(".")[0] in OURS)
+
+
+def test_rooms_import_only_what_stands_below_them() -> None:
+    strays = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for room, path in room_files()
+        for module in own_imports(path)
+        if room_of(module) not in ROOMS[room] | {room}
+    ]
+    assert strays == []
+
+
+def test_the_graph_has_few_rooms_and_no_circle() -> None:
+    assert {room for room, _ in room_files()} == set(ROOMS)
+    assert len(ROOMS) <= MAX_ROOMS
+    assert list(TopologicalSorter(ROOMS).static_order())  # raises CycleError
+
+
+def test_no_permission_is_unused() -> None:
+    used: dict[str, set[str]] = {room: set() for room in ROOMS}
+    for room, path in room_files():
+        used[room] |= {room_of(module) for module in own_imports(path)}
+    unused = {
+        room: sorted(allowed - used[room] - CORE)
+        for room, allowed in ROOMS.items()
+        if allowed - used[room] - CORE
+    }
+    assert unused == {}
+
+
+@pytest.mark.parametrize("place", NARROW)
+def test_parts_with_tighter_rules_keep_them(place: str) -> None:
+    files = sorted((ROOT / place).rglob("*.py"))
     assert files
-    own = place.removesuffix(".py").replace("/", ".")
-    allowed = ALLOWED[place] | {own}
-    ours = ("sgate_serve", "converters")
     strays = [
         f"{file.relative_to(ROOT)} imports {module}"
         for file in files
-        for module in imported(file)
-        if module.split(".")[0] in ours and not any(is_within(module, a) for a in allowed)
+        for module in own_imports(file)
+        if not any(module == prefix or module.startswith(f"{prefix}.") for prefix in NARROW[place])
     ]
     assert strays == []
+
+
+def test_training_uses_of_the_converter_only_its_rules() -> None:
+    used = {
+        module
+        for room, path in room_files()
+        for module in own_imports(path)
+        if room == "training" and room_of(module) == "converters"
+    }
+    assert used
+    assert {module for module in used if not module.startswith("converters.rules")} == set()
+
+
+def test_engines_know_each_other_only_through_their_table() -> None:
+    engines = ROOT / "sgate_serve" / "engines"
+    own = {"onnx": engines / "onnx", "vllm": engines / "vllm", "torch": engines / "torch.py"}
+    for name, place in own.items():
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            others = [f"sgate_serve.engines.{other}" for other in own if other != name]
+            found = [m for m in own_imports(file) if m.startswith(tuple(others))]
+            assert found == [], file
 
 
 def test_importing_the_package_is_light() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sgate_serve.chat_template import ChatTemplate
+from sgate_serve.text.chat_template import ChatTemplate
 
 SENTENCES = (
     "the cat sat on the mat and the dog sat on the log",

@@ -13,7 +13,7 @@ import llama_cpp as lib
 import numpy as np
 
 from benchmarks.contenders.llama_cpp import FILE
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 
 NAMES = {
     "self_attn.q_proj": "attn_q",

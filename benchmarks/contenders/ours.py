@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import Timed, TimedSizes
-from sgate_serve.prepare import load_timed
+from sgate_serve.loaders.engines import load_timed
 
 
 def load_onnx(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from converters.importers import finegates, peft, sgate
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import GatesError
 from sgate_serve.gates import Gates
 

@@ -7,9 +7,9 @@ Paper: arXiv 2412.12951.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint import Checkpoint, canonical_names
+from sgate_serve.checkpoint.reader import Checkpoint, canonical_names
+from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
 from sgate_serve.gates import Gates
-from sgate_serve.tensor_files import INDEX_FILE, SINGLE_FILE
 
 TITLE = "FineGates checkpoint"
 FILES = (SINGLE_FILE, INDEX_FILE)

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import FLOAT_DTYPES, TensorInfo
 from sgate_serve.errors import GatesError
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import GateSite, gate_sites, linear_sites
-from sgate_serve.tensor_files import FLOAT_DTYPES, TensorInfo
 
 Values = NDArray[np.float32]
 

@@ -7,11 +7,11 @@ wrapped linear, and `modules_to_save` are whole tensors.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint import Checkpoint, canonical_names
+from sgate_serve.checkpoint.reader import Checkpoint, canonical_names
+from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError, GatesError
-from sgate_serve.fields import read_json
 from sgate_serve.gates import Gates
-from sgate_serve.tensor_files import TensorInfo
+from sgate_serve.json_fields import read_json
 
 TITLE = "PEFT FINEGATES adapter"
 CONFIG_FILE = "adapter_config.json"

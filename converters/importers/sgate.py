@@ -1,7 +1,7 @@
 """Our own gates folder, as `sgate train` writes it; `sgate_serve.gates` owns the format."""
 
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import GATES_FILE, Gates
 
 TITLE = "sgate gates folder"

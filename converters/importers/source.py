@@ -4,8 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgate_serve.checkpoint.tensor_files import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    TensorInfo,
+    read_header,
+    read_headers,
+)
 from sgate_serve.errors import CheckpointError, GatesError
-from sgate_serve.tensor_files import INDEX_FILE, SINGLE_FILE, TensorInfo, read_header, read_headers
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 

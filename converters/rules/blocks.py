@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from converters.rules.facts import Context, Death, LayerState, ModelFacts
-from sgate_serve.family import ATTENTION, BLOCKS, MLP, WRITERS
+from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, WRITERS
 
 UNITS = {ATTENTION: "heads", MLP: "mlp_units"}
 

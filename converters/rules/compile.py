@@ -3,23 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from converters.rules.attention import (
-    constant_value_dims,
-    dead_heads,
-    dead_kv_heads,
-    dead_value_dims,
-)
 from converters.rules.blocks import silent_blocks
 from converters.rules.facts import LayerState, ModelFacts, Rule
 from converters.rules.fixpoint import Fixpoint, indices_of
 from converters.rules.lowering import lower_layer, nonzero_weights
 from converters.rules.mlp import constant_units, silent_units, unread_units
+from converters.rules.query_key import constant_query_dims, dead_key_dims, uniform_heads
 from converters.rules.revive import revive
-from converters.rules.scores import constant_query_dims, dead_key_dims, uniform_heads
 from converters.rules.stream import dead_columns
-from sgate_serve.placement import pruned_spec
+from converters.rules.value import (
+    constant_value_dims,
+    dead_heads,
+    dead_kv_heads,
+    dead_value_dims,
+)
 from sgate_serve.plan import AXES, LayerPlan, Plan, Target
-from sgate_serve.targets import TARGETS, check_target
+from sgate_serve.plan.placement import pruned_spec
+from sgate_serve.plan.targets import TARGETS, check_target
 
 # The order decides which cause is named where two rules agree: the most telling first.
 RULES: Mapping[str, Rule] = {

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.family import (
+from sgate_serve.architecture.family import (
     ATTENTION,
     DOWN,
     GATE,
@@ -25,9 +25,9 @@ from sgate_serve.family import (
     ZERO_AT_ZERO,
     Family,
 )
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.plan import Merge
-from sgate_serve.shapes import LayerShape
-from sgate_serve.spec import ModelSpec
 
 Flags = NDArray[np.bool_]
 

@@ -22,7 +22,7 @@ from converters.rules.facts import (
     Rule,
 )
 from converters.rules.stream import removable_dims, unwritten_before
-from sgate_serve.family import BLOCKS, KEY, OUTPUT, WRITERS
+from sgate_serve.architecture.family import BLOCKS, KEY, OUTPUT, WRITERS
 from sgate_serve.plan import Fold, Indices, Merge, Removal
 
 HIDDEN_RULE, HEAD_RULE = "7 residual dimension", "11 unit on top"

@@ -13,7 +13,15 @@ import numpy as np
 
 from converters.rules.facts import Flags, LayerState
 from converters.rules.fixpoint import indices_of
-from sgate_serve.family import ATTENTION, BLOCKS, DOWN, MLP_ROLES, OUTPUT, QUERY, READERS
+from sgate_serve.architecture.family import (
+    ATTENTION,
+    BLOCKS,
+    DOWN,
+    MLP_ROLES,
+    OUTPUT,
+    QUERY,
+    READERS,
+)
 from sgate_serve.plan import Lowering, Revival
 
 # A projection that leaves its fused matmul costs a launch of its own besides its gather.

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from converters.activations import ACTIVATIONS
 from converters.rules.facts import Context, Death
-from sgate_serve.family import DOWN, GATE, MLP, UP
+from sgate_serve.architecture.activations import ACTIVATIONS
+from sgate_serve.architecture.family import DOWN, GATE, MLP, UP
 
 
 def unread_units(at: Context) -> Iterator[Death]:

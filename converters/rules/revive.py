@@ -10,10 +10,10 @@ import numpy as np
 
 from converters.rules.facts import Flags, LayerState, ModelFacts
 from converters.rules.stream import written_by
+from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.errors import PlanError
-from sgate_serve.family import ATTENTION, MLP
 from sgate_serve.plan import Revival, Target
-from sgate_serve.targets import is_shardable
+from sgate_serve.plan.targets import is_shardable
 
 Revived = tuple[LayerState, list[Revival]]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from converters.rules.facts import Context, Death, Flags, LayerState, ModelFacts, NormZeros
-from sgate_serve.family import ATTENTION, BASE, BLOCKS, MLP, READERS, WRITERS, Family
+from sgate_serve.architecture.family import ATTENTION, BASE, BLOCKS, MLP, READERS, WRITERS, Family
 
 
 def dead_columns(at: Context) -> Iterator[Death]:

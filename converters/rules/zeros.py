@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from converters.float_bits import is_zero_along, zero_lines
 from converters.rules.facts import Flags, Zeros
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.plan import Gate, Masks
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import Array
 
 Biases = Mapping[str, Array]
 

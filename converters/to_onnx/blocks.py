@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.masked import BLOCK_VALUES
-from sgate_serve.tensor_files import Array
+from sgate_serve.checkpoint.tensor_files import Array
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

@@ -10,10 +10,10 @@ from typing import Any
 
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.rope import LONGROPE
-from sgate_serve import scales
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.config_values import rope_parameters
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture import forward
+from sgate_serve.architecture.config import rope_parameters
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 
 ORIGINAL_LENGTH = "original_max_position_embeddings"
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -33,7 +33,7 @@ class ForwardConfig:
 
     @property
     def embedding_scale(self) -> float | None:
-        return scales.embedding_scale(self.spec)
+        return forward.embedding_scale(self.spec)
 
     @property
     def attention_softcap(self) -> float | None:
@@ -44,7 +44,7 @@ class ForwardConfig:
         return self.values.get("final_logit_softcapping")
 
     def attention_scale(self, index: int) -> float:
-        return scales.attention_scale(self.spec, self.values, index)
+        return forward.attention_scale(self.spec, self.values, index)
 
     @property
     def max_positions(self) -> int:

@@ -25,10 +25,10 @@ from converters.to_onnx.products import Products
 from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import RotaryTable
 from converters.to_onnx.sequence_output import add_sequence_output
-from sgate_serve import onnx_format as names
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import ATTENTION, CAUSAL_LM, MLP
-from sgate_serve.precision import FP32, PRECISIONS, Precision
+from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 # Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
 MAX_CAPACITY = 32768

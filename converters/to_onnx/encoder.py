@@ -16,10 +16,10 @@ from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
 from converters.to_onnx.sequence_output import add_sequence_output
-from sgate_serve import onnx_format as names
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import ATTENTION, MLP, TYPES
-from sgate_serve.precision import Precision
+from sgate_serve.architecture.family import ATTENTION, MLP, TYPES
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.precision import Precision
 
 
 def build_encoder(checkpoint: Checkpoint, precision: Precision) -> ir.Model:

@@ -9,8 +9,8 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
+from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.errors import EngineError
-from sgate_serve.tensor_files import Array
 
 OPSET = 21
 IR_VERSION = 10

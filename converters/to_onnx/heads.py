@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.tensor_files import Array
+from sgate_serve.checkpoint.tensor_files import Array
 
 # GroupQueryAttention with do_rotary on the CPU provider: head width must be a multiple of 16.
 HEAD_MULTIPLE = 16

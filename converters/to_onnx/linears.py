@@ -13,11 +13,11 @@ import numpy as np
 
 from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
-from sgate_serve.quantization import SCALE, dequantise
-from sgate_serve.spec import IN_INDEX, OUT_INDEX
-from sgate_serve.tensor_files import Array
+from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
+from sgate_serve.checkpoint.int8 import SCALE, dequantise
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import Array
 
 Read = Callable[[], Array]
 

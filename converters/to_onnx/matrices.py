@@ -23,8 +23,8 @@ from converters.to_onnx.blocks import (
 )
 from converters.to_onnx.graph import MICROSOFT, GraphBuilder
 from converters.to_onnx.linears import Matrix
-from sgate_serve.precision import Precision
-from sgate_serve.tensor_files import Array
+from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.onnx_format.precision import Precision
 
 Rounded = TypeVar("Rounded")
 

@@ -1,9 +1,9 @@
 """What a graph says of itself: its format, what it was made of, and what an engine may ask it."""
 
-from sgate_serve import onnx_format as names
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
-from sgate_serve.precision import Precision
+from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.precision import Precision
 
 KINDS = {CAUSAL_LM: names.GENERATE, CLASSIFICATION: names.CLASSIFY, BASE: names.EMBED}
 

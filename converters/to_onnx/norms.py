@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from converters.to_onnx.graph import MICROSOFT, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.tensor_files import Array
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import Array
 
 # By Family.norm: the operator, and the one that adds to the stream first.
 OPERATORS = {

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.to_onnx.graph import GraphBuilder
-from sgate_serve import onnx_format as names
+from sgate_serve.onnx_format import names
 
 
 class Packing:

@@ -6,7 +6,7 @@ from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.indices import IndexedAxis
 from converters.to_onnx.linears import Linear, Matrix
 from converters.to_onnx.matrices import Matrices
-from sgate_serve.precision import Precision
+from sgate_serve.onnx_format.precision import Precision
 
 
 class Products:

@@ -4,7 +4,7 @@ import onnx_ir as ir
 
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.norms import Norm
-from sgate_serve.onnx_format import residual_name
+from sgate_serve.onnx_format.names import residual_name
 
 
 class ResidualStream:

@@ -6,9 +6,9 @@ from converters.to_onnx.activations import activate
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.linears import classifier
 from converters.to_onnx.products import Products
-from sgate_serve import onnx_format as names
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import CLASSIFICATION
+from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.onnx_format import names
 
 
 def add_sequence_output(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from converters.to_onnx.activations import check_activation
 from converters.to_onnx.config import ForwardConfig
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError
 
 

@@ -7,10 +7,10 @@ import onnx_ir as ir
 from converters.to_onnx.decoder import build_decoder
 from converters.to_onnx.encoder import build_encoder
 from converters.to_onnx.supported import check_supported
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.onnx_format import GRAPH_FILE, WEIGHTS_FILE
-from sgate_serve.precision import FP32, PRECISIONS, Precision
+from sgate_serve.onnx_format.names import GRAPH_FILE, WEIGHTS_FILE
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 _UNFINISHED = ".model.onnx.incomplete"
 

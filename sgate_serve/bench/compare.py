@@ -24,11 +24,11 @@ from sgate_serve.bench.workload import (
     phases,
     tokens_per_run,
 )
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import Timed, TimedEncoder
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.errors import EngineError
-from sgate_serve.prepare import (
+from sgate_serve.loaders.engines import (
     check_reads,
     check_task,
     executed_precision,

@@ -9,9 +9,9 @@ Efficiency is measured speedup over ideal.
 
 from dataclasses import dataclass
 
-from sgate_serve.family import CAUSAL_LM
-from sgate_serve.precision import FP32, PRECISIONS, Precision
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
+from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.bench.workload import AnyWorkload, EncoderWorkload, Workload
 from sgate_serve.commands.flags import add_flags
 from sgate_serve.commands.output import load_plots, print_lines
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.family import CAUSAL_LM
 from sgate_serve.options import flag_of
 
 FLAGS = tuple(field.name for field in fields(Workload) if field.name != "engine_arguments")
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.bench.compare import compare, comparison_lines
-    from sgate_serve.checkpoint import Checkpoint
+    from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines import choose_engine
 
     dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)

@@ -11,7 +11,7 @@ from sgate_serve.commands.flags import (
     options_from,
     target_from,
 )
-from sgate_serve.inspect import Inspection
+from sgate_serve.reports.inspection import Inspection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 
 from sgate_serve.commands.flags import add_flags, options_from
-from sgate_serve.demo.options import DemoOptions
+from sgate_serve.demo.sizes import DemoOptions
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import SgateError
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     missing = missing_packages(NEEDED)
     if missing:
         raise SgateError(f'demo needs {", ".join(missing)}: pip install "sgate-serve[demo]"')
-    from sgate_serve.demo.run import demo
+    from sgate_serve.demo.walkthrough import demo
 
     options = options_from(args, DemoOptions)
     # Graphs of the dense models go with the demo's folder, not into the user's cache.

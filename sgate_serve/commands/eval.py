@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_json, print_lines
-from sgate_serve.evaluation import EvalOptions, evaluate
+from sgate_serve.reports.evaluation import EvalOptions, evaluate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sgate_serve.commands.output import load_plots, print_json, print_lines
-from sgate_serve.inspect import Inspection
+from sgate_serve.reports.inspection import Inspection
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,4 +21,4 @@ def print_lines(lines: Iterable[str]) -> None:
 def load_plots(wanted_by: str = "--plot") -> ModuleType:
     """Return the module that draws; raise SgateError naming the extra that it needs."""
     check_installed(f"{wanted_by} needs", ["matplotlib"], "plot")
-    return importlib.import_module("sgate_serve.plots")
+    return importlib.import_module("sgate_serve.reports.plots")

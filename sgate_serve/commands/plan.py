@@ -7,8 +7,8 @@ from converters.convert import make_plan, open_masked
 from converters.explain import plan_table
 from sgate_serve.commands.flags import add_gates_flags, add_target_flags, target_from
 from sgate_serve.commands.output import print_json, print_lines
-from sgate_serve.figures import Figures
-from sgate_serve.plan_json import plan_to_json, write_plan
+from sgate_serve.plan.figures import Figures
+from sgate_serve.plan.json_form import plan_to_json, write_plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

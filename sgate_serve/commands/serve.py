@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.commands.flags import add_flags, options_from
-from sgate_serve.family import BASE, CAUSAL_LM
-from sgate_serve.server.options import ServerOptions
+from sgate_serve.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
-    from sgate_serve.checkpoint import Checkpoint
+    from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.server import LoadedModel
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sgate_serve.checkpoint import Checkpoint
+    from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines import ENGINES, choose_engine, import_target
     from sgate_serve.server import serve
 
@@ -52,7 +52,7 @@ def generator_of(
 ) -> "Callable[[], LoadedModel]":
     """Return what loads a causal LM; its arguments are checked at once."""
     from sgate_serve.engines import parse_options
-    from sgate_serve.prepare import load_slot_engine
+    from sgate_serve.loaders.engines import load_slot_engine
     from sgate_serve.server import LoadedModel
 
     options = parse_options(engine, arguments)
@@ -64,7 +64,7 @@ def reader_of(
 ) -> "Callable[[], LoadedModel]":
     """Return what loads a classifier or an embedding model; its arguments are checked at once."""
     from sgate_serve.engines import parse_encoder_options
-    from sgate_serve.prepare import load_text_encoder, pooling_of
+    from sgate_serve.loaders.engines import load_text_encoder, pooling_of
     from sgate_serve.server import LoadedModel
 
     options = parse_encoder_options(engine, arguments)

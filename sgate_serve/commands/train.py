@@ -6,7 +6,7 @@ from typing import Any
 
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import load_plots, print_lines
-from sgate_serve.training.options import TrainOptions, TrainResult
+from sgate_serve.training.train_options import TrainOptions, TrainResult
 
 PLOT_FILE = "training.png"
 

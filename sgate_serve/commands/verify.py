@@ -2,7 +2,7 @@
 
 import argparse
 
-from sgate_serve.checkpoint import find_folder
+from sgate_serve.checkpoint.reader import find_folder
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_json, print_lines
 from sgate_serve.environment import missing_packages
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
         raise EngineError(
             'verify needs the torch reference: pip install "sgate-serve[train]" and run it again'
         )
-    from sgate_serve.verify.run import verify
+    from sgate_serve.verify.verification import verify
 
     result = verify(options_from(args, VerifyOptions))
     result.write(find_folder(args.out))

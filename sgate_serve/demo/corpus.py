@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from sgate_serve.demo.options import DemoSizes
-from sgate_serve.folder import FolderWriter
+from sgate_serve.checkpoint.writer import FolderWriter
+from sgate_serve.demo.sizes import DemoSizes
 
 TRAIN_FILE, EVAL_FILE = "train.jsonl", "eval.jsonl"
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json"

@@ -6,9 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import sgate_serve.models  # noqa: F401  # registers model_type "sgate"
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.demo.options import DemoSizes
-from sgate_serve.training.documents import end_token, pack, read_documents, read_tokenizer
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.data.documents import end_token, pack, read_documents, read_tokenizer
+from sgate_serve.demo.sizes import DemoSizes
 from sgate_serve.training.evaluate import perplexity
 
 

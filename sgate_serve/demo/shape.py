@@ -11,14 +11,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.demo.options import DemoSizes
-from sgate_serve.families import FAMILIES
-from sgate_serve.folder import TensorHeader, new_folder
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.checkpoint.writer import TensorHeader, new_folder
+from sgate_serve.demo.sizes import DemoSizes
 from sgate_serve.gates import Gates
 from sgate_serve.plan import LayerPlan, Plan
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import Array
 
 HIDDEN, MLP_UNITS, HEADS, KV_HEADS, HEAD_DIM = 896, 4864, 14, 2, 64
 SHARD_BYTES = 2 * 2**30

@@ -11,7 +11,9 @@ from typing import Any
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
+from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.demo.corpus import (
     END_TOKEN,
     EVAL_FILE,
@@ -20,20 +22,17 @@ from sgate_serve.demo.corpus import (
     TRAIN_FILE,
     write_corpus,
 )
-from sgate_serve.demo.options import DemoSizes
 from sgate_serve.demo.serving import running_server, stream_answers
 from sgate_serve.demo.shape import write_shape, write_shape_gates
+from sgate_serve.demo.sizes import DemoSizes
 from sgate_serve.errors import EngineError
-from sgate_serve.folder import new_folder
 from sgate_serve.gates import GATES_FILE
-from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.plan import PLAN_FILE
-from sgate_serve.plan_json import read_plan
-from sgate_serve.plots import plot_comparison
-from sgate_serve.tensor_files import SINGLE_FILE
+from sgate_serve.plan.json_form import read_plan
+from sgate_serve.reports.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.work_dir import work_dir_of
-from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
 
 SERVED_FILE = "served.json"
 PERPLEXITY_FILE = "perplexity.json"
@@ -82,7 +81,7 @@ class Demo:
             write_corpus(writer, self.sizes)
 
     def train_dense(self) -> None:
-        from sgate_serve.training.documents import read_documents
+        from sgate_serve.data.documents import read_documents
         from sgate_serve.training.pretrain import LlamaSizes, PretrainOptions, pretrain
 
         corpus, sizes = self.folder / "corpus", self.sizes
@@ -133,7 +132,7 @@ class Demo:
 
     def verify(self) -> None:
         """Verify on both engines; keep the certificate of the one that serves."""
-        from sgate_serve.verify.run import verify
+        from sgate_serve.verify.verification import verify
 
         dense, pruned = str(self.folder / "dense"), self.folder / "pruned"
         for engine in ("torch", "onnx"):

@@ -14,11 +14,11 @@ from types import MappingProxyType
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
 from sgate_serve.engines.base import LoadedEncoder, LoadedEngine
-from sgate_serve.engines.options import EncoderOptions, OnnxOptions, SlotOptions
+from sgate_serve.engines.engine_options import EncoderOptions, OnnxOptions, SlotOptions
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
-from sgate_serve.pooling import Pooling
+from sgate_serve.text.pooling import Pooling
 
 logger = logging.getLogger(__name__)
 
@@ -55,13 +55,13 @@ class EngineRow:
 ENGINES: Mapping[str, EngineRow] = MappingProxyType(
     {
         ONNX: EngineRow(
-            target="sgate_serve.engines.onnx:OnnxEngine",
+            target="sgate_serve.engines.onnx.engine:OnnxEngine",
             reads="onnx",
             when="CPU; needs neither torch nor transformers",
             modules=("onnxruntime",),
             install="pip install sgate-serve",
             options=OnnxOptions,
-            encoder="sgate_serve.engines.onnx_encoder:OnnxEncoder",
+            encoder="sgate_serve.engines.onnx.text_engine:OnnxEncoder",
         ),
         "torch": EngineRow(
             target="sgate_serve.engines.torch:TorchEngine",

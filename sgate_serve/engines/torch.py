@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.runner import Feed
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.scheduler import SlotEngine

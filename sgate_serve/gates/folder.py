@@ -13,13 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import (
+    DTYPE_NAMES,
+    FLOAT_DTYPES,
+    Array,
+    TensorInfo,
+    read_header,
+)
+from sgate_serve.checkpoint.writer import FolderWriter, TensorHeader, new_folder, write_tensors
 from sgate_serve.errors import CheckpointError, GatesError
-from sgate_serve.folder import FolderWriter, TensorHeader, new_folder, write_tensors
 from sgate_serve.gates.keys import gate_sites, head_sites, linear_sites
 from sgate_serve.plan import Gate, Masks
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import DTYPE_NAMES, FLOAT_DTYPES, Array, TensorInfo, read_header
 
 GATES_FILE = "gates.safetensors"
 DELTAS_FILE = "deltas.safetensors"

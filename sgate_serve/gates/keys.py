@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from sgate_serve.family import CAUSAL_LM, DOWN, OUTPUT
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.family import CAUSAL_LM, DOWN, OUTPUT
+from sgate_serve.architecture.spec import ModelSpec
 
 MLP_UNITS, HEADS, KV_GROUPS = "mlp_units", "heads", "kv_groups"
 ROWS, COLUMNS = "rows", "columns"

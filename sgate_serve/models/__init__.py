@@ -1,8 +1,8 @@
 """The transformers side of the format: `import sgate_serve.models` registers `model_type: sgate`.
 
 Afterwards AutoConfig and the AutoModel classes load a pruned folder like any other; no remote code.
-Each family of `sgate_serve.families` has its config and a model for each task here, named as the
-stock ones with `SGate` before.
+Each family of `sgate_serve.architecture.families` has its config and one model class per task here,
+named like the stock ones with the prefix `SGate`.
 """
 
 from transformers import (
@@ -12,8 +12,8 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from sgate_serve.config_values import SGATE_MODEL_TYPE
-from sgate_serve.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.architecture.config import SGATE_MODEL_TYPE
+from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.models.configuration import CONFIGS, SGateConfig
 from sgate_serve.models.modeling import MODELS
 

@@ -9,9 +9,9 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig
 
-from sgate_serve.config_values import SGATE_MODEL_TYPE, family_of
-from sgate_serve.families import FAMILIES
-from sgate_serve.family import Family
+from sgate_serve.architecture.config import SGATE_MODEL_TYPE, family_of
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.family import Family
 
 
 class UnevenConfigMixin:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sgate_serve.shapes import Lowered
+from sgate_serve.architecture.shapes import Lowered
 
 
 class IndexedLinear(nn.Module):

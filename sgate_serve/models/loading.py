@@ -11,11 +11,11 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantise, int8_weights
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.models import AUTO_CLASSES
-from sgate_serve.quantization import CONFIG_KEY, SCALE, dequantise, int8_weights
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import Array
 
 
 def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:

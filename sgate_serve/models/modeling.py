@@ -11,9 +11,12 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, Family
+from sgate_serve.architecture.shapes import LayerShape, Lowered
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.errors import CheckpointError
-from sgate_serve.families import FAMILIES
-from sgate_serve.family import ATTENTION, BLOCKS, MLP, Family
 from sgate_serve.models.configuration import CONFIGS
 from sgate_serve.models.layers import (
     IndexedLinear,
@@ -22,9 +25,6 @@ from sgate_serve.models.layers import (
     SkippedAttention,
     TransposedIndexedLinear,
 )
-from sgate_serve.quantization import CONFIG_KEY
-from sgate_serve.shapes import LayerShape, Lowered
-from sgate_serve.spec import ModelSpec
 
 
 def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:

@@ -10,9 +10,9 @@ from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.error_responses import install_handlers
 from sgate_serve.server.middleware import ApiKey, BodyLimit
-from sgate_serve.server.options import ServerOptions
 from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes import create_router
+from sgate_serve.server.server_options import ServerOptions
 
 
 def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:

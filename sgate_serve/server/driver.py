@@ -17,8 +17,8 @@ from typing import Any, Literal
 from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest, Request, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.model import AnyEngine, LoadedModel
-from sgate_serve.server.options import ServerOptions
 from sgate_serve.server.request_group import EngineEvent, EventT, RequestGroup, is_last
+from sgate_serve.server.server_options import ServerOptions
 
 logger = logging.getLogger(__name__)
 

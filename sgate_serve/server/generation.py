@@ -9,7 +9,7 @@ from sgate_serve.server.jobs import Job
 from sgate_serve.server.logprobs import Position, show_position
 from sgate_serve.server.metrics import ServerMetrics
 from sgate_serve.server.stop_strings import StopStrings
-from sgate_serve.tokenization import TextCodec
+from sgate_serve.text.tokenization import TextCodec
 
 
 @dataclass(frozen=True)

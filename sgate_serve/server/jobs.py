@@ -7,13 +7,12 @@ from uuid import uuid4
 from sgate_serve.engines.base import Request, SamplingParams
 from sgate_serve.errors import RequestError
 from sgate_serve.server.model import LoadedModel
-from sgate_serve.server.prompts import MAX_PROMPTS, as_list
 from sgate_serve.server.protocol import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
 )
-from sgate_serve.server.strict_body import TokenIds
+from sgate_serve.server.strict_body import MAX_PROMPTS, TokenIds, as_list
 
 # Engines seed generators that take no negative number; the client's may be any 64-bit one.
 SEED_MODULUS = 2**64

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.fields import read_json
+from sgate_serve.json_fields import read_json
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 DEFAULT_NUM_LABELS = 2

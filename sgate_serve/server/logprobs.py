@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgate_serve.engines.base import TokenLogprobs
-from sgate_serve.tokenization import TextCodec
+from sgate_serve.text.tokenization import TextCodec
 
 Json = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from sgate_serve.engines.base import EngineStats, PooledOutput, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.labels import Labels
-from sgate_serve.tokenization import TextCodec, read_stop_token_ids
+from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
 
 Task = Literal["generate", "embed", "classify"]
 # What a folder of each task holds, and where it is asked.

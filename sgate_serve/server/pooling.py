@@ -14,7 +14,7 @@ from sgate_serve.server.metrics import ServerMetrics
 from sgate_serve.server.model import LoadedModel
 from sgate_serve.server.pooling_protocol import PoolingBody
 from sgate_serve.server.strict_body import TokenIds
-from sgate_serve.tokenization import EncodedTexts
+from sgate_serve.text.tokenization import EncodedTexts
 
 
 def pooling_requests(body: PoolingBody, model: LoadedModel) -> list[PoolingRequest]:

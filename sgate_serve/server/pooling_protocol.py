@@ -5,8 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.prompts import PROMPTS_EXPECTED, Prompts, as_list
-from sgate_serve.server.strict_body import StrictBody, TokenIds
+from sgate_serve.server.strict_body import PROMPTS_EXPECTED, Prompts, StrictBody, TokenIds, as_list
 
 
 class PoolingBody(StrictBody):

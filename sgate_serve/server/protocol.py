@@ -9,8 +9,13 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.prompts import PROMPTS_EXPECTED, Prompts
-from sgate_serve.server.strict_body import StrictBody, StrictModel, TokenIds
+from sgate_serve.server.strict_body import (
+    PROMPTS_EXPECTED,
+    Prompts,
+    StrictBody,
+    StrictModel,
+    TokenIds,
+)
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 1024

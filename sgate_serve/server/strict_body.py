@@ -6,7 +6,7 @@ refusal is a RequestError whose `param` is the path of the value.
 
 import json
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,19 @@ from sgate_serve.server.parameters import drop_neutral, drop_nulls
 MAX_SHOWN_VALUE = 60
 
 TokenIds = list[int]
+
+MAX_PROMPTS = 1024
+
+Prompts = (
+    str
+    | TokenIds
+    | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
+    | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
+)
+PROMPTS_EXPECTED = (
+    f"a string, a list of token ids, or a list of at most {MAX_PROMPTS} strings or lists of token "
+    "ids"
+)
 
 
 class StrictModel(BaseModel):
@@ -67,6 +80,15 @@ class StrictBody(StrictModel):
         if len(shown) > MAX_SHOWN_VALUE:
             shown = f"{shown[:MAX_SHOWN_VALUE]}…"
         return RequestError(f"`{param}` is {shown}: {detail['msg']}{expected}", param=param)
+
+
+def as_list(prompts: Prompts) -> list[str | TokenIds]:
+    """Return the prompts, always as a list of them."""
+    if isinstance(prompts, str):
+        return [prompts]
+    token_ids = [item for item in prompts if isinstance(item, int)]
+    several = [item for item in prompts if not isinstance(item, int)]
+    return [token_ids] if token_ids else [*several]
 
 
 def _check_unicode(body: dict[str, Any]) -> None:

@@ -8,18 +8,18 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.data.documents import HELD_OUT_SHARE
+from sgate_serve.data.examples import ExampleEncoder, Labels
+from sgate_serve.data.hub import HELD_OUT
+from sgate_serve.data.metrics import Scores
+from sgate_serve.data.records import Example, read_examples
 from sgate_serve.errors import TrainingError
-from sgate_serve.family import CLASSIFICATION
-from sgate_serve.hub_data import HELD_OUT
-from sgate_serve.labels import ExampleEncoder, Labels
-from sgate_serve.records import Example, read_examples
-from sgate_serve.scores import Scores
-from sgate_serve.training.documents import HELD_OUT_SHARE
 from sgate_serve.training.evaluate import classifier_scores
-from sgate_serve.training.options import TrainOptions
 from sgate_serve.training.phases import best_device
 from sgate_serve.training.samples import Data, Sample, Samples
+from sgate_serve.training.train_options import TrainOptions
 
 SINGLE_LABEL, REGRESSION = "single_label_classification", "regression"
 

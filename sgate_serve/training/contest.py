@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Masks
-from sgate_serve.spec import ModelSpec
 from sgate_serve.training.masking import masked_by
 from sgate_serve.training.samples import Batch, on_device
 from sgate_serve.training.sites import BLOCKS, Scores, unit_sites

@@ -12,10 +12,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.family import ATTENTION, MLP
+from sgate_serve.architecture.family import ATTENTION, MLP
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
-from sgate_serve.spec import ModelSpec
-from sgate_serve.training.options import COUPLED
 from sgate_serve.training.sites import Scores, TrainedSite, unit_sites
 from sgate_serve.training.snap import (
     TOLERANCE,
@@ -26,6 +25,7 @@ from sgate_serve.training.snap import (
     removed_by_plan,
     unreachable,
 )
+from sgate_serve.training.train_options import COUPLED
 
 Units = NDArray[np.int64]
 

@@ -8,17 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.companions import copy_companions
-from sgate_serve.folder import new_folder
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import SINGLE_FILE
-from sgate_serve.training.options import LORA, TrainOptions
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.companions import copy_companions
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
+from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.training.parts import Part
-from sgate_serve.training.phases import Phase
+from sgate_serve.training.phases import Phase, recover
 from sgate_serve.training.processes import processes
-from sgate_serve.training.recovery import recover
 from sgate_serve.training.task import Task
+from sgate_serve.training.train_options import LORA, TrainOptions
 from sgate_serve.training.work_dir import work_dir_of
 
 BASE_DIR = "base"

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgate_serve.scores import (
+from sgate_serve.data.documents import Blocks
+from sgate_serve.data.metrics import (
     Scores,
     classification_scores,
     perplexity_scores,
     regression_scores,
 )
-from sgate_serve.training.documents import Blocks
 from sgate_serve.training.samples import Batch, Samples, block_samples, collate, on_device
 
 BATCH_SIZE = 8
@@ -29,7 +29,7 @@ def causal_lm_scores(model: nn.Module, samples: Samples, pad_token: int) -> Scor
 
 
 def classifier_scores(model: nn.Module, samples: Samples, pad_token: int) -> Scores:
-    """Return what `sgate_serve.scores` says of classes or, with float labels, of numbers."""
+    """Return what `sgate_serve.data.metrics` says of classes or, with float labels, of numbers."""
     rows, labels = [], []
     for batch, logits in _outputs(model, samples, pad_token, BATCH_SIZE):
         rows.append(logits.double().cpu().numpy())

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sgate_serve.family import (
+from sgate_serve.architecture.family import (
     ATTENTION,
     DOWN,
     GATE,
@@ -22,9 +22,9 @@ from sgate_serve.family import (
     VALUE,
     ZERO_AT_ZERO,
 )
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates.keys import COLUMNS, ROWS
-from sgate_serve.shapes import LayerShape
-from sgate_serve.spec import ModelSpec
 from sgate_serve.training.sites import BLOCKS, num_block_weights, unit_sites
 
 # The chance of each gate to be open, by gate key.

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import Gates
-from sgate_serve.spec import ModelSpec
 from sgate_serve.training.contest import best_gates
 from sgate_serve.training.gate_phase import GateTraining, train_gates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import SCORING_BATCHES, fisher_scores, scores_of
 from sgate_serve.training.kurtosis import kurtosis_pull
-from sgate_serve.training.options import COUPLED, DENSE, GATES, TrainOptions
 from sgate_serve.training.parts import Part
 from sgate_serve.training.phases import Phase
 from sgate_serve.training.processes import agreed
@@ -24,6 +23,7 @@ from sgate_serve.training.relaxations import RELAXATIONS
 from sgate_serve.training.samples import Batch, Data
 from sgate_serve.training.snap import Choice
 from sgate_serve.training.start import num_groups_of
+from sgate_serve.training.train_options import COUPLED, DENSE, GATES, TrainOptions
 from sgate_serve.training.trained_gates import TrainedGates
 
 # Batches that trained gates and their start are compared on.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.training.budget import Budget
 from sgate_serve.training.masking import masked_linears
 from sgate_serve.training.parts import Part, trained_part

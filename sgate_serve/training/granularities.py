@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.expected_removal import Removal, coupled_removal, row_col_removal
-from sgate_serve.training.options import COUPLED, ROW_COL, TrainOptions
 from sgate_serve.training.row_col_snap import snap_rows_and_columns
 from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
 from sgate_serve.training.snap import Choice, Snap
 from sgate_serve.training.start import Start, mask_start, papers_start
+from sgate_serve.training.train_options import COUPLED, ROW_COL, TrainOptions
 
 
 @dataclass(frozen=True)

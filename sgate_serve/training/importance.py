@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sgate_serve.gates.keys import COLUMNS, GateSite
 from sgate_serve.training.masking import masked_linears, sources_of_sites
-from sgate_serve.training.options import FISHER, MAGNITUDE, RANDOM, WANDA
 from sgate_serve.training.samples import Batch, on_device
 from sgate_serve.training.sites import Scores, TrainedSite
+from sgate_serve.training.train_options import FISHER, MAGNITUDE, RANDOM, WANDA
 
 SCORING_BATCHES = 24
 

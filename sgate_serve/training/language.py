@@ -7,12 +7,9 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.errors import TrainingError
-from sgate_serve.family import CAUSAL_LM
-from sgate_serve.hub_data import HELD_OUT
-from sgate_serve.scores import Scores
-from sgate_serve.training.documents import (
+from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.data.documents import (
     end_token,
     evenly_spaced,
     pack,
@@ -20,10 +17,13 @@ from sgate_serve.training.documents import (
     read_tokenizer,
     split_documents,
 )
+from sgate_serve.data.hub import HELD_OUT
+from sgate_serve.data.metrics import Scores
+from sgate_serve.errors import TrainingError
 from sgate_serve.training.evaluate import causal_lm_scores
-from sgate_serve.training.options import TrainOptions
 from sgate_serve.training.phases import best_device
 from sgate_serve.training.samples import Data, block_samples
+from sgate_serve.training.train_options import TrainOptions
 
 
 class LanguageTask:

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import CLASSIFICATION
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.training.dense_start import num_dense_steps
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.options import BIAS, DENSE, FULL, GATES, LORA, TrainOptions
 from sgate_serve.training.parts import BlockLinears, embedding_tensors, head_tensors
 from sgate_serve.training.sites import num_block_weights
 from sgate_serve.training.task import Task
+from sgate_serve.training.train_options import BIAS, DENSE, FULL, GATES, LORA, TrainOptions
 
 
 def outline(base: Checkpoint, task: Task, options: TrainOptions) -> dict[str, Any]:

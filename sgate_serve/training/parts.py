@@ -12,9 +12,9 @@ from torch import nn
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
-from sgate_serve.family import CLASSIFICATION, DOWN, OUTPUT, POSITIONS, TYPES, VOCAB
-from sgate_serve.spec import ModelSpec
-from sgate_serve.training.options import BIAS, FULL, HEAD, LORA, NONE
+from sgate_serve.architecture.family import CLASSIFICATION, DOWN, OUTPUT, POSITIONS, TYPES, VOCAB
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.training.train_options import BIAS, FULL, HEAD, LORA, NONE
 
 LORA_ALPHA_PER_RANK = 2
 

@@ -19,9 +19,14 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
+from sgate_serve.plan import Masks
 from sgate_serve.training.distillation import Distillation
-from sgate_serve.training.options import TrainOptions
+from sgate_serve.training.masking import masked_by
+from sgate_serve.training.parts import Part, trained_part
+from sgate_serve.training.samples import Data
+from sgate_serve.training.train_options import TrainOptions
 
 LOGS_PER_PHASE = 20
 LOGGED = (
@@ -192,6 +197,23 @@ def run(trainer: Trainer) -> None:
         if NO_MEMORY not in str(error):
             raise
         raise _out_of_memory(error) from error
+
+
+def recover(
+    model: nn.Module, spec: ModelSpec, masks: Masks, part: Part, data: Data, phase: Phase
+) -> tuple[str, ...]:
+    """Train `part` of `model` in place under `masks`; return the names of what changed."""
+    with trained_part(model, spec, part) as names:
+        trainer = PhaseTrainer(
+            model=PartlyFrozen(model),
+            args=phase.arguments(is_ragged=data.is_ragged),
+            train_dataset=data.train,
+            data_collator=data.collate,
+            distillation=phase.distillation,
+        )
+        with masked_by(model, masks):
+            run(trainer)
+    return names
 
 
 def _out_of_memory(error: BaseException) -> TrainingError:

@@ -10,28 +10,27 @@ import numpy as np
 import torch
 from torch import nn
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.config_values import SGATE_MODEL_TYPE
+from sgate_serve.architecture.config import SGATE_MODEL_TYPE
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.checkpoint.writer import new_folder
+from sgate_serve.data.metrics import Scores
 from sgate_serve.errors import TrainingError
-from sgate_serve.figures import Figures
-from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates, with_added_biases
 from sgate_serve.plan import Masks
-from sgate_serve.scores import Scores
-from sgate_serve.tensor_files import Array
+from sgate_serve.plan.figures import Figures
 from sgate_serve.training.dense_start import BASE_DIR, dense_start
 from sgate_serve.training.distillation import Distillation
 from sgate_serve.training.find_gates import find_gates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masking import masked_by
-from sgate_serve.training.options import DENSE, GATES, NONE, TrainOptions, TrainResult
 from sgate_serve.training.outline import outline
 from sgate_serve.training.parts import Part, kept_tensors
-from sgate_serve.training.phases import Phase, log_of
+from sgate_serve.training.phases import Phase, log_of, recover
 from sgate_serve.training.processes import processes
-from sgate_serve.training.recovery import recover
 from sgate_serve.training.snap import compile_gates
 from sgate_serve.training.task import TASKS, Task
+from sgate_serve.training.train_options import DENSE, GATES, NONE, TrainOptions, TrainResult
 from sgate_serve.training.work_dir import check_empty, resume_work_dir, start_work_dir, work_dir_of
 
 METRICS_FILE = "metrics.json"

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, set_seed
 
+from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
+from sgate_serve.checkpoint.writer import new_folder
+from sgate_serve.data.documents import Blocks, pack, read_tokenizer
 from sgate_serve.errors import TrainingError
-from sgate_serve.folder import new_folder
-from sgate_serve.tensor_files import SINGLE_FILE
-from sgate_serve.training.documents import Blocks, pack, read_tokenizer
 from sgate_serve.training.phases import Phase, best_device, run
 from sgate_serve.training.samples import block_samples
 from sgate_serve.training.work_dir import (

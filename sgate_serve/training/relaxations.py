@@ -19,7 +19,7 @@ from sgate_serve.training.gate_functions import (
     open_probability,
     read_out,
 )
-from sgate_serve.training.options import GAUSSIAN, HARD_CONCRETE, STRAIGHT_THROUGH
+from sgate_serve.training.train_options import GAUSSIAN, HARD_CONCRETE, STRAIGHT_THROUGH
 
 
 class Relaxation(Protocol):

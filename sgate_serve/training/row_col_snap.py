@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.family import DOWN, GATE, OUTPUT, UP, VALUE
+from sgate_serve.architecture.family import DOWN, GATE, OUTPUT, UP, VALUE
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
-from sgate_serve.spec import ModelSpec
-from sgate_serve.training.options import ROW_COL
-from sgate_serve.training.ranks import quantiles_by_block
-from sgate_serve.training.sites import Scores, row_col_sites
+from sgate_serve.training.sites import Scores, quantiles_by_block, row_col_sites
 from sgate_serve.training.snap import (
     TOLERANCE,
     Choice,
@@ -29,6 +27,7 @@ from sgate_serve.training.snap import (
     removed_by_plan,
     unreachable,
 )
+from sgate_serve.training.train_options import ROW_COL
 
 # No linear closes: it keeps this many rows and columns, the best of them.
 MIN_OPEN = 4

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from sgate_serve.training.documents import Blocks
+from sgate_serve.data.documents import Blocks
 
 Sample = dict[str, Tensor]
 Batch = dict[str, Tensor]

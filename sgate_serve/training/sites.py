@@ -1,11 +1,13 @@
-"""Which gates a model trains, and how many weights each of them takes along."""
+"""Which gates a model trains, how many weights each of them takes along, and ranks of scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.family import ATTENTION, ATTENTION_ROLES, MLP
+from sgate_serve.architecture.family import ATTENTION, ATTENTION_ROLES, MLP
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates.keys import (
     HEADS,
     KV_GROUPS,
@@ -15,7 +17,6 @@ from sgate_serve.gates.keys import (
     coupled_sites,
     linear_sites,
 )
-from sgate_serve.spec import ModelSpec
 
 # A budget for each: with one for all, attention collapses.
 BLOCKS = (MLP, ATTENTION)
@@ -68,3 +69,22 @@ def _block_weights(spec: ModelSpec, layer: int, block: str) -> int:
         for role, (rows, columns) in spec.linear_shapes(layer).items()
         if (role in ATTENTION_ROLES) == (block == ATTENTION)
     )
+
+
+def quantiles_by_block(
+    sites: Sequence[TrainedSite], scores: Scores
+) -> dict[str, NDArray[np.float64]]:
+    """Return the rank of each score among all of its kind of block, 0 for the lowest to 1."""
+    quantiles: dict[str, NDArray[np.float64]] = {}
+    for block in BLOCKS:
+        keys = [site.gate.key for site in sites if site.block == block]
+        if keys:
+            quantiles |= zip(keys, _quantiles([scores[key] for key in keys]), strict=True)
+    return quantiles
+
+
+def _quantiles(arrays: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float64]]:
+    joined = np.concatenate(arrays)
+    ranks = np.empty(joined.size)
+    ranks[np.argsort(joined, kind="stable")] = np.arange(joined.size)
+    return np.split(ranks / max(joined.size - 1, 1), np.cumsum([a.size for a in arrays])[:-1])

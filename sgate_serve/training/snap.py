@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from converters.rules import ModelFacts, compile_plan, zeros_of_masks
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
-from sgate_serve.figures import removed
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.figures import removed
 from sgate_serve.training.sites import Scores
 
 TOLERANCE = 0.005

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.training.coupled_snap import cheapest_num_groups, snap_units
 from sgate_serve.training.expected_removal import coupled_removal
-from sgate_serve.training.options import TrainOptions
-from sgate_serve.training.ranks import quantiles_by_block
 from sgate_serve.training.relaxations import RELAXATIONS
-from sgate_serve.training.sites import BLOCKS, Scores, row_col_sites, unit_sites
+from sgate_serve.training.sites import BLOCKS, Scores, quantiles_by_block, row_col_sites, unit_sites
 from sgate_serve.training.snap import Choice
+from sgate_serve.training.train_options import TrainOptions
 
 
 @dataclass(frozen=True)

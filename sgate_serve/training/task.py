@@ -6,13 +6,13 @@ from typing import Protocol
 
 from torch import nn
 
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import CAUSAL_LM, CLASSIFICATION
-from sgate_serve.scores import Scores
+from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.data.metrics import Scores
 from sgate_serve.training.classification import ClassificationTask
 from sgate_serve.training.language import LanguageTask
-from sgate_serve.training.options import TrainOptions
 from sgate_serve.training.samples import Data
+from sgate_serve.training.train_options import TrainOptions
 
 
 class Task(Protocol):

@@ -1,16 +1,27 @@
 """What a verification says, as a value: it is printed, stored beside the model and shown again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.inspect import CERTIFICATE_FILE
-from sgate_serve.model_card import CARD_END, CARD_FILE, CARD_START
+from converters.model_card import CARD_END, CARD_FILE, CARD_START
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.errors import CheckpointError
+from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.options import option
-from sgate_serve.quantization import INT8
 from sgate_serve.verify.outputs import TOKENS, Outputs
+
+CERTIFICATE_FILE = "verification.json"
+CERTIFICATE_FIELDS: Mapping[str, Kind] = {
+    "passed": FLAG,
+    "engine": TEXT,
+    "engine_version": TEXT,
+    "max_abs_diff": NUMBER,
+}
+# Of an int8 folder; `mean_kl` is null where outputs are no logits of tokens or classes.
+QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -133,3 +144,40 @@ class Verification:
         if self.quantization is not None:
             yield self.quantization.line(self.outputs)
         yield "verified" if self.passed else f"DIFFERS: {self.difference}"
+
+
+def read_certificate(path: Path) -> dict[str, Any]:
+    """Read a stored certificate; raise CheckpointError naming the file if it is malformed."""
+    certificate = read_json(path)
+    _check_complete(certificate, CERTIFICATE_FIELDS, str(path))
+    check_fields(certificate, {"quantization": OBJECT}, str(path), CheckpointError)
+    rounded = certificate.get("quantization")
+    if rounded is not None:
+        _check_complete(rounded, QUANTIZATION_FIELDS, f"{path}: quantization")
+        check_fields(rounded, {"mean_kl": NUMBER}, f"{path}: quantization", CheckpointError)
+    return certificate
+
+
+def _check_complete(values: Mapping[str, Any], kinds: Mapping[str, Kind], source: str) -> None:
+    check_fields(values, kinds, source, CheckpointError)
+    for key in kinds:
+        if values.get(key) is None:
+            raise CheckpointError(f"{source} lacks {key}; run `sgate verify` again")
+
+
+def certificate_line(certificate: Mapping[str, Any] | None) -> str:
+    """Return what a stored certificate says, in one line."""
+    if certificate is None:
+        return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
+    outcome = "verified" if certificate["passed"] else "verification FAILED"
+    rounded = certificate.get("quantization")
+    before = "" if rounded is None else ", before quantisation"
+    line = (
+        f"{outcome} on {certificate['engine']} {certificate['engine_version']}{before}: "
+        f"max abs difference {certificate['max_abs_diff']:.2e}"
+    )
+    if rounded is None:
+        return line
+    if rounded.get("mean_kl") is None:
+        return f"{line}; {rounded['precision']} differs by {rounded['max_abs_diff']:.2e}"
+    return f"{line}; {rounded['precision']} diverges by {rounded['mean_kl']:.2e} nats"

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.masked import MaskedCheckpoint
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.onnx_format.precision import FP32
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.precision import FP32
 from sgate_serve.verify.certificate import Quantization
 from sgate_serve.verify.engines import VerifiedEngine, open_onnx, paired_outputs
 from sgate_serve.verify.outputs import outputs_of

@@ -7,13 +7,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines import check_engine
 from sgate_serve.engines.runner import all_logits
-from sgate_serve.family import CAUSAL_LM
-from sgate_serve.graphs import graph_precision, has_onnx, onnx_folder
-from sgate_serve.precision import FP32
-from sgate_serve.quantization import INT8
+from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
+from sgate_serve.onnx_format.precision import FP32
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -47,7 +47,7 @@ class OnnxGraph:
         self._folder = onnx_folder(folder, precision)
 
     def residuals(self, tokens: Tokens) -> list[Floats]:
-        from sgate_serve.engines.onnx import residuals
+        from sgate_serve.engines.onnx.engine import residuals
 
         return residuals(self._folder, tokens)
 
@@ -56,8 +56,8 @@ class OnnxModel(OnnxGraph):
     """A causal LM, run by the same runner that serves it."""
 
     def __init__(self, folder: Checkpoint, precision: str | None = None) -> None:
-        from sgate_serve.engines.onnx import load_runner
-        from sgate_serve.engines.options import SlotOptions
+        from sgate_serve.engines.engine_options import SlotOptions
+        from sgate_serve.engines.onnx.engine import load_runner
 
         super().__init__(folder, precision)
         self._runner = load_runner(self._folder, SlotOptions(slots=1))
@@ -70,8 +70,8 @@ class OnnxTextModel(OnnxGraph):
     """A classifier or base model, run by the same engine that serves it."""
 
     def __init__(self, folder: Checkpoint, precision: str | None = None) -> None:
-        from sgate_serve.engines.options import EncoderOptions
-        from sgate_serve.prepare import load_text_encoder
+        from sgate_serve.engines.engine_options import EncoderOptions
+        from sgate_serve.loaders.engines import load_text_encoder
 
         super().__init__(folder, precision)
         options = EncoderOptions(max_model_len=folder.spec.max_positions, precision=precision)
@@ -99,7 +99,7 @@ class VllmModel:
     name = "vllm"
 
     def __init__(self, folder: Checkpoint, num_tokens: int) -> None:
-        from sgate_serve.engines.options import SlotOptions
+        from sgate_serve.engines.engine_options import SlotOptions
         from sgate_serve.engines.vllm.engine import VllmEngine
 
         # vLLM generates a token behind each prompt.

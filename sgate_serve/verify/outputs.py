@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from sgate_serve.family import CAUSAL_LM, CLASSIFICATION
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
+from sgate_serve.architecture.spec import ModelSpec
 
 
 @dataclass(frozen=True)

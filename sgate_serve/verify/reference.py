@@ -12,14 +12,14 @@ from transformers.initialization import no_init_weights
 from converters.masked import MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
 from converters.to_hf import hf_config
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
-from sgate_serve.placement import pruned_spec
+from sgate_serve.onnx_format.precision import FP32
 from sgate_serve.plan import Plan
-from sgate_serve.precision import FP32
-from sgate_serve.quantization import INT8
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.placement import pruned_spec
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]

@@ -72,7 +72,7 @@ SECONDS_PER_TOKEN = {"out": 0.5, "other": 0.25}
 def install(monkeypatch: pytest.MonkeyPatch) -> list[StubTimed]:
     """Put the stub into the table of engines; return the list that its loads will fill."""
     engines = MappingProxyType({**ENGINES, STUB: ROW})
-    for module in ("sgate_serve.engines", "sgate_serve.prepare"):
+    for module in ("sgate_serve.engines", "sgate_serve.loaders.engines"):
         monkeypatch.setattr(f"{module}.ENGINES", engines)
     LOADED.clear()
     return LOADED

@@ -21,10 +21,10 @@ from sgate_serve.bench.compare import (
 )
 from sgate_serve.bench.ideal import prefill_flops
 from sgate_serve.bench.workload import EncoderWorkload, Workload, phases, tokens_per_run
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import Timed, TimedSizes
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.plots import plot_comparison
+from sgate_serve.reports.plots import plot_comparison
 from tests.bench import stub_engine
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.zoo import ZOO, build

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.bench.ideal import decode_bytes, decode_weights, ideal_speedup, prefill_flops
 from sgate_serve.bench.statistics import median_with_interval
-from sgate_serve.precision import PRECISIONS
-from sgate_serve.shapes import LayerShape
-from sgate_serve.spec import ModelSpec
+from sgate_serve.onnx_format.precision import PRECISIONS
 
 CONFIG = {
     "model_type": "llama",

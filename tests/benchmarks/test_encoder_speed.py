@@ -12,9 +12,9 @@ from benchmarks.encoder_speed import ENGINE, EncoderSpeedOptions, prune
 from benchmarks.masks import uneven_values
 from benchmarks.speed_tables import encoder_rows
 from benchmarks.synthetic import write_noise
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.options import EncoderOptions
-from sgate_serve.prepare import load_text_encoder
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import EncoderOptions
+from sgate_serve.loaders.engines import load_text_encoder
 
 SMALL = EncoderSpeedOptions(hidden=48, mlp=64, layers=4, heads=6, vocab_size=97)
 TEXTS = list(np.random.default_rng(0).integers(0, 97, (2, 7)))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 
 from benchmarks.precision import BLOCKS, PrecisionOptions, run, write_rounded
 from benchmarks.quantisers import QUANTISERS
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from tests.small_llama import dense_llama, save
 
 

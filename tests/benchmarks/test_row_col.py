@@ -10,7 +10,7 @@ from benchmarks.masks import coupled_values, probe_values, row_col_values
 from benchmarks.row_col import convert_masked, index_cost
 from benchmarks.synthetic import write_noise
 from sgate_serve.bench.ideal import decode_weights
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from tests.benchmarks.tiny import TINY
 
 WORKLOAD = {"rounds": 1, "decode_steps": 4, "context_tokens": 1, "prefill_tokens": 10}

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import streaming
 from benchmarks.streaming import GATES, PLAN, SCAN, StreamingOptions, run, run_command
 from benchmarks.synthetic import LLAMA_70B, write_gates, write_headers_only
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from tests.benchmarks.tiny import TINY
 
 # More GiB than any machine has: leave its memory as it is.

@@ -12,9 +12,9 @@ from benchmarks.synthetic import (
     write_headers_only,
     write_noise,
 )
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import Gates
-from sgate_serve.spec import ModelSpec
 from tests.benchmarks.tiny import TINY
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from converters.explain import format_indices
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import COMMANDS, main
-from sgate_serve.inspect import CERTIFICATE_FILE
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save

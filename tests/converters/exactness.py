@@ -15,17 +15,17 @@ import torch
 
 import sgate_serve.models  # noqa: F401
 from converters.convert import ConvertOptions, convert, open_masked
-from converters.facts import model_facts
+from converters.find_facts import model_facts
 from converters.masked import MaskedCheckpoint
 from converters.rules import find_dead
 from converters.rules.facts import Flags
 from converters.rules.fixpoint import Fixpoint
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.family import ATTENTION, MLP_ROLES
+from sgate_serve.architecture.family import ATTENTION, MLP_ROLES
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import DTYPES, Array
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import coupled_sites, linear_sites
 from sgate_serve.plan import AXES, LayerPlan, Plan, Target
-from sgate_serve.tensor_files import DTYPES, Array
 from sgate_serve.verify.reference import dense_model
 from tests.converters.zeroing import Weights, make_zeros
 from tests.families.float64 import outputs64

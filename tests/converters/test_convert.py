@@ -13,15 +13,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import sgate_serve.models  # noqa: F401
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
-from converters.facts import model_facts
+from converters.find_facts import model_facts
 from converters.rules import find_dead
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
-from sgate_serve.figures import removed
 from sgate_serve.gates import Gates
 from sgate_serve.plan import PLAN_FILE, Plan, Target
-from sgate_serve.plan_json import read_plan
-from sgate_serve.tensor_files import TensorInfo
+from sgate_serve.plan.figures import removed
+from sgate_serve.plan.json_form import read_plan
 from sgate_serve.verify.reference import TorchModel
 from tests.small_llama import dense_llama, random_tokens, save
 

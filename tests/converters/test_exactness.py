@@ -13,13 +13,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from converters.convert import ConvertOptions, convert, open_masked
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import PlanError
-from sgate_serve.families import FAMILIES
-from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP
 from sgate_serve.plan import Merge, Target
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.converters.exactness import Example, check, write_base, write_random_gates
 from tests.converters.zeroing import WAYS, Weights, unwrite
 from tests.families.zoo import VARIANTS, ZOO, Variant

@@ -5,7 +5,7 @@ import pytest
 
 from converters import float_bits
 from converters.float_bits import is_finite, is_zero_along
-from sgate_serve.tensor_files import DTYPES, FLOAT_DTYPES
+from sgate_serve.checkpoint.tensor_files import DTYPES, FLOAT_DTYPES
 
 SMALLEST = {"F64": 5e-324, "F32": 1e-45, "F16": 6e-8, "BF16": 9.2e-41}
 

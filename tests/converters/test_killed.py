@@ -12,9 +12,9 @@ import pytest
 from benchmarks.synthetic import write_gates, write_noise
 from converters import to_hf
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
 from sgate_serve.errors import CheckpointError
-from sgate_serve.tensor_files import INDEX_FILE, SINGLE_FILE
 from tests.benchmarks.tiny import TINY
 
 SHARD_BYTES = {"one file": 2**32, "shards": 20_000}

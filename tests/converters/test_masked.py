@@ -8,7 +8,7 @@ import pytest
 from benchmarks.synthetic import write_gates, write_noise
 from converters import masked
 from converters.convert import open_masked
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from tests.benchmarks.tiny import TINY
 
 DOWN = "model.layers.1.mlp.down_proj.weight"

@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
 from converters.quantize import LARGEST, SMALLEST_SCALE, int8_arrays, int8_headers, quantise
+from sgate_serve.checkpoint.int8 import dequantise
+from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.errors import CheckpointError
-from sgate_serve.folder import TensorHeader
-from sgate_serve.quantization import dequantise
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.float64)
 MATRICES = arrays(

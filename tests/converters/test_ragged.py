@@ -10,16 +10,16 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.cli import main
 from sgate_serve.engines.torch import TorchEngine
-from sgate_serve.inspect import Inspection
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import SINGLE_FILE
+from sgate_serve.reports.inspection import Inspection
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import TorchModel
-from sgate_serve.verify.run import verify
-from tests.ragged.layouts import LAYOUTS, rewrite_config
+from sgate_serve.verify.verification import verify
+from tests.checkpoint.ragged.layouts import LAYOUTS, rewrite_config
 from tests.small_llama import (
     UNEVEN,
     Kept,
@@ -68,7 +68,7 @@ def test_each_layout_runs_as_it_is(
     model = dense_llama(num_hidden_layers=5)
     hand = save_pruned(model, UNEVEN, tmp_path / "ragged")
     rewrite_config(tmp_path / "ragged", layout)
-    with caplog.at_level(logging.INFO, "sgate_serve.checkpoint"):
+    with caplog.at_level(logging.INFO, "sgate_serve.checkpoint.reader"):
         opened = Checkpoint.open(tmp_path / "ragged")
     assert opened.layout == f"{LAYOUTS[layout][1]} (4 blocks are gone)"
     assert caplog.messages == [f"{tmp_path / 'ragged'}: {opened.layout}"]

@@ -11,11 +11,11 @@ from transformers import LlamaForCausalLM
 
 from converters.to_onnx import write_onnx
 from converters.to_onnx.activations import OPERATORS
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.onnx import load_runner, residuals
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.onnx.engine import load_runner, residuals
 from sgate_serve.engines.runner import all_logits
-from sgate_serve.families import FAMILIES
 from tests.small_llama import (
     EMPTY,
     UNEVEN,

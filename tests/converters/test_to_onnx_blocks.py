@@ -11,8 +11,8 @@ from converters.to_onnx.blocks import round_to_4_bits, round_to_8_bits
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.linears import Matrix
 from converters.to_onnx.matrices import Matrices
-from sgate_serve.precision import PRECISIONS
-from sgate_serve.quantization import dequantise
+from sgate_serve.checkpoint.int8 import dequantise
+from sgate_serve.onnx_format.precision import PRECISIONS
 from tests.converters.blocks import dequantised
 
 Floats = NDArray[np.float32]

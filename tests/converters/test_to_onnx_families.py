@@ -13,16 +13,16 @@ from safetensors.numpy import save_file
 from converters.convert import ConvertOptions, convert
 from converters.to_onnx import write_onnx
 from converters.to_onnx.config import ForwardConfig
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.onnx import load_runner
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.errors import EngineError
-from sgate_serve.family import CAUSAL_LM
-from sgate_serve.onnx_format import MAX_CHUNK
+from sgate_serve.onnx_format.names import MAX_CHUNK
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import TorchModel
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.families.zoo import VOCABULARY, ZOO, build
 from tests.small_llama import random_tokens
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from converters.to_onnx import write_onnx
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError
 from tests.small_llama import dense_llama, save
 

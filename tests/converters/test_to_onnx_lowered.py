@@ -13,15 +13,15 @@ from safetensors.numpy import load_file, save_file
 from converters.convert import ConvertOptions, convert, open_masked
 from converters.to_onnx import write_onnx
 from converters.to_onnx.indices import inverse_index
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.onnx import load_runner, residuals
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.onnx.engine import load_runner, residuals
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Plan
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import TorchModel
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.engines.drive import decode, prefill
 from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build
 from tests.small_llama import random_tokens

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 from converters.convert import ConvertOptions, convert
 from converters.to_onnx import write_onnx
 from converters.to_onnx.blocks import round_to_4_bits, round_to_8_bits
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.onnx import load_runner
-from sgate_serve.engines.onnx_runner import OnnxRunner
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.onnx.engine import load_runner
+from sgate_serve.engines.onnx.runner import OnnxRunner
 from sgate_serve.engines.runner import Feed, all_logits
 from sgate_serve.errors import EngineError
-from sgate_serve.precision import PRECISIONS
+from sgate_serve.onnx_format.precision import PRECISIONS
 from tests.converters.blocks import dequantised
 from tests.families.test_equivalence import converted
 from tests.families.zoo import VARIANTS, Variant, build

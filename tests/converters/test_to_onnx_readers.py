@@ -7,8 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from converters.to_onnx import write_onnx
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.families import FAMILIES
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.checkpoint.reader import Checkpoint
 from tests.families.zoo import VARIANTS, ZOO, Variant, build
 
 READERS = [variant for variant in VARIANTS if variant.task != "causal-lm"]

@@ -13,9 +13,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from converters.to_onnx import write_onnx
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.rope import RotaryTable, inverse_frequencies
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.engines.onnx import load_runner
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.errors import EngineError
 from tests.families.small_models import SIZES

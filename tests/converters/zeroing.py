@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from sgate_serve.family import BLOCKS, DOWN, KEY, OUTPUT, QUERY, UP, VALUE, WRITERS
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.family import BLOCKS, DOWN, KEY, OUTPUT, QUERY, UP, VALUE, WRITERS
+from sgate_serve.architecture.spec import ModelSpec
 
 SHARES = (0.25, 0.5, 0.9, 1.0)
 FEW = 6

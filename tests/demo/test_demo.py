@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.commands.demo import NEEDED
+from sgate_serve.data.documents import read_documents
 from sgate_serve.demo.corpus import (
     EVAL_FILE,
     LEFT_OUT,
@@ -22,18 +25,15 @@ from sgate_serve.demo.corpus import (
     read_tests,
     write_corpus,
 )
-from sgate_serve.demo.options import DemoSizes
-from sgate_serve.demo.run import REPORT_FILE, check_sizes
 from sgate_serve.demo.serving import running_server
 from sgate_serve.demo.shape import write_shape, write_shape_gates
+from sgate_serve.demo.sizes import DemoSizes
 from sgate_serve.demo.stages import Demo
+from sgate_serve.demo.walkthrough import REPORT_FILE, check_sizes
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.folder import new_folder
 from sgate_serve.gates import Gates
 from sgate_serve.plan import LayerPlan, Plan, Target
-from sgate_serve.shapes import LayerShape
-from sgate_serve.tokenization import TextCodec
-from sgate_serve.training.documents import read_documents
+from sgate_serve.text.tokenization import TextCodec
 
 SIZES = replace(DemoSizes.quick(), max_files=40, shape_layers=4, shape_vocab_size=64)
 

@@ -7,7 +7,7 @@ import pytest
 
 from sgate_serve.engines import ENGINES, ONNX, VLLM, load_engine
 from sgate_serve.engines.base import LoadedEngine
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.scheduler import SlotEngine
 from tests.engines.uneven_model import (
     FAMILIES,
@@ -20,7 +20,7 @@ from tests.engines.uneven_model import (
 from tests.installed import require_engine
 
 LLAMA = "llama"
-# Every engine on one model, and the embedded one on all families; vLLM's are in tests/vllm.
+# Every engine on one model, and the embedded one on all families; vLLM's are in tests/engines/vllm.
 CASES = [
     *(
         pytest.param((name, LLAMA), marks=pytest.mark.vllm if name == VLLM else (), id=name)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sgate_serve.engines.base import EngineStats, LoadedEngine, Request, SamplingParams
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.errors import RequestError
 from tests.engines.drive import Answer, greedy, prompt, run, step
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel

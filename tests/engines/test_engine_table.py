@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.engines import check_engine, choose_engine, load_engine, parse_options
-from sgate_serve.engines.options import OnnxOptions, SlotOptions
+from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.errors import EngineError
 
 

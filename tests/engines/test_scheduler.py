@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sgate_serve.engines.base import Request, SamplingParams
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.engines.turns import share_chunk
 from sgate_serve.errors import EngineError, RequestError

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.engines.vllm.sharding import PADDING, ShardedLayer
-from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
-from sgate_serve.shapes import LayerShape
 
 SHARDS = st.integers(1, 9)
 LAYERS = st.builds(

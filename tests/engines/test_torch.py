@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.engines.torch import TorchEngine, load_runner
 from sgate_serve.errors import EngineError

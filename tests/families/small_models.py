@@ -6,7 +6,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from sgate_serve.family import CAUSAL_LM, Family
+from sgate_serve.architecture.family import CAUSAL_LM, Family
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

@@ -14,15 +14,15 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import sgate_serve.models
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.families import FAMILIES, LLAMA
+from sgate_serve.architecture.family import CAUSAL_LM, HIDDEN, VOCAB
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError
-from sgate_serve.families import FAMILIES, LLAMA
-from sgate_serve.family import CAUSAL_LM, HIDDEN, VOCAB
 from sgate_serve.gates.keys import linear_sites
 from sgate_serve.models import AUTO_CLASSES
-from sgate_serve.spec import ModelSpec
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.small_models import small_model
 from tests.families.zoo import VARIANTS, Variant, build, token_batch

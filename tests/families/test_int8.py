@@ -10,13 +10,13 @@ import torch
 
 from converters.convert import ConvertOptions, convert
 from converters.quantize import quantise
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.int8 import dequantise, int8_config, int8_weights
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, PlanError
 from sgate_serve.models import MODELS
 from sgate_serve.models.loading import config_from, load_model
-from sgate_serve.quantization import dequantise, int8_config, int8_weights
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.families.test_equivalence import converted
 from tests.families.zoo import VARIANTS, ZOO, Variant, build, token_batch
 

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
-from sgate_serve.folder import TensorHeader, new_folder
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
+from sgate_serve.checkpoint.writer import TensorHeader, new_folder
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import linear_sites
-from sgate_serve.inspect import CERTIFICATE_FILE
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import SINGLE_FILE
-from sgate_serve.verify.certificate import Verification
-from tests.ragged.layouts import rewrite_config
+from sgate_serve.verify.certificate import CERTIFICATE_FILE, Verification
+from tests.checkpoint.ragged.layouts import rewrite_config
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
+from sgate_serve.checkpoint.writer import TensorHeader, write_tensors
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
-from sgate_serve.figures import removed
-from sgate_serve.folder import TensorHeader, write_tensors
 from sgate_serve.gates import DELTAS_FILE, GATES_FILE, Gates
-from sgate_serve.inspect import CERTIFICATE_FILE, Inspection
 from sgate_serve.plan import PLAN_FILE, Plan, Target
-from sgate_serve.plan_json import read_plan, write_plan
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
+from sgate_serve.plan.figures import removed
+from sgate_serve.plan.json_form import read_plan, write_plan
+from sgate_serve.reports.inspection import Inspection
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from tests.fuzz.model_folders import CERTIFICATE, CONFIG, Folders, write_folders
 
 DOWN_BIAS = "model.layers.1.mlp.down_proj.bias"

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from converters.convert import make_plan, open_masked
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import SgateError
-from sgate_serve.families import FAMILIES
-from sgate_serve.fields import read_json
-from sgate_serve.figures import removed
-from sgate_serve.inspect import Inspection
+from sgate_serve.json_fields import read_json
 from sgate_serve.plan import PLAN_FILE
-from sgate_serve.plan_json import read_plan
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.figures import removed
+from sgate_serve.plan.json_form import read_plan
+from sgate_serve.reports.inspection import Inspection
 from tests.fuzz.model_folders import CONFIG, FOREIGN, Folders, write_folders
 from tests.fuzz.mutations import (
     Mutator,

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.checkpoint.writer import TensorHeader, new_folder, write_tensors
 from sgate_serve.errors import CheckpointError, GatesError
-from sgate_serve.folder import TensorHeader, new_folder, write_tensors
 from sgate_serve.gates import DELTAS_FILE, GATES_FILE, Gates
-from sgate_serve.spec import ModelSpec
-from sgate_serve.tensor_files import Array
 
 CONFIG = {
     "model_type": "llama",

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
 
 import sgate_serve.models
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError
 from sgate_serve.models.loading import load_model
 from tests.families.zoo import ZOO, build, token_batch

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sgate_serve.engines.base import PoolingRequest
 from sgate_serve.server.labels import Labels
 from sgate_serve.server.model import LoadedModel, Task
-from sgate_serve.tokenization import TextCodec
+from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_encoder import HashEncoder, hash_values
 from tests.server.live import MODEL, VOCAB_SIZE
 from tests.text_model import pair_tokenizer

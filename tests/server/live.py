@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.lifecycle import DrainingServer, address, open_listener
 from sgate_serve.server.model import AnyEngine, LoadedModel
-from sgate_serve.server.options import ServerOptions
-from sgate_serve.server.run import DrainingServer, address, open_listener
-from sgate_serve.tokenization import TextCodec
+from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
 from tests.text_model import EOS, byte_tokenizer, chat_template, special_id
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import httpx
 
-from sgate_serve.tokenization import TextCodec
+from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
 from tests.server.live import (
     TOKENIZER,

@@ -14,8 +14,7 @@ from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.parameters import IGNORED
 from sgate_serve.server.pooling_protocol import ClassifyRequest, EmbeddingRequest
-from sgate_serve.server.prompts import MAX_PROMPTS
-from sgate_serve.server.strict_body import StrictBody
+from sgate_serve.server.strict_body import MAX_PROMPTS, StrictBody
 from sgate_serve.server.token_routes import DetokenizeRequest, TokenizeRequest
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, model_of

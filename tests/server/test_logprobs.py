@@ -6,7 +6,7 @@ import httpx
 import pytest
 from tokenizers import Tokenizer, models
 
-from sgate_serve.tokenization import TextCodec
+from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
 from tests.server.live import CODEC, EOS_ID, TOKENIZER, VOCAB_SIZE, events, serving_engine, speaking
 from tests.text_model import BOS

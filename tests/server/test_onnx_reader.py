@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.commands.serve import reader_of
 from sgate_serve.verify.reference import TorchModel
 from tests.families.zoo import ZOO, build

@@ -11,7 +11,7 @@ import pytest
 
 from sgate_serve.errors import CheckpointError, SgateError
 from sgate_serve.server import LoadedModel, ServerOptions, serve
-from sgate_serve.server.run import address, open_listener
+from sgate_serve.server.lifecycle import address, open_listener
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, wait_until
 

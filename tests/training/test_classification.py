@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
-from sgate_serve.evaluation import EvalOptions, evaluate
-from sgate_serve.figures import removed
 from sgate_serve.gates import Gates
+from sgate_serve.plan.figures import removed
+from sgate_serve.reports.evaluation import EvalOptions, evaluate
 from sgate_serve.training import TrainOptions, train
-from sgate_serve.training.options import DENSE, FISHER, GATES, MAGNITUDE, RANDOM, WANDA
 from sgate_serve.training.snap import TOLERANCE, compile_gates
+from sgate_serve.training.train_options import DENSE, FISHER, GATES, MAGNITUDE, RANDOM, WANDA
 from tests.training.labelled_text import DENSE_STEPS, options_of, write_examples, write_model
 
 STAGES = ("dense", "masked", "recovered")

@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
-from sgate_serve.figures import removed
-from sgate_serve.shapes import LayerShape
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.figures import removed
 from sgate_serve.training.coupled_snap import cheapest_num_groups, snap_units
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.options import COUPLED
 from sgate_serve.training.sites import Scores, TrainedSite, unit_sites
 from sgate_serve.training.snap import Choice, compile_gates
+from sgate_serve.training.train_options import COUPLED
 
 
 def spec_of(heads: int, kv_heads: int, *, layers: int = 3, mlp_units: int = 96) -> ModelSpec:

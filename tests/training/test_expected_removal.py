@@ -7,9 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sgate_serve.figures import Figures
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.figures import Figures
 from sgate_serve.training.expected_removal import coupled_removal, row_col_removal
 from sgate_serve.training.sites import BLOCKS, num_block_weights, row_col_sites, unit_sites
 from sgate_serve.training.snap import compile_gates

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import GateSite
 from sgate_serve.plan import Masks
-from sgate_serve.spec import ModelSpec
 from sgate_serve.training.evaluate import mean_loss, perplexity
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import fisher_scores
 from sgate_serve.training.masking import GateSources, constant_sources, masked_linears
-from sgate_serve.training.options import COUPLED, ROW_COL
 from sgate_serve.training.samples import Batch
+from sgate_serve.training.train_options import COUPLED, ROW_COL
 from tests.small_llama import dense_llama, random_tokens
 
 BLOCKS = random_tokens(6 * 16).reshape(6, 16)

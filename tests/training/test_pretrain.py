@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.data.documents import pack
 from sgate_serve.errors import TrainingError
-from sgate_serve.training.documents import pack
 from sgate_serve.training.evaluate import mean_loss
 from sgate_serve.training.pretrain import LlamaSizes, PretrainOptions, pretrain
 from tests.text_model import EOS, SENTENCES, byte_tokenizer, write_tokenizer

@@ -7,17 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masking import constant_sources, masked_linears
-from sgate_serve.training.options import COUPLED, LORA, ROW_COL
 from sgate_serve.training.parts import Part
-from sgate_serve.training.phases import Phase
-from sgate_serve.training.recovery import recover
+from sgate_serve.training.phases import Phase, recover
 from sgate_serve.training.samples import Data, block_samples
 from sgate_serve.training.sites import unit_sites
 from sgate_serve.training.snap import Choice
+from sgate_serve.training.train_options import COUPLED, LORA, ROW_COL
 from tests.small_llama import dense_llama, random_tokens
 from tests.training.test_coupled_snap import random_scores
 

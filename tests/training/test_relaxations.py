@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.training.distillation import Distillation, divergence
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.importance import magnitude_scores, wanda_scores
 from sgate_serve.training.kurtosis import kurtosis_pull, pull_of
-from sgate_serve.training.options import COUPLED, ROW_COL
 from sgate_serve.training.parts import Part, kept_tensors, trained_part
 from sgate_serve.training.relaxations import RELAXATIONS, HardConcrete, Relaxation, StraightThrough
 from sgate_serve.training.samples import Batch
+from sgate_serve.training.train_options import COUPLED, ROW_COL
 from tests.small_llama import dense_llama, random_tokens
 
 IDS = torch.from_numpy(random_tokens(4 * 8).reshape(4, 8))

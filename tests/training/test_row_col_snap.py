@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import gate_sites
-from sgate_serve.spec import ModelSpec
 from sgate_serve.training.gate_functions import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.options import ROW_COL
 from sgate_serve.training.row_col_snap import (
     MIN_OPEN,
     best_gates,
@@ -19,6 +18,7 @@ from sgate_serve.training.row_col_snap import (
 )
 from sgate_serve.training.sites import Scores, row_col_sites
 from sgate_serve.training.snap import Choice, compile_gates, removed_by_plan
+from sgate_serve.training.train_options import ROW_COL
 from tests.training.test_coupled_snap import random_scores, spec_of
 
 HEADS = [(8, 8), (8, 2), (6, 3)]

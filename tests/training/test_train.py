@@ -13,22 +13,22 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, TrainingError
-from sgate_serve.figures import Figures, removed
 from sgate_serve.gates import DELTAS_FILE, Gates
+from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.evaluate import causal_lm_scores
 from sgate_serve.training.gate_functions import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.language import load_frozen, read_data
-from sgate_serve.training.options import COUPLED, ROW_COL
 from sgate_serve.training.phases import PartlyFrozen
 from sgate_serve.training.samples import Samples
 from sgate_serve.training.snap import TOLERANCE, compile_gates
+from sgate_serve.training.train_options import COUPLED, ROW_COL
 from sgate_serve.training.work_dir import work_dir_of
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.small_llama import dense_llama, save
 from tests.text_model import SENTENCES, write_tokenizer
 from tests.training.test_masking import fold

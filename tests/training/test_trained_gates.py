@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.training.budget import Budget
 from sgate_serve.training.coupled_snap import snap_units
 from sgate_serve.training.expected_removal import coupled_removal
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.options import COUPLED, GATES, ROW_COL, TrainOptions
 from sgate_serve.training.relaxations import RELAXATIONS
 from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
 from sgate_serve.training.snap import Choice
 from sgate_serve.training.start import mask_start, papers_start
+from sgate_serve.training.train_options import COUPLED, GATES, ROW_COL, TrainOptions
 from sgate_serve.training.trained_gates import TrainedGates
 from tests.training.test_coupled_snap import random_scores, spec_of
 

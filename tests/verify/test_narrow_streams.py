@@ -7,13 +7,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from converters.convert import ConvertOptions, convert, open_masked
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.plan import PLAN_FILE
-from sgate_serve.plan_json import read_plan
+from sgate_serve.plan.json_form import read_plan
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.engines import open_engine
 from sgate_serve.verify.reference import TorchModel
-from sgate_serve.verify.run import first_different_layer, verify
+from sgate_serve.verify.verification import first_different_layer, verify
 from tests.small_llama import dense_llama, random_tokens, save
 from tests.verify.test_verify import tamper
 

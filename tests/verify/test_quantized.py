@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import main
 from sgate_serve.errors import CheckpointError, EngineError
-from sgate_serve.inspect import CERTIFICATE_FILE
 from sgate_serve.plan import PLAN_FILE
-from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
 from sgate_serve.verify.divergence import mean_kl
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO

@@ -6,7 +6,7 @@ import pytest
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.families.zoo import ZOO, Variant, build
 from tests.verify.test_verify import tamper
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.run import compare_logits, random_prompts, verify
+from sgate_serve.verify.verification import compare_logits, random_prompts, verify
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
 

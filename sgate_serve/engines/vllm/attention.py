@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from vllm.v1.attention.selector import get_attn_backend
 
+from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.errors import EngineError
-from sgate_serve.family import ATTENTION
 
 WIDEST_HEAD = 512
 

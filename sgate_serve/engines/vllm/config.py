@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size
 
-from sgate_serve import scales
+from sgate_serve.architecture import forward
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.errors import EngineError
-from sgate_serve.spec import ModelSpec
 
 QUANTIZATIONS = (None, "compressed-tensors")
 
@@ -61,14 +61,14 @@ class ModelContext:
 
     @property
     def norm_gain(self) -> float:
-        return scales.norm_gain(self.spec)
+        return forward.norm_gain(self.spec)
 
     @property
     def embedding_scale(self) -> float | None:
-        return scales.embedding_scale(self.spec)
+        return forward.embedding_scale(self.spec)
 
     def attention_scale(self, index: int) -> float:
-        return scales.attention_scale(self.spec, self.config.to_dict(), index)
+        return forward.attention_scale(self.spec, self.config.to_dict(), index)
 
     def rope_parameters(self, index: int) -> dict[str, Any]:
         """Return the rotary settings of a layer: some families have their own for each type."""

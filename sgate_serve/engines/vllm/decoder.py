@@ -32,13 +32,13 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.sequence import IntermediateTensors
 
+from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_size
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.engines.vllm.loading import load_weights
 from sgate_serve.engines.vllm.mlp import UnevenMLP
-from sgate_serve.family import ATTENTION, MLP
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]
 DYNAMIC = {

@@ -18,14 +18,14 @@ from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
+from sgate_serve.architecture.family import BASE, CAUSAL_LM
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.base import EngineStats, FinishReason, Request, SamplingParams, TokenEvent
-from sgate_serve.engines.options import SlotOptions
+from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.requests import check_request
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.errors import EngineError, RequestError
-from sgate_serve.family import BASE, CAUSAL_LM
-from sgate_serve.spec import ModelSpec
 
 DEFAULT_SLOTS = 8
 CACHE_BYTES = 2**28

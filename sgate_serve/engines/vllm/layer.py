@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from sgate_serve.architecture.shapes import Lowered
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.engines.vllm.sharding import PADDING, ShardedLayer, Sources
-from sgate_serve.shapes import Lowered
-from sgate_serve.spec import IN_INDEX, OUT_INDEX, ModelSpec
 
 # The tensors of one linear by what stands behind the last dot of their names.
 Tensors = Mapping[str, torch.Tensor]

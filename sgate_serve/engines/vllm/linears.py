@@ -14,10 +14,10 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
+from sgate_serve.architecture.family import ATTENTION, KEY, QUERY, READERS, VALUE, WRITERS
+from sgate_serve.architecture.shapes import Lowered
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
 from sgate_serve.engines.vllm.layer import BIAS, SCALE, WEIGHT, LayerContext, Tensors
-from sgate_serve.family import ATTENTION, KEY, QUERY, READERS, VALUE, WRITERS
-from sgate_serve.shapes import Lowered
-from sgate_serve.spec import IN_INDEX, OUT_INDEX
 
 QKV_SHARDS = {QUERY: "q", KEY: "k", VALUE: "v"}
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
+from sgate_serve.architecture.family import ATTENTION
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead, key_of
 from sgate_serve.engines.vllm.layer import SCALE, Tensors
 from sgate_serve.errors import CheckpointError
-from sgate_serve.family import ATTENTION
-from sgate_serve.spec import ModelSpec
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 Destination = tuple[nn.Parameter, float]

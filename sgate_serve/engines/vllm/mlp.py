@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.activation import get_act_and_mul_fn, get_act_fn
 
+from sgate_serve.architecture.family import MLP
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.engines.vllm.linears import readers, writer
-from sgate_serve.family import MLP
 
 
 class UnevenMLP(nn.Module):

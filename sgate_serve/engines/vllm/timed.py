@@ -16,9 +16,9 @@ import vllm
 from vllm.inputs import TokensPrompt
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
-from sgate_serve.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 

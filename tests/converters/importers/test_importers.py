@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from converters.convert import ConvertOptions, convert, open_masked
 from converters.importers import KINDS
-from sgate_serve.checkpoint import Checkpoint
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import Gates
 from sgate_serve.plan import LayerPlan, Plan
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.reference import Floats, TorchModel
-from sgate_serve.verify.run import verify
+from sgate_serve.verify.verification import verify
 from tests.converters.importers.gated_llama import (
     LINEARS,
     GatedLlama,

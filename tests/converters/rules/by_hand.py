@@ -8,8 +8,8 @@ import numpy as np
 
 from converters.rules import ModelFacts, NormZeros, Zeros
 from converters.rules.facts import Context, Flags, LayerState, Rule
-from sgate_serve.family import BLOCKS
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.family import BLOCKS
+from sgate_serve.architecture.spec import ModelSpec
 
 HIDDEN, UNITS, HEADS, HEAD_DIM = 8, 3, 4, 2
 EVERY = slice(None)

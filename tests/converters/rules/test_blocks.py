@@ -6,7 +6,7 @@ import pytest
 
 from converters.rules.blocks import constant_target, silent_blocks
 from converters.rules.facts import LayerState, ModelFacts
-from sgate_serve.family import ATTENTION, MLP
+from sgate_serve.architecture.family import ATTENTION, MLP
 from tests.converters.rules.by_hand import (
     EVERY,
     facts_of,

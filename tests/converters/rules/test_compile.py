@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from converters.rules import RULES, compile_plan
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
-from sgate_serve.figures import Figures
 from sgate_serve.plan import Fold, Target
-from sgate_serve.spec import ModelSpec
+from sgate_serve.plan.figures import Figures
 from tests.converters.rules.by_hand import (
     EVERY,
     HIDDEN,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from converters.rules.lowering import lower_layer, nonzero_weights
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.plan import Lowering, Revival
-from sgate_serve.spec import ModelSpec
 from tests.converters.rules.by_hand import EVERY, HIDDEN, facts_of, layer_of, spec_of, without
 
 # Rows: 8 of query, 4 of key and value, 3 of gate and up; 8 columns each.

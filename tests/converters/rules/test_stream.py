@@ -12,8 +12,8 @@ from converters.rules.stream import (
     unwritten_before,
     written_by,
 )
-from sgate_serve.family import ATTENTION, BASE, CLASSIFICATION, MLP
-from sgate_serve.spec import ModelSpec
+from sgate_serve.architecture.family import ATTENTION, BASE, CLASSIFICATION, MLP
+from sgate_serve.architecture.spec import ModelSpec
 from tests.converters.rules.by_hand import (
     EVERY,
     HIDDEN,

@@ -1,0 +1,115 @@
+"""Look at a masked dense model for the compiler: which rows, columns, biases and norms are zero.
+
+With gates only biases are read, and norms that training changed: what gates close is zero, the rest
+is taken to be nonzero. Without, every tensor is scanned once, one at a time.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from converters.float_bits import is_zero, is_zero_along
+from converters.masked import MaskedCheckpoint
+from converters.rules import (
+    ModelFacts,
+    NormZeros,
+    Zeros,
+    zeros_of_masks,
+    zeros_of_weight,
+    zeros_on,
+)
+from converters.rules.facts import Flags
+from sgate_serve.architecture.family import GATE, HIDDEN, UP, ZERO_BELOW_ZERO
+from sgate_serve.checkpoint.tensor_files import Array
+
+
+def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
+    """Return everything that the rules may know of a masked dense model."""
+    tensors = (masked.spec.family.embedding, *masked.spec.module_names())
+    sums = all(masked.dtype(f"{name}.weight") in ("F32", "F64") for name in tensors)
+    if masked.gates is not None:
+        found = zeros_of_masks(masked.spec, masked.masks, _biases(masked))
+        layers = tuple(_with_inactive(masked, *numbered) for numbered in enumerate(found))
+        trained = {name for name in _norm_names(masked) if f"{name}.weight" in masked.deltas}
+        return ModelFacts(masked.spec, layers, _norms(masked, trained), has_exact_sums=sums)
+    inner, outer = _linears_on_top(masked)
+    return ModelFacts(
+        spec=masked.spec,
+        layers=tuple(_scanned_layer(masked, index) for index in range(len(masked.spec.layers))),
+        norms=_norms(masked, _norm_names(masked)),
+        unembedded=_unembedded(masked),
+        inner=inner,
+        outer=outer,
+        scan=lambda index, role, rows, columns: zeros_on(
+            masked.read_role(index, role), rows, columns
+        ),
+        has_exact_sums=sums,
+    )
+
+
+def _scanned_layer(masked: MaskedCheckpoint, index: int) -> dict[str, Zeros]:
+    layer = {
+        role: zeros_of_weight(masked.read_role(index, role), masked.read_bias(index, role))
+        for role in masked.spec.linear_shapes(index)
+    }
+    return _with_inactive(masked, index, layer)
+
+
+def _with_inactive(
+    masked: MaskedCheckpoint, index: int, layer: Mapping[str, Zeros]
+) -> dict[str, Zeros]:
+    """Flag the biases that the layer's activation makes 0 of."""
+    role = GATE if masked.spec.family.is_gated else UP
+    bias = masked.read_bias(index, role) if role in layer else None
+    if bias is None or masked.spec.activation not in ZERO_BELOW_ZERO:
+        return dict(layer)
+    return {**layer, role: replace(layer[role], inactive=np.asarray(bias <= 0))}
+
+
+def _biases(masked: MaskedCheckpoint) -> dict[str, Array]:
+    modules = masked.spec.module_names()
+    names = masked.spec.tensor_shapes()
+    return {name: masked.read(f"{name}.bias") for name in modules if f"{name}.bias" in names}
+
+
+def _norm_names(masked: MaskedCheckpoint) -> list[str]:
+    """Return the norms whose output a block reads."""
+    spec = masked.spec
+    names = [name for index in range(len(spec.layers)) for name in spec.norms(index)]
+    return names if spec.family.embedding_norm is None else [*names, spec.family.embedding_norm]
+
+
+def _norms(masked: MaskedCheckpoint, names: Iterable[str]) -> Mapping[str, NormZeros]:
+    return {name: _norm(masked, name) for name in names}
+
+
+def _norm(masked: MaskedCheckpoint, name: str) -> NormZeros:
+    # Exact in float64: of 1 + w only w = -1 is zero.
+    weight = masked.read(f"{name}.weight").astype(np.float64) + masked.spec.family.norm_offset
+    has_bias = masked.spec.family.has_norm_bias
+    bias = is_zero(masked.read(f"{name}.bias")) if has_bias else np.ones(weight.shape, np.bool_)
+    return NormZeros(is_zero(weight), bias)
+
+
+def _unembedded(masked: MaskedCheckpoint) -> Flags:
+    """Flag the residual dimensions that are zero in every embedding table."""
+    tables = [name for name, axes in masked.spec.family.outside.items() if len(axes) == 2]
+    flags = np.ones(masked.spec.hidden_size, np.bool_)
+    for name in tables:
+        assert masked.spec.family.outside[name][1] == HIDDEN, name
+        flags &= is_zero_along(masked.read(name), axis=0)
+    return flags
+
+
+def _linears_on_top(masked: MaskedCheckpoint) -> tuple[Zeros | None, Zeros | None]:
+    dense = masked.spec.head.dense
+    if dense is None:
+        return None, None
+    inner, outer = (
+        zeros_of_weight(masked.read(f"{name}.weight"), masked.read(f"{name}.bias"))
+        for name in (dense.inner, dense.outer)
+    )
+    if dense.activation in ZERO_BELOW_ZERO:
+        inner = replace(inner, inactive=np.asarray(masked.read(f"{dense.inner}.bias") <= 0))
+    return inner, outer

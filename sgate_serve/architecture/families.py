@@ -1,0 +1,350 @@
+"""The supported families, one table entry each; no other module names one."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sgate_serve.architecture.family import (
+    ATTENTION,
+    ATTENTION_ROLES,
+    BASE,
+    CAUSAL_LM,
+    CLASSIFICATION,
+    DOWN,
+    GATE,
+    HEAD_UNITS,
+    HIDDEN,
+    KEY,
+    LABELS,
+    MLP,
+    MLP_ROLES,
+    OUTPUT,
+    POSITIONS,
+    QUERY,
+    TYPES,
+    UP,
+    VALUE,
+    VOCAB,
+    Axes,
+    Dense,
+    Family,
+    Task,
+)
+
+
+def _decoder_tasks(stem: str, classifier: str = "") -> Mapping[str, Task]:
+    return {
+        CAUSAL_LM: Task(f"{stem}ForCausalLM", {"lm_head.weight": (VOCAB, HIDDEN)}),
+        CLASSIFICATION: Task(
+            classifier or f"{stem}ForSequenceClassification", {"score.weight": (LABELS, HIDDEN)}
+        ),
+        BASE: Task(f"{stem}Model"),
+    }
+
+
+LLAMA = Family(
+    name="llama",
+    config_class="LlamaConfig",
+    tasks=_decoder_tasks("Llama"),
+    prefix="model",
+    layer="model.layers.{}",
+    linears={
+        QUERY: "self_attn.q_proj",
+        KEY: "self_attn.k_proj",
+        VALUE: "self_attn.v_proj",
+        OUTPUT: "self_attn.o_proj",
+        GATE: "mlp.gate_proj",
+        UP: "mlp.up_proj",
+        DOWN: "mlp.down_proj",
+    },
+    biases={
+        **dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+        **dict.fromkeys(MLP_ROLES, "mlp_bias"),
+    },
+    blocks={ATTENTION: ("self_attn",), MLP: ("mlp",)},
+    norms={ATTENTION: "input_layernorm", MLP: "post_attention_layernorm"},
+    outside={"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)},
+    embedding="model.embed_tokens",
+    final_norm="model.norm",
+    keys={"norm_eps": "rms_norm_eps"},
+    ignored_suffixes=("rotary_emb.inv_freq",),
+)
+
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    config_class="MistralConfig",
+    tasks=_decoder_tasks("Mistral"),
+    biases={},
+    windows="always",
+    defaults={"sliding_window": 4096},
+)
+
+QWEN2 = replace(
+    LLAMA,
+    name="qwen2",
+    config_class="Qwen2Config",
+    tasks=_decoder_tasks("Qwen2"),
+    biases=dict.fromkeys((QUERY, KEY, VALUE), True),
+    windows="switched",
+    defaults={"sliding_window": 4096},
+)
+
+QWEN3 = replace(
+    QWEN2,
+    name="qwen3",
+    config_class="Qwen3Config",
+    tasks=_decoder_tasks("Qwen3"),
+    biases=dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+    defaults={"sliding_window": 4096, "head_dim": 128},
+)
+
+PHI3 = replace(
+    LLAMA,
+    name="phi3",
+    config_class="Phi3Config",
+    tasks=_decoder_tasks("Phi3"),
+    linears={
+        **dict.fromkeys((QUERY, KEY, VALUE), "self_attn.qkv_proj"),
+        OUTPUT: "self_attn.o_proj",
+        **dict.fromkeys((GATE, UP), "mlp.gate_up_proj"),
+        DOWN: "mlp.down_proj",
+    },
+    biases={},
+    windows="always",
+    has_stated_head_width=False,
+    has_partial_rotation=True,
+    defaults={"sliding_window": None, "original_max_position_embeddings": 4096},
+)
+
+GEMMA2 = replace(
+    LLAMA,
+    name="gemma2",
+    config_class="Gemma2Config",
+    tasks=_decoder_tasks("Gemma2"),
+    biases=dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+    residual="sandwich",
+    norms={ATTENTION: "input_layernorm", MLP: "pre_feedforward_layernorm"},
+    post_norms={ATTENTION: "post_attention_layernorm", MLP: "post_feedforward_layernorm"},
+    norm_offset=1.0,
+    windows="typed",
+    keys={"norm_eps": "rms_norm_eps", "hidden_act": "hidden_activation"},
+    defaults={
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 256,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    refused=("use_bidirectional_attention",),
+)
+
+GEMMA3 = replace(
+    GEMMA2,
+    name="gemma3_text",
+    config_class="Gemma3TextConfig",
+    tasks={
+        **_decoder_tasks("Gemma3", "Gemma3TextForSequenceClassification"),
+        BASE: Task("Gemma3TextModel"),
+    },
+    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+    defaults={
+        **GEMMA2.defaults,
+        "sliding_window_pattern": 6,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "rope_theta": 1_000_000.0,
+        "rope_local_base_freq": 10_000.0,
+    },
+    # transformers' Gemma 3 reads this field and ignores it: nobody can say which model is meant.
+    refused=("use_bidirectional_attention", "attn_logit_softcapping"),
+)
+
+GPT2 = Family(
+    name="gpt2",
+    config_class="GPT2Config",
+    tasks={
+        CAUSAL_LM: Task("GPT2LMHeadModel", {"lm_head.weight": (VOCAB, HIDDEN)}),
+        CLASSIFICATION: Task("GPT2ForSequenceClassification", {"score.weight": (LABELS, HIDDEN)}),
+        BASE: Task("GPT2Model"),
+    },
+    prefix="transformer",
+    layer="transformer.h.{}",
+    linears={
+        **dict.fromkeys((QUERY, KEY, VALUE), "attn.c_attn"),
+        OUTPUT: "attn.c_proj",
+        UP: "mlp.c_fc",
+        DOWN: "mlp.c_proj",
+    },
+    biases=dict.fromkeys((*ATTENTION_ROLES, UP, DOWN), True),
+    blocks={ATTENTION: ("attn",), MLP: ("mlp",)},
+    norms={ATTENTION: "ln_1", MLP: "ln_2"},
+    outside={
+        "transformer.wte.weight": (VOCAB, HIDDEN),
+        "transformer.wpe.weight": (POSITIONS, HIDDEN),
+        "transformer.ln_f.weight": (HIDDEN,),
+        "transformer.ln_f.bias": (HIDDEN,),
+    },
+    embedding="transformer.wte",
+    position_table="transformer.wpe",
+    final_norm="transformer.ln_f",
+    norm="layer",
+    has_stated_head_width=False,
+    has_kv_heads=False,
+    is_transposed=True,
+    keys={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "intermediate_size": "n_inner",
+        "hidden_act": "activation_function",
+        "norm_eps": "layer_norm_epsilon",
+    },
+    defaults={"hidden_act": "gelu_new", "norm_eps": 1e-5, "tie_word_embeddings": True},
+    refused=("add_cross_attention",),
+    ignored_suffixes=(".attn.bias", ".attn.masked_bias"),
+)
+
+BERT = Family(
+    name="bert",
+    config_class="BertConfig",
+    tasks={
+        CLASSIFICATION: Task(
+            "BertForSequenceClassification",
+            {
+                "bert.pooler.dense.weight": (HEAD_UNITS, HIDDEN),
+                "bert.pooler.dense.bias": (HEAD_UNITS,),
+                "classifier.weight": (LABELS, HEAD_UNITS),
+                "classifier.bias": (LABELS,),
+            },
+            Dense("bert.pooler.dense", "classifier", "tanh"),
+        ),
+        BASE: Task(
+            "BertModel",
+            {"bert.pooler.dense.weight": (HIDDEN, HIDDEN), "bert.pooler.dense.bias": (HIDDEN,)},
+        ),
+    },
+    prefix="bert",
+    layer="bert.encoder.layer.{}",
+    linears={
+        QUERY: "attention.self.query",
+        KEY: "attention.self.key",
+        VALUE: "attention.self.value",
+        OUTPUT: "attention.output.dense",
+        UP: "intermediate.dense",
+        DOWN: "output.dense",
+    },
+    biases=dict.fromkeys((*ATTENTION_ROLES, UP, DOWN), True),
+    blocks={
+        ATTENTION: ("attention.self", "attention.output.dense"),
+        MLP: ("intermediate", "output.dense"),
+    },
+    norms={ATTENTION: "attention.output.LayerNorm", MLP: "output.LayerNorm"},
+    outside={
+        "bert.embeddings.word_embeddings.weight": (VOCAB, HIDDEN),
+        "bert.embeddings.position_embeddings.weight": (POSITIONS, HIDDEN),
+        "bert.embeddings.token_type_embeddings.weight": (TYPES, HIDDEN),
+        "bert.embeddings.LayerNorm.weight": (HIDDEN,),
+        "bert.embeddings.LayerNorm.bias": (HIDDEN,),
+    },
+    embedding="bert.embeddings.word_embeddings",
+    position_table="bert.embeddings.position_embeddings",
+    embedding_norm="bert.embeddings.LayerNorm",
+    residual="post",
+    norm="layer",
+    has_stated_head_width=False,
+    has_kv_heads=False,
+    keys={"norm_eps": "layer_norm_eps"},
+    defaults={"hidden_act": "gelu", "norm_eps": 1e-12, "type_vocab_size": 2},
+    refused=("is_decoder", "add_cross_attention"),
+    renames={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
+    ignored_suffixes=(".position_ids", ".token_type_ids"),
+)
+
+
+def _renamed(names: Mapping[str, Axes], old: str, new: str) -> dict[str, Axes]:
+    return {name.replace(old, new): axes for name, axes in names.items()}
+
+
+ROBERTA = replace(
+    BERT,
+    name="roberta",
+    config_class="RobertaConfig",
+    tasks={
+        CLASSIFICATION: Task(
+            "RobertaForSequenceClassification",
+            {
+                "classifier.dense.weight": (HEAD_UNITS, HIDDEN),
+                "classifier.dense.bias": (HEAD_UNITS,),
+                "classifier.out_proj.weight": (LABELS, HEAD_UNITS),
+                "classifier.out_proj.bias": (LABELS,),
+            },
+            Dense("classifier.dense", "classifier.out_proj", "tanh"),
+        ),
+        BASE: Task("RobertaModel", _renamed(BERT.tasks[BASE].tensors, "bert.", "roberta.")),
+    },
+    prefix="roberta",
+    layer="roberta.encoder.layer.{}",
+    outside=_renamed(BERT.outside, "bert.", "roberta."),
+    embedding="roberta.embeddings.word_embeddings",
+    position_table="roberta.embeddings.position_embeddings",
+    embedding_norm="roberta.embeddings.LayerNorm",
+    has_padded_positions=True,
+    defaults={**BERT.defaults, "pad_token_id": 1},
+)
+
+DISTILBERT = replace(
+    BERT,
+    name="distilbert",
+    config_class="DistilBertConfig",
+    tasks={
+        CLASSIFICATION: Task(
+            "DistilBertForSequenceClassification",
+            {
+                "pre_classifier.weight": (HEAD_UNITS, HIDDEN),
+                "pre_classifier.bias": (HEAD_UNITS,),
+                "classifier.weight": (LABELS, HEAD_UNITS),
+                "classifier.bias": (LABELS,),
+            },
+            Dense("pre_classifier", "classifier", "relu"),
+        ),
+        BASE: Task("DistilBertModel"),
+    },
+    prefix="distilbert",
+    layer="distilbert.transformer.layer.{}",
+    linears={
+        QUERY: "attention.q_lin",
+        KEY: "attention.k_lin",
+        VALUE: "attention.v_lin",
+        OUTPUT: "attention.out_lin",
+        UP: "ffn.lin1",
+        DOWN: "ffn.lin2",
+    },
+    blocks={ATTENTION: ("attention",), MLP: ("ffn",)},
+    norms={ATTENTION: "sa_layer_norm", MLP: "output_layer_norm"},
+    outside={
+        name: axes
+        for name, axes in _renamed(BERT.outside, "bert.", "distilbert.").items()
+        if TYPES not in axes
+    },
+    embedding="distilbert.embeddings.word_embeddings",
+    position_table="distilbert.embeddings.position_embeddings",
+    embedding_norm="distilbert.embeddings.LayerNorm",
+    keys={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+    },
+    defaults={"hidden_act": "gelu", "norm_eps": 1e-12},
+    refused=(),
+)
+
+_DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, GPT2)
+_ENCODERS = (BERT, ROBERTA, DISTILBERT)
+FAMILIES: Mapping[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS)}

@@ -1,0 +1,306 @@
+"""The architecture of one model, read from its config: how wide everything is.
+
+One frozen value for a stock dense model and for an `sgate` folder alike. A config of an unsupported
+family, or one whose values contradict each other, is refused here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sgate_serve.architecture import config as values
+from sgate_serve.architecture.config_schema import check_config
+from sgate_serve.architecture.family import (
+    ATTENTION,
+    CAUSAL_LM,
+    HEAD_UNITS,
+    HIDDEN,
+    LABELS,
+    MLP,
+    POSITIONS,
+    TYPES,
+    VOCAB,
+    Family,
+    Task,
+)
+from sgate_serve.architecture.shapes import LayerShape, Lowered
+from sgate_serve.errors import CheckpointError
+
+IN_INDEX, OUT_INDEX = "in_index", "out_index"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One model's architecture: sizes, what each layer holds, and the constants of its forward.
+
+    `norm_size` is what residual RMS norms divide by: the hidden size before residual dimensions
+    were removed. `rotary_dims` of each head rotate. `lowered` modules store fewer rows or columns
+    than their dimensions and have index vectors.
+    """
+
+    family: Family
+    task: str
+    layers: tuple[LayerShape, ...]
+    hidden_size: int
+    norm_size: int
+    vocab_size: int
+    num_positions: int
+    num_types: int
+    num_labels: int
+    head_units: int
+    norm_eps: float
+    activation: str
+    tied_head: bool
+    biased_roles: frozenset[str]
+    windows: tuple[int | None, ...]
+    rope: Mapping[str, Any]
+    rotary_dims: int
+    has_softcap: bool
+    first_position: int = 0
+    extra_biases: frozenset[str] = frozenset()
+    lowered: Mapping[str, Lowered] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], source: str) -> "ModelSpec":
+        """Read a stock or `sgate` config; `source` names the file in errors.
+
+        Raises CheckpointError for an unsupported family or contradicting values.
+        """
+        family = values.family_of(config, source)
+        check_config(config, source, family)
+        get, block = values.Fields(config, source, family), values.sgate_block(config)
+        num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
+        task = values.task_of(config, family, source)
+        dense = values.dense_shape(get, family)
+        spec = cls(
+            family=family,
+            task=task,
+            layers=tuple(values.layer_shapes(dense, family, num_layers, config, source)),
+            hidden_size=hidden,
+            norm_size=block.get("norm_size") or hidden,
+            vocab_size=get.integer("vocab_size"),
+            num_positions=get.integer("max_position_embeddings", 2048),
+            num_types=get.integer("type_vocab_size", 0),
+            num_labels=values.num_labels(config),
+            head_units=block.get("head_units") or hidden,
+            norm_eps=float(get("norm_eps", 1e-6)),
+            activation=str(get("hidden_act", "silu")),
+            tied_head=bool(get("tie_word_embeddings", False)) and task == CAUSAL_LM,
+            biased_roles=frozenset(values.biased_roles(family, config)),
+            windows=tuple(values.windows(family, num_layers, config, source)),
+            rope=values.rope_parameters(config),
+            rotary_dims=values.rotary_dims(dense.head_dim, family, config),
+            # An explicit null is off, whatever the family's default.
+            has_softcap=bool({**family.defaults, **config}.get("attn_logit_softcapping")),
+            first_position=get.integer("pad_token_id") + 1 if family.has_padded_positions else 0,
+            extra_biases=frozenset(block.get("extra_biases", ())),
+            lowered=values.lowered_modules(config),
+        )
+        spec.check(source)
+        return spec
+
+    @property
+    def head(self) -> Task:
+        """What stands on the stack for this model's task."""
+        return self.family.tasks[self.task]
+
+    @property
+    def is_encoder(self) -> bool:
+        """Say whether every token attends to all others: such a model does not decode."""
+        return CAUSAL_LM not in self.family.tasks
+
+    @property
+    def max_positions(self) -> int:
+        """The longest sequence: RoBERTa's table has rows before the first position."""
+        return self.num_positions - self.first_position
+
+    def check(self, source: str) -> None:
+        """Raise CheckpointError where head counts or widths cannot be a model."""
+        for index, layer in enumerate(self.layers):
+            self._check_layer(index, layer, source)
+        unknown = sorted(self.extra_biases - {*self.module_names(), self.family.head})
+        if unknown:
+            raise CheckpointError(
+                f"{source}: sgate.extra_biases names {unknown[0]!r:.80}, which is no linear of "
+                "this model; convert the base checkpoint again"
+            )
+        self._check_lowered(source)
+
+    def _check_layer(self, index: int, layer: LayerShape, source: str) -> None:
+        if bool(layer.num_heads) != bool(layer.num_kv_heads):
+            raise CheckpointError(f"{source}: layer {index} has query or KV heads, not both")
+        if layer.num_kv_heads and layer.num_heads % layer.num_kv_heads:
+            raise CheckpointError(
+                f"{source}: layer {index} has {layer.num_heads} query heads, not a multiple of "
+                f"its {layer.num_kv_heads} KV heads; correct the config"
+            )
+        if layer.head_dim <= 0 or (self.family.is_rotary and layer.head_dim % 2):
+            raise CheckpointError(
+                f"{source}: layer {index}: head_dim {layer.head_dim} must be even and positive"
+            )
+
+    def _check_lowered(self, source: str) -> None:
+        whole = replace(self, lowered={})
+        names = whole.module_names()
+        for name, lowered in self.lowered.items():
+            if name not in names:
+                raise CheckpointError(
+                    f"{source}: sgate.lowered names {name!r:.80}, which is no linear of this "
+                    "model; convert the base checkpoint again"
+                )
+            rows, columns = whole.module_shape(names[name], name)
+            if (lowered.rows or 1) > rows or (lowered.columns or 1) > columns:
+                raise CheckpointError(
+                    f"{source}: sgate.lowered: {name} stores {lowered.rows} × {lowered.columns} "
+                    f"of {rows} × {columns}; convert the base checkpoint again"
+                )
+
+    @property
+    def has_uniform_layers(self) -> bool:
+        return len(set(self.layers)) <= 1
+
+    def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
+        """Return the (out, in) dimensions of every role in a layer, lowered or not."""
+        shapes = self.layers[index].linear_shapes(self.hidden_size)
+        return {role: shape for role, shape in shapes.items() if role in self.family.linears}
+
+    def modules(self, index: int) -> dict[str, tuple[str, ...]]:
+        """Return the linear modules of a layer and the roles that each holds, in row order."""
+        roles = self.linear_shapes(index)
+        return {self.family.linear(index, role): self.family.fused_roles(role) for role in roles}
+
+    def module_names(self) -> dict[str, int]:
+        """Return every linear inside the blocks, and its layer."""
+        return {name: index for index in range(len(self.layers)) for name in self.modules(index)}
+
+    def role_rows(self, index: int, role: str) -> slice:
+        """Return which rows of its module a role has, before any lowering."""
+        shapes, start = self.linear_shapes(index), 0
+        for other in self.family.fused_roles(role):
+            if other == role:
+                break
+            start += shapes[other][0]
+        return slice(start, start + shapes[role][0])
+
+    def module_shape(self, index: int, module: str) -> tuple[int, int]:
+        """Return the (out, in) shape that a module stores."""
+        shapes, roles = self.linear_shapes(index), self.modules(index)[module]
+        lowered = self.lowered.get(module, Lowered())
+        rows = sum(shapes[role][0] for role in roles)
+        columns = shapes[roles[0]][1]
+        return (
+            rows if lowered.rows is None else lowered.rows,
+            columns if lowered.columns is None else lowered.columns,
+        )
+
+    def has_bias(self, layer: int, role: str) -> bool:
+        """Say whether the linear of `role` carries a bias, its own or one that pruning added."""
+        return role in self.biased_roles or self.family.linear(layer, role) in self.extra_biases
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return name → shape of every tensor that a folder of this spec must hold."""
+        outside, head = self._shapes_outside(), self.family.head
+        final = f"{self.family.final_norm}."
+        shapes = {name: shape for name, shape in outside.items() if not name.startswith(final)}
+        for index in range(len(self.layers)):
+            shapes |= self._layer_tensors(index)
+        # The final norm and the head come last, as in the model.
+        shapes |= {name: shape for name, shape in outside.items() if name not in shapes}
+        sizes = self._axis_sizes()
+        for name, axes in self.head.tensors.items():
+            if name != f"{head}.weight" or not self.tied_head:
+                shapes[name] = tuple(sizes[axis] for axis in axes)
+        if head in self.extra_biases:
+            shapes[f"{head}.bias"] = (self.vocab_size,)
+        return shapes
+
+    def axes_outside(self) -> dict[str, tuple[str, ...]]:
+        """Return the named axes of every tensor that is not in a layer."""
+        return {**self.family.outside, **self.head.tensors}
+
+    def _axis_sizes(self) -> dict[str, int]:
+        return {
+            VOCAB: self.vocab_size,
+            HIDDEN: self.hidden_size,
+            POSITIONS: self.num_positions,
+            TYPES: self.num_types,
+            LABELS: self.num_labels,
+            HEAD_UNITS: self.head_units,
+        }
+
+    def _shapes_outside(self) -> dict[str, tuple[int, ...]]:
+        sizes = self._axis_sizes()
+        return {
+            name: tuple(sizes[axis] for axis in axes) for name, axes in self.family.outside.items()
+        }
+
+    def _layer_tensors(self, index: int) -> dict[str, tuple[int, ...]]:
+        family, layer = self.family, self.layers[index]
+        shapes: dict[str, tuple[int, ...]] = {}
+        for norm in self.norms(index):
+            shapes[f"{norm}.weight"] = (self.hidden_size,)
+            if family.has_norm_bias:
+                shapes[f"{norm}.bias"] = (self.hidden_size,)
+        for norm in family.head_norms if layer.num_heads else ():
+            shapes[f"{family.layer_name(index)}.{norm}.weight"] = (layer.head_dim,)
+        linears = self.linear_shapes(index)
+        for module, roles in self.modules(index).items():
+            stored, lowered = self.module_shape(index, module), self.lowered.get(module, Lowered())
+            shapes[f"{module}.weight"] = stored[::-1] if family.is_transposed else stored
+            if self.has_bias(index, roles[0]):
+                shapes[f"{module}.bias"] = (sum(linears[role][0] for role in roles),)
+            if lowered.rows is not None:
+                shapes[f"{module}.{OUT_INDEX}"] = (lowered.rows,)
+            if lowered.columns is not None:
+                shapes[f"{module}.{IN_INDEX}"] = (lowered.columns,)
+        return shapes
+
+    def norms(self, index: int) -> list[str]:
+        """Return the norms over the residual stream that a layer has: a skipped block's go with it.
+
+        On the sum ("post") they stay: LN(x + 0) is not x.
+        """
+        family, layer, names = self.family, self.layers[index], []
+        for block, is_there in ((ATTENTION, layer.num_heads), (MLP, layer.mlp_units)):
+            if is_there or family.residual == "post":
+                names.append(family.norm_name(index, block))
+            if is_there and block in family.post_norms:
+                names.append(f"{family.layer_name(index)}.{family.post_norms[block]}")
+        return names
+
+    @property
+    def num_gateable(self) -> int:
+        """Count the weights of the linears inside the blocks, the base of removed fractions."""
+        return sum(self.layer_weights(index) for index in range(len(self.layers)))
+
+    def layer_weights(self, index: int) -> int:
+        """Count the weights that the linears of one layer store."""
+        shapes = (self.module_shape(index, module) for module in self.modules(index))
+        return sum(rows * columns for rows, columns in shapes)
+
+    @property
+    def num_parameters(self) -> int:
+        """Count the trained numbers: index vectors are not among them."""
+        total = 0
+        for name, shape in self.tensor_shapes().items():
+            if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
+                total += shape[0] * (shape[1] if len(shape) > 1 else 1)
+        return total
+
+
+def is_stock_shape(spec: ModelSpec) -> bool:
+    """Say whether the stock model class of the family can hold this spec as it is.
+
+    transformers' own config validation wants the hidden size to be a multiple of the head count;
+    where it derives the width of a head from the two, they must fit exactly.
+    """
+    first = spec.layers[0]
+    if not spec.has_uniform_layers or not first.num_heads or not first.mlp_units:
+        return False
+    if spec.extra_biases or spec.lowered or spec.norm_size != spec.hidden_size:
+        return False
+    if spec.head_units != spec.hidden_size:
+        return False
+    if not spec.family.has_stated_head_width:
+        return first.num_heads * first.head_dim == spec.hidden_size
+    return spec.hidden_size % first.num_heads == 0

@@ -1,0 +1,174 @@
+"""Layers of uneven width as other tools store them, brought into a config of our own.
+
+The shapes of the tensors decide; what a config says of single layers must agree. Pure: nothing is
+read from disk or logged. Refused: whatever is left open, such as a head_dim that two readings fit.
+Layouts: docs/format.md.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgate_serve.architecture.config import SGATE_FORMAT_VERSION, SGATE_MODEL_TYPE
+from sgate_serve.architecture.config_schema import check_config
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.family import BASE, CAUSAL_LM, Family
+from sgate_serve.checkpoint.ragged.claims import (
+    BLOCK_SIZES,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    PER_LAYER,
+    UNITS,
+    Claim,
+    claim_keys,
+    read_claims,
+)
+from sgate_serve.checkpoint.ragged.widths import Headers, Sizes, StoredTensor, Widths
+from sgate_serve.errors import CheckpointError
+from sgate_serve.json_fields import TEXTS
+
+# Types of others' remote code whose tensors are those of a stock family.
+MODEL_TYPES: Mapping[str, str] = {"nemotron-nas": "llama", "deci": "llama"}
+# Remote code is never run, so that a config of ours names none.
+LEFT_OUT = frozenset({"auto_map"})
+
+__all__ = ["normalize_config"]
+
+
+def normalize_config(
+    config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], source: str
+) -> tuple[Mapping[str, Any], str | None]:
+    """Return a config that says what the tensors hold, and the layout they came in, in words.
+
+    A stock config that fits its tensors, and one of `model_type: sgate`, come back as they are,
+    with None. `source` names the config's file. Raises CheckpointError where tensors contradict
+    each other or the config, or leave something open.
+    """
+    stored_type = str(config.get("model_type"))
+    model_type = MODEL_TYPES.get(stored_type, stored_type)
+    if model_type not in FAMILIES:
+        return config, None
+    stock = {key: value for key, value in config.items() if key not in claim_keys(config)}
+    stock["model_type"] = model_type
+    family, depth = FAMILIES[model_type], stock.get("num_hidden_layers")
+    check_config(stock, source, family)
+    headers = Headers(tensors, family, source)
+    is_stock = stored_type == model_type
+    if not depth or not stock.get("hidden_size") or stock.get(HEAD_DIM) == 0:
+        # Whoever reads the config says what is missing.
+        return config if is_stock else stock, None
+    if not headers.has_blocks(depth):
+        return config if is_stock else stock, None
+    claims = list(read_claims(config, depth, stock["hidden_size"], source))
+    layers = _layer_sizes(stock, headers, claims)
+    for claim in claims:
+        headers.check(claim, layers[claim.layer])
+    biases = list(headers.added_biases(stock, depth))
+    fits = all(layer == _dense_sizes(stock, family) for layer in layers)
+    if fits and is_stock and not claims and not biases:
+        return config, None
+    words = f"{stored_type} checkpoint, {_in_words(claims, layers, biases)}"
+    return _sgate_config(stock, family, layers, biases), words
+
+
+def _in_words(claims: Sequence[Claim], layers: Sequence[Sizes], biases: Sequence[str]) -> str:
+    keys = ", ".join(sorted({claim.key for claim in claims})) or "the tensor shapes"
+    gone = sum(not layer[keys[0]] for layer in layers for keys in BLOCK_SIZES.values())
+    notes = [f"{gone} blocks are gone"] if gone else []
+    notes += [f"{len(biases)} biases are none of the family's"] if biases else []
+    return f"sizes of each layer from {keys}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _dense_sizes(stock: Mapping[str, Any], family: Family) -> Sizes:
+    """Return what a config without overrides says of every layer; 0 where it says nothing."""
+    heads = stock.get(HEADS) or 0
+    default = family.defaults.get(HEAD_DIM) or stock["hidden_size"] // max(heads, 1)
+    return {
+        HEADS: heads,
+        KV_HEADS: (stock.get(KV_HEADS) if family.has_kv_heads else None) or heads,
+        HEAD_DIM: stock.get(HEAD_DIM) or default,
+        UNITS: stock.get(UNITS) or 0,
+    }
+
+
+def _layer_sizes(
+    stock: Mapping[str, Any], headers: Headers, claims: Sequence[Claim]
+) -> list[Sizes]:
+    """Read each layer; head_dim is the config's, the head norms', or what the heads named imply."""
+    depth = stock["num_hidden_layers"]
+    widths = [headers.widths(layer) for layer in range(depth)]
+    claimed = {claim.layer: claim.value for claim in claims if claim.size == HEAD_DIM}
+    heads = {claim.layer: claim.value for claim in claims if claim.size == HEADS and claim.value}
+    implied = [
+        headers.head_norm(layer) or (widths[layer].query // heads[layer] if layer in heads else 0)
+        for layer in range(depth)
+    ]
+    known = [claimed.get(layer) or stock.get(HEAD_DIM) or implied[layer] for layer in range(depth)]
+    default = 0
+    if not all(known):
+        default = next(filter(None, implied), 0) or headers.family.defaults.get(HEAD_DIM, 0)
+        default = default or _dense_head_dim(stock, widths, headers.source)
+    return [headers.sizes(layer, widths[layer], known[layer] or default) for layer in range(depth)]
+
+
+def _dense_head_dim(stock: Mapping[str, Any], widths: Sequence[Widths], source: str) -> int:
+    """Return hidden size / heads where that is sure to be meant.
+
+    Tools that cut heads may leave the dense number of heads in the config, or put in the number
+    that is left. If each would make another head_dim of whole heads, refuse.
+    """
+    hidden, heads = stock["hidden_size"], stock.get(HEADS) or 0
+    widest = max(width.query for width in widths)
+    whole = {size // heads for size in (hidden, widest) if heads and size and size % heads == 0}
+    fitting = sorted(
+        size for size in whole if all(w.query % size == w.kv % size == 0 for w in widths)
+    )
+    if len(fitting) > 1 or not whole:
+        sizes = " or ".join(map(str, fitting))
+        raise CheckpointError(
+            f"{source} lacks head_dim, and of query projections with at most {widest} rows it "
+            f"{f'could be {sizes}' if sizes else 'cannot be told'}: add head_dim to the config"
+        )
+    return (fitting or sorted(whole))[0]
+
+
+def _sgate_config(
+    stock: Mapping[str, Any], family: Family, layers: Sequence[Sizes], biases: Sequence[str]
+) -> dict[str, Any]:
+    """Write the sizes as docs/format.md has them: the maximum on top, what differs per layer."""
+    dense = _dense_sizes(stock, family)
+    top = {key: max(layer[key] for layer in layers) or dense[key] or 1 for key in dense}
+    if not family.has_stated_head_width:
+        # The head count is what states the width of a head.
+        top[HEADS] = stock["hidden_size"] // top.pop(HEAD_DIM)
+    if not family.has_kv_heads:
+        del top[KV_HEADS]
+    digits = len(str(len(layers) - 1))
+    per_layer: dict[str, Any] = {}
+    for index, layer in enumerate(layers):
+        entry: dict[str, Any] = {k: v for k in top if (v := layer[k]) not in (top[k], 0)}
+        skip = [block for block, keys in BLOCK_SIZES.items() if not layer[keys[0]]]
+        entry |= {"skip": skip} if skip else {}
+        if entry:
+            per_layer[str(index).zfill(digits)] = entry
+    own = {
+        "model_type": SGATE_MODEL_TYPE,
+        "architectures": [f"SGate{name}" for name in _architectures(stock, family)],
+        PER_LAYER: per_layer,
+        "sgate": {
+            "version": SGATE_FORMAT_VERSION,
+            "family": family.name,
+            "base_model_type": stock["model_type"],
+            "extra_biases": list(biases),
+        },
+    }
+    return {key: value for key, value in stock.items() if key not in LEFT_OUT} | top | own
+
+
+def _architectures(stock: Mapping[str, Any], family: Family) -> list[str]:
+    """Return the stock classes that the config names, or the family's usual one."""
+    names: Any = stock.get("architectures")
+    classes = {row.model_class for row in family.tasks.values()}
+    known = [name for name in names if name in classes] if TEXTS.accepts(names) else []
+    usual = family.tasks[CAUSAL_LM if CAUSAL_LM in family.tasks else BASE]
+    return known or [usual.model_class]

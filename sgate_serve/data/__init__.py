@@ -1,0 +1,1 @@
+"""Data to train and evaluate on: files and datasets, documents, labelled examples, metrics."""

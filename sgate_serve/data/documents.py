@@ -1,0 +1,127 @@
+"""Text files to documents, and documents to equal blocks of token ids. Numpy only.
+
+`.jsonl` and `.csv` hold one document per record, in `text`; other columns are not read. In `.txt`
+a form feed ends a document; without one, paragraphs are gathered to documents of about 4,000
+characters.
+"""
+
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from sgate_serve.data.hub import FILE_SUFFIXES, TRAIN, is_dataset_name
+from sgate_serve.data.records import read_records, read_text
+from sgate_serve.errors import TrainingError
+
+Blocks = NDArray[np.int64]
+
+HELD_OUT_SHARE = 0.1
+DOCUMENT_CHARACTERS = 4000
+
+
+def read_documents(path: Path, splits: tuple[str, ...] = TRAIN) -> list[str]:
+    """Return the documents of a file, or of a dataset's first split there is, blank ones left out.
+
+    Raises TrainingError for a missing or empty file, another suffix, or a record without text.
+    """
+    if path.suffix not in FILE_SUFFIXES and not is_dataset_name(path):
+        raise TrainingError(f"{path}: data must be one of {', '.join(FILE_SUFFIXES)}")
+    if path.suffix == ".txt":
+        documents = list(_split_text(read_text(path)))
+    else:
+        documents = [record.text() for record in read_records(path, splits)]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise TrainingError(f"{path} holds no text; give a file with at least one document")
+    return documents
+
+
+def split_documents(documents: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
+    """Return (training, held-out) documents: a seeded tenth is held out, at least one.
+
+    Raises TrainingError for a single document.
+    """
+    if len(documents) < 2:
+        raise TrainingError(
+            "the data is a single document, so none can be held out; give --eval-data, or "
+            "separate the documents of a .txt by form feeds"
+        )
+    order = list(range(len(documents)))
+    random.Random(seed).shuffle(order)
+    held_out = set(order[: max(1, round(len(order) * HELD_OUT_SHARE))])
+    train = [text for index, text in enumerate(documents) if index not in held_out]
+    return train, [documents[index] for index in sorted(held_out)]
+
+
+def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
+    """Load `tokenizer.json`, padding and truncation off; raise TrainingError if it does not fit."""
+    if not file.is_file():
+        raise TrainingError(f"{file} is missing; put the model's tokenizer.json there")
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers package raises bare Exception
+        raise TrainingError(f"{file} is no tokenizer: {error}") from error
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise TrainingError(
+            f"{file} has {tokenizer.get_vocab_size()} tokens, the model embeds {vocab_size}; "
+            "give the model's own tokenizer"
+        )
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def end_token(config: Mapping[str, Any]) -> int | None:
+    """Return the first of the config's `eos_token_id`, which may be a number, a list or absent."""
+    value = config.get("eos_token_id")
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return None if value is None else int(value)
+
+
+def pack(
+    documents: Iterable[str], tokenizer: Tokenizer, end_token: int | None, seq_len: int
+) -> Blocks:
+    """Return blocks [num_blocks, seq_len] of the documents' tokens, one after the other.
+
+    `end_token` ends each document; the tail that fills no block is dropped. Raises TrainingError
+    if not even one block is full.
+    """
+    end = [] if end_token is None else [end_token]
+    tokens = [
+        token
+        for encoding in tokenizer.encode_batch(list(documents))
+        for token in (*encoding.ids, *end)
+    ]
+    num_blocks = len(tokens) // seq_len
+    if not num_blocks:
+        raise TrainingError(
+            f"the text has {len(tokens)} tokens, less than one block of {seq_len}; give more text "
+            "or a smaller --seq-len"
+        )
+    return np.asarray(tokens[: num_blocks * seq_len], np.int64).reshape(num_blocks, seq_len)
+
+
+def evenly_spaced(blocks: Blocks, count: int) -> Blocks:
+    """Return at most `count` blocks: the first ones may all be of one document."""
+    return blocks[:: max(1, len(blocks) // count)][:count]
+
+
+def _split_text(text: str) -> Iterator[str]:
+    if "\f" in text:
+        yield from text.split("\f")
+        return
+    document = ""
+    # The separator stays with its paragraph: joined, the documents are the file again.
+    for paragraph in re.split(r"(?<=\n\n)(?!\n)", text):
+        document += paragraph
+        if len(document) >= DOCUMENT_CHARACTERS:
+            yield document
+            document = ""
+    yield document

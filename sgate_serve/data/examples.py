@@ -1,0 +1,91 @@
+"""Labelled texts as a model reads them: classes by number, texts by token ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgate_serve.architecture.config import num_labels
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.data.records import Example
+from sgate_serve.errors import TrainingError
+from sgate_serve.text.tokenization import TOKENIZER_FILE, EncodedTexts, TextCodec
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes in the order of a head's outputs; none for a regression, which has one output."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def of_examples(cls, examples: Sequence[Example], path: Path) -> "Labels":
+        """Take the classes of training data: names in order, numbers as 0 to the largest.
+
+        Raises TrainingError for a single class or a negative number.
+        """
+        found = {example.label for example in examples}
+        if all(isinstance(label, float) for label in found):
+            return cls(())
+        if len(found) < 2:
+            raise TrainingError(
+                f"{path}: all labels are {found.pop()!r}; give at least two classes"
+            )
+        if any(isinstance(label, str) for label in found):
+            return cls(tuple(sorted(map(str, found))))
+        least, most = min(map(int, found)), max(map(int, found))
+        if least < 0:
+            raise TrainingError(f"{path}: label {least} is negative; number the classes from 0")
+        return cls(tuple(map(str, range(most + 1))))
+
+    @classmethod
+    def of_model(cls, model: Checkpoint) -> "Labels":
+        """Read the classes of a model that has a head."""
+        count = num_labels(model.config)
+        if count == 1:
+            return cls(())
+        names = model.config.get("id2label")
+        if names is None:
+            return cls(tuple(map(str, range(count))))
+        return cls(tuple(str(names[key]) for key in sorted(names, key=int)))
+
+    @property
+    def num_outputs(self) -> int:
+        return max(1, len(self.names))
+
+    def number(self, example: Example) -> int | float:
+        """Return the class number of a label, or a regression's float.
+
+        Raises TrainingError for a label that the head has no place for.
+        """
+        label = example.label
+        if not self.names and not isinstance(label, str):
+            return float(label)
+        if isinstance(label, str) and label in self.names:
+            return self.names.index(label)
+        if isinstance(label, int) and 0 <= label < len(self.names):
+            return label
+        known = f"the {len(self.names)} classes ({', '.join(self.names):.80})"
+        raise TrainingError(
+            f"{example.where}: label {label!r} is none of {known if self.names else 'the numbers'}"
+            "; correct it, or add examples of it to the training data"
+        )
+
+
+class ExampleEncoder:
+    """Texts and pairs to at most `max_tokens` ids, special tokens among them; counts the cuts."""
+
+    def __init__(self, model: Checkpoint, max_tokens: int) -> None:
+        codec = TextCodec.load(model.folder)
+        if codec is None:
+            raise TrainingError(
+                f"{model.folder / TOKENIZER_FILE} is missing; put the model's tokenizer.json there"
+            )
+        self._codec, self._max_tokens = codec, max_tokens
+        self.num_full = 0
+
+    def encode(self, example: Example) -> EncodedTexts:
+        encoded = self._codec.encode_texts(example.text, example.text_pair, self._max_tokens)
+        if not encoded.ids:
+            raise TrainingError(f"{example.where}: the text has no tokens; remove the record")
+        self.num_full += len(encoded.ids) == self._max_tokens
+        return encoded

@@ -1,0 +1,125 @@
+"""Run the demonstration stage by stage and say what came of it."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.bench.compare import comparison_lines
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.demo.sizes import DemoOptions, DemoSizes
+from sgate_serve.demo.stages import (
+    COMPARE_FILE,
+    PERPLEXITY_FILE,
+    SERVED_FILE,
+    SHAPE_COMPARE_FILE,
+    Demo,
+    say,
+    write_json,
+)
+from sgate_serve.errors import SgateError
+from sgate_serve.json_fields import read_json
+from sgate_serve.reports.inspection import Inspection
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
+
+REPORT_FILE = "report.json"
+SIZES_FILE = "sizes.json"
+
+
+def demo(options: DemoOptions) -> Path:
+    """Run every stage that is not done yet and return the path of `report.json`.
+
+    An interrupted run continues in the same folder. Raises SgateError if the folder was started at
+    another size.
+    """
+    sizes = DemoSizes.quick() if options.quick else DemoSizes()
+    check_sizes(options.dir, sizes)
+    demo = Demo(options.dir, sizes)
+    stages = demo.stages
+    for number, stage in enumerate(stages, 1):
+        label = f"[{number}/{len(stages)}] {stage.title}"
+        if stage.is_done:
+            say(f"{label}: done before, in {stage.result}")
+            continue
+        say(label)
+        started = time.monotonic()
+        stage.run()
+        say(f"{label}: {time.monotonic() - started:.0f} s")
+    report = make_report(options.dir)
+    path = options.dir / REPORT_FILE
+    write_json(path, report)
+    for line in report_lines(options.dir, report):
+        say(line)
+    return path
+
+
+def check_sizes(folder: Path, sizes: DemoSizes) -> None:
+    """Record the sizes of a new folder; raise SgateError for one that was started with others."""
+    path = folder / SIZES_FILE
+    wanted = json.loads(json.dumps(asdict(sizes)))
+    if path.exists():
+        if read_json(path) != wanted:
+            raise SgateError(
+                f"{folder} holds a demo of another size; remove it or give another --dir"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, wanted)
+
+
+def make_report(folder: Path) -> dict[str, Any]:
+    """Gather the stages' records into the report of DESIGN's contract."""
+    inspection = Inspection.of(folder / "pruned").to_json()
+    small, shape = read_json(folder / COMPARE_FILE), read_json(folder / SHAPE_COMPARE_FILE)
+    certificate = read_json(folder / "pruned" / CERTIFICATE_FILE)
+    wanted = ("engine", "engine_version", "max_abs_diff", "tokens_equal", "num_tokens", "passed")
+    return {
+        "removed": inspection["removed"],
+        "removed_overall": inspection["removed_overall"],
+        "parameters": {
+            name: Checkpoint.open(folder / name).spec.num_parameters for name in ("dense", "pruned")
+        },
+        "bytes": {name: Checkpoint.open(folder / name).num_bytes for name in ("dense", "pruned")},
+        "perplexity": read_json(folder / PERPLEXITY_FILE),
+        "gates": read_json(folder / "gates" / "metrics.json"),
+        "verification": {key: certificate[key] for key in wanted},
+        "served": read_json(folder / SERVED_FILE),
+        "speedups": small["speedups"],
+        "floor": small["floor"],
+        "comparison": small,
+        "shape_comparison": {"weights": "random", **shape},
+    }
+
+
+def report_lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the closing comparison for a person."""
+    sizes, perplexity = report["bytes"], report["perplexity"]
+    checked = report["verification"]
+    masked = report["gates"]["scores"]["masked"]["perplexity"]["value"]
+    yield ""
+    yield (
+        f"removed          {report['removed']:.1%} of the block linears, "
+        f"{report['removed_overall']:.1%} of all parameters"
+    )
+    yield f"bytes            {sizes['dense']:,} dense, {sizes['pruned']:,} pruned"
+    yield (
+        f"perplexity       {perplexity['dense']:.1f} dense, {masked:.1f} masked, "
+        f"{perplexity['pruned']:.1f} after recovery on the same text (held-out files)"
+    )
+    yield (
+        f"verified         {checked['engine']} {checked['engine_version']}: max abs logit "
+        f"difference {checked['max_abs_diff']:.1e}, {checked['tokens_equal']} of "
+        f"{checked['num_tokens']} tokens equal"
+    )
+    for kind, answer in report["served"].items():
+        yield f"{kind:<17}{answer['prompt']!r} -> {answer['text']!r}"
+    yield ""
+    yield "speed of the model trained here (it sits in the CPU's cache):"
+    yield from comparison_lines(report["comparison"])
+    yield ""
+    yield "the same fractions per layer at hidden 896, RANDOM weights, for speed alone:"
+    yield from comparison_lines(report["shape_comparison"])
+    yield ""
+    yield f"report: {folder / REPORT_FILE}; serve it: sgate serve {folder / 'pruned'}"

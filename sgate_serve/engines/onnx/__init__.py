@@ -1,0 +1,1 @@
+"""The embedded engine: ONNX Runtime on one machine, without torch and transformers."""

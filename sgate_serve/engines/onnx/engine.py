@@ -1,0 +1,204 @@
+"""The embedded engine: an ONNX decoder graph on ONNX Runtime's CPU provider behind slots.
+
+Needs neither torch nor transformers. Sizes that the user leaves open are chosen from the graph
+and the machine, and logged.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
+from sgate_serve.engines.onnx.kv_cache import bytes_per_token, past_inputs
+from sgate_serve.engines.onnx.runner import Ints, OnnxRunner, RunnerSizes, open_session
+from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.environment import memory_bytes, num_cpus
+from sgate_serve.errors import EngineError
+from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.precision import FP16, FP32
+from sgate_serve.options import flag_of
+
+logger = logging.getLogger(__name__)
+
+# More rows of a decode step cost little while they wait for the same weights.
+SLOTS_PER_CPU, MIN_SLOTS, MAX_SLOTS = 4, 4, 64
+# The KV cache may take this share of memory when the user names no size.
+CACHE_SHARE = 0.25
+# A CPU's matrix products gain little beyond this many rows, and running streams wait for a chunk.
+DEFAULT_PREFILL_CHUNK = 128
+
+
+class OnnxEngine(SlotEngine):
+    """`SlotEngine` over an `OnnxRunner`."""
+
+    @classmethod
+    def load(cls, folder: Path, options: SlotOptions | None = None) -> "OnnxEngine":
+        """Load `model.onnx` from `folder`; raise EngineError if it is missing or does not fit."""
+        chunk = prefill_chunk(options or SlotOptions())
+        runner = load_runner(folder, options)
+        logger.info("onnx engine: prefill_chunk=%d", chunk)
+        return cls("onnx", runner, chunk)
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """What a graph says of itself in its metadata."""
+
+    kind: str
+    capacity: int
+    num_layers: int
+    precision: str = FP32
+    block: int = 0
+    row_multiple: int = 1
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, str], source: Path) -> "GraphInfo":
+        """Parse metadata_props; raise EngineError if this release did not write the graph."""
+        version = metadata.get(names.META_VERSION)
+        if version != str(names.FORMAT_VERSION):
+            raise EngineError(
+                f"{source}: graph format version {version!r}, this release reads "
+                f"{names.FORMAT_VERSION}; convert the model again"
+            )
+        return cls(
+            kind=metadata[names.META_KIND],
+            capacity=int(metadata[names.META_CAPACITY]),
+            num_layers=int(metadata[names.META_NUM_LAYERS]),
+            # Graphs from before these keys are fp32.
+            precision=metadata.get(names.META_PRECISION, FP32),
+            block=int(metadata.get(names.META_BLOCK, 0)),
+            row_multiple=int(metadata.get(names.META_ROW_MULTIPLE, 1)),
+        )
+
+    @property
+    def weights(self) -> str:
+        """Say in words what the weights are stored in."""
+        return f"{self.precision} in blocks of {self.block}" if self.block else self.precision
+
+    def check_length(self, max_model_len: int | None) -> None:
+        """Raise EngineError for a wanted length that the graph has no positions for."""
+        if max_model_len is not None and max_model_len > self.capacity:
+            raise EngineError(
+                f"max_model_len {max_model_len} exceeds the graph's capacity of {self.capacity} "
+                "positions; give at most that"
+            )
+
+
+def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
+    """Load the graph in `folder` with a KV cache of the wanted size."""
+    own = OnnxOptions.of(options)
+    path = graph_path(folder)
+    threads = own.threads or num_cpus()
+    session = open_session(str(path), folder, threads, own.device)
+    info = GraphInfo.read(session.get_modelmeta().custom_metadata_map, path)
+    if info.kind != names.GENERATE:
+        raise EngineError(
+            f"{path} is a graph to {info.kind} with; it generates no text: load it as an encoder"
+        )
+    if own.precision not in (None, info.precision):
+        raise EngineError(
+            f"{path} is a graph in {info.precision}, not in {own.precision}; give the model "
+            "folder, of which such a graph is built, or leave --precision out"
+        )
+    sizes = choose_sizes(own, info, bytes_per_token(session))
+    logger.info(
+        "onnx engine: weights %s, slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d "
+        "tokens in up to %.0f MiB",
+        info.weights,
+        sizes.num_slots,
+        sizes.max_model_len,
+        threads,
+        own.device,
+        sizes.cache_tokens,
+        sizes.cache_tokens * bytes_per_token(session) / 2**20,
+    )
+    return OnnxRunner(session, sizes, own.device)
+
+
+def prefill_chunk(options: SlotOptions) -> int:
+    """Return how many prompt tokens a step feeds; raise EngineError if graphs allow no such."""
+    chunk = options.prefill_chunk or DEFAULT_PREFILL_CHUNK
+    if chunk > names.MAX_CHUNK:
+        raise EngineError(f"prefill_chunk {chunk} is too large; give at most {names.MAX_CHUNK}")
+    return chunk
+
+
+def residuals(folder: Path, tokens: Ints) -> list[NDArray[np.float32]]:
+    """Return the residual stream after each layer, [s, hidden] each, for `tokens` [s].
+
+    The graph is loaded anew with those values as outputs: for verification, not for serving.
+    """
+    import onnx_ir as ir  # slow to import, and serving does without it
+
+    path = graph_path(folder)
+    model = ir.load(path)
+    info = GraphInfo.read(dict(model.metadata_props), path)
+    wanted = [names.residual_name(layer) for layer in range(info.num_layers)]
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    floats = ir.DataType.FLOAT16 if info.precision == FP16 else ir.DataType.FLOAT
+    for name in wanted:
+        values[name].type = ir.TensorType(floats)
+        model.graph.outputs.append(values[name])
+    graph = ir.to_proto(model).SerializeToString()
+    session = open_session(graph, folder, num_cpus())
+    streams = session.run(wanted, _prefill_feeds(session, tokens))
+    return [stream.astype(np.float32) for stream in streams]
+
+
+def graph_path(folder: Path) -> Path:
+    path = folder / names.GRAPH_FILE
+    if not path.exists():
+        raise EngineError(
+            f"{path} is missing; write it with `sgate convert --to hf,onnx`, or use --engine torch"
+        )
+    return path
+
+
+def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> RunnerSizes:
+    """Return the user's sizes, or what the graph allows and a share of memory holds.
+
+    Slots share the memory: one request may be as long as the whole cache, not all at once.
+    """
+    slots = options.slots or min(max(SLOTS_PER_CPU * num_cpus(), MIN_SLOTS), MAX_SLOTS)
+    info.check_length(options.max_model_len)
+    length = options.max_model_len or info.capacity
+    given = options.kv_cache_mib
+    memory = memory_bytes() * CACHE_SHARE if given is None else given * 2**20
+    affordable = int(memory // max(1, token_bytes))
+    needed = 1 if options.max_model_len is None else length
+    if affordable < needed:
+        share = f"{CACHE_SHARE:.0%} of this machine's memory" if given is None else f"{given} MiB"
+        raise EngineError(
+            f"the KV cache of {needed} tokens needs {needed * token_bytes} bytes, more than "
+            f"{share}; lower max_model_len, or raise {flag_of('kv_cache_mib')}"
+        )
+    length = min(length, affordable)
+    tokens = min(affordable, slots * length)
+    # A lone slot has no neighbours whose number could change how its sums are rounded.
+    multiple = info.row_multiple if slots > 1 else 1
+    return RunnerSizes(slots, length, tokens, prefill_chunk(options), multiple)
+
+
+def _prefill_feeds(session: Any, tokens: Ints) -> dict[str, Any]:
+    """Return the inputs of one call over a fresh cache of just the length of `tokens`."""
+    length = len(tokens)
+    feeds: dict[str, Any] = {
+        names.INPUT_IDS: np.asarray(tokens, np.int64),
+        names.UNPACK_INDEX: np.arange(length)[None],
+        names.PACK_INDEX: np.arange(length),
+        names.POSITION_IDS: np.arange(length),
+        names.TOKEN_TYPE_IDS: np.zeros(length, np.int64),
+        names.SEQLENS_K: np.array([length - 1], np.int32),
+        names.TOTAL_SEQUENCE_LENGTH: np.array(length, np.int32),
+        names.QUERY_SEQLENS: np.array([length], np.int32),
+        names.LOGIT_INDEX: np.array([length - 1], np.int64),
+    }
+    for past in past_inputs(session):
+        feeds[past.name] = np.zeros((1, past.heads, length, past.width), past.dtype)
+    wanted = {value.name for value in session.get_inputs()}
+    return {name: array for name, array in feeds.items() if name in wanted}

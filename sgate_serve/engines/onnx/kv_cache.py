@@ -1,0 +1,110 @@
+"""Keys and values of all slots: one buffer for each past input of a graph, one row for each slot.
+
+In host memory a page is real only while a slot has tokens on it: pages appear when they are written
+and go back to the system when the slot is released. On a GPU the buffers are real at once.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import DTypeLike
+
+from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.onnx_format import names
+
+TYPES: dict[str, DTypeLike] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+CPU, CUDA = "cpu", "cuda"
+
+
+class PastInput(NamedTuple):
+    """One past input of a graph: its name, KV heads, head width and element type."""
+
+    name: str
+    heads: int
+    width: int
+    dtype: Any
+
+    @property
+    def bytes_per_token(self) -> int:
+        return self.heads * self.width * int(self.dtype.itemsize)
+
+
+def past_inputs(session: Any) -> list[PastInput]:
+    """Return the past inputs of a session."""
+    return [
+        PastInput(value.name, value.shape[1], value.shape[3], np.dtype(TYPES[value.type]))
+        for value in session.get_inputs()
+        if value.name.startswith(names.PAST_PREFIX)
+    ]
+
+
+def bytes_per_token(session: Any) -> int:
+    """Return the bytes of keys and values that one token takes over all layers."""
+    return sum(past.bytes_per_token for past in past_inputs(session))
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows of one buffer as IO binding takes them."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int, ...]
+    pointer: int
+
+
+class KvCache:
+    """The buffers [slots, KV heads, length, head width] of a session, on one device."""
+
+    def __init__(self, session: Any, num_slots: int, length: int, device: str) -> None:
+        self._pasts = past_inputs(session)
+        self._device, self._length = device, length
+        self._maps: dict[str, mmap.mmap] = {}
+        self._values: dict[str, Any] = {}
+        self._addresses: dict[str, int] = {}
+        for past in self._pasts:
+            if device == CPU:
+                pages = _pages(num_slots * length * past.bytes_per_token)
+                self._maps[past.name] = pages
+                self._addresses[past.name] = np.frombuffer(pages, np.uint8).ctypes.data
+            else:
+                shape = [num_slots, past.heads, length, past.width]
+                value = ort.OrtValue.ortvalue_from_shape_and_type(shape, past.dtype, device, 0)
+                self._values[past.name] = value
+                self._addresses[past.name] = value.data_ptr()
+
+    def views(self, rows: slice) -> Iterator[View]:
+        """Yield each buffer's part for a range of slots."""
+        for past in self._pasts:
+            start = rows.start * self._length * past.bytes_per_token
+            shape = (rows.stop - rows.start, past.heads, self._length, past.width)
+            yield View(past.name, past.dtype, shape, self._addresses[past.name] + start)
+
+    def array(self, name: str) -> Array:
+        """Return a buffer in host memory as an array [slots, KV heads, length, head width]."""
+        past = next(past for past in self._pasts if past.name == name)
+        flat = np.frombuffer(self._maps[name], past.dtype)
+        return flat.reshape(-1, past.heads, self._length, past.width)
+
+    def forget(self, slot: int) -> None:
+        """Give the pages of a slot back to the system; what they held is never read again."""
+        if self._device != CPU or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        for past in self._pasts:
+            size = self._length * past.bytes_per_token
+            # Only whole pages: those at the ends may hold a neighbour's tokens.
+            first = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                self._maps[past.name].madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
+def _pages(size: int) -> mmap.mmap:
+    """Return memory that reads as zeros; private, for only that can be given back."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)

@@ -1,0 +1,77 @@
+"""What an ONNX graph stores and computes in, by the name that `--precision` has for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.errors import EngineError
+
+FP32, FP16, INT4 = "fp32", "fp16", "int4"
+SCALE_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How one graph holds its matrices.
+
+    `bits` are those of a weight inside the blocks, `outer_bits` of the token embedding and of what
+    stands on the stack. Where they are integers, `block` weights of a row share a scale (None: all
+    of them), and norms, biases, activations and the KV cache are fp32. ONNX Runtime's kernels then
+    round a token's product alike in every call that has a multiple of `row_multiple` tokens.
+    """
+
+    name: str
+    bits: int
+    outer_bits: int
+    block: int | None = None
+    row_multiple: int = 1
+
+    @property
+    def bytes_inside(self) -> float:
+        """Bytes of one weight inside the blocks, its share of scale and zero included."""
+        return self._bytes(self.bits)
+
+    @property
+    def bytes_outside(self) -> float:
+        """Bytes of one weight of the token embedding or of what stands on the stack."""
+        return self._bytes(self.outer_bits)
+
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of a number of a norm or bias."""
+        return 4 if self.block is not None else self.outer_bits // 8
+
+    def _bytes(self, bits: int) -> float:
+        if self.block is None:
+            return bits / 8
+        zero = bits / 8 if bits == 4 else 0
+        return bits / 8 + (SCALE_BYTES + zero) / self.block
+
+
+# Blocks are the largest whose products are exact token by token (AVX-512 VNNI, ONNX Runtime 1.32):
+# of 8 bits 64; of 4 bits 32, or larger ones where tokens come in pairs, which is faster.
+PRECISIONS: Mapping[str, Precision] = MappingProxyType(
+    {
+        FP32: Precision(FP32, bits=32, outer_bits=32),
+        FP16: Precision(FP16, bits=16, outer_bits=16),
+        INT8: Precision(INT8, bits=8, outer_bits=8, block=64),
+        INT4: Precision(INT4, bits=4, outer_bits=8, block=128, row_multiple=2),
+    }
+)
+
+
+# An encoder multiplies many tokens at a time, which is faster with one scale for a row of weights
+# and one for a token, and exact token by token. It decodes nothing that fewer bytes would speed up.
+ENCODER_PRECISIONS: Mapping[str, Precision] = MappingProxyType(
+    {FP32: PRECISIONS[FP32], INT8: Precision(INT8, bits=8, outer_bits=32)}
+)
+
+
+def precision_named(name: str, *, is_encoder: bool = False) -> Precision:
+    """Return the precision of a graph; raise EngineError for a name that is none."""
+    known = ENCODER_PRECISIONS if is_encoder else PRECISIONS
+    if name not in known:
+        kind = "graphs of encoders" if is_encoder else "graphs"
+        raise EngineError(f"precision {name!r}: ONNX {kind} are {', '.join(known)}")
+    return known[name]

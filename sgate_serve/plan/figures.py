@@ -1,0 +1,85 @@
+"""How much a plan removes, counted four ways, and what the kept-though-dead weights cost.
+
+*Naive* is in closed rows or columns, *compiled* is provably dead, *index-free* goes by slicing
+alone, *removed* is what the plan takes out and *executed* what is left out of an engine's
+arithmetic, its padding counted. All are fractions of the dense block weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sgate_serve.architecture.family import OUTPUT, QUERY
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.plan import Plan
+from sgate_serve.plan.placement import pruned_spec
+from sgate_serve.plan.targets import TARGETS
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Fractions of the block weights; `overall` is of all parameters, `revived` the price paid."""
+
+    naive: float
+    compiled: float
+    index_free: float
+    removed: float
+    executed: float
+    overall: float
+    revived: float
+
+    @classmethod
+    def of(cls, plan: Plan, dense: ModelSpec) -> "Figures":
+        total = dense.num_gateable or 1
+        small, sliced = pruned_spec(plan, dense), pruned_spec(_without_index_work(plan), dense)
+        bare = _without_revivals(plan, sliced)
+        padding = sum(_padding(small, TARGETS[plan.target.engine].head_multiple))
+        return cls(
+            naive=plan.closed / total,
+            compiled=plan.dead / total,
+            index_free=1 - sliced.num_gateable / total,
+            removed=1 - small.num_gateable / total,
+            executed=1 - (small.num_gateable + padding) / total,
+            overall=1 - small.num_parameters / dense.num_parameters,
+            revived=(sliced.num_gateable - bare.num_gateable) / total,
+        )
+
+    def headline(self) -> dict[str, float]:
+        """Return the two fractions that every report leads with."""
+        return {"removed": self.removed, "removed_overall": self.overall}
+
+
+def removed(plan: Plan, dense: ModelSpec) -> float:
+    """Fraction of the gateable linear weights that goes, at the alignment in force."""
+    total = dense.num_gateable
+    return 1 - pruned_spec(plan, dense).num_gateable / total if total else 0.0
+
+
+def _without_index_work(plan: Plan) -> Plan:
+    layers = tuple(replace(layer, lowerings=()) for layer in plan.layers)
+    return replace(plan, layers=layers)
+
+
+def _without_revivals(plan: Plan, sliced: ModelSpec) -> ModelSpec:
+    """Return the sliced architecture less what only widths keep."""
+    layers = (
+        replace(
+            shape,
+            num_heads=shape.num_heads - len(layer.revived("heads")),
+            num_kv_heads=shape.num_kv_heads - len(layer.revived("kv_heads")),
+            mlp_units=shape.mlp_units - len(layer.revived("mlp_units")),
+        )
+        for layer, shape in zip(plan.layers, sliced.layers, strict=True)
+    )
+    return replace(sliced, layers=tuple(layers))
+
+
+def _padding(spec: ModelSpec, multiple: int) -> Iterator[int]:
+    """Yield, per layer, the zero weights that an engine adds to fill its head width."""
+    for index, layer in enumerate(spec.layers):
+        extra = -layer.head_dim % multiple
+        if not layer.num_heads or not extra:
+            continue
+        heads = layer.num_heads + 2 * layer.num_kv_heads
+        _, columns = spec.module_shape(index, spec.family.linear(index, QUERY))
+        rows, _ = spec.module_shape(index, spec.family.linear(index, OUTPUT))
+        yield extra * (heads * columns + layer.num_heads * rows)

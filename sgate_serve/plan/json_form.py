@@ -1,0 +1,148 @@
+"""The Plan as JSON: written beside the model, read back with every field checked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from reprlib import repr as brief
+from typing import Any, TypeVar
+
+from sgate_serve.architecture.family import ATTENTION_ROLES, BLOCKS, MLP_ROLES
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.errors import PlanError
+from sgate_serve.json_fields import INDICES, TEXT, TEXTS, WHOLE, Kind, read_json
+from sgate_serve.plan import (
+    AXES,
+    PLAN_FORMAT,
+    PLAN_VERSION,
+    Fold,
+    LayerPlan,
+    Lowering,
+    Merge,
+    Plan,
+    Removal,
+    Revival,
+    Target,
+)
+
+ROLES = (*ATTENTION_ROLES, *MLP_ROLES)
+SOURCES = {"mlp_units", "value_dims", "head_units", *BLOCKS, *(f"{role}.columns" for role in ROLES)}
+ENGINE = Kind("a string or null", lambda value: value is None or isinstance(value, str))
+KEPT = Kind("a list of whole numbers or null", lambda v: v is None or INDICES.accepts(v))
+
+Value = TypeVar("Value")
+
+
+def _choice(*words: str) -> Kind:
+    return Kind(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
+
+
+KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
+    Removal: {"axis": TEXT, "indices": INDICES, "rule": TEXT, "cause": TEXT},
+    Revival: {"axis": _choice(*AXES), "indices": INDICES, "reason": TEXT},
+    Lowering: {
+        "roles": Kind("a list of roles", lambda v: TEXTS.accepts(v) and set(v) <= set(ROLES)),
+        "side": _choice("rows", "columns"),
+        "how": _choice("scatter", "gather", "dense"),
+        "kept": INDICES,
+        "saved": WHOLE,
+        "cost": WHOLE,
+    },
+    Fold: {
+        "source": _choice(*sorted(SOURCES)),
+        "layer": WHOLE,
+        "indices": INDICES,
+        "target": TEXT,
+    },
+    Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
+    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": ENGINE},
+    LayerShape: {f.name: WHOLE for f in fields(LayerShape)},
+}
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """Return the plan as JSON values."""
+    # Not asdict(): it copies one index at a time, and a 70B model's plan holds millions.
+    layers = [
+        vars(layer)
+        | {"dense": vars(layer.dense)}
+        | {key: _objects(getattr(layer, key)) for key in ("lowerings", "removals", "revivals")}
+        for layer in plan.layers
+    ]
+    parts = {key: _objects(getattr(plan, key)) for key in ("folds", "merges", "removals")}
+    head = {"format": PLAN_FORMAT, "version": PLAN_VERSION}
+    return head | vars(plan) | {"target": vars(plan.target), "layers": layers} | parts
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    path.write_text(json.dumps(plan_to_json(plan)) + "\n", encoding="utf-8")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a stored plan; raise SgateError naming the file if it is malformed."""
+    return plan_from_json(read_json(path), str(path))
+
+
+def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
+    """Read a plan from JSON values; raise PlanError naming `source` if they are malformed."""
+    found = value.get("format"), value.get("version")
+    if found != (PLAN_FORMAT, PLAN_VERSION):
+        raise PlanError(
+            f"{source} is no plan of this release: format {brief(found[0])} version "
+            f"{brief(found[1])}, expected {PLAN_FORMAT} version {PLAN_VERSION}; convert again"
+        )
+    try:
+        return Plan(
+            family=_typed(value, "family", TEXT),
+            base_fingerprint=_typed(value, "base_fingerprint", TEXT),
+            target=_read(Target, value["target"]),
+            layers=tuple(_read_layer(layer) for layer in value["layers"]),
+            **{key: _typed(value, key, WHOLE) for key in _COUNTS},
+            hidden=_kept(value, "hidden"),
+            head_units=_kept(value, "head_units"),
+            folds=_read_all(Fold, value["folds"]),
+            merges=_read_all(Merge, value["merges"]),
+            extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
+            removals=_read_all(Removal, value["removals"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise PlanError(f"{source} is no plan of this release: {error!r:.200}") from error
+
+
+_COUNTS = ("dense_hidden", "dense_head_units", "closed", "dead")
+
+
+def _objects(values: tuple[Any, ...]) -> list[dict[str, Any]]:
+    return [vars(value) for value in values]
+
+
+def _read_layer(value: Mapping[str, Any]) -> LayerPlan:
+    return LayerPlan(
+        index=_typed(value, "index", WHOLE),
+        dense=_read(LayerShape, value["dense"]),
+        **{axis: tuple(_typed(value, axis, INDICES)) for axis in AXES},
+        lowerings=_read_all(Lowering, value["lowerings"]),
+        removals=_read_all(Removal, value["removals"]),
+        revivals=_read_all(Revival, value["revivals"]),
+    )
+
+
+def _read_all(kind: type[Value], values: Any) -> tuple[Value, ...]:
+    return tuple(_read(kind, value) for value in values)
+
+
+def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
+    """Build a dataclass from a JSON object that holds each of its fields, and of the right type."""
+    read = {key: _typed(value, key, expected) for key, expected in KINDS[kind].items()}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in read.items()})
+
+
+def _kept(value: Mapping[str, Any], key: str) -> tuple[int, ...] | None:
+    kept = _typed(value, key, KEPT)
+    return None if kept is None else tuple(kept)
+
+
+def _typed(value: Mapping[str, Any], key: str, kind: Kind) -> Any:
+    if not kind.accepts(value[key]):
+        raise ValueError(f"{key} must be {kind.words}, found {brief(value[key])}")
+    return value[key]

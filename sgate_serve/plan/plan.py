@@ -1,0 +1,235 @@
+"""The Plan: what survives of each layer, in the original coordinates, and why the rest goes.
+
+One frozen, versioned value. Rules make it, `rewrite` applies it, everything else reads it; nobody
+re-reads masks. Indices are absolute, sorted and unique. Whatever follows from them (widths, rows
+and columns of each linear, removed fractions) is derived and stored nowhere.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.errors import PlanError
+
+PLAN_FORMAT = "sgate-plan"
+PLAN_VERSION = 2
+PLAN_FILE = "sgate_plan.json"
+
+Indices = tuple[int, ...]
+Axis = Literal["mlp_units", "heads", "kv_heads", "value_dims", "key_dims"]
+# Heads and KV heads count whole; dimensions count as rows of the value and key projections.
+AXES: tuple[Axis, ...] = ("mlp_units", "heads", "kv_heads", "value_dims", "key_dims")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Read-outs of one linear's gates in [0, 1]; None where that side has no gate.
+
+    y = ((x ∘ columns) Wᵀ + b) ∘ rows (arXiv 2412.12951).
+    """
+
+    rows: NDArray[np.float32] | None = None
+    columns: NDArray[np.float32] | None = None
+
+
+Masks = Mapping[str, Gate]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What one rule found dead on one axis, with the root cause in words.
+
+    `axis` is one of AXES, `<role>.columns` for what a reader takes in, `hidden` or `head_units`.
+    """
+
+    axis: str
+    indices: Indices
+    rule: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Revival:
+    """Dead units that stay, zeroed, because something wants the width; they add exactly nothing."""
+
+    axis: Axis
+    indices: Indices
+    reason: str
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """How zero rows or columns go where the dimension itself must stay.
+
+    `kept` rows are scattered to their places, `kept` columns gathered from theirs; `dense` leaves
+    the zeros where they are. `saved` are the weights that the cut takes out, `cost` its index work
+    in weights' worth of time. Several `roles` share one gather.
+    """
+
+    roles: tuple[str, ...]
+    side: Literal["rows", "columns"]
+    how: Literal["scatter", "gather", "dense"]
+    kept: Indices
+    saved: int
+    cost: int
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A constant that moves into a bias because what produced it goes.
+
+    `source` is `mlp_units` (into the down bias), `value_dims` (output bias), `<role>.columns` (the
+    reader's bias), `head_units` (outer bias) or a block, whose whole constant goes to the tensor
+    `target`; everything else has one possible target.
+    """
+
+    source: str
+    layer: int
+    indices: Indices
+    target: str = ""
+
+    @property
+    def role(self) -> str | None:
+        """The role whose bias takes the constant over; None for a block and for units on top."""
+        role, _, side = self.source.partition(".")
+        return role if side else {"mlp_units": DOWN, "value_dims": OUTPUT}.get(role)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Heads or key dimensions of a layer that become one, the first of `indices`."""
+
+    axis: Literal["heads", "key_dims"]
+    layer: int
+    indices: Indices
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the plan was made for: multiples of `align`, shards of `tensor_parallel`, an engine."""
+
+    align: int = 1
+    tensor_parallel: int = 1
+    engine: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Survivors of one layer on every axis, how the rest is lowered, and its history.
+
+    `dense` is the shape before: the coordinates that every index here refers to.
+    """
+
+    index: int
+    dense: LayerShape
+    mlp_units: Indices
+    heads: Indices
+    kv_heads: Indices
+    value_dims: Indices
+    key_dims: Indices
+    lowerings: tuple[Lowering, ...] = ()
+    removals: tuple[Removal, ...] = ()
+    revivals: tuple[Revival, ...] = ()
+
+    def survivors(self, axis: Axis) -> Indices:
+        indices: Indices = getattr(self, axis)
+        return indices
+
+    def revived(self, axis: Axis) -> set[int]:
+        return {i for revival in self.revivals if revival.axis == axis for i in revival.indices}
+
+    @property
+    def shape(self) -> LayerShape:
+        return replace(
+            self.dense,
+            num_heads=len(self.heads),
+            num_kv_heads=len(self.kv_heads),
+            mlp_units=len(self.mlp_units),
+        )
+
+    @property
+    def skipped_blocks(self) -> tuple[str, ...]:
+        gone = {ATTENTION: not self.heads, MLP: not self.mlp_units}
+        return tuple(block for block, is_gone in gone.items() if is_gone)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decision for a whole model, bound to the base checkpoint by its fingerprint.
+
+    `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the units on top
+    of `dense_head_units`; None for all. `closed` and `dead` count block weights: in closed rows or
+    columns, and provably dead.
+    """
+
+    family: str
+    base_fingerprint: str
+    target: Target
+    layers: tuple[LayerPlan, ...]
+    dense_hidden: int
+    dense_head_units: int
+    closed: int
+    dead: int
+    hidden: Indices | None = None
+    head_units: Indices | None = None
+    folds: tuple[Fold, ...] = ()
+    merges: tuple[Merge, ...] = ()
+    extra_biases: tuple[str, ...] = ()
+    removals: tuple[Removal, ...] = field(default=())
+
+    def check(self, dense: ModelSpec, source: str = "plan") -> None:
+        """Raise PlanError, naming `source`, unless this model can be rewritten by the plan."""
+        if self.family != dense.family.name or len(self.layers) != len(dense.layers):
+            raise PlanError(
+                f"{source} is for {len(self.layers)} layers of {self.family:.40}, the checkpoint "
+                f"has {len(dense.layers)} of {dense.family.name}"
+            )
+        for index, (layer, shape) in enumerate(zip(self.layers, dense.layers, strict=True)):
+            if layer.dense != shape:
+                raise PlanError(f"{source}, layer {index}: made for {layer.dense}, found {shape}")
+            _check_layer(layer, index, source)
+        for name, kept, size, found in (
+            ("hidden", self.hidden, self.dense_hidden, dense.hidden_size),
+            ("head_units", self.head_units, self.dense_head_units, dense.head_units),
+        ):
+            if size != found:
+                raise PlanError(f"{source}: {name} of {size}, but the checkpoint has {found}")
+            if kept is not None:
+                check_indices(kept, size, f"{source}: {name}")
+                if not kept:
+                    raise PlanError(f"{source}: {name} keeps nothing")
+
+
+def head_dims(heads: Indices, head_dim: int) -> NDArray[np.int64]:
+    """Return the row or column indices that `heads` occupy, `head_dim` for each head."""
+    starts = np.asarray(heads, np.int64)[:, None] * head_dim
+    return (starts + np.arange(head_dim)).reshape(-1)
+
+
+def check_indices(kept: Indices, size: int, where: str) -> None:
+    """Raise PlanError unless `kept` are sorted, unique and below `size`."""
+    indices = np.asarray(kept, np.int64)
+    is_inside = not indices.size or 0 <= indices[0] <= indices[-1] < size
+    if not is_inside or (np.diff(indices) <= 0).any():
+        raise PlanError(f"{where} must be sorted, unique and below {size}")
+
+
+def _check_layer(layer: LayerPlan, index: int, source: str) -> None:
+    dense = layer.dense
+    kv_dims = dense.num_kv_heads * dense.head_dim
+    sizes = (dense.mlp_units, dense.num_heads, dense.num_kv_heads, kv_dims, kv_dims)
+    where = f"{source}, layer {layer.index}"
+    if layer.index != index:
+        raise PlanError(f"{where} stands at position {index}; layers must be in order")
+    for axis, size in zip(AXES, sizes, strict=True):
+        check_indices(layer.survivors(axis), size, f"{where}: {axis}")
+    owners = [head // dense.queries_per_kv for head in layer.heads]
+    per_group = {owners.count(kv) for kv in layer.kv_heads}
+    if set(owners) != set(layer.kv_heads) or len(per_group) > 1:
+        raise PlanError(f"{where}: every kept KV head needs the same number of its query heads")

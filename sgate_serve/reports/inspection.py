@@ -1,0 +1,160 @@
+"""What a model folder holds: widths per layer, bytes, predicted speedup, certificate."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.bench.ideal import ideal_speedup
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.loaders.graph_cache import graph_precision, has_onnx
+from sgate_serve.onnx_format.names import (
+    GRAPH_FILE,
+    META_BLOCK,
+    ONNX_DIR,
+    WEIGHTS_FILE,
+    stored_text,
+)
+from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan.figures import Figures
+from sgate_serve.plan.json_form import read_plan
+from sgate_serve.plan.placement import dense_spec
+from sgate_serve.verify.certificate import CERTIFICATE_FILE, certificate_line, read_certificate
+
+PREFILL_TOKENS = 512
+PRECISIONS: Mapping[str, str] = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A folder, the plan it was written with and its certificate, where it has them."""
+
+    folder: Checkpoint
+    plan: Plan | None
+    certificate: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, location: str | Path) -> "Inspection":
+        """Read a folder; raise SgateError if it, its plan or its certificate is malformed."""
+        checkpoint = Checkpoint.open(location)
+        plan_path = checkpoint.folder / PLAN_FILE
+        certificate_path = checkpoint.folder / CERTIFICATE_FILE
+        return cls(
+            folder=checkpoint,
+            plan=_read_plan(plan_path, checkpoint.spec) if plan_path.exists() else None,
+            certificate=read_certificate(certificate_path) if certificate_path.exists() else None,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        spec = self.folder.spec
+        report: dict[str, Any] = {
+            "family": spec.family.name,
+            "model_type": self.folder.config["model_type"],
+            "layout": self.folder.layout,
+            "precision": precision(self.folder),
+            "parameters": spec.num_parameters,
+            "bytes_stored": self.folder.num_bytes,
+            "onnx": _graph(self.folder),
+            # Of a causal LM; of another model, what one pass reads.
+            "bytes_per_decode_step": bytes_per_step(self.folder),
+            "layers": [
+                {
+                    "mlp_units": layer.mlp_units,
+                    "heads": layer.num_heads,
+                    "kv_heads": layer.num_kv_heads,
+                    "head_dim": layer.head_dim,
+                }
+                for layer in spec.layers
+            ],
+            "certificate": self.certificate,
+        }
+        if self.plan is not None:
+            dense = dense_spec(self.plan, spec, PLAN_FILE)
+            figures = Figures.of(self.plan, dense)
+            # Both models as this folder's graph is, or would be built.
+            own = graph_precision(self.folder)
+            ideal = ideal_speedup(dense, spec, PREFILL_TOKENS, (own, own))
+            report |= {
+                **figures.headline(),
+                "figures": vars(figures),
+                "predicted_speedup": {
+                    **({"decode": ideal.decode} if spec.task == CAUSAL_LM else {}),
+                    "prefill": ideal.prefill,
+                },
+            }
+        return report
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for a person."""
+        report = self.to_json()
+        kind = report["layout"] or f"model_type {report['model_type']}"
+        yield f"{self.folder.folder}: {report['family']} family, {kind}"
+        yield (
+            f"{report['parameters']:,} parameters, {report['precision']}, "
+            f"{report['bytes_stored']:,} bytes stored, "
+            f"{report['bytes_per_decode_step']:,} read per step"
+        )
+        if report["onnx"] is not None:
+            yield _graph_line(report["onnx"])
+        yield f"{'layer':>5}  {'MLP units':>9}  {'heads':>5}  {'KV heads':>8}  {'head dim':>8}"
+        for index, layer in enumerate(report["layers"]):
+            yield (
+                f"{index:>5}  {layer['mlp_units']:>9}  {layer['heads']:>5}  "
+                f"{layer['kv_heads']:>8}  {layer['head_dim']:>8}"
+            )
+        if self.plan is not None:
+            speedups = report["predicted_speedup"].items()
+            yield (
+                f"removed {report['removed']:.1%} of the block linears, "
+                f"{report['removed_overall']:.1%} of all parameters; ideal speedup "
+                f"{', '.join(f'{phase} {ratio:.2f}x' for phase, ratio in speedups)}"
+            )
+            figures = report["figures"]
+            yield (
+                f"closed {figures['naive']:.1%}, dead {figures['compiled']:.1%}, without index "
+                f"work {figures['index_free']:.1%}, not executed {figures['executed']:.1%}"
+            )
+        yield certificate_line(self.certificate)
+
+
+def precision(folder: Checkpoint) -> str:
+    """Return what most weights are stored in: int8, or the float type of the embedding."""
+    embedding = folder.tensors[f"{folder.spec.family.embedding}.weight"]
+    return INT8 if folder.is_int8 else PRECISIONS[embedding.dtype]
+
+
+def _graph(folder: Checkpoint) -> dict[str, Any] | None:
+    """Return what the folder's graph is stored in, None where there is none."""
+    if not has_onnx(folder):
+        return None
+    graph = (folder.folder / ONNX_DIR / GRAPH_FILE).read_bytes()
+    return {
+        "precision": graph_precision(folder).name,
+        "block": int(stored_text(graph, META_BLOCK) or 0),
+        "bytes": (folder.folder / ONNX_DIR / WEIGHTS_FILE).stat().st_size,
+    }
+
+
+def _graph_line(graph: Mapping[str, Any]) -> str:
+    blocks = f" in blocks of {graph['block']}" if graph["block"] else ""
+    return f"ONNX graph: {graph['precision']}{blocks}, {graph['bytes']:,} bytes"
+
+
+def bytes_per_step(folder: Checkpoint) -> int:
+    """Count the bytes that one decode step reads: all but the embedding tables, of which it reads
+    single rows. A tied head reads its table.
+    """
+    family, is_tied = folder.spec.family, folder.spec.tied_head
+    tables = {name for name, axes in family.outside.items() if len(axes) == 2}
+    tables -= {f"{family.embedding}.weight"} if is_tied else set()
+    return sum(info.num_bytes for name, info in folder.tensors.items() if name not in tables)
+
+
+def _read_plan(path: Path, spec: ModelSpec) -> Plan:
+    """Read a folder's plan; raise SgateError unless it leads to just the widths of `spec`."""
+    plan = read_plan(path)
+    dense_spec(plan, spec, str(path))
+    return plan

@@ -1,0 +1,116 @@
+"""Runs the server process: socket, signals, log and the order in which things end."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import uvicorn
+
+from sgate_serve.errors import SgateError
+from sgate_serve.server.app import create_app
+from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.request_log import start_logging
+from sgate_serve.server.server_options import ServerOptions
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# After the grace period the streams are told to end; this is for writing that out.
+FLUSH_SECONDS = 5
+
+
+def serve(options: ServerOptions, load: Callable[[], LoadedModel]) -> int:
+    """Serve until SIGTERM or SIGINT and return 0.
+
+    The socket opens at once; `load` runs in the engine's thread and what it raises is raised here.
+    Raises SgateError if the address cannot be had. The address goes to stdout, the log to stderr.
+    """
+    start_logging(options.log_format)
+    listener = open_listener(options.host, options.port)
+    server = DrainingServer(EngineDriver(load, options), options)
+    with listener, server.signals_that_end_it():
+        server.run(sockets=[listener])
+    if server.driver.load_error is not None:
+        raise server.driver.load_error
+    return 0
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, ending in this order: no new connections, running requests, then the rest cut off.
+
+    It also ends when the model cannot be loaded.
+    """
+
+    def __init__(self, driver: EngineDriver, options: ServerOptions) -> None:
+        grace = int(options.grace_seconds) + FLUSH_SECONDS
+        config = uvicorn.Config(
+            create_app(driver, options),
+            lifespan="on",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=grace,
+        )
+        super().__init__(config)
+        self.driver = driver
+        self._grace_seconds = options.grace_seconds
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            sys.stdout.write(f"listening on {address(listener)}\n")
+            sys.stdout.flush()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self.driver.load_error is not None
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("shutting down; running requests have %g s", self._grace_seconds)
+        loop = asyncio.get_running_loop()
+        cut_off = loop.call_later(self._grace_seconds, self.driver.end_requests)
+        await super().shutdown(sockets)
+        cut_off.cancel()
+
+    @contextmanager
+    def signals_that_end_it(self) -> Iterator[None]:
+        """End the server on a signal, also before uvicorn listens for them and after it stopped.
+
+        uvicorn raises the signals it caught once more at its end, for the handlers it found: with
+        the default ones the process would die of the signal instead of exiting 0.
+        """
+
+        def end(signum: int, frame: FrameType | None) -> None:
+            self.should_exit = True
+
+        previous = {number: signal.signal(number, end) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a bound socket; raise SgateError naming the address if it cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise SgateError(
+            f"cannot listen on {host}, port {port}: {error}; choose another host or port"
+        ) from error
+
+
+def address(listener: socket.socket) -> str:
+    """Return the URL that a bound socket answers at."""
+    host, port = listener.getsockname()[:2]
+    return (
+        f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+    )

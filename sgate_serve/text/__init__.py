@@ -1,0 +1,1 @@
+"""Between text and tokens: tokenizing, detokenizing, chat templates, pooling of embeddings."""

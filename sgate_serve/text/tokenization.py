@@ -1,0 +1,222 @@
+"""Text in, token ids out, and back again.
+
+Reads the tokenizer files of a Hugging Face folder with the `tokenizers` library alone. It refuses
+nothing that the folder lacks: without `tokenizer.json` there is no codec, without a chat template
+there is no chat, and the caller says so.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from sgate_serve.errors import CheckpointError, RequestError
+from sgate_serve.json_fields import read_json
+from sgate_serve.text.chat_template import ChatTemplate
+from sgate_serve.text.detokenization import Detokenizer
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+METASPACE = "\u2581"
+BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+
+
+def _byte_alphabet() -> dict[str, bytes]:
+    """Return character → byte of GPT-2's alphabet: bytes that print stand for themselves."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    shifted = {chr(256 + index): bytes([byte]) for index, byte in enumerate(others)}
+    return shifted | {chr(byte): bytes([byte]) for byte in printable}
+
+
+BYTE_OF = _byte_alphabet()
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token ids with special tokens, and the segment of each, None if there is only one."""
+
+    ids: tuple[int, ...]
+    token_types: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class TextCodec:
+    """A folder's tokenizer and chat template."""
+
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> "TextCodec | None":
+        """Read a model folder; None, and a warning, if it has no tokenizer.
+
+        Raises CheckpointError for files that are there but cannot be read.
+        """
+        path = folder / TOKENIZER_FILE
+        if not path.exists():
+            logger.warning(
+                "%s has no %s: only prompts of token ids work; copy the base model's tokenizer "
+                "files there",
+                folder,
+                TOKENIZER_FILE,
+            )
+            return None
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing narrower
+            raise CheckpointError(
+                f"{path} is no tokenizer that the tokenizers library reads: {error}"
+            ) from error
+        # Training settings that may be stored in the file and would cut or pad every prompt.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        config_path = folder / TOKENIZER_CONFIG_FILE
+        config = read_json(config_path) if config_path.exists() else {}
+        return cls(tokenizer, ChatTemplate.load(folder, config, special_tokens(config)))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Return the token ids of a prompt, with the special tokens the tokenizer itself adds."""
+        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_texts(
+        self, text: str, text_pair: str | None = None, max_tokens: int | None = None
+    ) -> EncodedTexts:
+        """Return one text, or two joined, as an encoder reads it.
+
+        Over `max_tokens` the longer text loses its end, never a special token. Raises RequestError
+        if that many tokens leave no room for text.
+        """
+        first = self.tokenizer.encode(text, add_special_tokens=False)
+        second = None
+        if text_pair is not None:
+            second = self.tokenizer.encode(text_pair, add_special_tokens=False)
+        if max_tokens is not None:
+            num_special = self.tokenizer.num_special_tokens_to_add(text_pair is not None)
+            if max_tokens <= num_special:
+                raise RequestError(
+                    f"{max_tokens} tokens leave no room for text beside {num_special} special "
+                    "tokens; allow more",
+                    param="truncate_prompt_tokens",
+                )
+            _truncate(first, second, max_tokens - num_special)
+        whole = self.tokenizer.post_process(first, second, True)
+        types = tuple(whole.type_ids)
+        return EncodedTexts(tuple(whole.ids), types if any(types) else None)
+
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_special_tokens: bool = False
+    ) -> tuple[int, ...]:
+        """Return the token ids of a conversation, up to where the assistant is to speak.
+
+        The template writes the special tokens itself; more are added only if asked for. Raises
+        RequestError without a chat template, or if the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise RequestError(
+                "this model has no chat template; use /v1/completions, or put the base model's "
+                "chat_template.jinja into the model folder",
+                param="messages",
+            )
+        text = self.chat_template.render(messages)
+        return self.encode(text, add_special_tokens=add_special_tokens)
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of tokens, special tokens left out unless they are wanted."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+
+    def token_names(self, tokens: Sequence[int]) -> list[str]:
+        """Return what the vocabulary calls each token; an id that it lacks has an empty name."""
+        return [self.tokenizer.id_to_token(token) or "" for token in tokens]
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token stands for; an added token's are those of its name."""
+        piece = self.tokenizer.id_to_token(token)
+        if piece is None:  # the vocabulary of a model may be padded
+            return b""
+        if token in self._added_ids:
+            return piece.encode()
+        if self._is_byte_level:
+            return b"".join(BYTE_OF.get(character, character.encode()) for character in piece)
+        if BYTE_PIECE.fullmatch(piece):
+            return bytes.fromhex(piece[3:5])
+        return piece.replace(METASPACE, " ").encode()
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return "ByteLevel(" in str(self.tokenizer.decoder)
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """Return the ids of those texts that are special tokens: they never show up as text."""
+        special = {
+            token.content: index
+            for index, token in self.tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        }
+        return frozenset(special[text] for text in texts if text in special)
+
+    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
+        return Detokenizer(self.decode, prompt)
+
+
+def _truncate(first: Encoding, second: Encoding | None, room: int) -> None:
+    """Cut the longer text until `room` tokens are left, as transformers' `longest_first` does."""
+    if second is None:
+        first.truncate(room)
+        return
+    shorter, longer = (second, first) if len(first) > len(second) else (first, second)
+    # The longer one has what the shorter one leaves, and never less than half.
+    longer.truncate(max(room - len(shorter), (room + 1) // 2))
+    shorter.truncate(room - len(longer))
+
+
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return `bos_token`, `eos_token` and their like as a template's variables."""
+    tokens: dict[str, str] = {}
+    for name, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            tokens[name] = text
+    return tokens
+
+
+def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]:
+    """Return every id that ends a generation.
+
+    The sources are `eos_token_id` of generation_config.json, or else of config.json, and the
+    tokenizer's own `eos_token`. Raises CheckpointError if one is no id.
+    """
+    ids: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        value = read_json(path).get("eos_token_id") if path.exists() else None
+        if value is not None:
+            ids.update(_token_ids(value, path))
+            break
+    config_path = folder / TOKENIZER_CONFIG_FILE
+    if codec is not None and config_path.exists():
+        eos = codec.tokenizer.token_to_id(
+            special_tokens(read_json(config_path)).get("eos_token", "")
+        )
+        ids.update(() if eos is None else (eos,))
+    return frozenset(ids)
+
+
+def _token_ids(value: Any, path: Path) -> list[int]:
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(index) is int and index >= 0 for index in ids):
+        raise CheckpointError(
+            f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids"
+        )
+    return ids

@@ -1,0 +1,22 @@
+"""`train`: from a dense base and data to a gates folder. Heavy imports wait until it is called."""
+
+from sgate_serve.environment import check_installed
+from sgate_serve.errors import TrainingError
+from sgate_serve.training.train_options import TrainOptions, TrainResult
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
+
+
+def train(options: TrainOptions) -> TrainResult:
+    """Find gates for the base, recover, and write the gates folder `options.out`.
+
+    With `dry_run` nothing is written, and the metrics are the outline of the run. Raises
+    TrainingError for missing packages, bad options or data, an `out` that is not empty, a target
+    that no gates reach, a loss that is no number, or too little memory; CheckpointError for a bad
+    base. In several processes all return the same, and the main one writes.
+    """
+    check_installed("training needs", PACKAGES, "train", TrainingError)
+    options.check()
+    from sgate_serve.training.pipeline import run_training
+
+    return run_training(options)

@@ -1,0 +1,114 @@
+"""Configs to specs: both spellings of a model, and every refusal."""
+
+from typing import Any
+
+import pytest
+
+from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.errors import CheckpointError
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "num_hidden_layers": 3,
+    "hidden_size": 12,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 10,
+    "vocab_size": 7,
+}
+SGATE = LLAMA | {
+    "model_type": "sgate",
+    "head_dim": 4,
+    "sgate": {"version": 1, "family": "llama", "base_model_type": "llama"},
+    "per_layer_config": {
+        "0": {"skip": ["attention"], "intermediate_size": 4},
+        "2": {"num_attention_heads": 2, "num_key_value_heads": 1, "skip": ["mlp"]},
+    },
+}
+
+
+def spec_of(**changes: Any) -> ModelSpec:
+    return ModelSpec.from_config(LLAMA | changes, "config.json")
+
+
+def test_defaults_follow_from_what_is_given() -> None:
+    assert spec_of(hidden_size=16).layers == (LayerShape(4, 2, 4, 10),) * 3
+    assert spec_of(head_dim=6, num_key_value_heads=None).layers[0].num_kv_heads == 4
+
+
+def test_rotary_share_counts_only_where_transformers_reads_it() -> None:
+    assert spec_of(head_dim=8, partial_rotary_factor=0.5).rotary_dims == 8
+    phi = LLAMA | {"model_type": "phi3", "partial_rotary_factor": 0.5, "hidden_size": 32}
+    assert ModelSpec.from_config(phi, "config.json").rotary_dims == 4
+
+
+def test_a_null_softcap_is_off_whatever_the_default() -> None:
+    gemma = LLAMA | {"model_type": "gemma2", "head_dim": 8, "hidden_size": 32}
+    assert ModelSpec.from_config(gemma, "config.json").has_softcap
+    off = gemma | {"attn_logit_softcapping": None}
+    assert not ModelSpec.from_config(off, "config.json").has_softcap
+
+
+def test_per_layer_sizes_and_skipped_blocks() -> None:
+    spec = ModelSpec.from_config(SGATE, "config.json")
+    assert spec.layers == (
+        LayerShape(0, 0, 4, 4),
+        LayerShape(4, 2, 4, 10),
+        LayerShape(2, 1, 4, 0),
+    )
+    names = spec.tensor_shapes()
+    assert "model.layers.0.self_attn.q_proj.weight" not in names
+    assert "model.layers.0.input_layernorm.weight" not in names
+    assert names["model.layers.2.self_attn.o_proj.weight"] == (12, 8)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_theta": 5e5},
+        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}},
+        {"rope_scaling": {"type": "default"}, "rope_theta": 5e5},
+    ],
+)
+def test_both_spellings_of_rope(spelling: dict[str, Any]) -> None:
+    rope = spec_of(head_dim=4, **spelling).rope
+    assert (rope["rope_theta"], rope["rope_type"]) == (5e5, "default")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            LLAMA | {"model_type": "mamba"},
+            "'mamba' is not supported; supported families: bert, distilbert",
+        ),
+        (
+            LLAMA | {"hidden_size": "wide"},
+            "hidden_size must be a whole number of at least 1, found 'wide'",
+        ),
+        (LLAMA | {"vocab_size": None}, "vocab_size must be a whole number, found None"),
+        (LLAMA | {"head_dim": 4, "num_key_value_heads": 3}, "4 query heads, not a multiple of"),
+        (LLAMA | {"head_dim": 3}, "layer 0: head_dim 3 must be even and positive"),
+        (SGATE | {"sgate": {"version": 3}}, "sgate format version 3, this release reads 1 and 2"),
+        (SGATE | {"per_layer_config": {"7": {}}}, r"per_layer_config names layers \[7\] of 3"),
+        (
+            SGATE | {"per_layer_config": {"1": {"num_key_value_heads": 0}}},
+            "layer 1 has query or KV heads, not both",
+        ),
+    ],
+)
+def test_configs_that_cannot_be_a_model_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        ModelSpec.from_config(config, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"head_dim": 4}, True), ({"head_dim": 4, "num_attention_heads": 10}, False)],
+)
+def test_stock_shape_needs_a_head_count_that_divides_the_hidden_size(
+    changes: dict[str, Any], expected: bool
+) -> None:
+    assert is_stock_shape(spec_of(**changes)) is expected
+    assert not is_stock_shape(ModelSpec.from_config(SGATE, "config.json"))

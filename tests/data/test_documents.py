@@ -1,0 +1,109 @@
+"""Text to documents to blocks, and each way that data can be unusable."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sgate_serve.data.documents import (
+    pack,
+    read_documents,
+    read_tokenizer,
+    split_documents,
+)
+from sgate_serve.errors import TrainingError
+from tests.text_model import byte_tokenizer, write_tokenizer
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_form_feeds_separate_the_documents_of_a_text_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.txt", "one\n\nstill one\f\n \ftwo")
+    assert read_documents(path) == ["one\n\nstill one", "two"]
+
+
+def test_paragraphs_are_gathered_and_lose_nothing(tmp_path: Path) -> None:
+    text = "\n\n\n".join(f"paragraph {index} " * 50 for index in range(30))
+    documents = read_documents(written(tmp_path / "a.txt", text))
+    assert "".join(documents) == text
+    assert len(documents) > 3
+    assert all(document.startswith("paragraph") for document in documents)
+    assert all(len(document) >= 4000 for document in documents[:-1])
+
+
+def test_jsonl_and_csv_give_their_text(tmp_path: Path) -> None:
+    texts = ["one, with a comma", "two\nlines", "3"]
+    lines = [json.dumps({"text": text, "label": 1}) for text in texts]
+    assert read_documents(written(tmp_path / "a.jsonl", "\n".join(lines) + "\n\n")) == texts
+    rows = 'id,text\n1,"one, with a comma"\n2,"two\nlines"\n3,3\n'
+    assert read_documents(written(tmp_path / "a.csv", rows)) == texts
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.parquet", "x", r"a\.parquet: data must be one of \.txt, \.jsonl, \.csv"),
+        ("a.txt", " \n\n ", r"a\.txt holds no text; give a file with at least one document"),
+        ("a.jsonl", "", "holds no text"),
+        ("a.jsonl", '{"text": "a"}\n{"txt": "b"}', "line 2: no string `text`"),
+        ("a.jsonl", '{"text": 3}', "line 1: no string `text`"),
+        ("a.jsonl", '{"text": "a"}\nnonsense', "line 2: not JSON"),
+        ("a.csv", "sentence,label\nhello,1\n", "record 1: no string `text`"),
+    ],
+)
+def test_unusable_data_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        read_documents(written(tmp_path / name, text))
+
+
+def test_a_missing_file_and_binary_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="cannot be read as UTF-8 text"):
+        read_documents(tmp_path / "missing.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TrainingError, match="cannot be read as UTF-8 text"):
+        read_documents(tmp_path / "binary.txt")
+
+
+def test_a_seeded_tenth_is_held_out_by_document() -> None:
+    documents = [f"document {index}" for index in range(40)]
+    train, held_out = split_documents(documents, seed=3)
+    assert len(held_out) == 4
+    assert sorted(train + held_out) == sorted(documents)
+    assert split_documents(documents, seed=3) == (train, held_out)
+    assert split_documents(documents, seed=4) != (train, held_out)
+
+
+def test_a_single_document_cannot_be_split() -> None:
+    with pytest.raises(TrainingError, match=r"a single document, .* give --eval-data"):
+        split_documents(["all of it"], seed=0)
+
+
+def test_documents_are_packed_one_after_the_other() -> None:
+    tokenizer = byte_tokenizer()
+    texts = ["the cat sat", "on the log"]
+    stream = [token for text in texts for token in (*tokenizer.encode(text).ids, 1)]
+    blocks = pack(texts, tokenizer, 1, 4)
+    assert blocks.dtype == np.int64
+    assert blocks.reshape(-1).tolist() == stream[: len(stream) // 4 * 4]
+
+
+def test_too_little_text_is_refused() -> None:
+    with pytest.raises(TrainingError, match=r"has \d tokens, less than one block of 64; give more"):
+        pack(["the cat"], byte_tokenizer(), None, 64)
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    with pytest.raises(TrainingError, match=r"tokenizer\.json is missing; put the model's"):
+        read_tokenizer(file, 400)
+    written(file, "{}")
+    with pytest.raises(TrainingError, match="is no tokenizer"):
+        read_tokenizer(file, 400)
+    size = write_tokenizer(tmp_path).get_vocab_size()
+    with pytest.raises(TrainingError, match=f"has {size} tokens, the model embeds 20; give"):
+        read_tokenizer(file, 20)
+    assert read_tokenizer(file, size).get_vocab_size() == size

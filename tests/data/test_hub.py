@@ -1,0 +1,50 @@
+"""Data by name: what the datasets library loads, here from a folder; the hub is the same call."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sgate_serve.data.documents import read_documents
+from sgate_serve.data.hub import HELD_OUT, TRAIN
+from sgate_serve.data.records import read_examples
+from sgate_serve.errors import TrainingError
+
+
+def write_dataset(folder: Path, *splits: str) -> Path:
+    folder.mkdir()
+    for split in splits:
+        line = json.dumps({"text": f"a {split} text", "label": 1, "other": 3})
+        (folder / f"{split}.jsonl").write_text(line + "\n", encoding="utf-8")
+    return folder
+
+
+def test_a_dataset_is_read_by_split(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    data = write_dataset(tmp_path / "named", "train", "validation")
+    assert [example.text for example in read_examples(data, TRAIN)] == ["a train text"]
+    (example,) = read_examples(data, HELD_OUT)
+    assert example.text == "a validation text" and example.label == 1
+    assert example.where.endswith("validation record 1")
+    assert read_documents(data, HELD_OUT) == ["a validation text"]
+
+
+def test_a_dataset_without_the_split_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    data = write_dataset(tmp_path / "named", "train")
+    with pytest.raises(TrainingError, match=r"has no split validation or .* \(it has train\)"):
+        read_examples(data, HELD_OUT)
+
+
+def test_a_name_that_is_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="the extra `data` is not installed")
+    with pytest.raises(TrainingError, match="nowhere is no file, and datasets cannot load it"):
+        read_examples(tmp_path / "nowhere", TRAIN)
+
+
+def test_a_name_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgate_serve.environment.find_spec", lambda name: None)
+    with pytest.raises(
+        TrainingError, match=r'sst2 is no file; .*pip install "sgate-serve\[data\]"'
+    ):
+        read_examples(Path("glue/sst2"), TRAIN)

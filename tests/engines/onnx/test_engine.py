@@ -1,0 +1,217 @@
+"""The ONNX engine's own: sizes chosen from graph and machine, buffers in place, broken graphs."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
+from sgate_serve.engines.onnx import engine as onnx
+from sgate_serve.engines.onnx.engine import GraphInfo, OnnxEngine, choose_sizes, load_runner
+from sgate_serve.engines.runner import Feed, all_logits
+from sgate_serve.environment import num_cpus
+from sgate_serve.errors import EngineError
+from sgate_serve.loaders.engines import load_slot_engine
+from tests.engines.drive import decode, prefill
+from tests.engines.uneven_model import SIZES, UnevenModel
+from tests.small_llama import dense_llama, random_tokens, save
+
+# Three layers with attention keep 1, 2 and 1 KV heads; width 12 is padded to 16.
+BYTES_PER_TOKEN = 2 * (1 + 2 + 1) * 16 * 4
+
+
+@pytest.fixture
+def folder(uneven: UnevenModel) -> Path:
+    return uneven.folders["onnx"]
+
+
+def broken_copy(folder: Path, target: Path, metadata: dict[str, str]) -> Path:
+    """Copy a graph with changed metadata; the weights stay where they are."""
+    graph = ir.load(folder / "model.onnx")
+    graph.metadata_props.update(metadata)
+    target.mkdir()
+    ir.save(graph, target / "model.onnx")
+    (target / "model.onnx.data").hardlink_to(folder / "model.onnx.data")
+    return target
+
+
+def test_open_sizes_are_chosen_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        engine = OnnxEngine.load(folder)
+    slots = 4 * num_cpus()
+    mebibytes = slots * 256 * BYTES_PER_TOKEN / 2**20
+    assert (
+        f"slots={slots} max_model_len=256 threads={num_cpus()} device=cpu, KV cache of "
+        f"{slots * 256} tokens in up to {mebibytes:.0f} MiB" in caplog.text
+    )
+    assert "prefill_chunk=128" in caplog.text
+    assert (engine.runner.num_slots, engine.max_model_len) == (slots, 256)
+
+
+def test_slots_share_the_memory_that_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = 4 * BYTES_PER_TOKEN * 300
+    monkeypatch.setattr(onnx, "memory_bytes", lambda: memory)
+    runner = load_runner(folder, SlotOptions(slots=8))
+    assert (runner.max_model_len, runner.cache_tokens) == (256, 300)
+    memory = 4 * BYTES_PER_TOKEN * 100
+    runner = load_runner(folder, SlotOptions(slots=8))
+    assert (runner.max_model_len, runner.cache_tokens) == (100, 100)
+    memory = 4 * BYTES_PER_TOKEN - 1
+    with pytest.raises(EngineError, match=r"of 1 tokens needs 512 bytes, more than 25% of this"):
+        load_runner(folder, SlotOptions())
+
+
+def test_memory_that_is_given_is_taken(folder: Path) -> None:
+    runner = load_runner(folder, OnnxOptions(slots=20, kv_cache_mib=2))
+    assert runner.cache_tokens == 2**21 // BYTES_PER_TOKEN
+    with pytest.raises(EngineError, match=r"more than 1 MiB; lower .* or raise --kv-cache-mib"):
+        choose_sizes(
+            OnnxOptions(max_model_len=4096, kv_cache_mib=1),
+            GraphInfo("generate", 4096, 5),
+            BYTES_PER_TOKEN,
+        )
+
+
+def test_a_released_slot_gives_its_memory_back(tmp_path: Path, folder: Path) -> None:
+    runner = load_runner(folder, SlotOptions(slots=3, max_model_len=256, threads=1))
+    for slot in range(3):
+        prefill(runner, slot, random_tokens(256, seed=slot).tolist())
+    buffer = runner.cache.array("past_key_values.3.key")
+    neighbours = buffer[[0, 2]].copy()
+    runner.release(1)
+    # Pages that lie wholly in the slot read as zeros again; its neighbours keep what they hold.
+    assert not buffer[1].any()
+    np.testing.assert_array_equal(buffer[[0, 2]], neighbours)
+
+
+def test_a_chunk_beside_a_full_row(folder: Path) -> None:
+    """The kernel wants room for the longest row's new tokens behind every row, idle ones too."""
+    runner = load_runner(folder, SIZES)
+    full, other = random_tokens(48).tolist(), random_tokens(5, seed=1).tolist()
+    last = prefill(runner, 0, full)
+    alone = prefill(runner, 1, other)
+    runner.release(0)
+    runner.release(1)
+    prefill(runner, 0, full[:-1])
+    prefill(runner, 2, full)
+    both = runner.forward([Feed(0, full[-1:]), Feed(1, other)])
+    np.testing.assert_allclose(both, [last, alone], atol=1e-4)
+    assert runner.lengths.tolist() == [48, 5, 48]
+
+
+@pytest.mark.parametrize(("slots", "multiple"), [(1, 1), (2, 2)])
+def test_only_slots_with_neighbours_fill_calls_up(slots: int, multiple: int) -> None:
+    info = GraphInfo("generate", 64, 5, row_multiple=2)
+    sizes = choose_sizes(OnnxOptions(slots=slots, max_model_len=16), info, token_bytes=8)
+    assert sizes.row_multiple == multiple
+
+
+def test_a_chunk_over_what_graphs_allow(folder: Path) -> None:
+    with pytest.raises(EngineError, match="prefill_chunk 1025 is too large; give at most 1024"):
+        OnnxEngine.load(folder, SlotOptions(prefill_chunk=1025))
+
+
+def test_a_device_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider; for device cuda run: pip"):
+        load_runner(folder, OnnxOptions(device="cuda"))
+    with pytest.raises(EngineError, match="engine option device is 'tpu'; give cpu or cuda"):
+        OnnxOptions(device="tpu")
+
+
+def test_model_length_beyond_the_graph_is_refused(folder: Path) -> None:
+    with pytest.raises(EngineError, match="max_model_len 257 exceeds the graph's capacity of 256"):
+        load_runner(folder, SlotOptions(max_model_len=257))
+
+
+def test_cache_has_the_layers_own_widths(folder: Path) -> None:
+    runner = load_runner(folder, SIZES)
+    # A chunk's length behind the 48 positions of a slot: see MAX_CHUNK in onnx_format.py.
+    assert runner.cache.array("past_key_values.1.key").shape == (3, 1, 53, 16)
+    assert runner.cache.array("past_key_values.3.value").shape == (3, 2, 53, 16)
+    assert len([*runner.cache.views(slice(0, 3))]) == 6
+
+
+def test_calls_write_their_rows_of_the_cache_only(folder: Path) -> None:
+    runner = load_runner(folder, SIZES)
+    prefill(runner, 0, random_tokens(4).tolist())
+    prefill(runner, 2, random_tokens(6).tolist())
+    before = runner.cache.array("past_key_values.1.key").copy()
+    decode(runner, [2, 0], [5, 7])
+    after = runner.cache.array("past_key_values.1.key")
+    written = (before != after).any(axis=(1, 3))
+    assert [np.flatnonzero(row).tolist() for row in written] == [[4], [], [6]]
+
+
+def test_decode_answers_in_the_order_of_the_slots(folder: Path) -> None:
+    runner = load_runner(folder, SIZES)
+    for slot in (0, 2):
+        prefill(runner, slot, random_tokens(4 + slot, seed=slot).tolist())
+    swapped = decode(runner, [2, 0], [5, 7])
+    for slot in (0, 2):
+        runner.release(slot)
+        prefill(runner, slot, random_tokens(4 + slot, seed=slot).tolist())
+    np.testing.assert_array_equal(swapped[::-1], decode(runner, [0, 2], [7, 5]))
+
+
+def test_logits_of_a_row_are_the_same_in_any_batch(folder: Path) -> None:
+    runner = load_runner(folder, SIZES)
+    prefill(runner, 1, random_tokens(9).tolist())
+    alone = decode(runner, [1], [3])
+    runner.release(1)
+    for slot in (0, 1, 2):
+        prefill(runner, slot, random_tokens(9 if slot == 1 else 4).tolist())
+    np.testing.assert_array_equal(decode(runner, [0, 1, 2], [8, 3, 1])[1:2], alone)
+
+
+def test_returned_logits_outlive_the_next_call(folder: Path) -> None:
+    runner = load_runner(folder, SIZES)
+    prefill(runner, 0, [1, 2, 3])
+    first = decode(runner, [0], [4])
+    kept = first.copy()
+    decode(runner, [0], [5])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_too_many_tokens_for_logits(folder: Path) -> None:
+    with pytest.raises(EngineError, match="49 tokens do not fit this runner's max_model_len of 48"):
+        all_logits(load_runner(folder, SIZES), random_tokens(49))
+
+
+def test_loading_says_what_the_weights_are_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A cache of its own: another test may have had the graph of the same model built.
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
+    model = save(dense_llama(), tmp_path / "model")
+    with caplog.at_level(logging.INFO):
+        load_slot_engine("onnx", model, OnnxOptions(slots=2, max_model_len=9, precision="int4"))
+    assert "in int4 in " in caplog.text
+    assert "onnx engine: weights int4 in blocks of 128, slots=2 max_model_len=9" in caplog.text
+
+
+def test_missing_graph(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"model\.onnx is missing; write it with `sgate convert"):
+        OnnxEngine.load(tmp_path)
+
+
+def test_graph_of_another_version(folder: Path, tmp_path: Path) -> None:
+    newer = broken_copy(folder, tmp_path / "newer", {"sgate.onnx_version": "4"})
+    message = r"graph format version '4', this release reads 3; convert the model again"
+    with pytest.raises(EngineError, match=message):
+        load_runner(newer, SIZES)
+    with pytest.raises(EngineError, match=message):
+        onnx.residuals(newer, random_tokens(3))
+
+
+def test_truncated_weights(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "cut"
+    target.mkdir()
+    for name in ("model.onnx", "model.onnx.data"):
+        data = (folder / name).read_bytes()
+        (target / name).write_bytes(data if name == "model.onnx" else data[: len(data) // 2])
+    with pytest.raises(EngineError, match=r"model\.onnx: ONNX Runtime .* cannot load it"):
+        load_runner(target, SIZES)

@@ -1,0 +1,88 @@
+"""Every family in vLLM: masked dense equals converted, however it was converted."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines import load_engine
+from sgate_serve.engines.base import Request
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.errors import EngineError
+from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.engines import open_engine
+from sgate_serve.verify.verification import verify
+from tests.engines.drive import greedy, prompt, run
+from tests.engines.vllm.start import vllm_engine
+from tests.families.test_equivalence import DECODERS, check_verified, converted
+from tests.families.zoo import VARIANTS, ZOO, Variant
+
+pytestmark = pytest.mark.vllm
+
+# One of each kind: gated and not, sequential norms, post norms, fused linears, encoders.
+SLICED = [
+    variant
+    for variant in VARIANTS
+    if str(variant)
+    in (
+        *("llama-plain", "llama-classifier", "phi3-longrope", "gemma2-soft-capped"),
+        *("gpt2-tied", "bert-pooled", "distilbert-classifier"),
+    )
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_every_family_verifies_with_lowered_linears(variant: Variant, tmp_path: Path) -> None:
+    at = converted(variant, tmp_path, skip=0, index_price=0)
+    assert Checkpoint.open(at["out"]).spec.lowered
+    check_verified(at, "vllm")
+
+
+@pytest.mark.parametrize("variant", SLICED, ids=str)
+def test_every_kind_verifies_with_whole_linears(variant: Variant, tmp_path: Path) -> None:
+    at = converted(variant, tmp_path, skip=1, index_price=10**9)
+    assert not Checkpoint.open(at["out"]).spec.lowered
+    check_verified(at, "vllm")
+
+
+@pytest.mark.parametrize("variant", DECODERS, ids=str)
+def test_generated_tokens_are_those_of_transformers(variant: Variant, tmp_path: Path) -> None:
+    """The prompt is longer than every window, so that a wrong mask or cache shows."""
+    out = converted(variant, tmp_path, skip=1, index_price=0)["out"]
+    requests = [Request(f"r{seed}", prompt(9 + seed, seed), greedy(8)) for seed in range(2)]
+    reference = load_engine("torch", out, SlotOptions(slots=2))
+    # vLLM itself would end Phi-3 where its long factors begin.
+    with vllm_engine(out, max_model_len=48) as engine:
+        assert run(engine, requests) == run(reference, requests)
+
+
+def test_pairs_are_read_with_their_segments(tmp_path: Path) -> None:
+    classifier = next(model for model in ZOO["bert"] if model.task == CLASSIFICATION)
+    out = converted(classifier, tmp_path, skip=0)["out"]
+    tokens = np.array(prompt(12))
+    pair, one_text = np.repeat([0, 1], [7, 5]), np.zeros(12, np.int64)
+    reference = open_engine("torch", Checkpoint.open(out), len(tokens))
+    expected = [reference.logits(tokens, types) for types in (pair, one_text)]
+    assert np.abs(expected[0] - expected[1]).max() > 1e-2
+    with vllm_engine(out) as engine:
+        found = [engine.logits(tokens, types) for types in (pair, one_text)]
+        with pytest.raises(EngineError, match="zeros and then ones only"):
+            engine.logits(tokens, pair[::-1])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["down_proj.weight", "input_layernorm.weight", "lm_head.weight"])
+def test_a_changed_weight_fails(name: str, tmp_path: Path) -> None:
+    at = converted(ZOO["llama"][0], tmp_path, skip=0, index_price=0)
+    path = at["out"] / "model.safetensors"
+    weights = load_file(path)
+    changed = max(key for key in weights if key.endswith(name))
+    weights[changed] = weights[changed] + np.float32(0.05)
+    save_file(weights, path, metadata={"format": "pt"})
+    result = verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "vllm"))
+    assert not result.passed
+    assert result.max_abs_diff > result.tolerance
+    assert result.difference is not None and changed in result.difference

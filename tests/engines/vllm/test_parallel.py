@@ -1,0 +1,73 @@
+"""Two worker processes on two cores: tensor parallel where nothing divides, and pipeline parallel.
+
+vLLM 0.32 on CPU allocates what a pipeline stage receives while it compiles, so that case compiles.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines import load_engine
+from sgate_serve.engines.base import Request
+from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.verify.reference import TorchModel
+from tests.engines.drive import greedy, prompt, run
+from tests.engines.vllm.start import vllm_engine, worker_engine
+from tests.families.test_equivalence import converted
+from tests.families.zoo import DECODER, ZOO, Variant
+from tests.small_llama import random_tokens
+
+pytestmark = pytest.mark.vllm
+
+# 3 KV groups of 2 heads and 31 units: after pruning nothing divides by 2, and little before.
+ODD = Variant(
+    "llama",
+    "odd",
+    "causal-lm",
+    DECODER
+    | {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 16}
+    | {"intermediate_size": 31, "attention_bias": True, "mlp_bias": True},
+)
+TOKENS = 1 + random_tokens(20, vocab_size=96)
+REQUESTS = [Request(f"r{seed}", prompt(9 + seed, seed), greedy(8)) for seed in range(3)]
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    folder = converted(ODD, tmp_path, skip=0, index_price=0)["out"]
+    spec = Checkpoint.open(folder).spec
+    assert spec.lowered
+    assert any(layer.num_kv_heads % 2 for layer in spec.layers)
+    assert any(layer.mlp_units % 2 for layer in spec.layers)
+    return folder
+
+
+def check_decoder(folder: Path, arguments: list[str]) -> None:
+    reference = load_engine("torch", folder, SlotOptions(slots=3))
+    expected = run(reference, REQUESTS)
+    with vllm_engine(folder) as engine:
+        assert run(engine, REQUESTS) == expected
+    with worker_engine(folder, arguments) as engine:
+        assert run(engine, REQUESTS) == expected
+        found = engine.logits(TOKENS)
+    np.testing.assert_allclose(found, reference.logits(TOKENS), rtol=0, atol=1e-4)
+
+
+def test_tensor_parallel_shards_of_uneven_layers(odd: Path) -> None:
+    check_decoder(odd, ["--tensor-parallel-size=2"])
+
+
+@pytest.mark.slow
+def test_pipeline_parallel_stages(odd: Path) -> None:
+    check_decoder(odd, ["--pipeline-parallel-size=2", "--no-enforce-eager"])
+
+
+@pytest.mark.slow
+def test_tensor_parallel_encoder(tmp_path: Path) -> None:
+    folder = converted(ZOO["bert"][1], tmp_path, skip=0, index_price=0)["out"]
+    with worker_engine(folder, ["--tensor-parallel-size=2"]) as engine:
+        found = engine.logits(TOKENS)
+    expected = TorchModel.converted(folder).logits(TOKENS)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

@@ -1,0 +1,174 @@
+"""The Plan: what follows from it, its JSON, and every way a stored one can be wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgate_serve.architecture.shapes import LayerShape, Lowered
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.errors import PlanError
+from sgate_serve.plan import (
+    Fold,
+    LayerPlan,
+    Lowering,
+    Merge,
+    Plan,
+    Removal,
+    Revival,
+    Target,
+)
+from sgate_serve.plan.figures import Figures, removed
+from sgate_serve.plan.json_form import plan_from_json, plan_to_json, read_plan, write_plan
+from sgate_serve.plan.placement import dense_spec, place, pruned_spec
+
+SPEC = ModelSpec.from_config(
+    {
+        "model_type": "llama",
+        "num_hidden_layers": 2,
+        "hidden_size": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 2,
+        "intermediate_size": 5,
+        "vocab_size": 7,
+    },
+    "config.json",
+)
+DENSE = SPEC.layers[0]
+UNEVEN = LayerPlan(
+    index=0,
+    dense=DENSE,
+    mlp_units=(0, 3),
+    heads=(2, 3),
+    kv_heads=(1,),
+    value_dims=(2, 3),
+    key_dims=(2, 3),
+    lowerings=(
+        Lowering(("query",), "rows", "scatter", (4, 6, 7), 8, 0),
+        Lowering(("gate", "up"), "columns", "gather", (0, 2, 3, 5, 7), 12, 0),
+        Lowering(("down",), "rows", "dense", (1, 2), 12, 99),
+    ),
+    removals=(Removal("mlp_units", (1, 2, 4), "1 MLP unit never read", "down column is zero"),),
+    revivals=(Revival("heads", (3,), "each KV head keeps 2 query heads"),),
+)
+SKIPPED = LayerPlan(1, DENSE, (), (), (), (), ())
+PLAN = Plan("llama", "abc", Target(), (UNEVEN, SKIPPED), 8, 8, 300, 400)
+
+
+def rows_and_columns(role: str) -> tuple[list[int], list[int]]:
+    placed = place(PLAN, SPEC, 0, role)
+    assert placed is not None
+    return placed.rows.stored.tolist(), placed.columns.stored.tolist()
+
+
+def test_rows_and_columns_follow_from_units_and_lowerings() -> None:
+    hidden = list(range(8))
+    assert rows_and_columns("down") == (hidden, [0, 3])
+    assert rows_and_columns("up") == ([0, 3], [0, 2, 3, 5, 7])
+    assert rows_and_columns("query") == ([4, 6, 7], hidden)
+    assert rows_and_columns("key") == ([2, 3], hidden)
+    assert rows_and_columns("output") == (hidden, [4, 5, 6, 7])
+
+
+def test_index_vectors_place_what_is_stored_among_what_stays() -> None:
+    query, up = place(PLAN, SPEC, 0, "query"), place(PLAN, SPEC, 0, "up")
+    assert query is not None and query.rows.index is not None
+    assert query.rows.index.tolist() == [0, 2, 3] and query.columns.index is None
+    assert up is not None and up.columns.index is not None
+    assert up.columns.index.tolist() == [0, 2, 3, 5, 7]
+    lowered = pruned_spec(PLAN, SPEC).lowered
+    name = "model.layers.0.self_attn.q_proj"
+    assert lowered[name] == Lowered(rows=3)
+    assert "model.layers.0.mlp.down_proj" not in lowered
+
+
+def test_a_removed_block_has_no_linears() -> None:
+    assert place(PLAN, SPEC, 1, "down") is None and place(PLAN, SPEC, 1, "query") is None
+    assert SKIPPED.skipped_blocks == ("attention", "mlp")
+
+
+def test_figures_count_block_linears_and_all_parameters() -> None:
+    dense = 2 * (8 * 8 * 2 + 8 * 4 * 2 + 3 * 8 * 5)
+    sliced = 8 * 4 * 2 + 8 * 2 * 2 + 3 * 8 * 2
+    kept = sliced - 8 - 12
+    figures = Figures.of(PLAN, SPEC)
+    assert figures.removed == removed(PLAN, SPEC) == pytest.approx(1 - kept / dense)
+    assert figures.index_free == pytest.approx(1 - sliced / dense)
+    assert (figures.naive, figures.compiled) == pytest.approx((300 / dense, 400 / dense))
+    # Head 3 is dead but kept: its two rows of q and columns of o.
+    assert figures.revived == pytest.approx(2 * 2 * 8 / dense)
+    outside, norms = 2 * 7 * 8 + 8, 2 * 8
+    expected = 1 - (kept + outside + norms) / (dense + outside + 2 * norms)
+    assert figures.overall == pytest.approx(expected)
+
+
+def test_padding_of_heads_counts_as_executed() -> None:
+    padded = Figures.of(replace(PLAN, target=Target(engine="onnx")), SPEC)
+    # Heads of width 2 become 16 wide: 14 more rows of q, k, v each, and columns of o.
+    extra = 14 * ((2 + 2 * 1) * 8 + 2 * 8)
+    assert padded.removed - padded.executed == pytest.approx(extra / SPEC.num_gateable)
+
+
+def test_json_round_trip_and_the_way_back_to_the_dense_spec(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    plan = replace(
+        PLAN,
+        hidden=(0, 1, 2, 3, 4, 5, 6),
+        folds=(Fold("mlp_units", 0, (1,)), Fold("mlp", 1, (), "model.norm.weight")),
+        merges=(Merge("heads", 0, (2, 3)),),
+        removals=(Removal("hidden", (7,), "7 residual dimension", "nothing writes it"),),
+    )
+    write_plan(plan, path)
+    assert read_plan(path) == plan
+    assert dense_spec(PLAN, pruned_spec(PLAN, SPEC), "plan") == SPEC
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": 3},
+        {"layers": [{"index": 0}]},
+        {"target": {"align": "wide", "tensor_parallel": 1, "engine": None}},
+        {"folds": [{"source": "air", "layer": 0, "indices": [], "target": ""}]},
+        {"hidden": [1.5]},
+        {"version": None},
+        {"extra_biases": 1},
+    ],
+)
+def test_malformed_json_is_a_plan_error(change: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=r"broken.json is no plan of this release"):
+        plan_from_json(plan_to_json(PLAN) | change, "broken.json")
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (replace(UNEVEN, mlp_units=(3, 0)), "mlp_units must be sorted, unique and below 5"),
+        (replace(UNEVEN, mlp_units=(0, 5)), "mlp_units must be sorted, unique and below 5"),
+        (replace(UNEVEN, kv_heads=(0,)), "every kept KV head needs the same number"),
+        (replace(UNEVEN, heads=(0, 2, 3), kv_heads=(0, 1)), "every kept KV head needs the same"),
+        (replace(UNEVEN, index=1), "stands at position 0"),
+        (replace(UNEVEN, dense=LayerShape(4, 2, 2, 6)), "layer 0: made for"),
+    ],
+)
+def test_impossible_layers_are_refused(layer: LayerPlan, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        replace(PLAN, layers=(layer, SKIPPED)).check(SPEC)
+
+
+def test_plan_of_another_model_is_refused() -> None:
+    with pytest.raises(PlanError, match="plan is for 1 layers of llama, the checkpoint has 2"):
+        replace(PLAN, layers=(UNEVEN,)).check(SPEC)
+    with pytest.raises(PlanError, match="hidden of 9, but the checkpoint has 8"):
+        replace(PLAN, dense_hidden=9).check(SPEC)
+    with pytest.raises(PlanError, match="hidden must be sorted, unique and below 8"):
+        replace(PLAN, hidden=(3, 3)).check(SPEC)
+
+
+def test_unknown_axis_is_refused() -> None:
+    value = plan_to_json(PLAN)
+    value["layers"][0]["revivals"][0]["axis"] = "colour"
+    with pytest.raises(PlanError, match=r"axis must be one of .*, found 'colour'"):
+        plan_from_json(value, "plan.json")

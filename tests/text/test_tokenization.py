@@ -1,0 +1,219 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+
+from sgate_serve.errors import CheckpointError, RequestError
+from sgate_serve.text.chat_template import ChatTemplate
+from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
+from tests.text_model import (
+    BOS,
+    CHAT_TEMPLATE,
+    EOS,
+    SENTENCES,
+    byte_tokenizer,
+    pair_tokenizer,
+    write_tokenizer,
+)
+
+CODEC = TextCodec(byte_tokenizer())
+BYTES = byte_tokenizer(vocab_size=258)
+PAIRS = pair_tokenizer()
+VOCAB_SIZE = CODEC.tokenizer.get_vocab_size()
+
+
+def load(folder: Path) -> TextCodec:
+    codec = TextCodec.load(folder)
+    assert codec is not None
+    return codec
+
+
+def streamed(codec: TextCodec, prompt: list[int], tokens: list[int]) -> list[str]:
+    """The pieces of text of each token, and at last what was held."""
+    detokenizer = codec.detokenizer(prompt)
+    return [*(detokenizer.push(token) for token in tokens), detokenizer.flush()]
+
+
+def byte_tokens(text: str) -> list[int]:
+    """One token for each UTF-8 byte of the text, the finest way to cut it."""
+    return list(BYTES.encode(text, add_special_tokens=False).ids)
+
+
+def test_no_tokenizer_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert TextCodec.load(tmp_path) is None
+    assert "has no tokenizer.json: only prompts of token ids work" in caplog.text
+
+
+def test_broken_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer that the"):
+        TextCodec.load(tmp_path)
+
+
+def test_encode_adds_what_the_tokenizer_adds_and_decode_hides_it(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path)
+    codec = load(tmp_path)
+    ids = codec.encode("the cat")
+    assert ids[0] == tokenizer.token_to_id(BOS)
+    assert codec.decode(ids) == "the cat"
+
+
+def test_truncation_and_padding_of_the_file_are_not_applied(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    codec = load(tmp_path)
+    assert codec.decode(codec.encode(SENTENCES[0])) == SENTENCES[0]
+    assert len(codec.encode("the")) < 4
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
+def test_detokenizer_shows_whole_characters_and_loses_none(text: str) -> None:
+    pieces = streamed(CODEC, [], byte_tokens(text))
+    assert "".join(pieces) == text
+    assert text.count("\ufffd") == sum(piece.count("\ufffd") for piece in pieces)
+
+
+@given(st.lists(st.integers(0, VOCAB_SIZE + 5), max_size=30))
+def test_detokenizer_agrees_with_decode_on_any_tokens(tokens: list[int]) -> None:
+    assert "".join(streamed(CODEC, [], tokens)) == CODEC.decode(tokens)
+
+
+def test_detokenizer_shows_a_character_as_soon_as_it_is_complete() -> None:
+    pieces = streamed(CODEC, [], byte_tokens("a🚀b"))
+    assert pieces == ["a", "", "", "", "🚀", "b", ""]
+
+
+def test_detokenizer_does_not_hold_complete_text_before_half_a_character() -> None:
+    merged = TextCodec(
+        Tokenizer(
+            models.BPE(
+                vocab={token: i for i, token in enumerate("ðŁļĢa")} | {"að": 5},
+                merges=[("a", "ð")],
+            )
+        )
+    )
+    merged.tokenizer.decoder = decoders.ByteLevel()
+    assert streamed(merged, [], [5, 1, 2, 3]) == ["a", "", "", "🚀", ""]
+
+
+def test_detokenizer_flushes_a_character_that_was_never_completed() -> None:
+    assert streamed(CODEC, [], byte_tokens("a🚀")[:3]) == ["a", "", "", "\ufffd"]
+
+
+def test_endless_invalid_bytes_are_shown_after_a_while() -> None:
+    continuation = byte_tokens("🚀")[-1]
+    pieces = streamed(CODEC, [], [continuation] * 100)
+    assert "".join(pieces) == "\ufffd" * 100
+    assert pieces[-1].count("\ufffd") < 40
+
+
+def test_detokenizer_keeps_the_space_that_a_metaspace_decoder_strips_at_the_start() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"▁Paris": 0, "▁is": 1, "▁nice": 2}, unk_token="▁is"))
+    tokenizer.decoder = decoders.Metaspace()
+    codec = TextCodec(tokenizer)
+    assert streamed(codec, [0, 1], [2, 0]) == [" nice", " Paris", ""]
+    assert streamed(codec, [], [2, 0]) == ["nice", " Paris", ""]
+
+
+@pytest.mark.parametrize("place", ["inline", "named", "file"])
+def test_chat_template_is_found_and_rendered(tmp_path: Path, place: str) -> None:
+    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": CHAT_TEMPLATE}]
+    in_config = {"inline": CHAT_TEMPLATE, "named": named, "file": "overridden"}[place]
+    write_tokenizer(tmp_path, chat_template=in_config)
+    if place == "file":
+        (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    codec = load(tmp_path)
+    ids = codec.encode_chat([{"role": "user", "content": "the cat"}])
+    text = codec.tokenizer.decode(list(ids), skip_special_tokens=False)
+    assert text == f"{BOS}user: the cat\nassistant:"
+
+
+def test_missing_chat_template_names_the_remedy(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    with pytest.raises(RequestError, match=r"no chat template; use /v1/completions, or put"):
+        load(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_template_that_refuses_is_a_refused_request(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, chat_template=CHAT_TEMPLATE)
+    with pytest.raises(RequestError, match="template refused the messages: no developer here"):
+        load(tmp_path).encode_chat([{"role": "developer", "content": "hi"}])
+
+
+@pytest.mark.parametrize("template", ["{% if %}", 5, [{"name": "default", "template": 5}], ["x"]])
+def test_invalid_template_is_refused_at_load(tmp_path: Path, template: object) -> None:
+    write_tokenizer(tmp_path, chat_template=template)
+    with pytest.raises(CheckpointError, match="the chat template is no valid Jinja template"):
+        TextCodec.load(tmp_path)
+
+
+def test_template_environment_is_that_of_transformers(tmp_path: Path) -> None:
+    source = (
+        "{% for m in messages %}\n"
+        "    {% if loop.index == 2 %}{% break %}{% endif %}\n"
+        "{% generation %}{{ m | tojson }}{% endgeneration %}\n"
+        "{% endfor %}\n"
+        "{{ strftime_now('%Y') | length }}{{ missing }}{{ eos_token }}"
+    )
+    template = ChatTemplate.load(tmp_path, {"chat_template": source}, {"eos_token": EOS})
+    assert template is not None
+    messages = [{"content": "<é>"}, {"content": "second"}]
+    assert template.render(messages) == '{"content": "<é>"}4' + EOS
+
+
+def test_template_is_sandboxed(tmp_path: Path) -> None:
+    source = "{{ messages.__class__.__mro__[1].__subclasses__() }}{{ messages.append(1) }}"
+    template = ChatTemplate.load(tmp_path, {"chat_template": source}, {})
+    assert template is not None
+    with pytest.raises(RequestError, match="access to attribute '__class__'"):
+        template.render([])
+
+
+def test_stop_token_ids_come_from_generation_config_then_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}', encoding="utf-8")
+    assert read_stop_token_ids(tmp_path, None) == {7}
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [8, 9]}', encoding="utf-8")
+    assert read_stop_token_ids(tmp_path, None) == {8, 9}
+    tokenizer = write_tokenizer(tmp_path)
+    eos = tokenizer.token_to_id(EOS)
+    assert read_stop_token_ids(tmp_path, load(tmp_path)) == {8, 9, eos}
+
+
+@pytest.mark.parametrize("value", ["x", [1, "x"], -1, True])
+def test_stop_token_id_that_is_no_id_is_refused(tmp_path: Path, value: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="it must be a token id or a list of token ids"):
+        read_stop_token_ids(tmp_path, None)
+
+
+def test_special_ids_are_those_of_special_tokens_only(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path)
+    assert load(tmp_path).special_ids([EOS, "the", "nowhere"]) == {tokenizer.token_to_id(EOS)}
+
+
+@given(st.text("ab ", max_size=30), st.none() | st.text("ab ", max_size=30), st.integers(4, 40))
+def test_texts_of_an_encoder_are_cut_as_the_library_cuts_them(
+    text: str, pair: str | None, limit: int
+) -> None:
+    codec, cutting = TextCodec(PAIRS), pair_tokenizer()
+    cutting.enable_truncation(limit, strategy="longest_first")
+    for tokenizer, max_tokens in ((PAIRS, None), (cutting, limit)):
+        expected = tokenizer.encode(text) if pair is None else tokenizer.encode(text, pair)
+        encoded = codec.encode_texts(text, pair, max_tokens)
+        assert list(encoded.ids) == expected.ids
+        assert list(encoded.token_types or [0] * len(encoded.ids)) == expected.type_ids
+
+
+@pytest.mark.parametrize(("pair", "num_special"), [(None, 2), ("b", 3)])
+def test_texts_need_room_beside_the_special_tokens(pair: str | None, num_special: int) -> None:
+    codec = TextCodec(PAIRS)
+    with pytest.raises(RequestError, match=f"{num_special} tokens leave no room for text beside"):
+        codec.encode_texts("a", pair, num_special)
+    assert len(codec.encode_texts("a", pair, num_special + 1).ids) == num_special + 1
