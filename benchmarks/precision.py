@@ -2,7 +2,7 @@
 
 `python -m benchmarks.precision --json FILE` computes held-out perplexity of a trained model (the
 demo's, by default) through the onnx engine: the graph in every precision, and in fp32 with weights
-rounded to 4 bits by each quantiser, at several block sizes. Then it compares the random model of
+rounded to 4 bits by each quantizer, at several block sizes. Then it compares the random model of
 `sgate_serve.demo.shape` in every precision, interleaved in one run.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.command import command_line, run_script
-from benchmarks.quantisers import QUANTISERS, Floats
+from benchmarks.quantizers import QUANTIZERS, Floats
 from benchmarks.shapes import DemoShape
 from converters.to_onnx import write_onnx
 from sgate_serve.bench.compare import compare
@@ -71,16 +71,16 @@ def run(options: PrecisionOptions) -> dict[str, Any]:
 
 
 def perplexities(root: Path, options: PrecisionOptions) -> dict[str, Any]:
-    """Return perplexity by precision, and by quantiser and block of 4-bit weights in fp32."""
+    """Return perplexity by precision, and by quantizer and block of 4-bit weights in fp32."""
     model = Checkpoint.open(options.model)
     tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
     documents = read_documents(Path(options.text))
     blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)[: options.blocks]
     graphs = {name: perplexity(model, root / f"ppl-{name}", blocks, name) for name in PRECISIONS}
     alone: dict[str, dict[str, float]] = {}
-    for name, quantise in QUANTISERS.items():
+    for name, quantize in QUANTIZERS.items():
         for block in BLOCKS:
-            rounded = write_rounded(model, root / f"{name}-{block}", quantise, block)
+            rounded = write_rounded(model, root / f"{name}-{block}", quantize, block)
             found = perplexity(rounded, rounded.folder / ONNX_DIR, blocks)
             alone.setdefault(name, {})[str(block)] = found
     return {"num_tokens": int(blocks[:, 1:].size), "graphs": graphs, "weights_alone": alone}
@@ -95,7 +95,7 @@ def perplexity(model: Checkpoint, folder: Path, blocks: Tokens, precision: str =
 
 
 def write_rounded(
-    model: Checkpoint, folder: Path, quantise: Callable[[Floats, int], Floats], block: int
+    model: Checkpoint, folder: Path, quantize: Callable[[Floats, int], Floats], block: int
 ) -> Checkpoint:
     """Write an fp32 copy of the model, the linears inside its blocks rounded."""
     names = {f"{module}.weight" for module in model.spec.module_names()}
@@ -106,7 +106,7 @@ def write_rounded(
     def arrays() -> Iterator[Array]:
         for header in headers:
             array = model.read(header.name).astype(np.float32)
-            yield quantise(array, block) if header.name in names else array
+            yield quantize(array, block) if header.name in names else array
 
     with new_folder(folder) as writer:
         writer.write_json("config.json", {**model.config, "dtype": "float32"})

@@ -123,8 +123,8 @@ def precision_rows(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {perplexity:.2f} | {' | '.join(cells)} |"
 
 
-def quantiser_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the perplexity of weights that other 4-bit quantisers rounded, by block."""
+def quantizer_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the perplexity of weights that other 4-bit quantizers rounded, by block."""
     alone = record["perplexity"]["weights_alone"]
     sizes = list(next(iter(alone.values())))
     yield f"| 4-bit weights, block of | {' | '.join(sizes)} |"

@@ -24,7 +24,7 @@ from benchmarks.speed_tables import (
     interval_cell,
     overhead_rows,
     precision_rows,
-    quantiser_rows,
+    quantizer_rows,
     speedup_cell,
 )
 from sgate_serve.demo.walkthrough import report_lines
@@ -193,7 +193,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
             "encoders": "\n".join(encoder_rows(records["encoders"])),
             "precision": "\n".join(precision_rows(records["precision"])),
-            "quantisers": "\n".join(quantiser_rows(records["precision"])),
+            "quantizers": "\n".join(quantizer_rows(records["precision"])),
             "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         },
         "docs/vllm.md": {

@@ -8,7 +8,7 @@ from converters.find_facts import model_facts
 from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
-from converters.quantize import check_quantisable
+from converters.quantize import check_quantizable
 from converters.rules import compile_plan
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
@@ -61,7 +61,7 @@ def open_masked(
     if gates is None and gates_kind is not None:
         raise GatesError(f"--gates-kind {gates_kind} without --gates; name the gates as well")
     base = Checkpoint.open(checkpoint)
-    base.check_unquantised()
+    base.check_unquantized()
     read = None if gates is None else read_gates(gates, base, gates_kind)
     return MaskedCheckpoint(base, read, dtype)
 
@@ -89,7 +89,7 @@ def convert(options: ConvertOptions) -> Plan:
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     if is_int8:
-        check_quantisable(masked.spec.family)
+        check_quantizable(masked.spec.family)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         write_hf(writer, masked, plan, is_int8)

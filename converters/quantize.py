@@ -1,6 +1,6 @@
 """Rounding to int8, symmetric with one scale per output row, tensor by tensor.
 
-Quantised are the linears inside the blocks, after rewriting; all else passes as it is. Peak memory
+Quantized are the linears inside the blocks, after rewriting; all else passes as it is. Peak memory
 is the largest tensor. The format is docs/format.md, "int8".
 """
 
@@ -25,7 +25,7 @@ LARGEST = 127
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
-def check_quantisable(family: Family) -> None:
+def check_quantizable(family: Family) -> None:
     """Raise PlanError for a family whose matrices the int8 layout cannot hold."""
     if family.is_transposed:
         raise PlanError(
@@ -38,7 +38,7 @@ def check_quantisable(family: Family) -> None:
 def stored_tensors(
     masked: MaskedCheckpoint, plan: Plan, is_int8: bool
 ) -> tuple[list[TensorHeader], Iterator[Array]]:
-    """Return the headers and arrays of a folder, in writing order: as rewritten, or quantised."""
+    """Return the headers and arrays of a folder, in writing order: as rewritten, or quantized."""
     headers, arrays = tensor_headers(masked, plan), rewritten_tensors(masked, plan)
     if not is_int8:
         return headers, arrays
@@ -65,12 +65,12 @@ def int8_arrays(
     """Yield what `int8_headers` announces, from the float arrays of `headers`."""
     for header, array in zip(headers, arrays, strict=True):
         if header.name in weights:
-            yield from quantise(array, header.name)
+            yield from quantize(array, header.name)
         else:
             yield array
 
 
-def quantise(weight: Array, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize(weight: Array, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return int8 values [rows, columns] and scales [rows, 1]: weight ≈ values · scales.
 
     No weight is off by more than half its scale. Rounds half to even. Raises CheckpointError,

@@ -1,4 +1,4 @@
-"""Writes a dense Llama folder of ours as GGUF and quantises it with llama.cpp itself.
+"""Writes a dense Llama folder of ours as GGUF and quantizes it with llama.cpp itself.
 
 `python -m benchmarks.contenders.gguf_files FOLDER OUT` runs in llama.cpp's interpreter and makes
 OUT/q8_0/model.gguf and OUT/q4_0/model.gguf. The weights are noise, so the rows of query and key

@@ -15,7 +15,7 @@ from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
 from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
-from sgate_serve.checkpoint.int8 import SCALE, dequantise
+from sgate_serve.checkpoint.int8 import SCALE, dequantize
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 
@@ -60,7 +60,7 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
     """
     array, scale = checkpoint.read(name), f"{name.removesuffix('weight')}{SCALE}"
     if array.dtype == np.int8:
-        return dequantise(array, checkpoint.read(scale))
+        return dequantize(array, checkpoint.read(scale))
     return array.astype(np.float32)
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from converters.quantize import quantise
+from converters.quantize import quantize
 from converters.to_onnx.blocks import (
     LARGEST_OF_8_BITS,
     ZERO_OF_8_BITS,
@@ -91,7 +91,7 @@ class Matrices:
         return graph.node("Slice", [joined, *ends])[0]
 
     def _multiply_rows(self, matrix: Matrix, x: ir.Value) -> ir.Value:
-        """Return x Wᵀ with one scale for each row of W, and one for each token: `quantise` of both.
+        """Return x Wᵀ with one scale for each row of W, and one for each token: `quantize` of both.
 
         Sums are of whole numbers, so a token's are the same beside any others. CPUs without VNNI
         add pairs of products in 16 bits, where large ones saturate.
@@ -128,7 +128,7 @@ class Matrices:
 
         def rounded(weight: Array) -> tuple[Array, Array]:
             if matrix.scales is None:
-                return quantise(weight, matrix.name)
+                return quantize(weight, matrix.name)
             scales = matrix.scales()
             return np.rint(weight / scales).astype(np.int8), scales
 

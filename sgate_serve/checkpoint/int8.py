@@ -1,6 +1,6 @@
 """W8A8 int8 folders as compressed-tensors lays them out: their names, config, checks and values.
 
-The linears inside the blocks are int8 with one scale per output row; nothing else is quantised. Any
+The linears inside the blocks are int8 with one scale per output row; nothing else is quantized. Any
 other `quantization_config` is refused by name. The format is docs/format.md, "int8".
 """
 
@@ -48,9 +48,9 @@ def float_linears(spec: ModelSpec) -> list[str]:
 
 
 def is_int8(config: Mapping[str, Any], source: str) -> bool:
-    """Say whether a config is of an int8 folder, and not of an unquantised one.
+    """Say whether a config is of an int8 folder, and not of an unquantized one.
 
-    Raises CheckpointError, naming `source` and the entry, for any other quantisation.
+    Raises CheckpointError, naming `source` and the entry, for any other quantization.
     """
     check_fields(config, {CONFIG_KEY: OBJECT}, source, CheckpointError)
     block = config.get(CONFIG_KEY)
@@ -60,7 +60,7 @@ def is_int8(config: Mapping[str, Any], source: str) -> bool:
     if difference is not None:
         raise CheckpointError(
             f"{source}: {CONFIG_KEY}: {difference}; this release reads W8A8 int8 of "
-            "compressed-tensors and nothing else quantised: give the unquantised checkpoint"
+            "compressed-tensors and nothing else quantized: give the unquantized checkpoint"
         )
     check_fields(block, {"ignore": TEXTS}, f"{source}: {CONFIG_KEY}", CheckpointError)
     return True
@@ -110,7 +110,7 @@ def int8_weights(spec: ModelSpec) -> frozenset[str]:
 
 
 def check_weight(name: str, info: TensorInfo) -> None:
-    """Raise CheckpointError unless the weight of a quantised linear is stored as int8."""
+    """Raise CheckpointError unless the weight of a quantized linear is stored as int8."""
     if info.dtype != "I8":
         raise CheckpointError(
             f"{info.file}: tensor {name} is stored as {info.dtype}, expected I8 by "
@@ -128,7 +128,7 @@ def check_scale(name: str, info: TensorInfo) -> None:
         )
 
 
-def dequantise(weight: Array, scale: Array) -> NDArray[np.float32]:
+def dequantize(weight: Array, scale: Array) -> NDArray[np.float32]:
     """Return the fp32 matrix [rows, columns] that int8 values and their scales [rows, 1] mean."""
     values: NDArray[np.float32] = weight.astype(np.float32)
     values *= scale.astype(np.float32)

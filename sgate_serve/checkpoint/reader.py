@@ -67,13 +67,13 @@ class Checkpoint:
         folder = find_folder(location)
         source = folder / "config.json"
         stored = read_json(source)
-        quantised = is_int8(stored, str(source))
+        quantized = is_int8(stored, str(source))
         tensors = canonical_names(read_headers(folder), stored)
         config, layout = normalize_config(stored, tensors, str(source))
         if layout is not None:
             logger.info("%s: %s", folder, layout)
         spec = ModelSpec.from_config(config, str(source))
-        checkpoint = cls(folder, config, spec, tensors, layout, quantised)
+        checkpoint = cls(folder, config, spec, tensors, layout, quantized)
         checkpoint.check()
         return checkpoint
 
@@ -99,11 +99,11 @@ class Checkpoint:
                     f"{self.spec.family.name} with this config.json"
                 )
 
-    def check_unquantised(self) -> None:
+    def check_unquantized(self) -> None:
         """Raise CheckpointError for int8 weights: what prunes or trains needs those before."""
         if self.is_int8:
             raise CheckpointError(
-                f"{self.folder} is quantised to int8; give the unquantised checkpoint"
+                f"{self.folder} is quantized to int8; give the unquantized checkpoint"
             )
 
     def _check_content(self, name: str, info: TensorInfo) -> None:
@@ -115,7 +115,7 @@ class Checkpoint:
         elif info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
                 f"{info.file}: tensor {name} is stored as {info.dtype}; "
-                "give the unquantised checkpoint (F32, F16 or BF16)"
+                "give the unquantized checkpoint (F32, F16 or BF16)"
             )
         elif name.endswith(f".{SCALE}"):
             check_scale(name, info)

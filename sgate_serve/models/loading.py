@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantise, int8_weights
+from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weights
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.models import AUTO_CLASSES
@@ -38,7 +38,7 @@ def config_from(config: dict[str, Any]) -> PreTrainedConfig:
 def load_model(checkpoint: Checkpoint) -> Any:
     """Load the model of a folder, whatever its task, in fp32.
 
-    Weights of an int8 folder are dequantised, and activations are not quantised here: the outputs
+    Weights of an int8 folder are dequantized, and activations are not quantized here: the outputs
     differ a little from those of an engine that computes in int8.
     """
     if checkpoint.is_int8:
@@ -49,13 +49,13 @@ def load_model(checkpoint: Checkpoint) -> Any:
 
 
 def float_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
-    """Yield the name and content of every tensor of an int8 folder's model, dequantised."""
+    """Yield the name and content of every tensor of an int8 folder's model, dequantized."""
     weights = int8_weights(checkpoint.spec)
     for name in checkpoint.spec.tensor_shapes():
         value = checkpoint.read(name)
         if name in weights:
             scale = checkpoint.read(f"{name.removesuffix('weight')}{SCALE}")
-            value = dequantise(value, scale)
+            value = dequantize(value, scale)
         yield name, value
 
 

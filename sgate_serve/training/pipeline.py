@@ -42,7 +42,7 @@ def run_training(options: TrainOptions) -> TrainResult:
     started = time.monotonic()
     check_empty(options.out)
     given = Checkpoint.open(options.base)
-    given.check_unquantised()
+    given.check_unquantized()
     check_base(given, options)
     task = TASKS[options.task](given, options)
     planned = outline(given, task, options)

@@ -39,7 +39,7 @@ class VerifyOptions:
         None, "what --gates is: sgate, finegates or peft (default: detected)"
     )
     max_divergence: float | None = option(
-        None, "of quantised weights: fail above this mean KL divergence, in nats per token or text"
+        None, "of quantized weights: fail above this mean KL divergence, in nats per token or text"
     )
 
 
@@ -47,7 +47,7 @@ class VerifyOptions:
 class Quantization:
     """What rounded weights cost on one engine, against the masked dense model in fp32.
 
-    `mean_kl` is KL(reference ‖ quantised) in nats per token or text, `greedy_agreement` the
+    `mean_kl` is KL(reference ‖ quantized) in nats per token or text, `greedy_agreement` the
     fraction of these whose best logit is the same; both are None where outputs are no logits of a
     choice.
     """
@@ -128,7 +128,7 @@ class Verification:
 
     def lines(self) -> Iterator[str]:
         """Yield the report for a person."""
-        before = "" if self.quantization is None else ", before quantisation"
+        before = "" if self.quantization is None else ", before quantization"
         yield (
             f"{self.engine} {self.engine_version}{before}: max abs {self.outputs.name} difference "
             f"{self.max_abs_diff:.2e} (tolerance {self.tolerance:.2e})"
@@ -171,7 +171,7 @@ def certificate_line(certificate: Mapping[str, Any] | None) -> str:
         return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
     outcome = "verified" if certificate["passed"] else "verification FAILED"
     rounded = certificate.get("quantization")
-    before = "" if rounded is None else ", before quantisation"
+    before = "" if rounded is None else ", before quantization"
     line = (
         f"{outcome} on {certificate['engine']} {certificate['engine_version']}{before}: "
         f"max abs difference {certificate['max_abs_diff']:.2e}"

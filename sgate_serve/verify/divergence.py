@@ -2,7 +2,7 @@
 
 Rounded are the weights of an int8 folder, and those of an ONNX graph in fp16, int8 or int4.
 
-Quantisation is an approximation, so this is information; `--max-divergence` makes it a check.
+Quantization is an approximation, so this is information; `--max-divergence` makes it a check.
 """
 
 import math
@@ -33,7 +33,7 @@ def check_limit(limit: float | None, out: Checkpoint, engine: VerifiedEngine) ->
         raise EngineError(f"{option}: give a number of nats, at least 0")
     if engine.precision == FP32:
         raise EngineError(
-            f"{option}: {out.folder} is not quantised on {engine.name}; leave the option out"
+            f"{option}: {out.folder} is not quantized on {engine.name}; leave the option out"
         )
     if outputs_of(out.spec).choice is None:
         raise EngineError(

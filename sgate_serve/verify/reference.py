@@ -47,7 +47,7 @@ class TorchModel:
 
     @classmethod
     def rewritten(cls, masked: MaskedCheckpoint, plan: Plan) -> "TorchModel":
-        """Build what the plan makes of the masked model, unquantised, without writing it."""
+        """Build what the plan makes of the masked model, unquantized, without writing it."""
         spec, config = pruned_spec(plan, masked.spec), config_from(hf_config(masked, plan))
         names = (header.name for header in tensor_headers(masked, plan))
         tensors = zip(names, rewritten_tensors(masked, plan), strict=True)

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from benchmarks.precision import BLOCKS, PrecisionOptions, run, write_rounded
-from benchmarks.quantisers import QUANTISERS
+from benchmarks.quantizers import QUANTIZERS
 from sgate_serve.checkpoint.reader import Checkpoint
 from tests.small_llama import dense_llama, save
 
@@ -19,19 +19,19 @@ def model(tmp_path: Path) -> Checkpoint:
     return save(dense_llama(tie_word_embeddings=True), tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", QUANTISERS)
+@pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_quantiser_keeps_zeros_and_has_16_numbers_a_block(name: str, block: int) -> None:
+def test_every_quantizer_keeps_zeros_and_has_16_numbers_a_block(name: str, block: int) -> None:
     weight = np.random.default_rng(0).normal(0, 0.1, (7, 130)).astype(np.float32)
     weight[3] = 0
-    rounded = QUANTISERS[name](weight, block)
+    rounded = QUANTIZERS[name](weight, block)
     assert rounded.dtype == np.float32 and not rounded[3].any()
     assert all(len(np.unique(row[:block])) <= 16 for row in rounded)
     assert np.square(rounded - weight).sum() < 0.03 * np.square(weight).sum()
 
 
 def test_only_linears_inside_the_blocks_are_rounded(model: Checkpoint, tmp_path: Path) -> None:
-    rounded = write_rounded(model, tmp_path / "rounded", QUANTISERS["whole_range"], 32)
+    rounded = write_rounded(model, tmp_path / "rounded", QUANTIZERS["whole_range"], 32)
     inside = {f"{module}.weight" for module in model.spec.module_names()}
     for name in model.spec.tensor_shapes():
         is_same = bool((rounded.read(name) == model.read(name)).all())
@@ -50,7 +50,7 @@ def test_record_of_both_parts(model: Checkpoint, tmp_path: Path) -> None:
     assert set(found["graphs"]) == {"fp32", "fp16", "int8", "int4"}
     assert all(1 < value < math.inf for value in found["graphs"].values())
     assert found["graphs"]["fp16"] == pytest.approx(found["graphs"]["fp32"], rel=0.05)
-    assert set(found["weights_alone"]) == set(QUANTISERS)
+    assert set(found["weights_alone"]) == set(QUANTIZERS)
     assert set(record["speed"]["speedups"]) == {"int8", "int4"}
     # Bytes of the random model's weights, which are fp32 in the graph it is compared with.
     assert record["speed"]["speedups"]["int4"]["prefill"]["ideal"] == 1

@@ -90,11 +90,11 @@ def group(config: dict[str, Any]) -> dict[str, Any]:
         ),
     ],
 )
-def test_other_quantisations_are_refused_by_name(
+def test_other_quantizations_are_refused_by_name(
     folder: Path, edit: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
     edit_config(folder, edit)
-    remedy = "reads W8A8 int8 of compressed-tensors and nothing else quantised: give the unquant"
+    remedy = "reads W8A8 int8 of compressed-tensors and nothing else quantized: give the unquant"
     with pytest.raises(CheckpointError, match=f"quantization_config: .*{message}.*{remedy}"):
         Checkpoint.open(folder)
 
@@ -145,7 +145,7 @@ def test_tensors_that_contradict_the_config_are_refused(folder: Path) -> None:
         ),
         (
             {f"{name}__weight": weight, "model__norm__weight": np.ones(8, np.int8)},
-            "model.norm.weight is stored as I8; give the unquantised checkpoint",
+            "model.norm.weight is stored as I8; give the unquantized checkpoint",
         ),
     ):
         edit_tensors(folder, **change)
@@ -157,12 +157,12 @@ def test_int8_weights_without_the_config_are_refused(folder: Path) -> None:
     path = folder / "config.json"
     config = {k: v for k, v in json.loads(path.read_text()).items() if k != "quantization_config"}
     path.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="is stored as I8; give the unquantised checkpoint"):
+    with pytest.raises(CheckpointError, match="is stored as I8; give the unquantized checkpoint"):
         Checkpoint.open(folder)
 
 
 def test_an_int8_folder_is_no_base(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="out is quantised to int8; give the unquantised"):
+    with pytest.raises(CheckpointError, match="out is quantized to int8; give the unquantized"):
         open_masked(folder, None)
 
 

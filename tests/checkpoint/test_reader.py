@@ -110,7 +110,7 @@ def test_headers_that_contradict_themselves(
         read_header(file)
 
 
-def test_missing_surplus_misshapen_and_quantised_tensors(tmp_path: Path) -> None:
+def test_missing_surplus_misshapen_and_quantized_tensors(tmp_path: Path) -> None:
     values: dict[str, NDArray[Any]] = dict(arrays())
     up = values.pop(UP)
     with pytest.raises(CheckpointError, match=f"tensor {UP} is missing"):
@@ -120,7 +120,7 @@ def test_missing_surplus_misshapen_and_quantised_tensors(tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"has shape \[6\], config.json implies \[8\]"):
         short = {"model.norm.weight": np.ones(6, np.float32)}
         Checkpoint.open(write(tmp_path / "short", values | {UP: up} | short))
-    with pytest.raises(CheckpointError, match="stored as I64; give the unquantised checkpoint"):
+    with pytest.raises(CheckpointError, match="stored as I64; give the unquantized checkpoint"):
         Checkpoint.open(write(tmp_path / "integers", values | {UP: up.astype(np.int64)}))
     with pytest.raises(CheckpointError, match=r"model.extra is no part of family llama"):
         Checkpoint.open(write(tmp_path / "surplus", values | {UP: up, "model.extra": up}))

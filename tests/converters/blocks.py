@@ -5,7 +5,7 @@ import numpy as np
 from converters.to_onnx.blocks import Blocks, Floats
 
 
-def dequantised(blocks: Blocks, columns: int) -> Floats:
+def dequantized(blocks: Blocks, columns: int) -> Floats:
     """Return the matrix [rows, columns] in fp32."""
     rows, count = blocks.scales.shape
     values, zeros = blocks.values, np.full((rows, count), 128)

@@ -6,17 +6,17 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from converters.quantize import quantise
+from converters.quantize import quantize
 from converters.to_onnx.blocks import round_to_4_bits, round_to_8_bits
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.linears import Matrix
 from converters.to_onnx.matrices import Matrices
-from sgate_serve.checkpoint.int8 import dequantise
+from sgate_serve.checkpoint.int8 import dequantize
 from sgate_serve.onnx_format.precision import PRECISIONS
-from tests.converters.blocks import dequantised
+from tests.converters.blocks import dequantized
 
 Floats = NDArray[np.float32]
-QUANTISED = ["int8", "int4"]
+QUANTIZED = ["int8", "int4"]
 
 
 def normal(rows: int, columns: int, seed: int = 0) -> Floats:
@@ -36,13 +36,13 @@ def test_8_bits_are_off_by_half_a_scale_at_most(block: int) -> None:
     blocks = round_to_8_bits(weight, block)
     assert blocks.values.shape == (113, -(-97 // block), block) and blocks.zeros is None
     scales = np.repeat(blocks.scales, block, axis=1)[:, :97]
-    assert (np.abs(dequantised(blocks, 97) - weight) <= scales / 2 * (1 + 1e-5)).all()
+    assert (np.abs(dequantized(blocks, 97) - weight) <= scales / 2 * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("block", [32, 64, 128])
 def test_4_bits_are_better_than_16_even_steps_over_the_whole_range(block: int) -> None:
     for weight in (normal(113, 97), with_outliers(normal(113, 97)), np.abs(normal(30, 256))):
-        found = dequantised(round_to_4_bits(weight, block), weight.shape[1])
+        found = dequantized(round_to_4_bits(weight, block), weight.shape[1])
         error = np.square(found - weight).sum()
         assert error < 0.99 * np.square(_over_whole_range(weight, block) - weight).sum()
 
@@ -64,7 +64,7 @@ def test_zeros_stay_zeros_and_numbers_may_be_tiny_or_alike() -> None:
     weight[3], weight[4, :128] = 0, 0
     weight[5], weight[6], weight[7] = 0.3, 1e-42, -0.3
     for blocks in (round_to_8_bits(weight, 64), round_to_4_bits(weight, 64)):
-        found = dequantised(blocks, 130)
+        found = dequantized(blocks, 130)
         np.testing.assert_array_equal(found[3], 0)
         np.testing.assert_array_equal(found[4, :128], 0)
         np.testing.assert_allclose(found[5], 0.3, rtol=1e-6)
@@ -75,14 +75,14 @@ def test_zeros_stay_zeros_and_numbers_may_be_tiny_or_alike() -> None:
 def test_8_bits_find_what_was_rounded_by_rows_again() -> None:
     weight = with_outliers(normal(40, 97))
     weight[7] = 0
-    values, scales = quantise(weight, "w")
-    blocks = round_to_8_bits(dequantise(values, scales), 64, scales)
+    values, scales = quantize(weight, "w")
+    blocks = round_to_8_bits(dequantize(values, scales), 64, scales)
     stored = blocks.values.reshape(40, -1)[:, :97].astype(np.int64) - 128
     np.testing.assert_array_equal(stored, values)
     np.testing.assert_array_equal(blocks.scales, np.repeat(scales, 2, axis=1))
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", QUANTIZED)
 @pytest.mark.parametrize(("rows", "columns"), [(97, 113), (113, 97), (1, 1), (64, 896)])
 @pytest.mark.parametrize("is_outer", [False, True])
 def test_the_kernel_means_the_same_numbers(
@@ -93,7 +93,7 @@ def test_the_kernel_means_the_same_numbers(
     assert own.block is not None
     is_8_bit = is_outer or precision == "int8"
     blocks = (round_to_8_bits if is_8_bit else round_to_4_bits)(weight, own.block)
-    meant = dequantised(blocks, columns)
+    meant = dequantized(blocks, columns)
     graph = GraphBuilder()
     x = graph.input("x", ir.DataType.FLOAT, ["t", columns])
     bias = graph.weight("bias", (rows,), lambda: np.arange(rows, dtype=np.float32))

@@ -20,7 +20,7 @@ from sgate_serve.engines.onnx.runner import OnnxRunner
 from sgate_serve.engines.runner import Feed, all_logits
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS
-from tests.converters.blocks import dequantised
+from tests.converters.blocks import dequantized
 from tests.families.test_equivalence import converted
 from tests.families.zoo import VARIANTS, Variant, build
 from tests.small_llama import (
@@ -37,7 +37,7 @@ Floats = NDArray[np.float32]
 DECODERS = [v for v in VARIANTS if v.task == "causal-lm" and v.name != "longrope"]
 NAMES = {"llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"}
 SOME = [variant for variant in DECODERS if str(variant) in NAMES]
-QUANTISED = ["int8", "int4"]
+QUANTIZED = ["int8", "int4"]
 SIZES = SlotOptions(slots=4, max_model_len=48, threads=1, prefill_chunk=16)
 
 
@@ -61,11 +61,11 @@ def rounded_weights(model: PreTrainedModel, precision: str) -> PreTrainedModel:
             is_inner = isinstance(module, nn.Linear) and name != "lm_head"
             four = own.bits == 4 and is_inner
             blocks = (round_to_4_bits if four else round_to_8_bits)(weight, own.block)
-            module.weight.data = torch.from_numpy(dequantised(blocks, weight.shape[1]))
+            module.weight.data = torch.from_numpy(dequantized(blocks, weight.shape[1]))
     return model
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", QUANTIZED)
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_graph_is_the_model_of_its_rounded_weights(
     precision: str, tied: bool, tmp_path: Path
@@ -97,7 +97,7 @@ def test_every_family_in_every_precision(
         assert 0 < relative_error(found, exact) < error
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", QUANTIZED)
 @pytest.mark.parametrize("variant", SOME, ids=str)
 def test_decoding_is_exact_in_any_batch(variant: Variant, precision: str, tmp_path: Path) -> None:
     out = converted(variant, tmp_path, 1, index_price=0)["out"]
@@ -119,7 +119,7 @@ def test_decoding_is_exact_in_any_batch(variant: Variant, precision: str, tmp_pa
         np.testing.assert_array_equal(decode(beside), alone)
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", QUANTIZED)
 @pytest.mark.parametrize("tied", [False, True])
 def test_all_but_attention_is_exact_beside_a_prompt_too(
     precision: str, tied: bool, tmp_path: Path
@@ -141,7 +141,7 @@ def test_all_but_attention_is_exact_beside_a_prompt_too(
     np.testing.assert_array_equal(runner.forward([Feed(2, tokens, num_logits=9)]), alone)
 
 
-@pytest.mark.parametrize("precision", QUANTISED)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_a_tied_embedding_is_stored_once(precision: str, tmp_path: Path) -> None:
     sizes = []
     for tied in (True, False):

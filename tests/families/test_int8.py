@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from converters.convert import ConvertOptions, convert
-from converters.quantize import quantise
-from sgate_serve.checkpoint.int8 import dequantise, int8_config, int8_weights
+from converters.quantize import quantize
+from sgate_serve.checkpoint.int8 import dequantize, int8_config, int8_weights
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, PlanError
 from sgate_serve.models import MODELS
@@ -40,7 +40,7 @@ def test_linears_of_the_blocks_are_rounded_and_nothing_else(
     for name, info in exact.tensors.items():
         stored, before = rounded.tensors[name], exact.read(name)
         if name in weights:
-            expected, scale = quantise(before, name)
+            expected, scale = quantize(before, name)
             assert stored.dtype == "I8"
             np.testing.assert_array_equal(rounded.read(name), expected)
             np.testing.assert_array_equal(rounded.read(f"{name}_scale"), scale)
@@ -52,7 +52,7 @@ def test_linears_of_the_blocks_are_rounded_and_nothing_else(
 
 
 @pytest.mark.parametrize("variant", INT8_VARIANTS, ids=str)
-def test_the_torch_model_has_the_dequantised_weights(variant: Variant, tmp_path: Path) -> None:
+def test_the_torch_model_has_the_dequantized_weights(variant: Variant, tmp_path: Path) -> None:
     """Also written as fp32 by hand, the same numbers make the same outputs."""
     at = converted(variant, tmp_path, 1, index_price=0, precision="int8")
     rounded = Checkpoint.open(at["out"])
@@ -61,7 +61,7 @@ def test_the_torch_model_has_the_dequantised_weights(variant: Variant, tmp_path:
     for name, info in rounded.tensors.items():
         value = rounded.read(name)
         if name in weights:
-            value = dequantise(value, rounded.read(f"{name}_scale"))
+            value = dequantize(value, rounded.read(f"{name}_scale"))
         if not name.endswith("weight_scale"):
             floats[info.name] = torch.from_numpy(value.copy())
     config: dict[str, Any] = json.loads((at["out"] / "config.json").read_text())
@@ -99,7 +99,7 @@ def test_bf16_weights_are_rounded_as_they_are_and_the_rest_stays_bf16(tmp_path: 
     convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out", precision="int8"))
     base, out = Checkpoint.open(tmp_path / "base"), Checkpoint.open(tmp_path / "out")
     name = "model.layers.1.mlp.up_proj.weight"
-    values, scales = quantise(base.read(name), name)
+    values, scales = quantize(base.read(name), name)
     np.testing.assert_array_equal(out.read(name), values)
     np.testing.assert_array_equal(out.read(f"{name}_scale"), scales)
     assert {info.dtype for info in out.tensors.values()} == {"I8", "F32", "BF16"}
@@ -116,7 +116,7 @@ def test_what_cannot_be_int8_is_refused_and_leaves_nothing(tmp_path: Path) -> No
     assert not out.exists()
     build(ZOO["llama"][0], 0).save_pretrained(tmp_path / "llama")
     convert(ConvertOptions(str(tmp_path / "llama"), out, precision="int8"))
-    with pytest.raises(CheckpointError, match="is quantised to int8; give the unquantised check"):
+    with pytest.raises(CheckpointError, match="is quantized to int8; give the unquantized check"):
         convert(ConvertOptions(str(out), tmp_path / "again"))
 
 

@@ -318,7 +318,7 @@ def test_a_pruned_base_is_refused(options: TrainOptions, base: Path) -> None:
 def test_an_int8_base_is_refused(options: TrainOptions, base: Path) -> None:
     folder = options.out.with_name("int8")
     convert(ConvertOptions(str(base), folder, precision="int8"))
-    with pytest.raises(CheckpointError, match="is quantised to int8; give the unquantised"):
+    with pytest.raises(CheckpointError, match="is quantized to int8; give the unquantized"):
         train(replace(options, base=str(folder)))
 
 

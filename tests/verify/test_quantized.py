@@ -51,12 +51,12 @@ def test_the_plan_is_proven_and_rounding_measured(options: VerifyOptions) -> Non
     assert 1e-6 < found.mean_kl < 1e-2
     assert 0.8 < found.greedy_agreement <= 1
     lines = "\n".join(result.lines())
-    assert "before quantisation: max abs logit difference" in lines
+    assert "before quantization: max abs logit difference" in lines
     assert "stored tensors equal the plan's rewriting in int8" in lines
     assert f"mean KL divergence {found.mean_kl:.2e} nats per token" in lines
 
 
-def test_unquantised_folders_have_null(options: VerifyOptions, tmp_path: Path) -> None:
+def test_unquantized_folders_have_null(options: VerifyOptions, tmp_path: Path) -> None:
     convert(ConvertOptions(options.checkpoint, tmp_path / "floats", options.gates))
     result = verify(replace(options, out=str(tmp_path / "floats")))
     assert result.passed and result.to_json()["quantization"] is None
@@ -77,7 +77,7 @@ def test_max_divergence_is_a_check(
     stored = json.loads((Path(options.out) / CERTIFICATE_FILE).read_text())
     assert stored == report
     assert main(["inspect", options.out]) == 0
-    assert "before quantisation: max abs" in (text := capsys.readouterr().out)
+    assert "before quantization: max abs" in (text := capsys.readouterr().out)
     assert "; int8 diverges by" in text
 
 
@@ -88,7 +88,7 @@ def test_limits_without_effect_are_refused(options: VerifyOptions, tmp_path: Pat
         verify(replace(options, max_divergence=float("nan")))
     convert(ConvertOptions(options.checkpoint, tmp_path / "floats", options.gates))
     floats = replace(options, out=str(tmp_path / "floats"), max_divergence=0.1)
-    with pytest.raises(EngineError, match=r"floats is not quantised on torch; leave the option"):
+    with pytest.raises(EngineError, match=r"floats is not quantized on torch; leave the option"):
         verify(floats)
     at = converted(ZOO["bert"][0], tmp_path / "bert", 0, precision="int8")
     with pytest.raises(EngineError, match=r"out are no logits of tokens or classes"):
@@ -145,7 +145,7 @@ def test_without_its_plan_nothing_can_be_proven(options: VerifyOptions) -> None:
 
 
 def test_an_int8_folder_is_no_base_of_a_verification(options: VerifyOptions) -> None:
-    with pytest.raises(CheckpointError, match="is quantised to int8; give the unquantised"):
+    with pytest.raises(CheckpointError, match="is quantized to int8; give the unquantized"):
         verify(replace(options, checkpoint=options.out, gates=None))
 
 

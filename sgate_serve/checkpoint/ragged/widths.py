@@ -139,7 +139,7 @@ class Headers:
         if tensor is None:
             raise CheckpointError(
                 f"{self._place(layer, role)}, though others of its block are: is a shard lost, or "
-                "is the checkpoint quantised or of low rank?"
+                "is the checkpoint quantized or of low rank?"
             )
         if len(tensor.shape) != 2 or 0 in tensor.shape:
             raise CheckpointError(

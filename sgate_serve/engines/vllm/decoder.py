@@ -1,7 +1,7 @@
 """Any decoder family in vLLM, built from its ModelSpec: uneven widths, missing blocks, indices.
 
 The layer is written once; what sets families apart is data: where norms stand, which linears are
-there, windows, soft caps. Tensor and pipeline parallelism, torch.compile and quantised linears are
+there, windows, soft caps. Tensor and pipeline parallelism, torch.compile and quantized linears are
 vLLM's own.
 """
 

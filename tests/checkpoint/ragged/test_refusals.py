@@ -59,10 +59,10 @@ def test_blocks_that_are_only_half_there() -> None:
     with pytest.raises(CheckpointError, match=rf"{SOURCE}: tensor {V_0} is missing .* lost, or is"):
         understood(CONFIG, shapes)
     low_rank = {f"{ATTENTION_0}.v_proj.w1": (4, 24), f"{ATTENTION_0}.v_proj.w2.weight": (16, 4)}
-    with pytest.raises(CheckpointError, match=rf"{V_0} is missing .* quantised or of low rank\?"):
+    with pytest.raises(CheckpointError, match=rf"{V_0} is missing .* quantized or of low rank\?"):
         understood(CONFIG, shapes | low_rank)
     packed = {name.replace(".weight", ".qweight"): shape for name, shape in shapes.items()}
-    with pytest.raises(CheckpointError, match=r"o_proj.weight is missing .* quantised or of low"):
+    with pytest.raises(CheckpointError, match=r"o_proj.weight is missing .* quantized or of low"):
         understood(CONFIG, packed)
 
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from converters.convert import ConvertOptions, convert
-from converters.quantize import quantise
+from converters.quantize import quantize
 from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.base import LoadedEncoder
@@ -90,7 +90,7 @@ def test_values_are_those_of_an_int8_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["values"].numpy(), weight.T)
     np.testing.assert_array_equal(found["scales"].numpy()[:, None], scale)
     base = Checkpoint.open(tmp_path / "base")
-    values, _ = quantise(base.read(f"{UP}.weight"), UP)
+    values, _ = quantize(base.read(f"{UP}.weight"), UP)
     np.testing.assert_array_equal(model.read(f"{UP}.weight"), values)
 
 

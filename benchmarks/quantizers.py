@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from converters.to_onnx.blocks import LARGEST_OF_4_BITS, best_range
 
 Floats = NDArray[np.float32]
-Quantiser = Callable[[Floats, int], Floats]
+Quantizer = Callable[[Floats, int], Floats]
 
 
 def whole_range(weight: Floats, block: int) -> Floats:
@@ -68,7 +68,7 @@ def least_error(weight: Floats, block: int) -> Floats:
     return _rows(steps * scales[:, None], weight)
 
 
-QUANTISERS: Mapping[str, Quantiser] = {
+QUANTIZERS: Mapping[str, Quantizer] = {
     "least_error": least_error,
     "k_quant": k_quant,
     "whole_range": whole_range,
