@@ -1,1 +1,1 @@
-"""Scripts that choose workloads, their results as JSON, and the tables made from those."""
+"""Benchmark scripts that choose workloads, their records as JSON, and the generated tables."""

@@ -1,4 +1,4 @@
-"""The command line of a benchmark: the fields of its options, and the file for its record."""
+"""The command line of a benchmark script: one flag per option, and the file for the record."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ Options = TypeVar("Options")
 
 
 def command_line(name: str, options: Any) -> str:
-    """Return the command that repeats a run, but for its `--json`."""
+    """Return the command that repeats a run, without `--json`."""
     flags = (f"--{key} {value}" for key, value in asdict(options).items() if value != "")
     return f"python -m benchmarks.{name} {' '.join(flags)}"
 

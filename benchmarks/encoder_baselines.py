@@ -1,6 +1,6 @@
-"""What users have without us: a dense classifier in torch, and exported by torch to ONNX.
+"""Baselines for encoders: a dense classifier in torch, and its ONNX export by torch.
 
-Both take texts of one length, all tokens real, and are timed like our engine.
+Both read texts of equal length without padding and are timed like our engine.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 
 
 class EagerTorch:
-    """A classifier in transformers, eager and in fp32; what a `TimedEncoder` asks of an engine."""
+    """A classifier in transformers, eager and in fp32, with the interface of a `TimedEncoder`."""
 
     def __init__(self, model: Checkpoint, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -39,7 +39,7 @@ class EagerTorch:
 
 
 class TorchExport:
-    """The same as `torch.onnx.export` writes it, on the ONNX Runtime session of our engine."""
+    """The same classifier as `torch.onnx.export` writes it, in our ONNX Runtime session."""
 
     def __init__(self, model: Checkpoint, folder: Path, threads: int) -> None:
         self.max_model_len, self.vocab_size = model.spec.max_positions, model.spec.vocab_size
@@ -61,7 +61,7 @@ _INPUTS = ("input_ids", "attention_mask")
 
 
 class _Logits(nn.Module):
-    """A model whose only output are the logits."""
+    """A model whose only output is the logits."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Logits(nn.Module):
 
 
 def export(model: Checkpoint, path: Path) -> None:
-    """Write the model with free batch and length, by the exporter that torch recommends."""
+    """Write the model with dynamic batch and length, using the exporter that torch recommends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = torch.zeros((2, 16), dtype=torch.int64)
     free = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}

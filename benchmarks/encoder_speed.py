@@ -1,8 +1,8 @@
-"""What removed weights are worth in an encoder on ONNX Runtime, beside what users have otherwise.
+"""Speed of pruned encoders on ONNX Runtime, compared with torch and with torch's ONNX export.
 
-`python -m benchmarks.encoder_speed --json FILE` makes a random classifier of BERT-base's shape,
-closes heads and MLP units of 20, 30 and 40%, unevenly over the layers, and measures each in the
-same rounds as the dense model, torch's own ONNX export of it, and torch itself.
+`python -m benchmarks.encoder_speed --json FILE` creates a random classifier of BERT-base's shape
+and closes 20, 30 and 40% of its heads and MLP units, unevenly over the layers. It measures each
+pruned model in the same rounds as the dense model, torch's ONNX export of it, and torch itself.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ ENGINE = "onnx"
 
 @dataclass(frozen=True)
 class EncoderSpeedOptions:
-    """The shape, and how much is measured."""
+    """The shape of the model, and the amount of measuring."""
 
     hidden: int = option(768, "hidden size")
     mlp: int = option(3072, "MLP units")
@@ -40,7 +40,7 @@ class EncoderSpeedOptions:
     heads: int = option(12, "heads")
     vocab_size: int = option(30522, "vocabulary")
     tokens: int = option(128, "tokens of each text")
-    large_batch: int = option(32, "texts read at once, beside one at a time")
+    large_batch: int = option(32, "texts read at once; a single text is measured too")
     rounds: int = option(5, "interleaved rounds")
     seed: int = option(0, "seed of weights, masks and token ids")
 
@@ -77,7 +77,7 @@ def prune(base: Checkpoint, name: str, removed: float, seed: int) -> dict[str, A
 
 
 def load_all(base: Checkpoint, workload: EncoderWorkload) -> dict[str, TimedEncoder]:
-    """Load every model that is measured, in the order of a round."""
+    """Load every measured model, in the order of a round."""
     root, threads = base.folder.parent, num_cpus()
     ours = {DENSE: base, **{name: Checkpoint.open(root / name) for name in FRACTIONS}}
     timed = {name: load_timed_encoder(ENGINE, m, workload.sizes) for name, m in ours.items()}
@@ -88,7 +88,7 @@ def load_all(base: Checkpoint, workload: EncoderWorkload) -> dict[str, TimedEnco
 
 
 def measure(base: Checkpoint, workload: EncoderWorkload) -> dict[str, Any]:
-    """Time all models in interleaved rounds; return speedups over the dense one on our engine."""
+    """Time all models in interleaved rounds; return speedups over our dense model."""
     root = base.folder.parent
     models = load_all(base, workload)
     times = measure_rounds(phases(workload), models, workload.rounds)
@@ -116,7 +116,7 @@ def measure(base: Checkpoint, workload: EncoderWorkload) -> dict[str, Any]:
 
 
 def run(options: EncoderSpeedOptions) -> dict[str, Any]:
-    """Make the models in a temporary folder and measure them; return the record."""
+    """Create the models in a temporary folder and measure them; return the record."""
     with tempfile.TemporaryDirectory(prefix="sgate-encoders-") as folder:
         root = Path(folder)
         write_noise(root / "stored", options.config, 1, options.seed)

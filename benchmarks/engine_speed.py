@@ -1,14 +1,15 @@
-"""Our embedded engine beside others on one CPU: dense models of every engine, pruned ones of ours.
+"""Speed of our embedded engine, dense and pruned, compared with other engines on one CPU.
 
-`python -m benchmarks.engine_speed --json FILE` makes a random Llama-shaped model, closes coupled
-gates of 20, 30 and 40% and measures decoding and prefill. Every engine has a process of its own,
-one of them computing at a time; each round asks all of them forwards, then backwards. Contenders
-are grouped by the width of their weights, and a group is loaded together; our dense int4 model is
+`python -m benchmarks.engine_speed --json FILE` creates a random Llama-shaped model, closes coupled
+gates for 20, 30 and 40%, and measures decoding and prefill. Each engine runs in its own process,
+and one of them computes at a time; each round asks all of them forwards, then backwards. Contenders
+are grouped by the width of their weights, and a group is loaded together. Our dense int4 model is
 in every group, so that groups can be compared.
 
-Interpreters with llama-cpp-python, gguf, ml_dtypes and safetensors, and with onnxruntime-genai and
-what its model builder needs, are named by `--llama_python` and `--genai_python`; vLLM is the
-current one's. What is not named is left out. See benchmarks/contenders for versions.
+`--llama_python` is an interpreter with llama-cpp-python, gguf, ml_dtypes and safetensors;
+`--genai_python` is one with onnxruntime-genai and the packages of its model builder; vLLM runs in
+the current interpreter. An engine without an interpreter is left out. benchmarks/contenders lists
+the tested versions.
 """
 
 import json
@@ -41,18 +42,18 @@ from sgate_serve.environment import cpu_ids, hardware, library_versions, num_cpu
 from sgate_serve.options import option
 
 REFERENCE = "ours int4 dense"
-# The threads of the engine before go on waiting for work, up to 0.2 s in Intel's OpenMP. To forbid
-# them that would cost llama.cpp more than half of its speed at batch 1.
+# The threads of the previous engine keep waiting for work, up to 0.2 s in Intel's OpenMP.
+# Forbidding that would cost llama.cpp more than half of its speed at batch 1.
 SETTLE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
 class EngineOptions(LlamaShape):
-    """The shape, how much is measured, and where the other engines are."""
+    """The shape, the amount of measuring, and the interpreters of other engines."""
 
-    llama_python: str = option("", "interpreter with llama-cpp-python, gguf and so on")
+    llama_python: str = option("", "interpreter with llama-cpp-python and gguf")
     genai_python: str = option("", "interpreter with onnxruntime-genai and its model builder")
-    vllm: int = option(1, "1 measures vLLM of the current interpreter too")
+    vllm: int = option(1, "1 also measures vLLM, in the current interpreter")
     groups: str = option("int4,int8,float", "groups to measure, separated by commas")
 
     @property
@@ -67,13 +68,13 @@ class EngineOptions(LlamaShape):
 
     @property
     def model_len(self) -> int:
-        """Tokens of a row; some engines add a token of their own behind a prompt."""
+        """Tokens of a row; some engines append a token of their own to a prompt."""
         return self.workload.model_len + 8
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One engine with one model: how its worker is started."""
+    """One engine with one model, and the command that starts its worker."""
 
     python: str
     kind: str
@@ -88,7 +89,7 @@ class Contender:
 
 
 class Worker:
-    """A running contender: a `Timed` of engines/timed.py that measures in its own process."""
+    """A running contender: a `Timed` (engines/timed.py) that measures in its own process."""
 
     def __init__(
         self, contender: Contender, options: EngineOptions, model_len: int | None = None
@@ -140,7 +141,7 @@ class Worker:
 
 
 def make_models(root: Path, options: EngineOptions) -> dict[str, Any]:
-    """Write the dense and the pruned models, and the dense one as the other engines read it."""
+    """Write the dense and the pruned models, and the dense one in the other engines' formats."""
     write_noise(root / "dense", options.config, 1, options.seed)
     write_tokenizer(root / "dense", options.vocab_size)
     base = Checkpoint.open(root / "dense")
@@ -231,7 +232,7 @@ def measure(workers: Mapping[str, Worker], workload: Workload) -> dict[str, Any]
 
 
 def run(options: EngineOptions) -> dict[str, Any]:
-    """Make the models in a temporary folder and measure them; return the record."""
+    """Create the models in a temporary folder and measure them; return the record."""
     with tempfile.TemporaryDirectory(prefix="sgate-engines-") as folder:
         root = Path(folder)
         os.environ["SGATE_CACHE"] = str(root / "cache")
@@ -253,7 +254,7 @@ def run(options: EngineOptions) -> dict[str, Any]:
 
 
 def _versions_of(options: EngineOptions) -> dict[str, str]:
-    """Return the versions of the engines in other interpreters."""
+    """Return the versions of the engines in the other interpreters."""
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     packages = {"llama-cpp-python": options.llama_python, "onnxruntime-genai": options.genai_python}
     return {

@@ -1,9 +1,9 @@
-"""What serving needs: the size of an installation without torch, its start, its memory.
+"""Footprint of serving: the size of an installation without torch, its start time and memory.
 
 `python -m benchmarks.footprint --json FILE --model FOLDER` installs this checkout into a fresh
-virtual environment, then starts `sgate serve FOLDER` several times and asks for a completion as
-soon as the server answers. The folder should hold its ONNX graph, as `sgate convert --to hf,onnx`
-writes it.
+virtual environment, then starts `sgate serve FOLDER` several times and requests a completion as
+soon as the server answers. The folder should contain its ONNX graph, as written by
+`sgate convert --to hf,onnx`.
 """
 
 import json
@@ -28,27 +28,29 @@ from sgate_serve.options import option
 ROOT = Path(__file__).parent.parent
 POLL_SECONDS = 0.01
 START_SECONDS = 60.0
-# The largest packages of the installation that are named.
-NUM_NAMED = 10
+# How many of the largest packages the record lists.
+NUM_LISTED = 10
 
 
 @dataclass(frozen=True)
 class FootprintOptions:
+    """The model to serve, and the number of starts."""
+
     model: str = option("sgate-demo/pruned", "folder to serve")
-    starts: int = option(5, "how often the server is started")
+    starts: int = option(5, "number of measured starts of the server")
 
 
 def install(venv: Path) -> dict[str, Any]:
-    """Install this checkout; return what that took, in bytes on disk, and the largest packages."""
+    """Install this checkout; return the installed bytes and the largest packages."""
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     packages = next((venv / "lib").glob("python*")) / "site-packages"
     empty = _num_bytes(packages)
-    # pip builds in the folder that it is given.
+    # pip builds inside the folder that it is given.
     copy = venv.parent / "copy"
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "sgate-demo"))
     subprocess.run([venv / "bin" / "pip", "install", "--quiet", str(copy)], check=True)
     sizes = {path.name: _num_bytes(path) for path in packages.iterdir()}
-    largest = sorted(sizes, key=lambda name: -sizes[name])[:NUM_NAMED]
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:NUM_LISTED]
     return {
         "installed_bytes": sum(sizes.values()) - empty,
         "largest": {name: sizes[name] for name in largest},
@@ -63,7 +65,7 @@ def _num_bytes(path: Path) -> int:
 
 
 def start_once(sgate: Path, model: str) -> dict[str, float]:
-    """Start a server, get one streamed completion, end it; return seconds since the start."""
+    """Start a server, stream one completion and stop it; return seconds and bytes of memory."""
     begun = time.perf_counter()
     command = [str(sgate), "serve", model, "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -104,7 +106,7 @@ def _read_first_token(connection: HTTPConnection, model: str) -> None:
 
 
 def memory_of(pid: int) -> Mapping[str, float]:
-    """Return the resident memory of a process, now and at most, in bytes."""
+    """Return the current and the peak resident memory of a process, in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
     names = {"rss_bytes": "VmRSS", "peak_rss_bytes": "VmHWM"}
@@ -112,7 +114,7 @@ def memory_of(pid: int) -> Mapping[str, float]:
 
 
 def run(options: FootprintOptions) -> dict[str, Any]:
-    """Install, start as often as asked; return the record."""
+    """Install, start the server `starts` times, and return the record."""
     with tempfile.TemporaryDirectory(prefix="sgate-footprint-") as folder:
         venv = Path(folder) / "venv"
         installed = install(venv)
@@ -120,7 +122,7 @@ def run(options: FootprintOptions) -> dict[str, Any]:
         start_once(sgate, options.model)  # compiles the bytecode
         starts = [start_once(sgate, options.model) for _ in range(options.starts)]
     model = Path(options.model)
-    # Of a path only the name is worth keeping.
+    # The record keeps only the folder's name.
     shown = replace(options, model=model.name)
     return {
         "command": command_line("footprint", shown),

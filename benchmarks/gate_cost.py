@@ -1,7 +1,7 @@
-"""What training gates adds to a step of LoRA, in time and in memory.
+"""Time and memory that training gates adds to a LoRA step.
 
-`python -m benchmarks.gate_cost --base MODEL --data FILE --task TASK --json FILE` takes steps of
-LoRA, of gates alone and of gates beside LoRA, each in a process of its own, in turns.
+`python -m benchmarks.gate_cost --base MODEL --data FILE --task TASK --json FILE` runs steps of
+LoRA, of gates alone and of gates with LoRA. Each variant runs in its own process, in turns.
 """
 
 import multiprocessing
@@ -19,14 +19,14 @@ from benchmarks.footprint import memory_of
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
 
-LORA_STEP, GATES_ALONE, GATES_BESIDE = "LoRA", "gates alone", "gates beside LoRA"
-VARIANTS = (LORA_STEP, GATES_ALONE, GATES_BESIDE)
+LORA_STEP, GATES_ALONE, GATES_WITH_LORA = "LoRA", "gates alone", "gates beside LoRA"
+VARIANTS = (LORA_STEP, GATES_ALONE, GATES_WITH_LORA)
 WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class CostOptions:
-    """The model, its data, and how much is measured."""
+    """The model, its data, and the amount of measuring."""
 
     base: str = option("", "model folder")
     data: str = option("", "training data")
@@ -38,7 +38,7 @@ class CostOptions:
 
 
 def run(options: CostOptions) -> dict[str, Any]:
-    """Return the step's seconds and the memory's growth of each variant, and what gates add."""
+    """Return the record: seconds per step and memory growth of each variant, and their ratios."""
     spawn = multiprocessing.get_context("spawn")
     measured: dict[str, dict[str, list[float]]] = {
         name: {"seconds": [], "bytes": []} for name in VARIANTS
@@ -74,7 +74,7 @@ def _over_lora(
 
 
 def measure(options: CostOptions, variant: str) -> tuple[float, int]:
-    """Return the median seconds of a step, and by how many bytes the steps grew the process."""
+    """Return the median seconds of a step, and the growth of the process in bytes."""
     from transformers.trainer import DEFAULT_CALLBACKS
     from transformers.trainer_callback import TrainerCallback
 
@@ -105,7 +105,7 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
         out=folder / "gates",
         task=options.task,
         method=DENSE if variant == LORA_STEP else GATES,
-        gates_with=LORA if variant == GATES_BESIDE else NONE,
+        gates_with=LORA if variant == GATES_WITH_LORA else NONE,
         steps=options.steps,
         batch_size=options.batch_size,
         seq_len=options.seq_len,

@@ -1,9 +1,9 @@
-"""What removal costs a causal LM that was trained from scratch on the standard library's sources.
+"""Perplexity cost of pruning a causal LM trained from scratch on the standard library's sources.
 
 `python -m benchmarks.language_quality --dir DIR --json FILE` trains a Llama of about five million
-parameters, then finds masks by every method, recovers for a twentieth of its training tokens,
-and measures the perplexity of held-out files. Resumable and limited like benchmarks.quality.
-`--size 115M --bf16 1` is for a GPU.
+parameters, finds masks by every method, recovers for a twentieth of its training tokens, and
+measures the perplexity of held-out files. Like benchmarks.quality, a run can be resumed, and
+`--minutes` limits it. `--size 115M --bf16 1` is for a GPU.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +43,7 @@ VOCAB_SIZE = 2048
 
 @dataclass(frozen=True)
 class DenseModel:
-    """Hidden size, layers, heads, KV heads and MLP units, and what rate they learn at."""
+    """Hidden size, layers, heads, KV heads and MLP units of the model, and its learning rate."""
 
     sizes: tuple[int, int, int, int, int]
     learning_rate: float
@@ -57,7 +57,7 @@ DENSE_MODELS: Mapping[str, DenseModel] = {
 
 @dataclass(frozen=True)
 class LanguageOptions(TableOptions):
-    """How long the dense model and each cell train."""
+    """The size of the dense model, and the training of it and of each cell."""
 
     dir: str = option("language", "working folder; a started one is continued")
     start_steps: int = option(9800, "steps of the dense model")
@@ -65,11 +65,11 @@ class LanguageOptions(TableOptions):
     batch_size: int = option(8, "blocks per step")
     seq_len: int = option(128, "tokens per block")
     size: str = option("5M", "parameters of the dense model: 5M or 115M")
-    tests: int = option(0, "1 trains on the library's own tests too, over three times the text")
+    tests: int = option(0, "1 also trains on the library's own tests: over three times the text")
     bf16: int = option(0, "1 trains in bf16")
 
 
-# What is owed to gates that are exact in every step, and to LoRA beside them.
+# Variants that separate the effect of exact gates from that of LoRA trained with them.
 EVEN_GATES: Mapping[str, Any] = {"method": "gates", "balance": "even"}
 SINGLE: Mapping[str, Mapping[str, Any]] = {
     "gates, even": EVEN_GATES,
@@ -85,7 +85,7 @@ SINGLE: Mapping[str, Mapping[str, Any]] = {
 
 
 def cells() -> Iterator[Cell]:
-    """Yield the table in the order of importance: what a stopped run lacks is at the end."""
+    """Yield the cells, the most important first, as a run may be stopped early."""
     yield Cell("dense", {"method": "dense"})
     for target in (0.3, 0.4, 0.2):
         yield distilled_cell(target)
@@ -96,7 +96,7 @@ def cells() -> Iterator[Cell]:
 
 
 class LanguageTable(Table):
-    """All seeds start from one dense model."""
+    """The table of a causal LM; all seeds start from one dense model."""
 
     task, score = CAUSAL_LM, "perplexity"
 

@@ -1,4 +1,4 @@
-"""Synthetic masks: row-col and coupled ones of any size, and one that leaves only index work."""
+"""Synthetic masks: row-col and coupled ones of any size, and one that causes only index work."""
 
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +21,7 @@ def write_pruned(
 ) -> dict[str, Any]:
     """Convert `base` with a mask into its sibling folder `name`; return the plan's figures.
 
-    `options` are ConvertOptions' own.
+    `options` are fields of ConvertOptions.
     """
     root = base.folder.parent
     gates = root / f"{name}-gates"
@@ -31,7 +31,7 @@ def write_pruned(
 
 
 def row_col_values(spec: ModelSpec, closed: float, seed: int) -> Values:
-    """Close a share of the rows and columns of every linear, each by itself."""
+    """Close a share of the rows and of the columns of every linear, independently."""
     generator = np.random.default_rng(seed)
     values: Values = {}
     for module, index in spec.module_names().items():
@@ -42,7 +42,7 @@ def row_col_values(spec: ModelSpec, closed: float, seed: int) -> Values:
 
 
 def coupled_values(spec: ModelSpec, removed: float, seed: int) -> Values:
-    """Close query heads, as many of each KV head, and MLP units that make up `removed` together."""
+    """Close MLP units and, evenly over the KV heads, query heads; together they are `removed`."""
     generator = np.random.default_rng(seed)
     values: Values = {}
     for index, layer in enumerate(spec.layers):
@@ -58,10 +58,10 @@ def coupled_values(spec: ModelSpec, removed: float, seed: int) -> Values:
 
 
 def uneven_values(spec: ModelSpec, removed: float, seed: int) -> Values:
-    """Close heads and MLP units of an encoder: half to one and a half times `removed` in a layer.
+    """Close heads and MLP units of an encoder, unevenly over the layers.
 
-    Together they make up `removed`. Heads are whole, so the units of a layer make up for what its
-    heads leave or exceed.
+    A layer loses between about 0.5 and 1.5 times `removed`; all layers together lose `removed`.
+    Only whole heads are closed, so the MLP units of a layer compensate for the rounding.
     """
     generator = np.random.default_rng(seed)
     shares = generator.uniform(0.5, 1.5, len(spec.layers))
@@ -77,10 +77,10 @@ def uneven_values(spec: ModelSpec, removed: float, seed: int) -> Values:
 
 
 def probe_values(spec: ModelSpec, seed: int) -> Values:
-    """Close one row or column wherever that leaves an index operation and removes next to nothing.
+    """Close one row or column wherever that causes an index operation, removing almost nothing.
 
-    Each block gathers its input once and scatters its output; queries are scattered and the heads
-    gathered: six operations a layer.
+    Each block gathers its input once and scatters its output; queries are scattered and heads are
+    gathered. That makes six operations per layer.
     """
     generator = np.random.default_rng(seed)
     values: Values = {}

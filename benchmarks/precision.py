@@ -1,9 +1,9 @@
-"""What int8 and int4 graphs cost in quality and bring in speed, beside other ways to round.
+"""Quality and speed of graphs in every precision, and of other ways to round to 4 bits.
 
-`python -m benchmarks.precision --json FILE` computes held-out perplexity of a trained model (the
-demo's, by default) through the onnx engine: the graph in every precision, and in fp32 with weights
-rounded to 4 bits by each quantizer, at several block sizes. Then it compares the random model of
-`sgate_serve.demo.shape` in every precision, interleaved in one run.
+`python -m benchmarks.precision --json FILE` computes the held-out perplexity of a trained model, by
+default the demo's, on the onnx engine: for the graph in every precision, and for an fp32 graph
+whose weights each quantizer has rounded to 4 bits, at several block sizes. Then it compares the
+speed of the random model of `sgate_serve.demo.shape` in every precision, interleaved in one run.
 """
 
 import os
@@ -39,17 +39,17 @@ from sgate_serve.reports.evaluation import nats_of
 Tokens = NDArray[np.int64]
 
 BLOCKS = (32, 64, 128)
-# On CPUs fp16 is for closeness, not for speed.
+# fp16 is no faster on CPUs, so only its perplexity is measured.
 TIMED = ("int8", "int4")
 SHARD_BYTES = 2 * 2**30
 
 
 @dataclass(frozen=True)
 class PrecisionOptions(DemoShape):
-    """The trained model and its held-out text, and the size of both parts."""
+    """The trained model, its held-out text, and the amount of measuring."""
 
     model: str = option("sgate-demo/dense", "a trained causal LM with its tokenizer")
-    text: str = option("sgate-demo/corpus/eval.jsonl", "text that it has not seen")
+    text: str = option("sgate-demo/corpus/eval.jsonl", "held-out text")
     blocks: int = option(128, "blocks of text")
     seq_len: int = option(128, "tokens of a block")
     rounds: int = option(5, "interleaved rounds of the speed comparison; 0 leaves it out")
@@ -71,7 +71,7 @@ def run(options: PrecisionOptions) -> dict[str, Any]:
 
 
 def perplexities(root: Path, options: PrecisionOptions) -> dict[str, Any]:
-    """Return perplexity by precision, and by quantizer and block of 4-bit weights in fp32."""
+    """Return perplexity by precision, and by quantizer and block size of 4-bit weights."""
     model = Checkpoint.open(options.model)
     tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
     documents = read_documents(Path(options.text))
@@ -97,7 +97,7 @@ def perplexity(model: Checkpoint, folder: Path, blocks: Tokens, precision: str =
 def write_rounded(
     model: Checkpoint, folder: Path, quantize: Callable[[Floats, int], Floats], block: int
 ) -> Checkpoint:
-    """Write an fp32 copy of the model, the linears inside its blocks rounded."""
+    """Write an fp32 copy of the model in which the linears of the blocks are rounded."""
     names = {f"{module}.weight" for module in model.spec.module_names()}
     headers = [
         TensorHeader(name, "F32", shape) for name, shape in model.spec.tensor_shapes().items()
@@ -129,7 +129,7 @@ def speed(root: Path, options: PrecisionOptions) -> dict[str, Any]:
 
 
 def _with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
-    """Make a folder of the same files with a graph of its own."""
+    """Create a folder with the same files and a graph of its own."""
     folder.mkdir()
     for file in source.iterdir():
         os.link(file, folder / file.name)
@@ -139,7 +139,7 @@ def _with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
 
 
 def _loss(logits: Logits, tokens: Tokens) -> float:
-    """Return the mean negative log likelihood of each token but the first."""
+    """Return the mean negative log likelihood of all tokens except the first."""
     return nats_of(logits, tokens) / (len(tokens) - 1)
 
 

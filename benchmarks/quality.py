@@ -1,10 +1,10 @@
-"""What removal costs on real weights and real text: methods at equal steps, from one dense start.
+"""Accuracy cost of pruning a real encoder: all methods with equal steps from one dense start.
 
 `python -m benchmarks.quality --base MINILM --dir DIR --json FILE` fine-tunes a classifier with LoRA
-once per seed, then finds masks by every method, recovers, and scores held-out files. The estimate
-comes first; a cell that is done is not done again, so a run may be stopped and continued; with
-`--minutes` it stops by itself. Every method gets the same number of optimiser steps behind the
-dense start: trained gates spend half of them on the gates.
+once per seed, then finds masks by every method, recovers, and scores held-out files. It prints a
+time estimate first. Finished cells are kept, so a run can be stopped and continued; `--minutes`
+stops it automatically. After the dense start every method gets the same number of optimiser steps;
+trained gates spend half of them on the gates.
 """
 
 from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ DENSE_START = "dense start"
 
 @dataclass(frozen=True)
 class QualityOptions(TableOptions):
-    """The model, the task and how long each cell trains."""
+    """The model, the task, and the training of each cell."""
 
     base: str = option("", "folder of the encoder")
     task: str = option("packages", "packages or docstrings")
@@ -56,7 +56,7 @@ SINGLE: Mapping[str, Mapping[str, Any]] = {
 
 
 def cells() -> Iterator[Cell]:
-    """Yield the table in the order of importance: what a stopped run lacks is at the end."""
+    """Yield the cells, the most important first, as a run may be stopped early."""
     yield Cell("dense", {"method": "dense"})
     for target in (0.3, 0.4, 0.2):
         for method in ("fisher", "wanda"):
@@ -72,7 +72,7 @@ def cells() -> Iterator[Cell]:
 
 
 class ClassifierTable(Table):
-    """Every seed has a dense LoRA start of its own."""
+    """The table of a classifier; every seed has its own dense LoRA start."""
 
     task, score = CLASSIFICATION, "accuracy"
 
@@ -96,7 +96,7 @@ class ClassifierTable(Table):
             write_tasks(TaskOptions(dir=tasks))
 
     def start(self, seed: int) -> Path:
-        """Return the dense model of a seed, trained once."""
+        """Return the dense model of a seed; it is trained once."""
         out = self.root / str(seed) / DENSE_START
         if not (out / METRICS_FILE).exists():
             flags = {"method": "dense", "recovery": "none", "dense_steps": self.own.start_steps}

@@ -1,4 +1,4 @@
-"""Tables of training runs: cells that are trained, converted, scored and measured once each."""
+"""Tables of training runs: each cell is trained, converted, scored and measured once."""
 
 import json
 import math
@@ -28,8 +28,8 @@ from sgate_serve.training.work_dir import work_dir_of
 SAVE_STEPS = 1000
 METRICS_FILE = "metrics.json"
 MASKED, VLLM = "masked", "vllm"
-# What a record keeps of metrics.json.
-KEPT = (
+# The keys of metrics.json that a record keeps.
+RECORDED_METRICS = (
     "method",
     "scores",
     "phases",
@@ -44,21 +44,21 @@ FIGURES = ("removed_naive", "removed_compiled", "removed_index_free", "removed_e
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What every table asks."""
+    """Options of every table."""
 
     start_steps: int = option(300, "steps of the dense model that every cell starts from")
     steps: int = option(200, "steps of each cell")
     batch_size: int = option(32, "examples or blocks per step")
     seq_len: int = option(64, "tokens of an example at most, or of a block")
     seeds: str = option("0,1,2", "seeds to run, separated by commas")
-    minutes: float = option(240.0, "start no cell behind so many minutes")
-    engines: str = option("torch,onnx", "engines that score converted models; vllm is one too")
-    rounds: int = option(9, "interleaved rounds of a speed comparison; 0 leaves it to a later run")
+    minutes: float = option(240.0, "start no cell after this many minutes")
+    engines: str = option("torch,onnx", "engines that score converted models: torch, onnx or vllm")
+    rounds: int = option(9, "interleaved rounds of a speed comparison; 0 skips it")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table: what is trained, and with which seeds."""
+    """One row of a table: training flags and seeds."""
 
     name: str
     flags: Mapping[str, Any]
@@ -66,28 +66,28 @@ class Cell:
 
 
 def distilled_cell(target: float) -> Cell:
-    """Return the cell of Fisher masks whose recovery asks the dense model for half of its loss."""
+    """Return the cell of Fisher masks that recover with half of the loss from the dense model."""
     flags = {"method": "fisher", "distill": 0.5, "target": target}
     return Cell(f"fisher, distilled {target:.0%}", flags)
 
 
 def even_cells() -> Iterator[Cell]:
-    """Yield the cells, of one seed, of Fisher masks that remove one share of MLP and attention."""
+    """Yield one-seed cells of Fisher masks with the even balance."""
     for target in (0.3, 0.4):
         flags = {"method": "fisher", "balance": "even", "target": target}
         yield Cell(f"fisher, even {target:.0%}", flags, seeds=(0,))
 
 
 def single_cells(variants: Mapping[str, Mapping[str, Any]]) -> Iterator[Cell]:
-    """Yield a cell of one seed for each variant, at 30%."""
+    """Yield a one-seed cell for each variant, at 30%."""
     for name, flags in variants.items():
         yield Cell(f"{name} 30%", flags, seeds=(0,))
 
 
 class Table(ABC):
-    """A folder of cells; those that are done are not done again.
+    """A folder of cells; finished cells are not repeated.
 
-    `task` is that of `sgate train`, `score` what the summary is about.
+    `task` is the task of `sgate train`, `score` the metric of the summary.
     """
 
     task: str
@@ -100,23 +100,23 @@ class Table(ABC):
     @property
     @abstractmethod
     def data(self) -> Path:
-        """The folder of train.jsonl and eval.jsonl."""
+        """The folder that contains train.jsonl and eval.jsonl."""
 
     @property
     @abstractmethod
     def workload(self) -> AnyWorkload:
-        """What the speed of a converted cell is measured with."""
+        """The workload that measures the speed of a converted cell."""
 
     @abstractmethod
     def prepare(self) -> None:
-        """Write the data where it is missing."""
+        """Write the data if it is missing."""
 
     @abstractmethod
     def start(self, seed: int) -> Path:
         """Return the dense model that the cells of a seed start from."""
 
     def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
-        """Return the options of one training run; `flags` go before those of the table."""
+        """Return the options of one training run; `flags` override those of the table."""
         options = TrainOptions(
             base=str(base),
             data=self.data / TRAIN_FILE,
@@ -132,7 +132,7 @@ class Table(ABC):
         return replace(options, **flags)
 
     def run(self) -> list[dict[str, Any]]:
-        """Train what is missing while time is left; return the records of all cells."""
+        """Train the missing cells while time is left; return the records of all cells."""
         wanted = [int(seed) for seed in self.options.seeds.split(",")]
         planned = [(cell, seed) for cell in self.cells for seed in cell.seeds if seed in wanted]
         self.prepare()
@@ -147,16 +147,16 @@ class Table(ABC):
         return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
     def _estimate(self, planned: Sequence[tuple[Cell, int]]) -> str:
-        """Say how many of the planned cells are to be trained, and how long by those done."""
+        """Say how many planned cells are missing, and estimate how long they will take."""
         done = {(record["cell"], record["seed"]): record["seconds"] for record in self._records()}
         missing = sum((cell.name, seed) not in done for cell, seed in planned)
-        known = "the first will tell how long"
+        known = "time unknown until the first is done"
         if done:
             known = f"about {missing * mean(done.values()) / 60:.0f} minutes"
         return f"{missing} cells of {self.options.steps} steps to train, {known}"
 
     def train(self, options: TrainOptions) -> Mapping[str, Any]:
-        """Train, or continue what was interrupted; return the metrics."""
+        """Train, or continue an interrupted run; return the metrics."""
         return train(replace(options, resume=work_dir_of(options.out).exists())).metrics
 
     def _run_cell(self, cell: Cell, seed: int) -> None:
@@ -174,12 +174,12 @@ class Table(ABC):
             self.train(self.train_options(base, out, seed, **cell.flags))
         metrics = json.loads((out / METRICS_FILE).read_text(encoding="utf-8"))
         record: dict[str, Any] = {"cell": cell.name, "seed": seed, "flags": dict(cell.flags)}
-        record |= {name: metrics[name] for name in (*KEPT, *FIGURES)}
+        record |= {name: metrics[name] for name in (*RECORDED_METRICS, *FIGURES)}
         print(f"{cell.name}, seed {seed}: {record['scores']['recovered']}", flush=True)
         return record
 
     def _add_converted(self, record: dict[str, Any], file: Path) -> None:
-        """Score the model masked and converted, on every engine; measure its speed; once each."""
+        """Score the masked and the converted model on every engine and measure the speed, once."""
         scores = record.setdefault("converted", {})
         engines = [MASKED, *self.options.engines.split(",")]
         missing = [engine for engine in engines if engine not in scores]
@@ -202,7 +202,7 @@ class Table(ABC):
     def _scores(self, model: Path, gates: Path | None, engine: str) -> dict[str, float]:
         data, seq_len = self.data / EVAL_FILE, self.options.seq_len
         if engine == VLLM:
-            # A process of its own: vLLM changes torch for all that comes after it in one.
+            # In its own process, because vLLM changes torch for everything that runs after it.
             command = f"-m sgate_serve.cli eval --engine {VLLM} --seq-len {seq_len} --json --data"
             arguments = [sys.executable, *command.split(), str(data), str(model)]
             output = subprocess.check_output(arguments, text=True)
@@ -218,9 +218,9 @@ def _write(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def record_of(table: Table, script: str, shown: TableOptions) -> dict[str, Any]:
-    """Run a table; return its record, with the options as they may be shown."""
+    """Run a table and return its record; `shown` are the options without local paths."""
     records = table.run()
-    shown = replace(shown, minutes=TableOptions.minutes)  # shapes no cell
+    shown = replace(shown, minutes=TableOptions.minutes)  # does not affect any cell
     return {
         "command": command_line(script, shown),
         "options": asdict(shown),
@@ -234,9 +234,9 @@ def record_of(table: Table, script: str, shown: TableOptions) -> dict[str, Any]:
 def summary(records: Sequence[Mapping[str, Any]], score: str) -> dict[str, Any]:
     """Return cell → mean score over seeds, its standard error, and the change against dense.
 
-    The standard error of a mean over seeds is that of the seeds' spread, of one seed the samples'.
-    The change against dense is taken seed by seed, from the same start; its standard error, where
-    there are several seeds, is that of these changes.
+    The standard error comes from the spread over the seeds; with one seed it is that of the
+    held-out sample. The change against dense is computed seed by seed, from the same start; with
+    several seeds its standard error is that of these changes.
     """
     by_cell: dict[str, dict[int, Mapping[str, float]]] = defaultdict(dict)
     for record in records:
@@ -263,5 +263,5 @@ def _standard_error(values: Sequence[float], own: Sequence[float]) -> float:
 
 
 def _spread(values: Sequence[float]) -> float | None:
-    """Return the standard error of the mean of several values."""
+    """Return the standard error of the mean, or None for fewer than two values."""
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None

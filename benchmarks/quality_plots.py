@@ -1,6 +1,6 @@
-"""Pictures of quality against what was removed and against the speed that came of it.
+"""Plots of quality against the removed fraction and against the resulting speed.
 
-`python -m benchmarks.quality_plots` draws the records in `benchmarks/results/` to `docs/`.
+`python -m benchmarks.quality_plots` draws the records in `benchmarks/results/` into `docs/`.
 """
 
 from collections import defaultdict
@@ -14,22 +14,22 @@ from benchmarks.quality_tables import UNITS, firsts_of, phases_of, title_of
 from benchmarks.tables import QUALITY, QUALITY_LM, QUALITY_RECORDS, ROOT, read_records
 from sgate_serve.reports.plots import ACCENT, MODELS, new_figure, save_figure
 
-# One point of a method: (what was removed or the speed, change of the score, its standard error).
+# One point of a method: (removed fraction or speed, change of the score, its standard error).
 Point = tuple[float, float, float]
-# Where a cell stands on the axis, if it was measured.
+# The position of a cell on the horizontal axis, if it was measured.
 Position = Callable[[Mapping[str, Any]], float | None]
 STYLE: Mapping[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 1.2}
 DRAWN = (QUALITY, QUALITY_LM)
-# Changes of perplexity up to this percentage are drawn in proportion, larger ones by logarithm.
-LINEAR = 10
+# The scale is linear up to this change of perplexity, in percent, and logarithmic above it.
+LINEAR_PERCENT = 10
 TICKS = (-10, -5, 0, 5, 10, 20, 50, 100, 200)
 
 
 def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
-    """Draw each method's change against dense over the removed fraction, and over the speedup."""
+    """Plot each method's change against dense over the removed fraction and over the speedup."""
     phase = phases_of(record["cells"])[1]
     figure, axes = new_figure(10, 3.6, panels=2)
-    # Methods remove the same, so their points are nudged apart there.
+    # All methods remove the same fractions, so the points are nudged apart.
     panels: Mapping[str, tuple[float, Position]] = {
         "fraction of block weights removed": (0.003, lambda cell: cell["removed"]),
         f"{title_of(phase)} over dense, ONNX Runtime": (0.0, lambda cell: _speedup(cell, phase)),
@@ -42,7 +42,7 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
             beside = [value + nudge * (number - len(methods) / 2) for value in x]
             axis.errorbar(beside, y, yerr=error, color=MODELS[number], label=name, **STYLE)
         if score == "perplexity":
-            axis.set_yscale("symlog", linthresh=LINEAR)
+            axis.set_yscale("symlog", linthresh=LINEAR_PERCENT)
             axis.yaxis.set_major_locator(FixedLocator(TICKS))
         axis.yaxis.set_major_formatter("{x:+g}")
         axis.set(xlabel=title)
@@ -52,9 +52,9 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
 
 
 def _points(record: Mapping[str, Any], score: str, position: Position) -> dict[str, list[Point]]:
-    """Return the points of each method; cells are called METHOD TARGET%.
+    """Return the points of each method that has several targets or seeds.
 
-    Drawn is what has several targets or seeds. The error of one seed is that of its sample.
+    Cells are named METHOD TARGET%. With one seed, the error is that of the held-out sample.
     """
     points: dict[str, list[Point]] = defaultdict(list)
     repeated = set()

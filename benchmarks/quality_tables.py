@@ -1,4 +1,4 @@
-"""The tables of quality, from the records of benchmarks.quality and benchmarks.language_quality."""
+"""The quality tables, made from records of benchmarks.quality and benchmarks.language_quality."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,9 +20,9 @@ def quality_blocks(name: str, record: Mapping[str, Any], score: str) -> dict[str
 
 
 def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
-    """Yield a row for each cell: score, change against dense, what is removed, and speed.
+    """Yield a row for each cell: score, change against dense, removed fractions, and speed.
 
-    A cell of several seeds shows its mean and the standard error of that; figures are of the first.
+    A cell with several seeds shows the mean and its standard error, and the first seed's figures.
     """
     phases = phases_of(record["cells"])
     yield from _header(
@@ -49,7 +49,7 @@ def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
 
 
 def quality_summary_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
-    """Yield the README's table, of the cells of several seeds: score, change, and speed."""
+    """Yield the short table, with the cells of several seeds: score, change, and speed."""
     phases = phases_of(record["cells"])
     yield from _header(f"held-out {score}", "against dense", *map(title_of, phases))
     for name, first in firsts_of(record).items():
@@ -69,7 +69,7 @@ def _row(*cells: str) -> str:
 
 
 def firsts_of(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the cell of the first seed by name: by what goes, the best score of each first."""
+    """Return name → cell of its first seed, ordered by removed fraction, then by best score."""
     cells: dict[str, Mapping[str, Any]] = {}
     for cell in sorted(record["cells"], key=lambda cell: int(cell["seed"])):
         cells.setdefault(cell["cell"], cell)
@@ -83,7 +83,7 @@ def firsts_of(record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def phases_of(cells: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what the speed of the cells was measured in."""
+    """Return the phases in which the speed of the cells was measured."""
     measured = [cell["speed"]["speedups"]["onnx"] for cell in cells if "speed" in cell]
     return list(measured[0]) if measured else []
 
@@ -116,7 +116,7 @@ def _speed(cell: Mapping[str, Any], phase: str) -> str:
 
 
 def changes_sentence(record: Mapping[str, Any], score: str, ending: str) -> str:
-    """Say how far the score of each cell whose name has this ending is from dense."""
+    """Say how far the score of each cell whose name ends in `ending` is from dense."""
     changes = (
         f"{_change(record, record['summary'][name], score)} ({name.removesuffix(ending)})"
         for name in firsts_of(record)
@@ -126,7 +126,7 @@ def changes_sentence(record: Mapping[str, Any], score: str, ending: str) -> str:
 
 
 def gate_cost_sentence(record: Mapping[str, Any]) -> str:
-    """Say what training gates adds to a step of LoRA: medians and spread over the rounds."""
+    """Say how much time and memory gates add to a LoRA step: medians and ranges over the rounds."""
     parts = []
     for name, over in record["over_lora"].items():
         time, memory = (
@@ -138,7 +138,7 @@ def gate_cost_sentence(record: Mapping[str, Any]) -> str:
 
 
 def balance_sentence(record: Mapping[str, Any]) -> str:
-    """Say how fast a mask of the joint balance is, and one of the even, measured together."""
+    """Say how fast masks of the joint and of the even balance are, measured together."""
     balances = {"joint": record["speedups"]["onnx"], "even": record["beside"]["even"]}
     parts = []
     for phase in record["beside"]["even"]:
@@ -149,7 +149,7 @@ def balance_sentence(record: Mapping[str, Any]) -> str:
 
 
 def equality_sentence(record: Mapping[str, Any]) -> str:
-    """Say how far the scores of converted models on each engine are from those of masked ones."""
+    """Say how far the scores of converted models are from those of masked ones, per engine."""
     gaps: dict[str, list[float]] = defaultdict(list)
     for cell in record["cells"]:
         found = dict(cell.get("converted", {}))

@@ -1,4 +1,4 @@
-"""Ways to round a matrix to 4 bits in blocks, as fp32 values: ours and those it is chosen over."""
+"""Quantizers that round a matrix to 4 bits in blocks, as fp32 values: ours and alternatives."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,10 +1,10 @@
-"""What row-col masks are worth on an engine, beside a coupled mask that removes as much.
+"""Speedup of row-col masks, compared with a coupled mask that removes as much.
 
-`python -m benchmarks.row_col --json FILE` makes the random model of `sgate_serve.demo.shape`,
+`python -m benchmarks.row_col --json FILE` creates the random model of `sgate_serve.demo.shape`,
 closes a share of the rows and columns of every linear, and converts it three times: with everything
-lowered, by the price of the onnx engine, and with nothing lowered. Each, and a coupled mask of the
-first one's removed fraction, is compared with the dense model. A model of the same hidden size with
-little else in it, whose mask closes next to nothing, shows what one index operation costs.
+lowered, at the onnx engine's index price, and with nothing lowered. These three, and a coupled mask
+with the removed fraction of the first, are compared with the dense model. A small model of the same
+hidden size, whose mask closes almost nothing, shows the cost of one index operation.
 """
 
 import tempfile
@@ -35,7 +35,7 @@ from sgate_serve.onnx_format.names import ONNX_DIR
 from sgate_serve.options import option
 from sgate_serve.plan import Target
 
-# Index price → name of the conversion; None is the engine's own price.
+# Name of the conversion → index price; None is the engine's own price.
 NOTHING_LOWERED = 2**62
 PRICES: Mapping[str, int | None] = {
     "row_col_price_0": 0,
@@ -43,7 +43,7 @@ PRICES: Mapping[str, int | None] = {
     "row_col_nothing_lowered": NOTHING_LOWERED,
 }
 COUPLED = "coupled"
-# Small matrices of the same hidden size, so that index operations are a good part of the time.
+# Small matrices of the same hidden size, so that index operations take much of the time.
 PROBE: Mapping[str, Any] = {
     "intermediate_size": 256,
     "num_attention_heads": 4,
@@ -55,10 +55,10 @@ PROBE_WORKLOAD = Workload(rounds=9, decode_steps=32, context_tokens=8, prefill_t
 
 @dataclass(frozen=True)
 class RowColOptions(DemoShape):
-    """What is measured: the model's depth and vocabulary, the mask, the rounds."""
+    """The model's depth and vocabulary, the mask, and the rounds."""
 
     rounds: int = option(3, "interleaved rounds of each comparison on the onnx engine")
-    torch_rounds: int = option(1, "and on the torch reference; 0 leaves it out")
+    torch_rounds: int = option(1, "the same on the torch reference; 0 skips it")
     closed: float = option(0.25, "share of rows and of columns that is closed in every linear")
 
     @property
@@ -69,7 +69,7 @@ class RowColOptions(DemoShape):
 def convert_masked(
     base: Checkpoint, name: str, values: Values, price: int | None
 ) -> dict[str, Any]:
-    """Convert `base` to its sibling folder `name`; return what the plan removes, four ways."""
+    """Convert `base` into its sibling folder `name`; return the plan's figures and index work."""
     options = {"to": ("hf", "onnx"), "target": Target(engine="onnx"), "index_price": price}
     return {
         "index_price": price,
@@ -94,17 +94,17 @@ def measure(dense: Checkpoint, name: str, engine: str, workload: Workload) -> di
 def index_cost(
     probe: Mapping[str, Any], large: Mapping[str, Any], spec: ModelSpec
 ) -> dict[str, Any]:
-    """Return for each phase what one index operation takes, in µs and in weights' worth of time.
+    """Return phase → cost of one index operation, in µs and in weights read in that time.
 
-    `probe` are the sparse model's measurements, `large` those of the dense model `spec`: its time
-    per weight is what a lowering can save.
+    `probe` are the measurements of the small model, `large` those of the dense model `spec`, whose
+    time per weight is what a lowering can save.
     """
     costs = {}
     for phase, speedup in probe["speedups"]["onnx"].items():
         step = _seconds(probe, phase) / probe["index_operations"]
         weights = spec.num_gateable if phase == PREFILL else decode_weights(spec)
         per_weight = _seconds(large, phase) / weights
-        # A ratio below 1 is the slowdown by all operations together.
+        # A ratio below 1 is the slowdown caused by all operations together.
         seconds = {k: step * (1 / v - 1) for k, v in _estimates(speedup).items()}
         costs[phase] = {
             "microseconds": {k: 1e6 * v for k, v in seconds.items()},
@@ -115,7 +115,7 @@ def index_cost(
 
 
 def run(options: RowColOptions) -> dict[str, Any]:
-    """Make, convert and measure everything in a temporary folder; return the record."""
+    """Create, convert and measure everything in a temporary folder; return the record."""
     with tempfile.TemporaryDirectory(prefix="sgate-row-col-") as folder:
         root = Path(folder)
         dense, results = _shape_base(root, options), {}

@@ -1,9 +1,10 @@
-"""What serving adds to a decode step: HTTP, scheduling, sampling and detokenisation at batch 8.
+"""Overhead of the server per decode step: HTTP, scheduling, sampling, detokenisation at batch 8.
 
-`python -m benchmarks.server_overhead --json FILE` makes a random Llama-shaped model, then times the
-same eight streams in two processes by turns: the engine's bare steps, and `sgate serve` with eight
-streaming clients that sample. Prompts and starts cancel out: a step of the server is what a longer
-answer takes more than a shorter one, divided by its tokens. The clients run on the same CPUs.
+`python -m benchmarks.server_overhead --json FILE` creates a random Llama-shaped model, then times
+eight streams in two processes that take turns: the bare steps of the engine, and `sgate serve` with
+eight clients that stream sampled answers. The time of a server step is the extra time of a longer
+answer over a shorter one, divided by its extra tokens, so prompts and starts cancel out. The
+clients run on the same CPUs.
 """
 
 import asyncio
@@ -32,19 +33,19 @@ from sgate_serve.options import option
 
 BATCH = 8
 PROMPT_TOKENS = 32
-SHORT = 32
+SHORT_ANSWER = 32
 
 
 @dataclass(frozen=True)
 class OverheadOptions(LlamaShape):
-    """The shape, what its weights are rounded to, and how long an answer is."""
+    """The shape of the model, the precision of its weights, and the length of an answer."""
 
-    precision: str = option("int4", "precision of the weights: the fastest steps show most")
+    precision: str = option("int4", "precision of the weights; overhead shows most in fast steps")
     steps: int = option(128, "decode steps that are timed")
 
 
 def request(seed: int, max_tokens: int) -> bytes:
-    """Return one streaming request over HTTP/1.1; the server closes behind its answer."""
+    """Return one streaming request over HTTP/1.1; the server closes the connection afterwards."""
     generator = np.random.default_rng(seed)
     body = json.dumps(
         {
@@ -65,7 +66,7 @@ def request(seed: int, max_tokens: int) -> bytes:
 
 
 async def stream(url: str, seed: int, max_tokens: int) -> None:
-    """Read one answer to its end; raise RuntimeError if it is not whole."""
+    """Read one answer to its end; raise RuntimeError if it is incomplete."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     writer.write(request(seed, max_tokens))
@@ -76,7 +77,7 @@ async def stream(url: str, seed: int, max_tokens: int) -> None:
 
 
 def answer_seconds(url: str, seed: int, max_tokens: int) -> float:
-    """Return how long eight streams take together."""
+    """Return the seconds that eight concurrent streams take."""
 
     async def together() -> None:
         await asyncio.gather(
@@ -89,18 +90,20 @@ def answer_seconds(url: str, seed: int, max_tokens: int) -> float:
 
 
 def measure(url: str, worker: Worker, options: OverheadOptions) -> dict[str, Any]:
-    """Return seconds per step of both, one of each a round, and the share that the server adds."""
+    """Return seconds per step of the engine and of the server, and the share that it adds."""
     generator = np.random.default_rng(options.seed)
     engine: list[list[float]] = []
     server: list[list[float]] = []
 
     def time_engine() -> None:
-        seconds = worker.decode_seconds(BATCH, PROMPT_TOKENS + SHORT, options.steps, generator)
+        seconds = worker.decode_seconds(
+            BATCH, PROMPT_TOKENS + SHORT_ANSWER, options.steps, generator
+        )
         engine[-1].append(seconds / options.steps)
 
     def time_server() -> None:
         seed = int(generator.integers(2**20))
-        times = [answer_seconds(url, seed, SHORT + more) for more in (0, options.steps)]
+        times = [answer_seconds(url, seed, SHORT_ANSWER + more) for more in (0, options.steps)]
         server[-1].append((times[1] - times[0]) / options.steps)
 
     for number in tqdm(range(options.rounds + 1), desc="rounds", disable=None):
@@ -121,11 +124,11 @@ def measure(url: str, worker: Worker, options: OverheadOptions) -> dict[str, Any
 
 
 def run(options: OverheadOptions) -> dict[str, Any]:
-    """Make the model in a temporary folder, start both processes and measure them."""
+    """Create the model in a temporary folder, start both processes and measure them."""
     shape = EngineOptions(
         **{name: getattr(options, name) for name in LlamaShape.__dataclass_fields__}
     )
-    model_len = PROMPT_TOKENS + SHORT + options.steps + 8
+    model_len = PROMPT_TOKENS + SHORT_ANSWER + options.steps + 8
     with tempfile.TemporaryDirectory(prefix="sgate-overhead-") as folder:
         root = Path(folder)
         model = root / "model"

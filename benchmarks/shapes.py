@@ -1,4 +1,4 @@
-"""The sizes of the random models that benchmarks measure, as options."""
+"""Options for the sizes of the random models that benchmarks measure."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ HEAD_DIM = 64
 
 @dataclass(frozen=True)
 class DemoShape:
-    """The demo's larger shape at any depth, in short runs."""
+    """The demo's larger shape at any depth, measured in short runs."""
 
     layers: int = option(24, "layers of the random model")
     vocab_size: int = option(32768, "its vocabulary")

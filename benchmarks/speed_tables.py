@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md and of the README's engines, from their records."""
+"""The tables of docs/speed.md, made from their records."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
@@ -7,8 +7,8 @@ from typing import Any
 from sgate_serve.bench.compare import ratios, round_sums
 
 PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "batch 8", "prefill": "prefill"}
-# Our precision → the contenders whose weights are as wide, or nearest to it.
-RIVALS = {
+# Our precision → the contenders whose weights have the same, or the nearest, width.
+CONTENDERS = {
     "int4": ("llama.cpp Q4_0", "onnxruntime-genai int4"),
     "int8": ("llama.cpp Q8_0",),
     "fp32": ("vLLM bf16",),
@@ -22,23 +22,35 @@ ENCODERS = {
     "torch_export": "dense, as `torch.onnx.export` writes it",
     "torch_eager": "dense, in torch itself",
 }
+MASKS = {
+    "coupled": "coupled mask of the same removed fraction",
+    "row_col_price_0": "row-col, all of it cut out (`--index-price 0`)",
+    "row_col_default_price": "row-col, cut out where that pays (`--target-engine onnx`)",
+    "row_col_nothing_lowered": "row-col, sliced only",
+}
+STREAMING_RUNS = {
+    "copy": "copying the files",
+    "convert_with_gates": "`sgate convert`, with gates",
+    "convert_by_scan": "`sgate convert`, by scan",
+    "plan_70b": "`sgate plan` with gates, on the headers of a 70B model",
+}
 
 
 def engine_summary_rows(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the README's table: our dense model, and with 30% removed, over each contender."""
+    """Yield the short table: our dense model, and with 30% removed, over each contender."""
     yield f"| ours over | {' | '.join(_shape_phases(records))} |"
     yield "|---" * (len(_shape_phases(records)) + 1) + "|"
-    for precision, rivals in RIVALS.items():
-        for rival in rivals:
+    for precision, contenders in CONTENDERS.items():
+        for contender in contenders:
             cells = []
             for record in records:
                 group = record["results"].get(GROUPS[precision])
                 cells += [
-                    "" if group is None else _over(group[phase], precision, rival)
+                    "" if group is None else _over(group[phase], precision, contender)
                     for phase in PHASES
                 ]
-            width = "" if rival.endswith(precision) else f" ({precision} here)"
-            yield f"| {rival}{width} | {' | '.join(cells)} |"
+            width = "" if contender.endswith(precision) else f" ({precision} here)"
+            yield f"| {contender}{width} | {' | '.join(cells)} |"
 
 
 def _shape_phases(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -49,31 +61,31 @@ def _shape_phases(records: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _over(phase: Mapping[str, Any], precision: str, rival: str) -> str:
+def _over(phase: Mapping[str, Any], precision: str, contender: str) -> str:
     dense, pruned = (
-        speed_over(phase, f"ours {precision} {model}", rival) for model in ("dense", "p30")
+        speed_over(phase, f"ours {precision} {model}", contender) for model in ("dense", "p30")
     )
     return f"{dense:.2f}× → {pruned:.2f}×"
 
 
 def speed_over(phase: Mapping[str, Any], name: str, other: str) -> float:
-    """Return the median over rounds of how much faster `name` is than `other`."""
+    """Return how much faster `name` is than `other`, as the median over rounds."""
     sums = [round_sums(phase[model]["seconds"]) for model in (other, name)]
     return median(ratios(*sums))
 
 
 def engine_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one shape's table: tokens per second, and speed over our dense model as wide."""
+    """Yield one shape's table: tokens per second, and speed over our equally wide dense model."""
     options = record["options"]
     shape = f"hidden {options['hidden']} × {options['layers']} layers"
     yield f"| {shape}, tokens/s | {' | '.join(PHASES.values())} |"
     yield "|---" * (len(PHASES) + 1) + "|"
-    for precision, rivals in RIVALS.items():
+    for precision, contenders in CONTENDERS.items():
         group = record["results"].get(GROUPS[precision])
         if group is None:
             continue
         own = f"ours {precision} dense"
-        names = {name: name for name in rivals} | {own: own}
+        names = {name: name for name in contenders} | {own: own}
         names |= {f"ours {precision} {key}": f"{share} removed" for key, share in PRUNED.items()}
         for name, shown in names.items():
             cells = [
@@ -85,7 +97,7 @@ def engine_rows(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the Markdown table of encoders: speed over our dense model, efficiency behind it."""
+    """Yield the table of encoders: speed over our dense model, and efficiency in brackets."""
     phases = list(record["floor"])
     texts = [f"{phase.rpartition('_')[2]} at once" for phase in phases]
     yield f"| measured on ONNX Runtime, CPU, fp32 | removed | {' | '.join(texts)} | ideal |"
@@ -101,19 +113,19 @@ def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def speedup_cell(speedup: Mapping[str, float], floor: float) -> str:
-    """Show a speedup over the mean of both dense models, whose times differ by `floor`."""
+    """Return a speedup over the mean of both dense models, whose times differ by `floor`."""
     share = (1 + 1 / floor) / 2
     return f"{speedup['ratio'] * share:.2f}× ({speedup['efficiency'] * share:.2f})"
 
 
 def interval_cell(speedup: Mapping[str, Any]) -> str:
-    """Show a speedup and its 95% interval."""
+    """Return a speedup with its 95% interval."""
     low, high = speedup["ci"]
     return f"{speedup['ratio']:.2f}× ({low:.2f} to {high:.2f})"
 
 
 def precision_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield perplexity and speed of each precision; speeds are over fp32 at hidden 896 × 24."""
+    """Yield the perplexity and the speed over fp32 of each precision."""
     speedups = record["speed"]["speedups"]
     yield f"| precision | perplexity | {' | '.join(PHASES.values())} |"
     yield "|---" * (len(PHASES) + 2) + "|"
@@ -124,7 +136,7 @@ def precision_rows(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def quantizer_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the perplexity of weights that other 4-bit quantizers rounded, by block."""
+    """Yield the perplexity of 4-bit weights by quantizer and block size."""
     alone = record["perplexity"]["weights_alone"]
     sizes = list(next(iter(alone.values())))
     yield f"| 4-bit weights, block of | {' | '.join(sizes)} |"
@@ -133,8 +145,52 @@ def quantizer_rows(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(f'{by_block[size]:.2f}' for size in sizes)} |"
 
 
+def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of row-col masks and a coupled one: removed fraction and speedups."""
+    yield "| mask | removed | decode, batch 1 | batch 8 | prefill | ideal decode |"
+    yield "|---|---|---|---|---|---|"
+    for key, name in MASKS.items():
+        result = record["results"][key]
+        speedups = result["onnx"]["speedups"]["onnx"]
+        cells = " | ".join(f"{speedup['ratio']:.2f}×" for speedup in speedups.values())
+        ideal = speedups["decode_batch_1"]["ideal"]
+        yield f"| {name} | {result['figures']['removed']:.1%} | {cells} | {ideal:.2f}× |"
+
+
+def footprint_sentence(record: Mapping[str, Any], root: str = "") -> str:
+    """Say how large an installation without torch is, and how fast and large a server.
+
+    `root` is the path from the page's folder to the repository's root.
+    """
+    size, medians = record["installation"]["installed_bytes"], record["medians"]
+    return (
+        f"That is {size / 1e6:.0f} MB installed, {medians['first_token']:.1f} s from `sgate serve` "
+        f"to the first token of the demo's model, and {medians['rss_bytes'] / 1e6:.0f} MB\n"
+        "of memory while it runs "
+        f"([benchmarks/results/footprint.json]({root}benchmarks/results/footprint.json))."
+    )
+
+
+def streaming_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of conversion: seconds, speed over copying the files, and peak memory."""
+    size, rounds = record["checkpoint"]["bytes"] / 2**30, record["options"]["rounds"]
+    yield (
+        f"| {size:.1f} GiB of bf16 weights, {rounds} rounds | seconds "
+        "| speed over copying (95% interval) | peak memory |"
+    )
+    yield "|---|---|---|---|"
+    for name, shown in STREAMING_RUNS.items():
+        run, speed = record["results"][name], record["speed_of_copy"].get(name)
+        cells = (
+            f"{run['seconds']['median']:.1f}",
+            f"{speed['median']:.2f}× ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "",
+            f"{run['peak_rss_bytes'] / 1e6:.0f} MB" if "peak_rss_bytes" in run else "",
+        )
+        yield f"| {shown} | {' | '.join(cells)} |"
+
+
 def overhead_rows(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield what a server's step costs over the engine's, a row for each precision."""
+    """Yield the overhead of a server step over an engine step, one row for each precision."""
     yield "| batch 8 | engine's step | server's step | added (95% interval) |"
     yield "|---|---|---|---|"
     for record in records:

@@ -1,9 +1,10 @@
-"""Two labelled tasks from the Python standard library's own sources, split by file.
+"""Two labelled tasks made from the sources of Python's standard library, split by file.
 
-`python -m benchmarks.stdlib_tasks --dir DIR` writes `packages/{train,eval}.jsonl`: which of 20
-parts of the library a snippet is from; and `docstrings/{train,eval}.jsonl`: does this docstring
-belong to this function. The same interpreter gives the same bytes. A negative pair has a docstring
-of another function of the same file, so that the subject of the file gives nothing away.
+`python -m benchmarks.stdlib_tasks --dir DIR` writes `packages/{train,eval}.jsonl` (which of 20
+parts of the library does a snippet come from?) and `docstrings/{train,eval}.jsonl` (does this
+docstring belong to this function?). The same interpreter produces the same bytes. A negative pair
+takes the docstring of another function in the same file, so that the file's subject does not give
+it away.
 """
 
 import argparse
@@ -50,24 +51,24 @@ PART_OF = {module: part for part, modules in PARTS.items() for module in modules
 
 HELD_OUT_SHARE = 0.25
 MIN_CHARACTERS, MAX_CHARACTERS = 80, 400
-PER_FILE = 60  # long files would drown the others
+MAX_PER_FILE = 60  # so that long files do not dominate
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Where to write, and how much of it."""
+    """The output folder and the number of examples."""
 
     dir: Path = option(Path("stdlib-tasks"), "new folder for both tasks")
     train_per_part: int = option(400, "training snippets of each part at most")
     eval_per_part: int = option(100, "held-out snippets of each part at most")
     train_pairs: int = option(6400, "training pairs at most")
     eval_pairs: int = option(1600, "held-out pairs at most")
-    seed: int = option(0, "seed of what is drawn")
+    seed: int = option(0, "seed of the sampling")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A parsed file of the library."""
+    """A parsed source file of the library."""
 
     name: str
     text: str
@@ -75,7 +76,7 @@ class Source:
 
     @property
     def part(self) -> str | None:
-        """The part that the file's module, or the module that it tests, belongs to."""
+        """The part of the library of the file's module, or of the module that it tests."""
         names = [name.removesuffix(".py") for name in self.name.split("/")]
         if names[0] == "test" and len(names) > 1:
             names = names[1:]
@@ -84,12 +85,12 @@ class Source:
 
     @property
     def is_held_out(self) -> bool:
-        """Decided by the text, so that copies of a file stay together."""
+        """Whether the file is held out; depends on the text, so that copies stay together."""
         return hashlib.sha256(self.text.encode()).digest()[0] < HELD_OUT_SHARE * 256
 
 
 def read_library() -> Iterator[Source]:
-    """Yield the files of the library that parse, its tests among them, sorted by path."""
+    """Yield the library's files that parse, including its tests, sorted by path."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
@@ -99,11 +100,11 @@ def read_library() -> Iterator[Source]:
                 with warnings.catch_warnings(action="ignore"):
                     yield Source(name.as_posix(), text, ast.parse(text))
             except (SyntaxError, ValueError):
-                continue  # tests hold files that are broken on purpose
+                continue  # some test files are broken on purpose
 
 
 def snippets(source: Source) -> list[str]:
-    """Return docstrings and function bodies of a file, on one line each."""
+    """Return the docstrings and function bodies of a file, each on one line."""
     texts, lines = [], source.text.splitlines()
     for node in ast.walk(source.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
@@ -117,7 +118,7 @@ def snippets(source: Source) -> list[str]:
 
 
 def documented_functions(source: Source) -> list[tuple[str, str]]:
-    """Return (signature, docstring) of a file's functions, each docstring once."""
+    """Return (signature, docstring) pairs of a file's functions, each docstring once."""
     pairs = {}
     for node in ast.walk(source.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -139,7 +140,7 @@ def package_examples(sources: Sequence[Source], per_part: int, seed: int) -> lis
     for source in sources:
         if source.part is not None:
             found = snippets(source)
-            by_part[source.part] += rng.sample(found, min(PER_FILE, len(found)))
+            by_part[source.part] += rng.sample(found, min(MAX_PER_FILE, len(found)))
     examples = [
         {"text": text, "label": part}
         for part, texts in sorted(by_part.items())
@@ -150,14 +151,14 @@ def package_examples(sources: Sequence[Source], per_part: int, seed: int) -> lis
 
 
 def pair_examples(sources: Sequence[Source], count: int, seed: int) -> list[dict[str, str]]:
-    """Return at most `count` pairs of a signature and a docstring, half of them of one function."""
+    """Return at most `count` pairs of a signature and a docstring, about half of them matching."""
     examples, rng = [], random.Random(seed)
     for source in sources:
         pairs = documented_functions(source)
         if len(pairs) < 2:
             continue
         rng.shuffle(pairs)
-        for index, (signature, docstring) in enumerate(pairs[:PER_FILE]):
+        for index, (signature, docstring) in enumerate(pairs[:MAX_PER_FILE]):
             label = rng.choice(("match", "other"))
             if label == "other":
                 docstring = pairs[index - rng.randrange(1, len(pairs))][1]
@@ -167,7 +168,7 @@ def pair_examples(sources: Sequence[Source], count: int, seed: int) -> list[dict
 
 
 def write_tasks(options: TaskOptions) -> dict[str, int]:
-    """Write both tasks; return the number of examples of each file."""
+    """Write both tasks; return file name → number of examples."""
     sources = list(read_library())
     held_out = [source for source in sources if source.is_held_out]
     train = [source for source in sources if not source.is_held_out]

@@ -1,9 +1,10 @@
-"""How fast and in how little memory a checkpoint is converted, against copying its files.
+"""Speed and memory of converting a checkpoint, compared with copying its files.
 
-`python -m benchmarks.streaming --json FILE [--gib 4]` writes a noise checkpoint into a temporary
-folder, then in every round copies its files, converts it with gates, and converts it without (a
-scan for zeros that finds none). Each conversion is the real command in a process of its own, start
-included; the copy is `shutil.copyfile` in this process. `sgate plan` runs on the headers of a 70B.
+`python -m benchmarks.streaming --json FILE [--gib 4]` writes a checkpoint of noise into a temporary
+folder. Every round copies its files, converts it with gates, and converts it without gates (a scan
+for zeros that finds none). Each conversion runs the real command in its own process, start
+included; the copy is `shutil.copyfile` in this process. `sgate plan` runs on the headers of a 70B
+model.
 """
 
 import multiprocessing
@@ -39,7 +40,7 @@ Config = Mapping[str, Any]
 
 NUM_SHARDS = 5
 COPY, GATES, SCAN, PLAN = "copy", "convert_with_gates", "convert_by_scan", "plan_70b"
-# What issue #3 asks for.
+# Limits that conversion should stay within; kept in the record.
 GOALS = {
     "convert_peak_rss_bytes": 2**30,
     "convert_speed_of_copy": 0.5,
@@ -58,18 +59,18 @@ sys.exit(status or ("torch was imported" if "torch" in sys.modules else 0))
 
 @dataclass(frozen=True)
 class StreamingOptions:
-    """What is measured: the size of the checkpoint, the share of closed gates, the rounds."""
+    """The size of the checkpoint, the share of closed gates, and the rounds."""
 
     gib: float = option(4.0, "size of the checkpoint in GiB")
-    closed: float = option(0.3, "share of MLP units and KV groups that is closed")
+    closed: float = option(0.3, "share of MLP units and KV groups that are closed")
     rounds: int = option(5, "interleaved rounds")
     seed: int = option(0, "seed of weights and gates")
-    free: float = option(0.7, "GiB of memory left free before a run; the rest caches files")
+    free: float = option(0.7, "GiB of memory left free before a run; files are cached in the rest")
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one run took: wall seconds, CPU seconds, and peak resident bytes if it had a process."""
+    """Wall and CPU seconds of one run, and peak resident bytes if it had its own process."""
 
     seconds: float
     cpu_seconds: float
@@ -78,7 +79,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The folders that the measured commands read, and where they write."""
+    """The folders that the measured commands read and write."""
 
     dense: Path
     gates: Path
@@ -102,7 +103,7 @@ class Inputs:
 
 
 def make_inputs(inputs: Inputs, options: StreamingOptions, dense: Config, large: Config) -> None:
-    """Write both checkpoints, noise and headers only, their gates, and holes to fill memory."""
+    """Write both checkpoints (noise, and headers only), their gates, and holes to fill memory."""
     write_noise(inputs.dense, dense, NUM_SHARDS, options.seed)
     write_gates(inputs.gates, Checkpoint.open(inputs.dense), options.closed, options.seed)
     write_headers_only(inputs.large, large)
@@ -112,7 +113,7 @@ def make_inputs(inputs: Inputs, options: StreamingOptions, dense: Config, large:
 
 
 def run_command(arguments: list[str]) -> Usage:
-    """Run one `sgate` command in a process of its own.
+    """Run one `sgate` command in its own process.
 
     Raises RuntimeError with the end of its output if it fails or imports torch.
     """
@@ -127,12 +128,12 @@ def run_command(arguments: list[str]) -> Usage:
         text = output.read().decode(errors="replace")
     if process.returncode:
         raise RuntimeError(f"sgate {' '.join(arguments)} failed:\n{text[-2000:]}")
-    # Not `usage.ru_maxrss`: on Linux a child inherits its parent's.
+    # Not `usage.ru_maxrss`: on Linux a child inherits that of its parent.
     return Usage(seconds, usage.ru_utime + usage.ru_stime, int(text.split()[-1]))
 
 
 def copy_files(source: Path, target: Path) -> Usage:
-    """Copy every file of a folder, in this process."""
+    """Copy every file of a folder in this process."""
     start, cpu_start = time.perf_counter(), time.process_time()
     for file in sorted(source.iterdir()):
         shutil.copyfile(file, target / file.name)
@@ -142,9 +143,9 @@ def copy_files(source: Path, target: Path) -> Usage:
 def fill_memory(inputs: Inputs, free_bytes: int) -> None:
     """Settle the disk, cache the input, then cache holes until `free_bytes` of memory are left.
 
-    That is the state of a machine that has been up for long, and it lasts. A virtual machine gives
-    memory that stays free back to its host and fetches it again, several times as slowly as it
-    copies into it: what began to write a second later than the copy looked half as fast.
+    This is the stable state of a machine that has been running for a long time. A virtual machine
+    returns free memory to its host and fetches it again several times as slowly as it copies into
+    it. Without this, a run that began to write a second later than the copy looked half as fast.
     """
     os.sync()
     buffer = bytearray(2**24)
@@ -158,9 +159,9 @@ def fill_memory(inputs: Inputs, free_bytes: int) -> None:
 
 
 def measure(inputs: Inputs, options: StreamingOptions) -> dict[str, list[Usage]]:
-    """Run everything once a round; return name → one value a round.
+    """Run everything once per round; return name → one value per round.
 
-    What one run wrote is deleted before the next one.
+    The output of a run is deleted before the next one.
     """
     runs: dict[str, Callable[[], Usage]] = {
         COPY: partial(copy_files, inputs.dense, inputs.out),
@@ -169,7 +170,7 @@ def measure(inputs: Inputs, options: StreamingOptions) -> dict[str, list[Usage]]
     usages: dict[str, list[Usage]] = {name: [] for name in runs}
     total = (options.rounds + 1) * len(runs)
     with tqdm(total=total, desc="measuring", unit="run", disable=None) as bar:
-        # The first round warms up and is not kept.
+        # The first round is a warm-up and is not kept.
         for number in range(options.rounds + 1):
             for name, start in runs.items():
                 fill_memory(inputs, round(options.free * 2**30))
@@ -185,7 +186,7 @@ def measure(inputs: Inputs, options: StreamingOptions) -> dict[str, list[Usage]]
 def record_of(
     usages: Mapping[str, list[Usage]], inputs: Inputs, options: StreamingOptions
 ) -> dict[str, Any]:
-    """Return the JSON record: medians, intervals and single runs, and what they were made with."""
+    """Return the record: medians, intervals and single runs, options, hardware and versions."""
     dense, large = Checkpoint.open(inputs.dense), Checkpoint.open(inputs.large)
     return {
         "command": command_line("streaming", options),
@@ -206,8 +207,8 @@ def run(options: StreamingOptions, dense: Config, large: Config) -> dict[str, An
     """Measure checkpoints of these configs in a temporary folder; return the record."""
     with tempfile.TemporaryDirectory(prefix="sgate-streaming-") as folder:
         inputs = Inputs.within(Path(folder))
-        # In a process of its own: a child's peak memory starts at that of its parent (execve(2)
-        # keeps the maximum), so this one has to stay small.
+        # In its own process: a child's peak memory starts at that of its parent (execve(2) keeps
+        # the maximum), so this process must stay small.
         maker = multiprocessing.get_context("spawn").Process(
             target=make_inputs, args=(inputs, options, dense, large)
         )
@@ -230,7 +231,7 @@ def _free_memory() -> int:
 
 
 def _speed_of_copy(copies: list[Usage], runs: list[Usage], seed: int) -> dict[str, float]:
-    """Return how much of the copy's speed over the same input is reached, round by round."""
+    """Return the speed as a share of the copy's speed on the same input, over the rounds."""
     ratios = [copy.seconds / run.seconds for copy, run in zip(copies, runs, strict=True)]
     return asdict(median_with_interval(ratios, seed))
 

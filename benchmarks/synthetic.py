@@ -1,6 +1,6 @@
-"""Llama checkpoints of any size for measuring files: seeded noise, or headers over holes.
+"""Synthetic Llama checkpoints of any size: seeded noise, or real headers over holes.
 
-Nothing here is a model that says anything; the widths, dtypes and files are those of real ones.
+The weights mean nothing; widths, dtypes and files are those of real models.
 """
 
 import math
@@ -24,7 +24,7 @@ from sgate_serve.checkpoint.writer import (
 )
 from sgate_serve.gates import Gates
 
-# https://huggingface.co/meta-llama/Llama-3.2-1B, with a head of its own; layers by the size wanted.
+# https://huggingface.co/meta-llama/Llama-3.2-1B with an untied head; the number of layers varies.
 LLAMA_1B: Mapping[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -48,17 +48,17 @@ TENSORS_PER_HEADER_FILE = 25
 
 
 def config_of_size(num_bytes: int) -> dict[str, Any]:
-    """Return the 1B config with as many layers as bring it nearest to `num_bytes`, at least one."""
+    """Return the 1B config with as many layers as come nearest `num_bytes`, at least one."""
     one, two = (_num_bytes({**LLAMA_1B, "num_hidden_layers": layers}) for layers in (1, 2))
     layers = 1 + round((num_bytes - one) / (two - one))
     return {**LLAMA_1B, "num_hidden_layers": max(1, layers)}
 
 
 def write_noise(folder: Path, config: Mapping[str, Any], num_shards: int, seed: int) -> None:
-    """Write bf16 weights of about 1/50, none zero, in `num_shards` files.
+    """Write bf16 weights of magnitude about 1/50, none of them zero, in `num_shards` files.
 
-    The noise repeats within a tensor; no two tensors are alike. Raises ValueError for more files
-    than the tensors can fill.
+    The noise repeats within a tensor, and no two tensors are alike. Raises ValueError if the
+    tensors cannot fill that many files.
     """
     headers = _headers(config)
     with new_folder(folder) as writer:
@@ -67,7 +67,7 @@ def write_noise(folder: Path, config: Mapping[str, Any], num_shards: int, seed: 
 
 
 def write_headers_only(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write a checkpoint whose headers are real and whose data are holes that take no disk."""
+    """Write a checkpoint with real headers whose data are holes that occupy no disk space."""
     headers = _headers(config)
     names: dict[str, str] = {}
     with new_folder(folder) as writer:
@@ -82,7 +82,7 @@ def write_headers_only(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def write_gates(folder: Path, base: Checkpoint, closed: float, seed: int) -> None:
-    """Write coupled gates for `base`: a share closed, the others fractions, so all must fold."""
+    """Write coupled gates for `base`: a share is closed, the others are fractions to be folded."""
     generator = np.random.default_rng(seed)
     values = {}
     for index, layer in enumerate(base.spec.layers):
@@ -117,7 +117,7 @@ def _num_bytes(config: Mapping[str, Any]) -> int:
 
 
 def _shard_bytes(headers: list[TensorHeader], num_shards: int) -> int:
-    """Return a size, as small as may be, at which the tensors fill `num_shards` files."""
+    """Return the smallest size, within 1%, at which the tensors fill `num_shards` files."""
     size = sum(header.num_bytes for header in headers) // num_shards
     while len(shards := list(divide_into_shards(headers, size))) > num_shards:
         size += 1 + size // 100

@@ -1,7 +1,7 @@
-"""Write the measured blocks of our pages from the records in `benchmarks/results/`.
+"""Fill the generated blocks of README and docs from the records in `benchmarks/results/`.
 
-`python -m benchmarks.tables` replaces what stands between `<!-- NAME -->` and `<!-- /NAME -->`.
-No number is typed by hand.
+`python -m benchmarks.tables` replaces the text between `<!-- NAME -->` and `<!-- /NAME -->`, so
+that no measured number in those blocks is typed by hand.
 """
 
 import json
@@ -21,27 +21,24 @@ from benchmarks.speed_tables import (
     encoder_rows,
     engine_rows,
     engine_summary_rows,
+    footprint_sentence,
     interval_cell,
     overhead_rows,
     precision_rows,
     quantizer_rows,
+    row_col_rows,
     speedup_cell,
+    streaming_rows,
 )
 from sgate_serve.demo.walkthrough import report_lines
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "decode, batch 8"}
-MASKS = {
-    "coupled": "coupled mask of the same removed fraction",
-    "row_col_price_0": "row-col, all of it cut out (`--index-price 0`)",
-    "row_col_default_price": "row-col, cut out where that pays (`--target-engine onnx`)",
-    "row_col_nothing_lowered": "row-col, sliced only",
-}
 VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_2048_eager")
 VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
-FOOTPRINT = "footprint"
+FOOTPRINT, STREAMING = "footprint", "streaming"
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
@@ -58,7 +55,7 @@ ZERO_MASKED = {"zero_masked": "30% as zeros"}
 
 
 def result_rows(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the Markdown table of both comparisons, the larger shape first."""
+    """Yield the table of the demo's two comparisons, the larger shape first."""
     yield "| measured on ONNX Runtime, CPU, fp32 | speedup (95% interval) | ideal | dense / dense |"
     yield "|---|---|---|---|"
     millions = report["parameters"]["dense"] / 1e6
@@ -76,6 +73,7 @@ def result_rows(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def result_sentence(report: Mapping[str, Any]) -> str:
+    """Say what the demo removes, how closely it verifies, and the perplexities."""
     checked, perplexity = report["verification"], report["perplexity"]
     masked = report["gates"]["scores"]["masked"]["perplexity"]["value"]
     return (
@@ -87,20 +85,8 @@ def result_sentence(report: Mapping[str, Any]) -> str:
     )
 
 
-def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the Markdown table of what row-col masks are worth beside a coupled one."""
-    yield "| mask | removed | decode, batch 1 | batch 8 | prefill | ideal decode |"
-    yield "|---|---|---|---|---|---|"
-    for key, name in MASKS.items():
-        result = record["results"][key]
-        speedups = result["onnx"]["speedups"]["onnx"]
-        cells = " | ".join(f"{speedup['ratio']:.2f}×" for speedup in speedups.values())
-        ideal = speedups["decode_batch_1"]["ideal"]
-        yield f"| {name} | {result['figures']['removed']:.1%} | {cells} | {ideal:.2f}× |"
-
-
 def vllm_rows(records: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
-    """Yield the Markdown table of the runs called `names`: speedup, and efficiency behind it."""
+    """Yield the table of the runs `names`: speedups, with efficiencies in brackets."""
     removed = VLLM_MODELS | ZERO_MASKED
     yield f"| measured on vLLM, CPU, bf16 | {' | '.join(removed.values())} | dense / dense |"
     yield "|---" * (len(removed) + 2) + "|"
@@ -119,7 +105,7 @@ def vllm_rows(records: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]
 
 
 def vllm_row_col_sentence(record: Mapping[str, Any]) -> str:
-    """Say what index work costs: how much less of its promise a row-col mask keeps."""
+    """Say what index work costs: how much lower the efficiency of a row-col mask is."""
     own, coupled = record["speedups"]["vllm"], record["beside"]["coupled"]
     costs = {
         PHASES.get(phase, phase): coupled[phase]["efficiency"] / own[phase]["efficiency"] - 1
@@ -128,17 +114,6 @@ def vllm_row_col_sentence(record: Mapping[str, Any]) -> str:
     shown = ", ".join(f"{cost:+.1%} in {phase}" for phase, cost in costs.items())
     removed = record["figures"]["row_col"]["removed"]
     return f"Index work adds to the time of a step: {shown}. The mask removes {removed:.1%}."
-
-
-def footprint_sentence(record: Mapping[str, Any]) -> str:
-    """Say how large an installation without torch is, how soon it answers, in how much memory."""
-    size, medians = record["installation"]["installed_bytes"], record["medians"]
-    return (
-        f"That is {size / 1e6:.0f} MB installed, {medians['first_token']:.1f} s from `sgate serve` "
-        f"to the first token of the demo's model, and {medians['rss_bytes'] / 1e6:.0f} MB\n"
-        "of memory while it runs "
-        "([benchmarks/results/footprint.json](benchmarks/results/footprint.json))."
-    )
 
 
 def _speedup_of(record: Mapping[str, Any], name: str, phase: str) -> Mapping[str, float]:
@@ -150,11 +125,12 @@ def _speedup_of(record: Mapping[str, Any], name: str, phase: str) -> Mapping[str
 
 
 def read_records() -> dict[str, Any]:
-    """Return the records that our pages quote, by the names of their files."""
+    """Return file name → record, for every record that a generated block uses."""
     names = (
         "demo",
         "row_col",
         FOOTPRINT,
+        STREAMING,
         *VLLM_RUNS,
         VLLM_ROW_COL,
         *ENGINE_RUNS,
@@ -168,34 +144,11 @@ def read_records() -> dict[str, Any]:
 
 def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return page → name → text of every generated block."""
-    report = records["demo"]
-    output = "\n".join(report_lines(Path("sgate-demo"), report)).strip()
     return {
-        "README.md": {
-            "results": f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report)),
-            "demo-output": f"```text\n{output}\n```",
-            "footprint": footprint_sentence(records[FOOTPRINT]),
-            "row-col": "\n".join(row_col_rows(records["row_col"])),
-            "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
-            "quality": "\n".join(quality_summary_rows(records[QUALITY], "accuracy")),
-            "quality-language": changes_sentence(records[QUALITY_LM], "perplexity", " 30%"),
-            "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
-        },
-        "docs/training.md": {
-            **quality_blocks("quality", records[QUALITY], "accuracy"),
-            "balance": balance_sentence(records[BALANCE]),
-            **quality_blocks("quality-docstrings", records[QUALITY_PAIRS], "accuracy"),
-            **quality_blocks("quality-language", records[QUALITY_LM], "perplexity"),
-            **quality_blocks("quality-language-short", records[QUALITY_LM_SHORT], "perplexity"),
-            "gate-cost": gate_cost_sentence(records[GATE_COST]),
-        },
-        "docs/speed.md": {
-            **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
-            "encoders": "\n".join(encoder_rows(records["encoders"])),
-            "precision": "\n".join(precision_rows(records["precision"])),
-            "quantizers": "\n".join(quantizer_rows(records["precision"])),
-            "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
-        },
+        "README.md": readme_blocks(records),
+        "docs/demo.md": demo_blocks(records),
+        "docs/training.md": training_blocks(records),
+        "docs/speed.md": speed_blocks(records),
         "docs/vllm.md": {
             "vllm-speed": "\n".join(vllm_rows(records, VLLM_RUNS)),
             "vllm-row-col": vllm_row_col_sentence(records[VLLM_ROW_COL]),
@@ -203,8 +156,64 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     }
 
 
+def readme_blocks(records: Mapping[str, Any]) -> dict[str, str]:
+    """Return the README's blocks; docs/ has all of them too, or a longer form of them."""
+    return {
+        **demo_blocks(records),
+        **shared_speed_blocks(records),
+        "footprint": footprint_sentence(records[FOOTPRINT]),
+        "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
+        "quality": "\n".join(quality_summary_rows(records[QUALITY], "accuracy")),
+        "quality-language": changes_sentence(records[QUALITY_LM], "perplexity", " 30%"),
+    }
+
+
+def demo_blocks(records: Mapping[str, Any]) -> dict[str, str]:
+    report = records["demo"]
+    output = "\n".join(report_lines(Path("sgate-demo"), report)).strip()
+    return {
+        "results": f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report)),
+        "demo-output": f"```text\n{output}\n```",
+    }
+
+
+def shared_speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
+    """Return the blocks that stand both in the README and in docs/speed.md."""
+    return {
+        "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
+        "row-col": "\n".join(row_col_rows(records["row_col"])),
+    }
+
+
+def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        **shared_speed_blocks(records),
+        **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
+        "encoders": "\n".join(encoder_rows(records["encoders"])),
+        "precision": "\n".join(precision_rows(records["precision"])),
+        "quantizers": "\n".join(quantizer_rows(records["precision"])),
+        "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
+        "footprint": footprint_sentence(records[FOOTPRINT], root="../"),
+        "streaming": "\n".join(streaming_rows(records[STREAMING])),
+    }
+
+
+def training_blocks(records: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        **quality_blocks("quality", records[QUALITY], "accuracy"),
+        "balance": balance_sentence(records[BALANCE]),
+        **quality_blocks("quality-docstrings", records[QUALITY_PAIRS], "accuracy"),
+        **quality_blocks("quality-language", records[QUALITY_LM], "perplexity"),
+        **quality_blocks("quality-language-short", records[QUALITY_LM_SHORT], "perplexity"),
+        "gate-cost": gate_cost_sentence(records[GATE_COST]),
+    }
+
+
 def render(text: str, page_blocks: Mapping[str, str]) -> str:
-    """Return `text` with every block replaced; each must be there exactly once."""
+    """Return `text` with every block replaced.
+
+    Raises ValueError for a block that is missing or occurs more than once.
+    """
     for name, block in page_blocks.items():
         start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
         parts = re.split(f"{start}.*?{end}", text, flags=re.DOTALL)

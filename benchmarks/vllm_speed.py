@@ -1,9 +1,10 @@
-"""What removed weights are worth on vLLM: eager and compiled, beside what users have otherwise.
+"""Speedup of pruned models on vLLM, eager or compiled.
 
-`python -m benchmarks.vllm_speed --json FILE` makes a random Llama-shaped model, closes coupled
-gates of 20, 30 and 40%, and measures each in the same rounds as the dense model and the dense model
-whose pruned weights are zeros. With `--row-col` a row-col mask is compared instead, all of it cut
-out, with a coupled mask that removes as much: the difference is what index work costs.
+`python -m benchmarks.vllm_speed --json FILE` creates a random Llama-shaped model, closes coupled
+gates for 20, 30 and 40%, and measures each pruned model in the same rounds as the dense model and
+the dense model with the pruned weights set to zero. With `--row_col SHARE` it compares a row-col
+mask, all of it cut out, with a coupled mask that removes as much; the difference is the cost of
+index work.
 """
 
 import tempfile
@@ -31,10 +32,10 @@ SHARD_BYTES = 4 * 2**30
 
 @dataclass(frozen=True)
 class SpeedOptions(LlamaShape):
-    """The shape, the engine's mode, and how much is measured."""
+    """The shape of the model, the engine's mode, and the amount of measuring."""
 
-    compiled: int = option(1, "1 compiles, as vLLM does by default; 0 runs eagerly")
-    row_col: float = option(0.0, "compare a row-col mask that closes this share instead")
+    compiled: int = option(1, "1 compiles, as vLLM does by default; 0 runs eager")
+    row_col: float = option(0.0, "if not 0, compare a row-col mask that closes this share")
 
     @property
     def workload(self) -> Workload:
@@ -48,7 +49,7 @@ class SpeedOptions(LlamaShape):
 
 
 def prune(base: Checkpoint, name: str, values: Values, price: int | None = None) -> dict[str, Any]:
-    """Convert `base` for vLLM; a price makes it a row-col mask. Return the plan's figures."""
+    """Convert `base` for vLLM and return the plan's figures; a price means a row-col mask."""
     granularity = "row-col" if price is not None else "coupled"
     target = Target(engine="vllm")
     return write_pruned(base, name, values, granularity, target=target, index_price=price)
@@ -65,7 +66,7 @@ def write_masked(base: Checkpoint, gates: Path, folder: Path) -> None:
 
 
 def coupled_models(base: Checkpoint, seed: int) -> dict[str, Any]:
-    """Write the pruned models and the masked one; return their figures."""
+    """Write the pruned models and the zero-masked one; return their figures."""
     figures = {
         name: prune(base, name, coupled_values(base.spec, fraction, seed))
         for name, fraction in FRACTIONS.items()
@@ -76,14 +77,14 @@ def coupled_models(base: Checkpoint, seed: int) -> dict[str, Any]:
 
 
 def row_col_models(base: Checkpoint, closed: float, seed: int) -> dict[str, Any]:
-    """Write a row-col model with all index work, and a coupled one of the same size."""
+    """Write a row-col model with everything cut out, and a coupled one of the same size."""
     figures = {ROW_COL: prune(base, ROW_COL, row_col_values(base.spec, closed, seed), 0)}
     values = coupled_values(base.spec, figures[ROW_COL]["removed"], seed)
     return figures | {COUPLED: prune(base, COUPLED, values)}
 
 
 def run(options: SpeedOptions) -> dict[str, Any]:
-    """Make the models in a temporary folder and measure them; return the record."""
+    """Create the models in a temporary folder and measure them; return the record."""
     with tempfile.TemporaryDirectory(prefix="sgate-vllm-") as folder:
         root = Path(folder)
         write_noise(root / "dense", options.config, 1, options.seed)

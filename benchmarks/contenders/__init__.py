@@ -1,1 +1,1 @@
-"""Other engines, and ours, each in a process of its own: see benchmarks/engine_speed.py."""
+"""The engines that benchmarks/engine_speed.py compares, each run in its own process."""

@@ -1,6 +1,6 @@
 """onnxruntime-genai as a contender: `pip install onnxruntime-genai`, tested with 0.18.
 
-The folder is what its model builder wrote.
+The folder is the output of its model builder.
 """
 
 import json
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 class GenaiTimed:
-    """Generators of one model; a generator is a batch that starts together."""
+    """A model whose generators each run one batch of rows that start together."""
 
     def __init__(self, folder: Path, model_len: int, threads: int) -> None:
         config = og.Config(str(folder))
@@ -52,7 +52,7 @@ class GenaiTimed:
 
     def _empty(self, batch: int) -> "og.Generator":
         params = og.GeneratorParams(self._model)
-        # No token ends a row early: the shortest it may be is the longest that is asked for.
+        # Minimum and maximum length are equal, so that no token ends a row early.
         params.set_search_options(
             batch_size=batch,
             do_sample=False,

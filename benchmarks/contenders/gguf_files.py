@@ -1,8 +1,8 @@
-"""Writes a dense Llama folder of ours as GGUF and quantizes it with llama.cpp itself.
+"""Write a dense Llama folder as GGUF and quantize it with llama.cpp.
 
-`python -m benchmarks.contenders.gguf_files FOLDER OUT` runs in llama.cpp's interpreter and makes
-OUT/q8_0/model.gguf and OUT/q4_0/model.gguf. The weights are noise, so the rows of query and key
-stay in their order: llama.cpp pairs rotary dimensions in another way, at the same speed.
+`python -m benchmarks.contenders.gguf_files FOLDER OUT` runs in llama.cpp's interpreter and writes
+OUT/q8_0/model.gguf and OUT/q4_0/model.gguf. llama.cpp pairs rotary dimensions differently; because
+the weights are noise and the speed is the same, the rows of query and key are not reordered.
 """
 
 import sys
@@ -35,7 +35,7 @@ TYPES = {"q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0, "q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_
 
 
 def gguf_name(name: str) -> str:
-    """Return llama.cpp's name of a tensor of a Llama checkpoint."""
+    """Return llama.cpp's name for a tensor of a Llama checkpoint."""
     if name in OUTSIDE:
         return OUTSIDE[name]
     _, _, layer, rest = name.split(".", 3)
@@ -43,6 +43,7 @@ def gguf_name(name: str) -> str:
 
 
 def write_f16(model: Checkpoint, path: Path) -> None:
+    """Write the model as GGUF, matrices in fp16 and vectors in fp32."""
     spec = model.spec
     shape = spec.layers[0]
     writer = gguf.GGUFWriter(path, "llama")

@@ -1,8 +1,8 @@
 """llama.cpp as a contender, through its C interface.
 
-`pip install llama-cpp-python gguf ml_dtypes safetensors`; tested with 0.3.36 built from source
-(`CMAKE_ARGS=-DGGML_NATIVE=ON`), so for this machine's CPU. The folder holds `model.gguf`; each row
-is a sequence of one context.
+`pip install llama-cpp-python gguf ml_dtypes safetensors`; tested with 0.3.36, built from source for
+this machine's CPU (`CMAKE_ARGS=-DGGML_NATIVE=ON`). The folder contains `model.gguf`; all rows are
+sequences of one context.
 """
 
 import ctypes
@@ -65,7 +65,7 @@ class LlamaTimed:
         *,
         all_logits: bool = False,
     ) -> None:
-        """Decode one token of each row at its position; logits of the last, or of all."""
+        """Decode one token per row at its position, with logits of the last row or of all rows."""
         batch = lib.llama_batch_init(len(rows), 0, 1)
         batch.n_tokens = len(rows)
         tokens = generator.integers(0, self._vocab, len(rows))
@@ -75,7 +75,7 @@ class LlamaTimed:
             batch.logits[index] = all_logits or index == len(rows) - 1
         status = lib.llama_decode(self._context, batch)
         assert status == 0, f"llama_decode returned {status}"
-        # Computing may go on behind the call; reading a logit waits for it.
+        # The call may return before computing ends; reading a logit waits for it.
         ctypes.cast(lib.llama_get_logits(self._context), ctypes.POINTER(ctypes.c_float))[0]
         lib.llama_batch_free(batch)
 

@@ -1,4 +1,4 @@
-"""The engines of this project as contenders: its own on ONNX Runtime, and vLLM with the plugin."""
+"""Our engines as contenders: the embedded one on ONNX Runtime, and vLLM with the plugin."""
 
 from pathlib import Path
 
@@ -18,5 +18,5 @@ def load_onnx(
 def load_vllm(
     folder: Path, batch: int, model_len: int, threads: int, arguments: tuple[str, ...]
 ) -> Timed:
-    """Load a folder into vLLM, a dense one too; its threads are the environment's."""
+    """Load a dense or pruned folder into vLLM, which takes its threads from the environment."""
     return load_timed("vllm", Checkpoint.open(folder), TimedSizes(batch, model_len), arguments)

@@ -1,4 +1,4 @@
-"""A tokenizer for models of noise: words are numbers. Other engines' tools want to find one."""
+"""A tokenizer for models of noise, whose words are numbers; other engines' tools require one."""
 
 from pathlib import Path
 

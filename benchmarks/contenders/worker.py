@@ -1,8 +1,8 @@
-"""One engine in a process of its own: loads a model, then times what it is told to.
+"""One engine in its own process: load a model, then time runs on request.
 
 `python -m benchmarks.contenders.worker KIND FOLDER BATCH MODEL_LEN THREADS [ARGUMENTS]` writes one
-JSON line when it is ready and one for each JSON line that it reads: a method in, its seconds out.
-What libraries print goes to stderr.
+JSON line when it is ready. For each JSON line that it reads, which names a method, it writes a line
+with the seconds that the method took. The output of libraries goes to stderr.
 """
 
 import importlib
@@ -16,8 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 
 # Kind → a function of the folder, batch, model length, threads and arguments that returns an
-# object with the methods of sgate_serve.engines.timed.Timed. Imported alone: each interpreter has
-# the packages of its own engine only.
+# object with the methods of sgate_serve.engines.timed.Timed. Only the requested one is imported,
+# because each interpreter has the packages of its own engine only.
 KINDS = {
     "onnx": "benchmarks.contenders.ours:load_onnx",
     "vllm": "benchmarks.contenders.ours:load_vllm",
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _own_stdout() -> TextIO:
-    """Return what was stdout, and send what anyone else writes there to stderr."""
+    """Return the original stdout, and redirect all other output to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
