@@ -1,4 +1,4 @@
-"""Settings of every test: quiet transformers, no hub."""
+"""Settings for every test: quiet transformers, no hub, a cache of its own."""
 
 import os
 

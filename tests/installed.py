@@ -1,4 +1,4 @@
-"""Tests of an engine that is not installed skip with the reason; where CI installs it they fail."""
+"""Skip the tests of an engine that is not installed; fail them where CI requires the engine."""
 
 import importlib
 import os
@@ -7,12 +7,12 @@ import pytest
 
 from sgate_serve.engines import ENGINES, missing_modules
 
-# Names of engines with spaces between them, as .ci/run sets it.
+# Names of engines separated by spaces, set by .ci/run.
 REQUIRED = "SGATE_REQUIRED_ENGINES"
 
 
 def require_engine(name: str) -> None:
-    """Skip the test, or fail it in CI, unless what engine `name` needs can be imported."""
+    """Skip the test, or fail it if CI requires the engine, unless engine `name` can be imported."""
     reason = _why_not(name)
     if reason is None:
         return

@@ -1,4 +1,4 @@
-"""Small random Llama checkpoints: dense ones, and pruned `sgate` folders beside their oracle."""
+"""Small random Llama checkpoints: dense ones, and pruned `sgate` folders with their oracle."""
 
 import json
 from collections.abc import Sequence
@@ -63,9 +63,9 @@ def save(model: LlamaForCausalLM, folder: Path) -> Checkpoint:
 def save_pruned(
     model: LlamaForCausalLM, kept: Sequence[Kept], folder: Path, extra_biases: Sequence[str] = ()
 ) -> Checkpoint:
-    """Write what `kept` leaves of `model` as an `sgate` folder and mask `model` to match.
+    """Write the `kept` parts of `model` as an `sgate` folder, and mask `model` to match.
 
-    By hand rather than by the converters, so that the two can be told apart when a test fails.
+    The folder is written without the converters, so that a failing test points to one of them.
     """
     dense_config = json.loads(model.config.to_json_string(use_diff=False))
     spec = ModelSpec.from_config(dense_config, "dense config")
@@ -92,7 +92,7 @@ def reference_logits(model: LlamaForCausalLM, tokens: NDArray[np.int64]) -> NDAr
 
 
 def reference_greedy(model: LlamaForCausalLM, prompt: Sequence[int], count: int) -> list[int]:
-    """Return the oracle's `count` greedy tokens after `prompt`, without any cache."""
+    """Return the oracle's `count` greedy tokens after `prompt`, computed without a cache."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(int(reference_logits(model, np.array(tokens))[-1].argmax()))
@@ -130,7 +130,7 @@ def _shrink_layer(weights: dict[str, Any], spec: ModelSpec, index: int, kept: Ke
 
 
 def _mask_layer(model: LlamaForCausalLM, spec: ModelSpec, index: int, kept: Kept) -> None:
-    """Zero what goes where it is read: columns of output and down, biases of skipped blocks."""
+    """Zero the columns of output and down that are removed, and the biases of skipped blocks."""
     dims = _kept_dims(spec, index, kept)
     for role in (OUTPUT, DOWN):
         module = model.get_submodule(spec.family.linear(index, role))
@@ -147,7 +147,7 @@ def _skipped(kept: Kept) -> list[str]:
 
 
 def _absent_biases(weights: dict[str, Any], extra_biases: Sequence[str]) -> list[str]:
-    """Name the biases to leave out: all but `extra_biases`, where any is given."""
+    """Name the biases to leave out: all except `extra_biases`, or none if that is empty."""
     if not extra_biases:
         return []
     kept = {f"{name}.bias" for name in extra_biases}
@@ -184,7 +184,7 @@ def _pruned_config(
 
 
 def silence_biases(model: LlamaForCausalLM, spec: ModelSpec, kept: Sequence[str]) -> None:
-    """Zero every bias but those of the modules `kept`, so that the rest can be left out."""
+    """Zero every bias except those of the modules `kept`, so that the rest can be left out."""
     for index in range(len(spec.layers)):
         for role in (*ATTENTION_ROLES, *MLP_ROLES):
             name = spec.family.linear(index, role)

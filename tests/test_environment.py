@@ -1,4 +1,4 @@
-"""What this process may use, as a container's limits say."""
+"""Memory, CPUs and GPUs that this process may use, with and without the limits of a container."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_without_limits_the_machine_counts(group: Path) -> None:
+def test_without_limits_the_process_may_use_the_whole_machine(group: Path) -> None:
     physical = memory_bytes()
     (group / "memory.max").write_text("max\n")
     (group / "cpu.max").write_text("max 100000\n")
@@ -25,7 +25,7 @@ def test_without_limits_the_machine_counts(group: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_a_containers_memory(group: Path, file: str) -> None:
+def test_memory_is_limited_by_the_container(group: Path, file: str) -> None:
     (group / "memory").mkdir()
     (group / file).write_text("1048576\n")
     assert memory_bytes() == 2**20
@@ -34,12 +34,12 @@ def test_a_containers_memory(group: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("quota", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("900000 100000", 4)]
 )
-def test_a_containers_cpus(group: Path, quota: str, expected: int) -> None:
+def test_cpus_are_limited_by_the_container(group: Path, quota: str, expected: int) -> None:
     (group / "cpu.max").write_text(f"{quota}\n")
     assert num_cpus() == expected
 
 
-def test_gpus_are_named_by_their_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_names_come_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "NVIDIA_DRIVER", tmp_path)
     assert hardware()["gpus"] == []
     for bus in ("0000:01:00.0", "0000:02:00.0"):

@@ -1,4 +1,4 @@
-"""What a test of an engine does where the engine is missing: skip, and fail in CI."""
+"""`require_engine`: a missing engine skips a test, and fails it where CI requires the engine."""
 
 import sys
 
@@ -7,7 +7,7 @@ import pytest
 from tests.installed import REQUIRED, require_engine
 
 
-def test_missing_engine_skips_and_fails_where_it_is_required(
+def test_a_missing_engine_skips_or_fails_if_required(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
@@ -19,6 +19,6 @@ def test_missing_engine_skips_and_fails_where_it_is_required(
         require_engine("vllm")
 
 
-def test_installed_engine_is_imported() -> None:
+def test_an_installed_engine_is_imported() -> None:
     require_engine("onnx")
     assert "onnxruntime" in sys.modules

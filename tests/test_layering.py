@@ -1,4 +1,4 @@
-"""The import graph: which room may import which, read off the sources, lazy imports included.
+"""The import graph: which room may import which, read from the sources, lazy imports included.
 
 A room is a folder or a module directly under `sgate_serve/`, or `converters/`. docs/architecture.md
 draws them.
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 OURS = ("sgate_serve", "converters")
 MAX_ROOMS = 25
 
-# room → the rooms that it may import beside itself, at any depth of a function.
+# room → the other rooms that it may import, inside functions too.
 FOUNDATION = {"errors", "json_fields", "options", "environment"}
 CORE = FOUNDATION | {"architecture", "checkpoint", "plan"}
 ROOMS: Mapping[str, set[str]] = {
@@ -50,7 +50,7 @@ ROOMS: Mapping[str, set[str]] = {
     "cli": {"__init__", "errors"},
 }
 
-# Parts of rooms with tighter rules: path → the prefixes of our own modules that it may import.
+# Parts of rooms with stricter rules: path → prefixes of our modules that it may import.
 NARROW: Mapping[str, tuple[str, ...]] = {
     # The rules know masks and shapes, not files.
     "converters/rules": (
@@ -61,7 +61,7 @@ NARROW: Mapping[str, tuple[str, ...]] = {
         "sgate_serve.errors",
         "sgate_serve.plan",
     ),
-    # The server knows requests and token events; engines come to it loaded.
+    # The server knows requests and token events; it receives loaded engines.
     "sgate_serve/server": (
         "sgate_serve.__version__",
         "sgate_serve.engines.base",
@@ -102,7 +102,7 @@ def own_imports(path: Path) -> Iterator[str]:
     yield from (module for module in imported(path) if module.partition(".")[0] in OURS)
 
 
-def test_rooms_import_only_what_stands_below_them() -> None:
+def test_rooms_import_only_permitted_rooms() -> None:
     strays = [
         f"{path.relative_to(ROOT)} imports {module}"
         for room, path in room_files()
@@ -112,13 +112,13 @@ def test_rooms_import_only_what_stands_below_them() -> None:
     assert strays == []
 
 
-def test_the_graph_has_few_rooms_and_no_circle() -> None:
+def test_the_graph_has_few_rooms_and_no_cycle() -> None:
     assert {room for room, _ in room_files()} == set(ROOMS)
     assert len(ROOMS) <= MAX_ROOMS
     assert list(TopologicalSorter(ROOMS).static_order())  # raises CycleError
 
 
-def test_no_permission_is_unused() -> None:
+def test_every_permission_is_used() -> None:
     used: dict[str, set[str]] = {room: set() for room in ROOMS}
     for room, path in room_files():
         used[room] |= {room_of(module) for module in own_imports(path)}
@@ -131,7 +131,7 @@ def test_no_permission_is_unused() -> None:
 
 
 @pytest.mark.parametrize("place", NARROW)
-def test_parts_with_tighter_rules_keep_them(place: str) -> None:
+def test_parts_with_stricter_rules_follow_them(place: str) -> None:
     files = sorted((ROOT / place).rglob("*.py"))
     assert files
     strays = [
@@ -143,7 +143,7 @@ def test_parts_with_tighter_rules_keep_them(place: str) -> None:
     assert strays == []
 
 
-def test_training_uses_of_the_converter_only_its_rules() -> None:
+def test_training_imports_only_the_rules_of_the_converter() -> None:
     used = {
         module
         for room, path in room_files()

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer of a few sentences, as the folder of a model would hold it."""
+"""A byte-level BPE tokenizer trained on a few sentences, and its files for a model folder."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer(vocab_size: int = 400) -> Tokenizer:
-    """Train the tokenizer; it puts `<s>` before every text."""
+    """Train the tokenizer, which puts `<s>` before every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -50,7 +50,7 @@ def special_id(tokenizer: Tokenizer, text: str) -> int:
 
 
 def write_tokenizer(folder: Path, **config: Any) -> Tokenizer:
-    """Write tokenizer.json and tokenizer_config.json; `config` is added to the latter."""
+    """Write tokenizer.json and tokenizer_config.json, the latter with the fields of `config`."""
     tokenizer = byte_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     values = {"bos_token": BOS, "eos_token": {"content": EOS}, **config}
@@ -59,14 +59,14 @@ def write_tokenizer(folder: Path, **config: Any) -> Tokenizer:
 
 
 def chat_template() -> ChatTemplate:
-    """Compile the chat template as a model folder's would be."""
+    """Compile the chat template like that of a model folder."""
     template = ChatTemplate.load(Path(), {"chat_template": CHAT_TEMPLATE}, {"bos_token": BOS})
     assert template is not None
     return template
 
 
 def pair_tokenizer() -> Tokenizer:
-    """Return the tokenizer as an encoder has it: `<s> text </s>`, the second text as segment 1."""
+    """Return an encoder's tokenizer: `<s> text </s>`, with the second text as segment 1."""
     tokenizer = byte_tokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}",

@@ -1,4 +1,4 @@
-"""Configs to specs: both spellings of a model, and every refusal."""
+"""Specs read from configs: defaults, both spellings of a model, and every refusal."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_defaults_follow_from_what_is_given() -> None:
     assert spec_of(head_dim=6, num_key_value_heads=None).layers[0].num_kv_heads == 4
 
 
-def test_rotary_share_counts_only_where_transformers_reads_it() -> None:
+def test_partial_rotary_factor_counts_only_where_transformers_reads_it() -> None:
     assert spec_of(head_dim=8, partial_rotary_factor=0.5).rotary_dims == 8
     phi = LLAMA | {"model_type": "phi3", "partial_rotary_factor": 0.5, "hidden_size": 32}
     assert ModelSpec.from_config(phi, "config.json").rotary_dims == 4

@@ -1,4 +1,4 @@
-"""The encoder benchmark: masks remove what they say, baselines compute what ours does."""
+"""The encoder benchmark: masks remove their share, baselines compute the same as our engine."""
 
 import importlib.util
 from pathlib import Path
@@ -35,13 +35,13 @@ def test_uneven_masks_remove_their_share(base: Checkpoint) -> None:
     assert len(units) == len(base.spec.layers)
 
 
-def test_torch_computes_what_our_engine_does(base: Checkpoint) -> None:
+def test_torch_computes_the_same_as_our_engine(base: Checkpoint) -> None:
     ours = load_text_encoder(ENGINE, base, EncoderOptions(threads=1))
     eager = EagerTorch(base, threads=1)
     np.testing.assert_allclose(eager.read(TEXTS), ours.read(TEXTS), atol=1e-5)
 
 
-def test_export_computes_what_our_engine_does(base: Checkpoint, tmp_path: Path) -> None:
+def test_torch_export_computes_the_same_as_our_engine(base: Checkpoint, tmp_path: Path) -> None:
     if importlib.util.find_spec("onnxscript") is None:
         pytest.skip("torch.onnx.export needs onnxscript")
     ours = load_text_encoder(ENGINE, base, EncoderOptions(threads=1))

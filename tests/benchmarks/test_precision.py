@@ -1,4 +1,4 @@
-"""The precision benchmark: what it rounds, what a loss is, and that every part runs."""
+"""The precision benchmark: quantizers round correctly, and every part runs."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ def model(tmp_path: Path) -> Checkpoint:
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 @pytest.mark.parametrize("block", BLOCKS)
-def test_every_quantizer_keeps_zeros_and_has_16_numbers_a_block(name: str, block: int) -> None:
+def test_every_quantizer_keeps_zeros_and_uses_16_values_per_block(name: str, block: int) -> None:
     weight = np.random.default_rng(0).normal(0, 0.1, (7, 130)).astype(np.float32)
     weight[3] = 0
     rounded = QUANTIZERS[name](weight, block)
@@ -52,6 +52,6 @@ def test_record_of_both_parts(model: Checkpoint, tmp_path: Path) -> None:
     assert found["graphs"]["fp16"] == pytest.approx(found["graphs"]["fp32"], rel=0.05)
     assert set(found["weights_alone"]) == set(QUANTIZERS)
     assert set(record["speed"]["speedups"]) == {"int8", "int4"}
-    # Bytes of the random model's weights, which are fp32 in the graph it is compared with.
+    # Bytes of the random model's weights, which are fp32 in the graph of the comparison.
     assert record["speed"]["speedups"]["int4"]["prefill"]["ideal"] == 1
     assert record["speed"]["speedups"]["int4"]["decode_batch_1"]["ideal"] > 4

@@ -1,4 +1,4 @@
-"""The quality table at a tiny size: every cell once, converted and measured, and resumed."""
+"""The quality table at a tiny size: cells are trained, converted and measured once, and resumed."""
 
 import json
 from pathlib import Path

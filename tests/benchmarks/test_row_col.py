@@ -1,4 +1,4 @@
-"""The masks of the row-col benchmark remove what they say, and its costs are what was measured."""
+"""The row-col benchmark: masks remove their share, and index costs follow from measurements."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def base(tmp_path: Path) -> Checkpoint:
     return Checkpoint.open(tmp_path / "dense")
 
 
-def test_row_col_mask_closes_the_share_of_every_side(base: Checkpoint) -> None:
+def test_row_col_mask_closes_its_share_of_every_side(base: Checkpoint) -> None:
     values = row_col_values(base.spec, 0.25, seed=0)
     assert len(values) == 2 * len(base.spec.module_names())
     assert {float(np.mean(gates == 0)) for gates in values.values()} == {0.25}
@@ -39,22 +39,22 @@ def test_coupled_mask_removes_as_much_without_index_work(base: Checkpoint) -> No
     assert row_col["index_operations"] > 0
 
 
-def test_nothing_is_lowered_at_a_price_that_nothing_is_worth(base: Checkpoint) -> None:
+def test_nothing_is_lowered_at_a_prohibitive_price(base: Checkpoint) -> None:
     values = row_col_values(base.spec, 0.25, seed=0)
     dense = convert_masked(base, "dense-rest", values, 2**62)
     assert dense["index_operations"] == 0
     assert dense["figures"]["removed"] == dense["figures"]["index_free"]
 
 
-def test_probe_leaves_six_index_operations_a_layer(base: Checkpoint) -> None:
+def test_probe_causes_six_index_operations_per_layer(base: Checkpoint) -> None:
     probe = convert_masked(base, "probe", probe_values(base.spec, seed=0), 0)
     assert probe["index_operations"] == 6 * len(base.spec.layers)
     assert probe["figures"]["removed"] < 0.1
 
 
-def test_cost_of_an_index_operation_is_the_slowdown_shared_out(base: Checkpoint) -> None:
+def test_index_cost_is_the_slowdown_divided_by_the_operations(base: Checkpoint) -> None:
     speedups = {"decode_batch_8": {"ratio": 0.5, "ci": [0.4, 0.8]}}
-    # 320 tokens a second in 8 rows: a step takes 25 ms, of which 5 operations add 25 again.
+    # 320 tokens a second in 8 rows: a step takes 25 ms, and 5 operations add another 25.
     probe: dict[str, Any] = {
         "speedups": {"onnx": speedups},
         "tokens_per_second": {"decode_batch_8": {"dense": {"median": 320.0}}},

@@ -1,4 +1,4 @@
-"""The standard library's tasks: labels are right, files are split, the same bytes again."""
+"""The tasks made from the standard library: correct labels, texts and pairs."""
 
 import ast
 
@@ -51,7 +51,7 @@ def test_snippets_are_docstrings_and_bodies_on_one_line() -> None:
     assert examples == package_examples([source("json/a.py"), source("ast.py")], 2, seed=0)
 
 
-def test_pairs_match_or_are_of_another_function_of_the_file() -> None:
+def test_pairs_match_or_come_from_another_function_of_the_file() -> None:
     own = dict(documented_functions(source("ast.py")))
     assert own.keys() == {"first(a, b=1)", "second(name)"}
     examples = [e for seed in range(8) for e in pair_examples([source("ast.py")], 10, seed)]

@@ -1,4 +1,4 @@
-"""The measurement of conversion, on checkpoints so small that only its own parts are tested."""
+"""The streaming benchmark, on checkpoints so small that only its own parts are tested."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from benchmarks.synthetic import LLAMA_70B, write_gates, write_headers_only
 from sgate_serve.checkpoint.reader import Checkpoint
 from tests.benchmarks.tiny import TINY
 
-# More GiB than any machine has: leave its memory as it is.
+# More GiB than any machine has, so that memory is not filled.
 ALL = 1e6
 
 
@@ -22,7 +22,7 @@ def test_record_holds_every_run_and_its_goals() -> None:
     for name in (GATES, SCAN, PLAN):
         result = record["results"][name]
         assert len(result["runs"]) == 2
-        # An interpreter with numpy takes some 40 MB; a tiny model adds nothing to speak of.
+        # An interpreter with numpy takes about 40 MB; a tiny model adds very little.
         assert 20 * 10**6 < result["peak_rss_bytes"] < 200 * 10**6
         assert result["cpu_seconds"]["median"] > 0
     assert set(record) >= {"goals", "hardware", "versions", "options"}
@@ -65,6 +65,6 @@ def test_a_command_that_imports_torch_fails(
         run_command(["plan", str(tmp_path / "model")])
 
 
-def test_checkpoints_that_cannot_be_made_end_the_measurement() -> None:
+def test_failing_to_write_checkpoints_ends_the_measurement() -> None:
     with pytest.raises(RuntimeError, match="the checkpoints could not be written"):
         run(StreamingOptions(rounds=1, free=ALL), {**TINY, "num_hidden_layers": "three"}, TINY)

@@ -1,4 +1,4 @@
-"""The checkpoints that conversion is measured on are what they say."""
+"""The synthetic checkpoints have the sizes, values and headers that they should have."""
 
 from pathlib import Path
 
@@ -38,13 +38,13 @@ def test_noise_is_finite_seeded_and_never_zero(tmp_path: Path) -> None:
         assert (a.read(name) != c.read(name)).any()
 
 
-def test_a_number_of_shards_that_does_not_come_out_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_number_of_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="30 tensors cannot fill 1000 shards; ask for fewer"):
         write_noise(tmp_path / "model", TINY, num_shards=1000, seed=0)
     assert not (tmp_path / "model").exists()
 
 
-def test_headers_of_a_70b_take_no_disk(tmp_path: Path) -> None:
+def test_headers_of_a_70b_take_no_disk_space(tmp_path: Path) -> None:
     write_headers_only(tmp_path / "model", LLAMA_70B)
     checkpoint = Checkpoint.open(tmp_path / "model")
     assert checkpoint.num_bytes == 2 * checkpoint.spec.num_parameters > 140 * 10**9

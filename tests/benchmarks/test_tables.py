@@ -1,4 +1,4 @@
-"""The tables of speed and quality: what they compute from records."""
+"""The speed and quality tables: values and rows computed from records."""
 
 from typing import Any
 
@@ -11,7 +11,13 @@ from benchmarks.quality_tables import (
     quality_rows,
     quality_summary_rows,
 )
-from benchmarks.speed_tables import engine_rows, engine_summary_rows, speed_over
+from benchmarks.speed_tables import (
+    engine_rows,
+    engine_summary_rows,
+    footprint_sentence,
+    speed_over,
+    streaming_rows,
+)
 
 
 def phase(**seconds: list[float]) -> dict[str, Any]:
@@ -94,3 +100,30 @@ def test_balances_are_shown_phase_by_phase() -> None:
         "Over dense, 9 rounds: speed at batch 1 joint 1.40× (1.30 to 1.50), "
         "even 1.50× (1.40 to 1.60)."
     )
+
+
+CONVERSIONS = ("convert_with_gates", "convert_by_scan", "plan_70b")
+
+
+def test_conversion_is_shown_relative_to_copying() -> None:
+    speed = {"median": 0.5, "low": 0.25, "high": 0.75}
+    runs = {name: {"seconds": {"median": 4.0}, "peak_rss_bytes": 5e8} for name in CONVERSIONS}
+    record = {
+        "checkpoint": {"bytes": 3 * 2**30},
+        "options": {"rounds": 7},
+        "speed_of_copy": {"convert_with_gates": speed, "convert_by_scan": speed},
+        "results": {"copy": {"seconds": {"median": 2.0}}, **runs},
+    }
+    header, _, copy, with_gates, _, plan = streaming_rows(record)
+    assert header.startswith("| 3.0 GiB of bf16 weights, 7 rounds | seconds |")
+    assert copy == "| copying the files | 2.0 |  |  |"
+    assert with_gates.endswith(", with gates | 4.0 | 0.50× (0.25 to 0.75) | 500 MB |")
+    assert plan.endswith(" | 4.0 |  | 500 MB |")
+
+
+def test_footprint_links_its_record_from_any_folder() -> None:
+    medians = {"first_token": 0.84, "rss_bytes": 1.2e8}
+    record = {"installation": {"installed_bytes": 3e8}, "medians": medians}
+    shown = footprint_sentence(record, root="../")
+    assert shown.startswith("That is 300 MB installed, 0.8 s from ") and "120 MB" in shown
+    assert "](../benchmarks/results/footprint.json)" in shown

@@ -1,4 +1,4 @@
-"""A config so small that a checkpoint of it takes no time, with the shapes of a real one."""
+"""A tiny config with the structure of a real one, for checkpoints that are quick to write."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Int8 folders: what is read as one, and what is refused by name."""
+"""Int8 folders: configs and tensors that are read, and those that are refused."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 @pytest.fixture
 def folder(written: Folders, tmp_path: Path) -> Path:
-    """An int8 folder of its own for each test."""
+    """A separate int8 folder for each test."""
     options = ConvertOptions(str(written.base), tmp_path / "out", written.gates, precision="int8")
     convert(options)
     return tmp_path / "out"
@@ -107,8 +107,8 @@ def test_config_of_another_type_is_refused(folder: Path) -> None:
         Checkpoint.open(folder)
 
 
-def test_what_the_library_adds_to_the_config_is_read() -> None:
-    """compressed-tensors 0.17 writes every field; these are its own defaults."""
+def test_configs_written_by_the_library_are_read() -> None:
+    """compressed-tensors 0.17 writes every field; these are its defaults."""
     config = int8_config(["lm_head"])
     config |= {"kv_cache_scheme": None, "global_compression_ratio": None, "version": "0.17.0"}
     unset: dict[str, Any] = {
@@ -161,7 +161,7 @@ def test_int8_weights_without_the_config_are_refused(folder: Path) -> None:
         Checkpoint.open(folder)
 
 
-def test_an_int8_folder_is_no_base(folder: Path) -> None:
+def test_an_int8_folder_is_refused_as_base(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="out is quantized to int8; give the unquantized"):
         open_masked(folder, None)
 

@@ -1,4 +1,4 @@
-"""Model folders: every way a file can be broken, and writing all or nothing."""
+"""Model folders: every way in which a file can be broken, and writing all or nothing."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_round_trip_in_one_file_and_in_shards(
     assert (folder / INDEX_FILE).exists() == (num_files > 1)
 
 
-def test_fingerprint_follows_content_and_not_sharding(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_and_not_on_sharding(tmp_path: Path) -> None:
     changed = arrays()
     changed[UP][0, 0] += 1
     one, shards, other = (
@@ -68,7 +68,7 @@ def test_fingerprint_follows_content_and_not_sharding(tmp_path: Path) -> None:
     assert one == shards != other
 
 
-def test_truncated_file_is_named_with_the_tensor_and_the_remedy(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_with_the_tensor_and_the_remedy(tmp_path: Path) -> None:
     file = write(tmp_path / "model", arrays()) / SINGLE_FILE
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match=r"truncated: tensor .* download or copy it again"):
@@ -85,7 +85,7 @@ def test_truncated_file_is_named_with_the_tensor_and_the_remedy(tmp_path: Path) 
         ((7).to_bytes(8, "little") + b'{"a":1}', "malformed safetensors header"),
     ],
 )
-def test_bytes_that_are_no_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
+def test_bytes_that_are_not_safetensors(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / SINGLE_FILE
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
@@ -131,7 +131,7 @@ def test_rotary_buffers_of_old_checkpoints_are_ignored(tmp_path: Path) -> None:
     assert Checkpoint.open(write(tmp_path / "model", arrays() | buffer)).spec.hidden_size == 8
 
 
-def test_folders_that_are_none(tmp_path: Path) -> None:
+def test_paths_that_are_not_model_folders(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such folder"):
         find_folder(tmp_path / "nowhere")
     file = tmp_path / "file"
@@ -157,7 +157,7 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path)
 
 
-def test_hub_names_that_the_hub_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_the_hub_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match="nobody/nothing: no such folder here, and the hub"):
         find_folder("nobody/nothing")
@@ -181,7 +181,7 @@ def test_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_run_left_staged_is_replaced(tmp_path: Path) -> None:
+def test_staged_files_of_a_killed_run_are_replaced(tmp_path: Path) -> None:
     staged = tmp_path / "model" / STAGING_DIR / "half.safetensors"
     staged.parent.mkdir(parents=True)
     staged.write_text("half")

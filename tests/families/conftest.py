@@ -1,4 +1,4 @@
-"""Every family test runs on one thread: on models this small, threads only wait for each other."""
+"""Every family test uses one thread: on models this small, threads only wait for each other."""
 
 from collections.abc import Iterator
 

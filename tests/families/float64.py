@@ -1,4 +1,4 @@
-"""The oracle's arithmetic: any transformers model computed in float64 throughout, attention eager.
+"""The oracle's arithmetic: any transformers model, computed entirely in float64, attention eager.
 
 `model.double()` alone is not enough: transformers casts back to float32 inside RMSNorm, the eager
 softmax and the rotary tables. Constants keep the values the model stores (rotary frequencies,

@@ -1,4 +1,4 @@
-"""A small random decoder from its real transformers config; `zoo` has every family's variants."""
+"""A small random decoder built from its real transformers config; for all variants see `zoo`."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 256,
-    # Wide enough that the two best logits differ clearly.
+    # Large enough that the two best logits differ clearly.
     "initializer_range": 0.2,
     "eos_token_id": None,
 }
 
 
 def small_model(family: Family, seed: int = 0, **sizes: Any) -> PreTrainedModel:
-    """Return a random model; biases and norms are random too, so that none can go unnoticed."""
+    """Return a random model whose biases and norms are random too, so that every error shows."""
     torch.manual_seed(seed)
     config = getattr(transformers, family.config_class)(**SIZES | sizes)
     made = getattr(transformers, family.tasks[CAUSAL_LM].model_class)

@@ -1,4 +1,4 @@
-"""Every family: masked dense equals converted, in transformers, with a cache, and in ONNX."""
+"""Every family: converted equals masked dense, in transformers, with a cache, and in ONNX."""
 
 import json
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ ON_ONNX = [variant for variant in VARIANTS if variant.name != "longrope"]
 
 
 def converted(variant: Variant, root: Path, skip: int, **options: Any) -> dict[str, Path]:
-    """Convert a small model with random gates of both kinds; all attention of `skip` is closed."""
+    """Convert a small model with random gates of both kinds, and layer `skip` without attention."""
     build(variant, seed=skip).save_pretrained(root / "base")
     base = Checkpoint.open(root / "base")
     family = base.spec.family
@@ -82,7 +82,7 @@ def test_every_family_loads_by_its_auto_class_and_verifies(
 def test_cached_generation_equals_uncached(variant: Variant, skip: int, tmp_path: Path) -> None:
     at = converted(variant, tmp_path, skip, index_price=0)
     pruned = AutoModelForCausalLM.from_pretrained(at["out"], dtype=torch.float32)
-    # Longer than every window, so that a wrong mask or cache shows.
+    # Longer than every window, so that a wrong mask or cache becomes visible.
     prompts = token_batch(variant, 0)
     settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     settings["attention_mask"] = torch.ones_like(prompts)
@@ -92,13 +92,13 @@ def test_cached_generation_equals_uncached(variant: Variant, skip: int, tmp_path
 
 @pytest.mark.parametrize("variant", ON_ONNX, ids=str)
 @pytest.mark.parametrize("skip", [0, 1])
-def test_onnx_holds_too(variant: Variant, skip: int, tmp_path: Path) -> None:
+def test_onnx_verifies_too(variant: Variant, skip: int, tmp_path: Path) -> None:
     at = converted(variant, tmp_path, skip, index_price=0)
     check_verified(at, "onnx")
     assert Checkpoint.open(at["out"]).spec.lowered
 
 
-def test_onnx_with_longrope_holds_up_to_the_original_length(tmp_path: Path) -> None:
+def test_onnx_with_longrope_verifies_up_to_the_original_length(tmp_path: Path) -> None:
     (variant,) = (variant for variant in DECODERS if variant.name == "longrope")
     at = converted(variant, tmp_path, skip=0, index_price=0)
     options = VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx", prompt_tokens=6)
@@ -138,7 +138,7 @@ def test_sliding_windows_are_read_as_transformers_reads_them(
 
 
 def test_a_new_family_is_one_table_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A toy family with tensors of other names converts without any other change."""
+    """A toy family with different tensor names converts without any other change."""
     toy = replace(
         LLAMA,
         name="toy",

@@ -1,4 +1,4 @@
-"""The float64 oracle: nothing in any family is left that rounds to float32."""
+"""The float64 oracle: no computation of any family rounds to float32."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from tests.families.float64 import as_float64, logits64, outputs64
 from tests.families.zoo import VARIANTS, ZOO, Variant, build, token_batch
 
-# transformers casts to float32 in all of these, in none of the others.
+# transformers casts to float32 in all of these and in none of the others.
 CASTING = [v for v in VARIANTS if v.family not in ("gpt2", "bert", "roberta", "distilbert")]
 
 
@@ -22,7 +22,7 @@ def largest(difference: NDArray[Any]) -> float:
 
 
 def slope(model: PreTrainedModel, ids: torch.Tensor, step: float) -> NDArray[np.float64]:
-    """Return (f(w + step·w·noise) − f(w)) / step, every weight of the model moved at once."""
+    """Return (f(w + step·w·noise) − f(w)) / step, with all weights moved at once."""
     moved = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(1)
     for parameter in moved.parameters():
@@ -36,7 +36,7 @@ def slope(model: PreTrainedModel, ids: torch.Tensor, step: float) -> NDArray[np.
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_float64_and_float32_differ_by_float32_rounding(variant: Variant) -> None:
     model, ids = build(variant, seed=0), token_batch(variant, seed=0)
-    # Eager too: the other kernel ignores Gemma 2's soft-cap.
+    # Eager as well, because the other kernel ignores Gemma 2's soft-cap.
     model.set_attn_implementation("eager")
     with torch.no_grad():
         single = model(ids)[0].numpy()
@@ -62,7 +62,7 @@ def test_a_model_only_cast_to_double_is_not_linear(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_every_matrix_of_layer_0_passes_on_a_change_of_1e_11(variant: Variant) -> None:
+def test_a_change_of_1e_11_in_any_matrix_of_layer_0_shows(variant: Variant) -> None:
     model, ids = build(variant, seed=0), token_batch(variant, seed=0)
     before = logits64(model, ids)
     matrices = [p for name, p in model.named_parameters() if ".0." in name and p.ndim == 2]
@@ -76,7 +76,7 @@ def test_every_matrix_of_layer_0_passes_on_a_change_of_1e_11(variant: Variant) -
 
 
 @pytest.mark.parametrize("variant", CASTING, ids=str)
-def test_rotary_tables_are_more_than_float32(variant: Variant) -> None:
+def test_rotary_tables_are_more_precise_than_float32(variant: Variant) -> None:
     model, ids = as_float64(build(variant, seed=0)), token_batch(variant, seed=0)
     tables: list[tuple[torch.Tensor, torch.Tensor]] = []
     model.base_model.rotary_emb.register_forward_hook(lambda _, __, table: tables.append(table))
@@ -89,7 +89,7 @@ def test_rotary_tables_are_more_than_float32(variant: Variant) -> None:
 
 
 class OwnNorm(nn.Module):
-    """A norm of another class, with its own divisor and its own cast to float32."""
+    """A norm of a different class, with its own divisor and its own cast to float32."""
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class OwnNorm(nn.Module):
 
 
 class OwnLinear(nn.Module):
-    """A linear of another class, stored as (in, out)."""
+    """A linear of a different class, stored as (in, out)."""
 
     def __init__(self, stock: nn.Linear) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class OwnLinear(nn.Module):
 
 
 class OwnLlama(LlamaForCausalLM):  # type: ignore[misc]
-    """A stock model whose linears and norms are replaced once it is built."""
+    """A stock model whose linears and norms are replaced after it is built."""
 
     def replace(self) -> "OwnLlama":
         for layer in self.model.layers:

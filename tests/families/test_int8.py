@@ -1,4 +1,4 @@
-"""Int8 of several families, lowered modules included: what is stored, and how it loads."""
+"""Int8 folders of several families, with lowered modules: stored tensors and loading."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_linears_of_the_blocks_are_rounded_and_nothing_else(
 
 @pytest.mark.parametrize("variant", INT8_VARIANTS, ids=str)
 def test_the_torch_model_has_the_dequantized_weights(variant: Variant, tmp_path: Path) -> None:
-    """Also written as fp32 by hand, the same numbers make the same outputs."""
+    """The same numbers written as fp32 by hand produce the same outputs."""
     at = converted(variant, tmp_path, 1, index_price=0, precision="int8")
     rounded = Checkpoint.open(at["out"])
     weights = int8_weights(rounded.spec)
@@ -83,7 +83,7 @@ def test_the_torch_model_has_the_dequantized_weights(variant: Variant, tmp_path:
         ("bert-pooled", ["lm_head", "pooler.dense"]),
     ],
 )
-def test_config_names_the_linears_that_stay_floats(
+def test_config_names_the_linears_that_stay_float(
     name: str, ignored: list[str], tmp_path: Path
 ) -> None:
     variant = next(v for v in VARIANTS if str(v) == name)
@@ -108,7 +108,7 @@ def test_bf16_weights_are_rounded_as_they_are_and_the_rest_stays_bf16(tmp_path: 
     assert result.passed and result.tensors_equal, result.difference
 
 
-def test_what_cannot_be_int8_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_models_that_cannot_be_int8_are_refused_and_leave_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(ZOO["gpt2"][0], 0).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(PlanError, match=r"int8: family gpt2 stores its matrices as \(in, out\)"):

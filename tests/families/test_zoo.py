@@ -1,4 +1,4 @@
-"""The zoo of small models: each switch is on, each batch is valid, each model is wide enough."""
+"""The zoo of small models: every switch has an effect, batches are valid, outputs differ."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SAME_ROPE = {
     kind: {"rope_type": "default", "rope_theta": 10_000.0}
     for kind in ("full_attention", "sliding_attention")
 }
-# Each switches off one thing that a variant switches on; all tensor shapes stay.
+# Each entry switches off one feature of a variant; tensor shapes stay the same.
 SWITCHES: list[tuple[str, int, dict[str, Any]]] = [
     ("mistral", 1, {"sliding_window": None}),
     ("qwen2", 1, {"use_sliding_window": False}),
@@ -39,7 +39,9 @@ SWITCHES: list[tuple[str, int, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("family", "number", "off"), SWITCHES)
-def test_what_sets_a_variant_apart_shows(family: str, number: int, off: dict[str, Any]) -> None:
+def test_the_feature_of_a_variant_changes_its_outputs(
+    family: str, number: int, off: dict[str, Any]
+) -> None:
     variant = ZOO[family][number]
     ids = token_batch(variant, seed=0)
     on, without = logits64(build(variant, 0), ids), logits64(build(variant, 0, **off), ids)
@@ -63,7 +65,7 @@ def test_what_sets_a_variant_apart_shows(family: str, number: int, off: dict[str
         ("distilbert", 0, "attention.q_lin.bias"),
     ],
 )
-def test_what_sets_a_variant_apart_has_random_tensors(
+def test_the_tensors_of_a_variants_feature_are_random(
     family: str, number: int, tensor: str
 ) -> None:
     state = build(ZOO[family][number], seed=0).state_dict()
@@ -73,7 +75,7 @@ def test_what_sets_a_variant_apart_has_random_tensors(
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_models_follow_from_their_seed_and_are_told_apart(variant: Variant) -> None:
+def test_models_follow_from_their_seed_and_outputs_differ_clearly(variant: Variant) -> None:
     ids = token_batch(variant, seed=0)
     model = build(variant, seed=0)
     assert not model.training
@@ -82,14 +84,14 @@ def test_models_follow_from_their_seed_and_are_told_apart(variant: Variant) -> N
     assert output.std() > 0.3
     assert np.abs(output - logits64(build(variant, seed=1), ids)).max() > 0.3
     assert np.abs(output - logits64(model, token_batch(variant, seed=1))).max() > 0.3
-    # Nearest neighbours among the rows that a task tells apart.
+    # Nearest neighbours among the rows that a task must distinguish.
     rows = output.reshape(-1, output.shape[-1])
     gaps = np.abs(rows[:, None] - rows[None]).max(axis=-1)[~np.eye(len(rows), dtype=bool)]
     assert gaps.min() > 0.05
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_token_batches_hold_no_padding_and_padded_ones_only_at_the_end(variant: Variant) -> None:
+def test_only_padded_batches_contain_padding_and_only_at_the_end(variant: Variant) -> None:
     pad = variant.config["pad_token_id"]
     many = torch.cat([token_batch(variant, seed) for seed in range(50)])
     assert set(many.flatten().tolist()) == set(range(VOCABULARY)) - {pad}
@@ -100,7 +102,7 @@ def test_token_batches_hold_no_padding_and_padded_ones_only_at_the_end(variant: 
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_real_positions_of_a_padded_batch_are_those_of_a_shorter_one(variant: Variant) -> None:
+def test_padding_does_not_change_the_outputs_of_real_tokens(variant: Variant) -> None:
     model = build(variant, seed=0)
     ids, mask = padded_batch(variant, seed=0)
     padded = logits64(model, ids, mask)[1:]
@@ -109,7 +111,7 @@ def test_real_positions_of_a_padded_batch_are_those_of_a_shorter_one(variant: Va
     np.testing.assert_allclose(real, alone, rtol=0, atol=1e-12)
 
 
-def test_building_leaves_a_variant_as_it_was() -> None:
+def test_building_does_not_change_a_variant() -> None:
     variant = ZOO["phi3"][1]
     before = repr(variant)
     build(variant, seed=0)

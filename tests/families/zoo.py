@@ -1,7 +1,7 @@
-"""Small random models of every family, with what sets the family apart switched on.
+"""Small random models of every family, with the family's special features switched on.
 
-The configs are the real transformers ones at tiny sizes; weights, biases and norms are random and
-wide, so that a tensor treated wrongly cannot go unnoticed.
+The configs are the real transformers ones at tiny sizes. Weights, biases and norms are random
+with a large spread, so that an error in any tensor shows.
 """
 
 import copy
@@ -91,7 +91,7 @@ LONGROPE = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A model to build: `name` says what is switched on, `config` are transformers' fields."""
+    """A model to build: `name` says which feature is on, `config` holds transformers' fields."""
 
     family: str
     name: str

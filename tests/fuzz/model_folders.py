@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
 }
-# Layouts of other tools, each in a folder of its name.
+# Layouts of other tools, each in a folder with that name.
 FOREIGN = ("stock", "per_layer_config", "block_configs", "lists")
 ENCODER: dict[str, Any] = {
     "model_type": "bert",
@@ -70,7 +70,7 @@ CERTIFICATE = Verification(
 
 @dataclass(frozen=True)
 class Folders:
-    """A root that holds `base`, `gates` (with a delta), what they become, and foreign layouts."""
+    """A root with `base`, `gates` (with a delta), the folders made of them, and foreign layouts."""
 
     root: Path
 
@@ -120,7 +120,7 @@ def write_model(
 
 
 def write_lowered(folders: Folders) -> None:
-    """Write an encoder, row-col gates of it, and the folder with index vectors that results."""
+    """Write an encoder, row-col gates for it, and the resulting folder with index vectors."""
     write_model(folders.root / "encoder", config=ENCODER)
     base, rng = Checkpoint.open(folders.root / "encoder"), np.random.default_rng(0)
     values = {
@@ -136,7 +136,7 @@ def write_lowered(folders: Folders) -> None:
 
 
 def write_foreign(folders: Folders, layout: str) -> None:
-    """Store what `pruned` holds as another tool does."""
+    """Store `pruned` in the layout of another tool."""
     folder = folders.root / layout
     folder.mkdir()
     for name in ("config.json", SINGLE_FILE):

@@ -1,6 +1,7 @@
-"""Seeded mutations of the files that a user can hand in: JSON, safetensors headers, raw bytes.
+"""Seeded mutations of files that a user can pass: JSON, safetensors headers, raw bytes.
 
-A mutator takes a file's bytes and a generator, and returns other bytes. Same seed, same bytes.
+A mutator takes the bytes of a file and a generator and returns other bytes; one seed gives one
+result.
 """
 
 import json
@@ -12,7 +13,7 @@ from typing import Any
 
 Mutator = Callable[[bytes, random.Random], bytes]
 
-# json.dumps can write neither nesting nor integers as large as a hostile file's.
+# json.dumps cannot write nesting as deep, or integers as long, as those of a hostile file.
 DEEP, LONG = "@deep@", "@long@"
 OVERSIZED = {DEEP: "[" * 5000 + "]" * 5000, LONG: "9" * 5000}
 JUNK: tuple[Any, ...] = (
@@ -35,7 +36,7 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_header(data: bytes, rng: random.Random) -> bytes:
-    """Mutate the JSON of a safetensors header; its length and the tensor data stay right."""
+    """Mutate the JSON of a safetensors header; its length and the tensor data stay valid."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = mutate_json(data[8:end], rng)
     return len(header).to_bytes(8, "little") + header + data[end:]
@@ -75,7 +76,7 @@ def _edit(data: bytes, rng: random.Random, end: int) -> bytes:
 
 
 def _mutate_node(root: Any, rng: random.Random) -> Any:
-    """Return a copy of `root` in which one node, chosen by a random descent, is another."""
+    """Return a copy of `root` in which one node, chosen by a random descent, is changed."""
     root = deepcopy(root)
     if not isinstance(root, dict | list) or not root or rng.random() < 0.02:
         return rng.choice(JUNK)
@@ -103,7 +104,7 @@ def _rename(node: Any, key: Any, rng: random.Random) -> None:
 
 
 def _retype(node: Any, key: Any, rng: random.Random) -> None:
-    """Keep the value and change its type: a number as a string, a list as an object, …"""
+    """Keep the value and change its type: a number to a string, a list to an object, …"""
     value = node[key]
     numbers = isinstance(value, int | float) and not isinstance(value, bool)
     changes: list[Callable[[], Any]] = [lambda: str(value), lambda: [value], lambda: {"0": value}]

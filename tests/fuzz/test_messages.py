@@ -1,4 +1,4 @@
-"""What a malformed file is refused with: one test for each reason, matching its message."""
+"""The messages for malformed files: one test for each reason."""
 
 import json
 import re
@@ -127,7 +127,7 @@ def test_json_nested_beyond_reason(folders: Folders, name: str) -> None:
         ("..", r"/\.\. cannot be read: Is a directory"),
     ],
 )
-def test_index_that_names_no_file_beside_it(folders: Folders, shard: Any, message: str) -> None:
+def test_index_that_names_a_missing_file(folders: Folders, shard: Any, message: str) -> None:
     index = folders.shards / INDEX_FILE
     weight_map = json.loads(index.read_bytes())["weight_map"]
     edit_json(index, weight_map=weight_map | {NORM: shard})
@@ -169,7 +169,7 @@ def test_tensor_in_two_shards(folders: Folders) -> None:
         (b'{"a":' * 10**5, 0, "maximum recursion depth"),
     ],
 )
-def test_headers_that_are_no_safetensors(
+def test_headers_that_are_not_safetensors(
     tmp_path: Path, header: Any, num_bytes: int, message: str
 ) -> None:
     file = write_header(tmp_path / "x.safetensors", header, num_bytes)
@@ -178,13 +178,13 @@ def test_headers_that_are_no_safetensors(
         read_header(file)
 
 
-def test_weights_that_are_a_folder(tmp_path: Path) -> None:
+def test_a_weights_file_that_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / SINGLE_FILE).mkdir()
     with pytest.raises(CheckpointError, match=r"safetensors cannot be read: Is a directory"):
         read_header(tmp_path / SINGLE_FILE)
 
 
-def test_sizes_that_a_file_only_claims_are_never_allocated(tmp_path: Path) -> None:
+def test_claimed_sizes_are_never_allocated(tmp_path: Path) -> None:
     claims = [tmp_path / name for name in ("length", "tensor", "offsets")]
     claims[0].write_bytes((2**60).to_bytes(8, "little") + b"{}" * 8)
     write_header(claims[1], {"a": entry(0, 2**40, [2**38])})
@@ -223,7 +223,7 @@ def test_plans_of_another_type(folders: Folders, change: dict[str, Any], message
         read_plan(path)
 
 
-def test_plan_indices_that_are_no_whole_numbers(folders: Folders) -> None:
+def test_plan_indices_that_are_not_integers(folders: Folders) -> None:
     path = folders.pruned / PLAN_FILE
     layers = json.loads(path.read_bytes())["layers"]
     layers[1]["mlp_units"] = [0, 1.5]
@@ -243,7 +243,7 @@ def test_plan_of_another_folder_is_named_with_its_file(folders: Folders) -> None
         Inspection.of(folders.pruned)
 
 
-def test_nothing_is_removed_of_a_model_without_blocks() -> None:
+def test_removed_fraction_of_a_model_without_blocks_is_zero() -> None:
     layers = {str(index): {"skip": ["attention", "mlp"]} for index in range(2)}
     spec = ModelSpec.from_config(CONFIG | {"per_layer_config": layers}, "config.json")
     assert removed(Plan("llama", "", Target(), (), 8, 8, 0, 0), spec) == 0
@@ -264,28 +264,26 @@ def test_nothing_is_removed_of_a_model_without_blocks() -> None:
         ),
     ],
 )
-def test_certificates_that_say_nothing(
-    folders: Folders, change: dict[str, Any], message: str
-) -> None:
+def test_malformed_certificates(folders: Folders, change: dict[str, Any], message: str) -> None:
     path = folders.pruned / CERTIFICATE_FILE
     edit_json(path, **change)
     with pytest.raises(CheckpointError, match=rf"{path}.*{message}"):
         Inspection.of(folders.pruned)
 
 
-def test_certificate_of_a_run_that_differed_by_nan(folders: Folders) -> None:
+def test_certificate_with_a_nan_difference(folders: Folders) -> None:
     failed = replace(CERTIFICATE, passed=False, max_abs_diff=float("nan"))
     edit_json(folders.pruned / CERTIFICATE_FILE, **failed.to_json())
     assert "verification FAILED" in list(Inspection.of(folders.pruned).lines())[-1]
 
 
-def test_gates_metadata_that_is_no_string(folders: Folders) -> None:
+def test_gates_metadata_that_is_not_a_string(folders: Folders) -> None:
     file = write_header(folders.gates / GATES_FILE, {"__metadata__": {"version": 1}})
     with pytest.raises(GatesError, match=f"{file}: malformed safetensors header"):
         Gates.read(folders.gates)
 
 
-def test_deltas_are_named_by_their_file(folders: Folders) -> None:
+def test_errors_in_deltas_name_their_file(folders: Folders) -> None:
     file = folders.gates / DELTAS_FILE
     write_header(file, {DOWN_BIAS: entry(0, 32, [8])}, 31)
     with pytest.raises(GatesError, match=f"{file} is truncated: tensor {DOWN_BIAS}"):

@@ -1,4 +1,4 @@
-"""Thousands of malformed files: each is either read as it stands or refused by a typed error."""
+"""Thousands of malformed files: each is either read or refused with a typed error."""
 
 import json
 import random
@@ -62,7 +62,7 @@ CASES: tuple[tuple[str, Mutator], ...] = (
 
 @dataclass(frozen=True)
 class Tally:
-    """How many mutations were refused, and the seeds that escaped, with what."""
+    """The number of refused mutations, and the seeds that raised anything else."""
 
     refused: int
     escaped: list[str]
@@ -125,7 +125,7 @@ def run_seeds(folders: Folders, path: Path, mutator: Mutator, content: bytes) ->
 
 
 def use(folders: Folders, path: Path) -> None:
-    """Do all that the commands do with the folder of `path` before anything is computed."""
+    """Do everything that the commands do with the folder of `path` before computing."""
     if path.parent == folders.gates:
         masked = open_masked(folders.base, folders.gates)
     else:

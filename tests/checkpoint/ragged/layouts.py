@@ -1,4 +1,4 @@
-"""One hand-pruned model in the layouts of other tools, and shapes without weights to go with it."""
+"""One hand-pruned model in the layouts of other tools, with shapes instead of weights."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +12,14 @@ Config = dict[str, Any]
 
 
 def stock(config: Config, spec: ModelSpec) -> Config:
-    """What `save_pretrained` leaves after a tool has cut linears: the dense model's own config."""
+    """The dense config, as `save_pretrained` leaves it after a tool has cut linears."""
     left_out = ("sgate", "per_layer_config", "architectures")
     dense = {key: value for key, value in config.items() if key not in left_out}
     return dense | {"model_type": spec.family.name, "architectures": [spec.head.model_class]}
 
 
 def per_layer_config(config: Config, spec: ModelSpec) -> Config:
-    """As transformers writes it: keys without needless zeros, also sizes of skipped blocks."""
+    """The config of transformers: keys without padding zeros, with sizes of skipped blocks."""
     layers = {
         str(index): {
             "num_attention_heads": layer.num_heads or 4,
@@ -39,7 +39,7 @@ def nested_per_layer_config(config: Config, spec: ModelSpec) -> Config:
 
 
 def block_configs(config: Config, spec: ModelSpec) -> Config:
-    """As NVIDIA's Puzzle writes it, with all the switches that are off."""
+    """The config of NVIDIA's Puzzle, with all the switches that are off."""
     off = {"no_op": False, "replace_with_linear": False, "sparsify": None}
     gone = off | {"no_op": True}
     attention_off = {"window_length": None, "num_sink_tokens": None, "unshifted_sink": False}
@@ -74,7 +74,7 @@ def lists(config: Config, spec: ModelSpec) -> Config:
 
 
 def stock_lists(config: Config, spec: ModelSpec) -> Config:
-    """The stock keys themselves hold a list."""
+    """The stock keys hold lists."""
     return stock(config, spec) | {
         "num_attention_heads": [layer.num_heads for layer in spec.layers],
         "num_key_value_heads": [layer.num_kv_heads for layer in spec.layers],
@@ -82,7 +82,7 @@ def stock_lists(config: Config, spec: ModelSpec) -> Config:
     }
 
 
-# Each with what must be said of it.
+# Layout → its config, and the line that must report it.
 LAYOUTS: Mapping[str, tuple[Callable[[Config, ModelSpec], Config], str]] = {
     "stock": (stock, "llama checkpoint, sizes of each layer from the tensor shapes"),
     "per_layer_config": (
@@ -107,7 +107,7 @@ LAYOUTS: Mapping[str, tuple[Callable[[Config, ModelSpec], Config], str]] = {
 
 
 def rewrite_config(folder: Path, layout: str) -> Config:
-    """Give an `sgate` folder of ours the config of another tool."""
+    """Replace the config of an `sgate` folder with that of another tool."""
     path = folder / "config.json"
     config = json.loads(path.read_bytes())
     foreign = LAYOUTS[layout][0](config, ModelSpec.from_config(config, str(path)))
@@ -116,7 +116,7 @@ def rewrite_config(folder: Path, layout: str) -> Config:
 
 
 def stored(shapes: Mapping[str, Sequence[int]], file: str = "model.safetensors") -> dict[str, Any]:
-    """Return headers of those shapes, of a file that nobody reads."""
+    """Return headers with these shapes, of a file that is never read."""
     return {
         name: TensorInfo(name, Path(file), "F32", tuple(shape), 0, 0)
         for name, shape in shapes.items()

@@ -1,4 +1,4 @@
-"""A small ragged model by its shapes alone, and what is made of them."""
+"""A small ragged model given by its shapes alone, and the spec read from them."""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ CONFIG: Config = {
     "vocab_size": 11,
     "tie_word_embeddings": True,
 }
-# What is left: two KV heads of three, no attention, no MLP.
+# The remaining layers: two KV heads of three, no attention, no MLP.
 LAYERS = (LayerShape(4, 2, 8, 20), LayerShape(0, 0, 8, 7), LayerShape(2, 1, 8, 0))
 
 

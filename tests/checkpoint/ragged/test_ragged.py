@@ -1,4 +1,4 @@
-"""Widths read off shapes: the layouts of other tools are understood, with any family's names."""
+"""Widths read from shapes: the layouts of other tools, with any family's names."""
 
 import time
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_layer_numbers_are_zero_padded() -> None:
     assert found["per_layer_config"].keys() == {"00"}
 
 
-# Those whose configs have KV heads; BERT and RoBERTa have a test of their own.
+# Families whose configs have KV heads; BERT and RoBERTa have a separate test.
 GROUPED = sorted(name for name, family in FAMILIES.items() if family.has_kv_heads)
 
 
@@ -77,7 +77,7 @@ SHAPES = st.builds(
 
 
 @given(st.lists(SHAPES, min_size=3, max_size=3).map(tuple), st.sampled_from(GROUPED))
-def test_any_uneven_layers_are_read_back(layers: tuple[LayerShape, ...], family: str) -> None:
+def test_uneven_layers_round_trip(layers: tuple[LayerShape, ...], family: str) -> None:
     config = CONFIG | {"model_type": family, "sliding_window": None}
     shapes = shapes_of(config, layers)
     found, layout = normalize_config(config, stored(shapes), SOURCE)
@@ -88,7 +88,7 @@ def test_any_uneven_layers_are_read_back(layers: tuple[LayerShape, ...], family:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
-def test_encoders_with_pruned_heads_are_read_off_their_shapes(family: str) -> None:
+def test_encoders_with_pruned_heads_are_read_from_their_shapes(family: str) -> None:
     config = CONFIG | {"model_type": family, "hidden_size": 48, "head_dim": None}
     layers = (LayerShape(4, 4, 8, 20), LayerShape(0, 0, 8, 7), LayerShape(6, 6, 8, 0))
     spec = understood(config, shapes_of(config, layers))
@@ -108,13 +108,13 @@ def test_a_stock_config_that_fits_comes_back_untouched(family: str) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["sgate", "mamba", None, [], 3])
-def test_configs_of_others_than_stock_families_come_back_untouched(model_type: Any) -> None:
+def test_configs_of_unknown_families_come_back_untouched(model_type: Any) -> None:
     config = CONFIG | {"model_type": model_type, "num_hidden_layers": "x"}
     assert normalize_config(config, {}, SOURCE) == (config, None)
 
 
 @pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size"])
-def test_what_a_config_lacks_is_named_by_its_reader(key: str) -> None:
+def test_missing_config_keys_are_named_by_the_reader(key: str) -> None:
     tensors = stored(shapes_of(CONFIG))
     config = {name: value for name, value in CONFIG.items() if name != key}
     assert normalize_config(config, tensors, SOURCE) == (config, None)
@@ -123,7 +123,7 @@ def test_what_a_config_lacks_is_named_by_its_reader(key: str) -> None:
         ModelSpec.from_config(found, SOURCE)
 
 
-def test_names_unlike_the_family_are_left_to_the_checkpoint() -> None:
+def test_tensor_names_of_another_family_are_left_to_the_checkpoint() -> None:
     shapes = {name.removeprefix("model."): shape for name, shape in shapes_of(CONFIG).items()}
     assert normalize_config(CONFIG, stored(shapes), SOURCE) == (CONFIG, None)
 
@@ -144,7 +144,7 @@ def test_a_70b_checkpoint_takes_no_noticeable_time() -> None:
     assert time.perf_counter() - start < 0.5
 
 
-def test_head_dim_comes_from_the_heads_named_the_norms_or_the_hidden_size() -> None:
+def test_head_dim_comes_from_listed_heads_norms_or_hidden_size() -> None:
     silent = CONFIG | {"head_dim": None}
     assert understood(silent | {"layer_head_num": [4, 0, 2]}, shapes_of(CONFIG)).layers == LAYERS
     qwen3 = shapes_of(CONFIG | {"model_type": "qwen3"})
@@ -183,7 +183,7 @@ def fuse(shapes: dict[str, Any]) -> dict[str, Any]:
     return shapes
 
 
-def test_fused_projections_are_split_by_what_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_projections_are_split_by_their_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = fuse(shapes_of(CONFIG))
     monkeypatch.setitem(FAMILIES, "llama", fused())
     assert understood(CONFIG, shapes).layers == LAYERS

@@ -1,4 +1,4 @@
-"""Ragged checkpoints that contradict themselves or leave something open: refused by name."""
+"""Ragged checkpoints that are contradictory or ambiguous are refused with a clear error."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_shapes_that_contradict_each_other(case: str) -> None:
         understood(CONFIG, shapes_of(CONFIG) | changes)
 
 
-def test_blocks_that_are_only_half_there() -> None:
+def test_incomplete_blocks() -> None:
     shapes = shapes_of(CONFIG)
     del shapes[V_0]
     with pytest.raises(CheckpointError, match=rf"{SOURCE}: tensor {V_0} is missing .* lost, or is"):
@@ -75,7 +75,7 @@ def test_blocks_that_are_only_half_there() -> None:
         ({"num_attention_heads": None}, r"with at most 24 rows it cannot be told: add head_dim"),
     ],
 )
-def test_a_head_dim_that_the_shapes_leave_open(changes: dict[str, Any], message: str) -> None:
+def test_an_ambiguous_head_dim(changes: dict[str, Any], message: str) -> None:
     layers = (LayerShape(3, 1, 8, 20),) * 3
     shapes = shapes_of(CONFIG, layers)
     config = CONFIG | {"head_dim": None} | changes
@@ -212,7 +212,7 @@ def test_a_missing_norm_is_named(tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "ragged")
 
 
-def test_a_norm_of_a_layer_that_has_none_is_refused_in_a_folder_of_ours(tmp_path: Path) -> None:
+def test_a_norm_of_a_removed_block_is_refused_in_an_sgate_folder(tmp_path: Path) -> None:
     save_pruned(dense_llama(num_hidden_layers=5), UNEVEN, tmp_path / "pruned")
     file, name = tmp_path / "pruned" / SINGLE_FILE, "model.layers.2.input_layernorm.weight"
     save_file(load_file(file) | {name: np.ones(48, np.float32)}, file, metadata={"format": "pt"})
