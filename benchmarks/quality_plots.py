@@ -39,8 +39,8 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
         methods = _points(record, score, position)
         for number, (name, points) in enumerate(methods.items()):
             x, y, error = zip(*sorted(points), strict=True)
-            beside = [value + nudge * (number - len(methods) / 2) for value in x]
-            axis.errorbar(beside, y, yerr=error, color=MODELS[number], label=name, **STYLE)
+            nudged = [value + nudge * (number - len(methods) / 2) for value in x]
+            axis.errorbar(nudged, y, yerr=error, color=MODELS[number], label=name, **STYLE)
         if score == "perplexity":
             axis.set_yscale("symlog", linthresh=LINEAR_PERCENT)
             axis.yaxis.set_major_locator(FixedLocator(TICKS))

@@ -133,7 +133,7 @@ def use(folders: Folders, path: Path) -> None:
         json.dumps(inspection.to_json())
         assert all(isinstance(line, str) for line in inspection.lines())
         check_plan(path.parent / PLAN_FILE, folders)
-        # An int8 folder is no base.
+        # An int8 folder cannot be a base.
         base = folders.base if inspection.folder.is_int8 else path.parent
         masked = open_masked(base, None)
     plan = make_plan(masked)
