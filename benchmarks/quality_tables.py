@@ -48,17 +48,6 @@ def quality_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
         )
 
 
-def quality_summary_rows(record: Mapping[str, Any], score: str) -> Iterator[str]:
-    """Yield the short table, with the cells of several seeds: score, change, and speed."""
-    phases = phases_of(record["cells"])
-    yield from _header(f"held-out {score}", "against dense", *map(title_of, phases))
-    for name, first in firsts_of(record).items():
-        summary = record["summary"][name]
-        if len(summary["seeds"]) > 1:
-            speeds = (_speed(first, phase) for phase in phases)
-            yield _row(name, _score(summary, score), _change(record, summary, score), *speeds)
-
-
 def _header(*titles: str) -> Iterator[str]:
     yield f"| {_row(*titles)}"
     yield "|---" * (len(titles) + 1) + "|"
@@ -113,16 +102,6 @@ def _speed(cell: Mapping[str, Any], phase: str) -> str:
         return ""
     own = cell["speed"]["speedups"]["onnx"][phase]
     return f"{own['ratio']:.2f}× ({own['efficiency']:.2f})"
-
-
-def changes_sentence(record: Mapping[str, Any], score: str, ending: str) -> str:
-    """Say how far the score of each cell whose name ends in `ending` is from dense."""
-    changes = (
-        f"{_change(record, record['summary'][name], score)} ({name.removesuffix(ending)})"
-        for name in firsts_of(record)
-        if name.endswith(ending)
-    )
-    return f"Held-out {score} with{ending} removed, against dense: {', '.join(changes)}."
 
 
 def gate_cost_sentence(record: Mapping[str, Any]) -> str:

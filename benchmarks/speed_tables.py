@@ -157,17 +157,14 @@ def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {result['figures']['removed']:.1%} | {cells} | {ideal:.2f}× |"
 
 
-def footprint_sentence(record: Mapping[str, Any], root: str = "") -> str:
-    """Say how large an installation without torch is, and how fast and large a server.
-
-    `root` is the path from the page's folder to the repository's root.
-    """
+def footprint_sentence(record: Mapping[str, Any]) -> str:
+    """Say how large an installation without torch is, and how fast and large a server."""
     size, medians = record["installation"]["installed_bytes"], record["medians"]
     return (
         f"That is {size / 1e6:.0f} MB installed, {medians['first_token']:.1f} s from `sgate serve` "
         f"to the first token of the demo's model, and {medians['rss_bytes'] / 1e6:.0f} MB\n"
         "of memory while it runs "
-        f"([benchmarks/results/footprint.json]({root}benchmarks/results/footprint.json))."
+        "([benchmarks/results/footprint.json](../benchmarks/results/footprint.json))."
     )
 
 

@@ -12,10 +12,8 @@ from typing import Any
 
 from benchmarks.quality_tables import (
     balance_sentence,
-    changes_sentence,
     gate_cost_sentence,
     quality_blocks,
-    quality_summary_rows,
 )
 from benchmarks.speed_tables import (
     encoder_rows,
@@ -144,9 +142,10 @@ def read_records() -> dict[str, Any]:
 
 def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return page → name → text of every generated block."""
+    results = result_block(records["demo"])
     return {
-        "README.md": readme_blocks(records),
-        "docs/demo.md": demo_blocks(records),
+        "README.md": {"results": results},
+        "docs/demo.md": {"results": results, "demo-output": demo_output(records["demo"])},
         "docs/training.md": training_blocks(records),
         "docs/speed.md": speed_blocks(records),
         "docs/vllm.md": {
@@ -156,44 +155,26 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     }
 
 
-def readme_blocks(records: Mapping[str, Any]) -> dict[str, str]:
-    """Return the README's blocks; docs/ has all of them too, or a longer form of them."""
-    return {
-        **demo_blocks(records),
-        **shared_speed_blocks(records),
-        "footprint": footprint_sentence(records[FOOTPRINT]),
-        "vllm": "\n".join(vllm_rows(records, VLLM_RUNS[:1])),
-        "quality": "\n".join(quality_summary_rows(records[QUALITY], "accuracy")),
-        "quality-language": changes_sentence(records[QUALITY_LM], "perplexity", " 30%"),
-    }
+def result_block(report: Mapping[str, Any]) -> str:
+    """Return what the demo measured, in a sentence and a table."""
+    return f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report))
 
 
-def demo_blocks(records: Mapping[str, Any]) -> dict[str, str]:
-    report = records["demo"]
+def demo_output(report: Mapping[str, Any]) -> str:
     output = "\n".join(report_lines(Path("sgate-demo"), report)).strip()
-    return {
-        "results": f"{result_sentence(report)}\n\n" + "\n".join(result_rows(report)),
-        "demo-output": f"```text\n{output}\n```",
-    }
-
-
-def shared_speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
-    """Return the blocks that stand both in the README and in docs/speed.md."""
-    return {
-        "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
-        "row-col": "\n".join(row_col_rows(records["row_col"])),
-    }
+    return f"```text\n{output}\n```"
 
 
 def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
     return {
-        **shared_speed_blocks(records),
+        "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
+        "row-col": "\n".join(row_col_rows(records["row_col"])),
         **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
         "encoders": "\n".join(encoder_rows(records["encoders"])),
         "precision": "\n".join(precision_rows(records["precision"])),
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
-        "footprint": footprint_sentence(records[FOOTPRINT], root="../"),
+        "footprint": footprint_sentence(records[FOOTPRINT]),
         "streaming": "\n".join(streaming_rows(records[STREAMING])),
     }
 
