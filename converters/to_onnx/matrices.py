@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.quantize import quantize
-from converters.to_onnx.blocks import (
+from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.integer_blocks import (
     LARGEST_OF_8_BITS,
     ZERO_OF_8_BITS,
     Blocks,
@@ -21,7 +22,6 @@ from converters.to_onnx.blocks import (
     round_to_4_bits,
     round_to_8_bits,
 )
-from converters.to_onnx.graph import MICROSOFT, GraphBuilder
 from converters.to_onnx.linears import Matrix
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.onnx_format.precision import Precision
