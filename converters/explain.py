@@ -4,7 +4,18 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.plan import Fold, LayerPlan, Lowering, Plan, Removal
+from sgate_serve.plan import (
+    BlockFold,
+    ColumnFold,
+    HeadUnitFold,
+    LayerFold,
+    LayerPlan,
+    Lowering,
+    Plan,
+    Removal,
+    UnitFold,
+    ValueFold,
+)
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.placement import pruned_spec
 
@@ -86,8 +97,8 @@ def _reasons(plan: Plan, layer: LayerPlan) -> Iterator[str]:
     for lowering in layer.lowerings:
         yield _lowering_line(lowering)
     for fold in plan.folds:
-        if fold.layer == layer.index:
-            yield f"       = {_fold_words(fold)}"
+        if not isinstance(fold, HeadUnitFold) and fold.layer == layer.index:
+            yield _fold_line(fold)
     for merge in plan.merges:
         if merge.layer == layer.index:
             what = AXIS_NAMES[merge.axis]
@@ -127,11 +138,12 @@ def _lowering_line(lowering: Lowering) -> str:
     )
 
 
-def _fold_words(fold: Fold) -> str:
-    if fold.target:
-        return f"the constant of the {fold.source} block moves into {fold.target}"
-    name = AXIS_NAMES.get(fold.source) or f"{fold.source.partition('.')[0]} column"
-    return f"{_count(fold.indices, f'constant {name}')} moved into the bias behind"
+def _fold_line(fold: LayerFold | BlockFold) -> str:
+    if isinstance(fold, BlockFold):
+        return f"       = the constant of the {fold.block} block moves into {fold.target}"
+    names = {UnitFold: "MLP unit", ValueFold: "value dimension"}
+    name = f"{fold.role} column" if isinstance(fold, ColumnFold) else names[type(fold)]
+    return f"       = {_count(fold.indices, f'constant {name}')} moved into the {fold.role} bias"
 
 
 def _model_reasons(plan: Plan, dense: ModelSpec) -> Iterator[str]:

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from converters.constants import Constants
+from converters.folded_constants import FoldedConstants
 from converters.masked import Indices, MaskedCheckpoint
 from sgate_serve.architecture.family import DOWN, HEAD_UNITS, HIDDEN, KEY, OUTPUT
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
@@ -37,7 +37,7 @@ class Rewriter:
     def __init__(self, masked: MaskedCheckpoint, plan: Plan) -> None:
         self.masked, self.plan, self.dense = masked, plan, masked.spec
         self.small = pruned_spec(plan, masked.spec)
-        self.constants = Constants(masked, plan)
+        self.constants = FoldedConstants(masked, plan)
         self._modules = self.small.module_names()
         self._outside = self.small.axes_outside()
 
@@ -88,8 +88,7 @@ class Rewriter:
             return np.array(sorted(layer.revived("mlp_units")), np.int64)
         if role == OUTPUT:
             return head_dims(tuple(sorted(layer.revived("heads"))), layer.dense.head_dim)
-        folds = self.constants.folds(index, f"{role}.columns")
-        return np.array([i for fold in folds for i in fold.indices], np.int64)
+        return self.constants.folded_columns(index, role)
 
     def _merge_heads(self, index: int, value: Array, at: Placement) -> Array:
         """Add the output columns of merged heads to those of the head that stays."""

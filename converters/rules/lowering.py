@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from converters.rules.facts import Flags, LayerState
+from converters.rules.facts import Flags
 from converters.rules.fixpoint import indices_of
+from converters.rules.layer_state import LayerState
 from sgate_serve.architecture.family import (
     ATTENTION,
     BLOCKS,

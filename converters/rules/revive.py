@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from converters.rules.facts import Flags, LayerState, ModelFacts
+from converters.rules.facts import Flags, ModelFacts
+from converters.rules.layer_state import LayerState
 from converters.rules.stream import written_by
 from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.errors import PlanError

@@ -17,7 +17,7 @@ from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import PlanError
-from sgate_serve.plan import Merge, Target
+from sgate_serve.plan import BlockFold, Merge, Target
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
 from tests.converters.exactness import Example, check, write_base, write_random_gates
@@ -209,7 +209,7 @@ def test_16_bit_embedding_takes_no_constant(tmp_path: Path) -> None:
     assert check(example, tmp_path / "half").folds == ()
     whole = Example(variant, change=example.change)
     (fold,) = check(whole, tmp_path / "whole").folds
-    assert fold.target == "model.embed_tokens.weight"
+    assert fold == BlockFold(0, "attention", "model.embed_tokens.weight")
 
 
 def test_heads_that_become_uniform_one_after_another_merge_into_one(tmp_path: Path) -> None:
