@@ -163,9 +163,9 @@ class FoldedConstants:
         return moved
 
     def _folded_head_units(self) -> Floats:
-        """Return what the outer linear of the dense head outputs for constant units."""
+        """Return what the outer linear on top outputs for constant units."""
         dense = self.masked.spec.head.dense
-        assert dense is not None, "only a dense head has units"
+        assert dense is not None, "this model has no units on top"
         weight = self.masked.read(f"{dense.outer}.weight").astype(np.float64)
         bias = self.masked.read(f"{dense.inner}.bias").astype(np.float64)
         added = np.zeros(len(weight))

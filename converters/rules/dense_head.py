@@ -1,4 +1,4 @@
-"""Rule 11: the units of a dense head, an ungated MLP between the encoder and its classifier."""
+"""Rule 11: units on top of an encoder, an ungated MLP between its stack and its classifier."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ from converters.rules.findings import ModelFinding, ModelView
 
 
 def dead_head_units(view: ModelView) -> Iterator[ModelFinding]:
-    """Remove units of the dense head as rules 1 and 2 remove MLP units.
+    """Remove units on top as rules 1 and 2 remove MLP units (rule 11).
 
     1. The unit's column in the outer linear is zero: nothing reads it.
     2. Its row is zero, and so is the activation of its bias: the unit is always zero.

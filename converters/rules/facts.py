@@ -61,11 +61,11 @@ class NormZeros:
 class ModelFacts:
     """Everything that the rules know about a model: its architecture and its zeros.
 
-    `layers` maps roles to zeros, `norms` maps module names. `unembedded` flags the residual
-    dimensions that are zero in every embedding table; None if the tables were not read. `inner`
-    and `outer` are the linears of a dense head. `scan` reads a role's matrix again and returns its
-    zeros on the given rows and columns. `has_exact_sums` says whether the stored dtype can hold
-    sums of weights: a 16-bit dtype would round them.
+    Each of `layers` maps roles to zeros; `norms` is keyed by module name. `unembedded` flags the
+    residual dimensions that are zero in every embedding table; None if the tables were not read.
+    `inner` and `outer` are the linears before and after units on top. `scan` reads a role's matrix
+    again and returns its zeros on the given rows and columns. `has_exact_sums` says whether the
+    stored dtype can hold sums of weights: a 16-bit dtype would round them.
     """
 
     spec: ModelSpec

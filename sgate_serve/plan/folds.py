@@ -43,7 +43,7 @@ class ColumnFold:
 
 @dataclass(frozen=True)
 class HeadUnitFold:
-    """Constant units of the dense head, which move into the bias of its outer linear."""
+    """Constant units on top, which move into the bias of the outer linear."""
 
     indices: Indices
 
@@ -67,6 +67,6 @@ def receiving_tensor(fold: Fold, spec: ModelSpec) -> str:
     if isinstance(fold, BlockFold):
         return fold.target
     if isinstance(fold, HeadUnitFold):
-        assert spec.head.dense is not None, "only a dense head has units"
+        assert spec.head.dense is not None, "this model has no units on top"
         return f"{spec.head.dense.outer}.bias"
     return f"{spec.family.linear(fold.layer, fold.role)}.bias"

@@ -157,6 +157,15 @@ def test_narrow_stream_keeps_the_width_of_heads_that_follows_from_it_elsewhere(
     assert plan.hidden is not None and len(plan.hidden) == 46
 
 
+def test_residual_dimensions_are_removed_only_without_gates(tmp_path: Path) -> None:
+    base, gates, out = (tmp_path / name for name in ("base", "gates", "out"))
+    write_base(Example(zoo("llama"), change=two_unwritten), base)
+    write_random_gates(Checkpoint.open(base), gates, ("coupled", 0.5), seed=0)
+    assert convert(ConvertOptions(str(base), out, gates)).hidden is None
+    again = convert(ConvertOptions(str(out), tmp_path / "again"))
+    assert again.hidden == tuple(i for i in range(48) if i not in (0, 3))
+
+
 def test_residual_stream_that_is_the_output_keeps_its_dimensions(tmp_path: Path) -> None:
     plan = check(Example(zoo("llama", task="base"), change=two_unwritten), tmp_path)
     assert plan.hidden is None

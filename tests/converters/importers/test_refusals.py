@@ -41,7 +41,7 @@ def gated(tmp_path: Path) -> GatedLlama:
         ({ROWS: torch.full((1, 48), torch.inf)}, "holds NaN or infinite logits"),
         (
             {"model.layers.7.mlp.up_proj.gates_rows._gates_logits": torch.ones(1, 30)},
-            r"gates model\.layers\.7\.mlp\.up_proj, which is no linear of .*base; expected "
+            r"gates model\.layers\.7\.mlp\.up_proj, which is not a linear of .*base; expected "
             r"one like model\.layers\.0\.self_attn\.q_proj; give the base",
         ),
         (
