@@ -30,8 +30,8 @@ def revive(facts: ModelFacts, state: LayerState, target: Target) -> Revived:
 def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
     """Keep one unit, or one KV group, of a block that still writes its output bias (rule 6).
 
-    It does not if the bias has moved to another tensor, or if a norm after the block has weight 0
-    wherever the bias is nonzero.
+    Nothing is kept if the bias has moved to another tensor, or if a norm after the block has weight
+    0 wherever the bias is nonzero.
     """
     revivals: list[Revival] = []
     reason = "the block still writes its output bias"
