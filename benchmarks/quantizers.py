@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.to_onnx.blocks import LARGEST_OF_4_BITS, best_range
+from converters.to_onnx.integer_blocks import LARGEST_OF_4_BITS, best_range
 
 Floats = NDArray[np.float32]
 Quantizer = Callable[[Floats, int], Floats]

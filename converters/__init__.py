@@ -1,1 +1,1 @@
-"""Masks to a plan, and a plan to deployable files. Pure of engines: neither imports the other."""
+"""Compile masks into a plan, and a plan into deployable files. Engines are not imported here."""

@@ -1,4 +1,4 @@
-"""The two things the converter does for a user: make a plan, and write the folder it describes."""
+"""Entry points of the converter: make a plan, and write the folder that it describes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
 
-# The dtype that weights are rounded to; int8 is made of the stored one, and so is the int4 graph.
+# The dtype that weights are rounded to. int8 and the int4 graph are made from the stored dtype.
 PRECISIONS: Mapping[str, str | None] = {
     FP32: "F32",
     FP16: "F16",
@@ -27,13 +27,14 @@ PRECISIONS: Mapping[str, str | None] = {
     INT8: None,
     INT4: None,
 }
-# What the graph beside the HF layout is in. ONNX Runtime has no bf16 products on CPUs.
+# The precision of the ONNX graph by --precision, else fp32: ONNX Runtime cannot multiply bf16 on
+# CPUs.
 GRAPH_PRECISIONS: Mapping[str | None, str] = {FP16: FP16, INT8: INT8, INT4: INT4}
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to convert and how; `to` lists what is written beside the HF layout."""
+    """Arguments of `convert`; `to` lists the formats to write."""
 
     checkpoint: str
     out: Path
@@ -69,12 +70,12 @@ def open_masked(
 def make_plan(
     masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
 ) -> Plan:
-    """Decide what goes; without gates this scans the weights for zeros."""
+    """Decide what to remove; without gates, scan the weights for zeros."""
     return compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
 
 
 def convert(options: ConvertOptions) -> Plan:
-    """Write the deployable folder, all or nothing, and return the plan it follows.
+    """Write the deployable folder, completely or not at all, and return its plan.
 
     Raises SgateError before anything is written if an input is malformed or `out` is not empty.
     """
@@ -83,7 +84,7 @@ def convert(options: ConvertOptions) -> Plan:
         raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
     if options.precision == INT4 and "onnx" not in options.to:
         raise PlanError(
-            f"--precision {INT4} is of the ONNX graph alone, the HF layout has none; add "
+            f"--precision {INT4} exists only for the ONNX graph, not for the HF layout; add "
             "--to hf,onnx"
         )
     is_int8 = options.precision == INT8
@@ -108,7 +109,7 @@ def _write_onnx(writer: FolderWriter, precision: str | None) -> None:
     write_onnx(model, folder, precision_named(name, is_encoder=model.spec.is_encoder))
 
 
-# The HF layout is always written: every other target is derived from it and lies beside it.
+# The HF layout is always written: the other formats are derived from it, in the same folder.
 WRITERS: Mapping[str, Callable[[FolderWriter, str | None], None]] = {
     "hf": lambda writer, precision: None,
     "onnx": _write_onnx,

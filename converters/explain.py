@@ -1,10 +1,21 @@
-"""A plan for a person to read: each layer's widths, what was removed by which rule, and why."""
+"""A plan as readable text: each layer's widths, and each removal with its rule and reason."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.plan import Fold, LayerPlan, Lowering, Plan, Removal
+from sgate_serve.plan import (
+    BlockFold,
+    ColumnFold,
+    HeadUnitFold,
+    LayerFold,
+    LayerPlan,
+    Lowering,
+    Plan,
+    Removal,
+    UnitFold,
+    ValueFold,
+)
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.placement import pruned_spec
 
@@ -21,7 +32,7 @@ MAX_SHOWN_RANGES = 8
 
 
 def plan_table(plan: Plan, dense: ModelSpec, explain: bool) -> Iterator[str]:
-    """Yield the lines of the table; with `explain`, each layer's reasons below its row."""
+    """Yield the lines of the table; with `explain`, the reasons of each layer below its row."""
     small = pruned_spec(plan, dense)
     yield f"{'layer':>5}  {'MLP units':>15}  {'query heads':>13}  {'KV heads':>11}  {'removed':>7}"
     for layer in plan.layers:
@@ -34,22 +45,22 @@ def plan_table(plan: Plan, dense: ModelSpec, explain: bool) -> Iterator[str]:
 
 
 def figure_lines(plan: Plan, figures: Figures) -> Iterator[str]:
-    """Yield the four removal figures and what widths cost, in words."""
+    """Yield the removal figures, and the cost of revived weights, in words."""
     yield (
         f"removed {figures.removed:.2%} of the block linears, "
         f"{figures.overall:.2%} of all parameters ({_target(plan)})"
     )
     yield (
-        f"  gates or zeros close {figures.naive:.2%}, provably dead are {figures.compiled:.2%}; "
-        f"{figures.index_free:.2%} go without index work, "
-        f"{figures.executed:.2%} are not executed"
+        f"  {figures.naive:.2%} closed by gates or zeros, {figures.compiled:.2%} provably dead; "
+        f"{figures.index_free:.2%} removed without index work, "
+        f"{figures.executed:.2%} not executed"
     )
     if figures.revived:
-        yield f"  dead weights that widths keep: {figures.revived:.2%}"
+        yield f"  dead weights kept for a width: {figures.revived:.2%}"
 
 
 def format_indices(indices: Sequence[int]) -> str:
-    """Return sorted indices as ranges, (0, 1, 2, 7) → '0-2, 7'; of many only the first."""
+    """Return sorted indices as ranges, (0, 1, 2, 7) → '0-2, 7'; at most the first few."""
     ranges: list[list[int]] = []
     for index in indices:
         if ranges and index == ranges[-1][1] + 1:
@@ -86,22 +97,24 @@ def _reasons(plan: Plan, layer: LayerPlan) -> Iterator[str]:
     for lowering in layer.lowerings:
         yield _lowering_line(lowering)
     for fold in plan.folds:
-        if fold.layer == layer.index:
-            yield f"       = {_fold_words(fold)}"
+        if not isinstance(fold, HeadUnitFold) and fold.layer == layer.index:
+            yield _fold_line(fold)
     for merge in plan.merges:
         if merge.layer == layer.index:
-            what = AXIS_NAMES[merge.axis]
             first, *others = merge.indices
-            yield f"       = {what} {first} takes over {format_indices(others)}"
+            yield (
+                f"       = {_count(others, AXIS_NAMES[merge.axis])} merged into {first}: "
+                f"{format_indices(others)}"
+            )
     for revival in layer.revivals:
         yield (
-            f"       + {_count(revival.indices, AXIS_NAMES[revival.axis])} kept though dead: "
+            f"       + {_count(revival.indices, AXIS_NAMES[revival.axis])} revived: "
             f"{revival.reason}: {format_indices(revival.indices)}"
         )
 
 
 def _removal_lines(removals: Iterable[Removal]) -> Iterator[str]:
-    """Yield a line per axis, rule and cause, in the order of discovery: later passes join in."""
+    """Yield a line per axis, rule and cause, in the order of discovery, all passes together."""
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for removal in removals:
         groups[removal.axis, removal.rule, removal.cause] += removal.indices
@@ -117,8 +130,8 @@ def _lowering_line(lowering: Lowering) -> str:
     roles, worth = " + ".join(lowering.roles), f"{lowering.saved:,} weights"
     if lowering.how == "dense":
         return (
-            f"       . zero {lowering.side} of {roles} stay: {worth} are worth less than the "
-            f"index work (rule 12, cost {lowering.cost:,})"
+            f"       . zero {lowering.side} of {roles} stay: {worth} cost less than the index "
+            f"work (rule 12, cost {lowering.cost:,})"
         )
     verb = "gathered from the inputs" if lowering.how == "gather" else "scattered to the outputs"
     return (
@@ -127,11 +140,12 @@ def _lowering_line(lowering: Lowering) -> str:
     )
 
 
-def _fold_words(fold: Fold) -> str:
-    if fold.target:
-        return f"the constant of the {fold.source} block moves into {fold.target}"
-    name = AXIS_NAMES.get(fold.source) or f"{fold.source.partition('.')[0]} column"
-    return f"{_count(fold.indices, f'constant {name}')} moved into the bias behind"
+def _fold_line(fold: LayerFold | BlockFold) -> str:
+    if isinstance(fold, BlockFold):
+        return f"       = the constant of the {fold.block} block moves into {fold.target}"
+    names = {UnitFold: "MLP unit", ValueFold: "value dimension"}
+    name = f"{fold.role} column" if isinstance(fold, ColumnFold) else names[type(fold)]
+    return f"       = {_count(fold.indices, f'constant {name}')} moved into the {fold.role} bias"
 
 
 def _model_reasons(plan: Plan, dense: ModelSpec) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Look at a masked dense model for the compiler: which rows, columns, biases and norms are zero.
+"""Read a masked checkpoint and collect the `ModelFacts` (`converters.rules.facts`) of its zeros.
 
-With gates only biases are read, and norms that training changed: what gates close is zero, the rest
-is taken to be nonzero. Without, every tensor is scanned once, one at a time.
+With gates, only biases and the norms that training changed are read: closed rows and columns are
+zero, everything else counts as nonzero. Without gates, every tensor is scanned, one at a time.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,11 @@ from sgate_serve.checkpoint.tensor_files import Array
 
 
 def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
-    """Return everything that the rules may know of a masked dense model."""
+    """Return everything that the rules may know about a masked dense model.
+
+    With gates, embeddings and the linears on top are not read, and no matrix is rescanned: rules 7
+    and 11 find nothing.
+    """
     tensors = (masked.spec.family.embedding, *masked.spec.module_names())
     sums = all(masked.dtype(f"{name}.weight") in ("F32", "F64") for name in tensors)
     if masked.gates is not None:
@@ -59,7 +63,7 @@ def _scanned_layer(masked: MaskedCheckpoint, index: int) -> dict[str, Zeros]:
 def _with_inactive(
     masked: MaskedCheckpoint, index: int, layer: Mapping[str, Zeros]
 ) -> dict[str, Zeros]:
-    """Flag the biases that the layer's activation makes 0 of."""
+    """Flag the bias entries that the layer's activation maps to 0."""
     role = GATE if masked.spec.family.is_gated else UP
     bias = masked.read_bias(index, role) if role in layer else None
     if bias is None or masked.spec.activation not in ZERO_BELOW_ZERO:
@@ -74,7 +78,7 @@ def _biases(masked: MaskedCheckpoint) -> dict[str, Array]:
 
 
 def _norm_names(masked: MaskedCheckpoint) -> list[str]:
-    """Return the norms whose output a block reads."""
+    """Return the norms of the residual stream, the final one excepted."""
     spec = masked.spec
     names = [name for index in range(len(spec.layers)) for name in spec.norms(index)]
     return names if spec.family.embedding_norm is None else [*names, spec.family.embedding_norm]
@@ -85,7 +89,7 @@ def _norms(masked: MaskedCheckpoint, names: Iterable[str]) -> Mapping[str, NormZ
 
 
 def _norm(masked: MaskedCheckpoint, name: str) -> NormZeros:
-    # Exact in float64: of 1 + w only w = -1 is zero.
+    # In float64, 1 + w is zero only for w = -1.
     weight = masked.read(f"{name}.weight").astype(np.float64) + masked.spec.family.norm_offset
     has_bias = masked.spec.family.has_norm_bias
     bias = is_zero(masked.read(f"{name}.bias")) if has_bias else np.ones(weight.shape, np.bool_)

@@ -1,6 +1,6 @@
-"""Questions about floats that their bits answer without arithmetic and without a temporary array.
+"""Tests on floats by their bits, without arithmetic and without large temporary arrays.
 
-numpy compares bfloat16 one value at a time; integers of the same width it compares many at once.
+numpy compares bfloat16 one value at a time, but vectorizes over integers of the same width.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from sgate_serve.checkpoint.tensor_files import Array
 
-# Small enough that a block is still in the CPU's cache when it is looked at again.
+# Small enough that a block is still in the CPU cache when it is read a second time.
 BLOCK_VALUES = 2**18
 
 
 def is_finite(values: Array) -> bool:
-    """Say whether no float is NaN or infinite.
+    """Say whether every float is finite.
 
-    Both have all exponent bits set (IEEE 754), so they are the patterns from +inf up among signed
-    integers, and those from -inf up among unsigned ones.
+    NaN and infinity have all exponent bits set (IEEE 754): read as integers of the same width, they
+    are at least +inf if signed, or at least -inf if unsigned.
     """
     infinities = np.array([np.inf, -np.inf]).astype(values.dtype)
     positive, negative = _bits(infinities, "i")[0], _bits(infinities, "u")[1]
@@ -33,7 +33,7 @@ def is_finite(values: Array) -> bool:
 def zero_lines(values: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int]:
     """Return which rows and columns of a matrix are zero, and how many of its values are.
 
-    One pass, in blocks that stay in the CPU's cache.
+    One pass, in blocks that stay in the CPU cache.
     """
     bits = _bits(np.ascontiguousarray(values), "u")
     rows, columns = np.ones(len(bits), np.bool_), np.zeros(bits.shape[1], bits.dtype)
@@ -47,16 +47,16 @@ def zero_lines(values: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_], int
 
 
 def is_zero_along(values: Array, axis: int) -> NDArray[np.bool_]:
-    """Return which slices along `axis` hold nothing but zeros; -0.0 is one."""
+    """Return which slices along `axis` are all zero; -0.0 counts as zero."""
     united = np.bitwise_or.reduce(_bits(values, "u"), axis=axis)
     return np.asarray(united << 1 == 0)
 
 
 def is_zero(values: Array) -> NDArray[np.bool_]:
-    """Return which values are zero; -0.0 is."""
+    """Return which values are zero; -0.0 counts as zero."""
     return np.asarray(_bits(values, "u") << 1 == 0)
 
 
 def _bits(values: Array, kind: str) -> NDArray[Any]:
-    """View floats as integers of their width, signed ("i") or unsigned ("u")."""
+    """View floats as integers of the same width, signed ("i") or unsigned ("u")."""
     return values.view(np.dtype(f"{kind}{values.dtype.itemsize}"))

@@ -1,8 +1,7 @@
 """The masked dense model: base + deltas, gates folded in fp32 (float64 in float64), rounded once.
 
-This is the function that conversion must keep. It is read tensor by tensor, whole or sliced, and
-never exists in memory at once. Folding (RULES, "Folding"): W' = diag(rows) · W · diag(columns),
-b' = rows · b.
+Conversion must preserve its function. It is read tensor by tensor, whole or sliced, and is never
+in memory as a whole. Folding: W' = diag(rows) · W · diag(columns), b' = rows · b.
 """
 
 import math
@@ -24,16 +23,16 @@ from sgate_serve.plan import Gate, Masks
 
 Indices = NDArray[np.int64]
 
-# Half a MiB of bf16, twice that when folded: of 2**13 to 2**24 the fastest on an EPYC.
+# Half a MiB in bf16 and 1 MiB when folded: the fastest of 2**13 to 2**24 on an EPYC.
 BLOCK_VALUES = 2**18
 
 
 @dataclass(frozen=True)
 class MaskedCheckpoint:
-    """A base checkpoint seen through a gates folder; without one, the base itself.
+    """A base checkpoint with gates applied; without gates, the base itself.
 
-    `gates` must have been checked against `base`. `precision` is the dtype name that weights are
-    rounded to, or None for the stored one.
+    `gates` must have been checked against `base`. `precision` names the dtype that weights are
+    rounded to; None keeps the stored one.
     """
 
     base: Checkpoint
@@ -55,7 +54,7 @@ class MaskedCheckpoint:
         return {} if self.gates is None else self.gates.deltas
 
     def dtype(self, name: str) -> str:
-        """Return the dtype name that a tensor of the masked model is stored as."""
+        """Return the name of the dtype that a tensor of the masked model is stored in."""
         if self.precision is not None:
             return self.precision
         info = self.base.tensors.get(self._stored_name(name))
@@ -69,14 +68,14 @@ class MaskedCheckpoint:
         return self.spec.module_names()
 
     def _stored_name(self, name: str) -> str:
-        """Return the base's tensor of that name; an untied head starts as the embedding."""
+        """Return the base's name for a tensor; an untied head starts as the embedding."""
         family = self.spec.family
         if name == f"{family.head}.weight" and self.base.spec.tied_head:
             return f"{family.embedding}.weight"
         return name
 
     def _spread(self, module: str, stored: Array) -> Array:
-        """Return a lowered matrix in full dimensions, zeros where nothing is stored."""
+        """Return a lowered matrix in full dimensions, with zeros where nothing is stored."""
         shape = self.spec.module_shape(self._modules[module], module)
         is_transposed = self.spec.family.is_transposed
         places = []
@@ -88,9 +87,9 @@ class MaskedCheckpoint:
         return full.T if is_transposed else full
 
     def read(self, name: str, rows: Indices | None = None, columns: Indices | None = None) -> Array:
-        """Return one masked tensor, or those of its rows and columns, in its stored dtype.
+        """Return one masked tensor, or the given rows and columns of it, in its stored dtype.
 
-        Raises CheckpointError for NaN or infinite values: no proof holds for them.
+        Raises CheckpointError for NaN or infinite values, for which removal is not exact.
         """
         info = self.deltas.get(name) or self.base.tensors[self._stored_name(name)]
         value = info.read()
@@ -111,7 +110,7 @@ class MaskedCheckpoint:
     def read_role(
         self, layer: int, role: str, rows: Indices | None = None, columns: Indices | None = None
     ) -> Array:
-        """Return the (out, in) matrix of one role, or those of its rows and columns, masked."""
+        """Return the masked (out, in) matrix of one role, or the given rows and columns of it."""
         module, part = self.spec.family.linear(layer, role), self.spec.role_rows(layer, role)
         if len(self.spec.family.fused_roles(role)) > 1:
             rows = np.arange(part.start, part.stop) if rows is None else rows + part.start
@@ -120,7 +119,7 @@ class MaskedCheckpoint:
         return self.read(f"{module}.weight", columns, rows).T
 
     def read_bias(self, layer: int, role: str) -> Array | None:
-        """Return the bias of one role, masked, or None where its linear has none."""
+        """Return the masked bias of one role, or None if its linear has none."""
         if not self.spec.has_bias(layer, role):
             return None
         module = self.spec.family.linear(layer, role)
@@ -129,14 +128,14 @@ class MaskedCheckpoint:
 
 @dataclass(frozen=True)
 class _Side:
-    """What happens to one axis of a tensor: indices that are kept, and their gates; None is all."""
+    """The indices kept on one axis of a tensor (None keeps all) and their gates (None: all 1)."""
 
     kept: Indices | None = None
     gate: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, gate: NDArray[np.float32] | None, kept: Indices | None) -> "_Side":
-        """Bind the gate to the kept indices; one that is 1 throughout becomes None."""
+        """Restrict the gate to the kept indices; a gate that is 1 throughout becomes None."""
         if gate is not None and kept is not None:
             gate = gate[kept]
         return cls(kept, None if gate is None or (gate == 1).all() else gate)
@@ -151,7 +150,7 @@ class _Side:
 
 
 def _masked_part(value: Array, rows: _Side, columns: _Side, dtype: np.dtype[Any]) -> Array:
-    """Slice, fold and round a tensor, a few rows at a time: temporaries stay in the CPU's cache."""
+    """Slice, fold and round a tensor, a few rows at a time to keep temporaries in the CPU cache."""
     if rows.is_whole and columns.is_whole and value.dtype == dtype:
         return value
     height = len(value) if rows.kept is None else len(rows.kept)

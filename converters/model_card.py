@@ -1,4 +1,4 @@
-"""The model card of a converted folder: what was removed, and how to load the rest."""
+"""The model card of a converted folder: how much was removed, and how to load the model."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.placement import pruned_spec
 
 CARD_FILE = "README.md"
-# `sgate verify` fills in what stands between the two.
+# `sgate verify` replaces the text between the two.
 CARD_START, CARD_END = "<!-- verification -->", "<!-- /verification -->"
 
 CARD = """---
@@ -21,10 +21,10 @@ tags: [pruned, sgate]
 
 # Pruned {family} model
 
-`sgate convert` removed {removed:.1%} of the weights of the linears inside the blocks
-({overall:.1%} of all parameters). Everything removed contributed exactly nothing to the masked
-dense model, or a constant that a bias took over. `sgate verify` checks that; its certificate is
-`verification.json`, and says:
+`sgate convert` removed {removed:.1%} of the weights of the linear layers inside the blocks
+({overall:.1%} of all parameters). Every removed weight contributed exactly zero to the masked dense
+model, or a constant that is now part of a bias. `sgate verify` checks this and writes
+`verification.json`. The result:
 
 {start}
 not verified yet
@@ -36,13 +36,13 @@ not verified yet
 | provably dead | {compiled:.1%} |
 | removed without index work | {index_free:.1%} |
 | removed | {removed:.1%} |
-| not executed, padding of the target engine counted | {executed:.1%} |
+| not executed, counting the padding of the target engine | {executed:.1%} |
 
 ```python
 {code}
 ```
 {precision}
-`sgate_plan.json` lists every removed unit with the rule and the reason.
+`sgate_plan.json` lists every removed unit with the rule and the reason for its removal.
 """
 
 AUTO_CLASSES = {
@@ -57,14 +57,15 @@ REGISTERED = """import sgate_serve.models  # registers model_type "sgate"; no re
 
 
 INT8_NOTE = """
-The weights of the linears inside the blocks are int8 (W8A8 of compressed-tensors), which is an
-approximation; `verification.json` says what it costs. transformers needs the compressed-tensors
-package to load them, and cannot where linears have index vectors (`sgate.lowered`).
+The weights of the linear layers inside the blocks are int8 (W8A8 in the compressed-tensors format).
+Rounding to int8 is an approximation; `verification.json` records its error. To load the weights,
+transformers needs the compressed-tensors package. It cannot load linear layers with index vectors
+(`sgate.lowered`).
 """
 
 INT4_NOTE = """
-The ONNX graph in `onnx/` is in int4, which is an approximation of the weights beside it;
-`verification.json` says what it costs.
+The ONNX graph in `onnx/` is in int4. Rounding to int4 is an approximation of the weights in this
+folder; `verification.json` records its error.
 """
 
 
@@ -72,8 +73,9 @@ NOTES: Mapping[str | None, str] = {INT8: INT8_NOTE, INT4: INT4_NOTE}
 
 
 def model_card(plan: Plan, dense: ModelSpec, precision: str | None = None) -> str:
-    """Return the card as Markdown; `dense` is the architecture before, `precision` what was asked
-    for.
+    """Return the card as Markdown.
+
+    `dense` is the architecture before pruning, `precision` the value of `--precision`.
     """
     figures = Figures.of(plan, dense)
     code = CODE.format(auto=AUTO_CLASSES[dense.task])

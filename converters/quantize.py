@@ -1,7 +1,7 @@
 """Rounding to int8, symmetric with one scale per output row, tensor by tensor.
 
-Quantized are the linears inside the blocks, after rewriting; all else passes as it is. Peak memory
-is the largest tensor. The format is docs/format.md, "int8".
+Only the linears inside the blocks are quantized, after rewriting. Peak memory is the largest
+tensor. The format is described in docs/format.md, "int8".
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,24 +21,24 @@ from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec
 
 LARGEST = 127
-# Below it fp32 loses digits, and many devices take it for zero.
+# Smaller numbers lose precision in fp32, and many devices treat them as zero.
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 def check_quantizable(family: Family) -> None:
-    """Raise PlanError for a family whose matrices the int8 layout cannot hold."""
+    """Raise PlanError for a family whose matrices do not fit the int8 layout."""
     if family.is_transposed:
         raise PlanError(
             f"--precision {INT8}: family {family.name} stores its matrices as (in, out), and int8 "
             "has one scale per output row of (out, in); give fp32, fp16 or bf16, and serve it with "
-            f"`-- --precision {INT8}`, for the ONNX graph can be in int8"
+            f"`-- --precision {INT8}`: its ONNX graph can be in int8"
         )
 
 
 def stored_tensors(
     masked: MaskedCheckpoint, plan: Plan, is_int8: bool
 ) -> tuple[list[TensorHeader], Iterator[Array]]:
-    """Return the headers and arrays of a folder, in writing order: as rewritten, or quantized."""
+    """Return the headers and arrays of a folder in writing order, quantized if `is_int8`."""
     headers, arrays = tensor_headers(masked, plan), rewritten_tensors(masked, plan)
     if not is_int8:
         return headers, arrays
@@ -49,7 +49,7 @@ def stored_tensors(
 def int8_headers(
     headers: Iterable[TensorHeader], weights: frozenset[str]
 ) -> Iterator[TensorHeader]:
-    """Yield the headers with those of `weights` as I8, each followed by that of its scales."""
+    """Yield the headers; those of `weights` as I8, each followed by the header of its scales."""
     for header in headers:
         if header.name in weights:
             yield replace(header, dtype="I8")
@@ -62,7 +62,7 @@ def int8_headers(
 def int8_arrays(
     headers: Iterable[TensorHeader], arrays: Iterable[Array], weights: frozenset[str]
 ) -> Iterator[Array]:
-    """Yield what `int8_headers` announces, from the float arrays of `headers`."""
+    """Yield the arrays that `int8_headers` announces, from the float arrays of `headers`."""
     for header, array in zip(headers, arrays, strict=True):
         if header.name in weights:
             yield from quantize(array, header.name)
@@ -73,15 +73,15 @@ def int8_arrays(
 def quantize(weight: Array, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return int8 values [rows, columns] and scales [rows, 1]: weight ≈ values · scales.
 
-    No weight is off by more than half its scale. Rounds half to even. Raises CheckpointError,
-    naming the tensor, where a scale does not fit fp32.
+    The error of a weight is at most half its scale. Halves round to even. Raises CheckpointError,
+    naming the tensor, if a scale does not fit fp32.
     """
     values = np.empty(weight.shape, np.int8)
     scales = np.empty((len(weight), 1), np.float32)
     step = max(1, BLOCK_VALUES // weight.shape[1])
     for start in range(0, len(weight), step):
         span = slice(start, start + step)
-        # Doubles: a quotient of two fp32 numbers is then never rounded onto a half.
+        # In float64, a quotient of two fp32 numbers is never rounded to exactly half.
         block = weight[span].astype(np.float64)
         scales[span] = scale = row_scales(block, name)
         values[span] = np.rint(block / scale).clip(-LARGEST, LARGEST)
@@ -89,7 +89,7 @@ def quantize(weight: Array, name: str) -> tuple[NDArray[np.int8], NDArray[np.flo
 
 
 def row_scales(block: NDArray[np.float64], name: str) -> NDArray[np.float32]:
-    """Return the scales [rows, 1] of some rows: their largest magnitude / 127, of zeros 1."""
+    """Return the scale [rows, 1] of each row: its largest magnitude / 127, or 1 if it is zero."""
     largest = np.abs(block).max(axis=1, keepdims=True)
     if (largest > LARGEST * float(np.finfo(np.float32).max)).any():
         raise CheckpointError(

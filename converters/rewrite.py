@@ -1,7 +1,7 @@
-"""Apply a plan: the tensors of the small model, one at a time.
+"""Apply a plan: compute the tensors of the pruned model, one at a time.
 
-Headers come first, so that everything can be checked before a byte is written; then the arrays in
-the same order. Peak memory is the largest tensor.
+Headers are computed first, so that everything can be checked before a byte is written; the arrays
+follow in the same order. Peak memory is the largest tensor.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from converters.constants import Constants
+from converters.folded_constants import FoldedConstants
 from converters.masked import Indices, MaskedCheckpoint
 from sgate_serve.architecture.family import DOWN, HEAD_UNITS, HIDDEN, KEY, OUTPUT
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
@@ -32,12 +32,12 @@ def rewritten_tensors(masked: MaskedCheckpoint, plan: Plan) -> Iterator[Array]:
 
 
 class Rewriter:
-    """One plan on one masked model."""
+    """Applies one plan to one masked model."""
 
     def __init__(self, masked: MaskedCheckpoint, plan: Plan) -> None:
         self.masked, self.plan, self.dense = masked, plan, masked.spec
         self.small = pruned_spec(plan, masked.spec)
-        self.constants = Constants(masked, plan)
+        self.constants = FoldedConstants(masked, plan)
         self._modules = self.small.module_names()
         self._outside = self.small.axes_outside()
 
@@ -46,7 +46,7 @@ class Rewriter:
         return [TensorHeader(name, self._dtype(name), shape) for name, shape in shapes.items()]
 
     def tensor(self, name: str) -> Array:
-        """Return one tensor of the small model, in the dtype of its header."""
+        """Return one tensor of the pruned model, in the dtype of its header."""
         module, _, kind = name.rpartition(".")
         if module in self._modules:
             part: Callable[[str], Array] = {
@@ -71,7 +71,7 @@ class Rewriter:
         return stacked.T if self.dense.family.is_transposed else stacked
 
     def _role_weight(self, index: int, role: str) -> Array:
-        """Return what is stored of one role: sliced, what was merged replaced, the dead zeroed."""
+        """Return the stored part of one role: sliced, merges applied, dead columns zeroed."""
         at = self._placed(index, role)
         shape = self.dense.linear_shapes(index)[role]
         rows, columns = _stored(at.rows, shape[0]), _stored(at.columns, shape[1])
@@ -82,17 +82,16 @@ class Rewriter:
         return np.where(dead, np.zeros((), value.dtype), value) if dead.any() else value
 
     def _zeroed_columns(self, index: int, role: str) -> Indices:
-        """Return the columns that must not be read: of revived units, or folded into the bias."""
+        """Return the columns stored as zeros: of revived units, or folded into the bias."""
         layer = self.plan.layers[index]
         if role == DOWN:
             return np.array(sorted(layer.revived("mlp_units")), np.int64)
         if role == OUTPUT:
             return head_dims(tuple(sorted(layer.revived("heads"))), layer.dense.head_dim)
-        folds = self.constants.folds(index, f"{role}.columns")
-        return np.array([i for fold in folds for i in fold.indices], np.int64)
+        return self.constants.folded_columns(index, role)
 
     def _merge_heads(self, index: int, value: Array, at: Placement) -> Array:
-        """Add the output columns of merged heads to those of the head that stays."""
+        """Replace the output columns of the first of merged heads by the sum over all of them."""
         width = self.plan.layers[index].dense.head_dim
         rows = _stored(at.rows, self.dense.hidden_size)
         for merge in self.constants.merged(index, "heads"):
@@ -109,7 +108,7 @@ class Rewriter:
         return value
 
     def _merge_keys(self, index: int, value: Array, at: Placement) -> Array:
-        """Put the combined key row where the first of the merged dimensions is."""
+        """Replace the key row of the first of merged dimensions by the combined row."""
         columns = _stored(at.columns, self.dense.hidden_size)
         for merge in self.constants.merged(index, "key_dims"):
             place_of = np.flatnonzero(at.rows.stored == merge.indices[0])
@@ -148,9 +147,9 @@ class Rewriter:
         return np.concatenate(parts)
 
     def _vector_or_table(self, name: str) -> Array:
-        """Return a norm, a table or a tensor of the head, cut along its named axes."""
-        # What has no named axes is a norm over the stream, or a vector that is never cut.
-        axes = () if name in self._uncut else self._outside.get(name, (HIDDEN,))
+        """Return a norm, a table or a tensor of the head, sliced along its named axes."""
+        # A tensor without named axes is a norm of the residual stream, or is never sliced.
+        axes = () if name in self._never_sliced else self._outside.get(name, (HIDDEN,))
         kept = [self._kept(axis) for axis in axes] or [None]
         value = self.masked.read(name, *kept)
         added = self.constants.added_to(name)
@@ -160,8 +159,8 @@ class Rewriter:
         return (value.astype(np.float64) + added).astype(DTYPES[self._dtype(name)])
 
     @cached_property
-    def _uncut(self) -> set[str]:
-        """Norms over the width of a head, and the bias of the head on top."""
+    def _never_sliced(self) -> set[str]:
+        """Norms over the width of an attention head, and the bias of the model's head."""
         family = self.dense.family
         norms = {
             f"{family.layer_name(index)}.{norm}.weight"

@@ -1,7 +1,7 @@
-"""Write the deployable folder: config, safetensors, plan, and the files a tokenizer needs.
+"""Write the deployable folder: config, safetensors, plan and tokenizer files.
 
-The format is `docs/format.md`. A uniform result is written as the stock model type and needs none
-of us to load; anything else as `model_type: sgate`.
+The format is described in `docs/format.md`. If all layers are alike, the folder has the stock model
+type and loads without this package; otherwise it has `model_type: sgate`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,9 +33,9 @@ TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 def write_hf(
     writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan, is_int8: bool = False
 ) -> None:
-    """Write everything of the HF layout into `writer`; the caller commits."""
+    """Write the whole HF layout into `writer`; the caller commits it."""
     plan.check(masked.spec)
-    # Under the names that the base's own files use: base models are saved without a prefix.
+    # Use the names of the base's own files: base models are saved without a prefix.
     written_name = masked.base.written_name
     headers, arrays = stored_tensors(masked, plan, is_int8)
     headers = [replace(header, name=written_name(header.name)) for header in headers]
@@ -50,7 +50,10 @@ def write_hf(
 
 
 def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
-    """Derive `config.json` from the plan and the base's config; top-level sizes are the maximum."""
+    """Derive `config.json` from the plan and the base's config.
+
+    Each size at the top level is the maximum over the layers.
+    """
     config, spec = stock_config(masked.base.config), pruned_spec(plan, masked.spec)
     family = spec.family
     config |= _sizes(_top_level(spec), spec, config)
@@ -72,7 +75,7 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
 
 
 def sgate_block(spec: ModelSpec, base_model_type: str) -> dict[str, Any]:
-    """Return what Hugging Face has no name for; what is as in a stock model is left out."""
+    """Return the values that Hugging Face has no name for, if they differ from a stock model's."""
     block: dict[str, Any] = {
         "version": SGATE_FORMAT_VERSION,
         "family": spec.family.name,
@@ -92,7 +95,7 @@ def sgate_block(spec: ModelSpec, base_model_type: str) -> dict[str, Any]:
 
 
 def stock_config(base: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the base's config as its stock family spells it; the base may be pruned already."""
+    """Return the base's config as its stock family writes it; the base may itself be pruned."""
     left_out = ("dtype", "torch_dtype", "per_layer_config", "sgate")
     config = {key: value for key, value in base.items() if key not in left_out}
     if base["model_type"] == SGATE_MODEL_TYPE:
@@ -105,7 +108,7 @@ def stock_config(base: Mapping[str, Any]) -> dict[str, Any]:
 def _per_layer(
     spec: ModelSpec, plan: Plan, top: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what differs from the top level, under zero-padded layer numbers."""
+    """Yield the values that differ from the top level, under zero-padded layer numbers."""
     digits = len(str(len(spec.layers) - 1))
     for layer, shape in zip(plan.layers, spec.layers, strict=True):
         own = _sizes(shape, spec, top)
@@ -117,9 +120,9 @@ def _per_layer(
 
 
 def _sizes(shape: LayerShape, spec: ModelSpec, top: Mapping[str, Any]) -> dict[str, int]:
-    """Return a layer's widths under the config keys of the family.
+    """Return a layer's widths under the family's config keys.
 
-    One that is 0 is left as `top` has it: stock configs refuse zero heads.
+    A width of 0 is left out where `top` has the key: stock configs reject zero heads.
     """
     family = spec.family
     sizes = {
@@ -137,14 +140,15 @@ def _sizes(shape: LayerShape, spec: ModelSpec, top: Mapping[str, Any]) -> dict[s
 
 
 def _states_head_width(spec: ModelSpec) -> bool:
-    """Say whether the config has a `head_dim`: it must where hidden size / heads is not it."""
+    """Say whether the config has a `head_dim`; it must unless that is hidden size / heads."""
     return spec.family.has_stated_head_width or spec.hidden_size != spec.norm_size
 
 
 def _top_level(spec: ModelSpec) -> LayerShape:
-    """Return the maximum of each size over the layers; engines size their scratch from it.
+    """Return the maximum of each size over the layers; engines size their buffers by it.
 
-    Head counts keep their dense size where they state the width of a head: hidden size / heads.
+    Where the config states no `head_dim`, head counts keep their dense values, so that the width
+    of a head remains hidden size / heads.
     """
     sizes = {
         f.name: max(getattr(layer, f.name) for layer in spec.layers) for f in fields(LayerShape)

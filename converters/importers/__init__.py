@@ -1,7 +1,7 @@
-"""What `--gates` may name: our gates folder and the masks of other tools, behind one call.
+"""Read the argument of `--gates`: our gates folder, or the masks of other tools.
 
-Each kind is one row of `KINDS`, and becomes the same `Gates` value; nothing behind this package
-knows where gates came from. Safetensors only.
+Each kind is one row of `KINDS` and is read into the same `Gates` value; no other module depends on
+where gates came from. Only safetensors files are read.
 """
 
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class GatesKind:
-    """One layout: the files of a folder that may hold it, and the tensor names that give it away.
+    """One layout: the files that may hold it, and the tensor names that identify it.
 
     `files` are tried in order, `marks` are endings of tensor names.
     """
@@ -42,17 +42,17 @@ KINDS: Mapping[str, GatesKind] = {
 
 
 def read_gates(location: Path, base: Checkpoint, kind: str | None = None) -> Gates:
-    """Read the gates of `base` at `location`, a folder or its safetensors file, and say their kind.
+    """Read the gates of `base` at `location`, a folder or its safetensors file; log their kind.
 
-    The kind is found from the tensor names unless `kind` forces one. Raises GatesError for a kind
-    that is unknown or not there, and for gates that are malformed or of another base.
+    The kind is detected from the tensor names unless `kind` is given. Raises GatesError for a kind
+    that is unknown or not found, and for gates that are malformed or belong to another base.
     """
     found = detect(location) if kind is None else _forced(kind)
     source = GatesSource.open(location, found.files)
     if not found.is_in(source):
         raise GatesError(
             f"{source.location}: no tensor ends in {' or '.join(found.marks)}, as in a "
-            f"{found.title}; leave --gates-kind out to have the kind detected"
+            f"{found.title}; omit --gates-kind to have the kind detected"
         )
     gates = found.read(source, base)
     gates.check(base)
@@ -61,7 +61,7 @@ def read_gates(location: Path, base: Checkpoint, kind: str | None = None) -> Gat
 
 
 def detect(location: Path) -> GatesKind:
-    """Return the one kind whose tensor names are found; raise GatesError for none or several."""
+    """Return the only kind whose tensor names are found; raise GatesError for none or several."""
     sources = {name: GatesSource.find(location, kind.files) for name, kind in KINDS.items()}
     held = [name for name, source in sources.items() if source and KINDS[name].is_in(source)]
     if len(held) > 1:

@@ -1,7 +1,7 @@
 """Checkpoints of the FineGates authors' code: `save_pretrained` of a model with gated linears.
 
 For each gated linear X they hold `X.gates_rows._gates_logits` [1, out],
-`X.gates_columns._gates_logits` [1, in] and `X.bias`, also where the base has none, but no weight.
+`X.gates_columns._gates_logits` [1, in] and `X.bias`, even if the base has none, but no weight.
 Paper: arXiv 2412.12951.
 """
 
@@ -13,18 +13,18 @@ from sgate_serve.gates import Gates
 
 TITLE = "FineGates checkpoint"
 FILES = (SINGLE_FILE, INDEX_FILE)
-# Their names of the gates, and ours.
+# Their suffixes of gate names, and ours.
 SIDES = {".gates_rows._gates_logits": ".rows", ".gates_columns._gates_logits": ".columns"}
 MARKS = tuple(SIDES)
-# Buffers of training that the function does not depend on.
+# Training buffers, which inference does not use.
 IGNORED = (".noise", ".target_keep")
 
 
 def read(source: GatesSource, base: Checkpoint) -> Gates:
-    """Return their gates; whatever else the files hold replaces the base's tensor of that name.
+    """Return their gates; every other tensor in the files replaces the base's tensor of its name.
 
-    A gated head has a bias and weights of its own, though the base ties it. Raises GatesError for
-    gates that do not fit `base`.
+    A gated head has its own bias and weights, even if the base ties it. Raises GatesError for gates
+    that do not fit `base`.
     """
     found = ForeignGates(TITLE, source.location)
     for name, info in canonical_names(source.tensors, base.config).items():

@@ -1,4 +1,4 @@
-"""From the gate logits of other tools to our gates: checked against the base, then read out."""
+"""Convert the gate logits of other tools to our gates, checked against the base."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ Values = NDArray[np.float32]
 
 @dataclass
 class ForeignGates:
-    """What another tool's files hold, in our names, collected tensor by tensor.
+    """The contents of another tool's files under our names, collected tensor by tensor.
 
     `logits` by gate key (`<module>.rows`, `<module>.columns`), `deltas` by tensor name of the base.
     """
@@ -29,7 +29,7 @@ class ForeignGates:
     deltas: dict[str, TensorInfo] = field(default_factory=dict)
 
     def add_delta(self, name: str, info: TensorInfo) -> None:
-        """Take a replacement value; raise GatesError if there is one already."""
+        """Add a replacement value; raise GatesError if there is one already."""
         if name in self.deltas:
             raise GatesError(
                 f"{info.file}: {info.name} and {self.deltas[name].name} both replace {name}; "
@@ -39,10 +39,11 @@ class ForeignGates:
 
 
 def to_gates(found: ForeignGates, base: Checkpoint) -> Gates:
-    """Return row-col gates bound to `base`: such files carry no fingerprint, their shapes must fit.
+    """Return row-col gates bound to `base`.
 
-    A bias stays as it was trained: the row gates multiply it when they are folded. Raises
-    GatesError for a linear that the base lacks, wrong lengths and bad numbers.
+    Such files carry no fingerprint, so names and shapes are all that can be checked. Biases stay as
+    trained: row gates multiply them when they are folded. Raises GatesError for a linear that the
+    base lacks, a wrong number of gates, or NaN or infinite logits.
     """
     sites = gate_sites(base.spec)
     values = {
@@ -62,7 +63,7 @@ def to_gates(found: ForeignGates, base: Checkpoint) -> Gates:
 def read_out(info: TensorInfo, site: GateSite) -> Values:
     """Return clamp(tanh(logits) + 0.5, 0, 1) in fp32: exactly 0 iff tanh(logit) ≤ −0.5.
 
-    `info` holds [n] or [1, n] logits; raise GatesError unless n finite floats are there.
+    `info` is of shape [n] or [1, n]. Raises GatesError unless it holds n finite floats.
     """
     expected = (site.num_gates,)
     if info.shape not in (expected, (1, *expected)) or info.dtype not in FLOAT_DTYPES:
@@ -82,8 +83,8 @@ def read_out(info: TensorInfo, site: GateSite) -> Values:
 def _site(key: str, info: TensorInfo, sites: Mapping[str, GateSite], base: Checkpoint) -> GateSite:
     if key in sites:
         return sites[key]
-    linear = next((site.module for site in linear_sites(base.spec)), "none, for it has no blocks")
+    linear = next((site.module for site in linear_sites(base.spec)), "none, as it has no blocks")
     raise GatesError(
-        f"{info.file}: {info.name} gates {key.rpartition('.')[0]}, which is no linear of "
+        f"{info.file}: {info.name} gates {key.rpartition('.')[0]}, which is not a linear of "
         f"{base.folder}; expected one like {linear}; give the base that it was trained on"
     )

@@ -1,8 +1,8 @@
 """FINEGATES adapters as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`.
 
 Keys are `base_model.model.<module>.finegates_rows` [out] and `.finegates_columns` [in], logits
-(https://github.com/huggingface/peft/pull/3517). Biases trained beside them, which belong to the
-wrapped linear, and `modules_to_save` are whole tensors.
+(https://github.com/huggingface/peft/pull/3517). Biases trained together with the gates belong to
+the wrapped linear; they and `modules_to_save` are stored as whole tensors.
 """
 
 from converters.importers.logits import ForeignGates, to_gates
@@ -16,7 +16,7 @@ from sgate_serve.json_fields import read_json
 TITLE = "PEFT FINEGATES adapter"
 CONFIG_FILE = "adapter_config.json"
 FILES = ("adapter_model.safetensors",)
-# Their names of the gates, and ours.
+# Their suffixes of gate names, and ours.
 SIDES = {".finegates_rows": ".rows", ".finegates_columns": ".columns"}
 MARKS = tuple(SIDES)
 PREFIX = "base_model.model."
@@ -24,7 +24,7 @@ PEFT_TYPE = "FINEGATES"
 
 
 def read(source: GatesSource, base: Checkpoint) -> Gates:
-    """Return the adapter's gates; its other tensors replace the base's of the same name.
+    """Return the adapter's gates; its other tensors replace the base's tensors of the same name.
 
     Raises GatesError for an adapter of another type, and for gates that do not fit `base`.
     """
@@ -41,7 +41,7 @@ def read(source: GatesSource, base: Checkpoint) -> Gates:
 
 
 def _own_names(source: GatesSource) -> dict[str, TensorInfo]:
-    """Return the tensors by the names that the wrapped model gives them."""
+    """Return the tensors under the names that the wrapped model gives them."""
     for name, info in source.tensors.items():
         if not name.startswith(PREFIX):
             raise GatesError(
@@ -52,7 +52,7 @@ def _own_names(source: GatesSource) -> dict[str, TensorInfo]:
 
 
 def check_config(source: GatesSource) -> None:
-    """Raise GatesError unless the adapter's config says that it is a FINEGATES one."""
+    """Raise GatesError unless the adapter's config says that its type is FINEGATES."""
     file = source.folder / CONFIG_FILE
     if not file.exists():
         raise GatesError(f"{file} is missing; copy it from where the adapter was saved")
@@ -62,6 +62,6 @@ def check_config(source: GatesSource) -> None:
         raise GatesError(str(error)) from error
     if found != PEFT_TYPE:
         raise GatesError(
-            f"{file}: peft_type {found!r}, expected {PEFT_TYPE!r}; only adapters of gates can "
-            "become a smaller model"
+            f"{file}: peft_type {found!r}, expected {PEFT_TYPE!r}; only gate adapters can "
+            "be converted to a smaller model"
         )

@@ -10,5 +10,5 @@ MARKS = (".mlp_units", ".heads", ".kv_groups", ".rows", ".columns")
 
 
 def read(source: GatesSource, base: Checkpoint) -> Gates:
-    """Read coupled or row-col gates; the caller checks that they are of `base`."""
+    """Read coupled or row-col gates; the caller checks that they belong to `base`."""
     return Gates.read(source.location)

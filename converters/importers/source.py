@@ -1,4 +1,4 @@
-"""Where gates lie on disk: safetensors headers of a file or of a folder. Never pickle."""
+"""Gates on disk: the safetensors headers of a file or a folder. Pickle files are refused."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class GatesSource:
-    """The headers of every tensor at one place; `location` is what the user named."""
+    """The headers of all tensors at one location, which is the path that the user gave."""
 
     location: Path
     tensors: Mapping[str, TensorInfo]
@@ -32,14 +32,14 @@ class GatesSource:
         """Open a file, or the first of `files` in a folder; raise GatesError if it has none."""
         source = cls.find(location, files)
         if source is None:
-            raise GatesError(f"{location} holds no {' or '.join(files)}; is it another folder?")
+            raise GatesError(f"{location} holds no {' or '.join(files)}; is it the right folder?")
         return source
 
     @classmethod
     def find(cls, location: Path, files: Sequence[str]) -> "GatesSource | None":
         """Open a file, or the first of `files` in a folder; None for a folder without them.
 
-        Raises GatesError for a malformed file, a missing place, and for pickles in place of them.
+        Raises GatesError for a malformed file, a missing path, or a folder with only pickle files.
         """
         if not location.exists():
             raise GatesError(f"{location}: no such file or folder; give the folder of the gates")
@@ -63,7 +63,7 @@ class GatesSource:
 
 
 def check_no_pickle(files: Sequence[Path]) -> None:
-    """Raise GatesError for the first of `files` that is named like a pickle."""
+    """Raise GatesError for the first of `files` whose suffix is that of a pickle."""
     for file in files:
         if file.suffix in PICKLE_SUFFIXES:
             raise GatesError(

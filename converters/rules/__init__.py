@@ -1,11 +1,15 @@
-"""The compiler: zeros of a masked model in, a Plan out. Each rule of RULES is one function."""
+"""The compiler: zeros of a masked model in, a Plan out.
 
-from converters.rules.compile import RULES, compile_plan, find_dead
+Each rule is one function, listed in LAYER_RULES or MODEL_RULES.
+"""
+
+from converters.rules.compile import LAYER_RULES, MODEL_RULES, compile_plan, find_dead
 from converters.rules.facts import ModelFacts, NormZeros, Zeros
 from converters.rules.zeros import zeros_of_masks, zeros_of_weight, zeros_on
 
 __all__ = [
-    "RULES",
+    "LAYER_RULES",
+    "MODEL_RULES",
     "ModelFacts",
     "NormZeros",
     "Zeros",

@@ -1,61 +1,71 @@
-"""Rule 6: blocks that write nothing to the residual stream, or always the same."""
+"""Rule 6: blocks that write nothing to the residual stream, or only a constant."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from converters.rules.facts import Context, Death, LayerState, ModelFacts
+from converters.rules.facts import ModelFacts
+from converters.rules.findings import Finding, LayerView, ModelView, Move, Receiver
+from converters.rules.layer_state import LayerState
 from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, WRITERS
+from sgate_serve.plan.plan import Axis
 
-UNITS = {ATTENTION: "heads", MLP: "mlp_units"}
+UNITS: dict[str, Axis] = {ATTENTION: "heads", MLP: "mlp_units"}
 
 
-def silent_blocks(at: Context) -> Iterator[Death]:
-    """All units or heads of a block die when its last linear writes nothing.
+def silent_blocks(view: LayerView) -> Iterator[Finding]:
+    """Remove all units or heads of a block whose last linear writes nothing.
 
-    1. Matrix and bias of the writing linear are zero. With a norm *before* the block, x + 0 = x:
-       the block and its norm go. With one on the sum (BERT), the block goes and the norm stays.
-    2. A norm after the block (Gemma): the norm of zero is zero, and it writes nothing either where
-       its effective weight is zero.
+    1. Matrix and bias of that linear are zero on the living residual dimensions. With a norm
+       *before* the block, x + 0 = x: the block and its norm are removed. With a norm on the sum
+       (BERT), the block is removed and the norm stays.
+    2. With a norm after the block (Gemma), a dimension counts as zero also where that norm's
+       effective weight is zero; the norm maps zeros to zeros.
     """
-    layer = at.layer
+    layer = view.layer
     for block in BLOCKS:
         if not layer.has(block):
             continue
-        zeros = layer.found[WRITERS[block]]
+        zeros = layer.live_zeros[WRITERS[block]]
         silent = zeros.silent_rows | ~layer.hidden
         cause = f"the {block} block writes nothing"
         if block in layer.family.post_norms:
             post = f"{layer.family.layer_name(layer.index)}.{layer.family.post_norms[block]}"
-            silent = silent | at.facts.norm(post).weight
+            silent = silent | view.facts.norm(post).weight
         if silent.all():
-            yield Death(UNITS[block], np.ones_like(layer.units_of(block)), cause)
+            yield Finding(UNITS[block], np.ones_like(layer.units_of(block)), cause)
 
 
-@dataclass(frozen=True)
-class Move:
-    """A block that writes only a constant, and the tensor that takes the constant over.
+def constant_blocks(view: ModelView) -> Iterator[Move]:
+    """Remove blocks that write only their output bias; the tensor before receives it.
 
-    `writer` is the layer and block whose output bias that is, None for an embedding or a norm.
+    1. No unit or head of the block is alive, and its output bias, with everything folded into it,
+       is nonzero on a living residual dimension.
+    2. The bias has not moved before.
+    3. Another tensor can receive it exactly (`receiver_of`); otherwise the block stays.
     """
+    for layer in view.layers:
+        for block in BLOCKS:
+            role = WRITERS[block]
+            if role not in layer.zeros or layer.has(block) or block in layer.moved:
+                continue
+            dims = ~layer.live_zeros[role].bias & layer.hidden
+            receiver = receiver_of(view.facts, view.layers, layer.index, block)
+            if receiver is not None and dims.any():
+                yield Move(layer.index, block, dims, receiver)
 
-    layer: int
-    block: str
-    tensor: str
-    writer: tuple[int, str] | None
 
-
-def constant_target(
+def receiver_of(
     facts: ModelFacts, layers: Sequence[LayerState], index: int, block: str
-) -> Move | None:
-    """Return where the constant of a block without units can go, or None where it must stay.
+) -> Receiver | None:
+    """Return the tensor that can receive the constant of a block without units, if there is one.
 
-    1. Norms before the blocks: into the output bias of the block before, for nothing reads the
-        stream in between; of the first block into the position table or an *untied* embedding.
-    2. Norms on the sum: into the bias of the norm before, whose only other reader is the sum.
-    3. Norms after the block: it stays, for the constant would have to pass the norm.
-    4. An embedding in 16 bits takes none: it would have to be stored in fp32, twice as large.
+    1. Norms before the blocks: the output bias of the nearest earlier block that has units, since
+       nothing reads the stream in between. For the first block, the position table or an *untied*
+       embedding.
+    2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
+    3. Norms after the block: none, since the constant would have to pass the norm.
+    4. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
     """
     spec, family = facts.spec, facts.spec.family
     if family.residual == "sandwich":
@@ -63,16 +73,16 @@ def constant_target(
     before = _blocks_before(index, block)
     if family.residual == "post":
         norm = next((family.norm_name(*place) for place in before), family.embedding_norm)
-        return Move(index, block, f"{norm}.bias", None)
+        return Receiver(f"{norm}.bias")
     for place in before:
         if layers[place[0]].has(place[1]):
             writer = family.linear(place[0], WRITERS[place[1]])
-            return Move(index, block, f"{writer}.bias", place)
+            return Receiver(f"{writer}.bias", place)
     if family.position_table is not None:
-        return Move(index, block, f"{family.position_table}.weight", None)
+        return Receiver(f"{family.position_table}.weight")
     if spec.tied_head or not facts.has_exact_sums:
         return None
-    return Move(index, block, f"{family.embedding}.weight", None)
+    return Receiver(f"{family.embedding}.weight")
 
 
 def _blocks_before(index: int, block: str) -> list[tuple[int, str]]:

@@ -1,28 +1,31 @@
-"""Facts to a Plan: every rule to a fixpoint, then reviving what widths require, then lowering."""
+"""Compile facts into a Plan: both tables of rules to a fixpoint, then revivals, then lowering."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from converters.rules.blocks import silent_blocks
-from converters.rules.facts import LayerState, ModelFacts, Rule
+from converters.rules.blocks import constant_blocks, silent_blocks
+from converters.rules.dense_head import dead_head_units
+from converters.rules.facts import ModelFacts
+from converters.rules.findings import LayerRule, ModelRule
 from converters.rules.fixpoint import Fixpoint, indices_of
+from converters.rules.layer_state import LayerState
 from converters.rules.lowering import lower_layer, nonzero_weights
 from converters.rules.mlp import constant_units, silent_units, unread_units
 from converters.rules.query_key import constant_query_dims, dead_key_dims, uniform_heads
 from converters.rules.revive import revive
-from converters.rules.stream import dead_columns
+from converters.rules.stream import dead_columns, unwritten_dims
 from converters.rules.value import (
     constant_value_dims,
     dead_heads,
     dead_kv_heads,
     dead_value_dims,
 )
-from sgate_serve.plan import AXES, LayerPlan, Plan, Target
+from sgate_serve.plan import AXES, LayerPlan, Plan, Target, receiving_tensor
 from sgate_serve.plan.placement import pruned_spec
 from sgate_serve.plan.targets import TARGETS, check_target
 
-# The order decides which cause is named where two rules agree: the most telling first.
-RULES: Mapping[str, Rule] = {
+# Rules on one layer. Where several find the same part dead, the first names the cause.
+LAYER_RULES: Mapping[str, LayerRule] = {
     "6 silent block": silent_blocks,
     "8 column": dead_columns,
     "1 MLP unit never read": unread_units,
@@ -37,6 +40,13 @@ RULES: Mapping[str, Rule] = {
     "10 constant queries": constant_query_dims,
 }
 
+# Rules on the model as a whole.
+MODEL_RULES: Mapping[str, ModelRule] = {
+    "6 constant block": constant_blocks,
+    "7 residual dimension": unwritten_dims,
+    "11 unit on top": dead_head_units,
+}
+
 
 def compile_plan(
     facts: ModelFacts,
@@ -44,10 +54,10 @@ def compile_plan(
     target: Target | None = None,
     index_price: int | None = None,
 ) -> Plan:
-    """Decide what goes, given the zeros of the masked dense model.
+    """Decide what to remove, given the zeros of the masked dense model.
 
-    `index_price` is what one gather or scatter may cost, in weights; by default the target
-    engine's. Raises PlanError for a target that no widths of this model can meet.
+    `index_price` is the cost of one gather or scatter in weights, by default the target engine's.
+    Raises PlanError for a target that no widths of this model can meet.
     """
     target = target or Target()
     check_target(target, facts.spec)
@@ -76,7 +86,7 @@ def compile_plan(
 
 def find_dead(facts: ModelFacts) -> Fixpoint:
     """Apply all rules until none finds more."""
-    found = Fixpoint(facts, RULES)
+    found = Fixpoint(facts, LAYER_RULES, MODEL_RULES)
     found.run()
     return found
 
@@ -104,15 +114,13 @@ def _count_open(facts: ModelFacts) -> int:
 
 
 def _with_biases(plan: Plan, facts: ModelFacts) -> Plan:
-    """Add the biases that folds need and the family lacks; drop those whose linear is gone."""
+    """Add the biases that folds need and the family lacks; drop those whose linear is removed."""
     spec, small = facts.spec, pruned_spec(plan, facts.spec)
     stay, own = small.module_names(), spec.tensor_shapes()
     wanted = {name for name in spec.extra_biases if name in stay or name == spec.family.head}
     for fold in plan.folds:
-        role = fold.role
-        module = fold.target.removesuffix(".bias")
-        if role is not None:
-            module = spec.family.linear(fold.layer, role)
-        if module in stay and f"{module}.bias" not in own:
+        tensor = receiving_tensor(fold, spec)
+        module = tensor.removesuffix(".bias")
+        if module in stay and tensor not in own:
             wanted.add(module)
     return replace(plan, extra_biases=tuple(sorted(wanted)))

@@ -1,24 +1,25 @@
-"""Rule 11: the units on top of an encoder are an ungated MLP of their own."""
+"""Rule 11: units on top of an encoder, an ungated MLP between its stack and its classifier."""
 
 from collections.abc import Iterator
 
-from converters.rules.facts import Death, ModelFacts
+from converters.rules.findings import ModelFinding, ModelView
 
 
-def dead_head_units(facts: ModelFacts) -> Iterator[Death]:
-    """A unit between the last hidden state and the classifier dies as an MLP unit does.
+def dead_head_units(view: ModelView) -> Iterator[ModelFinding]:
+    """Remove units on top as rules 1 and 2 remove MLP units (rule 11).
 
-    11a. Its column in the outer linear is zero: nobody reads it.
-    11b. Its row is zero and the activation of its bias too: it says nothing.
-    11c. Its row is zero: act(b) is a constant and moves into the outer bias (rule 2).
-    Zero rows of the classifier itself are not dead: a logit of 0 competes.
+    1. The unit's column in the outer linear is zero: nothing reads it.
+    2. Its row is zero, and so is the activation of its bias: the unit is always zero.
+    3. Its row is zero: act(b) is a constant, which moves into the outer bias (rule 2).
+    4. At least one unit stays.
+    Zero rows of the classifier are *not* dead: a logit of 0 competes with the others.
     """
+    facts = view.facts
     dense = facts.spec.head.dense
     if dense is None or facts.inner is None or facts.outer is None:
         return
-    yield Death("head_units", facts.outer.columns, "classifier column is zero")
+    yield ModelFinding("head_units", facts.outer.columns, "classifier column is zero")
     cause = f"row is zero and {dense.activation} of its bias too"
-    yield Death("head_units", facts.inner.inactive_rows(dense.activation), cause)
-    yield Death(
-        "head_units", facts.inner.rows, "row is zero: a constant", constant=facts.inner.rows
-    )
+    yield ModelFinding("head_units", facts.inner.inactive_rows(dense.activation), cause)
+    constant = facts.inner.rows
+    yield ModelFinding("head_units", constant, "row is zero: a constant", constant=constant)

@@ -1,8 +1,8 @@
-"""Rule 12: what slicing cannot take out is gathered, scattered, or left where it is, by cost.
+"""Rule 12: zeros that slicing cannot remove are gathered, scattered or kept, whichever is cheapest.
 
-Zero rows of a linear leave its matrix and its output is scattered to their places; zero columns
-leave it and its input is gathered. Both are exact, both cost index work: the cut is made where the
-weights that it saves are worth more than that.
+Removing zero rows from a matrix requires scattering its output; removing zero columns requires
+gathering its input. Both are exact, and both cost index work: a cut is made where the weights that
+it saves are worth more than that.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,8 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from converters.rules.facts import Flags, LayerState
+from converters.rules.facts import Flags
 from converters.rules.fixpoint import indices_of
+from converters.rules.layer_state import LayerState
 from sgate_serve.architecture.family import (
     ATTENTION,
     BLOCKS,
@@ -24,7 +25,7 @@ from sgate_serve.architecture.family import (
 )
 from sgate_serve.plan import Lowering, Revival
 
-# A projection that leaves its fused matmul costs a launch of its own besides its gather.
+# A projection outside the fused matmul costs a launch of its own, in addition to its gather.
 SPLIT_LAUNCHES = 1
 
 Kind = Literal["rows", "columns"]
@@ -33,7 +34,10 @@ How = Literal["scatter", "gather", "dense"]
 
 @dataclass(frozen=True)
 class _Cut:
-    """One role's flags over one side: what stays as a dimension, and what of it is not zero."""
+    """Flags over one side of one role: `stays` are the dimensions that slicing keeps.
+
+    `kept` are those of them that are stored.
+    """
 
     stays: Flags
     kept: Flags
@@ -55,9 +59,10 @@ def nonzero_weights(state: LayerState) -> int:
 def lower_layer(
     state: LayerState, revivals: Sequence[Revival], align: int, price: int
 ) -> Iterator[Lowering]:
-    """Choose how the zero rows and columns of a layer's linears go, columns first.
+    """Yield how the zero rows and columns of a layer's linears are lowered, columns first.
 
-    `price` is the cost of one index operation in weights. Cut widths are multiples of `align`.
+    `price` is the cost of one index operation in weights. Widths after a cut are multiples of
+    `align`.
     """
     state = _with_revived(state, revivals)
     chosen: list[Lowering] = []
@@ -72,7 +77,7 @@ def lower_layer(
 
 
 def _with_revived(state: LayerState, revivals: Sequence[Revival]) -> LayerState:
-    """Return the state with the columns of revived units and heads zero: so they are written."""
+    """Return the state with the columns of revived units and heads zero, as they are stored."""
     for axis, role, width in (("mlp_units", DOWN, 1), ("heads", OUTPUT, state.shape.head_dim)):
         revived = [i for one in revivals if one.axis == axis for i in one.indices]
         if revived:
@@ -120,7 +125,7 @@ def _rows(
     if len(roles) == 1:
         return _one(state, roles[0], "rows", align, price, chosen)
     width = _width(state, roles[0], "columns", chosen)
-    # A module needs a row, not each of its roles.
+    # The module needs at least one row, but a role in it may have none.
     cuts = {
         role: _aligned(_cut(state, role, "rows"), align, least=int(role == roles[-1]))
         for role in roles
@@ -153,7 +158,7 @@ def _width(state: LayerState, role: str, side: str, chosen: Sequence[Lowering]) 
 
 
 def _cut(state: LayerState, role: str, side: str) -> _Cut:
-    """Return what of a side stays as a dimension after slicing, and what of that is stored."""
+    """Return the dimensions of a side that slicing keeps, and those of them that are not zero."""
     rows, columns = state.stored(role)
     if side == "rows":
         return _Cut(_slice(state, role, is_row=True), rows & _slice(state, role, is_row=True))
@@ -173,7 +178,7 @@ def _slice(state: LayerState, role: str, *, is_row: bool) -> Flags:
 
 
 def _aligned(cut: _Cut, align: int, least: int = 1) -> _Cut:
-    """Keep zeros as well, the first ones, until the width is a multiple of `align`."""
+    """Keep some zeros too, the first ones, so that the width is a multiple of `align`."""
     count = max(int(cut.kept.sum()), least)
     wanted = min(-(-count // align) * align, int(cut.stays.sum()))
     spare = np.flatnonzero(cut.stays & ~cut.kept)[: wanted - int(cut.kept.sum())]

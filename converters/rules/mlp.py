@@ -1,52 +1,53 @@
-"""Rules 1 and 2: MLP units that nobody reads, that say nothing, or that say always the same."""
+"""Rules 1 and 2: MLP units that are never read, always zero or constant."""
 
 from collections.abc import Iterator
 
-from converters.rules.facts import Context, Death
+from converters.rules.findings import Finding, LayerView
 from sgate_serve.architecture.activations import ACTIVATIONS
 from sgate_serve.architecture.family import DOWN, GATE, MLP, UP
 
 
-def unread_units(at: Context) -> Iterator[Death]:
-    """A unit whose down column is zero dies.
+def unread_units(view: LayerView) -> Iterator[Finding]:
+    """Remove units whose down column is zero (rule 1).
 
-    1. Nothing else reads a unit, so its value cannot matter, whatever its rows and biases are.
+    1. Only the down projection reads a unit, so its value cannot matter, whatever its rows and
+       biases are.
     """
-    if at.layer.has(MLP):
-        yield Death("mlp_units", at.layer.found[DOWN].columns, "down column is zero")
+    if view.layer.has(MLP):
+        yield Finding("mlp_units", view.layer.live_zeros[DOWN].columns, "down column is zero")
 
 
-def silent_units(at: Context) -> Iterator[Death]:
-    """A unit that is always zero dies.
+def silent_units(view: LayerView) -> Iterator[Finding]:
+    """Remove units that are always zero (rule 1).
 
     1. Gated, act(gate) · up: the up row and its bias are zero, so the product is.
     2. Gated: the gate row and its bias are zero, and act(0) = 0 (a whitelist of activations).
     3. Ungated, act(up): the row and its bias are zero, and act(0) = 0.
-    4. In both, the bias may be live where the activation makes 0 of it: b ≤ 0 under ReLU.
-    5. Any other live bias keeps the unit alive: it then adds a constant (rule 2), not nothing.
+    4. For 2 and 3 a nonzero bias is allowed where the activation maps it to 0: b ≤ 0 under ReLU.
+    5. Any other nonzero bias keeps the unit: it may be a constant (rule 2), but it is not zero.
     """
-    layer = at.layer
+    layer = view.layer
     if not layer.has(MLP):
         return
     before, activation = GATE if layer.family.is_gated else UP, layer.spec.activation
     if layer.family.is_gated:
-        yield Death("mlp_units", layer.found[UP].silent_rows, "up row and bias are zero")
+        yield Finding("mlp_units", layer.live_zeros[UP].silent_rows, "up row and bias are zero")
     cause = f"{before} row is zero and {activation} of its bias too"
-    yield Death("mlp_units", layer.found[before].inactive_rows(activation), cause)
+    yield Finding("mlp_units", layer.live_zeros[before].inactive_rows(activation), cause)
 
 
-def constant_units(at: Context) -> Iterator[Death]:
-    """A unit that no input reaches is a constant; it moves into the down bias (rule 2).
+def constant_units(view: LayerView) -> Iterator[Finding]:
+    """Remove units that do not depend on the input; the constant moves to the down bias (rule 2).
 
-    1. Ungated: its row is zero, so it is act(b).
-    2. Gated: both rows are zero, so it is act(b_gate) · b_up. With one live row it is no constant.
-    3. Where the family has no down bias, one is added; before a post-norm, as the bias itself is.
-    4. Nobody can say what it is under an activation that is not known here: the unit stays.
+    1. Ungated: the unit's row is zero, so the unit is act(b).
+    2. Gated: both rows are zero, so it is act(b_gate) · b_up. With one nonzero row it varies.
+    3. Where the family has no down bias, one is added. A norm after the block sees the same sum.
+    4. The activation must be one that we can compute; otherwise the unit stays.
     """
-    layer = at.layer
+    layer = view.layer
     if not layer.has(MLP) or layer.spec.activation not in ACTIVATIONS:
         return
-    constant = layer.found[UP].rows
+    constant = layer.live_zeros[UP].rows
     if layer.family.is_gated:
-        constant = constant & layer.found[GATE].rows
-    yield Death("mlp_units", constant, "rows are zero: a constant", constant=constant)
+        constant = constant & layer.live_zeros[GATE].rows
+    yield Finding("mlp_units", constant, "rows are zero: a constant", constant=constant)

@@ -1,14 +1,15 @@
-"""Dead units that stay because a width is wanted: the layer must be one that engines can run.
+"""Revive dead units where an engine or the target requires a larger width.
 
-A revived unit is written with zeros where it is read, so keeping one is always exact. What it costs
-stands in the Plan.
+The columns that read a revived unit are stored as zeros, so keeping it is always exact. The Plan
+records the cost.
 """
 
 from dataclasses import replace
 
 import numpy as np
 
-from converters.rules.facts import Flags, LayerState, ModelFacts
+from converters.rules.facts import Flags, ModelFacts
+from converters.rules.layer_state import LayerState
 from converters.rules.stream import written_by
 from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.errors import PlanError
@@ -19,7 +20,7 @@ Revived = tuple[LayerState, list[Revival]]
 
 
 def revive(facts: ModelFacts, state: LayerState, target: Target) -> Revived:
-    """Return the state with everything that must stay alive again, and the reasons."""
+    """Return the state with everything required to stay revived, and the reasons."""
     state, constant = keep_constant_blocks(facts, state)
     state, evened = even_out_groups(state, target)
     state, aligned = align_mlp(state, target)
@@ -29,7 +30,8 @@ def revive(facts: ModelFacts, state: LayerState, target: Target) -> Revived:
 def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
     """Keep one unit, or one KV group, of a block that still writes its output bias (rule 6).
 
-    It does unless the bias has moved elsewhere, or a norm behind the block passes none of it.
+    Nothing is kept if the bias has moved to another tensor, or if a norm after the block has weight
+    0 wherever the bias is nonzero.
     """
     revivals: list[Revival] = []
     reason = "the block still writes its output bias"
@@ -46,10 +48,11 @@ def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
 
 
 def even_out_groups(state: LayerState, target: Target) -> Revived:
-    """Give every KV head as many query heads, and shards as many of both.
+    """Give every KV head the same number of query heads, and every shard the same number of both.
 
-    1. Grouped-query attention has one ratio per layer, in every engine: the largest group's.
-    2. Under tensor parallelism query heads divide by the shards, KV heads do or are replicated.
+    1. Engines take one ratio of query heads to KV heads per layer: that of the largest group.
+    2. Under tensor parallelism the number of shards divides the query heads. It divides the KV
+       heads too, or they divide it and are replicated.
     """
     if not state.heads.any():
         return state, []
@@ -75,7 +78,7 @@ def even_out_groups(state: LayerState, target: Target) -> Revived:
 def align_mlp(state: LayerState, target: Target) -> Revived:
     """Round the MLP width up to a multiple of the alignment in every shard.
 
-    Never beyond the dense width, where that divides among the shards.
+    The dense width is the most, where shards can divide it. Raises PlanError if none can be met.
     """
     multiple = target.align * target.tensor_parallel
     kept, size = int(state.mlp_units.sum()), state.mlp_units.size
@@ -98,7 +101,7 @@ def align_mlp(state: LayerState, target: Target) -> Revived:
 
 
 def _shardable_counts(state: LayerState, groups: Flags, shards: int) -> tuple[int, int]:
-    """Return the least numbers of KV heads and of query heads for each that can be shared out."""
+    """Return the smallest numbers of KV heads and of query heads for each that can be sharded."""
     least_kv, least = int(state.kv_heads.sum()), int(groups.sum(axis=1).max())
     options = [
         (num_kv, per_kv)
@@ -106,7 +109,7 @@ def _shardable_counts(state: LayerState, groups: Flags, shards: int) -> tuple[in
         for per_kv in range(least, state.shape.queries_per_kv + 1)
         if is_shardable(num_kv * per_kv, num_kv, shards)
     ]
-    # The dense layer can be shared out (`check_target`), so there is one.
+    # The dense layer can be sharded (`check_target`), so there is at least one option.
     return min(options, key=lambda counts: (counts[0] * counts[1] + 2 * counts[0], counts))
 
 

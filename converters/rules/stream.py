@@ -4,33 +4,35 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from converters.rules.facts import Context, Death, Flags, LayerState, ModelFacts, NormZeros
+from converters.rules.facts import Flags, ModelFacts
+from converters.rules.findings import Finding, LayerView, ModelFinding, ModelView
+from converters.rules.layer_state import Columns, LayerState
 from sgate_serve.architecture.family import ATTENTION, BASE, BLOCKS, MLP, READERS, WRITERS, Family
 
 
-def dead_columns(at: Context) -> Iterator[Death]:
-    """A reader's column dies where what it reads is always zero, or always the same.
+def dead_columns(view: LayerView) -> Iterator[Finding]:
+    """Remove the columns of a reader whose input is always zero or constant (rule 8).
 
-    8a. RMSNorm: the dimension was not written up to here, so it is zero and stays zero under the
-        norm. (LayerNorm subtracts the mean: not so there.)
-    8b. The norm before has effective weight 0 there (Gemma's is 1 + w).
-    8c. LayerNorm with weight 0 passes its bias: `W[:, j] · β_j` moves into the reader's bias.
+    1. RMSNorm: no embedding or earlier block writes the dimension, so it is zero, and the norm
+       keeps it zero. LayerNorm subtracts the mean and does not.
+    2. The effective weight of the norm before is 0 there (Gemma's is 1 + w), and so is its bias.
+    3. LayerNorm with weight 0 and a nonzero bias: `W[:, j] · β_j` is a constant, which moves into
+       the reader's bias. If the column is zero already, there is no constant to move.
     """
-    layer, family = at.layer, at.layer.family
+    layer, family = view.layer, view.layer.family
     for block in BLOCKS:
         if not layer.has(block):
             continue
-        norm = at.facts.norm(norm_before(family, layer.index, block))
+        norm = view.facts.norm(norm_before(family, layer.index, block))
         for role in READERS[block]:
             if role not in layer.inputs:
                 continue
-            axis = f"{role}.columns"
+            axis = Columns(role)
             if family.norm == "rms":
-                yield Death(axis, at.unwritten[block], "nothing writes the dimension before")
-            # A column that is zero already leaves no constant behind.
-            constant = norm.weight & ~norm.bias & ~layer.found[role].columns
-            yield Death(axis, norm.weight & ~constant, "the norm's weight is zero")
-            yield Death(axis, constant, "the norm passes only its bias", constant=constant)
+                yield Finding(axis, view.unwritten[block], "nothing writes the dimension before")
+            constant = norm.weight & ~norm.bias & ~layer.live_zeros[role].columns
+            yield Finding(axis, norm.weight & ~constant, "the norm's weight is zero")
+            yield Finding(axis, constant, "the norm passes only its bias", constant=constant)
 
 
 def norm_before(family: Family, index: int, block: str) -> str:
@@ -48,9 +50,9 @@ def norm_before(family: Family, index: int, block: str) -> str:
 def unwritten_before(
     facts: ModelFacts, layers: Sequence[LayerState], embedded: Flags
 ) -> Iterator[dict[str, Flags]]:
-    """Yield, for each layer, the dimensions that nothing has written before each of its blocks.
+    """Yield, for each layer, the dimensions not written before each of its blocks.
 
-    `embedded` flags those that the embeddings write.
+    `embedded` flags the dimensions that the embeddings write.
     """
     written = embedded.copy()
     for layer in layers:
@@ -64,38 +66,40 @@ def unwritten_before(
 def written_by(facts: ModelFacts, layer: LayerState, block: str) -> Flags:
     """Flag the dimensions that a block may write to the stream: a row or its bias is not zero.
 
-    A block without units still writes its bias until that has moved. A norm after the block passes
-    nothing where its effective weight is zero.
+    A block without units writes its bias until that has moved. A norm after the block writes zero
+    where its effective weight is zero.
     """
     family, written = layer.family, block_output(layer, block)
     if block in family.post_norms:
-        post: NormZeros = facts.norm(f"{family.layer_name(layer.index)}.{family.post_norms[block]}")
-        written = written & ~post.weight
+        post = f"{family.layer_name(layer.index)}.{family.post_norms[block]}"
+        written = written & ~facts.norm(post).weight
     return written
 
 
 def block_output(layer: LayerState, block: str) -> Flags:
-    """Flag the dimensions that a block's last linear may write, before any norm behind it."""
+    """Flag the dimensions that a block's last linear may write, before any norm after it."""
     role = WRITERS[block]
     if role not in layer.zeros or block in layer.moved:
         return np.zeros(layer.spec.hidden_size, np.bool_)
-    return np.asarray(~layer.found[role].silent_rows)
+    return np.asarray(~layer.live_zeros[role].silent_rows)
 
 
-def removable_dims(facts: ModelFacts, layers: Sequence[LayerState], embedded: Flags) -> Flags:
-    """Return the residual dimensions that go for good (rule 7).
+def unwritten_dims(view: ModelView) -> Iterator[ModelFinding]:
+    """Remove the residual dimensions that nothing ever writes (rule 7).
 
-    1. Nothing writes them: embeddings, output and down rows and biases are all zero. A norm behind
-       a block that has weight 0 there is not enough: the dimension counts in that norm.
-    2. RMSNorm only, and its divisor stays the old width: the sum of squares is unchanged.
-       LayerNorm subtracts a mean over all dimensions, which makes them nonzero.
+    1. They are zero in every embedding table, and so are their rows and biases in all output and
+       down projections. A norm after a block with weight 0 there is not enough: the block writes
+       the dimension, and the norm counts it.
+    2. RMSNorm only, and its divisor remains the old width, so the sum of squares is unchanged.
+       LayerNorm subtracts a mean over all dimensions, which makes unwritten ones nonzero.
     3. A dimension that is constant, or merely never read, stays: it counts in the norm.
-    4. A model without a head puts its residual dimensions out, and keeps all of them.
+    4. A model without a head returns its residual stream, and keeps all dimensions.
+    5. At least one dimension stays.
     """
-    written = embedded.copy()
-    for layer in layers:
+    spec, written = view.facts.spec, view.embedded
+    if spec.family.norm != "rms" or spec.task == BASE:
+        return
+    for layer in view.layers:
         for block in BLOCKS:
-            written |= block_output(layer, block)
-    if facts.spec.family.norm != "rms" or facts.spec.task == BASE:
-        return np.zeros_like(written)
-    return np.asarray(~written)
+            written = written | block_output(layer, block)
+    yield ModelFinding("hidden", ~written, "nothing writes the dimension")

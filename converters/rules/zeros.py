@@ -1,4 +1,4 @@
-"""Find the zeros of a masked dense model: from closed gates alone, or from the weights."""
+"""Find the zero rows, columns and biases of linears, from closed gates or from the weights."""
 
 from collections.abc import Mapping
 
@@ -17,8 +17,8 @@ Biases = Mapping[str, Array]
 def zeros_of_masks(spec: ModelSpec, masks: Masks, biases: Biases) -> tuple[dict[str, Zeros], ...]:
     """Return each layer's zeros by role, from gates that are exactly 0 and from bias values.
 
-    `biases` maps module names to (masked) bias vectors; a bias the spec has but `biases` lacks
-    counts as live. Weights are taken to be nonzero where no gate closes them.
+    `biases` maps module names to (masked) bias vectors. A bias missing from it counts as nonzero
+    where the spec has one. Weights count as nonzero where no gate closes them.
     """
     return tuple(
         {
@@ -42,7 +42,10 @@ def zeros_of_weight(weight: Array, bias: Array | None) -> Zeros:
 
 
 def zeros_on(weight: Array, live_rows: Flags, live_columns: Flags) -> Zeros:
-    """Return the rows and columns that are zero on the living part of a matrix."""
+    """Return the rows and columns that are zero on the living part of a matrix.
+
+    Rows and columns that are not alive count as zero.
+    """
     rows, columns = ~live_rows, ~live_columns
     rows[live_rows] = is_zero_along(weight[np.ix_(live_rows, live_columns)], axis=1)
     columns[live_columns] = is_zero_along(weight[np.ix_(live_rows, live_columns)], axis=0)
@@ -58,11 +61,11 @@ def _zeros_of_gate(spec: ModelSpec, index: int, role: str, masks: Masks, biases:
     if not spec.has_bias(index, role):
         bias_zeros = np.ones(shape[0], np.bool_)
     elif bias is None:
-        # A row gate closes the bias with the row, y = (W x + b) ∘ r; a column gate does not.
+        # A row gate multiplies the bias too, y = (W x + b) ∘ r; a column gate does not.
         bias_zeros = rows
     else:
         bias_zeros = rows | (bias[part] == 0)
-    # A matrix that is closed throughout on one side is zero on the other side too.
+    # If all rows are closed, every column is zero, and the other way round.
     return Zeros(rows | columns.all(), columns | rows.all(), bias_zeros)
 
 

@@ -1,4 +1,4 @@
-"""Write the fp32 ONNX graph of a checkpoint, for ONNX Runtime's contrib operators."""
+"""Write the ONNX graph of a checkpoint, with ONNX Runtime's contrib operators."""
 
 from converters.to_onnx.writer import build_graph, write_onnx
 

@@ -1,11 +1,9 @@
-"""The decoder graph: embedding, layers of attention and MLP, final norm, head, in one precision.
+"""The decoder graph: embedding, layers of attention and MLP, final norm, head.
 
-A classifier or base model of a decoder family reads whole prompts, so its graph has no KV cache.
-
-Reads like the model. Tokens of all rows lie packed; attention alone sees rows. Operators are ONNX
-Runtime's contrib ones, which share past and present buffers and take ragged rows. Widths come from
-the spec, layer by layer; a layer may lack attention, MLP or both. What sets families apart is
-data: their table entry and `ForwardConfig`.
+Tokens of all rows are packed; only attention sees rows. The contrib operators of ONNX Runtime share
+past and present buffers and accept ragged rows. Widths come from the spec, layer by layer; a layer
+may lack attention, the MLP or both. Families differ only in data: their table entry and
+`ForwardConfig`. A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
 from functools import partial
@@ -30,14 +28,14 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
-# Rotary tables longer than this cost more memory than the KV cache of one machine allows anyway.
+# The KV cache of a longer sequence would not fit one machine, so longer rotary tables are useless.
 MAX_CAPACITY = 32768
-# What GroupQueryAttention takes for "attend to everything before".
+# GroupQueryAttention's value for a window without a limit.
 UNLIMITED_WINDOW = -1
 
 
 def build_decoder(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32]) -> ir.Model:
-    """Return the graph of a checkpoint; weights are read, and rounded, when it is saved.
+    """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
     Raises EngineError for a rope type that the graph cannot express.
     """
@@ -92,7 +90,7 @@ class _Decoder:
         return self.norms.over_stream(self.spec.family.norm_name(index, block))
 
     def post_norm(self, index: int, block: str, x: ir.Value) -> ir.Value:
-        """Apply the norm behind a block, in families that have one."""
+        """Apply the norm after a block, in families that have one."""
         family = self.spec.family
         if block not in family.post_norms:
             return x
@@ -101,7 +99,7 @@ class _Decoder:
         ).apply(x)
 
     def embed(self) -> ir.Value:
-        # The head's source names the embedding where the two are tied: one initializer for both.
+        # A tied head has the embedding's name, so both share one initializer.
         spec = self.spec
         embedding = linears.table(self.checkpoint, spec.family.embedding, spec.vocab_size)
         embedded = self.products.rows(embedding, self.input_ids)
@@ -143,9 +141,9 @@ class _Decoder:
         return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
 
     def past(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
-        """Return the keys and values that lie before a call.
+        """Return the inputs for the keys and values of earlier calls.
 
-        A model that reads has none; the operator then takes rows padded on the right.
+        A model that does not generate has none; the operator then expects rows padded on the right.
         """
         if not self.generates:
             return [None, None]
@@ -156,7 +154,7 @@ class _Decoder:
         ]
 
     def query_key_value(self, index: int, packed: ir.Value) -> list[ir.Value | None]:
-        """Return what attention takes: all in one, or apart where query and key have norms."""
+        """Return the inputs of attention: packed, or split where query and key have norms."""
         family, shape, heads = self.spec.family, self.spec.layers[index], self.config.heads(index)
         if not family.head_norms:
             return [packed, None, None]
@@ -191,7 +189,7 @@ class _Decoder:
         return self.products.linear(linears.mlp_down(self.checkpoint, index), units)
 
     def head(self, x: ir.Value) -> None:
-        """Compute logits of the wanted tokens only: the head is the largest matrix."""
+        """Compute the logits of the requested tokens only: the head is the largest matrix."""
         logit_index = self.graph.input(names.LOGIT_INDEX, ir.DataType.INT64, ["n"])
         (wanted,) = self.graph.node("Gather", [x, logit_index], {"axis": 0})
         logits = self.products.linear(linears.head(self.checkpoint), wanted)
@@ -199,7 +197,7 @@ class _Decoder:
         self.graph.output_in_fp32(logits, names.LOGITS, ["n", self.spec.vocab_size])
 
     def softcapped(self, logits: ir.Value) -> ir.Value:
-        """Return cap · tanh(logits / cap), or the logits of a model without a cap."""
+        """Return cap · tanh(logits / cap), or the logits unchanged if the model has no cap."""
         if self.config.logit_softcap is None:
             return logits
         cap = self.graph.constant("softcap", np.array(self.config.logit_softcap, np.float32))
@@ -212,13 +210,13 @@ class _Decoder:
         return self.graph.constant(f"number.{value}", np.array(value, kind))
 
     def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
-        """Return the cos and sin tables, shared by all layers that turn alike."""
+        """Return the cos and sin tables, shared by all layers with the same rotation."""
         if not self.spec.family.is_rotary:
             return [None, None]
         table = RotaryTable.of(self.config.rope(index), heads)
         key = table.frequencies.tobytes() + table.amplitudes.tobytes()
         name = self.rotary_names.setdefault(key, f"rope.{len(self.rotary_names)}")
-        # The kernel turns padding as well, behind the last position that a row can have.
+        # The kernel also rotates padding, at positions after the last that a row can have.
         length = self.capacity + names.MAX_CHUNK
         shape = (length, len(table.frequencies))
         return [

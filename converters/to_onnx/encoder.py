@@ -1,7 +1,7 @@
-"""The encoder graph: embeddings, layers with norms on the sum, states or a classifier on top.
+"""The encoder graph: embeddings, layers with norms on the sum, hidden states or a classifier.
 
-Tokens of all rows lie packed; attention alone sees rows, whose padding no token attends to. Widths
-come from the spec, layer by layer; a layer may lack attention, MLP or both, but its norms stay.
+Tokens of all rows are packed; only attention sees rows, and no token attends to padding. Widths
+come from the spec, layer by layer; a layer may lack attention, the MLP or both, but its norms stay.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ from sgate_serve.onnx_format.precision import Precision
 
 
 def build_encoder(checkpoint: Checkpoint, precision: Precision) -> ir.Model:
-    """Return the graph of a checkpoint; weights are read, and rounded, when it is saved."""
+    """Return the graph of a checkpoint; weights are read and rounded when it is saved."""
     return _Encoder(checkpoint, precision).build()
 
 
@@ -45,7 +45,7 @@ class _Encoder:
             x = self.normalized_sum(self.norm(index, ATTENTION), x, attended)
             units = self.mlp(index, x) if shape.mlp_units else None
             x = self.normalized_sum(self.norm(index, MLP), x, units)
-            # ONNX Runtime removes it unless somebody asks for the stream.
+            # ONNX Runtime removes it unless the residual stream is requested as an output.
             self.graph.node("Identity", [x], outputs=[names.residual_name(index)])
         add_sequence_output(self.graph, self.products, self.checkpoint, x)
         metadata = graph_metadata(self.checkpoint, self.spec.max_positions, self.precision)
@@ -55,13 +55,13 @@ class _Encoder:
         return self.norms.over_stream(self.spec.family.norm_name(index, block))
 
     def normalized_sum(self, norm: Norm, x: ir.Value, delta: ir.Value | None) -> ir.Value:
-        """Return the norm of x + delta; of x alone where a block is gone."""
+        """Return the norm of x + delta, or of x if the block was removed."""
         return norm.apply(x) if delta is None else norm.apply_to_sum(x, delta)
 
     def embed(self) -> ir.Value:
-        """Return the norm of the sum of what token, position and type look up, [t, hidden].
+        """Return the norm of the sum of token, position and type embeddings, [t, hidden].
 
-        Positions count from 0: a table's rows before the first one are left out.
+        Positions count from 0: table rows before the first position are omitted.
         """
         spec, family = self.spec, self.spec.family
         embedded = self.rows(family.embedding, spec.vocab_size, self.input_ids)

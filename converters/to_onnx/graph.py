@@ -1,6 +1,6 @@
 """A thin builder over onnx_ir: named inputs, lazy weights, nodes in order, one model.
 
-It knows no architecture. Weights are read when the file is written, one at a time.
+It does not depend on any architecture. Weights are read one at a time, when the file is written.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +21,9 @@ Attribute = int | float | str
 
 
 class GraphBuilder:
-    """Collects the parts of one graph; equal weight and constant names share one initializer.
+    """Collects the parts of one graph; weights or constants of the same name share an initializer.
 
-    Floats of the graph, weights and activations, are of `float_type`.
+    Float weights and activations have the type `float_type`.
     """
 
     def __init__(self, float_type: ir.DataType = ir.DataType.FLOAT) -> None:
@@ -39,11 +39,11 @@ class GraphBuilder:
         return value
 
     def output(self, value: ir.Value, name: str, dims: Dims) -> None:
-        """Make a value of the graph's floats an output and give it its public name."""
+        """Make a value of type `float_type` an output, under its public name."""
         self._output(value, name, dims, self.float_type)
 
     def output_in_fp32(self, value: ir.Value, name: str, dims: Dims) -> None:
-        """Make a value that is in fp32 (see `in_fp32`) an output."""
+        """Make a value in fp32 (see `in_fp32`) an output, under its public name."""
         self._output(value, name, dims, ir.DataType.FLOAT)
 
     def _output(self, value: ir.Value, name: str, dims: Dims, dtype: ir.DataType) -> None:
@@ -57,10 +57,10 @@ class GraphBuilder:
         read: Callable[[], Array],
         dtype: ir.DataType | None = None,
     ) -> ir.Value:
-        """Add an initializer whose array `read` returns when the file is written.
+        """Add an initializer; `read` returns its array when the file is written.
 
-        Without a `dtype` it returns float32, which is rounded to the graph's floats. Writing then
-        raises EngineError, naming the weight, where a number is too large for them.
+        Without a `dtype`, `read` returns float32, which is rounded to `float_type`. Writing raises
+        EngineError, naming the weight, if a number is too large for it.
         """
 
         def tensor() -> ir.TensorProtocol:
@@ -83,7 +83,7 @@ class GraphBuilder:
         return self._initializers[name]
 
     def in_fp32(self, x: ir.Value) -> ir.Value:
-        """Return a value of the graph's floats in fp32."""
+        """Return a value of type `float_type` in fp32."""
         if self.float_type == ir.DataType.FLOAT:
             return x
         return self.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})[0]
@@ -99,8 +99,8 @@ class GraphBuilder:
     ) -> list[ir.Value]:
         """Append one node and return its outputs, one for each given name.
 
-        A sole unnamed output gets a name of its own; among several, an empty name leaves that
-        optional output out.
+        A single unnamed output gets a generated name. Among several, an empty name omits that
+        optional output.
         """
         number = len(self._nodes)
         names = [f"{op}_{number}"] if tuple(outputs) == ("",) else outputs
@@ -123,7 +123,7 @@ class GraphBuilder:
 
 
 def _rounded(name: str, array: Array, kind: ir.DataType) -> Array:
-    """Return float32 numbers in the graph's floats; raise EngineError if one is out of range."""
+    """Round float32 numbers to `kind`; raise EngineError if one is out of range."""
     if array.dtype == kind.numpy():
         return array
     with np.errstate(over="ignore"):

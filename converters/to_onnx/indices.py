@@ -1,12 +1,12 @@
-"""Index work: where rows and columns that are not stored belong, and how the graph moves them.
+"""Index work: the places of stored rows and columns, and how the graph gathers and scatters them.
 
-A gather takes the inputs that a matrix has columns for. A scatter is a gather as well, by the
-inverse index: an output that no stored row computes takes the product with a row of zeros, which
-the matrix gets for that. Both are exact.
+A gather selects the inputs that a matrix has columns for. A scatter is a gather by the inverse
+index: an output without a stored row takes the product of a zero row that is appended to the
+matrix. Both are exact.
 
-The graph gathers by GatherElements with the index repeated for every token. ONNX Runtime's Gather
-copies element by element: of 256 tokens it took 2.1 ms for 1152 outputs where GatherElements with
-its Expand takes 0.24 ms and ScatterElements 0.9 ms, and no less at decode (2 cores, 1.32).
+The graph gathers with GatherElements, the index repeated for every token. ONNX Runtime's Gather
+copies element by element: for 256 tokens and 1152 outputs it took 2.1 ms, ScatterElements 0.9 ms,
+GatherElements with its Expand 0.24 ms, and Gather was no faster at decode (2 cores, 1.32).
 """
 
 import numpy as np
@@ -20,15 +20,15 @@ Positions = NDArray[np.int64]
 
 
 def stored_index(checkpoint: Checkpoint, module: str, kind: str) -> Positions | None:
-    """Return the `in_index` or `out_index` of a module, None where all of that side is stored."""
+    """Return the `in_index` or `out_index` of a module, or None if that side is stored whole."""
     name = f"{module}.{kind}"
     return checkpoint.read(name).astype(np.int64) if name in checkpoint.tensors else None
 
 
 def inverse_index(places: Positions, size: int) -> Positions:
-    """Return for each of `size` outputs which product it takes: row i for the output `places[i]`.
+    """Return the product that each of `size` outputs takes: row i for the output `places[i]`.
 
-    The others take the row of zeros, which stands behind the stored ones.
+    The other outputs take the zero row, which follows the stored rows.
     """
     index = np.full(size, len(places), np.int64)
     index[places] = np.arange(len(places))
@@ -36,14 +36,14 @@ def inverse_index(places: Positions, size: int) -> Positions:
 
 
 class IndexedAxis:
-    """Takes elements of the last axis of the values [t, …] of one graph."""
+    """Selects elements on the last axis of values [t, …] in one graph."""
 
     def __init__(self, graph: GraphBuilder, input_ids: ir.Value) -> None:
         self._graph, self._input_ids = graph, input_ids
         self._repeats: ir.Value | None = None
 
     def take(self, x: ir.Value, index: Positions | None, name: str) -> ir.Value:
-        """Return x[..., index], or `x` itself where there is no index."""
+        """Return x[..., index], or `x` itself if there is no index."""
         if index is None:
             return x
         row = self._graph.constant(name, index.astype(np.int32))

@@ -1,7 +1,7 @@
-"""The linears of the graph as sources in fp32: packed where one product serves several of them.
+"""The linears of the graph, as lazily read fp32 matrices; some are stacked into one product.
 
-Weights keep their stored [out, in] layout; nothing but index vectors is read before the file is
-written, and then one matrix at a time.
+Weights keep their stored [out, in] layout. Only index vectors are read before the file is written;
+then matrices are read one at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,10 +24,10 @@ Read = Callable[[], Array]
 
 @dataclass(frozen=True)
 class Matrix:
-    """One matrix [out, in] and how to read it; `inputs` are those that it has columns for.
+    """One matrix [out, in] and how to read it; `inputs` are the inputs that it has columns for.
 
-    `scales` [out, 1] are of weights that were rounded to int8 before; `is_outer` tells the token
-    embedding and what stands on the stack from the linears inside the blocks.
+    `scales` [out, 1] belong to weights that are stored as int8. `is_outer` is true for embeddings
+    and for linears on top, false for the linears inside the blocks.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Linear:
-    """What one input is multiplied by: matrices, whose products stand side by side.
+    """Matrices that multiply the same input; their products are concatenated.
 
-    `products` says for each output which of those it takes, None if they are the outputs already;
-    the bias has a value for every output.
+    `products` is the index of each output's product, or None if the products are the outputs. The
+    bias has a value for every output.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Linear:
 def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
     """Return a tensor in fp32; exact for tensors stored as bf16, fp16 or fp32.
 
-    Of int8 weights it is what they mean: a value times the scale of its row.
+    An int8 weight is multiplied by the scale of its row.
     """
     array, scale = checkpoint.read(name), f"{name.removesuffix('weight')}{SCALE}"
     if array.dtype == np.int8:
@@ -65,17 +65,17 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
 
 
 def query_key_value(checkpoint: Checkpoint, layer: int) -> Linear:
-    """Return the readers of the attention block, outputs [q | k | v] with their heads padded."""
+    """Return the query, key and value projections, outputs [q | k | v] with padded heads."""
     return _Layer(checkpoint, layer).linear(READERS[ATTENTION])
 
 
 def attention_output(checkpoint: Checkpoint, layer: int) -> Linear:
-    """Return the output projection; it reads padded heads."""
+    """Return the output projection; its inputs are padded heads."""
     return _Layer(checkpoint, layer).linear((OUTPUT,))
 
 
 def gate_up(checkpoint: Checkpoint, layer: int) -> Linear:
-    """Return the readers of the MLP, outputs [gate | up], or [up] in families without a gate."""
+    """Return the first linear of the MLP, outputs [gate | up], or [up] in families without gate."""
     return _Layer(checkpoint, layer).linear(READERS[MLP])
 
 
@@ -84,7 +84,7 @@ def mlp_down(checkpoint: Checkpoint, layer: int) -> Linear:
 
 
 def table(checkpoint: Checkpoint, module: str, rows: int, first: int = 0) -> Matrix:
-    """Return the embedding or head of so many rows, each [hidden], from row `first` on."""
+    """Return rows `first` to `rows` of an embedding or head, each [hidden]."""
     shape = (rows - first, checkpoint.spec.hidden_size)
 
     def weight() -> Array:
@@ -94,7 +94,7 @@ def table(checkpoint: Checkpoint, module: str, rows: int, first: int = 0) -> Mat
 
 
 def head(checkpoint: Checkpoint) -> Linear:
-    """Return the head; a tied one bears the embedding's name and so shares its initializer."""
+    """Return the head; a tied head has the embedding's name, and so shares its initializer."""
     spec = checkpoint.spec
     head, name = spec.family.head, spec.family.embedding if spec.tied_head else spec.family.head
     has_bias = head in spec.extra_biases
@@ -104,7 +104,7 @@ def head(checkpoint: Checkpoint) -> Linear:
 
 
 def classifier(checkpoint: Checkpoint) -> list[Linear]:
-    """Return the linears that a classifier has on top, one behind the other."""
+    """Return the linears of a classifier on top, in order."""
     tensors, shapes = checkpoint.spec.head.tensors, checkpoint.spec.tensor_shapes()
     made = []
     for name in (name.removesuffix(".weight") for name in tensors if name.endswith(".weight")):
@@ -118,11 +118,11 @@ def classifier(checkpoint: Checkpoint) -> list[Linear]:
 
 
 class _Layer:
-    """The linears of one layer: their own dimensions, what of them is stored, how heads are padded.
+    """The linears of one layer: their dimensions, their stored part, and the padding of heads.
 
-    A module holds the rows of one role, or of several that the family fuses. Outputs of query, key
-    and value and inputs of the output projection are heads. Where rows are scattered, the scatter
-    puts them at their padded places; elsewhere the matrix is padded.
+    A module holds the rows of one role, or of several that the family fuses. The outputs of query,
+    key and value and the inputs of the output projection are heads. If rows are scattered, the
+    scatter moves them to their padded places; otherwise the matrix itself is padded.
     """
 
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
@@ -132,7 +132,7 @@ class _Layer:
         self.dims = self.spec.linear_shapes(layer)
 
     def linear(self, roles: Sequence[str]) -> Linear:
-        """Stack the modules of `roles`, neighbours that read the same inputs in one matrix."""
+        """Stack the modules of `roles`; adjacent modules with the same inputs form one matrix."""
         modules = [name for name, held in self.roles.items() if set(held) <= set(roles)]
         places = self._output_places(modules)
         size = sum(
@@ -188,7 +188,7 @@ class _Layer:
         return self._places(size, self._takes_heads(module))[index]
 
     def _output_places(self, modules: Sequence[str]) -> Positions | None:
-        """Return the place of every stored row among the outputs, None if no rows are scattered."""
+        """Return the output place of every stored row, or None if no rows are scattered."""
         indices = [self._index(module, OUT_INDEX) for module in modules]
         if all(index is None for index in indices):
             return None
@@ -201,7 +201,7 @@ class _Layer:
         return np.concatenate(places)
 
     def _matrix(self, modules: Sequence[str], is_padded: bool) -> Matrix:
-        """Stack matrices that read the same inputs, rows padded where `is_padded`."""
+        """Stack matrices that have the same inputs; pad heads among their rows if `is_padded`."""
         inputs = self._inputs(modules[0])
         stored = [self.spec.module_shape(self.layer, module) for module in modules]
         pads_rows = is_padded and self._gives_heads(modules[0])
@@ -219,7 +219,7 @@ class _Layer:
         def scales() -> Array:
             parts = [read_fp32(self.checkpoint, f"{module}.{SCALE}") for module in modules]
             if pads_rows:
-                # Rows of padding are zeros, whatever their scale: of zeros it is 1.
+                # Padding rows are zero; like every zero row, they get the scale 1.
                 parts = [np.where(scale, scale, 1) for scale in map(self.heads.pad_rows, parts)]
             return np.concatenate(parts)
 
@@ -229,7 +229,7 @@ class _Layer:
         return Matrix(self._name(modules), shape, weight, inputs, scales if has_scales else None)
 
     def _bias(self, modules: Sequence[str]) -> Read | None:
-        """Stack the biases of `modules`; where only some have one, the others get zeros."""
+        """Stack the biases of `modules`, zeros for those without; None if none has a bias."""
         if not any(self._has_bias(module) for module in modules):
             return None
         return lambda: np.concatenate([self._module_bias(module) for module in modules])
@@ -245,14 +245,14 @@ class _Layer:
 
 
 def _with_zero_row(matrix: Matrix) -> Matrix:
-    """Add the row whose product is zero, for the outputs that no stored row computes."""
+    """Append a zero row, whose product is used for outputs without a stored row."""
     rows, columns = matrix.shape
 
     def weight() -> Array:
         return np.concatenate([matrix.weight(), np.zeros((1, columns), np.float32)])
 
     def scales() -> Array:
-        assert matrix.scales is not None, "no scales are asked for where there are none"
+        assert matrix.scales is not None, "only a matrix with scales is asked for them"
         return np.concatenate([matrix.scales(), np.ones((1, 1), np.float32)])
 
     has_scales = matrix.scales is not None

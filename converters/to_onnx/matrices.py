@@ -1,8 +1,8 @@
-"""How the graph stores a matrix [out, in] in its precision, multiplies by it and looks rows up.
+"""Matrices [out, in] in the graph's precision: their initializers, products and row lookups.
 
-Products of integers are `MatMulNBits`, which rounds each token's activations by itself, in blocks:
-never an operator with one scale for all tokens, by which requests would disturb each other. A
-tied head has the embedding's name and so its initializers.
+Integer products are `MatMulNBits`, which rounds the activations of each token separately, in
+blocks. An operator with one scale for all tokens would let requests affect each other. A tied head
+has the embedding's name, and so its initializers.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.quantize import quantize
-from converters.to_onnx.blocks import (
+from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.integer_blocks import (
     LARGEST_OF_8_BITS,
     ZERO_OF_8_BITS,
     Blocks,
@@ -21,7 +22,6 @@ from converters.to_onnx.blocks import (
     round_to_4_bits,
     round_to_8_bits,
 )
-from converters.to_onnx.graph import MICROSOFT, GraphBuilder
 from converters.to_onnx.linears import Matrix
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.onnx_format.precision import Precision
@@ -31,7 +31,7 @@ Rounded = TypeVar("Rounded")
 # Activations are rounded to int8 in the blocks of the weights.
 INT8_COMPUTE = 4
 UINT8, INT8, FLOAT = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.FLOAT
-# Far below any token's, and above what a division by zero needs.
+# Far below the scale of any token, and large enough to avoid a division by zero.
 LEAST_SCALE = 1e-30
 
 
@@ -66,7 +66,7 @@ class Matrices:
         """Return the rows [t, in] of a matrix for ids [t]."""
         if self._precision.block is None:
             return self._graph.node("Gather", [self._floats(table), ids], {"axis": 0})[0]
-        assert self._bits(table) == 8, "tables have 8 bits, whose zero is the default one"
+        assert self._bits(table) == 8, "tables have 8 bits, with the default zero point"
         graph, block = self._graph, self._precision.block
         values, scales, _ = self._blocks(table, block)
         last = graph.constant("blocks.column", np.array([0, 0, 1], np.int64))
@@ -78,7 +78,7 @@ class Matrices:
         return self._joined(found, table.shape[1], block)
 
     def _joined(self, blocks: ir.Value, columns: int, block: int) -> ir.Value:
-        """Return [t, columns] of [t, blocks, block], without what fills the last block up."""
+        """Reshape [t, blocks, block] to [t, columns], without the padding of the last block."""
         graph, width = self._graph, num_blocks(columns, block) * block
         shape = graph.constant(f"blocks.{width}", np.array([-1, width], np.int64))
         (joined,) = graph.node("Reshape", [blocks, shape])
@@ -91,10 +91,10 @@ class Matrices:
         return graph.node("Slice", [joined, *ends])[0]
 
     def _multiply_rows(self, matrix: Matrix, x: ir.Value) -> ir.Value:
-        """Return x Wᵀ with one scale for each row of W, and one for each token: `quantize` of both.
+        """Return x Wᵀ in int8, with one scale for each row of W and one for each token.
 
-        Sums are of whole numbers, so a token's are the same beside any others. CPUs without VNNI
-        add pairs of products in 16 bits, where large ones saturate.
+        Sums of integers are exact, so the result for a token does not depend on the other tokens.
+        CPUs without VNNI add pairs of products in 16 bits, where large ones saturate.
         """
         graph, (rows, columns), name = self._graph, matrix.shape, matrix.name
         values = graph.weight(
@@ -113,7 +113,7 @@ class Matrices:
         return graph.node("Mul", [product, token_scales])[0]
 
     def _token_scales(self, x: ir.Value) -> ir.Value:
-        """Return [t, 1]: the largest magnitude of each token / 127; hardly more than 0 of zeros."""
+        """Return the scale [t, 1] of each token, largest magnitude / 127, at least LEAST_SCALE."""
         graph = self._graph
         (magnitudes,) = graph.node("Abs", [x])
         last = graph.constant("rows.axis", np.array([-1], np.int64))
@@ -124,7 +124,7 @@ class Matrices:
         return graph.node("Max", [scales, least])[0]
 
     def _in_rows(self, matrix: Matrix) -> tuple[Array, Array]:
-        """Round a matrix to int8 values and scales [rows, 1], as an int8 folder holds them."""
+        """Round a matrix to int8 values and scales [rows, 1], as in an int8 folder."""
 
         def rounded(weight: Array) -> tuple[Array, Array]:
             if matrix.scales is None:
@@ -135,8 +135,8 @@ class Matrices:
         return self._once(matrix, rounded)
 
     def _multiply_floats(self, matrix: Matrix, x: ir.Value) -> ir.Value:
-        # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy; it is
-        # packed at load and then as fast as MatMul.
+        # FusedMatMul takes [out, in] as stored, so a tied head needs no transposed copy. It is
+        # packed when the model is loaded, and is then as fast as MatMul.
         inputs = [x, self._floats(matrix)]
         return self._graph.node("FusedMatMul", inputs, {"transB": 1}, domain=MICROSOFT)[0]
 
@@ -147,7 +147,7 @@ class Matrices:
         return self._precision.outer_bits if matrix.is_outer else self._precision.bits
 
     def _blocks(self, matrix: Matrix, block: int) -> list[ir.Value | None]:
-        """Return values, scales and, of 4 bits, zeros as initializers."""
+        """Return values, scales and, for 4 bits, zeros as initializers."""
         rows, blocks = matrix.shape[0], num_blocks(matrix.shape[1], block)
         bits, name = self._bits(matrix), matrix.name
         size = block * bits // 8
@@ -177,9 +177,9 @@ class Matrices:
         return self._once(matrix, rounded)
 
     def _once(self, matrix: Matrix, rounded: Callable[[Array], Rounded]) -> Rounded:
-        """Round a matrix; the last one is kept, for its parts are written one after another."""
+        """Round a matrix, or return the last result: its parts are written one after another."""
         if self._last is None or self._last[0] is not matrix:
-            self._last = None  # before the next one is read, for both may be large
+            self._last = None  # freed before the next is read, since both may be large
             self._last = (matrix, rounded(matrix.weight()))
         found: Rounded = self._last[1]
         return found

@@ -1,4 +1,4 @@
-"""What a graph says of itself: its format, what it was made of, and what an engine may ask it."""
+"""The metadata of a graph: its format, its source, and the values that an engine needs."""
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.checkpoint.reader import Checkpoint

@@ -1,9 +1,9 @@
-"""RMS norms and LayerNorms of the graph, and how their weights make up for another width.
+"""RMS norms and LayerNorms of the graph, with weights that correct for a changed width.
 
-An RMS norm of a narrowed stream divides by the width before, one over a padded head by the width
-without padding; ONNX Runtime's operators divide by the width of their input. What is missing is
-zero, so the sum of squares is the same: n/h · Σx²/n = Σx²/h. Epsilon is multiplied by n/h and the
-weight by its root.
+An RMS norm over a narrowed residual stream must divide by the width n before pruning, and one over
+a padded head by the width without padding, but ONNX Runtime's operators divide by the width h of
+their input. Removed and padded elements are zero, so the sum of squares is the same. The weight is
+therefore multiplied by sqrt(n/h), and epsilon by n/h.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from converters.to_onnx.heads import HeadLayout
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 
-# By Family.norm: the operator, and the one that adds to the stream first.
+# By Family.norm: the operator, and the operator that first adds to the residual stream.
 OPERATORS = {
     "rms": ("SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"),
     "layer": ("LayerNormalization", "SkipLayerNormalization"),
@@ -26,7 +26,7 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Norm:
-    """One norm over the last axis: its kind, its weight and perhaps bias."""
+    """One norm over the last axis; `parameters` are its weight and, for a LayerNorm, its bias."""
 
     graph: GraphBuilder
     kind: str
@@ -39,12 +39,12 @@ class Norm:
         return self.graph.node(OPERATORS[self.kind][0], inputs, attributes)[0]
 
     def apply_to_sum(self, x: ir.Value, delta: ir.Value) -> ir.Value:
-        """Return the norm of x + delta, of a stream that goes on normed."""
+        """Return the norm of x + delta, for norms on the sum."""
         inputs, attributes = [x, delta, *self.parameters], {"epsilon": self.epsilon}
         return self.graph.node(OPERATORS[self.kind][1], inputs, attributes, domain=MICROSOFT)[0]
 
     def add_and_apply(self, x: ir.Value, delta: ir.Value, sum_name: str) -> list[ir.Value]:
-        """Return the norm of x + delta, and the sum itself under its name."""
+        """Return the norm of x + delta, and the sum itself under the name `sum_name`."""
         normed, _, _, added = self.graph.node(
             OPERATORS[self.kind][1],
             [x, delta, *self.parameters],
@@ -56,7 +56,7 @@ class Norm:
 
 
 class Norms:
-    """The norms of one checkpoint, by name."""
+    """Makes the norms of one checkpoint by name."""
 
     def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint) -> None:
         self._graph, self._checkpoint, self._spec = graph, checkpoint, checkpoint.spec
@@ -71,7 +71,7 @@ class Norms:
     def _norm(
         self, kind: str, name: str, sizes: tuple[int, int], place: Callable[[Array], Array]
     ) -> Norm:
-        """Make a norm that divides by `sizes[0]` over an axis of `sizes[1]`."""
+        """Make a norm that divides by `sizes[0]` over an axis of size `sizes[1]`."""
         ratio = np.float64(sizes[0]) / sizes[1]
 
         def weight() -> Array:

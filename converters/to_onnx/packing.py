@@ -1,7 +1,7 @@
-"""Tokens packed side by side, [t, …], and the rows [b, s, …] that attention wants of them.
+"""Conversion between packed tokens [t, …] and the padded rows [b, s, …] that attention needs.
 
-Only attention sees rows, so a call that feeds a prompt to one row and one token to others computes
-no linear, norm or activation of padding.
+Only attention sees rows. A call with a prompt in one row and single tokens in others therefore
+computes no linear, norm or activation on padding.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from sgate_serve.onnx_format import names
 
 
 class Packing:
-    """The two index inputs of one graph, and the moves between both layouts."""
+    """The two index inputs of one graph, and the conversions that use them."""
 
     def __init__(self, graph: GraphBuilder) -> None:
         self._graph = graph

@@ -1,4 +1,4 @@
-"""How the graph multiplies tokens [t, in] by a `Linear`: products, index work and bias."""
+"""Multiplication of tokens [t, in] by a `Linear`: matrix products, index work and bias."""
 
 import onnx_ir as ir
 
@@ -18,7 +18,7 @@ class Products:
         self._matrices = Matrices(graph, precision)
 
     def linear(self, linear: Linear, x: ir.Value) -> ir.Value:
-        """Multiply by every matrix, put the products at their places, add the bias."""
+        """Multiply by every matrix, move the products to their places, add the bias."""
         bias = None
         if linear.bias is not None:
             bias = self._graph.weight(f"{linear.name}.bias", (linear.size,), linear.bias)

@@ -8,11 +8,11 @@ from sgate_serve.onnx_format.names import residual_name
 
 
 class ResidualStream:
-    """The last sum, the block output that is not added yet, and the names the sum will bear.
+    """The last sum, the block output not yet added to it, and the names that the sum will have.
 
-    The stream after layer i becomes a value only when a later norm adds it up, so `end_layer`
-    remembers the name and `normalize` hands it out. A layer that does nothing repeats the stream
-    under its own name by an Identity, which ONNX Runtime removes unless somebody asks for it.
+    The stream after layer i is computed only by the addition in a later norm, so `end_layer` stores
+    its name and `normalize` assigns it. After a layer without blocks, an Identity repeats the
+    stream under the layer's name; ONNX Runtime removes it unless it is requested as an output.
     """
 
     def __init__(self, graph: GraphBuilder, embedding: ir.Value) -> None:
@@ -28,7 +28,7 @@ class ResidualStream:
         self._pending_names.append(residual_name(layer))
 
     def normalize(self, norm: Norm) -> ir.Value:
-        """Return the norm of the stream, [t, hidden], with the last block's output in it."""
+        """Return the norm of the stream, [t, hidden], including the last block's output."""
         if self._delta is None:
             normed = norm.apply(self._sum)
         else:

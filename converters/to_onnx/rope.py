@@ -1,8 +1,8 @@
 """Rotary position tables for the ONNX graph: rope types default, linear, llama3 and longrope.
 
 The formulas and their order of operations in fp32 are those of transformers'
-`modeling_rope_utils`, so that the tables agree with the reference to the last rounding. Of longrope
-the short factors are taken: they are right up to the original length, where the graph ends.
+`modeling_rope_utils`, so that the tables are rounded as in the reference. For longrope, the short
+factors are used: they are correct up to the original length, which is the graph's capacity.
 """
 
 import math
@@ -22,9 +22,9 @@ LONGROPE = "longrope"
 
 @dataclass(frozen=True)
 class RotaryTable:
-    """What each pair [width / 2] of a padded head turns by per position, and is multiplied by.
+    """The angle per position and the factor of each pair [width / 2] of a padded head.
 
-    What is no rotary pair does not turn and keeps its size.
+    A pair that is not rotary has the angle 0 and the factor 1.
     """
 
     frequencies: Floats
@@ -32,7 +32,7 @@ class RotaryTable:
 
     @classmethod
     def of(cls, rope: Mapping[str, Any], heads: HeadLayout) -> "RotaryTable":
-        """Make the table of a layer; raises EngineError as `inverse_frequencies` does."""
+        """Return the table of a layer; raises EngineError as `inverse_frequencies` does."""
         frequencies = inverse_frequencies(rope, heads.rotary_dims)
         amplitudes = np.full(heads.num_pairs, attention_factor(rope), np.float32)
         padding = (0, heads.width // 2 - heads.num_pairs)
@@ -50,9 +50,9 @@ class RotaryTable:
 
 
 def inverse_frequencies(rope: Mapping[str, Any], rotary_dims: int) -> Floats:
-    """Return the [rotary_dims / 2] angle per position of each rotary pair.
+    """Return the angle per position of each rotary pair, [rotary_dims / 2].
 
-    Raises EngineError for a rope type that the ONNX graph does not hold, or a missing value.
+    Raises EngineError for a rope type that the ONNX graph does not support, or a missing value.
     """
     rope_type = rope["rope_type"]
     scaled = _SCALINGS.get(rope_type)
@@ -71,7 +71,7 @@ def inverse_frequencies(rope: Mapping[str, Any], rotary_dims: int) -> Floats:
 
 
 def attention_factor(rope: Mapping[str, Any]) -> float:
-    """Return what longrope multiplies rotated dimensions by; `factor` is the growth in length."""
+    """Return the factor of rotated dimensions under longrope, 1 for other rope types."""
     if rope["rope_type"] != LONGROPE:
         return 1.0
     stated, factor = rope.get("attention_factor"), rope["factor"]

@@ -1,4 +1,4 @@
-"""What a model that reads puts out: the states of all tokens, or a classifier's logits."""
+"""The output of a model that does not generate: all hidden states, or a classifier's logits."""
 
 import onnx_ir as ir
 
@@ -14,9 +14,9 @@ from sgate_serve.onnx_format import names
 def add_sequence_output(
     graph: GraphBuilder, products: Products, checkpoint: Checkpoint, hidden: ir.Value
 ) -> None:
-    """Make states [t, hidden] the output, or the logits of one wanted token of each row.
+    """Add the output: hidden states [t, hidden], or the logits of one requested token per row.
 
-    A base model's own pooler is left out: it is trained for another task than embedding.
+    A base model's own pooler is omitted: it was not trained for embedding.
     """
     spec = checkpoint.spec
     if spec.task != CLASSIFICATION:

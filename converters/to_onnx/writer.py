@@ -20,8 +20,8 @@ def write_onnx(
 ) -> None:
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
-    Weights are streamed: peak memory is about twice the largest matrix in fp32. `model.onnx`
-    appears last, so its presence means both are complete. Raises EngineError if it is there
+    Weights are streamed: peak memory is about twice the largest matrix in fp32. `model.onnx` is
+    written last, so its presence means that both are complete. Raises EngineError if it exists
     already, or for a model that the graph or its precision cannot express.
     """
     target = folder / GRAPH_FILE
@@ -43,9 +43,9 @@ def write_onnx(
 
 
 def build_graph(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32]) -> ir.Model:
-    """Return the graph of a checkpoint; weights are read, and rounded, when it is saved.
+    """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
-    Raises EngineError for what no graph can express: an activation, a rope type, a precision.
+    Raises EngineError for an activation, rope type or precision that no graph can express.
     """
     check_supported(checkpoint)
     build = build_encoder if checkpoint.spec.is_encoder else build_decoder
@@ -53,7 +53,7 @@ def build_graph(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32])
 
 
 def _own_error(error: BaseException | None) -> SgateError | None:
-    """Return the error of a weight's reader, which onnx_ir wraps where the weight is small."""
+    """Return the SgateError of reading a weight; onnx_ir wraps it if the weight is small."""
     while error is not None and not isinstance(error, SgateError):
         error = error.__cause__
     return error

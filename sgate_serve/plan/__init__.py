@@ -1,13 +1,22 @@
 """The Plan, the one record of what was removed, and what follows from it for each linear."""
 
+from sgate_serve.plan.folds import (
+    BlockFold,
+    ColumnFold,
+    Fold,
+    HeadUnitFold,
+    Indices,
+    LayerFold,
+    UnitFold,
+    ValueFold,
+    receiving_tensor,
+)
 from sgate_serve.plan.plan import (
     AXES,
     PLAN_FILE,
     PLAN_FORMAT,
     PLAN_VERSION,
-    Fold,
     Gate,
-    Indices,
     LayerPlan,
     Lowering,
     Masks,
@@ -24,9 +33,13 @@ __all__ = [
     "PLAN_FILE",
     "PLAN_FORMAT",
     "PLAN_VERSION",
+    "BlockFold",
+    "ColumnFold",
     "Fold",
     "Gate",
+    "HeadUnitFold",
     "Indices",
+    "LayerFold",
     "LayerPlan",
     "Lowering",
     "Masks",
@@ -35,5 +48,8 @@ __all__ = [
     "Removal",
     "Revival",
     "Target",
+    "UnitFold",
+    "ValueFold",
     "head_dims",
+    "receiving_tensor",
 ]

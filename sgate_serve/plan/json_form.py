@@ -15,7 +15,12 @@ from sgate_serve.plan import (
     AXES,
     PLAN_FORMAT,
     PLAN_VERSION,
+    BlockFold,
+    ColumnFold,
     Fold,
+    HeadUnitFold,
+    Indices,
+    LayerFold,
     LayerPlan,
     Lowering,
     Merge,
@@ -23,10 +28,15 @@ from sgate_serve.plan import (
     Removal,
     Revival,
     Target,
+    UnitFold,
+    ValueFold,
 )
 
 ROLES = (*ATTENTION_ROLES, *MLP_ROLES)
-SOURCES = {"mlp_units", "value_dims", "head_units", *BLOCKS, *(f"{role}.columns" for role in ROLES)}
+# How the format spells what a fold removes.
+UNITS, VALUE_DIMS, HEAD_UNITS = "mlp_units", "value_dims", "head_units"
+COLUMNS = {f"{role}.columns": role for role in ROLES}
+SOURCES = {UNITS, VALUE_DIMS, HEAD_UNITS, *BLOCKS, *COLUMNS}
 ENGINE = Kind("a string or null", lambda value: value is None or isinstance(value, str))
 KEPT = Kind("a list of whole numbers or null", lambda v: v is None or INDICES.accepts(v))
 
@@ -48,15 +58,15 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
         "saved": WHOLE,
         "cost": WHOLE,
     },
-    Fold: {
-        "source": _choice(*sorted(SOURCES)),
-        "layer": WHOLE,
-        "indices": INDICES,
-        "target": TEXT,
-    },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
     Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": ENGINE},
     LayerShape: {f.name: WHOLE for f in fields(LayerShape)},
+}
+FOLD_KINDS: Mapping[str, Kind] = {
+    "source": _choice(*sorted(SOURCES)),
+    "layer": WHOLE,
+    "indices": INDICES,
+    "target": TEXT,
 }
 
 
@@ -69,7 +79,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
         | {key: _objects(getattr(layer, key)) for key in ("lowerings", "removals", "revivals")}
         for layer in plan.layers
     ]
-    parts = {key: _objects(getattr(plan, key)) for key in ("folds", "merges", "removals")}
+    parts = {key: _objects(getattr(plan, key)) for key in ("merges", "removals")}
+    parts["folds"] = [_fold_to_json(fold, len(plan.layers)) for fold in plan.folds]
     head = {"format": PLAN_FORMAT, "version": PLAN_VERSION}
     return head | vars(plan) | {"target": vars(plan.target), "layers": layers} | parts
 
@@ -100,7 +111,7 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
             **{key: _typed(value, key, WHOLE) for key in _COUNTS},
             hidden=_kept(value, "hidden"),
             head_units=_kept(value, "head_units"),
-            folds=_read_all(Fold, value["folds"]),
+            folds=tuple(_read_fold(fold) for fold in value["folds"]),
             merges=_read_all(Merge, value["merges"]),
             extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
             removals=_read_all(Removal, value["removals"]),
@@ -114,6 +125,35 @@ _COUNTS = ("dense_hidden", "dense_head_units", "closed", "dead")
 
 def _objects(values: tuple[Any, ...]) -> list[dict[str, Any]]:
     return [vars(value) for value in values]
+
+
+def _fold_to_json(fold: Fold, num_layers: int) -> dict[str, Any]:
+    if isinstance(fold, BlockFold):
+        values: tuple[str, int, Indices, str] = (fold.block, fold.layer, (), fold.target)
+    elif isinstance(fold, HeadUnitFold):
+        # The format counts units on top as a layer after the last.
+        values = (HEAD_UNITS, num_layers, fold.indices, "")
+    else:
+        values = (_layer_source(fold), fold.layer, fold.indices, "")
+    return dict(zip(FOLD_KINDS, values, strict=True))
+
+
+def _layer_source(fold: LayerFold) -> str:
+    if isinstance(fold, ColumnFold):
+        return f"{fold.role}.columns"
+    return UNITS if isinstance(fold, UnitFold) else VALUE_DIMS
+
+
+def _read_fold(value: Mapping[str, Any]) -> Fold:
+    read = {key: _typed(value, key, kind) for key, kind in FOLD_KINDS.items()}
+    source, layer, indices = read["source"], read["layer"], tuple(read["indices"])
+    if source in BLOCKS:
+        return BlockFold(layer, source, read["target"])
+    if source in COLUMNS:
+        return ColumnFold(layer, COLUMNS[source], indices)
+    if source == HEAD_UNITS:
+        return HeadUnitFold(indices)
+    return UnitFold(layer, indices) if source == UNITS else ValueFold(layer, indices)
 
 
 def _read_layer(value: Mapping[str, Any]) -> LayerPlan:

@@ -12,16 +12,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT
+from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
+from sgate_serve.plan.folds import Fold, Indices
 
 PLAN_FORMAT = "sgate-plan"
 PLAN_VERSION = 2
 PLAN_FILE = "sgate_plan.json"
 
-Indices = tuple[int, ...]
 Axis = Literal["mlp_units", "heads", "kv_heads", "value_dims", "key_dims"]
 # Heads and KV heads count whole; dimensions count as rows of the value and key projections.
 AXES: tuple[Axis, ...] = ("mlp_units", "heads", "kv_heads", "value_dims", "key_dims")
@@ -78,27 +78,6 @@ class Lowering:
     kept: Indices
     saved: int
     cost: int
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A constant that moves into a bias because what produced it goes.
-
-    `source` is `mlp_units` (into the down bias), `value_dims` (output bias), `<role>.columns` (the
-    reader's bias), `head_units` (outer bias) or a block, whose whole constant goes to the tensor
-    `target`; everything else has one possible target.
-    """
-
-    source: str
-    layer: int
-    indices: Indices
-    target: str = ""
-
-    @property
-    def role(self) -> str | None:
-        """The role whose bias takes the constant over; None for a block and for units on top."""
-        role, _, side = self.source.partition(".")
-        return role if side else {"mlp_units": DOWN, "value_dims": OUTPUT}.get(role)
 
 
 @dataclass(frozen=True)

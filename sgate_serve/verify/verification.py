@@ -23,7 +23,7 @@ from sgate_serve.checkpoint.tensor_files import DTYPE_NAMES
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.onnx_format.precision import FP32
-from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan import PLAN_FILE, BlockFold, Plan
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.verify.certificate import Verification, VerifyOptions
 from sgate_serve.verify.divergence import check_limit, exact_model, measure_quantization
@@ -215,7 +215,7 @@ def layers_with_moved_constants(plan: Plan, spec: ModelSpec) -> set[int]:
     """Return the layers whose stream already holds the constant of a later block (rule 6)."""
     shifted: set[int] = set()
     for fold in plan.folds:
-        if fold.target:
+        if isinstance(fold, BlockFold):
             starts = (
                 index
                 for index in range(len(spec.layers))

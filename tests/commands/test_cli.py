@@ -60,7 +60,7 @@ def test_int4_is_the_graphs_alone_and_shown(
     words: list[str | Path] = ["convert", base.folder, "--gates", root / "gates"]
     words += ["--out", root / "out"]
     status, _, err = run(capsys, *words, "--precision", "int4")
-    assert status == 2 and "--precision int4 is of the ONNX graph alone" in err
+    assert status == 2 and "--precision int4 exists only for the ONNX graph" in err
     status, out, _ = run(capsys, *words, "--precision", "int4", "--to", "hf,onnx")
     assert status == 0
     assert out.splitlines()[-1] == "HF layout in fp32, ONNX graph in int4"

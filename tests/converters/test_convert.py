@@ -218,7 +218,9 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
         convert(ConvertOptions(source, out, to=("gguf",)))
     with pytest.raises(PlanError, match="--precision int2: this release writes fp32, fp16, bf16"):
         convert(ConvertOptions(source, out, precision="int2"))
-    with pytest.raises(PlanError, match=r"int4 is of the ONNX graph alone, .*; add --to hf,onnx"):
+    with pytest.raises(
+        PlanError, match=r"int4 exists only for the ONNX graph, .*; add --to hf,onnx"
+    ):
         convert(ConvertOptions(source, out, precision="int4"))
     with pytest.raises(PlanError, match="--align 0"):
         convert(ConvertOptions(source, out, target=Target(0)))

@@ -17,7 +17,7 @@ from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import PlanError
-from sgate_serve.plan import Merge, Target
+from sgate_serve.plan import BlockFold, Merge, Target
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
 from tests.converters.exactness import Example, check, write_base, write_random_gates
@@ -157,6 +157,15 @@ def test_narrow_stream_keeps_the_width_of_heads_that_follows_from_it_elsewhere(
     assert plan.hidden is not None and len(plan.hidden) == 46
 
 
+def test_residual_dimensions_are_removed_only_without_gates(tmp_path: Path) -> None:
+    base, gates, out = (tmp_path / name for name in ("base", "gates", "out"))
+    write_base(Example(zoo("llama"), change=two_unwritten), base)
+    write_random_gates(Checkpoint.open(base), gates, ("coupled", 0.5), seed=0)
+    assert convert(ConvertOptions(str(base), out, gates)).hidden is None
+    again = convert(ConvertOptions(str(out), tmp_path / "again"))
+    assert again.hidden == tuple(i for i in range(48) if i not in (0, 3))
+
+
 def test_residual_stream_that_is_the_output_keeps_its_dimensions(tmp_path: Path) -> None:
     plan = check(Example(zoo("llama", task="base"), change=two_unwritten), tmp_path)
     assert plan.hidden is None
@@ -209,7 +218,7 @@ def test_16_bit_embedding_takes_no_constant(tmp_path: Path) -> None:
     assert check(example, tmp_path / "half").folds == ()
     whole = Example(variant, change=example.change)
     (fold,) = check(whole, tmp_path / "whole").folds
-    assert fold.target == "model.embed_tokens.weight"
+    assert fold == BlockFold(0, "attention", "model.embed_tokens.weight")
 
 
 def test_heads_that_become_uniform_one_after_another_merge_into_one(tmp_path: Path) -> None:

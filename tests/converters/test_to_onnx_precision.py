@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from converters.convert import ConvertOptions, convert
 from converters.to_onnx import write_onnx
-from converters.to_onnx.blocks import round_to_4_bits, round_to_8_bits
+from converters.to_onnx.integer_blocks import round_to_4_bits, round_to_8_bits
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.onnx.engine import load_runner
@@ -20,7 +20,7 @@ from sgate_serve.engines.onnx.runner import OnnxRunner
 from sgate_serve.engines.runner import Feed, all_logits
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS
-from tests.converters.blocks import dequantized
+from tests.converters.integer_blocks import dequantized
 from tests.families.test_equivalence import converted
 from tests.families.zoo import VARIANTS, Variant, build
 from tests.small_llama import (

@@ -91,7 +91,7 @@ def test_config_names_the_linears_that_stay_float(
     config = json.loads((at["out"] / "config.json").read_text())
     assert config["quantization_config"] == int8_config(ignored)
     assert config["dtype"] == "float32"
-    assert "int8 (W8A8 of compressed-tensors)" in (at["out"] / "README.md").read_text()
+    assert "int8 (W8A8 in the compressed-tensors format)" in (at["out"] / "README.md").read_text()
 
 
 def test_bf16_weights_are_rounded_as_they_are_and_the_rest_stays_bf16(tmp_path: Path) -> None:

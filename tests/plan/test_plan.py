@@ -1,5 +1,7 @@
 """The Plan: what follows from it, its JSON, and every way a stored one can be wrong."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import (
+    BlockFold,
+    ColumnFold,
     Fold,
+    HeadUnitFold,
     LayerPlan,
     Lowering,
     Merge,
@@ -18,6 +23,8 @@ from sgate_serve.plan import (
     Removal,
     Revival,
     Target,
+    UnitFold,
+    ValueFold,
 )
 from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.plan.json_form import plan_from_json, plan_to_json, read_plan, write_plan
@@ -55,6 +62,20 @@ UNEVEN = LayerPlan(
 )
 SKIPPED = LayerPlan(1, DENSE, (), (), (), (), ())
 PLAN = Plan("llama", "abc", Target(), (UNEVEN, SKIPPED), 8, 8, 300, 400)
+
+
+def spelled(source: str, layer: int, *indices: int, target: str = "") -> dict[str, Any]:
+    return {"source": source, "layer": layer, "indices": list(indices), "target": target}
+
+
+# Every kind of fold as the format spells it, which counts units on top as a layer after the last.
+SPELLED_FOLDS: Mapping[Fold, dict[str, Any]] = {
+    UnitFold(0, (1,)): spelled("mlp_units", 0, 1),
+    ValueFold(0, (0, 3)): spelled("value_dims", 0, 0, 3),
+    ColumnFold(1, "query", (2,)): spelled("query.columns", 1, 2),
+    HeadUnitFold((4, 5)): spelled("head_units", 2, 4, 5),
+    BlockFold(1, "mlp", "model.norm.weight"): spelled("mlp", 1, target="model.norm.weight"),
+}
 
 
 def rows_and_columns(role: str) -> tuple[list[int], list[int]]:
@@ -116,13 +137,18 @@ def test_json_round_trip_and_the_way_back_to_the_dense_spec(tmp_path: Path) -> N
     plan = replace(
         PLAN,
         hidden=(0, 1, 2, 3, 4, 5, 6),
-        folds=(Fold("mlp_units", 0, (1,)), Fold("mlp", 1, (), "model.norm.weight")),
+        folds=tuple(SPELLED_FOLDS),
         merges=(Merge("heads", 0, (2, 3)),),
         removals=(Removal("hidden", (7,), "7 residual dimension", "nothing writes it"),),
     )
     write_plan(plan, path)
     assert read_plan(path) == plan
     assert dense_spec(PLAN, pruned_spec(PLAN, SPEC), "plan") == SPEC
+
+
+def test_folds_are_spelled_as_the_format_says() -> None:
+    plan = replace(PLAN, folds=tuple(SPELLED_FOLDS))
+    assert json.loads(json.dumps(plan_to_json(plan)["folds"])) == [*SPELLED_FOLDS.values()]
 
 
 @pytest.mark.parametrize(

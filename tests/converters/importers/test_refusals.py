@@ -41,7 +41,7 @@ def gated(tmp_path: Path) -> GatedLlama:
         ({ROWS: torch.full((1, 48), torch.inf)}, "holds NaN or infinite logits"),
         (
             {"model.layers.7.mlp.up_proj.gates_rows._gates_logits": torch.ones(1, 30)},
-            r"gates model\.layers\.7\.mlp\.up_proj, which is no linear of .*base; expected "
+            r"gates model\.layers\.7\.mlp\.up_proj, which is not a linear of .*base; expected "
             r"one like model\.layers\.0\.self_attn\.q_proj; give the base",
         ),
         (
@@ -104,7 +104,10 @@ def test_malformed_adapters(
     [
         (None, r"adapter_config\.json is missing; copy it from where the adapter was saved"),
         ("[]", r"adapter_config\.json must hold a JSON object"),
-        ('{"peft_type": "LORA"}', r"peft_type 'LORA', expected 'FINEGATES'; only adapters of"),
+        (
+            '{"peft_type": "LORA"}',
+            r"peft_type 'LORA', expected 'FINEGATES'; only gate adapters can",
+        ),
     ],
 )
 def test_adapter_configs(

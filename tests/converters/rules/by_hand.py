@@ -1,13 +1,15 @@
-"""Facts made by hand: a spec of a few numbers, zeros by index, and what a rule finds in them."""
+"""Facts made by hand: small specs, zeros given by index, and the findings of a rule in them."""
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from converters.rules import ModelFacts, NormZeros, Zeros
-from converters.rules.facts import Context, Flags, LayerState, Rule
+from converters.rules.facts import Flags
+from converters.rules.findings import LayerRule, LayerView
+from converters.rules.layer_state import LayerAxis, LayerState
 from sgate_serve.architecture.family import BLOCKS
 from sgate_serve.architecture.spec import ModelSpec
 
@@ -41,7 +43,7 @@ ENCODER_SIZES: dict[str, Any] = {
 
 
 def spec_of(model_type: str = "llama", **fields: Any) -> ModelSpec:
-    """Return a family's spec: two query heads for each KV head, one where it has none of these."""
+    """Return a family's spec: two query heads for each KV head, or one without grouped queries."""
     sizes = {"gpt2": GPT2_SIZES, "bert": ENCODER_SIZES, "roberta": ENCODER_SIZES}
     config = sizes.get(model_type, SIZES) | {"model_type": model_type} | fields
     return ModelSpec.from_config(config, "config.json")
@@ -72,7 +74,7 @@ def zeros(
 
 
 def layer_of(spec: ModelSpec, *, bias: bool = False, **changes: Any) -> dict[str, Zeros]:
-    """Return a layer without zeros but those of `changes`: by role, arguments of `zeros`."""
+    """Return a layer whose only zeros are those of `changes`: arguments of `zeros`, by role."""
     plain = {"bias": () if bias else None}
     return {
         role: zeros(spec, role, **plain | changes.get(role, {})) for role in spec.linear_shapes(0)
@@ -83,38 +85,40 @@ def facts_of(spec: ModelSpec, *layers: Mapping[str, Zeros], **fields: Any) -> Mo
     return ModelFacts(spec, layers or (layer_of(spec),), **fields)
 
 
-def context(facts: ModelFacts, layer: LayerState | None = None, unwritten: Indices = ()) -> Context:
-    """Return what a rule sees of layer 0; `unwritten` are dimensions not written so far."""
+def view_of(
+    facts: ModelFacts, layer: LayerState | None = None, unwritten: Indices = ()
+) -> LayerView:
+    """Return a rule's view of layer 0; `unwritten` are dimensions not written before its blocks."""
     state = layer or LayerState.of(facts.spec, 0, facts.layers[0])
-    written = flags(facts.spec.hidden_size, unwritten)
-    return Context(facts, state, dict.fromkeys(BLOCKS, written))
+    return LayerView(facts, state, dict.fromkeys(BLOCKS, flags(facts.spec.hidden_size, unwritten)))
 
 
 def found_by(
-    rule: Rule, at: Context | ModelFacts, axis: str, *, constants: bool = False
+    rule: LayerRule, view: LayerView | ModelFacts, axis: LayerAxis, *, constants: bool = False
 ) -> list[int]:
     """Return the indices on `axis` that a rule finds dead, or those that leave a constant."""
-    at = at if isinstance(at, Context) else context(at)
-    found: Flags = np.zeros_like(at.layer.alive(axis).reshape(-1))
-    for death in rule(at):
-        if death.axis == axis:
-            part = death.constant if constants else death.dead
+    view = view if isinstance(view, LayerView) else view_of(view)
+    found: Flags = np.zeros_like(view.layer.alive(axis).reshape(-1))
+    for finding in rule(view):
+        if finding.axis == axis:
+            part = finding.constant if constants else finding.dead
             found = found | (False if part is None else part.reshape(-1))
     indices: list[int] = np.flatnonzero(found).tolist()
     return indices
 
 
-def without(facts: ModelFacts, **dead: Indices) -> Context:
-    """Return the context of layer 0 after deaths, by axis."""
+def without(facts: ModelFacts, **dead: Indices) -> LayerView:
+    """Return the view of layer 0 after removals, by axis."""
     state = LayerState.of(facts.spec, 0, facts.layers[0])
-    for axis, indices in dead.items():
+    for name, indices in dead.items():
+        axis = cast(LayerAxis, name)
         alive = state.alive(axis)
         state = state.without(axis, flags(alive.size, indices).reshape(alive.shape))
-    return context(facts, state)
+    return view_of(facts, state)
 
 
 def norm(weight: Indices = (), bias: Indices = EVERY) -> NormZeros:
-    """Return a norm's zeros; one without bias, as RMSNorm, has none but zeros."""
+    """Return a norm's zeros; without `bias` it has none, as RMSNorm, which counts as zeros."""
     return NormZeros(flags(HIDDEN, weight), flags(HIDDEN, bias))
 
 

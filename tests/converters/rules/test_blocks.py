@@ -4,11 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from converters.rules.blocks import constant_target, silent_blocks
-from converters.rules.facts import LayerState, ModelFacts
+from converters.rules.blocks import constant_blocks, receiver_of, silent_blocks
+from converters.rules.facts import ModelFacts
+from converters.rules.findings import ModelView, Move
+from converters.rules.fixpoint import indices_of
+from converters.rules.layer_state import LayerAxis, LayerState
 from sgate_serve.architecture.family import ATTENTION, MLP
 from tests.converters.rules.by_hand import (
     EVERY,
+    HIDDEN,
     facts_of,
     flags,
     found_by,
@@ -52,13 +56,13 @@ def two_layers(model_type: str, **fields: object) -> ModelFacts:
     return facts_of(spec, layer_of(spec), layer_of(spec))
 
 
-def target(facts: ModelFacts, index: int, block: str, *dead: tuple[int, str]) -> str | None:
-    """Return the tensor that takes a constant over, blocks `dead` being without units."""
+def target(facts: ModelFacts, index: int, block: str, *dead: tuple[int, LayerAxis]) -> str | None:
+    """Return the tensor that receives a block's constant; the blocks `dead` have no units."""
     layers = [LayerState.of(facts.spec, i, zeros) for i, zeros in enumerate(facts.layers)]
     for place, axis in dead:
         layers[place] = layers[place].without(axis, flags(layers[place].alive(axis).size, EVERY))
-    move = constant_target(facts, layers, index, block)
-    return None if move is None else move.tensor
+    receiver = receiver_of(facts, layers, index, block)
+    return None if receiver is None else receiver.tensor
 
 
 def test_constant_goes_into_the_bias_of_the_block_before() -> None:
@@ -99,3 +103,19 @@ def test_constant_goes_into_the_norm_before_where_norms_are_on_the_sum(
 
 def test_constant_before_a_post_norm_stays() -> None:
     assert target(two_layers("gemma2", tie_word_embeddings=False), 1, MLP) is None
+
+
+def moves(facts: ModelFacts, layer: LayerState) -> list[Move]:
+    return list(constant_blocks(ModelView(facts, [layer], flags(HIDDEN, EVERY))))
+
+
+def test_constant_block_is_one_without_units_whose_bias_lives_and_has_not_moved() -> None:
+    spec = spec_of(mlp_bias=True)
+    facts = facts_of(spec, layer_of(spec, bias=True, down={"bias": (0, 1, 2, 3, 4, 5)}))
+    layer = without(facts, mlp_units=EVERY).layer
+    (move,) = moves(facts, layer)
+    assert (move.layer, move.block, move.receiver.writer) == (0, MLP, (0, ATTENTION))
+    assert indices_of(move.dims) == (6, 7)
+    assert moves(facts, without(facts).layer) == []
+    assert moves(facts, without(facts, mlp_units=EVERY, hidden=(6, 7)).layer) == []
+    assert moves(facts, replace(layer, moved=frozenset({MLP}))) == []

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from converters.rules import RULES, compile_plan
+from converters.rules import LAYER_RULES, MODEL_RULES, compile_plan
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
-from sgate_serve.plan import Fold, Target
+from sgate_serve.plan import Target, UnitFold
 from sgate_serve.plan.figures import Figures
 from tests.converters.rules.by_hand import (
     EVERY,
@@ -32,7 +32,7 @@ def test_nothing_zero_is_the_model_itself() -> None:
 def test_each_removal_names_a_rule() -> None:
     layer = layer_of(SPEC, value={"rows": (2, 3)}, down={"columns": (1,)})
     (found,) = compile_plan(facts_of(SPEC, layer), "base").layers
-    assert {removal.rule for removal in found.removals} <= set(RULES)
+    assert {removal.rule for removal in found.removals} <= set(LAYER_RULES)
     assert [r.axis for r in found.removals][:2] == ["mlp_units", "value_dims"]
 
 
@@ -61,7 +61,7 @@ def test_bias_is_added_where_a_fold_needs_one(
         name: constant for name in ("up", "gate") if name in spec.family.linears
     }
     plan = compile_plan(facts_of(spec, layer_of(spec, **changes)), "base")
-    assert plan.folds == (Fold("mlp_units", 0, (0,)),)
+    assert plan.folds == (UnitFold(0, (0,)),)
     assert plan.extra_biases == expected
 
 
@@ -77,6 +77,7 @@ def test_dimensions_and_units_that_stay_are_listed() -> None:
     layer = layer_of(SPEC, output={"rows": (4,)}, down={"rows": (4,)})
     plan = compile_plan(facts_of(SPEC, layer, unembedded=flags(HIDDEN, (4,))), "base")
     assert plan.hidden == (0, 1, 2, 3, 5, 6, 7)
+    assert {removal.rule for removal in plan.removals} <= set(MODEL_RULES)
     assert plan.dense_hidden == HIDDEN
 
 

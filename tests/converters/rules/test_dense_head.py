@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from converters.rules import Zeros, find_dead
+from converters.rules import ModelFacts, Zeros, find_dead
 from converters.rules.dense_head import dead_head_units
-from sgate_serve.plan import Fold
+from converters.rules.findings import ModelFinding, ModelView
+from sgate_serve.plan import HeadUnitFold
 from tests.converters.rules.by_hand import (
     EVERY,
     HIDDEN,
@@ -28,9 +29,13 @@ def outer(columns: Indices = (), rows: Indices = ()) -> Zeros:
     return Zeros(flags(2, rows), flags(HIDDEN, columns), np.zeros(2, np.bool_))
 
 
+def findings(facts: ModelFacts) -> list[ModelFinding]:
+    return list(dead_head_units(ModelView(facts, (), flags(HIDDEN, EVERY))))
+
+
 def causes(**fields: Zeros) -> dict[str, list[int]]:
     facts = facts_of(CLASSIFIER, **{"inner": inner(), "outer": outer()} | fields)
-    found = {death.cause: np.flatnonzero(death.dead).tolist() for death in dead_head_units(facts)}
+    found = {one.cause: np.flatnonzero(one.dead).tolist() for one in findings(facts)}
     return {cause: dead for cause, dead in found.items() if dead}
 
 
@@ -46,7 +51,7 @@ def test_silent_unit_dies_and_a_constant_one_is_folded() -> None:
     facts = facts_of(CLASSIFIER, inner=inner(rows=(1, 2), bias=(1,)), outer=outer())
     found = find_dead(facts)
     # The silent one is gone before constants are looked at.
-    assert found.folds == [Fold("head_units", 1, (2,))]
+    assert found.folds == [HeadUnitFold((2,))]
     assert np.flatnonzero(~found.head_units).tolist() == [1, 2]
 
 
@@ -61,4 +66,4 @@ def test_at_least_one_unit_stays() -> None:
 
 def test_model_without_a_classifier_has_no_units_on_top() -> None:
     facts = facts_of(BASE, layer_of(BASE), inner=inner(rows=EVERY), outer=outer())
-    assert list(dead_head_units(facts)) == []
+    assert findings(facts) == []

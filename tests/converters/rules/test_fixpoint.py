@@ -6,10 +6,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from converters.rules import RULES, ModelFacts, Zeros, find_dead, zeros_of_weight, zeros_on
+from converters.rules import (
+    LAYER_RULES,
+    MODEL_RULES,
+    ModelFacts,
+    Zeros,
+    find_dead,
+    zeros_of_weight,
+    zeros_on,
+)
 from converters.rules.facts import Flags
 from converters.rules.fixpoint import Fixpoint, indices_of
-from sgate_serve.plan import Fold, Merge
+from converters.rules.layer_state import LayerAxis
+from converters.rules.merges import joined
+from sgate_serve.plan import BlockFold, Merge, UnitFold, receiving_tensor
 from tests.converters.rules.by_hand import (
     EVERY,
     HIDDEN,
@@ -24,7 +34,7 @@ from tests.converters.rules.by_hand import (
 SPEC, GPT2, BERT, GEMMA = (spec_of(name) for name in ("llama", "gpt2", "bert", "gemma2"))
 
 
-def alive(found: Fixpoint, axis: str, index: int = 0) -> tuple[int, ...]:
+def alive(found: Fixpoint, axis: LayerAxis, index: int = 0) -> tuple[int, ...]:
     return indices_of(found.layers[index].alive(axis).reshape(-1))
 
 
@@ -62,8 +72,8 @@ def test_constant_of_a_unit_makes_the_down_bias_live() -> None:
     layer = layer_of(GPT2, up={"rows": EVERY, "bias": ()}, down={"bias": EVERY})
     found = find_dead(facts_of(GPT2, layer))
     assert found.folds == [
-        Fold("mlp_units", 0, (0, 1, 2)),
-        Fold("mlp", 0, (), "transformer.h.0.attn.c_proj.bias"),
+        UnitFold(0, (0, 1, 2)),
+        BlockFold(0, "mlp", "transformer.h.0.attn.c_proj.bias"),
     ]
 
 
@@ -78,10 +88,10 @@ def test_constants_of_several_blocks_move_on_together() -> None:
     )
     found = find_dead(facts_of(spec, whole, constant))
     down = "model.layers.0.mlp.down_proj.bias"
-    assert found.folds == [Fold("attention", 1, (), down), Fold("mlp", 1, (), down)]
+    assert found.folds == [BlockFold(1, "attention", down), BlockFold(1, "mlp", down)]
     found = find_dead(facts_of(spec, constant, constant))
-    assert {fold.target for fold in found.folds} == {"model.embed_tokens.weight"}
-    assert len(found.folds) == 4
+    received = [receiving_tensor(fold, spec) for fold in found.folds]
+    assert received == ["model.embed_tokens.weight"] * 4
 
 
 def test_block_that_keeps_its_constant_still_writes_it() -> None:
@@ -105,14 +115,13 @@ def test_post_norm_keeps_a_constant_block() -> None:
 
 
 def test_merges_that_follow_each_other_become_one() -> None:
-    spec = spec_of(num_attention_heads=4, num_key_value_heads=1)
-    found = Fixpoint(facts_of(spec), RULES)
-    for indices in ((1, 3), (0, 1)):
-        found._add_merge(Merge("heads", 0, indices))
-    found._add_merge(Merge("heads", 0, (0, 2)))
-    assert found.merges == [Merge("heads", 0, (0, 1, 2, 3))]
-    found._add_merge(Merge("key_dims", 0, (0, 1)))
-    assert len(found.merges) == 2
+    merges: list[Merge] = []
+    for indices in ((1, 3), (0, 1), (0, 2)):
+        merges = joined(merges, Merge("heads", 0, indices))
+    assert merges == [Merge("heads", 0, (0, 1, 2, 3))]
+    for other in (Merge("key_dims", 0, (0, 1)), Merge("heads", 1, (0, 1))):
+        merges = joined(merges, other)
+    assert len(merges) == 3
 
 
 def test_column_of_merged_heads_is_zero_only_where_all_of_them_are() -> None:
@@ -195,8 +204,9 @@ def test_row_that_a_constant_does_not_reach_keeps_its_zero_bias() -> None:
 
 def test_stream_that_dies_bit_by_bit_keeps_a_width() -> None:
     layer = layer_of(SPEC, output={"rows": EVERY}, down={"rows": (0, 1)})
-    found = Fixpoint(facts_of(SPEC, layer, unembedded=flags(HIDDEN, EVERY)), RULES)
-    found._remove_hidden()
+    facts = facts_of(SPEC, layer, unembedded=flags(HIDDEN, EVERY))
+    found = Fixpoint(facts, LAYER_RULES, MODEL_RULES)
+    found.run_model_rules()
     assert indices_of(~found.hidden) == (0, 1)
     # Only now the units die, and with them all that writes.
     found.run()
@@ -208,7 +218,7 @@ def test_norm_on_the_sum_takes_a_constant_over() -> None:
     layer = layer_of(BERT, bias=True, down={"rows": EVERY, "columns": EVERY, "bias": ()})
     found = find_dead(facts_of(BERT, layer))
     target = "bert.encoder.layer.0.attention.output.LayerNorm.bias"
-    assert found.folds == [Fold("mlp", 0, (), target)]
+    assert found.folds == [BlockFold(0, "mlp", target)]
 
 
 def test_gemma_dimension_stays_while_a_post_norm_counts_it() -> None:

@@ -5,11 +5,11 @@ import pytest
 from converters.rules.mlp import constant_units, silent_units, unread_units
 from tests.converters.rules.by_hand import (
     EVERY,
-    context,
     facts_of,
     found_by,
     layer_of,
     spec_of,
+    view_of,
     without,
 )
 
@@ -49,9 +49,9 @@ def test_bias_that_relu_makes_zero_of_leaves_no_constant() -> None:
 
 def test_bias_below_zero_that_a_fold_changed_may_be_active() -> None:
     spec = spec_of("gpt2", activation_function="relu")
-    at = context(facts_of(spec, layer_of(spec, up={"rows": EVERY, "bias": (), "inactive": EVERY})))
+    at = view_of(facts_of(spec, layer_of(spec, up={"rows": EVERY, "bias": (), "inactive": EVERY})))
     folded = at.layer.with_folded("up", at.layer.mlp_units)
-    assert found_by(silent_units, context(at.facts, folded), "mlp_units") == []
+    assert found_by(silent_units, view_of(at.facts, folded), "mlp_units") == []
 
 
 def test_ungated_unit_without_a_row_is_a_constant() -> None:

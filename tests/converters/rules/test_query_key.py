@@ -10,11 +10,11 @@ from sgate_serve.plan import Merge
 from tests.converters.rules.by_hand import (
     EVERY,
     Indices,
-    context,
     facts_of,
     found_by,
     layer_of,
     spec_of,
+    view_of,
     with_softcap,
     without,
 )
@@ -91,7 +91,7 @@ def merges_of(rule: Any, at: Any) -> list[Merge]:
 def test_heads_of_a_group_with_zero_queries_merge_into_the_first() -> None:
     facts = facts_of(ROTARY, layer_of(ROTARY, query={"rows": tuple(range(8))}))
     assert found_by(uniform_heads, facts, "heads") == [1]
-    assert merges_of(uniform_heads, context(facts)) == [Merge("heads", 0, (0, 1))]
+    assert merges_of(uniform_heads, view_of(facts)) == [Merge("heads", 0, (0, 1))]
 
 
 def test_heads_of_different_groups_do_not_merge() -> None:
@@ -119,7 +119,7 @@ def test_heads_merge_only_with_exact_sums() -> None:
 def test_constant_queries_of_a_head_merge() -> None:
     facts = facts_of(PLAIN, layer_of(PLAIN, bias=True, query={"rows": EVERY}))
     assert found_by(constant_query_dims, facts, "key_dims") == [1, 3, 5, 7]
-    merges = merges_of(constant_query_dims, context(facts))
+    merges = merges_of(constant_query_dims, view_of(facts))
     assert merges[0] == Merge("key_dims", 0, (0, 1))
     assert len(merges) == 4
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from converters.rules import compile_plan
-from converters.rules.facts import LayerState, ModelFacts
+from converters.rules.facts import ModelFacts
+from converters.rules.layer_state import LayerAxis, LayerState
 from converters.rules.revive import align_mlp, even_out_groups, keep_constant_blocks, revive
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import Revival, Target
@@ -27,7 +28,7 @@ def state(facts: ModelFacts, **dead: Indices) -> LayerState:
     return without(facts, **dead).layer
 
 
-def alive(layer: LayerState, axis: str) -> list[int]:
+def alive(layer: LayerState, axis: LayerAxis) -> list[int]:
     return [int(i) for i in layer.alive(axis).nonzero()[0]]
 
 

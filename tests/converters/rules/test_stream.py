@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from converters.rules.facts import LayerState, ModelFacts
+from converters.rules.facts import ModelFacts
+from converters.rules.findings import ModelView
 from converters.rules.fixpoint import indices_of
+from converters.rules.layer_state import Columns, LayerState
 from converters.rules.stream import (
     dead_columns,
     norm_before,
-    removable_dims,
     unwritten_before,
+    unwritten_dims,
     written_by,
 )
 from sgate_serve.architecture.family import ATTENTION, BASE, CLASSIFICATION, MLP
@@ -18,13 +20,13 @@ from tests.converters.rules.by_hand import (
     EVERY,
     HIDDEN,
     Indices,
-    context,
     facts_of,
     flags,
     found_by,
     layer_of,
     norm,
     spec_of,
+    view_of,
     without,
 )
 
@@ -33,31 +35,32 @@ INPUT_NORM = "model.layers.0.input_layernorm"
 
 
 def test_column_of_a_dimension_that_is_not_written_yet_dies_under_rms_norm_only() -> None:
-    at = context(facts_of(RMS), unwritten=(2,))
-    assert found_by(dead_columns, at, "query.columns") == [2]
-    assert found_by(dead_columns, at, "gate.columns") == [2]
-    assert found_by(dead_columns, context(facts_of(LAYER_NORM), unwritten=(2,)), "up.columns") == []
+    at = view_of(facts_of(RMS), unwritten=(2,))
+    assert found_by(dead_columns, at, Columns("query")) == [2]
+    assert found_by(dead_columns, at, Columns("gate")) == [2]
+    layer_norm = view_of(facts_of(LAYER_NORM), unwritten=(2,))
+    assert found_by(dead_columns, layer_norm, Columns("up")) == []
 
 
 def test_column_behind_a_zero_norm_weight_dies_in_the_block_that_the_norm_is_before() -> None:
     facts = facts_of(RMS, norms={INPUT_NORM: norm(weight=(5,))})
     for role in ("query", "key", "value"):
-        assert found_by(dead_columns, facts, f"{role}.columns") == [5]
-        assert found_by(dead_columns, facts, f"{role}.columns", constants=True) == []
-    assert found_by(dead_columns, facts, "up.columns") == []
+        assert found_by(dead_columns, facts, Columns(role)) == [5]
+        assert found_by(dead_columns, facts, Columns(role), constants=True) == []
+    assert found_by(dead_columns, facts, Columns("up")) == []
 
 
 def test_layer_norm_passes_its_bias_where_its_weight_is_zero() -> None:
     norms = {"transformer.h.0.ln_2": norm(weight=(1, 2, 3), bias=(2,))}
     facts = facts_of(LAYER_NORM, layer_of(LAYER_NORM, up={"columns": (3,)}), norms=norms)
-    assert found_by(dead_columns, facts, "up.columns") == [1, 2, 3]
+    assert found_by(dead_columns, facts, Columns("up")) == [1, 2, 3]
     # The column that is zero already reads nothing of the bias.
-    assert found_by(dead_columns, facts, "up.columns", constants=True) == [1]
+    assert found_by(dead_columns, facts, Columns("up"), constants=True) == [1]
 
 
 def test_no_block_no_columns() -> None:
     facts = facts_of(RMS, norms={INPUT_NORM: norm(weight=EVERY)})
-    assert found_by(dead_columns, without(facts, heads=EVERY), "query.columns") == []
+    assert found_by(dead_columns, without(facts, heads=EVERY), Columns("query")) == []
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,8 @@ def test_dimensions_are_unwritten_up_to_the_first_that_writes_them() -> None:
 def removable(spec: ModelSpec, embedded: Indices = (), **fields: object) -> tuple[int, ...]:
     layer = layer_of(spec, output={"rows": (1, 2)}, down={"rows": (1, 2)})
     facts = facts_of(spec, layer, **fields)
-    return indices_of(removable_dims(facts, [LayerState.of(spec, 0, layer)], flags(8, embedded)))
+    view = ModelView(facts, [LayerState.of(spec, 0, layer)], flags(8, embedded))
+    return tuple(i for finding in unwritten_dims(view) for i in indices_of(finding.dead))
 
 
 def test_dimension_that_nothing_writes_goes() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from converters.rules.facts import Rule
+from converters.rules.findings import LayerRule
 from converters.rules.value import (
     constant_value_dims,
     dead_heads,
@@ -70,7 +70,7 @@ def test_kv_head_dies_with_its_last_query_head() -> None:
 
 
 @pytest.mark.parametrize("rule", [dead_value_dims, constant_value_dims, dead_heads])
-def test_no_heads_no_findings(rule: Rule) -> None:
+def test_no_heads_no_findings(rule: LayerRule) -> None:
     facts = facts_of(SPEC, layer_of(SPEC, value={"rows": EVERY}))
     at = without(facts, heads=EVERY)
     assert found_by(rule, at, "value_dims") == found_by(rule, at, "heads") == []

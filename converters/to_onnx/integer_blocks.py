@@ -1,8 +1,8 @@
-"""Rounding a matrix to integers of 8 or 4 bits, as `MatMulNBits` reads them: block by block.
+"""Rounding a matrix to integers of 8 or 4 bits, block by block, as `MatMulNBits` reads them.
 
-A block is so many weights of one row; the last one of a row is filled up with zeros. A weight is
-`(q - zero) · scale` with the scale and the zero of its block. Zero is always among the numbers that
-a block has, so a row of zeros stays one.
+A block is a fixed number of weights of one row; the last block of a row is padded with zeros. A
+weight is `(q - zero) · scale`, with the scale and zero point of its block. Every block can
+represent 0 exactly, so a zero row stays zero.
 """
 
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 LARGEST_OF_8_BITS = 127
-# What 8 bits mean by default; 4 bits have a zero of their own in every block.
+# The default zero point of 8 bits; with 4 bits, every block has its own.
 ZERO_OF_8_BITS = 128
 LARGEST_OF_4_BITS = 15
-# The ranges that are tried for a block of 4 bits, as shares of the one from its smallest to its
-# largest weight: cutting off a few large weights makes all others finer.
+# The ranges tried for a block of 4 bits, as fractions of the range from its smallest to its largest
+# weight: clipping a few large weights makes the steps between all others finer.
 RANGES = np.linspace(1.0, 0.6, 9)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """One matrix [rows, columns] in blocks, packed; in a byte of 4 bits the first one is lowest.
+    """One matrix [rows, columns] in packed blocks; with 4 bits, the first number is the low half.
 
-    `values` [rows, blocks, block · bits / 8], `scales` [rows, blocks], and of 4 bits `zeros`
+    `values` [rows, blocks, block · bits / 8], `scales` [rows, blocks], and for 4 bits `zeros`
     [rows, bytes].
     """
 
@@ -45,8 +45,8 @@ def num_blocks(columns: int, block: int) -> int:
 def round_to_8_bits(weight: Array, block: int, row_scales: Array | None = None) -> Blocks:
     """Round to the nearest of 255 numbers, symmetric: a block's largest magnitude is 127 scales.
 
-    Given `row_scales` [rows, 1], all blocks of a row have that scale: what was rounded to it
-    before is found again exactly.
+    Given `row_scales` [rows, 1], all blocks of a row have that scale: weights that were rounded
+    with it before are reproduced exactly.
     """
     values, scales = _empty(weight, block)
     for span in _spans(weight):
@@ -61,9 +61,9 @@ def round_to_8_bits(weight: Array, block: int, row_scales: Array | None = None) 
 
 
 def round_to_4_bits(weight: Array, block: int) -> Blocks:
-    """Round to 16 numbers a block, evenly spaced from about its smallest to its largest weight.
+    """Round to 16 numbers per block, evenly spaced from about its smallest to its largest weight.
 
-    The zero is one of them, an integer, which keeps ONNX Runtime's integer kernel.
+    The zero point is an integer, which ONNX Runtime's integer kernel requires.
     """
     values, scales = _empty(weight, block)
     zeros = np.empty(scales.shape, np.uint8)
@@ -73,7 +73,7 @@ def round_to_4_bits(weight: Array, block: int) -> Blocks:
 
 
 def best_range(part: Floats) -> tuple[Bytes, Floats, Bytes]:
-    """Return values, scales and zeros of blocks [..., block] with the least squared error."""
+    """Return the values, scales and zeros of blocks [..., block] with the least squared error."""
     low, high = part.min(axis=-1).clip(max=0), part.max(axis=-1).clip(min=0)
     best = np.full(low.shape, np.inf, np.float32)
     scales, zeros = np.ones_like(low), np.zeros_like(low)
@@ -94,14 +94,14 @@ def _steps(part: Floats, scale: Floats, zero: Floats) -> Floats:
 
 
 def _scales(scales: Floats) -> Floats:
-    """Return scales with 1 for blocks of zeros, and none so small that a quotient overflows."""
+    """Set the scale of a zero block to 1, and raise tiny ones so that no quotient overflows."""
     found = np.maximum(scales, np.finfo(np.float32).tiny)
     found[scales == 0] = 1
     return found
 
 
 def _spans(weight: Array) -> list[slice]:
-    """Return spans of rows that together bound what is held in floats at once."""
+    """Return spans of rows, small enough to bound the memory for fp32 copies."""
     step = max(1, BLOCK_VALUES // weight.shape[1])
     return [slice(start, start + step) for start in range(0, len(weight), step)]
 
@@ -113,7 +113,7 @@ def _empty(weight: Array, block: int) -> tuple[Bytes, Floats]:
 
 
 def _blocked(rows: Array, block: int) -> Floats:
-    """Return [rows, blocks, block] in fp32, the last block of a row filled up with zeros."""
+    """Return [rows, blocks, block] in fp32, the last block of a row padded with zeros."""
     columns = rows.shape[1]
     blocks = num_blocks(columns, block)
     padded = np.zeros((len(rows), blocks * block), np.float32)
@@ -126,6 +126,6 @@ def _even(zeros: Bytes) -> Bytes:
 
 
 def _packed(values: Bytes) -> Bytes:
-    """Return two numbers of 4 bits a byte, along the last axis."""
+    """Pack two numbers of 4 bits into each byte, along the last axis."""
     packed: Bytes = values[..., ::2] | np.left_shift(values[..., 1::2], 4, dtype=np.uint8)
     return packed

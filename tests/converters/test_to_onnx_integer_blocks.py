@@ -7,13 +7,13 @@ import pytest
 from numpy.typing import NDArray
 
 from converters.quantize import quantize
-from converters.to_onnx.blocks import round_to_4_bits, round_to_8_bits
 from converters.to_onnx.graph import GraphBuilder
+from converters.to_onnx.integer_blocks import round_to_4_bits, round_to_8_bits
 from converters.to_onnx.linears import Matrix
 from converters.to_onnx.matrices import Matrices
 from sgate_serve.checkpoint.int8 import dequantize
 from sgate_serve.onnx_format.precision import PRECISIONS
-from tests.converters.blocks import dequantized
+from tests.converters.integer_blocks import dequantized
 
 Floats = NDArray[np.float32]
 QUANTIZED = ["int8", "int4"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from converters.to_onnx.blocks import Blocks, Floats
+from converters.to_onnx.integer_blocks import Blocks, Floats
 
 
 def dequantized(blocks: Blocks, columns: int) -> Floats:
