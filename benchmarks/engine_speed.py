@@ -88,7 +88,7 @@ class Contender:
 
 
 class Worker:
-    """A running contender: a `Timed` of engines/timed.py that measures in its own process."""
+    """A running contender: it times like a `TimedDecoder`, in its own process."""
 
     def __init__(
         self, contender: Contender, options: EngineOptions, model_len: int | None = None

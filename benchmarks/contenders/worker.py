@@ -16,8 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 
 # Kind → a function of the folder, batch, model length, threads and arguments that returns an
-# object with the methods of sgate_serve.engines.timed.Timed. Imported alone: each interpreter has
-# the packages of its own engine only.
+# object with the timing methods of a TimedDecoder (sgate_serve/engines/timed.py). Imported alone:
+# each interpreter has the packages of its own engine only.
 KINDS = {
     "onnx": "benchmarks.contenders.ours:load_onnx",
     "vllm": "benchmarks.contenders.ours:load_vllm",

@@ -8,7 +8,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from sgate_serve.engines import ENGINES, EngineRow
+from sgate_serve.engines.table import ENGINES, EngineRow
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 STUB = "stub"
 ROW = EngineRow(
@@ -23,7 +24,7 @@ ROW = EngineRow(
 
 @dataclass
 class StubTimed:
-    """A `Timed` that runs nothing and takes what `SECONDS_PER_TOKEN` says."""
+    """A `TimedDecoder` that runs nothing and takes what `SECONDS_PER_TOKEN` says."""
 
     folder: Path
     batch: int
@@ -32,6 +33,9 @@ class StubTimed:
     arguments: tuple[str, ...]
     calls: list[tuple[int, ...]] = field(default_factory=list)
     num_closed: int = 0
+    name: str = STUB
+    version: str = "0"
+    precision: Precision = PRECISIONS[FP32]
 
     @classmethod
     def load(
@@ -72,7 +76,7 @@ SECONDS_PER_TOKEN = {"out": 0.5, "other": 0.25}
 def install(monkeypatch: pytest.MonkeyPatch) -> list[StubTimed]:
     """Put the stub into the table of engines; return the list that its loads will fill."""
     engines = MappingProxyType({**ENGINES, STUB: ROW})
-    for module in ("sgate_serve.engines", "sgate_serve.loaders.engines"):
-        monkeypatch.setattr(f"{module}.ENGINES", engines)
+    for module in ("engines.table", "loaders.serving", "loaders.timing"):
+        monkeypatch.setattr(f"sgate_serve.{module}.ENGINES", engines)
     LOADED.clear()
     return LOADED

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sgate_serve.engines.base import Engine, FinishReason, Request, SamplingParams
-from sgate_serve.engines.runner import Feed, Runner
+from sgate_serve.engines.runner import Runner, TokenChunk
 from sgate_serve.engines.sampling import Logits
 from tests.small_llama import random_tokens
 
@@ -57,10 +57,12 @@ def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str
 
 def prefill(runner: Runner, slot: int, tokens: Sequence[int]) -> Logits:
     """Append tokens to a slot; return the logits [vocab] after the last."""
-    (logits,) = runner.forward([Feed(slot, tokens)])
+    (logits,) = runner.forward([TokenChunk(slot, tokens)])
     return np.asarray(logits)
 
 
 def decode(runner: Runner, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
     """Append one token to each slot; return [len(slots), vocab] in that order."""
-    return runner.forward([Feed(slot, (token,)) for slot, token in zip(slots, tokens, strict=True)])
+    return runner.forward(
+        [TokenChunk(slot, (token,)) for slot, token in zip(slots, tokens, strict=True)]
+    )

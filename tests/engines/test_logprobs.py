@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sgate_serve.engines.base import Request, SamplingParams, TokenEvent, TokenLogprobs
-from sgate_serve.engines.logprobs import score_tokens
 from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.token_logprobs import token_logprobs
 from tests.engines.drive import prompt
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
 
@@ -91,7 +91,7 @@ def test_scored_prompt_goes_on_as_any_other(engine: SlotEngine) -> None:
 
 def test_likeliest_tokens_are_ordered_and_ties_go_to_the_lowest_id() -> None:
     logits = np.array([[1, 2, 2, 0, 2], [0, 0, 0, 0, 9]], np.float32)
-    tied, few = score_tokens(logits, [0, 4], [2, 9])
+    tied, few = token_logprobs(logits, [0, 4], [2, 9])
     assert [token for token, _ in tied.top] == [1, 2]
     assert [token for token, _ in few.top] == [4, 0, 1, 2, 3]
     assert few.top[0][1] == few.logprob

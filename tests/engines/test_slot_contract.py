@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sgate_serve.engines.base import EngineStats, Request, TokenEvent
-from sgate_serve.engines.runner import Feed
+from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.scheduler import SlotEngine
 from tests.engines.drive import Answer, greedy, prompt, step
@@ -50,9 +50,9 @@ def test_a_chunk_beside_streams_is_one_call(slot_engine: SlotEngine) -> None:
     fed: list[list[int]] = []
     forward = slot_engine.runner.forward
 
-    def recording(feeds: Sequence[Feed]) -> Logits:
-        fed.append([len(feed.tokens) for feed in feeds])
-        return forward(feeds)
+    def recording(chunks: Sequence[TokenChunk]) -> Logits:
+        fed.append([len(chunk.tokens) for chunk in chunks])
+        return forward(chunks)
 
     slot_engine.runner.forward = recording  # type: ignore[method-assign]
     for name, length in (("a", 2), ("b", 3), ("c", 7)):

@@ -88,10 +88,10 @@ def test_limits_without_effect_are_refused(options: VerifyOptions, tmp_path: Pat
         verify(replace(options, max_divergence=float("nan")))
     convert(ConvertOptions(options.checkpoint, tmp_path / "floats", options.gates))
     floats = replace(options, out=str(tmp_path / "floats"), max_divergence=0.1)
-    with pytest.raises(EngineError, match=r"floats is not quantized on torch; leave the option"):
+    with pytest.raises(EngineError, match=r"floats is not quantized on torch; omit the option"):
         verify(floats)
     at = converted(ZOO["bert"][0], tmp_path / "bert", 0, precision="int8")
-    with pytest.raises(EngineError, match=r"out are no logits of tokens or classes"):
+    with pytest.raises(EngineError, match=r"out are not logits of tokens or classes"):
         verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], max_divergence=0.1))
 
 

@@ -10,10 +10,10 @@ import pytest
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx import engine as onnx
 from sgate_serve.engines.onnx.engine import GraphInfo, OnnxEngine, choose_sizes, load_runner
-from sgate_serve.engines.runner import Feed, all_logits
+from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.environment import num_cpus
 from sgate_serve.errors import EngineError
-from sgate_serve.loaders.engines import load_slot_engine
+from sgate_serve.loaders.serving import load_slot_engine
 from tests.engines.drive import decode, prefill
 from tests.engines.uneven_model import SIZES, UnevenModel
 from tests.small_llama import dense_llama, random_tokens, save
@@ -98,7 +98,7 @@ def test_a_chunk_beside_a_full_row(folder: Path) -> None:
     runner.release(1)
     prefill(runner, 0, full[:-1])
     prefill(runner, 2, full)
-    both = runner.forward([Feed(0, full[-1:]), Feed(1, other)])
+    both = runner.forward([TokenChunk(0, full[-1:]), TokenChunk(1, other)])
     np.testing.assert_allclose(both, [last, alone], atol=1e-4)
     assert runner.lengths.tolist() == [48, 5, 48]
 
