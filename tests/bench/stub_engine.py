@@ -1,4 +1,4 @@
-"""An engine that is timed by a class of its own, as one without slots is."""
+"""An engine without slots, which therefore has its own class for timing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ ROW = EngineRow(
 
 @dataclass
 class StubTimed:
-    """A `TimedDecoder` that runs nothing and takes what `SECONDS_PER_TOKEN` says."""
+    """A `TimedDecoder` that runs nothing and reports times from `SECONDS_PER_TOKEN`."""
 
     folder: Path
     batch: int
@@ -41,7 +41,7 @@ class StubTimed:
     def load(
         cls, folder: Path, batch: int, model_len: int, threads: int | None, arguments: Sequence[str]
     ) -> "StubTimed":
-        """Note the model in `LOADED`; `--fail N` fails at the N-th, `--shorter N` takes N off."""
+        """Record the model in `LOADED`; `--fail N` fails at the N-th, `--shorter N` subtracts N."""
         words = dict(zip(arguments[::2], arguments[1::2], strict=True))
         if len(LOADED) + 1 == int(words.get("--fail", 0)):
             raise MemoryError("no room")
@@ -74,7 +74,7 @@ SECONDS_PER_TOKEN = {"out": 0.5, "other": 0.25}
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[StubTimed]:
-    """Put the stub into the table of engines; return the list that its loads will fill."""
+    """Add the stub to the table of engines; return the list in which its loads are recorded."""
     engines = MappingProxyType({**ENGINES, STUB: ROW})
     for module in ("engines.table", "loaders.serving", "loaders.timing"):
         monkeypatch.setattr(f"sgate_serve.{module}.ENGINES", engines)

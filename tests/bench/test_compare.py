@@ -1,4 +1,4 @@
-"""The comparison on real small models, and its arithmetic on times made by hand."""
+"""The comparison on small real models, and its arithmetic on given times."""
 
 import json
 from collections import defaultdict
@@ -79,7 +79,7 @@ def test_model_beside_is_measured_in_the_same_rounds(
     assert "masked" in (tmp_path / "plot.svg").read_text()
 
 
-def test_precision_behind_the_dashes_is_that_of_every_model(
+def test_precision_after_the_dashes_applies_to_every_model(
     models: tuple[Checkpoint, Checkpoint], tmp_path: Path
 ) -> None:
     plain = compare(*models, "onnx", WORKLOAD).to_json()
@@ -89,7 +89,7 @@ def test_precision_behind_the_dashes_is_that_of_every_model(
     record = compare(*models, "onnx", workload).to_json()
     assert set(record["precisions"].values()) == {"int4"}
     ideals = [found["speedups"]["onnx"]["decode_batch_1"]["ideal"] for found in (plain, record)]
-    # The head has 8 bits and is all dense.
+    # The head has 8 bits and is not pruned.
     assert 1 < ideals[1] < ideals[0]
     int8 = Checkpoint.open(tmp_path / "int8")
     beside = compare(*models, "onnx", WORKLOAD, {"int8": int8}).to_json()
@@ -275,7 +275,7 @@ def test_models_of_another_kind_than_the_workload_are_refused(
         PoolingWorkload(batches=())
 
 
-def test_engine_without_encoders_measures_none(
+def test_engine_without_pooling_models_is_rejected(
     classifiers: tuple[Checkpoint, Checkpoint],
 ) -> None:
     message = "engine torch does not run classifiers or embedding models; use --engine onnx"

@@ -1,4 +1,4 @@
-"""Engines by name: choosing, refusing, their options."""
+"""The table of engines: choosing one, rejecting names, parsing options."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""The order of work, and the requests that are refused."""
+"""The order of scheduling, and the requests that are rejected."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Timing a slot engine: what is fed, how often, and that slots are empty afterwards."""
+"""Timing a slot engine: its calls, their tokens, and that slots are empty afterwards."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from sgate_serve.onnx_format.precision import PRECISIONS
 
 
 class RecordingRunner:
-    """Notes each call; every id is checked against its vocabulary."""
+    """Records each call and checks every token id against the vocabulary."""
 
     num_slots, max_model_len, cache_tokens, vocab_size = 4, 32, 128, 7
     precision = PRECISIONS["int4"]
@@ -89,7 +89,7 @@ def test_tokens_are_the_generators(runner: RecordingRunner) -> None:
         timed.prefill_seconds(20, np.random.default_rng(seed))
     first, again, other = runner.prompts
     assert first == again != other
-    # One generator goes on from run to run: no prompt is timed twice.
+    # One generator continues from run to run, so no prompt is timed twice.
     generator = np.random.default_rng(0)
     timed.prefill_seconds(20, generator)
     timed.prefill_seconds(20, generator)

@@ -1,4 +1,4 @@
-"""Graphs as an engine wants them, and models to be timed: by slots, or by a class of their own."""
+"""Loading model folders: graphs for the onnx engine, models to be timed or to read logits from."""
 
 from dataclasses import replace
 from importlib.metadata import version
@@ -77,7 +77,7 @@ def test_a_graph_is_built_once_for_each_precision(
         assert found["sgate.precision"] == name
         assert found["sgate.block"] == str(PRECISIONS[name].block or 0)
     assert onnx_folder(model) == folders["fp32"]
-    # Other blocks are another graph.
+    # Another block size is another graph.
     wider = replace(PRECISIONS["int8"], block=128)
     assert cache_key(model, wider) != cache_key(model, PRECISIONS["int8"])
 

@@ -1,4 +1,4 @@
-"""Bisection where residual dimensions were removed: the plan says which ones to compare."""
+"""Bisection after residual dimensions were removed: the plan says which ones to compare."""
 
 from pathlib import Path
 

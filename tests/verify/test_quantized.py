@@ -1,4 +1,4 @@
-"""Int8 folders: the plan behind them is proven, and what rounding costs is measured."""
+"""Int8 folders: their plan is proven, and the cost of rounding is measured."""
 
 import json
 from dataclasses import replace
@@ -108,7 +108,7 @@ def test_graphs_in_other_precisions_are_measured_and_the_plan_proven(
     result = verify(replace(options, out=str(out)))
     assert result.passed and result.tensors_equal is True
     assert result.max_abs_diff < result.tolerance
-    # The plan of int8 weights is proven before they are rounded, by a model that no folder holds.
+    # The plan is proven for the weights before rounding, by a model that is never written.
     assert result.engine == ("torch" if precision == "int8" else "onnx")
     found = result.quantization
     assert found is not None and (found.precision, found.engine) == (precision, "onnx")

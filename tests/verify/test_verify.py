@@ -35,7 +35,7 @@ def options(folders: dict[str, Path], engine: str, out: str = "out") -> VerifyOp
 
 
 def tamper(folder: Path, name: str, amount: float = 1.0) -> None:
-    """Change one stored number of a tensor, past the bytes that a fingerprint reads."""
+    """Change one stored number of a tensor, outside the bytes that the fingerprint covers."""
     info = Checkpoint.open(folder).tensors[name]
     content = bytearray(info.file.read_bytes())
     middle = (info.start + info.end) // 8 * 4

@@ -1,4 +1,4 @@
-"""The embedded engine for texts: values of any batch, whose turn it is, what is refused."""
+"""The embedded pooling engine: values in any batch, the order of requests, rejections."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
 from sgate_serve.engines.engine_options import PoolingOptions
+from sgate_serve.engines.loaded import LoadedPoolingEngine
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.onnx.pooling_engine import (
     SORTED_BATCHES,
@@ -164,7 +165,7 @@ def test_no_request_waits_for_later_rounds(tmp_path: Path) -> None:
     seen: list[str] = []
     for number in range(4):
         seen += [output.request_id for output in encoder.step()]
-        # Shorter ones keep coming; those of the round that runs come first all the same.
+        # Shorter ones keep arriving, but those of the current round come first.
         encoder.add(PoolingRequest(f"late {number}", (5,)))
     assert seen == [request.request_id for request in first]
 
@@ -240,7 +241,7 @@ def test_missing_graph_is_named(tmp_path: Path) -> None:
         OnnxPoolingEngine.load(tmp_path)
 
 
-def test_close_gives_the_model_back(tmp_path: Path) -> None:
-    encoder = encoder_of(ZOO["distilbert"][0], tmp_path)
+def test_close_frees_the_model(tmp_path: Path) -> None:
+    encoder: LoadedPoolingEngine = encoder_of(ZOO["distilbert"][0], tmp_path)
     encoder.close()
     assert not hasattr(encoder, "runner")

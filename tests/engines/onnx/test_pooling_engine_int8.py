@@ -1,4 +1,4 @@
-"""Rounded graphs of models that read: a text's values do not depend on the texts beside it."""
+"""Rounded graphs of pooling models: a text's values do not depend on the rest of its batch."""
 
 import importlib.util
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_classifiers_of_decoders_have_every_precision(
 ) -> None:
     model = pruned(variant, tmp_path)
     exact, rounded = (runner_of(model, tmp_path / name, name) for name in ("fp32", precision))
-    # An odd count of tokens and of texts, where a graph wants them in pairs.
+    # An odd number of tokens and of texts, although int4 graphs process tokens in pairs.
     rows = [TokenRow(prompt) for prompt in texts((3, 17, 9))]
     for row, found, expected in zip(rows, rounded.forward(rows), exact.forward(rows), strict=True):
         (alone,) = rounded.forward([row])
