@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -15,20 +16,25 @@ from torch import nn
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.runner import open_session
 from sgate_serve.models.loading import load_model
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
 class EagerTorch:
-    """A classifier in transformers, eager and in fp32, with the interface of a `TimedEncoder`."""
+    """A classifier in transformers, eager and in fp32; a `PoolingModel` of engines/loaded.py."""
+
+    name = "torch"
+    version = str(torch.__version__)
+    precision = PRECISIONS[FP32]
 
     def __init__(self, model: Checkpoint, threads: int) -> None:
         torch.set_num_threads(threads)
         self.max_model_len, self.vocab_size = model.spec.max_positions, model.spec.vocab_size
         self._model = load_model(model).float().eval()
 
-    def read(self, prompts: Sequence[Ints]) -> list[Floats]:
+    def encode(self, prompts: Sequence[Ints]) -> list[Floats]:
         ids = torch.from_numpy(np.stack(prompts))
         with torch.inference_mode():
             logits: Floats = self._model(ids, attention_mask=torch.ones_like(ids)).logits.numpy()
@@ -41,13 +47,17 @@ class EagerTorch:
 class TorchExport:
     """The same classifier as `torch.onnx.export` writes it, in our ONNX Runtime session."""
 
+    name = "onnx"
+    version = str(ort.__version__)
+    precision = PRECISIONS[FP32]
+
     def __init__(self, model: Checkpoint, folder: Path, threads: int) -> None:
         self.max_model_len, self.vocab_size = model.spec.max_positions, model.spec.vocab_size
         path = folder / "model.onnx"
         export(model, path)
         self._session = open_session(str(path), folder, threads)
 
-    def read(self, prompts: Sequence[Ints]) -> list[Floats]:
+    def encode(self, prompts: Sequence[Ints]) -> list[Floats]:
         ids = np.stack(prompts)
         values = dict(zip(_INPUTS, (ids, np.ones_like(ids)), strict=True))
         logits: Floats = self._session.run(None, values)[0]

@@ -18,11 +18,11 @@ from benchmarks.synthetic import write_noise
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import DENSE, DENSE_AGAIN, measure_rounds, summarise
 from sgate_serve.bench.ideal import ideal_speedup
-from sgate_serve.bench.workload import EncoderWorkload, phases, tokens_per_run
+from sgate_serve.bench.workload import PoolingWorkload, phases, tokens_per_run
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.timed import TimedEncoder
+from sgate_serve.engines.timed import TimedPoolingEngine
 from sgate_serve.environment import hardware, library_versions, num_cpus
-from sgate_serve.loaders.engines import load_timed_encoder
+from sgate_serve.loaders.timing import load_timed_pooling
 from sgate_serve.options import option
 
 FRACTIONS: Mapping[str, float] = {"p20": 0.2, "p30": 0.3, "p40": 0.4}
@@ -60,8 +60,8 @@ class EncoderSpeedOptions:
         }
 
     @property
-    def workload(self) -> EncoderWorkload:
-        return EncoderWorkload(
+    def workload(self) -> PoolingWorkload:
+        return PoolingWorkload(
             rounds=self.rounds,
             prefill_tokens=self.tokens,
             threads=num_cpus(),
@@ -76,19 +76,19 @@ def prune(base: Checkpoint, name: str, removed: float, seed: int) -> dict[str, A
     return write_pruned(base, name, values, to=("hf", "onnx"))
 
 
-def load_all(base: Checkpoint, workload: EncoderWorkload) -> dict[str, TimedEncoder]:
-    """Load every measured model, in the order of a round."""
+def load_all(base: Checkpoint, workload: PoolingWorkload) -> dict[str, TimedPoolingEngine]:
+    """Load every model that is measured, in the order of a round."""
     root, threads = base.folder.parent, num_cpus()
     ours = {DENSE: base, **{name: Checkpoint.open(root / name) for name in FRACTIONS}}
-    timed = {name: load_timed_encoder(ENGINE, m, workload.sizes) for name, m in ours.items()}
-    timed[TORCH_EXPORT] = TimedEncoder(TorchExport(base, root / TORCH_EXPORT, threads))
-    timed[TORCH_EAGER] = TimedEncoder(EagerTorch(base, threads))
-    timed[DENSE_AGAIN] = load_timed_encoder(ENGINE, base, workload.sizes)
+    timed = {name: load_timed_pooling(ENGINE, m, workload.sizes) for name, m in ours.items()}
+    timed[TORCH_EXPORT] = TimedPoolingEngine(TorchExport(base, root / TORCH_EXPORT, threads))
+    timed[TORCH_EAGER] = TimedPoolingEngine(EagerTorch(base, threads))
+    timed[DENSE_AGAIN] = load_timed_pooling(ENGINE, base, workload.sizes)
     return timed
 
 
-def measure(base: Checkpoint, workload: EncoderWorkload) -> dict[str, Any]:
-    """Time all models in interleaved rounds; return speedups over our dense model."""
+def measure(base: Checkpoint, workload: PoolingWorkload) -> dict[str, Any]:
+    """Time all models in interleaved rounds; return speedups over the dense one on our engine."""
     root = base.folder.parent
     models = load_all(base, workload)
     times = measure_rounds(phases(workload), models, workload.rounds)

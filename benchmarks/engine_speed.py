@@ -89,7 +89,7 @@ class Contender:
 
 
 class Worker:
-    """A running contender: a `Timed` (engines/timed.py) that measures in its own process."""
+    """A running contender: a `TimedDecoder` (engines/timed.py) in a process of its own."""
 
     def __init__(
         self, contender: Contender, options: EngineOptions, model_len: int | None = None

@@ -25,7 +25,7 @@ from benchmarks.quality_cells import (
 )
 from benchmarks.stdlib_tasks import TaskOptions, write_tasks
 from sgate_serve.architecture.family import CLASSIFICATION
-from sgate_serve.bench.workload import EncoderWorkload
+from sgate_serve.bench.workload import PoolingWorkload
 from sgate_serve.environment import num_cpus
 from sgate_serve.options import option
 
@@ -85,8 +85,8 @@ class ClassifierTable(Table):
         return Path(self.own.dir) / "tasks" / self.own.task
 
     @property
-    def workload(self) -> EncoderWorkload:
-        return EncoderWorkload(
+    def workload(self) -> PoolingWorkload:
+        return PoolingWorkload(
             rounds=self.own.rounds, prefill_tokens=self.own.seq_len, threads=num_cpus()
         )
 

@@ -1,4 +1,4 @@
-"""What a measurement or a certificate was made with: library versions and hardware."""
+"""The environment of a measurement or certificate: library versions and hardware."""
 
 import os
 import platform
@@ -28,7 +28,7 @@ LIBRARIES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Return name → version of Python and of the libraries that matter and are installed."""
+    """Return name → version of Python and of the installed libraries that affect results."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -39,7 +39,7 @@ def library_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the CPU's name, the CPUs this process may use, physical memory in bytes, and GPUs."""
+    """Return the CPU's name, the number of usable CPUs, usable memory in bytes, and GPU names."""
     return {
         "cpu": _cpu_name(),
         "cpus": num_cpus(),
@@ -49,26 +49,26 @@ def hardware() -> dict[str, Any]:
 
 
 def peak_rss_bytes() -> int:
-    """Return the most memory that was resident in this process since its program began."""
+    """Return the peak resident memory of this process in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = status.read_text(encoding="utf-8").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    # Only macOS is left, which counts in bytes.
+    # Without /proc this is macOS, which counts in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def missing_packages(names: Iterable[str]) -> list[str]:
-    """Return those of the packages that are not installed; none is imported."""
+    """Return the packages that are not installed, without importing any."""
     return [name for name in names if find_spec(name) is None]
 
 
 def check_installed(
     wanted_by: str, packages: Iterable[str], extra: str, error: type[SgateError] = SgateError
 ) -> None:
-    """Raise `error` naming what is missing and the extra that has it; `wanted_by` ends in "needs".
+    """Raise `error` naming the missing packages and the extra that installs them.
 
-    No package is imported.
+    `wanted_by` starts the message and ends in "needs". No package is imported.
     """
     missing = missing_packages(packages)
     if missing:
@@ -79,7 +79,7 @@ def check_installed(
 
 
 def memory_bytes() -> int:
-    """Return the memory that this process may use: the machine's, or its control group's limit."""
+    """Return the bytes of memory this process may use: physical, or its control group's limit."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = (_control_group("memory.max"), _control_group("memory/memory.limit_in_bytes"))
     stated = [int(words[0]) for words in limits if words and words[0].isdecimal()]
@@ -87,14 +87,14 @@ def memory_bytes() -> int:
 
 
 def cpu_ids() -> list[int]:
-    """Return the CPUs that this process may run on."""
+    """Return the ids of the CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
 def num_cpus() -> int:
-    """Count the CPUs that this process may keep busy; a container may have a share of them only."""
+    """Return the number of CPUs this process may keep busy; a container may have only a share."""
     quota = _control_group("cpu.max")
     if len(quota) == 2 and quota[0].isdecimal():
         return max(1, min(len(cpu_ids()), -(-int(quota[0]) // int(quota[1]))))
@@ -102,7 +102,7 @@ def num_cpus() -> int:
 
 
 def _control_group(file: str) -> list[str]:
-    """Return the words of one of this container's limits, none where there is no such file."""
+    """Return the words of one of this container's limit files, [] if it does not exist."""
     path = CONTROL_GROUP / file
     return path.read_text(encoding="utf-8").split() if path.is_file() else []
 
@@ -113,12 +113,12 @@ def _cpu_name() -> str:
 
 
 def _gpu_names() -> list[str]:
-    """Return what the driver calls NVIDIA's GPUs on Linux; those of others go unnamed."""
+    """Return the driver's names of NVIDIA GPUs on Linux; other GPUs are not reported."""
     files = sorted(NVIDIA_DRIVER.glob("*/information"))
     return [name for file in files for name in _values_of("Model", file)]
 
 
 def _values_of(key: str, path: Path) -> Iterator[str]:
-    """Yield the values of a key in a file of `key: value` lines, none where there is no file."""
+    """Yield the values of a key in a file of `key: value` lines, if the file exists."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return (line.partition(":")[2].strip() for line in lines if line.startswith(key))

@@ -1,12 +1,12 @@
-"""The errors a user can cause, one class per part of the product.
+"""Errors that a user can cause, one class per part of the product.
 
 The command line prints the message on one line and exits 2; the server turns `RequestError` into
-an OpenAI error body. Anything else that escapes is a bug and keeps its traceback.
+an OpenAI error body. Any other exception is a bug and keeps its traceback.
 """
 
 
 class SgateError(Exception):
-    """Base of every error that a user can mend; the message says what, where, and what to do."""
+    """Base of all errors that a user can fix; the message says what, where, and what to do."""
 
 
 class CheckpointError(SgateError):
@@ -22,15 +22,15 @@ class PlanError(SgateError):
 
 
 class EngineError(SgateError):
-    """An engine is missing, cannot build the model, or does not have what was asked of it."""
+    """An engine is missing, cannot load the model, or lacks what was requested."""
 
 
 class TrainingError(SgateError):
-    """Training cannot start or cannot reach what was asked: data, target or extra is at fault."""
+    """Training cannot start or cannot reach its target, because of data, options or packages."""
 
 
 class RequestError(SgateError):
-    """A request that the server or an engine refuses.
+    """A request that the server or an engine rejects.
 
     `param` names the offending field, `status` is the HTTP status, `code` is OpenAI's error code.
     """

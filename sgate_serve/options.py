@@ -1,16 +1,16 @@
-"""Fields of options dataclasses and the command-line flags that they are."""
+"""Fields of options dataclasses, and their command-line flags."""
 
 from dataclasses import field
 from typing import Any
 
 
 def option(default: Any, text: str, *, is_secret: bool = False) -> Any:
-    """Return a dataclass field with a default and the help of its flag; secrets have no repr."""
+    """Return a dataclass field with a default and a help text; secrets are left out of the repr."""
     return field(default=default, repr=not is_secret, metadata={"help": text})
 
 
 def required(text: str) -> Any:
-    """Return a dataclass field without a default, with the help of its flag."""
+    """Return a dataclass field without a default, with a help text."""
     return field(metadata={"help": text})
 
 

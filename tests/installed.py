@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from sgate_serve.engines import ENGINES, missing_modules
+from sgate_serve.engines.table import ENGINES, missing_modules
 
 # Names of engines separated by spaces, set by .ci/run.
 REQUIRED = "SGATE_REQUIRED_ENGINES"

@@ -36,9 +36,9 @@ ROOMS: Mapping[str, set[str]] = {
     "engines": CORE | {"models", "onnx_format", "text"},
     "training": CORE | {"converters", "data", "gates"},
     "server": FOUNDATION | {"__init__", "engines", "text"},
-    "loaders": CORE | {"converters", "engines", "onnx_format", "text"},
+    "loaders": CORE | {"converters", "engines", "models", "onnx_format", "text"},
     "bench": CORE | {"engines", "loaders", "onnx_format"},
-    "verify": CORE | {"converters", "engines", "loaders", "models", "onnx_format"},
+    "verify": CORE | {"converters", "engines", "loaders", "onnx_format"},
     "reports": CORE
     | {"bench", "converters", "data", "engines", "loaders", "onnx_format", "verify"},
     "demo": CORE

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.timed import Timed, TimedSizes
-from sgate_serve.loaders.engines import load_timed
+from sgate_serve.engines.timed import TimedDecoder, TimedSizes
+from sgate_serve.loaders.timing import load_timed
 
 
 def load_onnx(
     folder: Path, batch: int, model_len: int, threads: int, arguments: tuple[str, ...]
-) -> Timed:
+) -> TimedDecoder:
     return load_timed(
         "onnx", Checkpoint.open(folder), TimedSizes(batch, model_len, threads), arguments
     )
@@ -17,6 +17,6 @@ def load_onnx(
 
 def load_vllm(
     folder: Path, batch: int, model_len: int, threads: int, arguments: tuple[str, ...]
-) -> Timed:
+) -> TimedDecoder:
     """Load a dense or pruned folder into vLLM, which takes its threads from the environment."""
     return load_timed("vllm", Checkpoint.open(folder), TimedSizes(batch, model_len), arguments)

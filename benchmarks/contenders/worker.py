@@ -16,8 +16,8 @@ from typing import Any, TextIO
 import numpy as np
 
 # Kind → a function of the folder, batch, model length, threads and arguments that returns an
-# object with the methods of sgate_serve.engines.timed.Timed. Only the requested one is imported,
-# because each interpreter has the packages of its own engine only.
+# object with the methods of sgate_serve.engines.timed.TimedDecoder. Only the requested one is
+# imported, because each interpreter has the packages of its own engine only.
 KINDS = {
     "onnx": "benchmarks.contenders.ours:load_onnx",
     "vllm": "benchmarks.contenders.ours:load_vllm",

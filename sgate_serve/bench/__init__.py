@@ -1,1 +1,1 @@
-"""Measuring: dense and pruned models interleaved in one run, beside what would be ideal."""
+"""Benchmarks: dense and pruned models interleaved in one run, compared with the ideal."""

@@ -1,9 +1,9 @@
 """`sgate bench compare`: dense and pruned models interleaved in one run.
 
 Each round times every phase in the order A B C A' A' C B A: A is the dense model, B the pruned one,
-C each model beside it, A' the dense model loaded a second time. All have the same mean position, so
-slow drift of the machine cancels. Per round, (A+A)/(B+B) is one sample of the speedup and
-(A+A)/(A'+A') one of the noise floor; medians over rounds carry bootstrap intervals.
+C any further models, A' the dense model loaded a second time. All have the same mean position, so
+slow drift of the machine cancels. In each round, (A+A)/(B+B) is one sample of the speedup and
+(A+A)/(A'+A') one of the noise floor; medians over rounds have bootstrap intervals.
 """
 
 import time
@@ -19,30 +19,25 @@ from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.bench.statistics import Estimate, median_with_interval
 from sgate_serve.bench.workload import (
     AnyWorkload,
-    EncoderWorkload,
     Measure,
+    PoolingWorkload,
     phases,
     tokens_per_run,
 )
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.timed import Timed, TimedEncoder
+from sgate_serve.engines.timed import TimedModel
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.errors import EngineError
-from sgate_serve.loaders.engines import (
-    check_reads,
-    check_task,
-    executed_precision,
-    load_timed,
-    load_timed_encoder,
-)
+from sgate_serve.loaders.serving import check_generative, check_pooling_model
+from sgate_serve.loaders.timing import load_timed, load_timed_pooling
 
 DENSE, PRUNED, DENSE_AGAIN = "dense", "pruned", "dense_again"
 DECODE = "decode"
 OWN_NAMES = (DENSE, PRUNED, DENSE_AGAIN)
 NOTHING: Mapping[str, Checkpoint] = MappingProxyType({})
 
-# The threads of the model before spin for 2 ms after its run (engines/onnx_runner.py). Without the
-# pause they made a small dense model up to 1.3 times as fast or slow as itself.
+# The threads of the previous model spin for 2 ms after its run (engines/onnx/runner.py). Without a
+# pause, a small dense model measured up to 1.3 times as fast or as slow as itself.
 SETTLE_SECONDS = 0.01
 
 Times = dict[str, dict[str, list[float]]]
@@ -50,7 +45,7 @@ Times = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True)
 class Speedup:
-    """One model over the dense one in one phase: measured, with its interval, and ideal."""
+    """The speedup of one model over the dense one in one phase: measured and ideal."""
 
     measured: Estimate
     ideal: float
@@ -70,7 +65,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """One phase: the speedup of the pruned model and of those beside it, and the noise floor."""
+    """One phase: the speedup of each model over the dense one, and the noise floor."""
 
     speedups: Mapping[str, Speedup]
     floor: Estimate
@@ -79,9 +74,10 @@ class PhaseResult:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All phases of one engine, with what they were measured with.
+    """The results of all phases on one engine, with the conditions of the measurement.
 
-    `beside` is name → folder, `precisions` model → what the engine holds its matrices in.
+    `beside` maps the names of further models to their folders, `precisions` each model to the
+    precision of its matrices on the engine.
     """
 
     engine: str
@@ -93,7 +89,7 @@ class Comparison:
     results: Mapping[str, PhaseResult]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record: DESIGN's report keys, and all that is needed to judge or repeat it."""
+        """Return the record: the results, and everything needed to judge or repeat them."""
         return {
             "dense": self.dense,
             "pruned": self.pruned,
@@ -121,12 +117,12 @@ class Comparison:
 
 
 def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of a comparison's JSON record for a person, a block for each model."""
+    """Yield a comparison's JSON record as a table, one block per model."""
     yield (
         f"{'phase':<16} {'speedup':>8} {'95% interval':>16} {'ideal':>7} {'efficiency':>11} "
         f"{'A/A floor':>10}"
     )
-    # Records of before this key have no model beside the pruned one.
+    # Records written before this key existed have no further models.
     beside = record.get("beside", {})
     blocks = {PRUNED: record["speedups"][record["engine"]], **beside}
     for model, speedups in blocks.items():
@@ -148,24 +144,21 @@ def compare(
     workload: AnyWorkload,
     beside: Mapping[str, Checkpoint] = NOTHING,
 ) -> Comparison:
-    """Load dense, pruned, those beside and dense again; measure every phase interleaved.
+    """Load dense, pruned, those in `beside` and dense again; measure every phase interleaved.
 
-    Each model of `beside` gets a speedup over dense of its own, under its name there. Raises
-    SgateError if a model cannot be loaded, is too short for the workload or of another kind, or
-    for a name that is taken.
+    Each model in `beside` gets its own speedup over dense, under its name. Raises SgateError if a
+    model cannot be loaded, is too short for the workload or of another kind, and for a name that is
+    already taken.
     """
     taken = next((name for name in beside if name in OWN_NAMES), None)
     if taken is not None:
-        raise EngineError(f"--beside {taken}: the comparison has a model of that name already")
+        raise EngineError(f"--beside {taken}: the comparison already has a model of that name")
     models = {DENSE: dense, PRUNED: pruned, **beside}
     for model in models.values():
         _check_fits(model, workload)
     with loaded({**models, DENSE_AGAIN: dense}, engine, workload) as timed:
         times = measure_rounds(phases(workload), timed, workload.rounds)
-    precisions = {
-        name: executed_precision(engine, model, workload.engine_arguments)
-        for name, model in models.items()
-    }
+        precisions = {name: timed[name].precision for name in models}
     ideals = {
         name: ideal_speedup(
             dense.spec, model.spec, workload.prefill_tokens, (precisions[DENSE], precisions[name])
@@ -194,7 +187,7 @@ def compare(
 
 def _check_fits(model: Checkpoint, workload: AnyWorkload) -> None:
     """Raise EngineError for a model of another kind than the workload's, or too short for it."""
-    check = check_reads if isinstance(workload, EncoderWorkload) else check_task
+    check = check_pooling_model if isinstance(workload, PoolingWorkload) else check_generative
     check(model)
     if model.spec.max_positions < workload.model_len:
         raise EngineError(
@@ -206,35 +199,35 @@ def _check_fits(model: Checkpoint, workload: AnyWorkload) -> None:
 @contextmanager
 def loaded(
     models: Mapping[str, Checkpoint], engine: str, workload: AnyWorkload
-) -> Iterator[Mapping[str, Timed | TimedEncoder]]:
-    """Load the models in order for as long as the context lasts; close all, also on an error."""
+) -> Iterator[Mapping[str, TimedModel]]:
+    """Load the models in order; close all of them when the context ends, also on an error."""
     with ExitStack() as stack:
-        timed: dict[str, Timed | TimedEncoder] = {}
+        timed: dict[str, TimedModel] = {}
         for name, model in models.items():
-            load = load_timed_encoder if isinstance(workload, EncoderWorkload) else load_timed
+            load = load_timed_pooling if isinstance(workload, PoolingWorkload) else load_timed
             timed[name] = load(engine, model, workload.sizes, workload.engine_arguments)
             stack.callback(timed[name].close)
             if timed[name].max_model_len < workload.model_len:
                 raise EngineError(
                     f"{model.folder}: engine {engine} was loaded with {timed[name].max_model_len} "
                     f"positions, the workload needs {workload.model_len}; change the arguments "
-                    "behind `--`"
+                    "after `--`"
                 )
         yield timed
 
 
 def order_of(models: Iterable[str]) -> tuple[str, ...]:
-    """Return the order of a round: every model forwards, then backwards."""
+    """Return the order of a round: all models forwards, then backwards."""
     forwards = tuple(models)
     return forwards + forwards[::-1]
 
 
 def measure_rounds(
-    measures: Mapping[str, Measure], models: Mapping[str, Timed | TimedEncoder], rounds: int
+    measures: Mapping[str, Measure], models: Mapping[str, Any], rounds: int
 ) -> Times:
-    """Time every phase on every model; return phase → model → seconds, two values a round.
+    """Time every phase on every model; return phase → model → seconds, two values per round.
 
-    One unrecorded round first warms caches, buffers and clocks.
+    An unrecorded first round warms up caches, buffers and clocks.
     """
     times: Times = {name: {model: [] for model in models} for name in measures}
     order = order_of(models)
@@ -254,10 +247,7 @@ def measure_rounds(
 def summarise(
     seconds: Mapping[str, list[float]], ideals: Mapping[str, float], num_tokens: int, seed: int
 ) -> PhaseResult:
-    """Turn one phase's times into estimates for the models of `ideals`.
-
-    Times of a model are two a round, in order.
-    """
+    """Turn one phase's times, two per round, into estimates for the models in `ideals`."""
     rounds = {model: round_sums(values) for model, values in seconds.items()}
     over_dense = {
         model: median_with_interval(ratios(rounds[DENSE], rounds[model]), seed)
@@ -280,5 +270,5 @@ def round_sums(values: list[float]) -> list[float]:
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:
-    """Return how many times `below` each value of `above` is."""
+    """Return the elementwise ratios of `above` to `below`."""
     return [a / b for a, b in zip(above, below, strict=True)]

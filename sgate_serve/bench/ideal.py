@@ -1,10 +1,10 @@
-"""The speed that removed weights promise: bytes read per decode step, FLOPs of a prefill.
+"""Ideal speedups from removed weights: bytes read per decode step, FLOPs of a prefill.
 
 Decoding is bound by reading the weights, so its ideal speedup is the ratio of all weight bytes read
-per step, the lm_head included and the embedding's single row not. Bytes are those of the precision
-that an engine holds the matrices in: where the blocks have fewer bits than the head, removing half
-of them is worth less. Prefill is bound by arithmetic, so its ideal is the ratio of matmul FLOPs.
-Efficiency is measured speedup over ideal.
+per step, including the lm_head but not the embedding's single row. Bytes are counted in the
+precision in which the engine holds the matrices: if the blocks have fewer bits than the head,
+removing half of them gains less. Prefill is bound by arithmetic, so its ideal speedup is the ratio
+of matmul FLOPs. Efficiency is measured over ideal speedup.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 @dataclass(frozen=True)
 class Ideal:
-    """Ideal speedups of one model over another."""
+    """The ideal speedups of one model over another."""
 
     decode: float
     prefill: float
 
 
 def decode_weights(spec: ModelSpec) -> int:
-    """Count the weights that one decode step reads: everything but the embedding tables.
+    """Count the weights that one decode step reads: all but the embedding tables.
 
-    A tied head reads the table as its own matrix, so the head always counts in full.
+    A tied head reads the table as its matrix, so the head always counts in full.
     """
     shapes = spec.tensor_shapes()
     tables = [shapes[name] for name, axes in spec.family.outside.items() if len(axes) == 2]
@@ -35,17 +35,17 @@ def decode_weights(spec: ModelSpec) -> int:
 
 def decode_bytes(spec: ModelSpec, precision: Precision) -> float:
     """Count the bytes of weights that one decode step reads in a precision."""
-    inside, on_top = spec.num_gateable, _weights_on_top(spec)
-    rest = decode_weights(spec) - inside - on_top
+    inside, head = spec.num_gateable, _head_weights(spec)
+    rest = decode_weights(spec) - inside - head
     return (
         inside * precision.bytes_inside
-        + on_top * precision.bytes_outside
+        + head * precision.bytes_outside
         + rest * precision.float_bytes
     )
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
-    """Count the matmul FLOPs of one prompt of `num_tokens`: linears, attention, one row on top.
+    """Count the matmul FLOPs of a prompt of `num_tokens`: linears, attention, one row of the head.
 
     Causal attention computes QKᵀ and PV for half of the token pairs: 2 · heads · head_dim · T²; an
     encoder computes all of them.
@@ -53,11 +53,11 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     linears = 2 * spec.num_gateable * num_tokens
     heads = sum(layer.num_heads * layer.head_dim for layer in spec.layers)
     attention = (4 if spec.is_encoder else 2) * heads * num_tokens * num_tokens
-    return linears + attention + 2 * _weights_on_top(spec)
+    return linears + attention + 2 * _head_weights(spec)
 
 
-def _weights_on_top(spec: ModelSpec) -> int:
-    """Count the weights of the matrices on the stack: the head, tied or not, or a classifier."""
+def _head_weights(spec: ModelSpec) -> int:
+    """Count the weights of the head's matrices: an lm_head, tied or not, or a classifier's."""
     if spec.task == CAUSAL_LM:
         return spec.vocab_size * spec.hidden_size
     shapes = (shape for name, shape in spec.tensor_shapes().items() if name in spec.head.tensors)
@@ -70,7 +70,7 @@ def ideal_speedup(
     prefill_tokens: int,
     precisions: tuple[Precision, Precision] = (PRECISIONS[FP32], PRECISIONS[FP32]),
 ) -> Ideal:
-    """Compare two models, each in its own precision; FLOPs count alike in all of them."""
+    """Compare two models, each in its own precision; FLOPs count the same in all precisions."""
     return Ideal(
         decode=decode_bytes(dense, precisions[0]) / decode_bytes(pruned, precisions[1]),
         prefill=prefill_flops(dense, prefill_tokens) / prefill_flops(pruned, prefill_tokens),

@@ -1,4 +1,4 @@
-"""Medians of paired ratios and what they are worth."""
+"""Medians of paired ratios with bootstrap confidence intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Estimate:
 
 
 def median_with_interval(values: Sequence[float], seed: int) -> Estimate:
-    """Return the median of `values` (one per round) and where it may lie, resampling the rounds."""
+    """Return the median of `values` (one per round) and its interval from resampled rounds."""
     sample = np.asarray(values)
     indices = np.random.default_rng(seed).integers(0, len(sample), (RESAMPLES, len(sample)))
     medians = np.median(sample[indices], axis=1)

@@ -1,4 +1,4 @@
-"""What one comparison measures, and one timed run of each phase on one loaded model."""
+"""The workload of a comparison, and the timed run of each of its phases on a loaded model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from sgate_serve.engines.timed import Timed, TimedEncoder, TimedSizes
+from sgate_serve.engines.timed import TimedDecoder, TimedPoolingEngine, TimedSizes
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of, option
 
-# One timed run on a loaded model of the workload's kind, `Timed` or `TimedEncoder`.
+# One timed run on a loaded model of the workload's kind: a TimedDecoder or TimedPoolingEngine.
 Measure = Callable[[Any], float]
 
 PREFILL = "prefill"
@@ -18,21 +18,23 @@ PREFILL = "prefill"
 
 @dataclass(frozen=True)
 class Workload:
-    """Sizes of the phases, how often each is run, and what the engine is told besides.
+    """The workload of causal language models: decode steps at several batch sizes, and a prefill.
 
-    Token ids are random, drawn with `seed`. Raises EngineError for sizes that cannot be run.
+    Token ids are random, drawn with `seed`; `engine_arguments` are command-line words for the
+    engine. Raises EngineError for sizes that cannot be run.
     """
 
     rounds: int = option(9, "rounds of dense, pruned, dense again, and the same backwards")
     decode_steps: int = option(32, "decode steps in one timed run")
     context_tokens: int = option(32, "tokens in each row's cache before decoding")
     prefill_tokens: int = option(
-        256, "tokens of the timed prompt; 128 of each text where models read texts"
+        256, "tokens of the timed prompt; classifiers and embedding models: 128 of each text"
     )
     threads: int | None = option(None, "threads of the engine (default: all CPUs)")
     seed: int = option(0, "seed of the token ids and of the confidence intervals")
     batches: tuple[int, ...] = option(
-        (1, 8), "rows decoded at once, a phase for each number; 1,32 where models read texts"
+        (1, 8),
+        "batch sizes, each a phase of its own; classifiers and embedding models: 1,32",
     )
     engine_arguments: tuple[str, ...] = ()
 
@@ -44,18 +46,18 @@ class Workload:
 
     @property
     def sizes(self) -> TimedSizes:
-        """What an engine must be able to hold."""
+        """The sizes that an engine must support."""
         return TimedSizes(max(self.batches), self.model_len, self.threads)
 
     @property
     def model_len(self) -> int:
-        """Tokens that one row must be able to hold."""
+        """The tokens that one row must be able to hold."""
         return max(self.context_tokens + self.decode_steps, self.prefill_tokens)
 
 
 @dataclass(frozen=True)
-class EncoderWorkload:
-    """The same of models that read texts: one call for each number of texts."""
+class PoolingWorkload:
+    """The workload of classifiers and embedding models: one call per batch size."""
 
     rounds: int = 9
     prefill_tokens: int = 128
@@ -79,23 +81,23 @@ class EncoderWorkload:
         return self.prefill_tokens
 
 
-AnyWorkload = Workload | EncoderWorkload
+AnyWorkload = Workload | PoolingWorkload
 
 
 def phases(workload: AnyWorkload) -> Mapping[str, Measure]:
-    """Return phase name → a function that runs it once and returns its seconds."""
-    if isinstance(workload, EncoderWorkload):
-        return {f"batch_{batch}": _read(workload, batch) for batch in workload.batches}
+    """Return phase name → a function that runs the phase once and returns its seconds."""
+    if isinstance(workload, PoolingWorkload):
+        return {f"batch_{batch}": _encode(workload, batch) for batch in workload.batches}
     decode = {f"decode_batch_{batch}": _decode(workload, batch) for batch in workload.batches}
     return {**decode, PREFILL: _prefill(workload)}
 
 
 def tokens_per_run(workload: AnyWorkload, phase: str) -> int:
-    """Return how many tokens one timed run of a phase computes."""
+    """Return the number of tokens that one timed run of a phase processes."""
     if phase == PREFILL:
         return workload.prefill_tokens
     batch = int(phase.rpartition("_")[2])
-    if isinstance(workload, EncoderWorkload):
+    if isinstance(workload, PoolingWorkload):
         return batch * workload.prefill_tokens
     return batch * workload.decode_steps
 
@@ -116,7 +118,7 @@ def _decode(workload: Workload, batch: int) -> Measure:
     generator = np.random.default_rng(workload.seed)
     context, steps = workload.context_tokens, workload.decode_steps
 
-    def measure(timed: Timed) -> float:
+    def measure(timed: TimedDecoder) -> float:
         return timed.decode_seconds(batch, context, steps, generator)
 
     return measure
@@ -125,16 +127,16 @@ def _decode(workload: Workload, batch: int) -> Measure:
 def _prefill(workload: Workload) -> Measure:
     generator = np.random.default_rng(workload.seed)
 
-    def measure(timed: Timed) -> float:
+    def measure(timed: TimedDecoder) -> float:
         return timed.prefill_seconds(workload.prefill_tokens, generator)
 
     return measure
 
 
-def _read(workload: EncoderWorkload, batch: int) -> Measure:
+def _encode(workload: PoolingWorkload, batch: int) -> Measure:
     generator = np.random.default_rng(workload.seed)
 
-    def measure(timed: TimedEncoder) -> float:
-        return timed.read_seconds(batch, workload.prefill_tokens, generator)
+    def measure(timed: TimedPoolingEngine) -> float:
+        return timed.encode_seconds(batch, workload.prefill_tokens, generator)
 
     return measure

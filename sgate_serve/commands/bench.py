@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sgate_serve.architecture.family import CAUSAL_LM
-from sgate_serve.bench.workload import AnyWorkload, EncoderWorkload, Workload
+from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, Workload
 from sgate_serve.commands.flags import add_flags
 from sgate_serve.commands.output import load_plots, print_lines
 from sgate_serve.errors import EngineError, SgateError
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.bench.compare import compare, comparison_lines
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.engines import choose_engine
+    from sgate_serve.engines.table import choose_engine
 
     dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
     folders = _folders_by_name(args.beside)
@@ -72,13 +72,13 @@ def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:
     arguments = tuple(args.engine_arguments)
     if task == CAUSAL_LM:
         return Workload(**given, engine_arguments=arguments)
-    known = {field.name for field in fields(EncoderWorkload)}
+    known = {field.name for field in fields(PoolingWorkload)}
     for name in given:
         if name not in known:
             raise EngineError(
                 f"{flag_of(name)} has no place here: these models read texts and decode nothing"
             )
-    return EncoderWorkload(**given, engine_arguments=arguments)
+    return PoolingWorkload(**given, engine_arguments=arguments)
 
 
 def _named_folder(text: str) -> tuple[str, str]:

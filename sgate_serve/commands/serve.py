@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.engines import ENGINES, choose_engine, import_target
+    from sgate_serve.engines.table import ENGINES, choose_engine, import_target
     from sgate_serve.server import serve
 
     model = Checkpoint.open(args.out)
@@ -51,8 +51,8 @@ def generator_of(
     engine: str, model: "Checkpoint", arguments: Sequence[str]
 ) -> "Callable[[], LoadedModel]":
     """Return what loads a causal LM; its arguments are checked at once."""
-    from sgate_serve.engines import parse_options
-    from sgate_serve.loaders.engines import load_slot_engine
+    from sgate_serve.engines.table import parse_options
+    from sgate_serve.loaders.serving import load_slot_engine
     from sgate_serve.server import LoadedModel
 
     options = parse_options(engine, arguments)
@@ -63,16 +63,16 @@ def reader_of(
     engine: str, model: "Checkpoint", arguments: Sequence[str]
 ) -> "Callable[[], LoadedModel]":
     """Return what loads a classifier or an embedding model; its arguments are checked at once."""
-    from sgate_serve.engines import parse_encoder_options
-    from sgate_serve.loaders.engines import load_text_encoder, pooling_of
+    from sgate_serve.engines.table import parse_pooling_options
+    from sgate_serve.loaders.serving import load_pooling_engine, pooling_of
     from sgate_serve.server import LoadedModel
 
-    options = parse_encoder_options(engine, arguments)
+    options = parse_pooling_options(engine, arguments)
     if model.spec.task != BASE:
         return lambda: LoadedModel.from_folder(
-            load_text_encoder(engine, model, options), model.folder, "classify"
+            load_pooling_engine(engine, model, options), model.folder, "classify"
         )
     normalize = pooling_of(model).normalize
     return lambda: LoadedModel.from_folder(
-        load_text_encoder(engine, model, options), model.folder, "embed", normalize=normalize
+        load_pooling_engine(engine, model, options), model.folder, "embed", normalize=normalize
     )

@@ -1,8 +1,7 @@
-"""What every engine promises: requests of token ids in, token events out.
+"""The contract between the server and an engine: requests of token ids in, token events out.
 
-An engine knows no text, no HTTP and no files of the converters. `step` does one round of work for
-all running requests; the caller drives it from one thread. Greedy tokens of a request are the same
-alone and in any batch.
+Engines handle neither text nor HTTP. `step` does one round of work for all running requests; the
+caller drives it from one thread. Greedy tokens of a request are the same alone and in any batch.
 """
 
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ FinishReason = Literal["stop", "length", "abort"]
 class SamplingParams:
     """How to choose tokens; names, meanings and neutral values are vLLM's.
 
-    Temperature 0 is greedy; `seed` makes a sampled run repeatable. `top_k` 0 keeps all tokens.
-    `repetition_penalty` counts the prompt and what was generated, the other two only the latter.
-    `logit_bias` holds (token id, what is added to its logit). No stop token comes before
-    `min_tokens` tokens. `logprobs` asks for the score of each new token and of so many likeliest
-    ones, `prompt_logprobs` for those of the prompt; `max_tokens` 0 only reads the prompt.
+    Temperature 0 is greedy; `seed` makes a sampled run repeatable; `top_k` 0 keeps all tokens.
+    `repetition_penalty` counts prompt and completion, the other two penalties only the completion.
+    `logit_bias` holds pairs of a token id and the number added to its logit. Stop tokens are
+    suppressed before `min_tokens` tokens. `logprobs` requests the log-probability of each new token
+    and of that many most likely tokens, `prompt_logprobs` the same for the prompt. With
+    `max_tokens` 0 only the prompt is processed.
     """
 
     max_tokens: int = 16
@@ -44,7 +44,7 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to continue; `request_id` is the caller's and unique while it runs."""
+    """One prompt to continue; the caller chooses `request_id`, unique while the request runs."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -53,9 +53,10 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """A token, its log-probability, and (id, log-probability) of the likeliest there, best first.
+    """A token, its log-probability, and the most likely tokens at its position.
 
-    The first token of a prompt has None: nothing predicts it.
+    `top` holds (token id, log-probability), most likely first. The first token of a prompt has
+    `logprob` None, since nothing predicts it.
     """
 
     token: int
@@ -67,9 +68,9 @@ class TokenLogprobs:
 class TokenEvent:
     """One step of one request: a new token, its end, or both.
 
-    `token` is None when the request ended without a new visible token (a stop token is never
-    shown). `finish_reason` is None while the request goes on. A request's first event carries the
-    scores of its prompt, if they were asked for.
+    `token` is None if the request ended without a new visible token (stop tokens are never shown).
+    `finish_reason` is None while the request continues. The first event of a request carries the
+    log-probabilities of its prompt if they were requested.
     """
 
     request_id: str
@@ -81,7 +82,7 @@ class TokenEvent:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A snapshot for /metrics: requests in slots, requests in the queue, share of KV in use."""
+    """A snapshot for /metrics: running and queued requests, and the fraction of KV cache in use."""
 
     num_running: int
     num_waiting: int
@@ -99,20 +100,20 @@ class Engine(Protocol):
         """Queue a request; raise RequestError if it can never run (too long, id out of range)."""
 
     def abort(self, request_id: str) -> None:
-        """Drop a request, running or waiting, and free its slot; unknown ids are ignored."""
+        """Drop a running or waiting request and free its slot; unknown ids are ignored."""
 
     def step(self) -> Sequence[TokenEvent]:
-        """Advance every running request by at most one token; admit waiting ones first."""
+        """Admit waiting requests, then advance every running one by at most one token."""
 
     def has_work(self) -> bool:
-        """Say whether a request is running or waiting."""
+        """Return whether a request is running or waiting."""
 
     def stats(self) -> EngineStats: ...
 
 
 @dataclass(frozen=True)
 class PoolingRequest:
-    """One text to read with an encoder; `token_types` are BERT's segments, None for all zero."""
+    """One text to classify or embed; `token_types` are BERT's segment ids, None for all zero."""
 
     request_id: str
     prompt: tuple[int, ...]
@@ -121,14 +122,17 @@ class PoolingRequest:
 
 @dataclass(frozen=True)
 class PooledOutput:
-    """The one answer to a `PoolingRequest`: logits [labels], or an embedding [width]."""
+    """The answer to a `PoolingRequest`: logits [labels], or an embedding [width]."""
 
     request_id: str
     values: NDArray[np.float32]
 
 
 class PoolingEngine(Protocol):
-    """A loaded encoder. Not thread-safe; the values of a request are the same in any batch."""
+    """A loaded classifier or embedding model. Not thread-safe: one thread drives it.
+
+    The values of a request are the same in any batch.
+    """
 
     name: str
     max_model_len: int
@@ -141,36 +145,9 @@ class PoolingEngine(Protocol):
         """Drop a waiting request; unknown ids are ignored."""
 
     def step(self) -> Sequence[PooledOutput]:
-        """Read one batch of waiting requests, oldest first, and return their answers."""
+        """Run one batch of waiting requests, oldest first, and return their answers."""
 
     def has_work(self) -> bool:
-        """Say whether a request is waiting."""
+        """Return whether a request is waiting."""
 
     def stats(self) -> EngineStats: ...
-
-
-class LoadedEncoder(PoolingEngine, Protocol):
-    """An encoder as it is loaded by name: it can also be checked, and given back."""
-
-    def read(
-        self,
-        prompts: Sequence[NDArray[np.int64]],
-        types: Sequence[NDArray[np.int64] | None] | None = None,
-    ) -> Sequence[NDArray[np.float32]]:
-        """Read prompts in one call, past the queue: logits [labels] or last states [s, hidden].
-
-        `types` are the segments of each prompt's tokens; None is the first for all.
-        """
-
-    def close(self) -> None:
-        """Give back the model and its memory; nothing is called afterwards."""
-
-
-class LoadedEngine(Engine, Protocol):
-    """An engine as it is loaded by name: it can also be checked, and given back."""
-
-    def logits(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle engine."""
-
-    def close(self) -> None:
-        """Give back the model and its memory; nothing is called afterwards."""

@@ -1,23 +1,25 @@
-"""The sizes of engines as their command line spells them."""
+"""The options of engines, and their parsing from command-line words."""
 
-from dataclasses import dataclass
-from typing import Self
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NoReturn, Self, TypeVar, get_args, get_type_hints
 
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS, precision_named
-from sgate_serve.options import option
+from sgate_serve.options import flag_of, option
 
 DEVICES = ("cpu", "cuda")
-PRECISION_HELP = f"{', '.join(PRECISIONS)}: what the graph is in (default: as it is in the folder)"
+PRECISION_HELP = f"{', '.join(PRECISIONS)}: precision of the graph (default: the folder's own)"
 
 
 @dataclass(frozen=True)
-class EncoderOptions:
-    """Sizes of an engine that reads texts; None means chosen, and logged."""
+class PoolingOptions:
+    """Sizes of an engine for pooling models; those that are None are chosen and logged."""
 
     max_model_len: int | None = option(None, "longest text, in tokens")
     threads: int | None = option(None, "CPU threads of the engine")
-    batch_tokens: int | None = option(None, "tokens of all texts that are read at once")
+    batch_tokens: int | None = option(None, "tokens of all texts in one batch")
     precision: str | None = option(None, PRECISION_HELP)
 
     def __post_init__(self) -> None:
@@ -27,12 +29,12 @@ class EncoderOptions:
 
 @dataclass(frozen=True)
 class SlotOptions:
-    """Sizes of a slot engine; None means chosen from the machine and the model, and logged."""
+    """Sizes of a slot engine; those that are None are chosen from machine and model and logged."""
 
     slots: int | None = option(None, "requests that run at the same time")
     max_model_len: int | None = option(None, "longest prompt and completion together, in tokens")
     threads: int | None = option(None, "CPU threads of the engine")
-    prefill_chunk: int | None = option(None, "prompt tokens fed in one step")
+    prefill_chunk: int | None = option(None, "prompt tokens processed in one step")
 
     def __post_init__(self) -> None:
         _check_sizes(self)
@@ -40,7 +42,7 @@ class SlotOptions:
 
 @dataclass(frozen=True)
 class OnnxOptions(SlotOptions):
-    """What the onnx engine can be told besides."""
+    """The options of the onnx engine: those of a slot engine and its own."""
 
     kv_cache_mib: int | None = option(None, "memory for keys and values, in MiB")
     device: str = option("cpu", f"{' or '.join(DEVICES)}; cuda is untested")
@@ -56,11 +58,32 @@ class OnnxOptions(SlotOptions):
 
     @classmethod
     def of(cls, options: SlotOptions | None) -> Self:
-        """Return the options as the onnx engine's own."""
+        """Return slot options as options of the onnx engine, with defaults for its own."""
         return cls(**vars(options or SlotOptions()))
 
 
-def _check_sizes(options: EncoderOptions | SlotOptions) -> None:
+Options = TypeVar("Options", bound=PoolingOptions | SlotOptions)
+
+
+def read_options(options: type[Options], name: str, arguments: Sequence[str]) -> Options:
+    """Parse command-line words into an options dataclass; raise EngineError for unknown ones."""
+    parser = _Parser(prog=f"engine {name}", add_help=False, allow_abbrev=False)
+    hints = get_type_hints(options)
+    for each in fields(options):
+        kind = str if str in (hints[each.name], *get_args(hints[each.name])) else int
+        parser.add_argument(flag_of(each.name), dest=each.name, type=kind, default=each.default)
+    return options(**vars(parser.parse_args(arguments)))
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse parser that raises EngineError instead of printing usage and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        known = ", ".join(action.option_strings[0] for action in self._actions)
+        raise EngineError(f"{self.prog}: {message}; its options, each with a value: {known}")
+
+
+def _check_sizes(options: PoolingOptions | SlotOptions) -> None:
     for name, value in vars(options).items():
         if isinstance(value, int) and value < 1:
             raise EngineError(f"engine option {name} must be at least 1, found {value}")

@@ -1,4 +1,4 @@
-"""Which requests an engine can run at all; every other is refused before it is queued."""
+"""Checks of requests before they are queued: those that an engine can never run are rejected."""
 
 import math
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ def check_request(request: Request, max_model_len: int, vocab_size: int) -> None
     if len(prompt) + min(1, request.sampling.max_tokens) > max_model_len:
         raise RequestError(
             f"the prompt has {len(prompt)} tokens; this server takes at most {max_model_len - 1} "
-            f"(model length {max_model_len}, one token of it for the answer)",
+            f"(model length {max_model_len}, including one token for the answer)",
             param="prompt",
         )
     check_sampling(request.sampling, vocab_size)
 
 
 def check_tokens(prompt: Sequence[int], vocab_size: int) -> None:
-    """Raise RequestError for an empty prompt, or a token outside the vocabulary."""
+    """Raise RequestError for an empty prompt or a token outside the vocabulary."""
     if not prompt:
         raise RequestError("the prompt has no tokens; give at least one", param="prompt")
     for index, token in enumerate(prompt):
@@ -36,9 +36,9 @@ def check_tokens(prompt: Sequence[int], vocab_size: int) -> None:
 def check_pooling_request(
     request: PoolingRequest, max_model_len: int, vocab_size: int, num_types: int
 ) -> None:
-    """Raise RequestError naming the field that makes a text impossible to read.
+    """Raise RequestError naming the field that makes a text impossible to process.
 
-    A model without token types reads none: what a tokenizer gives for pairs means nothing to it.
+    A model without token types (`num_types` 0) ignores those that a tokenizer produces for pairs.
     """
     prompt, types = request.prompt, request.token_types
     check_tokens(prompt, vocab_size)
@@ -62,10 +62,10 @@ def check_pooling_request(
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
-    """Raise RequestError naming the parameter that no token can be chosen by; NaN is never fine."""
+    """Raise RequestError naming the first sampling parameter that is out of range or NaN."""
     tokens_left = vocab_size - len(sampling.stop_token_ids)
     checks: tuple[tuple[str, bool, str], ...] = (
-        ("max_tokens", sampling.max_tokens >= 0, "0 (only read the prompt) or more"),
+        ("max_tokens", sampling.max_tokens >= 0, "0 (only process the prompt) or more"),
         ("temperature", sampling.temperature >= 0, "0 or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1"),
         ("seed", sampling.seed is None or sampling.seed >= 0, "0 or more"),
@@ -86,7 +86,7 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     for token, bias in sampling.logit_bias:
         if not (0 <= token < vocab_size and math.isfinite(bias)):
             raise RequestError(
-                f"logit_bias adds {bias} to token {token}; it must be finite, and the token one "
-                f"of {vocab_size}",
+                f"logit_bias adds {bias} to token {token}; the number must be finite, and the "
+                f"token one of the {vocab_size} in the vocabulary",
                 param="logit_bias",
             )

@@ -1,4 +1,4 @@
-"""What a slot engine drives: a model with a KV cache whose rows are slots."""
+"""The model runner that a slot engine drives: a model with a KV cache divided into slots."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.errors import EngineError
+from sgate_serve.onnx_format.precision import Precision
 
 
 @dataclass(frozen=True)
-class Feed:
-    """New tokens of one slot; logits are wanted after each of the last `num_logits`."""
+class TokenChunk:
+    """New tokens for one slot; logits are returned after each of the last `num_logits` tokens."""
 
     slot: int
     tokens: Sequence[int]
@@ -23,31 +24,32 @@ class Feed:
 class Runner(Protocol):
     """A model with a KV cache of `num_slots` rows; each slot holds the tokens of one request.
 
-    All slots together hold at most `cache_tokens`.
+    All slots together hold at most `cache_tokens`. `precision` is the format of the weights.
     """
 
     num_slots: int
     max_model_len: int
     cache_tokens: int
     vocab_size: int
+    precision: Precision
 
-    def forward(self, feeds: Sequence[Feed]) -> Logits:
-        """Append tokens to different slots; return the wanted logits [n, vocab], feed by feed."""
+    def forward(self, chunks: Sequence[TokenChunk]) -> Logits:
+        """Append tokens to distinct slots; return the logits [n, vocab] in the order of chunks."""
 
     def release(self, slot: int) -> None:
-        """Forget what the slot holds."""
+        """Discard the tokens of a slot."""
 
 
 def all_logits(runner: Runner, tokens: NDArray[np.int64]) -> Logits:
     """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle runner.
 
-    Raises EngineError if they do not fit a slot.
+    Raises EngineError if the tokens do not fit into a slot.
     """
     if len(tokens) > runner.max_model_len:
         raise EngineError(
             f"{len(tokens)} tokens do not fit this runner's max_model_len of "
             f"{runner.max_model_len}; raise it or give fewer"
         )
-    logits = runner.forward([Feed(0, tokens.tolist(), len(tokens))])
+    logits = runner.forward([TokenChunk(0, tokens.tolist(), len(tokens))])
     runner.release(0)
     return logits

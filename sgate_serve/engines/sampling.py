@@ -1,8 +1,8 @@
 """Choose the next token of each row, in the order of vLLM's sampler.
 
-Raw logits → no stop token before min_tokens, logit_bias, penalties → argmax where the temperature
-is 0, else temperature → min_p → top_k → top_p → a draw. A row draws from its own generator and
-sees its own logits only, so its tokens do not depend on the rows beside it.
+Raw logits → no stop token before min_tokens, logit_bias, penalties → argmax if the temperature is
+0, else temperature → min_p → top_k → top_p → a random draw. Each row has its own generator and sees
+only its own logits, so its tokens do not depend on the other rows of a batch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,17 +17,17 @@ from sgate_serve.engines.base import SamplingParams
 Logits = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
-# Weights are summed in blocks of so many.
+# Weights are summed in blocks of this size.
 BLOCK = 128
-# Below this a temperature would divide by zero in fp32; it is greedy long before.
+# Smaller temperatures would divide by zero in fp32; sampling is greedy long before that.
 TINY = 1e-30
 
 
 @dataclass
 class Sampler:
-    """How one request chooses its tokens, what came so far, and a generator of its own.
+    """The sampling state of one request: its parameters, its generator and its token counts.
 
-    `counts` maps each token of the prompt and of the completion to how often the latter has it.
+    `counts` maps each token of prompt and completion to its occurrences in the completion.
     """
 
     params: SamplingParams
@@ -37,7 +37,7 @@ class Sampler:
 
     @classmethod
     def start(cls, params: SamplingParams, prompt: Iterable[int] = ()) -> "Sampler":
-        """Begin a request; without a seed its draws are fresh each time."""
+        """Start a request; without a seed its draws differ from run to run."""
         return cls(params, np.random.default_rng(params.seed), dict.fromkeys(prompt, 0))
 
     def record(self, token: int) -> None:
@@ -56,7 +56,7 @@ class Sampler:
 
 
 def choose_tokens(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
-    """Return one token id for each row of `logits`, [rows, vocab]; ties go to the lowest id."""
+    """Return one token id per row of `logits` [rows, vocab]; ties go to the lowest id."""
     logits = _adjusted(logits, samplers)
     tokens = [int(token) for token in logits.argmax(axis=-1)]
     sampled = _rows(samplers, lambda sampler: sampler.params.temperature > 0)
@@ -71,7 +71,7 @@ def choose_tokens(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def _adjusted(logits: Logits, samplers: Sequence[Sampler]) -> Logits:
-    """Return the logits that also a greedy row chooses by; the given ones stay as they are."""
+    """Return new logits with biases and penalties, which greedy rows use too."""
     forbidding = _rows(samplers, lambda sampler: sampler.forbids_stop)
     biased = _rows(samplers, lambda sampler: bool(sampler.params.logit_bias))
     penalized = _rows(samplers, lambda sampler: sampler.is_penalized)
@@ -79,7 +79,7 @@ def _adjusted(logits: Logits, samplers: Sequence[Sampler]) -> Logits:
         return logits
     logits = logits.copy()
     for row in forbidding:
-        # A config may name a stop token that the model does not have.
+        # A config may name a stop token outside the vocabulary.
         stops = np.fromiter(samplers[row].params.stop_token_ids, np.int64)
         logits[row, stops[stops < logits.shape[1]]] = -np.inf
     for row in biased:
@@ -91,7 +91,7 @@ def _adjusted(logits: Logits, samplers: Sequence[Sampler]) -> Logits:
 
 
 def _penalize(logits: Logits, rows: Rows, samplers: Sequence[Sampler]) -> None:
-    """Apply all penalties of `rows` in place: one gather and one scatter of the tokens they had."""
+    """Apply all penalties of `rows` in place, by one gather and one scatter of their tokens."""
     lengths = [len(sampler.counts) for sampler in samplers]
     tokens = np.concatenate([np.fromiter(sampler.counts, np.int64) for sampler in samplers])
     counts = np.concatenate([np.fromiter(s.counts.values(), np.float32) for s in samplers])
@@ -109,16 +109,16 @@ def _penalize(logits: Logits, rows: Rows, samplers: Sequence[Sampler]) -> None:
 
 
 def _weights(logits: Logits, params: Sequence[SamplingParams]) -> Logits:
-    """Return weights [rows, vocab] after temperature, min_p and top_k; the likeliest have 1.
+    """Return weights [rows, padded vocab] after temperature, min_p and top_k; the largest is 1.
 
-    In fp32, whose exp takes a fraction of the time. Zeros fill the last block up: see `_invert`.
+    Computed in fp32, whose exp is several times faster. Zeros pad the last block: see `_invert`.
     """
     temperatures = np.array([max(own.temperature, TINY) for own in params], np.float32)
     min_p = np.array([own.min_p for own in params], np.float32)
     rows, vocab = logits.shape
     padded = np.zeros((rows, -(-vocab // BLOCK) * BLOCK), np.float32)
     weights = padded[:, :vocab]
-    # The maximum goes first, so that a tiny temperature overflows to weight 0 at worst.
+    # The maximum is subtracted first, so a tiny temperature at worst overflows to weight 0.
     np.subtract(logits, logits.max(axis=-1, keepdims=True), out=weights)
     with np.errstate(over="ignore"):
         np.divide(weights, temperatures[:, None], out=weights)
@@ -126,7 +126,7 @@ def _weights(logits: Logits, params: Sequence[SamplingParams]) -> Logits:
     if min_p.any():
         weights[weights < min_p[:, None]] = 0
     for row in _rows(params, lambda own: 0 < own.top_k < vocab):
-        # Tokens as likely as the last one kept are kept too, as in vLLM.
+        # Ties with the last kept token are kept too, as in vLLM.
         weights[row] *= weights[row] >= _largest(padded[row], params[row].top_k)
     return padded
 
@@ -135,17 +135,18 @@ def _largest(weights: Logits, rank: int) -> np.float32:
     """Return the `rank`-th largest weight."""
     maxima = weights.reshape(-1, BLOCK).max(axis=-1)
     if rank <= len(maxima):
-        # So many blocks reach this, so the wanted weight does: few are left to partition.
+        # At least `rank` weights reach this floor, so few are left to partition.
         floor = np.partition(maxima, -rank)[-rank]
         weights = weights[weights >= floor]
     return np.float32(np.partition(weights, -rank)[-rank])
 
 
 def _draw(weights: Logits, top_p: float, generator: np.random.Generator) -> int:
-    """Draw from the fewest likeliest tokens whose share reaches `top_p`, the first among equals.
+    """Draw from the smallest set of most likely tokens whose share reaches `top_p`.
 
-    Nothing is sorted: a token drawn from all is one of them if those before it have a share below
-    `top_p`. If it is not, nor is any behind it, so the next draw is from those before it.
+    Nothing is sorted: a token drawn from all tokens is in the set if the more likely ones (among
+    ties, those with a lower id) have a share below `top_p`. If it is not, no less likely token is
+    either, so the next draw is from the more likely ones.
     """
     bound = top_p * weights.sum(dtype=np.float64)
     while True:
@@ -161,15 +162,16 @@ def _draw(weights: Logits, top_p: float, generator: np.random.Generator) -> int:
 
 
 def _invert(weights: Logits, uniform: float) -> int:
-    """Return the first index whose cumulated weight exceeds the share `uniform` of the whole.
+    """Return the first index whose cumulative weight exceeds the share `uniform` of the total.
 
-    Sums of blocks first, for a running sum over all is slow. An index of weight 0 never comes.
+    Blocks are summed first, since a running sum over all weights is slow. An index of weight 0 is
+    never returned.
     """
     blocks = weights.reshape(-1, BLOCK)
     sums = blocks.sum(axis=-1, dtype=np.float64).cumsum()
     wanted = uniform * sums[-1]
     block = int(np.searchsorted(sums, wanted, side="right"))
-    # A uniform next to 1 may round up to the whole.
+    # A uniform close to 1 may round up to the total.
     block = min(block, int(np.searchsorted(sums, sums[-1])))
     inside = blocks[block].cumsum(dtype=np.float64)
     rest = wanted - (sums[block - 1] if block else 0.0)

@@ -1,7 +1,7 @@
 """The reference engine: transformers in fp32 behind the same slots. The oracle, not for speed.
 
-Each slot has a cache of its own and each row is computed by itself, so no batching of any kind
-stands between a request and what transformers says.
+Each slot has its own cache and each row is computed by itself, so results are those of
+transformers without any batching.
 """
 
 import logging
@@ -15,11 +15,12 @@ from transformers import DynamicCache
 
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.engines.runner import Feed
+from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.errors import EngineError
 from sgate_serve.models.loading import load_model
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,9 @@ DEFAULT_PREFILL_CHUNK = 512
 
 class TorchEngine(SlotEngine):
     """`SlotEngine` over a `TorchRunner`."""
+
+    name = "torch"
+    version = str(torch.__version__)
 
     @classmethod
     def load(cls, folder: Path, options: SlotOptions | None = None) -> "TorchEngine":
@@ -46,45 +50,47 @@ class TorchEngine(SlotEngine):
             torch.get_num_threads(),
             chunk,
         )
-        return cls("torch", runner, chunk)
+        return cls(runner, chunk)
 
 
 class TorchRunner:
-    """A transformers model and one cache per slot; a `Runner` of engines/runner.py."""
+    """A transformers model with one cache per slot; a `Runner` of engines/runner.py."""
+
+    precision = PRECISIONS[FP32]
 
     def __init__(self, model: Any, num_slots: int, max_model_len: int) -> None:
         self.model, self.num_slots, self.max_model_len = model, num_slots, max_model_len
         self.cache_tokens = num_slots * max_model_len
         self.vocab_size = int(model.config.vocab_size)
         self._caches = [DynamicCache() for _ in range(num_slots)]
-        # A cache whose first layer has no attention reports length 0, so positions are kept here.
+        # A cache whose first layer has no attention reports length 0, so lengths are kept here.
         self._lengths = [0] * num_slots
 
-    def forward(self, feeds: Sequence[Feed]) -> Logits:
-        """Append tokens to different slots; return the wanted logits [n, vocab], feed by feed."""
-        return np.concatenate([self._append(feed) for feed in feeds])
+    def forward(self, chunks: Sequence[TokenChunk]) -> Logits:
+        """Append tokens to distinct slots; return the logits [n, vocab] in the order of chunks."""
+        return np.concatenate([self._append(chunk) for chunk in chunks])
 
     def release(self, slot: int) -> None:
         self._caches[slot], self._lengths[slot] = DynamicCache(), 0
 
     @torch.inference_mode()
-    def _append(self, feed: Feed) -> Logits:
-        start = self._lengths[feed.slot]
-        positions = torch.arange(start, start + len(feed.tokens))
+    def _append(self, chunk: TokenChunk) -> Logits:
+        start = self._lengths[chunk.slot]
+        positions = torch.arange(start, start + len(chunk.tokens))
         output = self.model(
-            input_ids=torch.tensor([list(feed.tokens)]),
+            input_ids=torch.tensor([list(chunk.tokens)]),
             position_ids=positions[None],
-            past_key_values=self._caches[feed.slot],
+            past_key_values=self._caches[chunk.slot],
             use_cache=True,
-            # 0 would keep all; of one that nobody wants none is returned.
-            logits_to_keep=max(1, feed.num_logits),
+            # transformers takes 0 for all logits, so one is computed and dropped below.
+            logits_to_keep=max(1, chunk.num_logits),
         )
-        self._lengths[feed.slot] += len(feed.tokens)
-        return np.asarray(output.logits[0, : feed.num_logits].float().numpy())
+        self._lengths[chunk.slot] += len(chunk.tokens)
+        return np.asarray(output.logits[0, : chunk.num_logits].float().numpy())
 
 
 def load_runner(folder: Path, options: SlotOptions) -> TorchRunner:
-    """Load the model in `folder`; positions beyond its config's maximum are refused."""
+    """Load the model in `folder`; raise EngineError for a length beyond its positions."""
     checkpoint = Checkpoint.open(folder)
     spec = checkpoint.spec
     length = options.max_model_len or spec.max_positions

@@ -1,1 +1,1 @@
-"""From a model folder to a loaded engine; graphs that a folder lacks are built and cached."""
+"""From a model folder to a loaded model; graphs that a folder lacks are built and cached."""

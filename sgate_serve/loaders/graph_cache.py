@@ -1,6 +1,6 @@
-"""The ONNX graphs of model folders: those in the folder itself, or built once in a cache.
+"""The ONNX graphs of model folders: the folder's own, or one built once and cached.
 
-The cache lies below `SGATE_CACHE`, `$XDG_CACHE_HOME/sgate-serve` or `~/.cache/sgate-serve`.
+The cache is in `SGATE_CACHE`, `$XDG_CACHE_HOME/sgate-serve` or `~/.cache/sgate-serve`.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ def has_onnx(model: Checkpoint) -> bool:
 
 
 def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
-    """Return the folder of a model's ONNX graph in `precision`, or in `graph_precision`'s choice.
+    """Return the folder of a model's ONNX graph in `precision`, by default `graph_precision`'s.
 
-    It is built in the cache where the model has none such. Raises CheckpointError if the model's
-    own graph was built from other weights.
+    The graph is built in the cache unless the model folder has it. Raises CheckpointError if the
+    model's own graph was built from other weights.
     """
     wanted = graph_precision(model, precision)
     if has_onnx(model):
@@ -46,25 +46,25 @@ def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
 
 
 def graph_precision(model: Checkpoint, wanted: str | None = None) -> Precision:
-    """Return what the onnx engine runs a model in: as wanted, as its own graph, or as stored.
+    """Return the precision of a model on the onnx engine: `wanted`, its graph's, or as stored.
 
-    Of a folder without a graph, int8 weights stay int8 and floats are fp32. Raises EngineError for
-    a name that is none.
+    Without a graph in the folder, int8 weights stay int8 and floats become fp32. Raises EngineError
+    for an unknown name.
     """
     name = INT8 if model.is_int8 else FP32
     if wanted is not None:
         name = wanted
     elif has_onnx(model):
         graph = (model.folder / ONNX_DIR / GRAPH_FILE).read_bytes()
-        # Graphs from before this key are fp32.
+        # Graphs written before this key existed are fp32.
         name = stored_text(graph, META_PRECISION) or FP32
     return precision_named(name, is_encoder=model.spec.is_encoder)
 
 
 def check_graph(model: Checkpoint) -> None:
-    """Raise CheckpointError unless the graph in the folder names the folder's own weights.
+    """Raise CheckpointError unless the folder's graph was built from the folder's weights.
 
-    The fingerprint stands in the graph's metadata as it is; looking for it needs no ONNX library.
+    The graph's metadata contain the fingerprint verbatim, so no ONNX library is needed to find it.
     """
     graph = model.folder / ONNX_DIR / GRAPH_FILE
     if model.fingerprint.encode() not in graph.read_bytes():
@@ -75,7 +75,7 @@ def check_graph(model: Checkpoint) -> None:
 
 
 def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
-    """Build the graph beside `target` and move it there whole; another process may win the race."""
+    """Build the graph next to `target` and move it there; another process may have been faster."""
     from converters.to_onnx import write_onnx
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
 
 
 def cache_key(model: Checkpoint, precision: Precision) -> str:
-    """Return a name for what a graph depends on: the weights, the config and the precision."""
+    """Return a hash of everything that a graph depends on: weights, config and precision."""
     config, how = json.dumps(model.config, sort_keys=True), json.dumps(asdict(precision))
     return hashlib.sha256(f"{model.fingerprint} {config} {how}".encode()).hexdigest()
 

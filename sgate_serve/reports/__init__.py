@@ -1,1 +1,1 @@
-"""What is said about a model: what a folder holds, how well it scores, plots."""
+"""Reports on models: the content of a folder, its scores on held-out data, and plots."""

@@ -1,10 +1,11 @@
-"""How good a model is on held-out data: dense, masked or converted, on any engine.
+"""The quality of a model on held-out data: dense, masked or converted, on any engine.
 
-The data decides what is scored as in training: a causal LM's perplexity of packed text, a
-classifier's or regression's scores of labelled examples. Engines are those that verify.
+The task decides what is measured, as in training: the perplexity of packed text for a causal LM,
+scores of labelled examples for a classifier or regression.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from converters.convert import open_masked
+from converters.masked import MaskedCheckpoint
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -34,33 +36,34 @@ from sgate_serve.data.metrics import (
     regression_scores,
 )
 from sgate_serve.data.records import read_examples
-from sgate_serve.engines import check_engine
-from sgate_serve.engines.logprobs import score_tokens
+from sgate_serve.engines.loaded import Floats, LogitsModel
+from sgate_serve.engines.table import AUTO, check_engine
+from sgate_serve.engines.token_logprobs import token_logprobs
 from sgate_serve.errors import EngineError
+from sgate_serve.loaders.logits import TORCH, load_logits_model, rounding_of
 from sgate_serve.options import option
-from sgate_serve.verify.engines import VerifiedEngine, open_engine
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What to score and on what."""
+    """The model to evaluate, the data and the engine."""
 
     checkpoint: str
     data: Path
-    gates: Path | None = option(None, "gates folder: scores the masked dense model, on torch")
+    gates: Path | None = option(None, "gates folder: evaluates the masked dense model, on torch")
     gates_kind: str | None = option(
         None, "what --gates is: sgate, finegates or peft (default: detected)"
     )
-    engine: str = option("auto", "auto, torch, onnx or vllm; auto is onnx where it has a graph")
-    seq_len: int = option(256, "tokens per block of text, or of an example at most")
-    eval_blocks: int = option(128, "blocks of text that are measured, at most")
+    engine: str = option(
+        "auto", "auto, torch, onnx or vllm; auto is onnx if the folder holds a graph, else torch"
+    )
+    seq_len: int = option(256, "tokens per block of text; longest labelled example")
+    eval_blocks: int = option(128, "largest number of blocks of text")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, and what was scored."""
+    """Scores, with the model and data they belong to."""
 
     options: EvalOptions
     engine: str
@@ -81,7 +84,7 @@ class Evaluation:
         }
 
     def lines(self) -> Iterator[str]:
-        """Yield the scores for a person."""
+        """Yield the scores as lines of text."""
         masked = "" if self.options.gates is None else f", masked by {self.options.gates}"
         yield (
             f"{self.options.checkpoint}{masked} on {self.engine}, {self.precision}: "
@@ -92,7 +95,7 @@ class Evaluation:
 
 
 def evaluate(options: EvalOptions) -> Evaluation:
-    """Score a model; raise SgateError for data, gates or an engine that do not fit it."""
+    """Evaluate a model; raise SgateError for data, gates or an engine that do not fit it."""
     check_extra_installed()
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
     model = masked.base
@@ -102,64 +105,65 @@ def evaluate(options: EvalOptions) -> Evaluation:
             "causal LM, a classifier or a regression"
         )
     if options.gates is None:
-        engine = open_engine(options.engine, model, options.seq_len)
+        loaded = load_logits_model(options.engine, model, options.seq_len)
+        precision = rounding_of(model, loaded)
     else:
-        if options.engine not in ("auto", "torch"):
-            raise EngineError(
-                f"--engine {options.engine}: a masked model runs on torch; convert it first"
-            )
-        check_engine("torch")
-        from sgate_serve.verify.reference import TorchModel
-
-        engine = TorchModel.masked_dense(masked)
+        loaded = _masked_dense(masked, options.engine)
+        precision = loaded.precision.name
     score = _language_scores if model.spec.task == CAUSAL_LM else _labelled_scores
-    num_samples, scores = score(engine, model, options)
-    return Evaluation(
-        options, f"{engine.name} {engine.version}", engine.precision, num_samples, scores
-    )
+    with closing(loaded):
+        num_samples, scores = score(loaded, model, options)
+    return Evaluation(options, f"{loaded.name} {loaded.version}", precision, num_samples, scores)
+
+
+def _masked_dense(masked: MaskedCheckpoint, engine: str) -> LogitsModel:
+    if engine not in (AUTO, TORCH):
+        raise EngineError(f"--engine {engine}: a masked model runs on torch; convert it first")
+    check_engine(TORCH)
+    from sgate_serve.loaders.torch_model import TorchModel  # torch may not be installed
+
+    return TorchModel.masked_dense(masked)
 
 
 def _language_scores(
-    engine: VerifiedEngine, model: Checkpoint, options: EvalOptions
+    loaded: LogitsModel, model: Checkpoint, options: EvalOptions
 ) -> tuple[int, Scores]:
     tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
     documents = read_documents(options.data, HELD_OUT)
     blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)
     blocks = evenly_spaced(blocks, options.eval_blocks)
-    nats = [nats_of(engine.logits(block), block) for block in _progress(blocks)]
+    nats = [nats_of(loaded.logits(block), block) for block in _progress(blocks)]
     return len(blocks), perplexity_scores(np.array(nats), np.full(len(blocks), options.seq_len - 1))
 
 
 def _labelled_scores(
-    engine: VerifiedEngine, model: Checkpoint, options: EvalOptions
+    loaded: LogitsModel, model: Checkpoint, options: EvalOptions
 ) -> tuple[int, Scores]:
     labels, encoder = Labels.of_model(model), ExampleEncoder(model, options.seq_len)
     examples = read_examples(options.data, HELD_OUT)
     truth = np.array([labels.number(example) for example in examples])
-    rows = [_outputs(engine, encoder, model.spec, example) for example in _progress(examples)]
+    rows = [_outputs(loaded, encoder, model.spec, example) for example in _progress(examples)]
     outputs = np.stack(rows).astype(np.float64)
     if labels.names:
         return len(examples), classification_scores(outputs, truth)
     return len(examples), regression_scores(outputs[:, 0], truth)
 
 
-def _outputs(
-    engine: VerifiedEngine, encoder: ExampleEncoder, spec: ModelSpec, example: Any
-) -> Floats:
+def _outputs(loaded: LogitsModel, encoder: ExampleEncoder, spec: ModelSpec, example: Any) -> Floats:
     encoded = encoder.encode(example)
     types = encoded.token_types if spec.num_types > 1 else None
-    logits: Floats = engine.logits(
+    logits: Floats = loaded.logits(
         np.array(encoded.ids), None if types is None else np.array(types)
     )[0]
     return logits
 
 
 def nats_of(logits: Floats, tokens: NDArray[np.int64]) -> float:
-    """Return the summed negative log likelihood of tokens [s] but the first, from logits [s, v]."""
+    """Return the negative log-likelihood of tokens [s] after the first, from logits [s, vocab]."""
     targets: list[int] = tokens[1:].tolist()
-    scores = score_tokens(logits[:-1], targets, [0] * len(targets))
-    return -float(np.sum([score.logprob for score in scores]))
+    logprobs = token_logprobs(logits[:-1], targets, [0] * len(targets))
+    return -float(np.sum([each.logprob for each in logprobs]))
 
 
 def _progress(samples: Any) -> Any:
-    return tqdm(samples, desc="scoring", disable=None)
+    return tqdm(samples, desc="evaluating", disable=None)

@@ -1,4 +1,4 @@
-"""What a model folder holds: widths per layer, bytes, predicted speedup, certificate."""
+"""The content of a model folder: widths per layer, bytes, predicted speedup, certificate."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ PRECISIONS: Mapping[str, str] = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "B
 
 @dataclass(frozen=True)
 class Inspection:
-    """A folder, the plan it was written with and its certificate, where it has them."""
+    """A folder with its plan and its certificate, if it has them."""
 
     folder: Checkpoint
     plan: Plan | None
@@ -58,7 +58,7 @@ class Inspection:
             "parameters": spec.num_parameters,
             "bytes_stored": self.folder.num_bytes,
             "onnx": _graph(self.folder),
-            # Of a causal LM; of another model, what one pass reads.
+            # For models other than causal LMs, the bytes of one forward pass.
             "bytes_per_decode_step": bytes_per_step(self.folder),
             "layers": [
                 {
@@ -74,7 +74,7 @@ class Inspection:
         if self.plan is not None:
             dense = dense_spec(self.plan, spec, PLAN_FILE)
             figures = Figures.of(self.plan, dense)
-            # Both models as this folder's graph is, or would be built.
+            # Both models in the precision of the folder's graph, or of the one it would get.
             own = graph_precision(self.folder)
             ideal = ideal_speedup(dense, spec, PREFILL_TOKENS, (own, own))
             report |= {
@@ -88,7 +88,7 @@ class Inspection:
         return report
 
     def lines(self) -> Iterator[str]:
-        """Yield the report for a person."""
+        """Yield the report as lines of text."""
         report = self.to_json()
         kind = report["layout"] or f"model_type {report['model_type']}"
         yield f"{self.folder.folder}: {report['family']} family, {kind}"
@@ -121,13 +121,13 @@ class Inspection:
 
 
 def precision(folder: Checkpoint) -> str:
-    """Return what most weights are stored in: int8, or the float type of the embedding."""
+    """Return the precision of most stored weights: int8, or the embedding's float type."""
     embedding = folder.tensors[f"{folder.spec.family.embedding}.weight"]
     return INT8 if folder.is_int8 else PRECISIONS[embedding.dtype]
 
 
 def _graph(folder: Checkpoint) -> dict[str, Any] | None:
-    """Return what the folder's graph is stored in, None where there is none."""
+    """Return the format and size of the folder's graph, None if it has no graph."""
     if not has_onnx(folder):
         return None
     graph = (folder.folder / ONNX_DIR / GRAPH_FILE).read_bytes()
@@ -144,8 +144,9 @@ def _graph_line(graph: Mapping[str, Any]) -> str:
 
 
 def bytes_per_step(folder: Checkpoint) -> int:
-    """Count the bytes that one decode step reads: all but the embedding tables, of which it reads
-    single rows. A tied head reads its table.
+    """Count the bytes that one decode step reads: all but the embedding tables.
+
+    Of these it reads single rows, but a tied head reads its whole table.
     """
     family, is_tied = folder.spec.family, folder.spec.tied_head
     tables = {name for name, axes in family.outside.items() if len(axes) == 2}
@@ -154,7 +155,7 @@ def bytes_per_step(folder: Checkpoint) -> int:
 
 
 def _read_plan(path: Path, spec: ModelSpec) -> Plan:
-    """Read a folder's plan; raise SgateError unless it leads to just the widths of `spec`."""
+    """Read a folder's plan; raise SgateError unless it leads to exactly the widths of `spec`."""
     plan = read_plan(path)
     dense_spec(plan, spec, str(path))
     return plan

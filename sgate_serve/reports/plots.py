@@ -1,4 +1,4 @@
-"""Pictures of models and measurements, drawn with matplotlib without a display."""
+"""Plots of models and measurements, drawn with matplotlib without a display."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +16,14 @@ from sgate_serve.plan.placement import dense_spec
 from sgate_serve.reports.inspection import Inspection
 
 KEPT, GONE, ACCENT = "#3b6ea5", "#d9e2ec", "#c8553d"
-# One colour for each model of a comparison; how much of a phase's height they spread over.
+# One colour per model of a comparison, and the fraction of a phase's height that models occupy.
 MODELS = (KEPT, "#5b8c5a", "#8a6bb1", "#c9963b", "#4aa3a2", "#7a5c4f", "#b0568f")
 SPREAD = 0.7
 FORMATS = (".png", ".svg", ".pdf")
 
 
 def new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Sequence[Any]]:
-    """Return a figure of that size in inches, with `panels` axes side by side."""
+    """Return a figure of the given size in inches, with `panels` axes side by side."""
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for axis in axes:
@@ -32,14 +32,14 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Seque
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write the figure; raise SgateError for a file type that is not drawn."""
+    """Write the figure; raise SgateError for an unsupported file type."""
     if path.suffix not in FORMATS:
         raise SgateError(f"{path}: give a file name that ends in {', '.join(FORMATS)}")
     figure.savefig(path, dpi=150)
 
 
 def plot_widths(inspection: Inspection, path: Path) -> None:
-    """Draw how much of each layer is left of its dense width, and what its linears still store."""
+    """Draw the remaining fraction of each layer's widths and weights."""
     spec = inspection.folder.spec
     dense = spec if inspection.plan is None else dense_spec(inspection.plan, spec, PLAN_FILE)
     figure, axes = new_figure(11, 1.8 + 0.24 * len(spec.layers), panels=4)
@@ -60,7 +60,7 @@ def plot_widths(inspection: Inspection, path: Path) -> None:
 
 
 def _draw_widths(axis: Any, title: str, sizes: Sequence[tuple[int, int]]) -> None:
-    """Draw one bar per layer, what is kept over what there was, with the kept share beside it."""
+    """Draw one bar per layer, kept over total, labelled with the kept share."""
     layers, widest = range(len(sizes)), max((total for total, _ in sizes), default=1) or 1
     axis.barh(layers, [total for total, _ in sizes], color=GONE, label="removed")
     axis.barh(layers, [kept for _, kept in sizes], color=KEPT, label="kept")
@@ -103,7 +103,7 @@ def _pairs(dense: ModelSpec, kept: ModelSpec) -> Any:
 def plot_comparison(comparison: Comparison, path: Path) -> None:
     """Draw each phase's measured speedups with intervals, the ideals, and the A/A noise floor.
 
-    With models beside the pruned one, each and the floor have a line of their own in a phase.
+    With further models in the comparison, each model and the floor get a line of their own.
     """
     results, models = comparison.results, (PRUNED, *comparison.beside)
     num_lines = len(models) + 1 if comparison.beside else 1
@@ -137,7 +137,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
 def _draw_estimates(
     axis: Any, rows: Sequence[float], estimates: Sequence[Estimate], **style: str
 ) -> None:
-    """Draw a dot at each median over its interval."""
+    """Draw a dot at each median and a bar over its interval."""
     for row, estimate in zip(rows, estimates, strict=True):
         ends = [estimate.low, estimate.high]
         axis.plot(ends, [row, row], color=style["color"], linewidth=3, alpha=0.5)
@@ -145,9 +145,9 @@ def _draw_estimates(
 
 
 def plot_training(metrics: Mapping[str, Any], path: Path) -> None:
-    """Draw the loss of each phase and, where gates were trained, what the budget closed.
+    """Draw the loss of each phase and, if gates were trained, the fractions they removed.
 
-    `metrics` is a gates folder's metrics.json.
+    `metrics` is the content of a gates folder's metrics.json.
     """
     logs = {name: entries for name, entries in metrics["log"].items() if entries}
     gates = logs.get("gates")
@@ -166,7 +166,7 @@ def plot_training(metrics: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_removal(axis: Any, entries: Sequence[Mapping[str, float]]) -> None:
-    """Draw the expected and the closed fractions of both kinds of block, and the goals."""
+    """Draw the expected and closed fractions of both kinds of block, and their goals."""
     steps = [entry["step"] for entry in entries]
     for block, color in zip(("mlp", "attention"), MODELS, strict=False):
         for kind, style in (("goal", ":"), ("expected", "-"), ("closed", "--")):

@@ -1,4 +1,4 @@
-"""What a verification says, as a value: it is printed, stored beside the model and shown again."""
+"""The result of a verification as a value: printed, stored with the model, and shown again."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.options import option
-from sgate_serve.verify.outputs import TOKENS, Outputs
+from sgate_serve.verify.output_kind import TOKENS, OutputKind
 
 CERTIFICATE_FILE = "verification.json"
 CERTIFICATE_FIELDS: Mapping[str, Kind] = {
@@ -20,18 +20,20 @@ CERTIFICATE_FIELDS: Mapping[str, Kind] = {
     "engine_version": TEXT,
     "max_abs_diff": NUMBER,
 }
-# Of an int8 folder; `mean_kl` is null where outputs are no logits of tokens or classes.
+# For rounded weights; `mean_kl` is null unless outputs are logits of tokens or classes.
 QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NUMBER}
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What to compare, on which engine and with how many random prompts."""
+    """The models to compare, the engine, and the random prompts."""
 
     checkpoint: str
     out: str
     gates: Path | None = option(None, "gates folder of any kind, or its safetensors file")
-    engine: str = option("auto", "auto, torch, onnx or vllm; auto is onnx where OUT holds a graph")
+    engine: str = option(
+        "auto", "auto, torch, onnx or vllm; auto is onnx if OUT holds a graph, else torch"
+    )
     num_prompts: int = option(4, "random prompts to compare")
     prompt_tokens: int = option(48, "token ids in each prompt")
     seed: int = option(0, "seed of the prompts")
@@ -39,17 +41,17 @@ class VerifyOptions:
         None, "what --gates is: sgate, finegates or peft (default: detected)"
     )
     max_divergence: float | None = option(
-        None, "of quantized weights: fail above this mean KL divergence, in nats per token or text"
+        None, "for quantized weights: fail above this mean KL divergence, in nats per token or text"
     )
 
 
 @dataclass(frozen=True)
 class Quantization:
-    """What rounded weights cost on one engine, against the masked dense model in fp32.
+    """The cost of rounded weights on one engine, compared with the masked dense model in fp32.
 
     `mean_kl` is KL(reference ‖ quantized) in nats per token or text, `greedy_agreement` the
-    fraction of these whose best logit is the same; both are None where outputs are no logits of a
-    choice.
+    fraction of tokens or texts with the same best logit; both are None unless the outputs are the
+    logits of a choice.
     """
 
     precision: str
@@ -62,7 +64,7 @@ class Quantization:
 
     @property
     def excess(self) -> str | None:
-        """Say what exceeds the limit, or None."""
+        """A description of the excess over the limit, or None."""
         # Not `>`: a NaN must count as above.
         if self.max_divergence is None or (self.mean_kl or 0.0) <= self.max_divergence:
             return None
@@ -71,7 +73,8 @@ class Quantization:
             f"--max-divergence {self.max_divergence:g}"
         )
 
-    def line(self, outputs: Outputs) -> str:
+    def line(self, outputs: OutputKind) -> str:
+        """Return the result in one line."""
         text = (
             f"{self.precision} on {self.engine} {self.engine_version}: max abs {outputs.name} "
             f"difference {self.max_abs_diff:.2e}"
@@ -86,11 +89,11 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Verification:
-    """One engine's comparison. `difference` is None when it holds, else where it first fails.
+    """The comparison on one engine; `difference` describes its first failure, None if it holds.
 
     Differences are of `outputs`, in fp32 on both sides. A token or class counts as a tie, not a
-    failure, when the best two reference logits are closer than ten tolerances. Where weights were
-    rounded this is the comparison with the model before that; `quantization` is what came on top.
+    failure, if the best two reference logits are closer than ten tolerances. For rounded weights
+    the comparison is with the model before rounding, and `quantization` is the cost of rounding.
     """
 
     passed: bool
@@ -107,13 +110,13 @@ class Verification:
     prompts: tuple[tuple[int, ...], ...]
     versions: dict[str, str]
     quantization: Quantization | None = None
-    outputs: Outputs = TOKENS
+    outputs: OutputKind = TOKENS
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     def write(self, folder: Path) -> None:
-        """Keep the certificate in the converted folder, and its outcome in the model card there."""
+        """Write the certificate into the converted folder, and its result into the model card."""
         text = json.dumps(self.to_json(), indent=2) + "\n"
         (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
         card = folder / CARD_FILE
@@ -127,7 +130,7 @@ class Verification:
             card.write_text(f"{before}{CARD_START}\n{said}\n{CARD_END}{after}", encoding="utf-8")
 
     def lines(self) -> Iterator[str]:
-        """Yield the report for a person."""
+        """Yield the report as lines of text."""
         before = "" if self.quantization is None else ", before quantization"
         yield (
             f"{self.engine} {self.engine_version}{before}: max abs {self.outputs.name} difference "
@@ -166,7 +169,7 @@ def _check_complete(values: Mapping[str, Any], kinds: Mapping[str, Kind], source
 
 
 def certificate_line(certificate: Mapping[str, Any] | None) -> str:
-    """Return what a stored certificate says, in one line."""
+    """Return a stored certificate in one line."""
     if certificate is None:
         return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
     outcome = "verified" if certificate["passed"] else "verification FAILED"

@@ -1,8 +1,7 @@
-"""What rounding costs: how far outputs are from the masked dense model's in fp32.
+"""The cost of rounding: the distance of outputs from those of the masked dense model in fp32.
 
-Rounded are the weights of an int8 folder, and those of an ONNX graph in fp16, int8 or int4.
-
-Quantization is an approximation, so this is information; `--max-divergence` makes it a check.
+The weights of an int8 folder are rounded, as are those of an ONNX graph in fp16, int8 or int4.
+Quantization is an approximation, so its cost is information; `--max-divergence` makes it a check.
 """
 
 import math
@@ -12,64 +11,61 @@ from numpy.typing import NDArray
 
 from converters.masked import MaskedCheckpoint
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.loaded import Floats, LogitsModel, Tokens
 from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.loaders.logits import load_onnx
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.verify.certificate import Quantization
-from sgate_serve.verify.engines import VerifiedEngine, open_onnx, paired_outputs
-from sgate_serve.verify.outputs import outputs_of
-from sgate_serve.verify.reference import TorchModel
-
-Floats = NDArray[np.float32]
-Tokens = NDArray[np.int64]
+from sgate_serve.verify.comparison import paired_outputs
+from sgate_serve.verify.output_kind import output_kind
 
 
-def check_limit(limit: float | None, out: Checkpoint, engine: VerifiedEngine) -> None:
-    """Raise EngineError where the limit is no number, or would have no effect on this engine."""
+def check_limit(limit: float | None, out: Checkpoint, engine: str, rounding: str) -> None:
+    """Raise EngineError if the limit is not a valid number, or would have no effect on `engine`."""
     if limit is None:
         return
     option = f"--max-divergence {limit:g}"
     if not 0 <= limit < math.inf:
         raise EngineError(f"{option}: give a number of nats, at least 0")
-    if engine.precision == FP32:
+    if rounding == FP32:
+        raise EngineError(f"{option}: {out.folder} is not quantized on {engine}; omit the option")
+    if output_kind(out.spec).choice is None:
         raise EngineError(
-            f"{option}: {out.folder} is not quantized on {engine.name}; leave the option out"
-        )
-    if outputs_of(out.spec).choice is None:
-        raise EngineError(
-            f"{option}: the outputs of {out.folder} are no logits of tokens or classes, so that "
-            "nothing can diverge; leave the option out"
+            f"{option}: the outputs of {out.folder} are not logits of tokens or classes, so their "
+            "divergence is undefined; omit the option"
         )
 
 
-def exact_model(
-    engine: VerifiedEngine, out: Checkpoint, masked: MaskedCheckpoint, plan: Plan | None
-) -> VerifiedEngine:
-    """Return what must equal the masked dense model: the engine, or what its weights were before.
+def exact_model(out: Checkpoint, masked: MaskedCheckpoint, plan: Plan | None) -> LogitsModel:
+    """Return the model before rounding, which must equal the masked dense model.
 
-    Of a rounded graph that is an fp32 graph of the same folder, of an int8 folder what the plan
-    makes of the masked model. Raises CheckpointError for an int8 folder without a plan.
+    For a rounded graph this is the fp32 graph of the same folder; for an int8 folder the plan's
+    rewriting of the masked model. Raises CheckpointError for an int8 folder without a plan.
     """
-    if engine.precision == FP32:
-        return engine
     if not out.is_int8:
-        return open_onnx(out, FP32)
+        return load_onnx(out, FP32)
     if plan is None:
         raise CheckpointError(
-            f"{out.folder} is int8 and has no {PLAN_FILE} of this base, which says what was "
-            "rounded; convert the base again"
+            f"{out.folder} is int8 and has no {PLAN_FILE} of this base, which defines the weights "
+            "before rounding; convert the base again"
         )
     return TorchModel.rewritten(masked, plan)
 
 
 def measure_quantization(
-    reference: TorchModel, engine: VerifiedEngine, prompts: list[Tokens], limit: float | None
+    reference: TorchModel,
+    engine: LogitsModel,
+    rounding: str,
+    prompts: list[Tokens],
+    limit: float | None,
 ) -> Quantization:
-    """Teacher-force the prompts through the masked dense model and a rounded model's engine."""
+    """Teacher-force the prompts through the masked dense model and a rounded model."""
     expected, found = paired_outputs(reference.logits, engine.logits, prompts)
-    is_choice = outputs_of(reference.spec).choice is not None
+    is_choice = output_kind(reference.spec).choice is not None
     return Quantization(
-        precision=engine.precision,
+        precision=rounding,
         engine=engine.name,
         engine_version=engine.version,
         max_abs_diff=float(np.abs(expected - found).max()),
@@ -84,7 +80,7 @@ def measure_quantization(
 def mean_kl(expected: Floats, found: Floats) -> float:
     """Return the mean over rows of KL(softmax(expected) ‖ softmax(found)), in nats."""
     p, q = _log_softmax(expected), _log_softmax(found)
-    # Of equal rows the sum may be a rounding error below zero.
+    # For equal rows the sum may be negative by a rounding error.
     return float(np.maximum((np.exp(p) * (p - q)).sum(-1), 0).mean())
 
 

@@ -1,18 +1,17 @@
 """Run a verification: stored tensors first, then logits, then bisection to the layer that differs.
 
-Two independent checks. The stored tensors must equal the plan's rewriting of the masked dense
-model, byte for byte; and the logits of an engine must equal the masked dense model's. The first
-catches a changed weight wherever it hides, the second a plan that is wrong. Of an int8 folder, or a
-graph in another precision than fp32, the second is about the model before rounding, and what
-rounding costs is measured.
+The two checks are independent. The stored tensors must equal the plan's rewriting of the masked
+dense model, byte for byte; and the logits of an engine must equal those of the masked dense model.
+The first catches every changed weight, the second a wrong plan. For an int8 folder, or a graph in
+another precision than fp32, the second check uses the model before rounding, and the error of
+rounding is measured.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from converters.convert import open_masked
 from converters.masked import MaskedCheckpoint
@@ -20,43 +19,19 @@ from converters.quantize import stored_tensors
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import DTYPE_NAMES
+from sgate_serve.engines.loaded import Tokens
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
+from sgate_serve.loaders.logits import load_logits_model, rounding_of
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
-from sgate_serve.plan import PLAN_FILE, BlockFold, Plan
+from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.json_form import read_plan
+from sgate_serve.verify.bisection import first_different_layer
 from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.comparison import compare_logits
 from sgate_serve.verify.divergence import check_limit, exact_model, measure_quantization
-from sgate_serve.verify.engines import VerifiedEngine, open_engine, paired_outputs
-from sgate_serve.verify.outputs import outputs_of
-from sgate_serve.verify.reference import TorchModel
-
-Floats = NDArray[np.float32]
-Tokens = NDArray[np.int64]
-
-# fp32 sums in another order differ by some 1e-6 of the logits' scale; a wrong weight by far more.
-RELATIVE_TOLERANCE = 1e-4
-TIE_TOLERANCES = 10
-
-
-@dataclass(frozen=True)
-class LogitComparison:
-    """Reference and engine over all prompts: the largest difference and the greedy tokens."""
-
-    max_abs_diff: float
-    scale: float
-    num_tokens: int
-    tokens_equal: int
-    ties: int
-
-    @property
-    def tolerance(self) -> float:
-        return RELATIVE_TOLERANCE * max(1.0, self.scale)
-
-    @property
-    def holds(self) -> bool:
-        unequal = self.num_tokens - self.tokens_equal - self.ties
-        return self.max_abs_diff <= self.tolerance and unequal == 0
+from sgate_serve.verify.output_kind import output_kind
 
 
 def verify(options: VerifyOptions) -> Verification:
@@ -71,21 +46,27 @@ def verify(options: VerifyOptions) -> Verification:
     plan = _plan_of(out, masked)
     tensor = None if plan is None else first_different_tensor(masked, plan, out)
     prompts = random_prompts(options, out.spec)
-    served = open_engine(options.engine, out, len(prompts[0]))
-    check_limit(options.max_divergence, out, served)
-    engine = exact_model(served, out, masked, plan)
-    reference = TorchModel.masked_dense(masked)
-    compared = compare_logits(reference.logits, engine.logits, prompts)
-    quantization = None
-    if served.precision != FP32:
-        quantization = measure_quantization(reference, served, prompts, options.max_divergence)
-    difference = None
-    if tensor is not None:
-        difference = describe_tensor(out.spec, tensor)
-    elif not compared.holds:
-        difference = first_different_layer(reference, engine, prompts[0], plan)
-    elif quantization is not None:
-        difference = quantization.excess
+    with ExitStack() as stack:
+        served = load_logits_model(options.engine, out, len(prompts[0]))
+        stack.callback(served.close)
+        rounding = rounding_of(out, served)
+        check_limit(options.max_divergence, out, served.name, rounding)
+        engine, quantization = served, None
+        if rounding != FP32:
+            engine = exact_model(out, masked, plan)
+            stack.callback(engine.close)
+        reference = TorchModel.masked_dense(masked)
+        compared = compare_logits(reference.logits, engine.logits, prompts)
+        if rounding != FP32:
+            limit = options.max_divergence
+            quantization = measure_quantization(reference, served, rounding, prompts, limit)
+        difference = None
+        if tensor is not None:
+            difference = describe_tensor(out.spec, tensor)
+        elif not compared.holds:
+            difference = first_different_layer(reference, engine, prompts[0], plan)
+        elif quantization is not None:
+            difference = quantization.excess
     return Verification(
         passed=difference is None,
         difference=difference,
@@ -101,12 +82,12 @@ def verify(options: VerifyOptions) -> Verification:
         prompts=tuple(tuple(prompt.tolist()) for prompt in prompts),
         versions=library_versions(),
         quantization=quantization,
-        outputs=outputs_of(out.spec),
+        outputs=output_kind(out.spec),
     )
 
 
 def rounded_like(masked: MaskedCheckpoint, out: Checkpoint) -> MaskedCheckpoint:
-    """Return the masked model with weights rounded as `out` has them: its own, or one precision."""
+    """Return the masked model with its weights in the floating-point type of `out`."""
     name = f"{out.spec.family.embedding}.weight"
     converted = out.tensors[name].dtype
     return masked if converted == masked.dtype(name) else replace(masked, precision=converted)
@@ -119,7 +100,7 @@ def check_same_model(dense: ModelSpec, out: Checkpoint) -> None:
     unequal = [name for name in same if getattr(dense, name) != getattr(small, name)]
     if unequal or len(dense.layers) != len(small.layers):
         raise CheckpointError(
-            f"{out.folder} is no conversion of this checkpoint: they differ in "
+            f"{out.folder} is not a conversion of this checkpoint: they differ in "
             f"{', '.join(unequal) or 'the number of layers'}"
         )
 
@@ -127,8 +108,8 @@ def check_same_model(dense: ModelSpec, out: Checkpoint) -> None:
 def random_prompts(options: VerifyOptions, spec: ModelSpec) -> list[Tokens]:
     """Return `num_prompts` arrays of uniformly random token ids, [prompt_tokens] each.
 
-    Where the padding id takes no position of its own, as in RoBERTa, it is left out: no engine but
-    transformers gives it a meaning inside a prompt.
+    The padding id is left out if it takes no position of its own, as in RoBERTa: only transformers
+    gives it a meaning inside a prompt.
     """
     generator = np.random.default_rng(options.seed)
     length = min(options.prompt_tokens, spec.max_positions)
@@ -143,7 +124,7 @@ def random_prompts(options: VerifyOptions, spec: ModelSpec) -> list[Tokens]:
 
 
 def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> str | None:
-    """Return the first stored tensor that is not what the plan makes of the base, or None."""
+    """Return the first stored tensor that differs from the plan's rewriting, or None."""
     headers, arrays = stored_tensors(masked, plan, out.is_int8)
     for header, array in zip(headers, arrays, strict=True):
         stored = out.read(header.name)
@@ -155,78 +136,15 @@ def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint
 
 
 def describe_tensor(spec: ModelSpec, tensor: str) -> str:
-    """Say which layer a differing tensor belongs to."""
+    """Return the place of a differing tensor: its layer, or outside the layers."""
     for index in range(len(spec.layers)):
         if tensor.startswith(f"{spec.family.layer_name(index)}."):
             return f"first differing layer: {index} (tensor {tensor})"
     return f"outside the layers: tensor {tensor}"
 
 
-def compare_logits(
-    reference: Callable[[Tokens], Floats], engine: Callable[[Tokens], Floats], prompts: list[Tokens]
-) -> LogitComparison:
-    """Teacher-force the same prompts through both and compare logits and greedy tokens."""
-    expected, found = paired_outputs(reference, engine, prompts)
-    scale = float(np.abs(expected).max())
-    tolerance = RELATIVE_TOLERANCE * max(1.0, scale)
-    # A regression has one output, beside which nothing can be chosen.
-    beside = np.pad(expected, ((0, 0), (1, 0)), constant_values=-np.inf)
-    best = np.sort(beside, axis=-1)[:, -2:]
-    is_equal = expected.argmax(-1) == found.argmax(-1)
-    is_tie = best[:, 1] - best[:, 0] < TIE_TOLERANCES * tolerance
-    return LogitComparison(
-        max_abs_diff=float(np.abs(expected - found).max()),
-        scale=scale,
-        num_tokens=len(expected),
-        tokens_equal=int(is_equal.sum()),
-        ties=int((~is_equal & is_tie).sum()),
-    )
-
-
-def first_different_layer(
-    reference: TorchModel, engine: VerifiedEngine, prompt: Tokens, plan: Plan | None = None
-) -> str:
-    """Compare the residual stream after every layer; name the first that differs.
-
-    The engine's stream has the dimensions that `plan` keeps. Layers between a block whose constant
-    moved and the tensor that took it over have it early: they cannot be compared.
-    """
-    kept = None if plan is None else plan.hidden
-    shifted = set() if plan is None else layers_with_moved_constants(plan, reference.spec)
-    streams = engine.residuals(prompt)
-    if streams is None:
-        return f"{engine.name} shows no residual streams; verify with --engine torch to find where"
-    pairs = zip(reference.residuals(prompt), streams, strict=True)
-    for layer, (wide, found) in enumerate(pairs):
-        if layer in shifted:
-            continue
-        expected = wide if kept is None else wide[:, list(kept)]
-        if expected.shape != found.shape:
-            return f"the residual stream is {found.shape[1]} wide and no plan says which dimensions"
-        scale = max(1.0, float(np.abs(expected).max()))
-        difference = float(np.abs(expected - found).max())
-        # Not `>`: a NaN must count as different.
-        if not difference <= RELATIVE_TOLERANCE * scale:
-            return f"first differing layer: {layer}, by {difference:.2e} in the residual stream"
-    return "after the last layer: the final norm or the head"
-
-
-def layers_with_moved_constants(plan: Plan, spec: ModelSpec) -> set[int]:
-    """Return the layers whose stream already holds the constant of a later block (rule 6)."""
-    shifted: set[int] = set()
-    for fold in plan.folds:
-        if isinstance(fold, BlockFold):
-            starts = (
-                index
-                for index in range(len(spec.layers))
-                if fold.target.startswith(f"{spec.family.layer_name(index)}.")
-            )
-            shifted |= set(range(next(starts, 0), fold.layer))
-    return shifted
-
-
 def _plan_of(out: Checkpoint, masked: MaskedCheckpoint) -> Plan | None:
-    """Return the folder's plan, or None where it has none for this base."""
+    """Return the folder's plan, or None if it has none for this base."""
     path: Path = out.folder / PLAN_FILE
     plan = read_plan(path) if path.exists() else None
     if plan is None or plan.base_fingerprint != masked.base.fingerprint:

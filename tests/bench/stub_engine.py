@@ -1,4 +1,4 @@
-"""An engine that is timed by a class of its own, as one without slots is."""
+"""An engine without slots, which therefore has its own class for timing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,8 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from sgate_serve.engines import ENGINES, EngineRow
+from sgate_serve.engines.table import ENGINES, EngineRow
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 STUB = "stub"
 ROW = EngineRow(
@@ -23,7 +24,7 @@ ROW = EngineRow(
 
 @dataclass
 class StubTimed:
-    """A `Timed` that runs nothing and takes what `SECONDS_PER_TOKEN` says."""
+    """A `TimedDecoder` that runs nothing and reports times from `SECONDS_PER_TOKEN`."""
 
     folder: Path
     batch: int
@@ -32,12 +33,15 @@ class StubTimed:
     arguments: tuple[str, ...]
     calls: list[tuple[int, ...]] = field(default_factory=list)
     num_closed: int = 0
+    name: str = STUB
+    version: str = "0"
+    precision: Precision = PRECISIONS[FP32]
 
     @classmethod
     def load(
         cls, folder: Path, batch: int, model_len: int, threads: int | None, arguments: Sequence[str]
     ) -> "StubTimed":
-        """Note the model in `LOADED`; `--fail N` fails at the N-th, `--shorter N` takes N off."""
+        """Record the model in `LOADED`; `--fail N` fails at the N-th, `--shorter N` subtracts N."""
         words = dict(zip(arguments[::2], arguments[1::2], strict=True))
         if len(LOADED) + 1 == int(words.get("--fail", 0)):
             raise MemoryError("no room")
@@ -70,9 +74,9 @@ SECONDS_PER_TOKEN = {"out": 0.5, "other": 0.25}
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[StubTimed]:
-    """Put the stub into the table of engines; return the list that its loads will fill."""
+    """Add the stub to the table of engines; return the list in which its loads are recorded."""
     engines = MappingProxyType({**ENGINES, STUB: ROW})
-    for module in ("sgate_serve.engines", "sgate_serve.loaders.engines"):
-        monkeypatch.setattr(f"{module}.ENGINES", engines)
+    for module in ("engines.table", "loaders.serving", "loaders.timing"):
+        monkeypatch.setattr(f"sgate_serve.{module}.ENGINES", engines)
     LOADED.clear()
     return LOADED

@@ -1,4 +1,4 @@
-"""The comparison on real small models, and its arithmetic on times made by hand."""
+"""The comparison on small real models, and its arithmetic on given times."""
 
 import json
 from collections import defaultdict
@@ -20,9 +20,9 @@ from sgate_serve.bench.compare import (
     summarise,
 )
 from sgate_serve.bench.ideal import prefill_flops
-from sgate_serve.bench.workload import EncoderWorkload, Workload, phases, tokens_per_run
+from sgate_serve.bench.workload import PoolingWorkload, Workload, phases, tokens_per_run
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.timed import Timed, TimedSizes
+from sgate_serve.engines.timed import TimedSizes
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.reports.plots import plot_comparison
 from tests.bench import stub_engine
@@ -79,7 +79,7 @@ def test_model_beside_is_measured_in_the_same_rounds(
     assert "masked" in (tmp_path / "plot.svg").read_text()
 
 
-def test_precision_behind_the_dashes_is_that_of_every_model(
+def test_precision_after_the_dashes_applies_to_every_model(
     models: tuple[Checkpoint, Checkpoint], tmp_path: Path
 ) -> None:
     plain = compare(*models, "onnx", WORKLOAD).to_json()
@@ -89,7 +89,7 @@ def test_precision_behind_the_dashes_is_that_of_every_model(
     record = compare(*models, "onnx", workload).to_json()
     assert set(record["precisions"].values()) == {"int4"}
     ideals = [found["speedups"]["onnx"]["decode_batch_1"]["ideal"] for found in (plain, record)]
-    # The head has 8 bits and is all dense.
+    # The head has 8 bits and is not pruned.
     assert 1 < ideals[1] < ideals[0]
     int8 = Checkpoint.open(tmp_path / "int8")
     beside = compare(*models, "onnx", WORKLOAD, {"int8": int8}).to_json()
@@ -158,7 +158,9 @@ def test_models_are_closed_when_measuring_fails(
 
 
 def test_name_of_a_model_beside_must_be_its_own(models: tuple[Checkpoint, Checkpoint]) -> None:
-    with pytest.raises(EngineError, match="--beside dense_again: the comparison has a model of"):
+    with pytest.raises(
+        EngineError, match="--beside dense_again: the comparison already has a model"
+    ):
         compare(*models, "onnx", WORKLOAD, {DENSE_AGAIN: models[0]})
 
 
@@ -179,11 +181,11 @@ def test_every_round_is_balanced_and_the_first_is_not_recorded() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-    def measure(timed: Timed) -> float:
-        calls.append(timed.name)  # type: ignore[attr-defined]
+    def measure(timed: Named) -> float:
+        calls.append(timed.name)
         return float(len(calls))
 
-    timed: dict[str, Timed] = {name: Named(name) for name in names}  # type: ignore[misc]
+    timed = {name: Named(name) for name in names}
     times = measure_rounds({"phase": measure}, timed, rounds=2)
     assert calls == [*order, *order, *order]
     assert {name: len(values) for name, values in times["phase"].items()} == dict.fromkeys(names, 4)
@@ -245,7 +247,7 @@ def classifiers(tmp_path: Path) -> tuple[Checkpoint, Checkpoint]:
 
 
 def test_record_of_classifiers(classifiers: tuple[Checkpoint, Checkpoint]) -> None:
-    workload = EncoderWorkload(rounds=2, prefill_tokens=8, batches=(1, 3), threads=1)
+    workload = PoolingWorkload(rounds=2, prefill_tokens=8, batches=(1, 3), threads=1)
     record = json.loads(json.dumps(compare(*classifiers, "onnx", workload).to_json()))
     dense, pruned = (prefill_flops(model.spec, 8) for model in classifiers)
     assert list(record["speedups"]["onnx"]) == ["batch_1", "batch_3"]
@@ -261,21 +263,21 @@ def test_models_of_another_kind_than_the_workload_are_refused(
 ) -> None:
     generates = "is a LlamaForCausalLM, which generates text; give a classifier or a base model"
     with pytest.raises(EngineError, match=generates):
-        compare(classifiers[0], models[1], "onnx", EncoderWorkload(prefill_tokens=8))
-    reads = "is a BertForSequenceClassification, which generates no text; give a causal language"
+        compare(classifiers[0], models[1], "onnx", PoolingWorkload(prefill_tokens=8))
+    reads = "is a BertForSequenceClassification, which does not generate text; give a causal lang"
     with pytest.raises(EngineError, match=reads):
         compare(models[0], classifiers[1], "onnx", WORKLOAD)
     with pytest.raises(EngineError, match=r"holds 64 positions, .* needs 128; lower --prefill-t"):
-        compare(*classifiers, "onnx", EncoderWorkload())
+        compare(*classifiers, "onnx", PoolingWorkload())
     with pytest.raises(EngineError, match="--prefill-tokens 0: must be at least 1"):
-        EncoderWorkload(prefill_tokens=0)
+        PoolingWorkload(prefill_tokens=0)
     with pytest.raises(EngineError, match="--batches '': give different numbers, each at least 1"):
-        EncoderWorkload(batches=())
+        PoolingWorkload(batches=())
 
 
-def test_engine_without_encoders_measures_none(
+def test_engine_without_pooling_models_is_rejected(
     classifiers: tuple[Checkpoint, Checkpoint],
 ) -> None:
-    message = "engine torch runs no classifiers and no embedding models here; use --engine onnx"
+    message = "engine torch does not run classifiers or embedding models; use --engine onnx"
     with pytest.raises(EngineError, match=message):
-        compare(*classifiers, "torch", EncoderWorkload(prefill_tokens=8))
+        compare(*classifiers, "torch", PoolingWorkload(prefill_tokens=8))

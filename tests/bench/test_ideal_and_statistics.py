@@ -1,4 +1,4 @@
-"""Ideals counted by hand, and what an interval must do."""
+"""Ideal speedups counted by hand, and properties of intervals."""
 
 from dataclasses import replace
 
@@ -52,13 +52,13 @@ def test_ideal_counts_bytes_where_head_and_blocks_differ() -> None:
     dense = spec_of(True)
     half = replace(dense, layers=(dense.layers[0], LayerShape(0, 0, 4, 0)))
     int4 = PRECISIONS["int4"]
-    # A scale of 4 bytes for every 128 weights, and of 4 bits a zero.
+    # A scale of 4 bytes per 128 weights, and for 4 bits a zero point.
     assert int4.bytes_inside == 0.5 + 4.5 / 128 and int4.bytes_outside == 1 + 4 / 128
     by_hand = LINEARS * int4.bytes_inside + 4 * NORMS + 32 * 8 * int4.bytes_outside
     assert decode_bytes(dense, int4) == pytest.approx(by_hand)
     assert decode_bytes(dense, PRECISIONS["fp16"]) == 2 * decode_weights(dense)
     plain, same = ideal_speedup(dense, half, 64), ideal_speedup(dense, half, 64, (int4, int4))
-    # The head weighs more beside blocks of 4 bits.
+    # The head weighs more if the blocks have 4 bits.
     assert 1 < same.decode < plain.decode and same.prefill == plain.prefill
     mixed = ideal_speedup(dense, half, 64, (PRECISIONS["fp32"], int4))
     assert mixed.decode == pytest.approx(4 * decode_weights(dense) / decode_bytes(half, int4))

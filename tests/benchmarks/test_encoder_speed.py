@@ -13,8 +13,8 @@ from benchmarks.masks import uneven_values
 from benchmarks.speed_tables import encoder_rows
 from benchmarks.synthetic import write_noise
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.engine_options import EncoderOptions
-from sgate_serve.loaders.engines import load_text_encoder
+from sgate_serve.engines.engine_options import PoolingOptions
+from sgate_serve.loaders.serving import load_pooling_engine
 
 SMALL = EncoderSpeedOptions(hidden=48, mlp=64, layers=4, heads=6, vocab_size=97)
 TEXTS = list(np.random.default_rng(0).integers(0, 97, (2, 7)))
@@ -36,17 +36,17 @@ def test_uneven_masks_remove_their_share(base: Checkpoint) -> None:
 
 
 def test_torch_computes_the_same_as_our_engine(base: Checkpoint) -> None:
-    ours = load_text_encoder(ENGINE, base, EncoderOptions(threads=1))
+    ours = load_pooling_engine(ENGINE, base, PoolingOptions(threads=1))
     eager = EagerTorch(base, threads=1)
-    np.testing.assert_allclose(eager.read(TEXTS), ours.read(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(eager.encode(TEXTS), list(ours.encode(TEXTS)), atol=1e-5)
 
 
 def test_torch_export_computes_the_same_as_our_engine(base: Checkpoint, tmp_path: Path) -> None:
     if importlib.util.find_spec("onnxscript") is None:
         pytest.skip("torch.onnx.export needs onnxscript")
-    ours = load_text_encoder(ENGINE, base, EncoderOptions(threads=1))
+    ours = load_pooling_engine(ENGINE, base, PoolingOptions(threads=1))
     exported = TorchExport(base, tmp_path / "exported", threads=1)
-    np.testing.assert_allclose(exported.read(TEXTS), ours.read(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(exported.encode(TEXTS), list(ours.encode(TEXTS)), atol=1e-5)
 
 
 def test_table_has_a_row_for_every_model() -> None:

@@ -200,7 +200,7 @@ def test_bench_compare_measures_a_model_beside(
             ["bench", "compare", "BASE", "BASE", "--beside", "a=BASE", "--beside", "a=BASE"],
             "--beside a: given for",
         ),
-        (["bench", "compare", "BASE", "BASE", "--", "--slots", "4"], "--slots has no place here"),
+        (["bench", "compare", "BASE", "BASE", "--", "--slots", "4"], "--slots cannot be set here"),
         (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "rows"], "--gates rows"),
     ],
 )

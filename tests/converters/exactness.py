@@ -25,8 +25,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import coupled_sites, linear_sites
+from sgate_serve.loaders.torch_model import dense_model
 from sgate_serve.plan import AXES, LayerPlan, Plan, Target
-from sgate_serve.verify.reference import dense_model
 from tests.converters.zeroing import Weights, make_zeros
 from tests.families.float64 import outputs64
 from tests.families.zoo import AUTO_CLASSES, Variant, build, token_batch

@@ -19,10 +19,10 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
 from sgate_serve.gates import Gates
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import PLAN_FILE, Plan, Target
 from sgate_serve.plan.figures import removed
 from sgate_serve.plan.json_form import read_plan
-from sgate_serve.verify.reference import TorchModel
 from tests.small_llama import dense_llama, random_tokens, save
 
 # fp32 sums in another order; a wrong slice is off by more than 1e-2.

@@ -15,9 +15,9 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.cli import main
 from sgate_serve.engines.torch import TorchEngine
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.reports.inspection import Inspection
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.reference import TorchModel
 from sgate_serve.verify.verification import verify
 from tests.checkpoint.ragged.layouts import LAYOUTS, rewrite_config
 from tests.small_llama import (

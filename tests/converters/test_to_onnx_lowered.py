@@ -18,9 +18,9 @@ from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.onnx.engine import load_runner, residuals
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.gates import Gates
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import Plan
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.reference import TorchModel
 from sgate_serve.verify.verification import verify
 from tests.engines.drive import decode, prefill
 from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build

@@ -17,7 +17,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.onnx.runner import OnnxRunner
-from sgate_serve.engines.runner import Feed, all_logits
+from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS
 from tests.converters.integer_blocks import dequantized
@@ -104,12 +104,12 @@ def test_decoding_is_exact_in_any_batch(variant: Variant, precision: str, tmp_pa
     runner, tokens = runner_of(Checkpoint.open(out), precision), random_tokens(12).tolist()
 
     def decode(beside: tuple[int, ...]) -> Floats:
-        logits = [runner.forward([Feed(1, tokens[:5])])]
+        logits = [runner.forward([TokenChunk(1, tokens[:5])])]
         for slot in beside:
-            runner.forward([Feed(slot, random_tokens(4 + slot, seed=slot).tolist())])
+            runner.forward([TokenChunk(slot, random_tokens(4 + slot, seed=slot).tolist())])
         for step, token in enumerate(tokens[5:]):
-            others = [Feed(slot, (step + slot,)) for slot in beside]
-            logits.append(runner.forward([Feed(1, (token,)), *others])[:1])
+            others = [TokenChunk(slot, (step + slot,)) for slot in beside]
+            logits.append(runner.forward([TokenChunk(1, (token,)), *others])[:1])
         for slot in (1, *beside):
             runner.release(slot)
         return np.concatenate(logits)
@@ -129,16 +129,16 @@ def test_all_but_attention_is_exact_beside_a_prompt_too(
     kept = [Kept((), (1, 2, 7)), Kept((), tuple(range(30))), Kept((), ())]
     runner = runner_of(save_pruned(model, kept, tmp_path / "pruned"), precision)
     tokens = random_tokens(9).tolist()
-    alone = np.concatenate([runner.forward([Feed(1, (token,))]) for token in tokens])
+    alone = np.concatenate([runner.forward([TokenChunk(1, (token,))]) for token in tokens])
     runner.release(1)
     for token, expected in zip(tokens, alone, strict=True):
         for length in (1, 2, 9, 16):
             prompt = random_tokens(length, seed=length).tolist()
-            found = runner.forward([Feed(0, prompt), Feed(1, (token,), 1)])
+            found = runner.forward([TokenChunk(0, prompt), TokenChunk(1, (token,), 1)])
             np.testing.assert_array_equal(found[1], expected)
             runner.release(0)
             runner.release(1)
-    np.testing.assert_array_equal(runner.forward([Feed(2, tokens, num_logits=9)]), alone)
+    np.testing.assert_array_equal(runner.forward([TokenChunk(2, tokens, num_logits=9)]), alone)
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from sgate_serve.engines import ENGINES, ONNX, VLLM, load_engine
-from sgate_serve.engines.base import LoadedEngine
 from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.loaded import LoadedEngine
 from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.table import ENGINES, ONNX, VLLM, load_engine
 from tests.engines.uneven_model import (
     FAMILIES,
     SIZES,
@@ -20,7 +20,7 @@ from tests.engines.uneven_model import (
 from tests.installed import require_engine
 
 LLAMA = "llama"
-# Every engine on one model, and the embedded one on all families; vLLM's are in tests/engines/vllm.
+# Every engine on one model, the embedded one on all families; for vLLM see tests/engines/vllm.
 CASES = [
     *(
         pytest.param((name, LLAMA), marks=pytest.mark.vllm if name == VLLM else (), id=name)
@@ -54,10 +54,10 @@ def served(
 
 @pytest.fixture(scope="module")
 def load(case: tuple[str, str], served: UnevenModel) -> Iterator[LoadEngine]:
-    """Load the model on the engine, with the sizes that the test wants.
+    """Load the model on the engine, with the sizes that the test needs.
 
-    An engine serves all tests of a module that want the same sizes, and is closed before the next
-    one is loaded: vLLM's groups of processes are this process's, not an engine's.
+    One engine serves all tests of a module with the same sizes, and is closed before the next one
+    is loaded: vLLM's process groups belong to this process, not to an engine.
     """
     name, _ = case
     opened: dict[SlotOptions, LoadedEngine] = {}
@@ -67,7 +67,7 @@ def load(case: tuple[str, str], served: UnevenModel) -> Iterator[LoadEngine]:
             opened.pop(options).close()
 
     def load(options: SlotOptions) -> LoadedEngine:
-        # vLLM has its threads from the environment.
+        # vLLM takes its threads from the environment.
         options = replace(options, threads=None) if name == VLLM else options
         if options not in opened:
             close()

@@ -1,4 +1,4 @@
-"""Drive an engine as its caller would: add requests, step, gather what comes out."""
+"""Drive an engine like its caller: add requests, step, collect the events."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sgate_serve.engines.base import Engine, FinishReason, Request, SamplingParams
-from sgate_serve.engines.runner import Feed, Runner
+from sgate_serve.engines.runner import Runner, TokenChunk
 from sgate_serve.engines.sampling import Logits
 from tests.small_llama import random_tokens
 
 
 @dataclass
 class Answer:
-    """What a request got: its tokens and why it ended (None while it has not)."""
+    """The answer to a request: its tokens, and why it ended (None while it is running)."""
 
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -28,7 +28,7 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
 
 
 def step(engine: Engine, answers: Mapping[str, Answer]) -> None:
-    """Do one step; no request may get two events in it, or any after its end."""
+    """Do one step; no request may get two events in a step, or any after its end."""
     events = engine.step()
     names = [event.request_id for event in events]
     assert len(set(names)) == len(names)
@@ -41,7 +41,7 @@ def step(engine: Engine, answers: Mapping[str, Answer]) -> None:
 
 
 def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str, Answer]:
-    """Answer all requests; one arrives `every` so many steps, or all at once for 0."""
+    """Answer all requests; one arrives every `every` steps, or all at once for 0."""
     answers = {request.request_id: Answer() for request in requests}
     queue, num_steps = list(requests), 0
     while queue or engine.has_work():
@@ -57,10 +57,12 @@ def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str
 
 def prefill(runner: Runner, slot: int, tokens: Sequence[int]) -> Logits:
     """Append tokens to a slot; return the logits [vocab] after the last."""
-    (logits,) = runner.forward([Feed(slot, tokens)])
+    (logits,) = runner.forward([TokenChunk(slot, tokens)])
     return np.asarray(logits)
 
 
 def decode(runner: Runner, slots: Sequence[int], tokens: Sequence[int]) -> Logits:
     """Append one token to each slot; return [len(slots), vocab] in that order."""
-    return runner.forward([Feed(slot, (token,)) for slot, token in zip(slots, tokens, strict=True)])
+    return runner.forward(
+        [TokenChunk(slot, (token,)) for slot, token in zip(slots, tokens, strict=True)]
+    )

@@ -1,4 +1,4 @@
-"""The sampler of tests: one row in plain loops, written from the parameters' definitions."""
+"""A reference sampler: one row in plain loops, written from the parameters' definitions."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from sgate_serve.engines.base import SamplingParams
 def adjusted(
     logits: Sequence[float], params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
 ) -> list[float]:
-    """Return the logits after everything that changes a greedy choice too."""
+    """Return the logits after all adjustments that also apply to greedy sampling."""
     logits = list(logits)
     for token in range(len(logits)):
         if len(output) < params.min_tokens and token in params.stop_token_ids:
@@ -25,7 +25,7 @@ def adjusted(
 
 
 def distribution(logits: Sequence[float], params: SamplingParams) -> list[float]:
-    """Return the probabilities that tokens are drawn with; temperature above 0."""
+    """Return the probabilities with which tokens are drawn; the temperature is above 0."""
     probabilities = _softmax([logit / params.temperature for logit in logits])
     floor = params.min_p * max(probabilities)
     probabilities = [p if p >= floor else 0.0 for p in probabilities]

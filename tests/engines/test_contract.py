@@ -1,12 +1,13 @@
-"""What every engine owes its requests: the same cases through each of them."""
+"""The contract of an engine: the same cases on every engine."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sgate_serve.engines.base import EngineStats, LoadedEngine, Request, SamplingParams
+from sgate_serve.engines.base import EngineStats, Request, SamplingParams
 from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.loaded import LoadedEngine
 from sgate_serve.errors import RequestError
 from tests.engines.drive import Answer, greedy, prompt, run, step
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
@@ -91,7 +92,7 @@ def test_abort_leaves_the_others_alone(engine: LoadedEngine) -> None:
         engine.add(request)
     for _ in range(4):
         step(engine, answers)
-    engine.abort("r3")  # being fed
+    engine.abort("r3")  # in prefill
     engine.abort("r7")  # waiting
     engine.abort("nobody")
     while engine.has_work():
@@ -102,7 +103,7 @@ def test_abort_leaves_the_others_alone(engine: LoadedEngine) -> None:
 
 
 def test_a_seed_repeats_its_tokens_in_any_batch(load: LoadEngine) -> None:
-    # Whole prompts: vLLM 0.32 on CPU cannot rewind the generator of one that it feeds in parts.
+    # Whole prompts: vLLM 0.32 on CPU cannot rewind the generator of a prompt in several chunks.
     engine = load(replace(SIZES, prefill_chunk=48))
     sampling = SamplingParams(max_tokens=12, temperature=1.5, top_p=0.9, seed=7)
     request = Request("seeded", prompt(6), sampling)

@@ -1,4 +1,4 @@
-"""Engines by name: choosing, refusing, their options."""
+"""The table of engines: choosing one, rejecting names, parsing options."""
 
 import logging
 import sys
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sgate_serve.engines import check_engine, choose_engine, load_engine, parse_options
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
+from sgate_serve.engines.table import check_engine, choose_engine, load_engine, parse_options
 from sgate_serve.errors import EngineError
 
 
@@ -29,9 +29,9 @@ def test_auto_takes_vllm_where_it_has_a_gpu_and_says_why(
 ) -> None:
     missing = {"vllm": [] if is_installed else ["vllm"]}
     monkeypatch.setattr(
-        "sgate_serve.engines.missing_modules", lambda row: missing.get(row.modules[0], [])
+        "sgate_serve.engines.table.missing_modules", lambda row: missing.get(row.modules[0], [])
     )
-    monkeypatch.setattr("sgate_serve.engines.import_target", lambda target: lambda: has_gpu)
+    monkeypatch.setattr("sgate_serve.engines.table.import_target", lambda target: lambda: has_gpu)
     with caplog.at_level(logging.INFO):
         assert choose_engine("auto") == expected
     assert f"engine auto: {expected} ({reason})" in caplog.text

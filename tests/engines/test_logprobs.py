@@ -1,12 +1,12 @@
-"""Scores of generated tokens and of prompts, on every engine, against the oracle's log-softmax."""
+"""Log-probabilities of tokens and of prompts on every engine, against the oracle's log-softmax."""
 
 import numpy as np
 import pytest
 import torch
 
 from sgate_serve.engines.base import Request, SamplingParams, TokenEvent, TokenLogprobs
-from sgate_serve.engines.logprobs import score_tokens
 from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.token_logprobs import token_logprobs
 from tests.engines.drive import prompt
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
 
@@ -29,11 +29,11 @@ def events_of(engine: SlotEngine, *requests: Request) -> dict[str, list[TokenEve
     return events
 
 
-def check_scores(scores: TokenLogprobs, expected: torch.Tensor, num_top: int) -> None:
-    assert scores.logprob == pytest.approx(float(expected[scores.token]), abs=1e-4)
+def check_logprobs(logprobs: TokenLogprobs, expected: torch.Tensor, num_top: int) -> None:
+    assert logprobs.logprob == pytest.approx(float(expected[logprobs.token]), abs=1e-4)
     values, indices = expected.topk(num_top)
-    assert [token for token, _ in scores.top] == indices.tolist()
-    np.testing.assert_allclose([value for _, value in scores.top], values, atol=1e-4)
+    assert [token for token, _ in logprobs.top] == indices.tolist()
+    np.testing.assert_allclose([value for _, value in logprobs.top], values, atol=1e-4)
 
 
 def reference(served: UnevenModel, tokens: list[int]) -> torch.Tensor:
@@ -41,7 +41,7 @@ def reference(served: UnevenModel, tokens: list[int]) -> torch.Tensor:
     return logits.double().log_softmax(-1)
 
 
-def test_new_tokens_are_scored_by_raw_logits_only_where_asked(
+def test_logprobs_of_new_tokens_are_of_raw_logits_and_only_on_request(
     engine: SlotEngine, served: UnevenModel
 ) -> None:
     bias = ((5, 50.0),)
@@ -56,13 +56,13 @@ def test_new_tokens_are_scored_by_raw_logits_only_where_asked(
     expected = reference(served, [*prompt(6), *tokens])
     for position, event in enumerate(events["asks"]):
         assert event.logprobs is not None and event.logprobs.token == event.token
-        check_scores(event.logprobs, expected[5 + position], 3)
+        check_logprobs(event.logprobs, expected[5 + position], 3)
     assert all(event.logprobs is None for event in events["plain"])
     assert all(event.logprobs is not None and not event.logprobs.top for event in events["chosen"])
 
 
 @pytest.mark.parametrize("length", [1, 5, 17, 48])
-def test_prompt_is_scored_over_all_chunks(
+def test_prompt_logprobs_cover_all_chunks(
     engine: SlotEngine, served: UnevenModel, length: int
 ) -> None:
     sampling = SamplingParams(0, prompt_logprobs=2)
@@ -73,15 +73,15 @@ def test_prompt_is_scored_over_all_chunks(
     )
     [event] = events["scored"]
     assert (event.token, event.finish_reason) == (None, "length")
-    assert [scores.token for scores in event.prompt_logprobs] == list(prompt(length))
+    assert [each.token for each in event.prompt_logprobs] == list(prompt(length))
     assert event.prompt_logprobs[0] == TokenLogprobs(prompt(length)[0], None)
     expected = reference(served, list(prompt(length)))
-    for position, scores in enumerate(event.prompt_logprobs[1:]):
-        check_scores(scores, expected[position], 2)
+    for position, each in enumerate(event.prompt_logprobs[1:]):
+        check_logprobs(each, expected[position], 2)
     assert not any(event.prompt_logprobs for event in events["beside"])
 
 
-def test_scored_prompt_goes_on_as_any_other(engine: SlotEngine) -> None:
+def test_prompt_logprobs_do_not_change_the_completion(engine: SlotEngine) -> None:
     plain = SamplingParams(6, temperature=0)
     scored = SamplingParams(6, temperature=0, prompt_logprobs=0, logprobs=0)
     events = events_of(engine, Request("a", prompt(13), plain), Request("b", prompt(13), scored))
@@ -91,7 +91,7 @@ def test_scored_prompt_goes_on_as_any_other(engine: SlotEngine) -> None:
 
 def test_likeliest_tokens_are_ordered_and_ties_go_to_the_lowest_id() -> None:
     logits = np.array([[1, 2, 2, 0, 2], [0, 0, 0, 0, 9]], np.float32)
-    tied, few = score_tokens(logits, [0, 4], [2, 9])
+    tied, few = token_logprobs(logits, [0, 4], [2, 9])
     assert [token for token, _ in tied.top] == [1, 2]
     assert [token for token, _ in few.top] == [4, 0, 1, 2, 3]
     assert few.top[0][1] == few.logprob

@@ -15,7 +15,7 @@ LOGITS = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
 
 
 def draw(count: int, temperature: float, top_p: float = 1.0) -> NDArray[np.float64]:
-    """Return how often each token came, of `count` rows with a seed each."""
+    """Return the frequency of each token over `count` rows with different seeds."""
     samplers = [
         Sampler.start(SamplingParams(temperature=temperature, top_p=top_p, seed=seed))
         for seed in range(count)
@@ -64,7 +64,7 @@ def test_top_p_over_a_long_tail_is_that_of_a_full_sort() -> None:
         samplers = [Sampler.start(replace(params, seed=seed)) for seed in range(500)]
         found = np.bincount(choose_tokens(np.tile(logits, (500, 1)), samplers), minlength=700) / 500
         assert found[kept].sum() == pytest.approx(1)
-        # Of an order statistic: the mass of the likeliest half of what is kept.
+        # For an order statistic: the mass of the most likely half of the kept tokens.
         half = kept[: -(-len(kept) // 2)]
         expected = weights[half].sum() / weights[kept].sum()
         assert found[half].sum() == pytest.approx(expected, abs=0.08)
@@ -116,7 +116,7 @@ VOCAB = 24
 
 
 def random_params(rng: np.random.Generator, temperature: float) -> SamplingParams:
-    """Return parameters of which each is neutral about every other time."""
+    """Return parameters, each of which is neutral about half of the time."""
 
     def maybe(value: float, neutral: float) -> float:
         return value if rng.random() < 0.5 else neutral
@@ -139,7 +139,7 @@ def random_params(rng: np.random.Generator, temperature: float) -> SamplingParam
 def random_batch(
     rng: np.random.Generator, temperature: float
 ) -> tuple[list[Sampler], list[list[int]], list[list[int]]]:
-    """Return samplers that have some tokens behind them, their prompts and those tokens."""
+    """Return samplers that have already chosen some tokens, their prompts and these tokens."""
     samplers, prompts, outputs = [], [], []
     for _ in range(5):
         prompt: list[int] = rng.integers(0, VOCAB, int(rng.integers(1, 9))).tolist()

@@ -1,4 +1,4 @@
-"""The order of work, and the requests that are refused."""
+"""The order of scheduling, and the requests that are rejected."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from sgate_serve.engines.base import Request, SamplingParams
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.scheduler import SlotEngine
-from sgate_serve.engines.turns import share_chunk
+from sgate_serve.engines.sequences import share_chunk
 from sgate_serve.errors import EngineError, RequestError
 from tests.engines.drive import Answer, greedy, prompt, step
 
@@ -98,7 +98,7 @@ def test_impossible_prompts_are_refused(
 @pytest.mark.parametrize(
     ("param", "sampling", "message"),
     [
-        ("max_tokens", SamplingParams(-1), r"max_tokens must be 0 \(only read .* found -1"),
+        ("max_tokens", SamplingParams(-1), r"max_tokens must be 0 \(only process .* found -1"),
         ("logprobs", SamplingParams(logprobs=-1), "logprobs must be 0 or more, found -1"),
         ("prompt_logprobs", SamplingParams(prompt_logprobs=-1), "must be 0 or more, found -1"),
         ("temperature", SamplingParams(temperature=-0.5), r"must be 0 or more, found -0\.5"),
@@ -116,7 +116,11 @@ def test_impossible_prompts_are_refused(
         ("repetition_penalty", SamplingParams(repetition_penalty=0.0), "above 0 and finite"),
         ("presence_penalty", SamplingParams(presence_penalty=math.nan), "must be finite"),
         ("frequency_penalty", SamplingParams(frequency_penalty=math.inf), "must be finite"),
-        ("logit_bias", SamplingParams(logit_bias=((97, 1.0),)), "adds 1.0 to token 97; it must be"),
+        (
+            "logit_bias",
+            SamplingParams(logit_bias=((97, 1.0),)),
+            "adds 1.0 to token 97; the number must be finite",
+        ),
         ("seed", SamplingParams(seed=-1), "seed must be 0 or more, found -1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Layers shared out over shards: every width divides, and what is stored is where it belongs."""
+"""Layers divided among shards: every width divides, and stored values are in the right place."""
 
 import numpy as np
 from hypothesis import given

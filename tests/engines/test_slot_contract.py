@@ -1,10 +1,10 @@
-"""What engines of slots owe besides: exact numbers of what a step feeds, holds and frees."""
+"""The contract of slot engines: exact numbers of tokens that a step adds, holds and frees."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sgate_serve.engines.base import EngineStats, Request, TokenEvent
-from sgate_serve.engines.runner import Feed
+from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.scheduler import SlotEngine
 from tests.engines.drive import Answer, greedy, prompt, step
@@ -12,7 +12,7 @@ from tests.engines.test_contract import ragged_requests
 from tests.engines.uneven_model import SIZES, UnevenModel
 
 
-def test_a_short_prompt_is_answered_in_the_step_that_feeds_it(
+def test_a_short_prompt_is_answered_in_the_step_of_its_prefill(
     slot_engine: SlotEngine, uneven: UnevenModel
 ) -> None:
     (first,) = uneven.greedy(prompt(3), 1)
@@ -28,7 +28,7 @@ def test_abort_frees_the_slot_at_once(slot_engine: SlotEngine) -> None:
         slot_engine.step()
     running, waiting = slot_engine.stats().num_running, slot_engine.stats().num_waiting
     assert (running, waiting) == (3, 3)
-    slot_engine.abort("r3")  # being fed
+    slot_engine.abort("r3")  # in prefill
     slot_engine.abort("r7")  # waiting
     assert (slot_engine.stats().num_running, slot_engine.stats().num_waiting) == (2, 2)
 
@@ -46,20 +46,20 @@ def test_stats_count_slots_queue_and_cached_tokens(slot_engine: SlotEngine) -> N
     assert slot_engine.stats() == EngineStats(3, 1, (5 + 4 + 2) / (3 * 48))
 
 
-def test_a_chunk_beside_streams_is_one_call(slot_engine: SlotEngine) -> None:
-    fed: list[list[int]] = []
+def test_a_chunk_and_running_streams_share_one_call(slot_engine: SlotEngine) -> None:
+    lengths: list[list[int]] = []
     forward = slot_engine.runner.forward
 
-    def recording(feeds: Sequence[Feed]) -> Logits:
-        fed.append([len(feed.tokens) for feed in feeds])
-        return forward(feeds)
+    def recording(chunks: Sequence[TokenChunk]) -> Logits:
+        lengths.append([len(chunk.tokens) for chunk in chunks])
+        return forward(chunks)
 
     slot_engine.runner.forward = recording  # type: ignore[method-assign]
     for name, length in (("a", 2), ("b", 3), ("c", 7)):
         slot_engine.add(Request(name, prompt(length), greedy(4)))
     for _ in range(3):
         slot_engine.step()
-    assert fed == [[2, 3], [1, 1, 5], [1, 1, 2]]
+    assert lengths == [[2, 3], [1, 1, 5], [1, 1, 2]]
 
 
 def test_a_full_cache_makes_the_newest_wait_and_changes_no_token(
@@ -81,7 +81,7 @@ def test_a_full_cache_makes_the_newest_wait_and_changes_no_token(
         assert answers[request.request_id] == Answer(expected, "length")
 
 
-def test_scores_of_a_prompt_come_once_also_when_it_is_read_twice(slot_engine: SlotEngine) -> None:
+def test_prompt_logprobs_come_once_even_after_preemption(slot_engine: SlotEngine) -> None:
     slot_engine.runner.cache_tokens = 50
     scored = replace(greedy(20), prompt_logprobs=0)
     for name in ("first", "second"):

@@ -1,4 +1,4 @@
-"""The reference engine's own: sizes and precision."""
+"""The reference engine: sizes and precision."""
 
 from pathlib import Path
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from converters.convert import open_masked
 from converters.to_onnx import write_onnx
-from sgate_serve.engines.base import LoadedEngine
 from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.loaded import LoadedEngine
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.verify.reference import TorchModel
+from sgate_serve.loaders.torch_model import TorchModel
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO
 from tests.small_llama import UNEVEN, dense_llama, reference_logits, save_pruned
@@ -21,7 +21,7 @@ from tests.small_llama import UNEVEN, dense_llama, reference_logits, save_pruned
 LoadEngine = Callable[[SlotOptions], LoadedEngine]
 SIZES = SlotOptions(slots=3, max_model_len=48, threads=1, prefill_chunk=5)
 
-# What sets families apart: norms of heads, windows, soft caps, partial rotation, position tables.
+# Between them: head norms, windows, soft caps, partial rotation, position tables.
 FAMILIES = {
     "mistral": ZOO["mistral"][1],
     "qwen2": ZOO["qwen2"][1],
@@ -35,7 +35,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class UnevenModel:
-    """The pruned model's folders by what an engine reads, and what the masked dense one says.
+    """The pruned model's folders, keyed as in `EngineRow.reads`, and the masked dense outputs.
 
     `logits` are the oracle's [s, vocab] of one prompt [s].
     """
@@ -44,7 +44,7 @@ class UnevenModel:
     logits: Callable[[NDArray[np.int64]], Logits]
 
     def greedy(self, prompt: tuple[int, ...], count: int) -> list[int]:
-        """Return the oracle's greedy tokens, computed without any cache."""
+        """Return the oracle's greedy tokens, computed without a cache."""
         tokens = list(prompt)
         for _ in range(count):
             tokens.append(_next(self.logits, tuple(tokens)))

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 
 from converters.to_onnx import write_onnx
-from sgate_serve.engines import load_engine
 from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.table import load_engine
 from sgate_serve.server import LoadedModel
 from tests.server.live import serving, wait_until
 from tests.small_llama import dense_llama, save

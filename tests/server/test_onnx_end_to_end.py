@@ -9,7 +9,7 @@ import pytest
 import torch
 from openai import OpenAI
 
-from sgate_serve.engines import load_engine
+from sgate_serve.engines.table import load_engine
 from sgate_serve.server import LoadedModel
 from tests.server.onnx_server import serving_folder, tiny_folder
 from tests.server.test_openai_sdk import LENIENT, OPTIONS

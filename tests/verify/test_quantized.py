@@ -1,4 +1,4 @@
-"""Int8 folders: the plan behind them is proven, and what rounding costs is measured."""
+"""Int8 folders: their plan is proven, and the cost of rounding is measured."""
 
 import json
 from dataclasses import replace
@@ -88,10 +88,10 @@ def test_limits_without_effect_are_refused(options: VerifyOptions, tmp_path: Pat
         verify(replace(options, max_divergence=float("nan")))
     convert(ConvertOptions(options.checkpoint, tmp_path / "floats", options.gates))
     floats = replace(options, out=str(tmp_path / "floats"), max_divergence=0.1)
-    with pytest.raises(EngineError, match=r"floats is not quantized on torch; leave the option"):
+    with pytest.raises(EngineError, match=r"floats is not quantized on torch; omit the option"):
         verify(floats)
     at = converted(ZOO["bert"][0], tmp_path / "bert", 0, precision="int8")
-    with pytest.raises(EngineError, match=r"out are no logits of tokens or classes"):
+    with pytest.raises(EngineError, match=r"out are not logits of tokens or classes"):
         verify(VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], max_divergence=0.1))
 
 
@@ -108,7 +108,7 @@ def test_graphs_in_other_precisions_are_measured_and_the_plan_proven(
     result = verify(replace(options, out=str(out)))
     assert result.passed and result.tensors_equal is True
     assert result.max_abs_diff < result.tolerance
-    # The plan of int8 weights is proven before they are rounded, by a model that no folder holds.
+    # The plan is proven for the weights before rounding, by a model that is never written.
     assert result.engine == ("torch" if precision == "int8" else "onnx")
     found = result.quantization
     assert found is not None and (found.precision, found.engine) == (precision, "onnx")

@@ -12,7 +12,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.verification import compare_logits, random_prompts, verify
+from sgate_serve.verify.comparison import compare_logits
+from sgate_serve.verify.verification import random_prompts, verify
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
 
@@ -34,7 +35,7 @@ def options(folders: dict[str, Path], engine: str, out: str = "out") -> VerifyOp
 
 
 def tamper(folder: Path, name: str, amount: float = 1.0) -> None:
-    """Change one stored number of a tensor, past the bytes that a fingerprint reads."""
+    """Change one stored number of a tensor, outside the bytes that the fingerprint covers."""
     info = Checkpoint.open(folder).tensors[name]
     content = bytearray(info.file.read_bytes())
     middle = (info.start + info.end) // 8 * 4
@@ -147,7 +148,7 @@ def test_prompts_are_seeded(folders: dict[str, Path]) -> None:
 
 def test_folders_that_cannot_belong_together(folders: dict[str, Path], tmp_path: Path) -> None:
     other = save(dense_llama(vocab_size=64), tmp_path / "vocab")
-    with pytest.raises(CheckpointError, match=r"is no conversion .* they differ in vocab_size"):
+    with pytest.raises(CheckpointError, match=r"is not a conversion .* they differ in vocab_size"):
         verify(VerifyOptions(str(folders["base"]), str(other.folder), folders["gates"]))
     with pytest.raises(EngineError, match="unknown engine 'tgi'; use one of: onnx, torch, vllm"):
         verify(options(folders, "tgi"))

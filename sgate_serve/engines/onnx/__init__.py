@@ -1,1 +1,1 @@
-"""The embedded engine: ONNX Runtime on one machine, without torch and transformers."""
+"""The embedded engine: ONNX Runtime on one machine, without torch or transformers."""

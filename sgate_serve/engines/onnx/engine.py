@@ -1,6 +1,6 @@
-"""The embedded engine: an ONNX decoder graph on ONNX Runtime's CPU provider behind slots.
+"""The embedded engine: an ONNX decoder graph on ONNX Runtime, with slot-based batching.
 
-Needs neither torch nor transformers. Sizes that the user leaves open are chosen from the graph
+It needs neither torch nor transformers. Sizes that the user leaves open are chosen from the graph
 and the machine, and logged.
 """
 
@@ -11,30 +11,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import onnxruntime as ort
 
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
+from sgate_serve.engines.loaded import Floats, Tokens
 from sgate_serve.engines.onnx.kv_cache import bytes_per_token, past_inputs
-from sgate_serve.engines.onnx.runner import Ints, OnnxRunner, RunnerSizes, open_session
+from sgate_serve.engines.onnx.runner import OnnxRunner, RunnerSizes, open_session
 from sgate_serve.engines.scheduler import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names
-from sgate_serve.onnx_format.precision import FP16, FP32
+from sgate_serve.onnx_format.precision import FP16, FP32, Precision, precision_named
 from sgate_serve.options import flag_of
 
 logger = logging.getLogger(__name__)
 
-# More rows of a decode step cost little while they wait for the same weights.
+# Decode steps are bound by reading the weights, so more rows per step cost little.
 SLOTS_PER_CPU, MIN_SLOTS, MAX_SLOTS = 4, 4, 64
-# The KV cache may take this share of memory when the user names no size.
+# The share of memory that the KV cache may take if the user gives no size.
 CACHE_SHARE = 0.25
-# A CPU's matrix products gain little beyond this many rows, and running streams wait for a chunk.
+# A CPU's matrix products gain little beyond this many rows, and a chunk delays running streams.
 DEFAULT_PREFILL_CHUNK = 128
 
 
 class OnnxEngine(SlotEngine):
     """`SlotEngine` over an `OnnxRunner`."""
+
+    name = "onnx"
+    version = str(ort.__version__)
+
+    def __init__(self, folder: Path, runner: OnnxRunner, prefill_chunk: int) -> None:
+        super().__init__(runner, prefill_chunk)
+        self._folder = folder
 
     @classmethod
     def load(cls, folder: Path, options: SlotOptions | None = None) -> "OnnxEngine":
@@ -42,12 +51,16 @@ class OnnxEngine(SlotEngine):
         chunk = prefill_chunk(options or SlotOptions())
         runner = load_runner(folder, options)
         logger.info("onnx engine: prefill_chunk=%d", chunk)
-        return cls("onnx", runner, chunk)
+        return cls(folder, runner, chunk)
+
+    def residuals(self, tokens: Tokens) -> list[Floats]:
+        """Return the residual stream after each layer, from a second copy of the graph."""
+        return residuals(self._folder, tokens)
 
 
 @dataclass(frozen=True)
 class GraphInfo:
-    """What a graph says of itself in its metadata."""
+    """The metadata of a graph."""
 
     kind: str
     capacity: int
@@ -58,7 +71,7 @@ class GraphInfo:
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], source: Path) -> "GraphInfo":
-        """Parse metadata_props; raise EngineError if this release did not write the graph."""
+        """Parse metadata_props; raise EngineError for a graph of another format version."""
         version = metadata.get(names.META_VERSION)
         if version != str(names.FORMAT_VERSION):
             raise EngineError(
@@ -69,19 +82,25 @@ class GraphInfo:
             kind=metadata[names.META_KIND],
             capacity=int(metadata[names.META_CAPACITY]),
             num_layers=int(metadata[names.META_NUM_LAYERS]),
-            # Graphs from before these keys are fp32.
+            # Graphs written before these keys existed are fp32.
             precision=metadata.get(names.META_PRECISION, FP32),
             block=int(metadata.get(names.META_BLOCK, 0)),
             row_multiple=int(metadata.get(names.META_ROW_MULTIPLE, 1)),
         )
 
     @property
+    def held(self) -> Precision:
+        """The format of the matrices; int8 without blocks is that of encoders."""
+        is_encoder = self.precision == INT8 and not self.block
+        return precision_named(self.precision, is_encoder=is_encoder)
+
+    @property
     def weights(self) -> str:
-        """Say in words what the weights are stored in."""
+        """The format of the weights in words."""
         return f"{self.precision} in blocks of {self.block}" if self.block else self.precision
 
     def check_length(self, max_model_len: int | None) -> None:
-        """Raise EngineError for a wanted length that the graph has no positions for."""
+        """Raise EngineError for a length beyond the positions of the graph."""
         if max_model_len is not None and max_model_len > self.capacity:
             raise EngineError(
                 f"max_model_len {max_model_len} exceeds the graph's capacity of {self.capacity} "
@@ -90,7 +109,10 @@ class GraphInfo:
 
 
 def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
-    """Load the graph in `folder` with a KV cache of the wanted size."""
+    """Load the graph in `folder` with a KV cache of the requested size.
+
+    Raises EngineError for a graph that does not generate text, or has another precision.
+    """
     own = OnnxOptions.of(options)
     path = graph_path(folder)
     threads = own.threads or num_cpus()
@@ -98,12 +120,13 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     info = GraphInfo.read(session.get_modelmeta().custom_metadata_map, path)
     if info.kind != names.GENERATE:
         raise EngineError(
-            f"{path} is a graph to {info.kind} with; it generates no text: load it as an encoder"
+            f"{path} is a graph to {info.kind} with; it does not generate text: load it "
+            "as a pooling model"
         )
     if own.precision not in (None, info.precision):
         raise EngineError(
             f"{path} is a graph in {info.precision}, not in {own.precision}; give the model "
-            "folder, of which such a graph is built, or leave --precision out"
+            "folder, from which such a graph is built, or omit --precision"
         )
     sizes = choose_sizes(own, info, bytes_per_token(session))
     logger.info(
@@ -117,23 +140,23 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
         sizes.cache_tokens,
         sizes.cache_tokens * bytes_per_token(session) / 2**20,
     )
-    return OnnxRunner(session, sizes, own.device)
+    return OnnxRunner(session, info.held, sizes, own.device)
 
 
 def prefill_chunk(options: SlotOptions) -> int:
-    """Return how many prompt tokens a step feeds; raise EngineError if graphs allow no such."""
+    """Return the prompt tokens per step; raise EngineError for more than graphs support."""
     chunk = options.prefill_chunk or DEFAULT_PREFILL_CHUNK
     if chunk > names.MAX_CHUNK:
         raise EngineError(f"prefill_chunk {chunk} is too large; give at most {names.MAX_CHUNK}")
     return chunk
 
 
-def residuals(folder: Path, tokens: Ints) -> list[NDArray[np.float32]]:
+def residuals(folder: Path, tokens: Tokens) -> list[Floats]:
     """Return the residual stream after each layer, [s, hidden] each, for `tokens` [s].
 
-    The graph is loaded anew with those values as outputs: for verification, not for serving.
+    The graph is loaded again with these values as outputs: for verification, not for serving.
     """
-    import onnx_ir as ir  # slow to import, and serving does without it
+    import onnx_ir as ir  # slow to import, and not needed for serving
 
     path = graph_path(folder)
     model = ir.load(path)
@@ -160,9 +183,10 @@ def graph_path(folder: Path) -> Path:
 
 
 def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> RunnerSizes:
-    """Return the user's sizes, or what the graph allows and a share of memory holds.
+    """Return the user's sizes, or those that the graph and a share of memory allow.
 
-    Slots share the memory: one request may be as long as the whole cache, not all at once.
+    Slots share the memory: one request may fill the whole cache, but not all of them at once.
+    Raises EngineError if the graph or the memory is too small for a size that the user gives.
     """
     slots = options.slots or min(max(SLOTS_PER_CPU * num_cpus(), MIN_SLOTS), MAX_SLOTS)
     info.check_length(options.max_model_len)
@@ -179,13 +203,13 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
         )
     length = min(length, affordable)
     tokens = min(affordable, slots * length)
-    # A lone slot has no neighbours whose number could change how its sums are rounded.
+    # With a single slot no other row can change how its sums are rounded.
     multiple = info.row_multiple if slots > 1 else 1
     return RunnerSizes(slots, length, tokens, prefill_chunk(options), multiple)
 
 
-def _prefill_feeds(session: Any, tokens: Ints) -> dict[str, Any]:
-    """Return the inputs of one call over a fresh cache of just the length of `tokens`."""
+def _prefill_feeds(session: Any, tokens: Tokens) -> dict[str, Any]:
+    """Return the inputs of one call with an empty cache as long as `tokens`."""
     length = len(tokens)
     feeds: dict[str, Any] = {
         names.INPUT_IDS: np.asarray(tokens, np.int64),

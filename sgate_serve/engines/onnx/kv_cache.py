@@ -1,7 +1,7 @@
-"""Keys and values of all slots: one buffer for each past input of a graph, one row for each slot.
+"""Keys and values of all slots: one buffer per past input of the graph, one row per slot.
 
-In host memory a page is real only while a slot has tokens on it: pages appear when they are written
-and go back to the system when the slot is released. On a GPU the buffers are real at once.
+In host memory a page is backed only while a slot has tokens on it: pages are allocated when written
+and returned to the system when the slot is released. On a GPU the buffers are allocated at once.
 """
 
 import mmap
@@ -49,7 +49,7 @@ def bytes_per_token(session: Any) -> int:
 
 @dataclass(frozen=True)
 class View:
-    """Rows of one buffer as IO binding takes them."""
+    """Rows of one buffer in the form that IO binding takes."""
 
     name: str
     dtype: Any
@@ -78,7 +78,7 @@ class KvCache:
                 self._addresses[past.name] = value.data_ptr()
 
     def views(self, rows: slice) -> Iterator[View]:
-        """Yield each buffer's part for a range of slots."""
+        """Yield the rows of each buffer for a range of slots."""
         for past in self._pasts:
             start = rows.start * self._length * past.bytes_per_token
             shape = (rows.stop - rows.start, past.heads, self._length, past.width)
@@ -90,13 +90,13 @@ class KvCache:
         flat = np.frombuffer(self._maps[name], past.dtype)
         return flat.reshape(-1, past.heads, self._length, past.width)
 
-    def forget(self, slot: int) -> None:
-        """Give the pages of a slot back to the system; what they held is never read again."""
+    def release(self, slot: int) -> None:
+        """Return the pages of a slot to the system; their content is never read again."""
         if self._device != CPU or not hasattr(mmap, "MADV_DONTNEED"):
             return
         for past in self._pasts:
             size = self._length * past.bytes_per_token
-            # Only whole pages: those at the ends may hold a neighbour's tokens.
+            # Whole pages only: those at the ends may hold tokens of a neighbouring slot.
             first = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE
             last = (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
             if first < last:
@@ -104,7 +104,7 @@ class KvCache:
 
 
 def _pages(size: int) -> mmap.mmap:
-    """Return memory that reads as zeros; private, for only that can be given back."""
+    """Return zeroed memory; private, since only private pages can be returned to the system."""
     if hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return mmap.mmap(-1, size)

@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
-from sgate_serve.engines.runner import Feed
+from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.precision import Precision
 
 Ints = NDArray[np.int64]
 
-# Longer than the pause between two steps of one request, so that threads are awake for the next.
+# Longer than the pause between two steps of a request, so threads are still awake for the next.
 SPIN_MICROSECONDS = 2000
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True)
 class RunnerSizes:
-    """What a runner holds: slots, tokens of one, tokens of all, and the most a shared call feeds.
+    """Sizes of a runner: slots, tokens per slot, tokens of all slots, and tokens per shared call.
 
-    `chunk` bounds a row's new tokens in a call that also feeds rows that are longer. Calls are
-    filled up to multiples of `row_multiple` tokens and logits, for the sake of kernels that round
-    those left over in another way.
+    `chunk` bounds the new tokens of a row in a call with several rows. Calls are padded to
+    multiples of `row_multiple` tokens and logits, as some kernels round a remainder differently.
     """
 
     num_slots: int
@@ -44,9 +44,9 @@ class RunnerSizes:
 
 
 class _Shape(NamedTuple):
-    """Sizes of one call: its rows of the cache, tokens of the longest, all tokens, all logits.
+    """Sizes of one call: its rows of the cache, its longest row, all tokens, all logits.
 
-    Of those at the end some may fill the call up.
+    The totals include padding.
     """
 
     first: int
@@ -58,7 +58,7 @@ class _Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class _Call:
-    """One shape of call, bound once: the arrays that a run reads, and the logits it writes."""
+    """The bindings of one call shape: the arrays that a run reads, and the logits it writes."""
 
     binding: Any
     inputs: dict[str, Array]
@@ -68,8 +68,10 @@ class _Call:
 class OnnxRunner:
     """A session and its KV cache; a `Runner` of engines/runner.py. Not thread-safe."""
 
-    def __init__(self, session: Any, sizes: RunnerSizes, device: str = CPU) -> None:
-        self.session, self.num_slots = session, sizes.num_slots
+    def __init__(
+        self, session: Any, precision: Precision, sizes: RunnerSizes, device: str = CPU
+    ) -> None:
+        self.session, self.precision, self.num_slots = session, precision, sizes.num_slots
         self.max_model_len, self.cache_tokens = sizes.max_model_len, sizes.cache_tokens
         shapes = {output.name: output.shape for output in session.get_outputs()}
         self.vocab_size = int(shapes[names.LOGITS][-1])
@@ -79,47 +81,47 @@ class OnnxRunner:
         self._wanted = {value.name for value in session.get_inputs()}
         self._decode_calls: dict[_Shape, _Call] = {}
 
-    def forward(self, feeds: Sequence[Feed]) -> Logits:
-        """Append tokens to different slots; return the wanted logits [n, vocab], feed by feed.
+    def forward(self, chunks: Sequence[TokenChunk]) -> Logits:
+        """Append tokens to distinct slots; return the logits [n, vocab] in the order of chunks.
 
-        The call spans the rows from the first slot to the last; those between are idle.
+        The call spans all rows from the first slot to the last; rows without a chunk are idle.
         """
-        slots = np.array([feed.slot for feed in feeds])
-        counts = np.array([len(feed.tokens) for feed in feeds])
-        nums = np.array([feed.num_logits for feed in feeds])
+        slots = np.array([chunk.slot for chunk in chunks])
+        counts = np.array([len(chunk.tokens) for chunk in chunks])
+        nums = np.array([chunk.num_logits for chunk in chunks])
         assert (self.lengths[slots] + counts).max() <= self.max_model_len, "a slot would overflow"
-        assert len(feeds) == 1 or counts.max() <= self._chunk, "the chunk is over the runner's"
+        assert len(chunks) == 1 or counts.max() <= self._chunk, "a chunk is too long"
         shape = _Shape(
             int(slots.min()),
             int(slots.max()) + 1,
             int(counts.max()),
-            self._filled_up(counts.sum()),
-            self._filled_up(nums.sum()),
+            self._padded(counts.sum()),
+            self._padded(nums.sum()),
         )
         call = self._call(shape)
-        tokens = np.concatenate([np.asarray(feed.tokens, np.int64) for feed in feeds])
+        tokens = np.concatenate([np.asarray(chunk.tokens, np.int64) for chunk in chunks])
         self._fill(call.inputs, shape, tokens, slots, counts)
         ends = np.cumsum(counts)
         call.inputs[names.LOGIT_INDEX][: nums.sum()] = np.repeat(ends - nums, nums) + ramps(nums)
         self.session.run_with_iobinding(call.binding)
         self.lengths[slots] += counts
-        # A copy, so that a later call cannot change what was returned.
+        # A copy, since a later call overwrites the bound array.
         return call.logits[: nums.sum()].copy()
 
-    def _filled_up(self, count: int) -> int:
+    def _padded(self, count: int) -> int:
         return -(-int(count) // self._multiple) * self._multiple
 
     def release(self, slot: int) -> None:
-        """Forget what the slot holds."""
+        """Discard the tokens of a slot."""
         self.lengths[slot] = 0
-        self.cache.forget(slot)
+        self.cache.release(slot)
 
     def _fill(
         self, inputs: dict[str, Array], shape: _Shape, tokens: Ints, slots: Ints, counts: Ints
     ) -> None:
-        """Write a call's inputs but for the wanted logits: tokens lie packed in order of feeds.
+        """Write a call's inputs except the logit index; tokens are packed in chunk order.
 
-        What fills the call up stays zero: tokens that attention sees in no row.
+        Padding stays zero: tokens outside every row that attention sees.
         """
         rows, within = np.repeat(slots - shape.first, counts), ramps(counts)
         inputs[names.INPUT_IDS][: len(tokens)] = tokens
@@ -130,14 +132,14 @@ class OnnxRunner:
             inputs[names.POSITION_IDS][: len(tokens)] = positions
         new = np.zeros(shape.stop - shape.first, np.int64)
         new[slots - shape.first] = counts
-        # GroupQueryAttention wants a total of at least 1, also from an idle row that is empty.
+        # GroupQueryAttention needs a total of at least 1, even for an idle, empty row.
         totals = np.maximum(self.lengths[shape.first : shape.stop] + new, 1)
         inputs[names.SEQLENS_K][:] = totals - 1
         inputs[names.TOTAL_SEQUENCE_LENGTH][...] = totals.max()
         inputs[names.QUERY_SEQLENS][:] = new
 
     def _call(self, shape: _Shape) -> _Call:
-        """Return the bound call of a shape; those of plain decode steps are kept."""
+        """Return the bound call of a shape; those of pure decode steps are cached."""
         if shape.longest > 1:
             return self._bind(shape)
         if shape not in self._decode_calls:
@@ -145,7 +147,7 @@ class OnnxRunner:
         return self._decode_calls[shape]
 
     def _bind(self, shape: _Shape) -> _Call:
-        """Allocate the inputs and logits of a call and bind them and its rows of the cache."""
+        """Allocate the inputs and logits of a call; bind them and its rows of the cache."""
         batch = shape.stop - shape.first
         inputs: dict[str, Array] = {
             names.INPUT_IDS: np.zeros(shape.num_tokens, np.int64),
@@ -172,16 +174,16 @@ class OnnxRunner:
 
 
 def ramps(counts: Ints) -> Ints:
-    """Return 0 … count - 1 for each of the counts, one after another."""
+    """Return 0 … count - 1 for each count, concatenated."""
     starts = np.cumsum(counts) - counts
     ramp: Ints = np.arange(counts.sum()) - np.repeat(starts, counts)
     return ramp
 
 
 def open_session(graph: str | bytes, folder: Path, threads: int, device: str = CPU) -> Any:
-    """Load a graph (a path or serialized) whose weights lie in `folder`, onto a device.
+    """Load a graph, given as a path or as bytes, whose weights are in `folder`, onto a device.
 
-    Raises EngineError naming the file if ONNX Runtime cannot load it, or has no such device.
+    Raises EngineError naming the file if ONNX Runtime cannot load it, or lacks the device.
     """
     if PROVIDERS[device] not in ort.get_available_providers():
         raise EngineError(
@@ -192,13 +194,13 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # By default threads spin on for long after a run, and slow whatever runs next: another model
-    # in a comparison, or the server's event loop.
+    # By default threads keep spinning long after a run and slow down whatever runs next: another
+    # model of a benchmark, or the server's event loop.
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )
-    # What the device has no kernel for runs on the CPU.
+    # Nodes without a kernel for the device run on the CPU.
     providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS[CPU]]))
     try:
         return ort.InferenceSession(graph, options, providers=providers)

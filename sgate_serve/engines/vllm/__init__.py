@@ -1,5 +1,5 @@
-"""The vLLM engine: a plugin that teaches unmodified vLLM our folders, and what drives it from here.
+"""The vLLM engine: a plugin that lets unmodified vLLM load our folders, and code that starts vLLM.
 
-`plugin` is found by vLLM through its entry point; `decoder` and `encoder` are the two models, built
-from a ModelSpec whatever the family; `engine` and `server` start vLLM for us.
+vLLM finds `plugin` through its entry point; `decoder` and `encoder` are the two models, built from
+a ModelSpec for every family; `engine`, `timed` and `server` start vLLM.
 """

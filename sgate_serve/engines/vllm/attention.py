@@ -1,4 +1,4 @@
-"""Attention with a head count of its own in every layer, in heads as wide as the backend takes."""
+"""Attention with a head count per layer, its heads padded to a width that the backend accepts."""
 
 from functools import cache
 from typing import Any
@@ -16,10 +16,10 @@ WIDEST_HEAD = 512
 
 
 class UnevenAttention(nn.Module):
-    """Project, rotate, attend, project: `core` is vLLM's attention for the padded head.
+    """Project, rotate, attend, project: `core` is vLLM's attention for the padded heads.
 
-    `query_norm` and `key_norm` are over single heads, `rotary` is vLLM's embedding; all may be
-    missing. `core` may have more heads than the layer: the others are zeros.
+    `query_norm` and `key_norm` normalize single heads, `rotary` is vLLM's rotary embedding; all are
+    optional. `core` may have more heads than the layer: the others are zeros.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class UnevenAttention(nn.Module):
         self.query_norm, self.key_norm = parts.get("query_norm"), parts.get("key_norm")
 
     def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return [tokens, hidden] to be added to the stream."""
+        """Return [tokens, hidden], to be added to the residual stream."""
         q, k, v = self.readers(x).split(self.readers.sizes, -1)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self._normed(self.query_norm, q), self._normed(self.key_norm, k)
@@ -56,7 +56,7 @@ class UnevenAttention(nn.Module):
         return norm(heads).view(x.shape)
 
     def _padded(self, x: torch.Tensor, num_heads: int) -> torch.Tensor:
-        """Widen heads, and add heads, of zeros to what the core wants."""
+        """Pad the heads, and their number, with zeros to the sizes of the core."""
         width = self.core.head_size
         if x.shape[-1] == num_heads * width:
             return x
@@ -67,14 +67,14 @@ class UnevenAttention(nn.Module):
 
 @cache
 def backend_head_size(head_dim: int, dtype: torch.dtype, **options: Any) -> int:
-    """Return the narrowest head, at least `head_dim` wide, that this platform's attention takes.
+    """Return the smallest head size from `head_dim` up that this platform's attention supports.
 
-    Raises EngineError where it takes none.
+    Raises EngineError if it supports none.
     """
     for size in range(head_dim, WIDEST_HEAD + 1):
         try:
             backend = get_attn_backend(size, dtype, None, **options)
-        except ValueError:  # how a platform says that no backend takes it
+        except ValueError:  # raised if no backend supports the size
             continue
         if backend.supports_head_size(size):
             return size

@@ -1,7 +1,7 @@
 """Any decoder family in vLLM, built from its ModelSpec: uneven widths, missing blocks, indices.
 
-The layer is written once; what sets families apart is data: where norms stand, which linears are
-there, windows, soft caps. Tensor and pipeline parallelism, torch.compile and quantized linears are
+One layer class serves all families, which differ in data only: the places of norms, the linears,
+windows and soft caps. Tensor and pipeline parallelism, torch.compile and quantized linears are
 vLLM's own.
 """
 
@@ -50,10 +50,10 @@ DYNAMIC = {
 
 
 class UnevenDecoderLayer(nn.Module):
-    """A decoder layer; either block may be missing, and its norms with it.
+    """A decoder layer; either block may be missing, together with its norms.
 
-    The stream is carried as (delta, residual): a norm adds the two in one pass. Before the first
-    norm of a model there is no residual yet.
+    The residual stream is carried as (delta, residual): a norm adds the two in one pass. Before the
+    first norm of a model the residual is None.
     """
 
     def __init__(self, model: ModelContext, index: int, prefix: str) -> None:
@@ -84,7 +84,7 @@ class UnevenDecoderLayer(nn.Module):
 
 @support_torch_compile(dynamic_arg_dims=DYNAMIC)
 class UnevenDecoderStack(nn.Module):
-    """Embeddings, the layers of this pipeline stage, and the final norm on the last."""
+    """Embeddings, the layers of this pipeline stage, and the final norm on the last stage."""
 
     embedding_scale: torch.Tensor | None
 
@@ -101,7 +101,7 @@ class UnevenDecoderStack(nn.Module):
         if group.is_first_rank and not spec.family.is_rotary:
             self.positions = nn.Embedding(spec.num_positions, spec.hidden_size)
         scale = model.embedding_scale
-        # In the model's dtype: transformers rounds Gemma's scale, too.
+        # In the model's dtype, since transformers rounds Gemma's scale too.
         self.register_buffer(
             "embedding_scale", None if scale is None else torch.tensor(scale), False
         )
@@ -131,7 +131,7 @@ class UnevenDecoderStack(nn.Module):
         for layer in islice(self.layers, self.start_layer, self.end_layer):
             hidden, residual = layer(positions, hidden, residual)
         if not get_pp_group().is_last_rank:
-            # A stage without any block has no residual yet; x + 0 is x.
+            # A stage without any block has no residual; x + 0 is x.
             residual = torch.zeros_like(hidden) if residual is None else residual
             return IntermediateTensors({"hidden_states": hidden, "residual": residual})
         return add_and_norm(self.final_norm, hidden, residual)[0]
@@ -151,7 +151,7 @@ class UnevenDecoderStack(nn.Module):
 
 
 class UnevenDecoder(nn.Module, SupportsPP):
-    """What all decoders share: the stack, and how its weights are loaded."""
+    """The base of all decoders: the stack and the loading of its weights."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class UnevenForCausalLM(UnevenDecoder):
         self.logits_processor = LogitsProcessor(spec.vocab_size, soft_cap=cap)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Return [tokens, vocab], on the first shard only."""
+        """Return [tokens, vocab] on the first shard, None on the others."""
         return self.logits_processor(self.head, hidden_states, self.head.bias)
 
 
@@ -204,7 +204,7 @@ class UnevenDecoderClassifier(UnevenDecoder):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.head = SequenceHead(self.stack.model_context.spec, vllm_config)
-        # vLLM's choice would be that of sentence-transformers' files, if the folder has any.
+        # vLLM would otherwise take the pooling of sentence-transformers' files in the folder.
         self.pooler = DispatchPooler.for_seq_cls(
             vllm_config.model_config.pooler_config, pooling=LastPool(), classifier=self.head
         )
@@ -248,7 +248,7 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
 
 
 def residual_norm(model: ModelContext) -> nn.Module:
-    """Build a norm over the stream: RMS of the width before removal, or LayerNorm."""
+    """Build a norm over the stream: LayerNorm, or RMSNorm over the width before removal."""
     spec = model.spec
     if spec.family.norm == "layer":
         return nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps)
@@ -263,7 +263,7 @@ def rms_norm(model: ModelContext, size: int, eps: float) -> nn.Module:
 def add_and_norm(
     norm: nn.Module, hidden: torch.Tensor, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normed stream and the stream, hidden + residual, itself."""
+    """Return the normalized stream and the stream itself, hidden + residual."""
     if residual is None:
         return norm(hidden), hidden
     if isinstance(norm, nn.LayerNorm):

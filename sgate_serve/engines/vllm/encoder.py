@@ -1,7 +1,7 @@
 """Any encoder family in vLLM's pooling runner: classification and embeddings from uneven layers.
 
-vLLM plans memory for one kind of encoder attention, so every layer attends with the widest layer's
-head count; missing heads are zeros behind the small projections.
+vLLM plans memory for one kind of encoder attention, so every layer attends with the head count of
+the widest layer; missing heads are zeros after the small projections.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ from sgate_serve.engines.vllm.mlp import UnevenMLP
 
 
 class UnevenEncoderLayer(nn.Module):
-    """An encoder layer with norms on the sum, which stay where a block is gone."""
+    """An encoder layer with norms after each residual sum, which stay if a block is removed."""
 
     def __init__(self, model: ModelContext, index: int, prefix: str) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class UnevenEncoderLayer(nn.Module):
 
 @support_torch_compile
 class UnevenEncoderStack(nn.Module):
-    """Embeddings and layers; token types come in a high bit of the token ids, as in vLLM's BERT."""
+    """Embeddings and layers; token types are a high bit of the token ids, as in vLLM's BERT."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class UnevenEncoderStack(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the last hidden states [tokens, hidden]."""
-        # Decoding also takes the bit out of the ids, in place.
+        # Decoding also clears the bit in the ids, in place.
         types = _decode_token_type_ids(input_ids)
         hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         hidden = hidden + self.positions(positions + self.first_position)
@@ -93,7 +93,7 @@ class UnevenEncoderStack(nn.Module):
 
 
 class UnevenEncoder(nn.Module):
-    """What both uses share: the stack, and how its weights are loaded."""
+    """The base of both encoders: the stack and the loading of its weights."""
 
     is_pooling_model = True
 
@@ -129,7 +129,7 @@ class UnevenEncoderClassifier(UnevenEncoder, SupportsCrossEncoding):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.head = SequenceHead(self.stack.model_context.spec, vllm_config)
-        # vLLM's choice would be that of sentence-transformers' files, if the folder has any.
+        # vLLM would otherwise take the pooling of sentence-transformers' files in the folder.
         self.pooler = DispatchPooler.for_seq_cls(
             vllm_config.model_config.pooler_config, pooling=CLSPool(), classifier=self.head
         )
@@ -138,7 +138,7 @@ class UnevenEncoderClassifier(UnevenEncoder, SupportsCrossEncoding):
 @attn_type("encoder_only")
 @default_pooling_type(seq_pooling_type="CLS")
 class UnevenEncoderEmbedder(UnevenEncoder):
-    """An encoder whose last hidden states are the result; a pooler of the base is not read."""
+    """An encoder whose last hidden states are the result; the base model's pooler is ignored."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -146,7 +146,7 @@ class UnevenEncoderEmbedder(UnevenEncoder):
 
 
 def encoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> UnevenAttention:
-    """Build the attention block of one layer, its core as wide as the widest layer's."""
+    """Build the attention block of one layer, its core as wide as that of the widest layer."""
     shapes = [model.layer(index).shape for index in range(len(model.spec.layers))]
     width = layer.shape.stored.head_dim
     core = EncoderOnlyAttention(

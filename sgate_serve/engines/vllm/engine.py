@@ -1,7 +1,7 @@
-"""vLLM behind the engine contract: in this process, in fp32 and eager, for proofs and tests.
+"""vLLM under the engine contract: in this process, in fp32 and eager, for verification and tests.
 
-Serving goes through vLLM's own server instead (`server`), and measuring through its own processes
-(`timed`): this adapter is for comparing what it computes, token by token.
+`sgate serve` starts vLLM's own server instead (`server`), and benchmarks use vLLM's own settings
+(`timed`): this adapter exists to compare its outputs, token by token.
 """
 
 import os
@@ -19,17 +19,19 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
-from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.base import EngineStats, FinishReason, Request, SamplingParams, TokenEvent
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.requests import check_request
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.errors import EngineError, RequestError
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 DEFAULT_SLOTS = 8
 CACHE_BYTES = 2**28
-# What shows all that a model computes, as it computes it.
+# Settings that expose all logits, unrounded.
 EXACT: Mapping[str, Any] = {
     "gpu_memory_utilization": 0.2,
     "dtype": "float32",
@@ -38,28 +40,31 @@ EXACT: Mapping[str, Any] = {
     "max_logprobs": -1,
     "logprobs_mode": "raw_logits",
 }
-# On a GPU, vLLM's attention in fp32 is Triton's, whose products would round their inputs to TF32.
+EXACT_INT8 = Precision(INT8, bits=8, outer_bits=32)
+# On a GPU, vLLM's fp32 attention is Triton's, which by default rounds its inputs to TF32.
 UNROUNDED = {"TRITON_F32_DEFAULT": "ieee"}
-# vLLM's name for the position where the second text of a pair starts.
+# vLLM's name for the position at which the second text of a pair starts.
 SECOND_SEGMENT = "compressed_token_type_ids"
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
 class VllmEngine:
-    """`Engine` of engines/base.py over an `LLMEngine` whose steps run in this thread."""
+    """A `LoadedEngine` (engines/loaded.py) over an `LLMEngine` whose steps run in this thread."""
 
     name = "vllm"
     version = str(vllm.__version__)
 
-    def __init__(self, engine: LLMEngine, spec: ModelSpec) -> None:
-        self.engine, self.spec = engine, spec
-        self.max_model_len, self.vocab_size = engine.model_config.max_model_len, spec.vocab_size
+    def __init__(self, engine: LLMEngine, model: Checkpoint) -> None:
+        self.engine, self.spec = engine, model.spec
+        self.precision = EXACT_INT8 if model.is_int8 else PRECISIONS[FP32]
+        self.max_model_len = engine.model_config.max_model_len
+        self.vocab_size = model.spec.vocab_size
 
     @classmethod
     def load(cls, folder: Path, options: SlotOptions | None = None) -> "VllmEngine":
-        """Load a model folder, stock or `sgate`; options as of a slot engine.
+        """Load a model folder, stock or `sgate`, with the options of a slot engine.
 
-        Raises EngineError for sizes that vLLM refuses, CheckpointError for a broken folder.
+        Raises EngineError for sizes that vLLM rejects, CheckpointError for a broken folder.
         """
         options = options or SlotOptions()
         settings: dict[str, Any] = {
@@ -70,17 +75,15 @@ class VllmEngine:
             **EXACT,
         }
         if options.threads:
-            raise EngineError("engine option threads is not vLLM's; set OMP_NUM_THREADS instead")
+            raise EngineError("vLLM has no engine option threads; set OMP_NUM_THREADS instead")
         args = engine_args(folder, (), **settings)
         os.environ.update(UNROUNDED)  # read when a kernel is compiled, which may be at any step
-        engine = start_engine(args, in_process=True)
-        config = engine.model_config.hf_config.to_dict()
-        return cls(engine, ModelSpec.from_config(config, str(folder)))
+        return cls(start_engine(args, in_process=True), Checkpoint.open(folder))
 
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
         check_request(request, self.max_model_len, self.vocab_size)
-        _check_unscored(request.sampling)
+        _check_supported(request.sampling)
         room = self.max_model_len - len(request.prompt)
         try:
             params = sampling_params(request.sampling, min(request.sampling.max_tokens, room))
@@ -98,17 +101,17 @@ class VllmEngine:
         return bool(self.engine.has_unfinished_requests())
 
     def stats(self) -> EngineStats:
-        """Ask vLLM's scheduler, which is in this process: its gauges are those of the last step."""
+        """Ask vLLM's scheduler, which runs in this process; its gauges date from the last step."""
         scheduler = self.engine.engine_core.engine_core.scheduler
         num_running, num_waiting = scheduler.get_request_counts()
         return EngineStats(num_running, num_waiting, scheduler.get_kv_cache_usage())
 
     def logits(self, tokens: NDArray[np.int64], types: NDArray[np.int64] | None = None) -> Logits:
-        """Return what the model computes of `tokens` [s]; needs an idle engine.
+        """Return the outputs for `tokens` [s]; needs an idle engine.
 
-        Logits [s, vocab] of a causal LM, [1, labels] of a classifier, and the last hidden states
-        [s, hidden] of a base model: vLLM leaves its pooled state out. `types` [s] are the segments
-        of a text pair, zeros before ones; raises EngineError for others, which vLLM cannot have.
+        Logits [s, vocab] of a causal LM, [1, labels] of a classifier, or the last hidden states
+        [s, hidden] of a base model, without its pooled state. `types` [s] are the segment ids of a
+        text pair; raises EngineError unless they are zeros followed by ones.
         """
         if self.spec.task == CAUSAL_LM:
             return self._causal_logits(tokens)
@@ -117,6 +120,9 @@ class VllmEngine:
         params = PoolingParams(task=task, use_activation=False, extra_kwargs=segments)
         data = self._run(tokens, params).outputs.data
         return np.atleast_2d(data.float().numpy())
+
+    def residuals(self, tokens: NDArray[np.int64]) -> None:
+        """Return None, since vLLM does not expose its residual stream."""
 
     def close(self) -> None:
         stop_engine(self.engine)
@@ -131,7 +137,7 @@ class VllmEngine:
             detokenize=False,
         )
         result = self._run(tokens, params)
-        # The first position has no token before it to be predicted from.
+        # The first token is not predicted.
         parts = [*result.prompt_logprobs[1:], *result.outputs[0].logprobs]
         logits = np.empty((len(parts), self.vocab_size), np.float32)
         for row, part in zip(logits, parts, strict=True):
@@ -153,12 +159,12 @@ class VllmEngine:
 def _start_of_second(types: NDArray[np.int64]) -> int:
     start = int((types == 0).sum())
     if not np.array_equal(types, np.arange(len(types)) >= start):
-        raise EngineError("vLLM takes segments of zeros and then ones only; use another engine")
+        raise EngineError("vLLM supports segments of zeros and then ones only; use another engine")
     return start
 
 
-def _check_unscored(sampling: SamplingParams) -> None:
-    """Refuse what this adapter does not pass on: here vLLM's log-probabilities are raw logits."""
+def _check_supported(sampling: SamplingParams) -> None:
+    """Reject options that this adapter lacks: here vLLM's log-probabilities are raw logits."""
     if sampling.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1 on vLLM, found 0", param="max_tokens")
     for name in ("logprobs", "prompt_logprobs"):
@@ -169,7 +175,7 @@ def _check_unscored(sampling: SamplingParams) -> None:
 
 
 def sampling_params(sampling: SamplingParams, max_tokens: int) -> Any:
-    """Say in vLLM's words how to choose tokens; only the given stop tokens end a request."""
+    """Translate sampling parameters to vLLM's; only the given stop tokens end a request."""
     return vllm.SamplingParams(
         max_tokens=max_tokens,
         temperature=sampling.temperature,
@@ -190,7 +196,7 @@ def sampling_params(sampling: SamplingParams, max_tokens: int) -> Any:
 
 
 def _events(output: Any) -> list[TokenEvent]:
-    """Return the events of one request's step; a stop token is not shown."""
+    """Return the events of one request's step, without stop tokens."""
     (completion,) = output.outputs
     reason = FINISH_REASONS.get(completion.finish_reason)
     tokens = list(completion.token_ids)

@@ -1,4 +1,4 @@
-"""What stands on the stack of a classifier: one linear, or two with units between them."""
+"""The classification head: one linear, or two with an activation between them."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from sgate_serve.architecture.spec import ModelSpec
 
 
 class SequenceHead(nn.Module):
-    """Logits [sequences, labels] from the pooled state [sequences, hidden] of each sequence.
+    """Logits [sequences, labels] from pooled states [sequences, hidden].
 
-    Modules are named as in the folder, dots as underscores.
+    Modules have the names of the folder, with underscores for dots.
     """
 
     def __init__(self, spec: ModelSpec, vllm_config: Any) -> None:
@@ -37,5 +37,5 @@ class SequenceHead(nn.Module):
 
 
 def key_of(module: str) -> str:
-    """Return a module's name as torch lets a child be called."""
+    """Return a module's name in a form that torch accepts for a child module."""
     return module.replace(".", "_")

@@ -1,4 +1,4 @@
-"""What the parts of one layer are built from, and stored tensors as those parts want them."""
+"""The context from which one layer is built, and its stored tensors in the form its parts load."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from sgate_serve.architecture.shapes import Lowered
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.engines.vllm.sharding import PADDING, ShardedLayer, Sources
 
-# The tensors of one linear by what stands behind the last dot of their names.
+# The tensors of one linear, keyed by the last component of their names.
 Tensors = Mapping[str, torch.Tensor]
 WEIGHT, SCALE, BIAS = "weight", "weight_scale", "bias"
 
 
 @dataclass(frozen=True)
 class LayerContext:
-    """One layer: its place in the model, its widths on each shard, and vLLM's own settings."""
+    """One layer: its position in the model, its widths on each shard, and vLLM's settings."""
 
     spec: ModelSpec
     index: int
@@ -45,7 +45,7 @@ class LayerContext:
         return self.spec.modules(self.index)[module]
 
     def lowered(self, module: str) -> Lowered:
-        """Return what a module leaves out where this process keeps it so: on a single shard."""
+        """Return a module's index vectors if this process keeps them: on a single shard only."""
         stored = self.spec.lowered.get(module, Lowered())
         return stored if self.num_shards == 1 else Lowered()
 
@@ -55,7 +55,7 @@ class LayerContext:
     def role_tensors(self, module: str, tensors: Tensors) -> dict[str, Tensors]:
         """Return each role's tensors at full width, padded for the shards; a missing bias is zero.
 
-        Weights [out, in], scales [out, 1] and biases [out] of the padded layer.
+        Weights are [out, in], scales [out, 1] and biases [out] of the padded layer.
         """
         weight, scale = self.as_stored(tensors), tensors.get(SCALE)
         rows, columns = self._dims(module)
@@ -77,7 +77,7 @@ class LayerContext:
         return parts
 
     def as_stored(self, tensors: Tensors) -> torch.Tensor:
-        """Return the weight as (out, in), whatever way round the family stores it."""
+        """Return the weight as (out, in), transposed if the family stores it as (in, out)."""
         weight = tensors[WEIGHT]
         return weight.t() if self.spec.family.is_transposed else weight
 
@@ -88,7 +88,7 @@ class LayerContext:
 
 
 def _inverse(index: torch.Tensor | None, size: int) -> Sources | None:
-    """Return for each of `size` dimensions where it is stored."""
+    """Return the stored position of each of `size` dimensions, PADDING for those not stored."""
     if index is None:
         return None
     inverse = torch.full((size,), PADDING)
@@ -99,7 +99,7 @@ def _inverse(index: torch.Tensor | None, size: int) -> Sources | None:
 def _spread(
     tensor: torch.Tensor, dim: int, sources: Sources | None, filling: float = 0
 ) -> torch.Tensor:
-    """Take slices of `dim` by their sources; PADDING becomes `filling`."""
+    """Select slices of `dim` by their sources; PADDING becomes `filling`."""
     if sources is None:
         return tensor
     index = torch.from_numpy(sources)

@@ -1,7 +1,8 @@
 """The linears of a block: vLLM's own, at the stored widths, with index vectors around them.
 
-Readers are split over shards by rows and the writer by columns, as everywhere in vLLM. On a single
-shard lowered modules stay as small as they are stored; on several their zeros come back.
+Readers (of the residual stream) are split over shards by rows and the writer by columns, as
+everywhere in vLLM. On a single shard lowered modules stay as small as they are stored; on several
+shards their zeros are restored.
 """
 
 from typing import Any
@@ -23,7 +24,7 @@ QKV_SHARDS = {QUERY: "q", KEY: "k", VALUE: "v"}
 
 
 def readers(layer: LayerContext, block: str, prefix: str) -> "FusedReaders | IndexedReaders":
-    """Return what reads a block's input: [q | k | v], [gate | up], or up alone."""
+    """Return the linears that read a block's input: [q | k | v], [gate | up], or up alone."""
     modules = layer.modules(READERS[block])
     if all(layer.lowered(module) == Lowered() for module in modules):
         return FusedReaders(layer, block, prefix)
@@ -31,14 +32,14 @@ def readers(layer: LayerContext, block: str, prefix: str) -> "FusedReaders | Ind
 
 
 def writer(layer: LayerContext, block: str, prefix: str) -> "Writer":
-    """Return what writes a block's output onto the residual stream."""
+    """Return the linear that writes a block's output to the residual stream."""
     module = layer.spec.family.linear(layer.index, WRITERS[block])
     kind = Writer if layer.lowered(module) == Lowered() else IndexedWriter
     return kind(layer, block, prefix)
 
 
 class Readers(nn.Module):
-    """What all readers have: the modules of the folder, and the dimensions of one shard's roles."""
+    """The base of all readers: the folder's modules, and the dimensions of each role on a shard."""
 
     def __init__(self, layer: LayerContext, block: str) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class FusedReaders(Readers):
         return y
 
     def load(self, module: str, tensors: Tensors) -> None:
-        """Take over the stored tensors of one module."""
+        """Load the stored tensors of one module."""
         for role, part in self.layer.role_tensors(module, tensors).items():
             shard = QKV_SHARDS.get(role, self.roles.index(role))
             load(self.linear.weight, part[WEIGHT], shard)
@@ -87,7 +88,7 @@ class FusedReaders(Readers):
 
 
 class IndexedReaders(Readers):
-    """A matmul for each module, behind a gather of what it reads; one scatter places all rows."""
+    """A gather and a matmul for each module, then one scatter that places the rows of all."""
 
     out_index: torch.Tensor | None
 
@@ -122,7 +123,7 @@ class IndexedReaders(Readers):
         return y if self.bias is None else y + self.bias
 
     def load(self, module: str, tensors: Tensors) -> None:
-        """Take over the stored tensors of one module."""
+        """Load the stored tensors of one module."""
         number = self.stored_modules.index(module)
         linear, start = self.linears[number], self._first_dimension(number)
         load(linear.weight, self.layer.as_stored(tensors), 0)
@@ -141,14 +142,14 @@ class IndexedReaders(Readers):
         return getattr(self, f"in_index_{number}")
 
     def _first_dimension(self, number: int) -> int:
-        """Return where a module's dimensions start among those of all modules."""
+        """Return the index of a module's first dimension among those of all modules."""
         modules = self.stored_modules[:number]
         before = [role for module in modules for role in self.layer.roles(module)]
         return sum(self.sizes[: len(before)])
 
 
 class Writer(nn.Module):
-    """The linear that writes; [tokens, inner dimensions of one shard] → [tokens, hidden]."""
+    """The linear that writes: [tokens, inner dimensions of one shard] → [tokens, hidden]."""
 
     def __init__(self, layer: LayerContext, block: str, prefix: str) -> None:
         super().__init__()
@@ -172,7 +173,7 @@ class Writer(nn.Module):
         return y
 
     def load(self, module: str, tensors: Tensors) -> None:
-        """Take over the stored tensors of the module."""
+        """Load the stored tensors of the module."""
         part = self.layer.role_tensors(module, tensors)[self.role]
         self._load_matrix(part[WEIGHT], part)
         if self.has_bias:
@@ -185,7 +186,7 @@ class Writer(nn.Module):
 
 
 class IndexedWriter(Writer):
-    """A writer between a gather of what it reads and a scatter of what it writes."""
+    """A writer with a gather before its matmul and a scatter after it."""
 
     in_index: torch.Tensor | None
     out_index: torch.Tensor | None
@@ -216,7 +217,7 @@ class IndexedWriter(Writer):
 
 def gather(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return the columns of x [tokens, n] at `index`."""
-    # On CPU index_select is slower for more than a few rows.
+    # On CPU, index_select is slower for more than a few rows.
     return x[..., index]
 
 
@@ -226,7 +227,7 @@ def scatter(y: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def load(parameter: Any, tensor: torch.Tensor, *shard: Any) -> None:
-    """Hand a tensor of all shards to vLLM's loader, which takes this process's part."""
+    """Pass a tensor of all shards to vLLM's loader, which selects this process's part."""
     parameter.weight_loader(parameter, tensor.contiguous(), *shard)
 
 

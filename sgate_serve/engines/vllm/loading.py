@@ -1,8 +1,8 @@
-"""Put a folder's tensors into the modules of this process: its shard, its pipeline stage.
+"""Load a folder's tensors into the modules of this process: its shard, its pipeline stage.
 
-vLLM hands over (name, tensor) pairs in the order of the files. Norms and tables go straight to
-their parameters; the tensors of a linear are gathered until all are there, then handed to it
-together, for index vectors say what its weights mean.
+vLLM passes (name, tensor) pairs in the order of the files. Norms and tables are copied to their
+parameters at once; the tensors of a linear are collected until all are there and then loaded
+together, since index vectors determine the meaning of its weights.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,14 +21,14 @@ from sgate_serve.errors import CheckpointError
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 Destination = tuple[nn.Parameter, float]
-# Module name → the module here, and the gain of its values.
+# Module name → the module in this process, and the gain of its values.
 Places = dict[str | None, tuple[Any, float]]
 
 
 def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str]:
-    """Load every tensor of the folder that this process needs; return the parameters that it has.
+    """Load every tensor of the folder that this process needs; return its parameter names.
 
-    Raises CheckpointError where a tensor that the config implies does not come.
+    Raises CheckpointError if a tensor that the config implies is missing.
     """
     spec = context.spec
     plain, linears = plain_parameters(model, context), dict(linear_loaders(model))
@@ -56,7 +56,7 @@ def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str
 
 
 def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination]:
-    """Return name → parameter and the gain of its stored values, of all that is no linear."""
+    """Return name → (parameter, gain of its stored values) for everything but block linears."""
     spec, stack = context.spec, model.stack
     modules: Places = {
         spec.family.embedding: (stack.embedding, 1.0),
@@ -84,7 +84,7 @@ def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination
 
 
 def linear_loaders(model: Any) -> Iterator[tuple[str, Callable[[str, Tensors], None]]]:
-    """Yield the name of every linear in this stage's blocks, and what takes its tensors."""
+    """Yield the name of every linear in this stage's blocks, and the function that loads it."""
     for layer in _layers(model.stack):
         for block in layer.blocks.values():
             yield from ((module, block.readers.load) for module in block.readers.stored_modules)
@@ -92,7 +92,7 @@ def linear_loaders(model: Any) -> Iterator[tuple[str, Callable[[str, Tensors], N
 
 
 def tensors_of_linears(context: ModelContext) -> dict[str, set[str]]:
-    """Return for every linear what stands behind its name in the folder's tensors."""
+    """Return for every linear the last name components of its tensors in the folder."""
     scales = {SCALE} if context.vllm_config.quant_config is not None else set()
     found = {module: set(scales) for module in context.spec.module_names()}
     for name in context.spec.tensor_shapes():
@@ -103,7 +103,7 @@ def tensors_of_linears(context: ModelContext) -> dict[str, set[str]]:
 
 
 def canonical_name(written: str, spec: ModelSpec) -> str:
-    """Return a tensor's name in a model with a head: base models are saved without a prefix."""
+    """Return a tensor's name in a model with a head; base models are saved without a prefix."""
     name = f"{spec.family.prefix}.{written}"
     stack = (spec.family.layer.format(""), *spec.family.outside, *spec.family.tasks["base"].tensors)
     return name if name.startswith(stack) else written
@@ -135,7 +135,7 @@ def _types_name(spec: ModelSpec) -> str | None:
 
 
 def _scaled(tensor: torch.Tensor, gain: float, offset: float) -> torch.Tensor:
-    """Return norm weights times the gain; Gemma stores what is added to 1."""
+    """Return norm weights times the gain; Gemma stores them with 1 subtracted."""
     if gain == 1.0:
         return tensor
     wide = tensor.to(torch.float32)

@@ -1,4 +1,4 @@
-"""The MLP block, of decoders and encoders alike."""
+"""The MLP block of decoders and encoders."""
 
 import torch
 from torch import nn

@@ -1,6 +1,6 @@
-"""What vLLM calls in each of its processes: it registers our config and our model classes.
+"""The plugin that vLLM calls in each of its processes: it registers our config and model classes.
 
-Models are named by string: nothing of vLLM's layers is imported before one is loaded.
+Models are registered by name, so vLLM's layers are not imported before one is loaded.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def register() -> None:
 
 
 def architectures() -> Iterator[tuple[str, str]]:
-    """Yield every architecture that a pruned folder can name, and the class that loads it."""
+    """Yield every architecture that a pruned folder can name, with the class that loads it."""
     for family in FAMILIES.values():
         targets = DECODERS if CAUSAL_LM in family.tasks else ENCODERS
         for task, row in family.tasks.items():

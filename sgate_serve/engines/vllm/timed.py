@@ -1,7 +1,7 @@
-"""vLLM as the comparison times it: with vLLM's own settings, its steps taken in this process.
+"""vLLM for benchmarks: with vLLM's own settings, stepped in this process.
 
-What is timed is scheduler, model and sampler. A server adds messages between its processes, which
-take as long for a small model as for a large one.
+Scheduler, model and sampler are timed. A server adds messages between its processes, which take as
+long for a small model as for a large one.
 """
 
 import itertools
@@ -18,23 +18,28 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.vllm.precision import stored_precision
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
+from sgate_serve.onnx_format.precision import Precision
 
 logger = logging.getLogger(__name__)
 
-# The first rows may decode while the last ones are still being filled.
+# Tokens that the first rows may decode while the last ones are still being filled.
 HEAD_START = 16
 NARROWEST_HEAD = 32
-# Several models share a device in a comparison; the cache has the size that it needs.
+# Several models of a comparison share a device; the cache gets exactly the size that it needs.
 DEVICE_SHARE = 0.25
 SPARE_CACHE_BYTES = 2**26
 
 
 class TimedVllm:
-    """A `Timed` (engines/timed.py) over an `LLMEngine` in this process."""
+    """A `TimedDecoder` (engines/timed.py) over an `LLMEngine` in this process."""
 
-    def __init__(self, engine: LLMEngine) -> None:
-        self._engine = engine
+    name = "vllm"
+    version = str(vllm.__version__)
+
+    def __init__(self, engine: LLMEngine, precision: Precision) -> None:
+        self._engine, self.precision = engine, precision
         self.max_model_len = engine.model_config.max_model_len
         self._vocab_size = engine.model_config.get_vocab_size()
         self._ids = itertools.count()
@@ -48,13 +53,14 @@ class TimedVllm:
         threads: int | None,
         arguments: Sequence[str],
     ) -> "TimedVllm":
-        """Start vLLM on a folder; `arguments` are vLLM's and win over what is chosen here.
+        """Start vLLM on a folder; `arguments` are vLLM's and override the settings chosen here.
 
         Raises EngineError for arguments that vLLM does not know or refuses.
         """
         if threads is not None:
             torch.set_num_threads(threads)
-        spec = Checkpoint.open(folder).spec
+        model = Checkpoint.open(folder)
+        spec = model.spec
         model_len = min(model_len + HEAD_START, spec.max_positions)
         args = engine_args(
             folder,
@@ -67,7 +73,7 @@ class TimedVllm:
             skip_tokenizer_init=True,
         )
         logger.info("vllm %s: starting on %s", vllm.__version__, folder)
-        return cls(start_engine(args, in_process=True))
+        return cls(start_engine(args, in_process=True), stored_precision(model))
 
     def decode_seconds(
         self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
@@ -111,6 +117,6 @@ class TimedVllm:
 
 
 def cache_bytes(spec: ModelSpec, num_tokens: int) -> int:
-    """Return what the keys and values of so many tokens take at most, in fp32 and padded heads."""
+    """Return an upper bound of the KV cache of `num_tokens`: fp32, in padded heads."""
     widths = (layer.num_kv_heads * max(layer.head_dim, NARROWEST_HEAD) for layer in spec.layers)
     return 2 * 4 * sum(widths) * num_tokens + SPARE_CACHE_BYTES

@@ -1,4 +1,4 @@
-"""The ONNX engine's own: sizes chosen from graph and machine, buffers in place, broken graphs."""
+"""The ONNX engine: sizes chosen from graph and machine, buffers in place, broken graphs."""
 
 import logging
 from pathlib import Path
@@ -10,10 +10,10 @@ import pytest
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx import engine as onnx
 from sgate_serve.engines.onnx.engine import GraphInfo, OnnxEngine, choose_sizes, load_runner
-from sgate_serve.engines.runner import Feed, all_logits
+from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.environment import num_cpus
 from sgate_serve.errors import EngineError
-from sgate_serve.loaders.engines import load_slot_engine
+from sgate_serve.loaders.serving import load_slot_engine
 from tests.engines.drive import decode, prefill
 from tests.engines.uneven_model import SIZES, UnevenModel
 from tests.small_llama import dense_llama, random_tokens, save
@@ -83,13 +83,13 @@ def test_a_released_slot_gives_its_memory_back(tmp_path: Path, folder: Path) -> 
     buffer = runner.cache.array("past_key_values.3.key")
     neighbours = buffer[[0, 2]].copy()
     runner.release(1)
-    # Pages that lie wholly in the slot read as zeros again; its neighbours keep what they hold.
+    # Pages entirely inside the slot read as zeros again; neighbouring slots keep their content.
     assert not buffer[1].any()
     np.testing.assert_array_equal(buffer[[0, 2]], neighbours)
 
 
 def test_a_chunk_beside_a_full_row(folder: Path) -> None:
-    """The kernel wants room for the longest row's new tokens behind every row, idle ones too."""
+    """The kernel needs room for the longest row's new tokens after every row, even an idle one."""
     runner = load_runner(folder, SIZES)
     full, other = random_tokens(48).tolist(), random_tokens(5, seed=1).tolist()
     last = prefill(runner, 0, full)
@@ -98,7 +98,7 @@ def test_a_chunk_beside_a_full_row(folder: Path) -> None:
     runner.release(1)
     prefill(runner, 0, full[:-1])
     prefill(runner, 2, full)
-    both = runner.forward([Feed(0, full[-1:]), Feed(1, other)])
+    both = runner.forward([TokenChunk(0, full[-1:]), TokenChunk(1, other)])
     np.testing.assert_allclose(both, [last, alone], atol=1e-4)
     assert runner.lengths.tolist() == [48, 5, 48]
 
@@ -129,7 +129,7 @@ def test_model_length_beyond_the_graph_is_refused(folder: Path) -> None:
 
 def test_cache_has_the_layers_own_widths(folder: Path) -> None:
     runner = load_runner(folder, SIZES)
-    # A chunk's length behind the 48 positions of a slot: see MAX_CHUNK in onnx_format.py.
+    # A chunk's length after the 48 positions of a slot: see MAX_CHUNK in onnx_format/names.py.
     assert runner.cache.array("past_key_values.1.key").shape == (3, 1, 53, 16)
     assert runner.cache.array("past_key_values.3.value").shape == (3, 2, 53, 16)
     assert len([*runner.cache.views(slice(0, 3))]) == 6
@@ -184,7 +184,7 @@ def test_too_many_tokens_for_logits(folder: Path) -> None:
 def test_loading_says_what_the_weights_are_in(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A cache of its own: another test may have had the graph of the same model built.
+    # A separate cache, since another test may have built the graph of the same model.
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
     model = save(dense_llama(), tmp_path / "model")
     with caplog.at_level(logging.INFO):

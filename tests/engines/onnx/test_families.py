@@ -1,4 +1,4 @@
-"""The ONNX graph of what sets families apart, beside idle rows and in chunks."""
+"""The ONNX graphs of different families, with idle rows and in chunks."""
 
 import numpy as np
 import pytest

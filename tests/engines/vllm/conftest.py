@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sgate_serve.engines import VLLM
+from sgate_serve.engines.table import VLLM
 from tests.installed import require_engine
 
 

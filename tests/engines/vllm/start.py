@@ -23,7 +23,7 @@ def vllm_engine(
     from sgate_serve.engines.vllm.start import engine_args, start_engine
 
     args = engine_args(folder, arguments, **{**SIZES, **EXACT, **settings})
-    engine = VllmEngine(start_engine(args, in_process=in_process), Checkpoint.open(folder).spec)
+    engine = VllmEngine(start_engine(args, in_process=in_process), Checkpoint.open(folder))
     try:
         yield engine
     finally:

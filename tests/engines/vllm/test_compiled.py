@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgate_serve.verify.reference import TorchModel
+from sgate_serve.loaders.torch_model import TorchModel
 from tests.engines.vllm.start import vllm_engine
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO, Variant

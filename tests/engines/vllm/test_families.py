@@ -8,12 +8,12 @@ from safetensors.numpy import load_file, save_file
 
 from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines import load_engine
 from sgate_serve.engines.base import Request
 from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.table import load_engine
 from sgate_serve.errors import EngineError
+from sgate_serve.loaders.logits import load_logits_model
 from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.engines import open_engine
 from sgate_serve.verify.verification import verify
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine
@@ -64,7 +64,7 @@ def test_pairs_are_read_with_their_segments(tmp_path: Path) -> None:
     out = converted(classifier, tmp_path, skip=0)["out"]
     tokens = np.array(prompt(12))
     pair, one_text = np.repeat([0, 1], [7, 5]), np.zeros(12, np.int64)
-    reference = open_engine("torch", Checkpoint.open(out), len(tokens))
+    reference = load_logits_model("torch", Checkpoint.open(out), len(tokens))
     expected = [reference.logits(tokens, types) for types in (pair, one_text)]
     assert np.abs(expected[0] - expected[1]).max() > 1e-2
     with vllm_engine(out) as engine:

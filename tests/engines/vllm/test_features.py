@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgate_serve.verify.reference import TorchModel
+from sgate_serve.loaders.torch_model import TorchModel
 from tests.small_llama import UNEVEN, dense_llama, random_tokens, save_pruned
 from tests.text_model import EOS, byte_tokenizer, special_id, write_tokenizer
 

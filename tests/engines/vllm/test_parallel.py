@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines import load_engine
 from sgate_serve.engines.base import Request
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.verify.reference import TorchModel
+from sgate_serve.engines.table import load_engine
+from sgate_serve.loaders.torch_model import TorchModel
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine, worker_engine
 from tests.families.test_equivalence import converted

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sgate_serve.engines import load_engine
 from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.table import load_engine
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.server.server_options import ServerOptions
 from tests.engines.vllm.start import vllm_engine
@@ -74,7 +74,7 @@ def test_a_missing_tensor_is_named(name: str, llama: Path) -> None:
 
 
 def test_threads_are_not_vllms(llama: Path) -> None:
-    with pytest.raises(EngineError, match="option threads is not vLLM's; set OMP_NUM_THREADS"):
+    with pytest.raises(EngineError, match="vLLM has no engine option threads; set OMP_NUM_THREADS"):
         load_engine("vllm", llama, SlotOptions(threads=1))
 
 

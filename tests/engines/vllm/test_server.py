@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sgate_serve.engines import load_engine
 from sgate_serve.engines.base import Request
+from sgate_serve.engines.table import load_engine
 from sgate_serve.environment import cpu_ids
 from tests.engines.drive import greedy, prompt, run
 from tests.families.test_equivalence import converted

@@ -1,11 +1,12 @@
-"""The oracle: the masked dense model in transformers, fp32, with its weights rounded as stored."""
+"""Models in transformers and fp32: the oracle of verification, and converted folders on torch.
+
+The oracle is the masked dense model, with its weights rounded as they are stored.
+"""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -13,26 +14,24 @@ from converters.masked import MaskedCheckpoint
 from converters.rewrite import rewritten_tensors, tensor_headers
 from converters.to_hf import hf_config
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.loaded import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
-from sgate_serve.onnx_format.precision import FP32
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec
 
-Floats = NDArray[np.float32]
-Tokens = NDArray[np.int64]
-
 
 class TorchModel:
-    """A model in fp32 that yields its outputs and the residual stream of one prompt."""
+    """A `LogitsModel` (engines/loaded.py) in transformers, in fp32."""
 
-    name: str = "torch"
-    version: str = str(torch.__version__)
+    name = "torch"
+    version = str(torch.__version__)
+    precision = PRECISIONS[FP32]
 
-    def __init__(self, model: Any, spec: ModelSpec, precision: str = FP32) -> None:
-        self.model, self.spec, self.precision = model.float().eval(), spec, precision
+    def __init__(self, model: Any, spec: ModelSpec) -> None:
+        self.model, self.spec = model.float().eval(), spec
 
     @classmethod
     def masked_dense(cls, masked: MaskedCheckpoint) -> "TorchModel":
@@ -41,13 +40,13 @@ class TorchModel:
 
     @classmethod
     def converted(cls, folder: Path) -> "TorchModel":
+        """Load a converted or plain folder; int8 weights are dequantized."""
         checkpoint = Checkpoint.open(folder)
-        precision = INT8 if checkpoint.is_int8 else FP32
-        return cls(load_model(checkpoint), checkpoint.spec, precision)
+        return cls(load_model(checkpoint), checkpoint.spec)
 
     @classmethod
     def rewritten(cls, masked: MaskedCheckpoint, plan: Plan) -> "TorchModel":
-        """Build what the plan makes of the masked model, unquantized, without writing it."""
+        """Build the model that the plan rewrites the masked one into, unquantized and unwritten."""
         spec, config = pruned_spec(plan, masked.spec), config_from(hf_config(masked, plan))
         names = (header.name for header in tensor_headers(masked, plan))
         tensors = zip(names, rewritten_tensors(masked, plan), strict=True)
@@ -71,10 +70,10 @@ class TorchModel:
         return streams
 
     def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
-        """Return the outputs of one prompt of T token ids.
+        """Return the outputs for one prompt of T token ids.
 
-        Logits [T, V] of a causal LM, [1, labels] of a classifier; of a base model the last hidden
-        states [T, H] with the pooled one, where there is one, below.
+        Logits [T, V] of a causal LM, [1, labels] of a classifier; the last hidden states [T, H] of
+        a base model, followed by its pooled state [1, H] if it has a pooler.
         """
         with torch.inference_mode():
             options: dict[str, Any] = {"use_cache": False} if self.spec.family.is_rotary else {}
@@ -89,12 +88,16 @@ class TorchModel:
         rows: Floats = (hidden if pooled is None else torch.cat([hidden, pooled])).numpy()
         return rows
 
+    def close(self) -> None:
+        """Drop the model."""
+        del self.model
+
 
 def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return the masked dense model as a stock transformers one, in fp32 or another dtype."""
     config: Any = config_of(masked.base)
     if getattr(config, "sgate", None):
-        # The masked model has full dimensions: index vectors are spread into zeros.
+        # The masked model has all dimensions: those that index vectors omit are zero.
         config.sgate = {k: v for k, v in config.sgate.items() if k != "lowered"}
     if masked.base.spec.tied_head and not masked.spec.tied_head:
         config.tie_word_embeddings = False

@@ -1,4 +1,4 @@
-"""Models that read texts, verified on ONNX: regression, base models, and where they differ."""
+"""Pooling models verified on ONNX: regressions, base models, and their first difference."""
 
 from pathlib import Path
 

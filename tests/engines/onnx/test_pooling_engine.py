@@ -1,4 +1,4 @@
-"""The embedded engine for texts: values of any batch, whose turn it is, what is refused."""
+"""The embedded pooling engine: values in any batch, the order of requests, rejections."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,25 +11,26 @@ from numpy.typing import NDArray
 from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
-from sgate_serve.engines.engine_options import EncoderOptions
+from sgate_serve.engines.engine_options import PoolingOptions
+from sgate_serve.engines.loaded import LoadedPoolingEngine
 from sgate_serve.engines.onnx.engine import load_runner
-from sgate_serve.engines.onnx.reader import OnnxReader
-from sgate_serve.engines.onnx.text_engine import (
+from sgate_serve.engines.onnx.pooling_engine import (
     SORTED_BATCHES,
-    EncoderSizes,
-    OnnxEncoder,
+    OnnxPoolingEngine,
+    PoolingSizes,
     choose_sizes,
     cut,
 )
+from sgate_serve.engines.onnx.pooling_runner import OnnxPoolingRunner
 from sgate_serve.errors import EngineError, RequestError
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.text.pooling import Pooling
-from sgate_serve.verify.reference import TorchModel
 from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build
 from tests.small_llama import dense_llama, save
 
-READERS = [variant for variant in VARIANTS if variant.task != "causal-lm"]
+POOLING_MODELS = [variant for variant in VARIANTS if variant.task != "causal-lm"]
 LENGTHS = (3, 17, 1, 8, 30)
-ONE_THREAD = EncoderOptions(threads=1)
+ONE_THREAD = PoolingOptions(threads=1)
 
 Ints = NDArray[np.int64]
 
@@ -50,18 +51,18 @@ def model_of(variant: Variant, root: Path) -> Checkpoint:
 def encoder_of(
     variant: Variant,
     root: Path,
-    options: EncoderOptions = ONE_THREAD,
+    options: PoolingOptions = ONE_THREAD,
     pooling: Pooling | None = None,
-) -> OnnxEncoder:
+) -> OnnxPoolingEngine:
     model_of(variant, root)
-    return OnnxEncoder.load(root / "onnx", options, pooling)
+    return OnnxPoolingEngine.load(root / "onnx", options, pooling)
 
 
 def requests(prompts: list[Ints]) -> list[PoolingRequest]:
     return [PoolingRequest(str(i), tuple(prompt.tolist())) for i, prompt in enumerate(prompts)]
 
 
-def drain(encoder: OnnxEncoder) -> dict[str, PooledOutput]:
+def drain(encoder: OnnxPoolingEngine) -> dict[str, PooledOutput]:
     answers: dict[str, PooledOutput] = {}
     while encoder.has_work():
         for output in encoder.step():
@@ -70,20 +71,20 @@ def drain(encoder: OnnxEncoder) -> dict[str, PooledOutput]:
     return answers
 
 
-@pytest.mark.parametrize("variant", READERS, ids=str)
+@pytest.mark.parametrize("variant", POOLING_MODELS, ids=str)
 def test_values_are_those_of_the_reference_in_ragged_batches(
     tmp_path: Path, variant: Variant
 ) -> None:
     model, prompts = model_of(variant, tmp_path), texts()
-    reader = OnnxReader.load(tmp_path / "onnx", 1)
-    encoder = OnnxEncoder(reader, EncoderSizes(64, 1000), Pooling())
+    runner = OnnxPoolingRunner.load(tmp_path / "onnx", 1)
+    encoder = OnnxPoolingEngine(runner, PoolingSizes(64, 1000), Pooling())
     oracle = TorchModel.converted(model.folder)
-    together = encoder.read(prompts)
+    together = encoder.encode(prompts)
     for prompt, found in zip(prompts, together, strict=True):
         expected = oracle.logits(prompt)[: len(prompt)]
         rows = np.atleast_2d(found)
         np.testing.assert_allclose(rows, expected, atol=2e-4 * np.abs(expected).max())
-        (alone,) = encoder.read([prompt])
+        (alone,) = encoder.encode([prompt])
         np.testing.assert_allclose(alone, found, atol=1e-6 * np.abs(found).max())
 
 
@@ -116,7 +117,7 @@ def test_decoder_classifies_by_the_last_token_that_is_no_padding(
     encoder = encoder_of(ZOO["llama"][2], tmp_path)
     prompt = np.array(ending, np.int64)
     expected = TorchModel.converted(tmp_path / "model").logits(prompt)[0]
-    np.testing.assert_allclose(encoder.read([prompt])[0], expected, atol=1e-4)
+    np.testing.assert_allclose(encoder.encode([prompt])[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_no_request_waits_for_later_rounds(tmp_path: Path) -> None:
     seen: list[str] = []
     for number in range(4):
         seen += [output.request_id for output in encoder.step()]
-        # Shorter ones keep coming; those of the round that runs come first all the same.
+        # Shorter ones keep arriving, but those of the current round come first.
         encoder.add(PoolingRequest(f"late {number}", (5,)))
     assert seen == [request.request_id for request in first]
 
@@ -209,34 +210,38 @@ def test_requests_that_cannot_run_are_refused(
 
 def test_sizes_are_the_users_or_chosen(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model_of(ZOO["bert"][0], tmp_path)
-    info = OnnxReader.load(tmp_path / "onnx", 1).info
-    assert choose_sizes(EncoderOptions(), info, Pooling(max_tokens=20)).max_model_len == 20
-    assert choose_sizes(EncoderOptions(), info, Pooling(max_tokens=99)).max_model_len == 64
-    assert choose_sizes(EncoderOptions(30), info, Pooling(max_tokens=20)).max_model_len == 30
+    info = OnnxPoolingRunner.load(tmp_path / "onnx", 1).info
+    assert choose_sizes(PoolingOptions(), info, Pooling(max_tokens=20)).max_model_len == 20
+    assert choose_sizes(PoolingOptions(), info, Pooling(max_tokens=99)).max_model_len == 64
+    assert choose_sizes(PoolingOptions(30), info, Pooling(max_tokens=20)).max_model_len == 30
     with pytest.raises(EngineError, match="max_model_len 65 exceeds the graph's capacity of 64"):
-        choose_sizes(EncoderOptions(65), info, Pooling())
+        choose_sizes(PoolingOptions(65), info, Pooling())
     with caplog.at_level("INFO"):
-        OnnxEncoder.load(tmp_path / "onnx", EncoderOptions(threads=1, batch_tokens=70))
+        OnnxPoolingEngine.load(tmp_path / "onnx", PoolingOptions(threads=1, batch_tokens=70))
     assert "onnx engine: weights fp32, max_model_len=64 batch_tokens=70 threads=1" in caplog.text
     with pytest.raises(EngineError, match="option batch_tokens must be at least 1, found 0"):
-        EncoderOptions(batch_tokens=0)
+        PoolingOptions(batch_tokens=0)
 
 
 def test_graphs_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     write_onnx(save(dense_llama(), tmp_path / "llama"), tmp_path / "generates")
-    with pytest.raises(EngineError, match=r"model.onnx generates text; it is no graph to classify"):
-        OnnxReader.load(tmp_path / "generates", 1)
+    with pytest.raises(
+        EngineError, match=r"model.onnx generates text; it is not a graph to classify"
+    ):
+        OnnxPoolingRunner.load(tmp_path / "generates", 1)
     model_of(ZOO["bert"][1], tmp_path)
-    with pytest.raises(EngineError, match=r"is a graph to classify with; it generates no text"):
+    with pytest.raises(
+        EngineError, match=r"is a graph to classify with; it does not generate text"
+    ):
         load_runner(tmp_path / "onnx")
 
 
 def test_missing_graph_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"model\.onnx is missing; write it with `sgate convert"):
-        OnnxEncoder.load(tmp_path)
+        OnnxPoolingEngine.load(tmp_path)
 
 
-def test_close_gives_the_model_back(tmp_path: Path) -> None:
-    encoder = encoder_of(ZOO["distilbert"][0], tmp_path)
+def test_close_frees_the_model(tmp_path: Path) -> None:
+    encoder: LoadedPoolingEngine = encoder_of(ZOO["distilbert"][0], tmp_path)
     encoder.close()
-    assert not hasattr(encoder, "reader")
+    assert not hasattr(encoder, "runner")

@@ -1,6 +1,7 @@
-"""Graphs as an engine wants them, and models to be timed: by slots, or by a class of their own."""
+"""Loading model folders: graphs for the onnx engine, models to be timed or to read logits from."""
 
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -8,25 +9,28 @@ import pytest
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.engine_options import EncoderOptions, OnnxOptions, SlotOptions
+from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
+from sgate_serve.engines.loaded import EngineModel
 from sgate_serve.engines.onnx.engine import load_runner
-from sgate_serve.engines.timed import TimedSizes, TimedSlots
+from sgate_serve.engines.timed import TimedSizes, TimedSlotEngine
+from sgate_serve.engines.vllm.precision import stored_precision
 from sgate_serve.errors import EngineError
-from sgate_serve.loaders.engines import (
-    executed_precision,
-    load_slot_engine,
-    load_text_encoder,
-    load_timed,
-    timed_encoder_options,
-    timed_options,
-)
 from sgate_serve.loaders.graph_cache import cache_key, graph_precision, onnx_folder
-from sgate_serve.onnx_format.precision import PRECISIONS, Precision
+from sgate_serve.loaders.logits import load_logits_model, load_onnx, rounding_of
+from sgate_serve.loaders.serving import load_pooling_engine, load_slot_engine
+from sgate_serve.loaders.timing import (
+    load_timed,
+    load_timed_pooling,
+    timed_options,
+    timed_pooling_options,
+)
+from sgate_serve.onnx_format.precision import ENCODER_PRECISIONS, PRECISIONS, Precision
 from tests.bench import stub_engine
 from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save
 
 SIZES = TimedSizes(batch=3, model_len=20)
+INT4, INT8 = ("--precision", "int4"), ("--precision", "int8")
 
 
 @pytest.fixture
@@ -36,7 +40,7 @@ def model(tmp_path: Path) -> Checkpoint:
 
 def test_slot_engine_is_timed_by_its_slots(model: Checkpoint) -> None:
     timed = load_timed("torch", model, SIZES)
-    assert isinstance(timed, TimedSlots)
+    assert isinstance(timed, TimedSlotEngine)
     assert timed.max_model_len == 20
 
 
@@ -73,7 +77,7 @@ def test_a_graph_is_built_once_for_each_precision(
         assert found["sgate.precision"] == name
         assert found["sgate.block"] == str(PRECISIONS[name].block or 0)
     assert onnx_folder(model) == folders["fp32"]
-    # Other blocks are another graph.
+    # Another block size is another graph.
     wider = replace(PRECISIONS["int8"], block=128)
     assert cache_key(model, wider) != cache_key(model, PRECISIONS["int8"])
 
@@ -124,24 +128,52 @@ def test_a_graph_alone_has_one_precision(model: Checkpoint) -> None:
         load_runner(folder, OnnxOptions(precision="int4"))
 
 
-def test_an_engine_says_what_it_holds_matrices_in(model: Checkpoint, tmp_path: Path) -> None:
+def test_a_loaded_model_names_its_engine_and_the_precision_of_its_matrices(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
     convert(ConvertOptions(str(model.folder), tmp_path / "out", precision="int8"))
     int8 = Checkpoint.open(tmp_path / "out")
-    assert executed_precision("onnx", model) == PRECISIONS["fp32"]
-    assert executed_precision("onnx", model, ["--precision", "int4"]) == PRECISIONS["int4"]
-    assert executed_precision("onnx", int8) == PRECISIONS["int8"]
-    assert executed_precision("torch", int8) == PRECISIONS["fp32"]
-    assert executed_precision("vllm", int8) == Precision("int8", bits=8, outer_bits=32)
-    assert executed_precision("vllm", model) == Precision("F32", bits=32, outer_bits=32)
+    build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "bert")
+    bert = Checkpoint.open(tmp_path / "bert")
+    cases: list[tuple[EngineModel, str, Precision]] = [
+        (load_timed("onnx", model, SIZES), "onnx", PRECISIONS["fp32"]),
+        (load_timed("onnx", model, SIZES, INT4), "onnx", PRECISIONS["int4"]),
+        (load_timed("onnx", int8, SIZES), "onnx", PRECISIONS["int8"]),
+        (load_timed("torch", int8, SIZES), "torch", PRECISIONS["fp32"]),
+        (load_timed_pooling("onnx", bert, SIZES, INT8), "onnx", ENCODER_PRECISIONS["int8"]),
+        (load_logits_model("onnx", int8, 8), "onnx", PRECISIONS["int8"]),
+        (load_logits_model("torch", int8, 8), "torch", PRECISIONS["fp32"]),
+        (load_logits_model("onnx", bert, 8), "onnx", PRECISIONS["fp32"]),
+    ]
+    versions = {"onnx": version("onnxruntime"), "torch": version("torch")}
+    for loaded, engine, precision in cases:
+        found = (loaded.name, loaded.version, loaded.precision)
+        assert found == (engine, versions[engine], precision)
+        loaded.close()
+    assert stored_precision(int8) == Precision("int8", bits=8, outer_bits=32)
+    assert stored_precision(model) == Precision("F32", bits=32, outer_bits=32)
+
+
+def test_weights_of_an_int8_folder_stay_rounded_in_floats(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
+    convert(ConvertOptions(str(model.folder), tmp_path / "out", precision="int8"))
+    int8 = Checkpoint.open(tmp_path / "out")
+    assert rounding_of(int8, load_logits_model("torch", int8, 8)) == "int8"
+    assert rounding_of(int8, load_onnx(int8, "fp32")) == "int8"
+    assert rounding_of(int8, load_onnx(int8, "fp16")) == "fp16"
+    assert rounding_of(model, load_logits_model("torch", model, 8)) == "fp32"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--slots", "3"], "engine onnx: --slots has no place here: the largest of --batches"),
-        (["--max-model-len", "64"], "--max-model-len has no place here: --context-tokens, --dec"),
-        (["--prefill-chunk", "4"], "--prefill-chunk has no place here: a timed prompt is fed in"),
-        (["--threads", "4"], r"--threads is given before `--` \(2\) and behind it \(4\)"),
+        (["--slots", "3"], "engine onnx: --slots cannot be set here: the largest of --batches"),
+        (["--max-model-len", "64"], "--max-model-len cannot be set here: --context-tokens, --d"),
+        (["--prefill-chunk", "4"], "--prefill-chunk cannot be set here: a timed prompt is proc"),
+        (["--threads", "4"], r"--threads is given before `--` \(2\) and after it \(4\)"),
         (["--gpus", "2"], "engine onnx: unrecognized arguments: --gpus 2"),
     ],
 )
@@ -154,27 +186,27 @@ def test_each_kind_of_model_has_its_own_loader(model: Checkpoint, tmp_path: Path
     build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "bert")
     classifier = Checkpoint.open(tmp_path / "bert")
     with pytest.raises(EngineError, match="is a LlamaForCausalLM, which generates text; give a cl"):
-        load_text_encoder("onnx", model, EncoderOptions())
-    with pytest.raises(EngineError, match="is a BertForSequenceClassification, which generates no"):
+        load_pooling_engine("onnx", model, PoolingOptions())
+    with pytest.raises(EngineError, match="is a BertForSequenceClassification, which does not gen"):
         load_slot_engine("onnx", classifier, SlotOptions())
-    with pytest.raises(EngineError, match="engine torch runs no classifiers and no embedding mod"):
-        load_text_encoder("torch", classifier, EncoderOptions())
+    with pytest.raises(EngineError, match="engine torch does not run classifiers or embedding mo"):
+        load_pooling_engine("torch", classifier, PoolingOptions())
 
 
 def test_sizes_become_options_of_an_encoder() -> None:
-    found = timed_encoder_options("onnx", SIZES, ["--threads", "2"])
-    assert found == EncoderOptions(max_model_len=20, threads=2)
+    found = timed_pooling_options("onnx", SIZES, ["--threads", "2"])
+    assert found == PoolingOptions(max_model_len=20, threads=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batch-tokens", "9"], "--batch-tokens has no place here: --batches and --prefill-tok"),
-        (["--max-model-len", "64"], "--max-model-len has no place here: --prefill-tokens decides"),
-        (["--threads", "4"], r"--threads is given before `--` \(2\) and behind it \(4\)"),
+        (["--batch-tokens", "9"], "--batch-tokens cannot be set here: --batches and --prefill-t"),
+        (["--max-model-len", "64"], "--max-model-len cannot be set here: --prefill-tokens decide"),
+        (["--threads", "4"], r"--threads is given before `--` \(2\) and after it \(4\)"),
         (["--slots", "4"], "engine onnx: unrecognized arguments: --slots 4"),
     ],
 )
 def test_arguments_that_the_sizes_of_an_encoder_decide(arguments: list[str], message: str) -> None:
     with pytest.raises(EngineError, match=message):
-        timed_encoder_options("onnx", TimedSizes(3, 20, threads=2), arguments)
+        timed_pooling_options("onnx", TimedSizes(3, 20, threads=2), arguments)

@@ -7,7 +7,7 @@ import pytest
 
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.commands.serve import reader_of
-from sgate_serve.verify.reference import TorchModel
+from sgate_serve.loaders.torch_model import TorchModel
 from tests.families.zoo import ZOO, build
 from tests.server.live import serving, wait_until
 

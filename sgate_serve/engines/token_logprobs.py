@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens: the log-softmax of raw logits, as vLLM's `raw_logprobs`."""
+"""Log-probabilities of tokens: the log-softmax of raw logits, like vLLM's `raw_logprobs`."""
 
 from collections.abc import Sequence
 
@@ -9,20 +9,25 @@ from sgate_serve.engines.base import TokenLogprobs
 from sgate_serve.engines.sampling import Logits
 
 
-def score_tokens(logits: Logits, tokens: Sequence[int], nums: Sequence[int]) -> list[TokenLogprobs]:
-    """Return the score of `tokens[row]` for each row of `logits`, beside its `nums[row]` best."""
+def token_logprobs(
+    logits: Logits, tokens: Sequence[int], nums: Sequence[int]
+) -> list[TokenLogprobs]:
+    """Return for each row of `logits` [rows, vocab] the log-probability of `tokens[row]`.
+
+    Each comes with the `nums[row]` most likely tokens of its row.
+    """
     best = logits.max(axis=-1, keepdims=True)
     sums = np.exp(logits - best).sum(axis=-1, dtype=np.float64)
     totals: NDArray[np.float64] = best[:, 0] + np.log(sums)
-    scores = []
+    logprobs = []
     for row, token, num, total in zip(logits, tokens, nums, totals, strict=True):
         top = tuple((index, float(row[index] - total)) for index in _likeliest(row, num))
-        scores.append(TokenLogprobs(token, float(row[token] - total), top))
-    return scores
+        logprobs.append(TokenLogprobs(token, float(row[token] - total), top))
+    return logprobs
 
 
 def _likeliest(row: Logits, num: int) -> list[int]:
-    """Return the ids of the `num` largest, best first; of equal ones the lowest id comes first."""
+    """Return the ids of the `num` largest logits, largest first; ties are in order of their ids."""
     if not num:
         return []
     rank = max(0, len(row) - num)

@@ -1,8 +1,8 @@
-"""The embedded engine for texts that are read, not continued: classifiers and embeddings.
+"""The embedded engine for pooling models: classifiers and embedding models.
 
-Each step reads one batch. Batches are made of the oldest waiting requests, a few batches' worth at
-a time, sorted by length: texts of one batch need little padding, and no request waits for those
-that came later than its own few batches.
+Each step runs one batch. The oldest waiting requests, up to a few batches' worth, are sorted by
+length and cut into batches: the texts of one batch need little padding, and no request waits for
+later requests beyond its own few batches.
 """
 
 import logging
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+import onnxruntime as ort
 
 from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
-from sgate_serve.engines.engine_options import EncoderOptions
-from sgate_serve.engines.onnx.reader import OnnxReader, ReaderInfo, Row
+from sgate_serve.engines.engine_options import PoolingOptions
+from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.onnx.engine import residuals
+from sgate_serve.engines.onnx.pooling_runner import OnnxPoolingRunner, PoolingGraphInfo, TokenRow
 from sgate_serve.engines.requests import check_pooling_request
 from sgate_serve.environment import num_cpus
 from sgate_serve.onnx_format.names import EMBED
@@ -24,55 +26,55 @@ from sgate_serve.text.pooling import Pooling
 
 logger = logging.getLogger(__name__)
 
-Floats = NDArray[np.float32]
-
-# A CPU's matrix products gain little beyond this many rows, and who comes next waits for a batch.
+# A CPU's matrix products gain little beyond this many rows, and later requests wait for a batch.
 TOKENS_PER_CPU, MIN_BATCH_TOKENS = 256, 512
-# How many batches' worth of requests are sorted together.
+# The number of batches whose requests are sorted together.
 SORTED_BATCHES = 4
 
 
 @dataclass(frozen=True)
-class EncoderSizes:
-    """The longest text, and the tokens of all texts of a batch (one text may be longer)."""
+class PoolingSizes:
+    """The longest text, and the tokens of all texts in a batch (a single text may be longer)."""
 
     max_model_len: int
     batch_tokens: int
 
 
-class OnnxEncoder:
-    """A `PoolingEngine` over an `OnnxReader`."""
+class OnnxPoolingEngine:
+    """A `LoadedPoolingEngine` (engines/loaded.py) over an `OnnxPoolingRunner`."""
 
     name = "onnx"
+    version = str(ort.__version__)
 
-    def __init__(self, reader: OnnxReader, sizes: EncoderSizes, pooling: Pooling) -> None:
-        self.reader, self.pooling, self.batch_tokens = reader, pooling, sizes.batch_tokens
-        self.max_model_len, self.vocab_size = sizes.max_model_len, reader.info.vocab_size
+    def __init__(self, runner: OnnxPoolingRunner, sizes: PoolingSizes, pooling: Pooling) -> None:
+        self.runner, self.pooling, self.batch_tokens = runner, pooling, sizes.batch_tokens
+        self.max_model_len, self.vocab_size = sizes.max_model_len, runner.info.vocab_size
+        self.precision = runner.info.held
         self._waiting: deque[PoolingRequest] = deque()
         self._batches: deque[list[PoolingRequest]] = deque()
 
     @classmethod
     def load(
-        cls, folder: Path, options: EncoderOptions | None = None, pooling: Pooling | None = None
-    ) -> "OnnxEncoder":
+        cls, folder: Path, options: PoolingOptions | None = None, pooling: Pooling | None = None
+    ) -> "OnnxPoolingEngine":
         """Load `model.onnx` from `folder`; raise EngineError if it is missing or does not fit."""
-        options, pooling = options or EncoderOptions(), pooling or Pooling()
+        options, pooling = options or PoolingOptions(), pooling or Pooling()
         threads = options.threads or num_cpus()
-        reader = OnnxReader.load(folder, threads)
-        sizes = choose_sizes(options, reader.info, pooling)
+        runner = OnnxPoolingRunner.load(folder, threads)
+        sizes = choose_sizes(options, runner.info, pooling)
         logger.info(
             "onnx engine: weights %s, max_model_len=%d batch_tokens=%d threads=%d",
-            reader.info.weights,
+            runner.info.weights,
             sizes.max_model_len,
             sizes.batch_tokens,
             threads,
         )
-        return cls(reader, sizes, pooling)
+        return cls(runner, sizes, pooling)
 
     def add(self, request: PoolingRequest) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
         check_pooling_request(
-            request, self.max_model_len, self.vocab_size, self.reader.info.num_types
+            request, self.max_model_len, self.vocab_size, self.runner.info.num_types
         )
         self._waiting.append(request)
 
@@ -83,13 +85,13 @@ class OnnxEncoder:
         self._batches = deque(batch for batch in kept if batch)
 
     def step(self) -> list[PooledOutput]:
-        """Read one batch; see the top of this file for whose turn it is."""
+        """Run one batch, in the order that the module's docstring describes."""
         if not self._batches:
             self._batches.extend(self._next_batches())
         if not self._batches:
             return []
         batch = self._batches.popleft()
-        values = self.reader.read([_row(request) for request in batch])
+        values = self.runner.forward([_row(request) for request in batch])
         return [
             PooledOutput(request.request_id, self._pooled(own))
             for request, own in zip(batch, values, strict=True)
@@ -101,21 +103,27 @@ class OnnxEncoder:
     def stats(self) -> EngineStats:
         return EngineStats(0, len(self._waiting) + sum(map(len, self._batches)), 0.0)
 
-    def read(
-        self,
-        prompts: Sequence[NDArray[np.int64]],
-        types: Sequence[NDArray[np.int64] | None] | None = None,
+    def encode(
+        self, prompts: Sequence[Tokens], types: Sequence[Tokens | None] | None = None
     ) -> list[Floats]:
-        """Read prompts in one call, past the queue: logits [labels] or last states [s, hidden]."""
+        """Return logits [labels] or last hidden states [s, hidden], bypassing the queue."""
         types = types or [None] * len(prompts)
-        return self.reader.read([Row(*pair) for pair in zip(prompts, types, strict=True)])
+        return self.runner.forward([TokenRow(*pair) for pair in zip(prompts, types, strict=True)])
+
+    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
+        """Return the outputs for one prompt: logits [1, labels] or states [s, hidden]."""
+        return np.atleast_2d(self.encode([tokens], [types])[0])
+
+    def residuals(self, tokens: Tokens) -> list[Floats]:
+        """Return the residual stream after each layer, from a second copy of the graph."""
+        return residuals(self.runner.folder, tokens)
 
     def close(self) -> None:
-        """Drop the reader, whose model goes with it; nothing is called afterwards."""
-        del self.reader
+        """Drop the runner, and with it the model."""
+        del self.runner
 
     def _pooled(self, values: Floats) -> Floats:
-        is_states = self.reader.info.kind == EMBED
+        is_states = self.runner.info.kind == EMBED
         return self.pooling.apply(values) if is_states else np.array(values)
 
     def _next_batches(self) -> list[list[PoolingRequest]]:
@@ -131,7 +139,7 @@ class OnnxEncoder:
 
 
 def cut(requests: Sequence[PoolingRequest], batch_tokens: int) -> list[list[PoolingRequest]]:
-    """Cut a list into batches of at most so many tokens; one that has more is alone."""
+    """Cut a list into batches of at most `batch_tokens`; a longer request gets its own batch."""
     batches: list[list[PoolingRequest]] = []
     left = 0
     for request in requests:
@@ -144,17 +152,17 @@ def cut(requests: Sequence[PoolingRequest], batch_tokens: int) -> list[list[Pool
     return batches
 
 
-def choose_sizes(options: EncoderOptions, info: ReaderInfo, pooling: Pooling) -> EncoderSizes:
-    """Return the user's sizes; else what graph and pooling read, and a batch that keeps CPUs busy.
+def choose_sizes(options: PoolingOptions, info: PoolingGraphInfo, pooling: Pooling) -> PoolingSizes:
+    """Return the user's sizes; the defaults are the longest text and a batch that fills the CPUs.
 
     Raises EngineError for texts longer than the graph's positions.
     """
     info.check_length(options.max_model_len)
     length = options.max_model_len or min(info.capacity, pooling.max_tokens or info.capacity)
     tokens = options.batch_tokens or max(MIN_BATCH_TOKENS, TOKENS_PER_CPU * num_cpus())
-    return EncoderSizes(length, tokens)
+    return PoolingSizes(length, tokens)
 
 
-def _row(request: PoolingRequest) -> Row:
+def _row(request: PoolingRequest) -> TokenRow:
     types = None if request.token_types is None else np.array(request.token_types, np.int64)
-    return Row(np.array(request.prompt, np.int64), types)
+    return TokenRow(np.array(request.prompt, np.int64), types)

@@ -1,4 +1,4 @@
-"""Rounded graphs of models that read: a text's values do not depend on the texts beside it."""
+"""Rounded graphs of pooling models: a text's values do not depend on the rest of its batch."""
 
 import importlib.util
 from pathlib import Path
@@ -11,20 +11,20 @@ from converters.convert import ConvertOptions, convert
 from converters.quantize import quantize
 from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import LoadedEncoder
-from sgate_serve.engines.engine_options import EncoderOptions
-from sgate_serve.engines.onnx.reader import OnnxReader, Row
+from sgate_serve.engines.engine_options import PoolingOptions
+from sgate_serve.engines.loaded import LoadedPoolingEngine
+from sgate_serve.engines.onnx.pooling_runner import OnnxPoolingRunner, TokenRow
 from sgate_serve.errors import EngineError
-from sgate_serve.loaders.engines import load_text_encoder
+from sgate_serve.loaders.serving import load_pooling_engine
 from sgate_serve.onnx_format.precision import precision_named
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.tokenization import TextCodec
 from tests.converters.test_convert import random_gates, write_gates
-from tests.engines.onnx.test_text_engine import READERS, texts
+from tests.engines.onnx.test_pooling_engine import POOLING_MODELS, texts
 from tests.families.zoo import ZOO, Variant, build
 
-ENCODERS = [variant for variant in READERS if variant.family not in ("llama", "gpt2")]
-DECODERS = [variant for variant in READERS if variant.family in ("llama", "gpt2")]
+ENCODERS = [variant for variant in POOLING_MODELS if variant.family not in ("llama", "gpt2")]
+DECODERS = [variant for variant in POOLING_MODELS if variant.family in ("llama", "gpt2")]
 UP = "bert.encoder.layer.0.intermediate.dense"
 
 
@@ -40,10 +40,10 @@ def pruned(variant: Variant, root: Path, **options: str) -> Checkpoint:
     return Checkpoint.open(root / "out")
 
 
-def reader_of(model: Checkpoint, folder: Path, precision: str) -> OnnxReader:
+def runner_of(model: Checkpoint, folder: Path, precision: str) -> OnnxPoolingRunner:
     wanted = precision_named(precision, is_encoder=model.spec.is_encoder)
     write_onnx(model, folder, wanted)
-    return OnnxReader.load(folder, 1)
+    return OnnxPoolingRunner.load(folder, 1)
 
 
 @pytest.mark.parametrize("variant", ENCODERS, ids=str)
@@ -51,10 +51,10 @@ def test_values_of_a_text_are_the_same_alone_and_in_a_batch(
     tmp_path: Path, variant: Variant
 ) -> None:
     model = pruned(variant, tmp_path)
-    exact, rounded = (reader_of(model, tmp_path / name, name) for name in ("fp32", "int8"))
-    rows = [Row(prompt) for prompt in texts()]
-    for row, found, expected in zip(rows, rounded.read(rows), exact.read(rows), strict=True):
-        (alone,) = rounded.read([row])
+    exact, rounded = (runner_of(model, tmp_path / name, name) for name in ("fp32", "int8"))
+    rows = [TokenRow(prompt) for prompt in texts()]
+    for row, found, expected in zip(rows, rounded.forward(rows), exact.forward(rows), strict=True):
+        (alone,) = rounded.forward([row])
         np.testing.assert_allclose(alone, found, atol=1e-6 * np.abs(found).max())
         error = np.abs(found - expected).max() / np.abs(expected).max()
         assert 0 < error < 0.2
@@ -66,11 +66,11 @@ def test_classifiers_of_decoders_have_every_precision(
     tmp_path: Path, variant: Variant, precision: str, error: float
 ) -> None:
     model = pruned(variant, tmp_path)
-    exact, rounded = (reader_of(model, tmp_path / name, name) for name in ("fp32", precision))
-    # An odd count of tokens and of texts, where a graph wants them in pairs.
-    rows = [Row(prompt) for prompt in texts((3, 17, 9))]
-    for row, found, expected in zip(rows, rounded.read(rows), exact.read(rows), strict=True):
-        (alone,) = rounded.read([row])
+    exact, rounded = (runner_of(model, tmp_path / name, name) for name in ("fp32", precision))
+    # An odd number of tokens and of texts, although int4 graphs process tokens in pairs.
+    rows = [TokenRow(prompt) for prompt in texts((3, 17, 9))]
+    for row, found, expected in zip(rows, rounded.forward(rows), exact.forward(rows), strict=True):
+        (alone,) = rounded.forward([row])
         np.testing.assert_allclose(alone, found, atol=1e-5 * np.abs(found).max())
         assert 0 < np.abs(found - expected).max() < error * np.abs(expected).max()
 
@@ -96,7 +96,7 @@ def test_values_are_those_of_an_int8_folder(tmp_path: Path) -> None:
 
 def test_tables_and_heads_of_encoders_stay_floats(tmp_path: Path) -> None:
     model = pruned(ZOO["bert"][1], tmp_path)
-    reader_of(model, tmp_path / "int8", "int8")
+    runner_of(model, tmp_path / "int8", "int8")
     graph = ir.load(tmp_path / "int8" / "model.onnx").graph
     for name in ("bert.embeddings.word_embeddings.weight", "classifier.weight"):
         assert graph.initializers[name].dtype == ir.DataType.FLOAT
@@ -111,8 +111,8 @@ def test_tokens_of_zeros_stay_zeros(tmp_path: Path) -> None:
         layer.ffn.lin1.bias.data.fill_(-1e3)
     model.save_pretrained(tmp_path / "model")
     checkpoint = Checkpoint.open(tmp_path / "model")
-    readers = (reader_of(checkpoint, tmp_path / name, name) for name in ("fp32", "int8"))
-    exact, rounded = (reader.read([Row(texts()[1])])[0] for reader in readers)
+    runners = (runner_of(checkpoint, tmp_path / name, name) for name in ("fp32", "int8"))
+    exact, rounded = (runner.forward([TokenRow(texts()[1])])[0] for runner in runners)
     assert np.isfinite(rounded).all()
     np.testing.assert_allclose(rounded, exact, atol=0.2 * np.abs(exact).max())
 
@@ -122,8 +122,8 @@ def test_other_precisions_of_encoders_are_refused_by_name(tmp_path: Path, precis
     build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "base")
     message = f"precision '{precision}': ONNX graphs of encoders are fp32, int8"
     with pytest.raises(EngineError, match=message):
-        load_text_encoder(
-            "onnx", Checkpoint.open(tmp_path / "base"), EncoderOptions(precision=precision)
+        load_pooling_engine(
+            "onnx", Checkpoint.open(tmp_path / "base"), PoolingOptions(precision=precision)
         )
     options = ConvertOptions(
         str(tmp_path / "base"), tmp_path / "out", to=("hf", "onnx"), precision=precision
@@ -132,7 +132,7 @@ def test_other_precisions_of_encoders_are_refused_by_name(tmp_path: Path, precis
         convert(options)
     assert not (tmp_path / "out").exists()
     with pytest.raises(EngineError, match="precision 'int7': ONNX graphs are fp32, fp16, int8, in"):
-        EncoderOptions(precision="int7")
+        PoolingOptions(precision="int7")
 
 
 def test_minilm_in_int8_embeds_nearly_the_same(
@@ -148,13 +148,13 @@ def test_minilm_in_int8_embeds_nearly_the_same(
     sentences = ("a cat sat on the mat", "shares fell as rates rose", "it rains in Lisbon", "cats")
     prompts = [np.array(codec.tokenizer.encode(text).ids, np.int64) for text in sentences]
 
-    def embedded(encoder: LoadedEncoder) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        vectors = np.stack([Pooling().apply(states) for states in encoder.read(prompts)])
+    def embedded(encoder: LoadedPoolingEngine) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+        vectors = np.stack([Pooling().apply(states) for states in encoder.encode(prompts)])
         lengths: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = np.linalg.norm(
             vectors, axis=1, keepdims=True
         )
         return vectors / lengths
 
-    options = (EncoderOptions(threads=1, precision=name) for name in ("fp32", "int8"))
-    exact, rounded = (embedded(load_text_encoder("onnx", model, own)) for own in options)
+    options = (PoolingOptions(threads=1, precision=name) for name in ("fp32", "int8"))
+    exact, rounded = (embedded(load_pooling_engine("onnx", model, own)) for own in options)
     assert (exact * rounded).sum(axis=1).min() > 0.99

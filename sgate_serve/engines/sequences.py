@@ -1,0 +1,121 @@
+"""Sequences: the state of each request of a slot engine, and what a step schedules of them."""
+
+from dataclasses import dataclass, field
+
+from sgate_serve.engines.base import Request, TokenLogprobs
+from sgate_serve.engines.runner import TokenChunk
+from sgate_serve.engines.sampling import Logits, Sampler
+from sgate_serve.engines.token_logprobs import token_logprobs
+
+# Logits of all positions of such a chunk are held at once: 128 over 150 000 tokens are 77 MB.
+LOGPROBS_CHUNK = 128
+
+
+@dataclass
+class Sequence:
+    """A request with its tokens so far, prompt first, and the number of them in the KV cache."""
+
+    request: Request
+    sampler: Sampler
+    tokens: list[int]
+    slot: int = -1
+    num_cached: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: Request) -> "Sequence":
+        sampler = Sampler.start(request.sampling, request.prompt)
+        return cls(request, sampler, list(request.prompt))
+
+    @property
+    def num_left(self) -> int:
+        """The number of tokens that are not in the KV cache yet."""
+        return len(self.tokens) - self.num_cached
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_generated > 0 and self.num_left == 1
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether the next tokens are of a prompt whose log-probabilities are still to be sent."""
+        return self.request.sampling.prompt_logprobs is not None and not self.num_generated
+
+
+@dataclass(frozen=True)
+class ScheduledChunk:
+    """The next `num_tokens` tokens of a sequence, scheduled for one step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all tokens of the sequence are in the KV cache after this step."""
+        return self.num_tokens == self.sequence.num_left
+
+    @property
+    def samples(self) -> bool:
+        """Whether this step chooses a new token for the sequence."""
+        return self.is_last and self.sequence.request.sampling.max_tokens > 0
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_tokens if self.sequence.needs_prompt_logprobs else int(self.samples)
+
+    @property
+    def token_chunk(self) -> TokenChunk:
+        """The runner's input."""
+        start = self.sequence.num_cached
+        tokens = self.sequence.tokens[start : start + self.num_tokens]
+        return TokenChunk(self.sequence.slot, tokens, self.num_logits)
+
+    def keep_prompt_logprobs(self, logits: Logits) -> None:
+        """Store the prompt's log-probabilities from the chunk's logits [num_tokens, vocab]."""
+        sequence, start = self.sequence, self.sequence.num_cached
+        prompt, num_top = sequence.request.prompt, sequence.request.sampling.prompt_logprobs
+        assert num_top is not None
+        if start == 0:
+            sequence.prompt_logprobs.append(TokenLogprobs(prompt[0], None))
+        # Each position predicts the token after it; the last one predicts the completion's first.
+        targets = prompt[start + 1 : start + self.num_tokens + 1]
+        sequence.prompt_logprobs += token_logprobs(
+            logits[: len(targets)], targets, [num_top] * len(targets)
+        )
+
+
+def schedule(running: list[Sequence], chunk: int) -> list[ScheduledChunk]:
+    """Schedule one step: a token for each decoding sequence, and `chunk` prompt tokens in all."""
+    prefilling = [sequence for sequence in running if not sequence.is_decoding]
+    num_with_logprobs = sum(sequence.needs_prompt_logprobs for sequence in prefilling)
+    lengths = [
+        min(sequence.num_left, max(1, LOGPROBS_CHUNK // num_with_logprobs))
+        if sequence.needs_prompt_logprobs
+        else sequence.num_left
+        for sequence in prefilling
+    ]
+    scheduled = [ScheduledChunk(sequence, 1) for sequence in running if sequence.is_decoding]
+    shares = share_chunk(lengths, chunk)
+    return scheduled + [ScheduledChunk(*p) for p in zip(prefilling, shares, strict=True) if p[1]]
+
+
+def share_chunk(lengths: list[int], chunk: int) -> list[int]:
+    """Divide one chunk among prompts with `lengths` tokens left, given in order of arrival.
+
+    The oldest prompt gets half of the chunk, so it always progresses; the rest goes to the shortest
+    prompts first, so none waits for a long one; the oldest gets what remains.
+    """
+    if not lengths:
+        return []
+    shares = [0] * len(lengths)
+    shares[0] = min(lengths[0], -(-chunk // 2))
+    left = chunk - shares[0]
+    for index in sorted(range(1, len(lengths)), key=lambda index: lengths[index]):
+        shares[index] = min(lengths[index], left)
+        left -= shares[index]
+    shares[0] += min(lengths[0] - shares[0], left)
+    return shares

@@ -1,0 +1,79 @@
+"""Load a model folder on an engine that serves requests, building first what the engine reads."""
+
+from pathlib import Path
+
+from sgate_serve.architecture.family import BASE, CAUSAL_LM
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
+from sgate_serve.engines.loaded import LoadedPoolingEngine
+from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.table import (
+    ENGINES,
+    check_can_pool,
+    choose_engine,
+    import_target,
+    load_engine,
+)
+from sgate_serve.errors import EngineError
+from sgate_serve.loaders.graph_cache import onnx_folder
+from sgate_serve.text.pooling import Pooling
+
+
+def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> SlotEngine:
+    """Load a causal language model on engine `name` (or "auto").
+
+    Raises EngineError for an engine that is unknown, not installed, or cannot run the model.
+    """
+    check_generative(model)
+    name = choose_engine(name)
+    engine = load_engine(name, engine_folder(name, model, options), options)
+    assert isinstance(engine, SlotEngine), f"engine {name} has no slots"
+    return engine
+
+
+def load_pooling_engine(
+    name: str, model: Checkpoint, options: PoolingOptions
+) -> LoadedPoolingEngine:
+    """Load a classifier or base model on engine `name` (or "auto").
+
+    Raises EngineError for an engine that is unknown, not installed, or cannot run the model.
+    """
+    check_pooling_model(model)
+    name = choose_engine(name)
+    check_can_pool(name)
+    engine_class = import_target(f"{ENGINES[name].pooling}")
+    engine: LoadedPoolingEngine = engine_class.load(
+        engine_folder(name, model, options), options, pooling_of(model)
+    )
+    return engine
+
+
+def pooling_of(model: Checkpoint) -> Pooling:
+    """Return how a base model's states become an embedding; the default for a classifier."""
+    return Pooling.of(model.folder) if model.spec.task == BASE else Pooling()
+
+
+def engine_folder(name: str, model: Checkpoint, options: SlotOptions | PoolingOptions) -> Path:
+    """Return the folder that engine `name` reads; a missing graph is built first."""
+    if ENGINES[name].reads == "onnx":
+        own = options if isinstance(options, PoolingOptions) else OnnxOptions.of(options)
+        return onnx_folder(model, own.precision)
+    return model.folder
+
+
+def check_generative(model: Checkpoint) -> None:
+    """Raise EngineError unless the model generates text."""
+    if model.spec.task != CAUSAL_LM:
+        raise EngineError(
+            f"{model.folder} is a {model.spec.head.model_class}, which does not generate text; "
+            "give a causal language model"
+        )
+
+
+def check_pooling_model(model: Checkpoint) -> None:
+    """Raise EngineError if the model generates text instead of classifying or embedding it."""
+    if model.spec.task == CAUSAL_LM:
+        raise EngineError(
+            f"{model.folder} is a {model.spec.head.model_class}, which generates text; give a "
+            "classifier or a base model"
+        )

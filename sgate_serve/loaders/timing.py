@@ -1,0 +1,112 @@
+"""Load a model folder on an engine in order to time it, with sizes that the workload dictates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.engine_options import PoolingOptions, SlotOptions
+from sgate_serve.engines.table import (
+    ENGINES,
+    check_can_pool,
+    choose_engine,
+    import_target,
+    parse_options,
+    parse_pooling_options,
+)
+from sgate_serve.engines.timed import (
+    TimedDecoder,
+    TimedPoolingEngine,
+    TimedSizes,
+    TimedSlotEngine,
+)
+from sgate_serve.errors import EngineError
+from sgate_serve.loaders.serving import check_generative, load_pooling_engine, load_slot_engine
+from sgate_serve.options import flag_of
+
+# Options of slot engines that a workload dictates → the flags that do so, or the reason.
+DICTATED: Mapping[str, str] = MappingProxyType(
+    {
+        "slots": "the largest of --batches decides it",
+        "max_model_len": "--context-tokens, --decode-steps and --prefill-tokens decide it",
+        "prefill_chunk": "a timed prompt is processed in one call",
+    }
+)
+DICTATED_FOR_POOLING: Mapping[str, str] = MappingProxyType(
+    {
+        "max_model_len": "--prefill-tokens decides it",
+        "batch_tokens": "--batches and --prefill-tokens decide it",
+    }
+)
+
+
+def load_timed(
+    name: str, model: Checkpoint, sizes: TimedSizes, engine_arguments: Sequence[str] = ()
+) -> TimedDecoder:
+    """Load a causal language model on engine `name` (or "auto") to be timed; the caller closes it.
+
+    Raises EngineError as `load_slot_engine` does, and for arguments that the sizes dictate.
+    """
+    check_generative(model)
+    name = choose_engine(name)
+    timed_class = ENGINES[name].timed
+    if timed_class is None:
+        options = timed_options(name, sizes, engine_arguments)
+        return TimedSlotEngine(load_slot_engine(name, model, options))
+    timed: TimedDecoder = import_target(timed_class).load(
+        model.folder, sizes.batch, sizes.model_len, sizes.threads, engine_arguments
+    )
+    return timed
+
+
+def load_timed_pooling(
+    name: str, model: Checkpoint, sizes: TimedSizes, engine_arguments: Sequence[str] = ()
+) -> TimedPoolingEngine:
+    """Load a classifier or base model on engine `name` (or "auto") to be timed.
+
+    The caller closes it. Raises EngineError as `load_pooling_engine` does, and for arguments that
+    the sizes dictate.
+    """
+    name = choose_engine(name)
+    check_can_pool(name)
+    options = timed_pooling_options(name, sizes, engine_arguments)
+    return TimedPoolingEngine(load_pooling_engine(name, model, options))
+
+
+def timed_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> SlotOptions:
+    """Return a slot engine's options for the sizes; raise EngineError for dictated ones."""
+    given = parse_options(name, arguments)
+    _check_free(name, given, DICTATED)
+    return replace(
+        given,
+        slots=sizes.batch,
+        max_model_len=sizes.model_len,
+        threads=_threads(name, given.threads, sizes),
+    )
+
+
+def timed_pooling_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> PoolingOptions:
+    """Return a pooling engine's options for the sizes; raise EngineError for dictated ones."""
+    given = parse_pooling_options(name, arguments)
+    _check_free(name, given, DICTATED_FOR_POOLING)
+    return replace(
+        given, max_model_len=sizes.model_len, threads=_threads(name, given.threads, sizes)
+    )
+
+
+def _check_free(
+    name: str, given: SlotOptions | PoolingOptions, dictated: Mapping[str, str]
+) -> None:
+    for option, reason in dictated.items():
+        if getattr(given, option) is not None:
+            raise EngineError(f"engine {name}: {flag_of(option)} cannot be set here: {reason}")
+
+
+def _threads(name: str, given: int | None, sizes: TimedSizes) -> int | None:
+    """Return the threads given before or after `--`; raise EngineError if both are given."""
+    if given is not None and sizes.threads is not None:
+        raise EngineError(
+            f"engine {name}: --threads is given before `--` ({sizes.threads}) and after it "
+            f"({given}); give it once"
+        )
+    return given if sizes.threads is None else sizes.threads
