@@ -43,14 +43,16 @@ def add_gates_flags(parser: argparse.ArgumentParser) -> None:
         "--gates", type=Path, help="gates folder of any kind, or its safetensors file"
     )
     parser.add_argument(
-        "--gates-kind", help="kind of --gates: sgate, finegates or peft (default: detected)"
+        "--gates-kind",
+        metavar="KIND",
+        help="kind of --gates: sgate, finegates or peft (default: detected)",
     )
 
 
 def add_target_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that fit the plan's widths to a target."""
     parser.add_argument(
-        "--align", type=int, default=1, metavar="N", help="make widths multiples of N"
+        "--align", type=int, default=1, metavar="N", help="make widths multiples of N (default: 1)"
     )
     parser.add_argument(
         "--tensor-parallel",

@@ -23,7 +23,7 @@ class ServerOptions:
     port: int = option(8000, "port to listen on; 0 picks a free one")
     api_key: str | None = option(
         None,
-        "key that clients must send (default: $SGATE_API_KEY, if set, else none)",
+        "key that clients must send (default: $SGATE_API_KEY, if set)",
         is_secret=True,
     )
     allow_origin: tuple[str, ...] = option(

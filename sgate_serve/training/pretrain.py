@@ -96,7 +96,7 @@ def pretrain(options: PretrainOptions) -> None:
 
 
 def _record(options: PretrainOptions, blocks: Blocks) -> dict[str, Any]:
-    """Return the options that shape the result, as JSON; tokens stand for text and tokenizer."""
+    """Return the options that shape the result, as JSON, with a hash in place of the text."""
     values = asdict(replace(options, documents=(), tokenizer_files=()))
     digest = hashlib.sha256(blocks.tobytes()).hexdigest()
     return {**values, "out": str(options.out), "documents": digest, "tokenizer_files": []}

@@ -46,8 +46,11 @@ class TrainOptions:
         "`text`, `label` and optionally `text_pair`; or a name of the datasets library, such as "
         "glue/sst2"
     )
-    out: Path = required("new folder for the gates folder, metrics.json and training.png")
-    target: float = option(0.3, "fraction of the block weights to remove, above 0 and below 1")
+    out: Path = required("folder to write, new or empty: gates, metrics.json and training.png")
+    target: float = option(
+        0.3,
+        "fraction to remove of the weights of attention and MLP linears, above 0 and below 1",
+    )
     eval_data: Path | None = option(
         None,
         "held-out data (default: a tenth of the training data, or a dataset's validation split)",
@@ -114,7 +117,7 @@ class TrainOptions:
     seed: int = option(0, "seed of the data split, a new head, the data order and the noise")
     bf16: bool = option(False, "compute in bf16")
     gradient_checkpointing: bool = option(False, "recompute activations to save memory")
-    gradient_accumulation: int = option(1, "batches per optimiser step")
+    gradient_accumulation: int = option(1, "batches per optimizer step")
     report_to: str = option("none", "logger of transformers' Trainer, such as tensorboard or wandb")
     resume: bool = option(False, "continue from the last checkpoint of an interrupted run")
     dry_run: bool = option(False, "show what would be gated and trained, and write nothing")

@@ -1,4 +1,4 @@
-"""How much a server takes on at once, and for how long."""
+"""Limits on queued requests and on their time."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What embeddings and classification refuse, and in which words."""
+"""Requests that embeddings and classification refuse, and the messages."""
 
 from typing import Any
 

@@ -2,8 +2,8 @@
 
 The constraint is measured by the weights whose gates would be 0 under the training noise. Its
 gradient flows through a wider distribution, which also reaches gates that are far from closing.
-(The authors use the wider one as the measure too: with a target of 30% it read 29.9% while 26.5%
-was removed.)
+(The wider one is the authors'. Used as the measure too, it read 29.9% for a target of 30% while
+26.5% was removed.)
 """
 
 import torch

@@ -71,8 +71,7 @@ def num_groups_of(spec: ModelSpec, costs: GateValues, options: TrainOptions) -> 
 def start_open(spec: ModelSpec, scores: GateValues, options: TrainOptions) -> GateInitialization:
     """Start all gates open, at samples of one normal distribution in the order of the scores.
 
-    The goal rises over the first half of the steps. This is the papers' initialization, except for
-    the order.
+    The goal rises over the first half of the steps.
     """
     sites, relaxation = row_col_sites(spec), RELAXATIONS[options.gate_relaxation]
     total = sum(site.gate.num_gates for site in sites)

@@ -67,8 +67,7 @@ class Gaussian:
     width = 2.0
     # The papers' initialization, N(1, 0.1²): every gate is fully open.
     flat = (1.0, 0.1)
-    # An open gate whose logit ends near closing must act as it did under the training noise, not as
-    # 0.
+    # An open gate whose logit ends near closing acts as under the training noise, not as 0.
     least_open = NOISE
 
     def sample(self, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Closes the lowest-ranked MLP units and attention groups until the Plan removes the target.
+"""Selection of coupled gates: closes the lowest-ranked until the Plan removes the target.
 
 Attention groups are coarse, so their number is fixed first: their share of the target, or the
 number that costs least. Bisection on the MLP units, measured by the compiled Plan, then meets the
@@ -40,8 +40,8 @@ def select_units(
 ) -> Selection:
     """Close the gates of lowest score until they remove `target` of the block weights.
 
-    Every block keeps its best unit or group, because a score does not justify removing a whole
-    block. Raises TrainingError if no number of units comes within the tolerance.
+    Every block keeps its best unit or group, so that no attention or MLP is removed as a whole.
+    Raises TrainingError if no number of units comes within the tolerance.
     """
     sites = unit_sites(spec)
     orders = _closing_orders(sites, ranking.scores, ranking.gate_block)

@@ -135,7 +135,7 @@ def _weight_scores(
     sites: Sequence[PrunableSite],
     importance: Callable[[str, Tensor], Tensor],
 ) -> GateValues:
-    """Sum the importance [out, in] of each linear's weights over the weights of each gate."""
+    """Sum the importance [out, in] of weights over each gate's rows or columns."""
     scores = {}
     for site in sites:
         matrix = importance(site.gate.module, matrix_of(model, site.gate))

@@ -1,4 +1,4 @@
-"""Closes the lowest-ranked rows and columns until the Plan removes the target.
+"""Selection of row and column gates: closes the lowest-ranked until the Plan removes the target.
 
 Gates are ranked within their kind of block and share one threshold, so MLP and attention close the
 same share. Open gates keep their read-outs, which on a frozen base are scales chosen by the loss:

@@ -1,4 +1,4 @@
-"""Selects which gates close: each becomes exactly 0 or stays open, so the Plan removes the target.
+"""The selection of gates that close, so that the Plan removes the target; the others stay open.
 
 Holds the parts common to both granularities: the ranking, the measure, the search, and the error
 for a target out of reach. Pure.

@@ -50,7 +50,7 @@ class GateTrainer(PhaseTrainer):
 
     @property
     def goals(self) -> Tensor:
-        """The fractions [2] to remove at the current step."""
+        """The fractions [2] to remove by the current step, which rise over the ramp."""
         ramp = max(1.0, self.training.initial.ramp * self.args.max_steps)
         share: float = min(1.0, (self.state.global_step + 1) / ramp)
         goals = torch.tensor(self.training.initial.goals, device=self.args.device)
@@ -79,7 +79,7 @@ class GateTrainer(PhaseTrainer):
 
 
 class _DualStep(TrainerCallback):
-    """Updates the multipliers after each optimiser step."""
+    """Updates the multipliers after each optimizer step."""
 
     def __init__(self, trainer: GateTrainer) -> None:
         self.trainer = trainer

@@ -104,8 +104,7 @@ class Phase:
             report_to=self.report_to,
             disable_tqdm=False,
         )
-        # The Trainer would replicate the model on every GPU, but only one replica has the gates'
-        # hooks.
+        # The Trainer would replicate the model on every GPU, but gates are hooks of one replica.
         arguments._n_gpu = min(arguments.n_gpu, 1)
         return arguments
 
@@ -126,7 +125,7 @@ class PartlyFrozen(nn.Module):
         return self.model(**inputs)
 
     def gradient_checkpointing_enable(self, **options: Any) -> None:
-        """Enable it on the model, with gradients for inputs, as frozen embeddings provide none."""
+        """Enable it on the model, with gradients for its inputs, which frozen embeddings lack."""
         model: Any = self.model
         model.gradient_checkpointing_enable(**options)
         model.enable_input_require_grads()
