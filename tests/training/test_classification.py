@@ -233,7 +233,7 @@ def test_a_loss_that_is_no_number_stops_the_run(base: Path, data: Path, tmp_path
     ("lines", "message"),
     [
         ([], r"holds no records; give a file with at least one example"),
-        (['{"text": "a", "label": "x"}'], r"has a single example; give more, or --eval-data"),
+        (['{"text": "a", "label": "x"}'], r"has a single example; give more, or use --eval-data"),
         (['{"text": "a", "label": "x"}'] * 4, r"all labels are 'x'; give at least two classes"),
         (['{"text": "a"}'] * 4, r"line 1: no `label`; each record needs a class"),
         (['{"label": "x"}'] * 4, r"line 1: no string `text`; each record needs one"),
