@@ -93,10 +93,11 @@ def measure(options: CostOptions, variant: str) -> tuple[float, int]:
 
 def _train(options: CostOptions, variant: str, folder: Path) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.training.find_gates import find_gates
-    from sgate_serve.training.parts import Part
-    from sgate_serve.training.phases import Phase, recover
-    from sgate_serve.training.task import TASKS
+    from sgate_serve.training.methods import find_gates
+    from sgate_serve.training.phases.recovery import recover
+    from sgate_serve.training.phases.trainer import Phase
+    from sgate_serve.training.phases.tuning import Tuning
+    from sgate_serve.training.tasks.training_task import TASKS
     from sgate_serve.training.train_options import DENSE, GATES, LORA, NONE, TrainOptions
 
     training = TrainOptions(
@@ -116,7 +117,7 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
     phase = Phase.of(training, folder / "work", options.steps, training.rate_of(LORA))
     before = memory_of(os.getpid())["rss_bytes"]
     if variant == LORA_STEP:
-        recover(model, base.spec, {}, Part(LORA, training.lora_rank, 0), task.data, phase)
+        recover(model, base.spec, {}, Tuning(LORA, training.lora_rank, 0), task.data, phase)
     else:
         find_gates(model, base, task.data, training, phase)
     return int(memory_of(os.getpid())["peak_rss_bytes"] - before)

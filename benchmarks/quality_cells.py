@@ -23,7 +23,7 @@ from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
 from sgate_serve.reports.evaluation import EvalOptions, evaluate
 from sgate_serve.training import TrainOptions, train
-from sgate_serve.training.work_dir import work_dir_of
+from sgate_serve.training.run_dir import run_dir_of
 
 SAVE_STEPS = 1000
 METRICS_FILE = "metrics.json"
@@ -157,7 +157,7 @@ class Table(ABC):
 
     def train(self, options: TrainOptions) -> Mapping[str, Any]:
         """Train, or continue an interrupted run; return the metrics."""
-        return train(replace(options, resume=work_dir_of(options.out).exists())).metrics
+        return train(replace(options, resume=run_dir_of(options.out).exists())).metrics
 
     def _run_cell(self, cell: Cell, seed: int) -> None:
         file = self.root / str(seed) / f"{cell.name}.json"

@@ -1,6 +1,6 @@
-"""The `sgate` command: parse, call one function, print, exit 0, 1 or 2.
+"""The `sgate` command: parses, runs one command, and exits with status 0, 1 or 2.
 
-The table below is all that `sgate --help` loads; a command's module is imported when it runs.
+`sgate --help` needs only the table below; the module of a command is imported when it runs.
 """
 
 import argparse
@@ -16,20 +16,20 @@ from sgate_serve import __version__
 from sgate_serve.errors import SgateError
 
 COMMANDS: Mapping[str, str] = {
-    "train": "find what a base model does not need and recover; writes a gates folder",
-    "plan": "decide what goes, and say why",
+    "train": "find what to prune in a model and recover its quality; writes a gates folder",
+    "plan": "show what would be removed, and why",
     "convert": "write the physically smaller model",
     "verify": "compare the masked dense model with the converted one",
-    "eval": "score a dense, masked or converted model on held-out data",
-    "inspect": "show widths, bytes, predicted speedup and certificate of a folder",
-    "serve": "serve a model folder over the OpenAI API",
-    "bench": "measure a pruned model against its dense parent",
+    "eval": "measure the quality of a dense, masked or converted model on held-out data",
+    "inspect": "show the widths, size, predicted speedup and certificate of a model folder",
+    "serve": "serve a model folder with an OpenAI-compatible API",
+    "bench": "compare the speed of a pruned model with that of its dense parent",
     "demo": "run the whole pipeline on a small real model",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line on stderr and exit status 2."""
+    """An ArgumentParser that reports a mistake in one line on stderr, with exit status 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
@@ -50,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     own, engine_words = _split_at_dashes(words[1:])
     args = parser.parse_args(own)
     if engine_words and not hasattr(args, "engine_arguments"):
-        parser.error(f"nothing is expected behind `--`, found {engine_words[0]}")
+        parser.error(f"nothing is expected after `--`, found {engine_words[0]}")
     args.engine_arguments = engine_words
     try:
         status: int = command.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output, `head` say, has had enough; nothing may be flushed at the exit.
+        # The reader of the output, such as `head`, has closed it; prevent a flush at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except SgateError as error:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _split_at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return the words before `--`, which are the command's, and those behind it."""
+    """Return the words before `--`, which are the command's, and those after it."""
     position = words.index("--") if "--" in words else len(words)
     return words[:position], words[position + 1 :]
 
@@ -79,8 +79,8 @@ def _top_parser() -> argparse.ArgumentParser:
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
     parser = Parser(
         prog="sgate",
-        description="Serve structurally pruned language models.",
-        epilog="commands:\n" + "\n".join(lines) + "\n\n`sgate COMMAND --help` shows its options.",
+        description="Prune language models with gates, prove the result, and serve it.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\nFor its options: sgate COMMAND --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")

@@ -1,1 +1,1 @@
-"""One module per command: `add_arguments(parser)` and `run(args) -> exit status`."""
+"""One module per command, with `add_arguments(parser)` and `run(args) -> exit status`."""

@@ -1,4 +1,4 @@
-"""`sgate bench compare`: dense and pruned models interleaved in one run."""
+"""`sgate bench compare`: times dense and pruned models, interleaved in one run."""
 
 import argparse
 import json
@@ -20,27 +20,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="compare")
     compare = kinds.add_parser(
         "compare",
-        help="dense against pruned, interleaved in one run",
+        help="time dense and pruned models, interleaved in one run",
         usage="sgate bench compare DENSE PRUNED [options] [-- ENGINE ARGS]",
-        epilog="ENGINE ARGS: as for serve, except for what the options above decide",
+        description="time dense and pruned models, interleaved in one run",
+        epilog="ENGINE ARGS: those of `sgate serve` that the options above do not set",
     )
     compare.set_defaults(engine_arguments=[])
-    compare.add_argument("dense", help="the dense model folder")
-    compare.add_argument("pruned", help="the converted folder")
+    compare.add_argument("dense", help="dense model folder")
+    compare.add_argument("pruned", help="converted model folder")
     compare.add_argument(
         "--beside",
         type=_named_folder,
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="another model to measure in the same rounds, say the masked dense one; repeatable",
+        help="another model to time in the same rounds, such as the masked dense one; repeatable",
     )
     compare.add_argument(
         "--engine", default="onnx", help="auto, onnx, torch or vllm (default: onnx)"
     )
-    compare.add_argument("--json", type=Path, help="keep the record in this file")
-    compare.add_argument("--plot", type=Path, help="draw the comparison into this file")
-    # Which workload it is, and so what its defaults are, depends on the models.
+    compare.add_argument("--json", type=Path, help="write the record to this file")
+    compare.add_argument("--plot", type=Path, help="plot the comparison to this file")
+    # The models decide which workload it is, and so its defaults.
     add_flags(compare, Workload, leave_out={"engine_arguments"}, keep_unset=True)
 
 
@@ -64,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:
-    """Return the flags that were given as the workload of a task, the rest its defaults.
+    """Return the workload of a task, with the given flags and defaults for the others.
 
-    Raises EngineError for a flag that means nothing to models which read texts.
+    Raises EngineError for a flag that does not apply to models that read texts.
     """
     given = {name: value for name in FLAGS if (value := getattr(args, name)) is not None}
     arguments = tuple(args.engine_arguments)
@@ -76,7 +77,7 @@ def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:
     for name in given:
         if name not in known:
             raise EngineError(
-                f"{flag_of(name)} has no place here: these models read texts and decode nothing"
+                f"{flag_of(name)} does not apply: these models read texts and decode nothing"
             )
     return PoolingWorkload(**given, engine_arguments=arguments)
 

@@ -1,4 +1,4 @@
-"""`sgate convert`: write the deployable folder."""
+"""`sgate convert`: writes the deployable model folder."""
 
 import argparse
 from pathlib import Path
@@ -17,16 +17,16 @@ from sgate_serve.reports.inspection import Inspection
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="model folder or hub id")
     add_gates_flags(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; new or empty")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     parser.add_argument(
         "--to",
         type=comma_separated,
         default=("hf",),
-        help="hf (always written), onnx; separated by commas (default: hf)",
+        help="formats, separated by commas: hf (always written), onnx (default: hf)",
     )
     parser.add_argument(
         "--precision",
-        help="fp32, fp16, bf16, int8, or int4 of the ONNX graph alone (default: as stored)",
+        help="fp32, fp16, bf16, int8, or int4 (ONNX graph only) (default: as stored)",
     )
     add_target_flags(parser)
 

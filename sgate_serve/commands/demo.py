@@ -1,4 +1,4 @@
-"""`sgate demo`: the whole pipeline on a small real model."""
+"""`sgate demo`: runs the whole pipeline on a small real model."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.demo.walkthrough import demo
 
     options = options_from(args, DemoOptions)
-    # Graphs of the dense models go with the demo's folder, not into the user's cache.
+    # Cache the graphs of the dense models in the demo's folder, not in the user's cache.
     os.environ.setdefault("SGATE_CACHE", str(options.dir / "cache"))
     demo(options)
     return 0

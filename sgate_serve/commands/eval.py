@@ -1,4 +1,4 @@
-"""`sgate eval`: scores of a dense, masked or converted model on held-out data."""
+"""`sgate eval`: measures a dense, masked or converted model on held-out data."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         required=True,
-        help="held-out data: text for a causal LM, labelled .jsonl or .csv for others",
+        help="held-out data: text for a causal LM, labelled .jsonl or .csv for other models",
     )
     add_flags(parser, EvalOptions, leave_out=("checkpoint", "data"))
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")

@@ -1,4 +1,4 @@
-"""Flags read off an options dataclass: names, types, defaults and help have one source."""
+"""Flags made from the fields of an options dataclass: their names, types, defaults and help."""
 
 import argparse
 from collections.abc import Collection
@@ -20,11 +20,11 @@ def add_flags(
     *,
     keep_unset: bool = False,
 ) -> None:
-    """Add `--field-name` for every field of `options` but those left out.
+    """Add `--field-name` for every field of `options` except `leave_out`.
 
-    A field without default is required, a boolean is a switch, `X | None` takes an X, and
-    `tuple[int, ...]` numbers, `tuple[str, ...]` words, separated by commas. With `keep_unset` a
-    flag that is not given reads None, and its default is only shown.
+    A field without default is required, a boolean is a switch, `X | None` takes an X, and a tuple
+    takes numbers or words separated by commas. With `keep_unset` a flag that is not given is None,
+    and its default is only shown.
     """
     hints = get_type_hints(options)
     for field in fields(options):
@@ -33,29 +33,42 @@ def add_flags(
 
 
 def options_from(args: argparse.Namespace, options: type[Options], **given: Any) -> Options:
-    """Build the dataclass from parsed flags and the fields given by name."""
+    """Build the dataclass from parsed flags, and from `given`, which has precedence."""
     names = {field.name for field in fields(options)}  # type: ignore[arg-type]
     return options(**{k: v for k, v in vars(args).items() if k in names} | given)
 
 
 def add_gates_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gates", type=Path, help="gates folder of any kind, or its file")
     parser.add_argument(
-        "--gates-kind", help="what --gates is: sgate, finegates or peft (default: detected)"
+        "--gates", type=Path, help="gates folder of any kind, or its safetensors file"
+    )
+    parser.add_argument(
+        "--gates-kind",
+        metavar="KIND",
+        help="kind of --gates: sgate, finegates or peft (default: detected)",
     )
 
 
 def add_target_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say what widths the plan should suit."""
-    parser.add_argument("--align", type=int, default=1, help="make widths multiples of N")
+    """Add the flags that fit the plan's widths to a target."""
     parser.add_argument(
-        "--tensor-parallel", type=int, default=1, help="make widths that N shards can share"
+        "--align", type=int, default=1, metavar="N", help="make widths multiples of N (default: 1)"
     )
-    parser.add_argument("--target-engine", help="plan for onnx, vllm or torch (default: any)")
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="make widths divisible among N shards (default: 1)",
+    )
+    parser.add_argument(
+        "--target-engine", metavar="ENGINE", help="plan for onnx, vllm or torch (default: any)"
+    )
     parser.add_argument(
         "--index-price",
         type=int,
-        help="what a gather or scatter costs, in weights; 0 removes all that can go "
+        metavar="WEIGHTS",
+        help="cost of a gather or scatter, in weights; 0 removes everything that can be removed "
         "(default: the target engine's)",
     )
 
@@ -88,7 +101,7 @@ def _add_flag(
     required = field.default is MISSING and field.default_factory is MISSING
     default = None if required else field.default
     if isinstance(default, tuple):
-        # argparse reads a default that is text like what the user gives, and shows it as it is.
+        # argparse parses a text default like the user's input, and shows it unchanged.
         default = ",".join(map(str, default))
     if default not in (None, "") and text:
         text += f" (default: {default})"

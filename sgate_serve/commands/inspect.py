@@ -1,4 +1,4 @@
-"""`sgate inspect`: what a folder holds, and how wide each layer is."""
+"""`sgate inspect`: shows the content of a model folder and the widths of its layers."""
 
 import argparse
 from pathlib import Path
@@ -9,8 +9,8 @@ from sgate_serve.reports.inspection import Inspection
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="model folder, converted or plain")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--plot", type=Path, help="draw the widths per layer into this file")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument("--plot", type=Path, help="plot the widths of each layer to this file")
 
 
 def run(args: argparse.Namespace) -> int:

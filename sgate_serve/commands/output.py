@@ -1,4 +1,4 @@
-"""Printing for commands: one JSON object on stdout, or lines for a person."""
+"""Output of commands: one JSON object or lines of text on stdout, and plots."""
 
 import importlib
 import json
@@ -19,6 +19,6 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def load_plots(wanted_by: str = "--plot") -> ModuleType:
-    """Return the module that draws; raise SgateError naming the extra that it needs."""
+    """Return the module of plots; raise SgateError naming the extra that it needs."""
     check_installed(f"{wanted_by} needs", ["matplotlib"], "plot")
     return importlib.import_module("sgate_serve.reports.plots")

@@ -1,4 +1,4 @@
-"""`sgate plan`: decide what goes, from masks and headers, without writing a model."""
+"""`sgate plan`: shows what would be removed, without writing a model."""
 
 import argparse
 from pathlib import Path
@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gates_flags(parser)
     add_target_flags(parser)
     parser.add_argument("--out", type=Path, help="write the plan to this file")
-    parser.add_argument("--explain", action="store_true", help="name rule and cause of removals")
+    parser.add_argument(
+        "--explain", action="store_true", help="give the rule and the cause of each removal"
+    )
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON object")
 
 

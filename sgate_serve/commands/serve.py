@@ -1,4 +1,4 @@
-"""`sgate serve`: an OpenAI-compatible server over a model folder."""
+"""`sgate serve`: runs an OpenAI-compatible server on a model folder."""
 
 import argparse
 import os
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate serve OUT [options] [-- ENGINE ARGS]"
     parser.epilog = (
-        "ENGINE ARGS: --slots N, --max-model-len N, --threads N, --prefill-chunk N; of onnx "
+        "ENGINE ARGS: --slots N, --max-model-len N, --threads N and --prefill-chunk N; with onnx "
         "also --precision fp32, fp16, int8 or int4; for classifiers and embedding models "
-        "--batch-tokens N; of vllm, all that `vllm serve` takes"
+        "--batch-tokens N; with vllm, the arguments of `vllm serve`"
     )
     parser.set_defaults(engine_arguments=[])
     parser.add_argument("out", help="model folder, converted or plain")
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = Checkpoint.open(args.out)
     engine = choose_engine(args.engine)
-    # A flag shows in the process list; the variable does not.
+    # Unlike a flag, the variable is not shown in process lists.
     if args.api_key is None:
         args.api_key = os.environ.get("SGATE_API_KEY")
     options = options_from(args, ServerOptions)
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 def generator_of(
     engine: str, model: "Checkpoint", arguments: Sequence[str]
 ) -> "Callable[[], LoadedModel]":
-    """Return what loads a causal LM; its arguments are checked at once."""
+    """Check the arguments and return a function that loads a causal LM."""
     from sgate_serve.engines.table import parse_options
     from sgate_serve.loaders.serving import load_slot_engine
     from sgate_serve.server import LoadedModel
@@ -62,7 +62,7 @@ def generator_of(
 def reader_of(
     engine: str, model: "Checkpoint", arguments: Sequence[str]
 ) -> "Callable[[], LoadedModel]":
-    """Return what loads a classifier or an embedding model; its arguments are checked at once."""
+    """Check the arguments and return a function that loads a classifier or embedding model."""
     from sgate_serve.engines.table import parse_pooling_options
     from sgate_serve.loaders.serving import load_pooling_engine, pooling_of
     from sgate_serve.server import LoadedModel

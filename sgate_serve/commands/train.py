@@ -1,4 +1,4 @@
-"""`sgate train`: find gates for a base model and recover under them."""
+"""`sgate train`: finds a mask for a base model and recovers its quality."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -18,17 +18,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.training import train
-    from sgate_serve.training.outline import outline_lines
 
     options = options_from(args, TrainOptions)
     plots = None if options.dry_run else load_plots(f"{PLOT_FILE} of train")
     result = train(options)
-    from sgate_serve.training.processes import processes  # behind train, which checks for it
+    # These need torch; `train` has checked that it is installed.
+    from sgate_serve.training.overview import overview_lines
+    from sgate_serve.training.processes import processes
 
     if not processes().is_main_process:
         return 0
     if plots is None:
-        print_lines(outline_lines(result.metrics, options))
+        print_lines(overview_lines(result.metrics, options))
     else:
         plots.plot_training(result.metrics, result.out / PLOT_FILE)
         print_lines(summary_lines(result, options))
@@ -36,13 +37,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
-    """Yield what came of a run, and the command that comes next."""
+    """Yield the results of a run, and the next command."""
     metrics = result.metrics
     yield (
-        f"{result.out}: {metrics['removed']:.2%} of the block linears will go, "
+        f"{result.out}: {metrics['removed']:.2%} of the block linears will be removed, "
         f"{metrics['removed_overall']:.2%} of all parameters ({metrics['method']})"
     )
-    yield from score_lines(metrics["scores"])
+    yield from metric_lines(metrics["scores"])
     yield from (f"note: {note}" for note in metrics["notes"])
     has_base = (result.out / "base").is_dir()
     base = result.out / "base" if has_base else options.base
@@ -51,10 +52,10 @@ def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
     yield f"next: sgate convert {base} --gates {result.out} --to hf,onnx --out {result.out}-pruned"
 
 
-def score_lines(scores: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a table: a row for each stage, a column for each score with its standard error."""
-    names = list(next(iter(scores.values())))
+def metric_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a table with a row for each stage and a column for each metric, with its error."""
+    names = list(next(iter(stages.values())))
     yield "held out   " + "".join(f"{name:>20}" for name in names)
-    for stage, values in scores.items():
+    for stage, values in stages.items():
         cells = (f"{v['value']:.4f} ± {v['standard_error']:.4f}" for v in values.values())
         yield f"{stage:<11}" + "".join(f"{cell:>20}" for cell in cells)

@@ -1,4 +1,4 @@
-"""`sgate verify`: masked dense model against converted model; exit status 1 where they differ."""
+"""`sgate verify`: compares masked and converted model; exits with status 1 if they differ."""
 
 import argparse
 
@@ -12,7 +12,7 @@ from sgate_serve.verify.certificate import VerifyOptions
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="base model folder or hub id")
-    parser.add_argument("out", help="the converted folder")
+    parser.add_argument("out", help="converted model folder")
     add_flags(parser, VerifyOptions, leave_out=("checkpoint", "out"))
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

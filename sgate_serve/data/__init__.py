@@ -1,1 +1,1 @@
-"""Data to train and evaluate on: files and datasets, documents, labelled examples, metrics."""
+"""Training and evaluation data: files and datasets, documents, labelled examples, metrics."""

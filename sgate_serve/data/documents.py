@@ -1,7 +1,7 @@
-"""Text files to documents, and documents to equal blocks of token ids. Numpy only.
+"""Reads documents from text files and packs their tokens into blocks of equal length. Numpy only.
 
-`.jsonl` and `.csv` hold one document per record, in `text`; other columns are not read. In `.txt`
-a form feed ends a document; without one, paragraphs are gathered to documents of about 4,000
+`.jsonl` and `.csv` hold one document per record, in `text`; other columns are ignored. In `.txt` a
+form feed ends a document; without any, paragraphs are grouped into documents of about 4,000
 characters.
 """
 
@@ -26,9 +26,9 @@ DOCUMENT_CHARACTERS = 4000
 
 
 def read_documents(path: Path, splits: tuple[str, ...] = TRAIN) -> list[str]:
-    """Return the documents of a file, or of a dataset's first split there is, blank ones left out.
+    """Return the non-blank documents of a file, or of the first of `splits` a dataset has.
 
-    Raises TrainingError for a missing or empty file, another suffix, or a record without text.
+    Raises TrainingError for a missing or empty file, an unknown suffix, or a record without text.
     """
     if path.suffix not in FILE_SUFFIXES and not is_dataset_name(path):
         raise TrainingError(f"{path}: data must be one of {', '.join(FILE_SUFFIXES)}")
@@ -43,14 +43,14 @@ def read_documents(path: Path, splits: tuple[str, ...] = TRAIN) -> list[str]:
 
 
 def split_documents(documents: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
-    """Return (training, held-out) documents: a seeded tenth is held out, at least one.
+    """Return (training, held-out) documents; a random tenth is held out, at least one.
 
     Raises TrainingError for a single document.
     """
     if len(documents) < 2:
         raise TrainingError(
             "the data is a single document, so none can be held out; give --eval-data, or "
-            "separate the documents of a .txt by form feeds"
+            "separate the documents of a .txt file by form feeds"
         )
     order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
@@ -60,17 +60,17 @@ def split_documents(documents: Sequence[str], seed: int) -> tuple[list[str], lis
 
 
 def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
-    """Load `tokenizer.json`, padding and truncation off; raise TrainingError if it does not fit."""
+    """Load `tokenizer.json`, without padding or truncation; raise TrainingError if it is bad."""
     if not file.is_file():
         raise TrainingError(f"{file} is missing; put the model's tokenizer.json there")
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the tokenizers package raises bare Exception
-        raise TrainingError(f"{file} is no tokenizer: {error}") from error
+        raise TrainingError(f"{file} is not a tokenizer: {error}") from error
     if tokenizer.get_vocab_size() > vocab_size:
         raise TrainingError(
-            f"{file} has {tokenizer.get_vocab_size()} tokens, the model embeds {vocab_size}; "
-            "give the model's own tokenizer"
+            f"{file} has {tokenizer.get_vocab_size()} tokens, but the model has embeddings for "
+            f"{vocab_size}; give the model's own tokenizer"
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -78,7 +78,7 @@ def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
 
 
 def end_token(config: Mapping[str, Any]) -> int | None:
-    """Return the first of the config's `eos_token_id`, which may be a number, a list or absent."""
+    """Return the config's `eos_token_id`, the first if it is a list, or None."""
     value = config.get("eos_token_id")
     if isinstance(value, list):
         value = value[0] if value else None
@@ -88,10 +88,10 @@ def end_token(config: Mapping[str, Any]) -> int | None:
 def pack(
     documents: Iterable[str], tokenizer: Tokenizer, end_token: int | None, seq_len: int
 ) -> Blocks:
-    """Return blocks [num_blocks, seq_len] of the documents' tokens, one after the other.
+    """Return blocks [num_blocks, seq_len] of the concatenated tokens of the documents.
 
-    `end_token` ends each document; the tail that fills no block is dropped. Raises TrainingError
-    if not even one block is full.
+    `end_token` follows each document, and an incomplete last block is dropped. Raises TrainingError
+    if there are too few tokens for one block.
     """
     end = [] if end_token is None else [end_token]
     tokens = [
@@ -109,7 +109,7 @@ def pack(
 
 
 def evenly_spaced(blocks: Blocks, count: int) -> Blocks:
-    """Return at most `count` blocks: the first ones may all be of one document."""
+    """Return at most `count` blocks, spread over all, as the first may be of a single document."""
     return blocks[:: max(1, len(blocks) // count)][:count]
 
 
@@ -118,7 +118,7 @@ def _split_text(text: str) -> Iterator[str]:
         yield from text.split("\f")
         return
     document = ""
-    # The separator stays with its paragraph: joined, the documents are the file again.
+    # The separator stays with its paragraph, so that the documents concatenate to the file.
     for paragraph in re.split(r"(?<=\n\n)(?!\n)", text):
         document += paragraph
         if len(document) >= DOCUMENT_CHARACTERS:

@@ -1,4 +1,4 @@
-"""Labelled texts as a model reads them: classes by number, texts by token ids."""
+"""Labelled texts as a model reads them: class numbers and token ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from sgate_serve.text.tokenization import TOKENIZER_FILE, EncodedTexts, TextCode
 
 @dataclass(frozen=True)
 class Labels:
-    """The classes in the order of a head's outputs; none for a regression, which has one output."""
+    """The class names in the order of a head's outputs; none for a regression (one output)."""
 
     names: tuple[str, ...]
 
     @classmethod
     def of_examples(cls, examples: Sequence[Example], path: Path) -> "Labels":
-        """Take the classes of training data: names in order, numbers as 0 to the largest.
+        """Return the classes of training data: sorted names, or the numbers 0 to the largest.
 
         Raises TrainingError for a single class or a negative number.
         """
@@ -39,7 +39,7 @@ class Labels:
 
     @classmethod
     def of_model(cls, model: Checkpoint) -> "Labels":
-        """Read the classes of a model that has a head."""
+        """Return the classes of a model that has a head."""
         count = num_labels(model.config)
         if count == 1:
             return cls(())
@@ -55,7 +55,7 @@ class Labels:
     def number(self, example: Example) -> int | float:
         """Return the class number of a label, or a regression's float.
 
-        Raises TrainingError for a label that the head has no place for.
+        Raises TrainingError for a label that is not among the classes.
         """
         label = example.label
         if not self.names and not isinstance(label, str):
@@ -64,15 +64,19 @@ class Labels:
             return self.names.index(label)
         if isinstance(label, int) and 0 <= label < len(self.names):
             return label
-        known = f"the {len(self.names)} classes ({', '.join(self.names):.80})"
+        known = f"not one of the {len(self.names)} classes ({', '.join(self.names):.80})"
+        problem = known if self.names else "not a number"
         raise TrainingError(
-            f"{example.where}: label {label!r} is none of {known if self.names else 'the numbers'}"
-            "; correct it, or add examples of it to the training data"
+            f"{example.where}: label {label!r} is {problem}; correct it, or add examples of it to "
+            "the training data"
         )
 
 
 class ExampleEncoder:
-    """Texts and pairs to at most `max_tokens` ids, special tokens among them; counts the cuts."""
+    """Encodes texts and pairs, truncated to `max_tokens` ids including special tokens.
+
+    `num_full` counts the texts that have `max_tokens` ids, because they fit exactly or were cut.
+    """
 
     def __init__(self, model: Checkpoint, max_tokens: int) -> None:
         codec = TextCodec.load(model.folder)

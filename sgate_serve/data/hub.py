@@ -1,7 +1,7 @@
-"""Data by name, through the `datasets` library: `glue/sst2`, `NAME`, `NAME/CONFIG`, or its folder.
+"""Data by name, through the `datasets` library: `glue/TASK`, a name on the hub, or a folder.
 
-Columns are `text`, `text_pair` and `label`; of GLUE's tasks its own are known. A name has no suffix
-of a file that we read ourselves.
+Columns must be `text`, `text_pair` and `label`; those of GLUE's tasks are mapped to them. Names end
+in none of the suffixes of files that we read ourselves.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,18 +29,19 @@ HELD_OUT = ("validation", "validation_matched", "test")
 
 
 def is_dataset_name(path: Path) -> bool:
-    """Say whether this names data of the `datasets` library: no file, and no suffix of one."""
+    """Say whether this is a name for the `datasets` library, not a file nor like one of ours."""
     return not path.is_file() and path.suffix not in FILE_SUFFIXES
 
 
 def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, record) of the first of `splits` that the dataset has.
 
-    Raises TrainingError for missing packages, or a dataset that cannot be loaded or lacks them.
+    Raises TrainingError if `datasets` is missing, or the dataset cannot be loaded or has none of
+    the splits.
     """
     if missing_packages(["datasets"]):
         raise TrainingError(
-            f"{path} is no file; to read it as a dataset's name run: pip install "
+            f"{path} is not a file; to read it as the name of a dataset run: pip install "
             '"sgate-serve[data]"'
         )
     from datasets import load_dataset
@@ -49,9 +50,9 @@ def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, 
     names = (str(path),) if path.is_dir() or name != "glue" else (name, config)
     try:
         found = load_dataset(*names)
-    except Exception as error:  # the library raises what its many readers raise
+    except Exception as error:  # its many readers raise all kinds
         raise TrainingError(
-            f"{path} is no file, and datasets cannot load it: {str(error).splitlines()[0]:.200}"
+            f"{path} is not a file, and datasets cannot load it: {str(error).splitlines()[0]:.200}"
         ) from error
     split = next((split for split in splits if split in found), None)
     if split is None:

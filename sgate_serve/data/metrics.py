@@ -1,7 +1,7 @@
-"""How good predictions are, each number with the standard error that its samples leave it.
+"""Quality metrics of predictions, each with a standard error.
 
-The formulas are scikit-learn's and SciPy's (extra `eval`); standard errors are of the paired
-bootstrap over samples, with a fixed seed.
+The formulas are those of scikit-learn and SciPy (extra `eval`). Standard errors come from a paired
+bootstrap over the samples with a fixed seed.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,21 +19,23 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Score:
+class MetricValue:
+    """The value of one metric, and its standard error."""
+
     value: float
     standard_error: float
 
 
-Scores = dict[str, Score]
+Metrics = dict[str, MetricValue]
 
 
 def check_extra_installed() -> None:
-    """Raise SgateError naming what is missing and the command that installs it."""
+    """Raise SgateError naming the missing packages and the command that installs them."""
     check_installed("scores need", ("sklearn", "scipy"), "eval")
 
 
-def classification_scores(logits: Floats, labels: NDArray[np.int64]) -> Scores:
-    """Score logits [n, classes] against class numbers [n]: accuracy, macro F1, Matthews."""
+def classification_metrics(logits: Floats, labels: NDArray[np.int64]) -> Metrics:
+    """Compare logits [n, classes] with class numbers [n]: accuracy, macro F1, Matthews."""
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
     def macro_f1(truth: Floats, predicted: Floats) -> float:
@@ -44,11 +46,11 @@ def classification_scores(logits: Floats, labels: NDArray[np.int64]) -> Scores:
         "macro_f1": macro_f1,
         "matthews": lambda truth, predicted: float(matthews_corrcoef(truth, predicted)),
     }
-    return _scores(statistics, labels, logits.argmax(axis=1))
+    return _metrics(statistics, labels, logits.argmax(axis=1))
 
 
-def regression_scores(values: Floats, labels: Floats) -> Scores:
-    """Score numbers [n] against numbers [n]: Pearson and Spearman, 0 if constant, and the MSE."""
+def regression_metrics(values: Floats, labels: Floats) -> Metrics:
+    """Compare values [n] with labels [n]: Pearson and Spearman (0 if constant), and the MSE."""
     from scipy.stats import pearsonr, spearmanr
 
     def correlation(method: Callable[..., tuple[float, float]]) -> Callable[..., float]:
@@ -63,23 +65,23 @@ def regression_scores(values: Floats, labels: Floats) -> Scores:
         "spearman": correlation(spearmanr),
         "mse": lambda truth, predicted: float(np.mean((truth - predicted) ** 2)),
     }
-    return _scores(statistics, labels, values)
+    return _metrics(statistics, labels, values)
 
 
-def perplexity_scores(nats: Floats, num_tokens: NDArray[np.int64]) -> Scores:
-    """Return loss (nats per token) and perplexity of sequences, from their summed nats [n]."""
+def perplexity_metrics(nats: Floats, num_tokens: NDArray[np.int64]) -> Metrics:
+    """Return loss (nats per token) and perplexity, from the nats and tokens [n] of sequences."""
     statistics = {
         "loss": lambda total, count: float(total.sum() / count.sum()),
         "perplexity": lambda total, count: float(np.exp(total.sum() / count.sum())),
     }
-    return _scores(statistics, nats, num_tokens)
+    return _metrics(statistics, nats, num_tokens)
 
 
-def _scores(
+def _metrics(
     statistics: Mapping[str, Callable[..., float]], first: NDArray[Any], second: NDArray[Any]
-) -> Scores:
+) -> Metrics:
     return {
-        name: Score(statistic(first, second), _standard_error(statistic, first, second))
+        name: MetricValue(statistic(first, second), _standard_error(statistic, first, second))
         for name, statistic in statistics.items()
     }
 
@@ -87,7 +89,7 @@ def _scores(
 def _standard_error(
     statistic: Callable[..., float], first: NDArray[Any], second: NDArray[Any]
 ) -> float:
-    """Return the bootstrap's standard error, 0 where a single sample leaves nothing to draw."""
+    """Return the bootstrap's standard error, or 0 for a single sample."""
     from scipy.stats import bootstrap
 
     if len(first) < 2:

@@ -1,4 +1,4 @@
-"""Text data of users: the records of files and of named datasets, and the labels they carry."""
+"""Reads the records of files and of named datasets, and examples with their labels."""
 
 import csv
 import json
@@ -15,13 +15,13 @@ Label = str | int | float
 
 @dataclass(frozen=True)
 class Record:
-    """One record, and where it stands for errors."""
+    """One record, and its position for error messages."""
 
     where: str
     values: Mapping[str, Any]
 
     def text(self, name: str = "text") -> str:
-        """Return a field that must be a string; raise TrainingError if it is none."""
+        """Return a string field; raise TrainingError if it is missing or not a string."""
         value = self.values.get(name)
         if not isinstance(value, str):
             raise TrainingError(f"{self.where}: no string `{name}`; each record needs one")
@@ -30,7 +30,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Example:
-    """A text, or two, with its class (a string or an id) or its number (a float)."""
+    """A text or a pair of texts, with a class (its name or number) or a float."""
 
     where: str
     text: str
@@ -47,9 +47,9 @@ def read_text(path: Path) -> str:
 
 
 def read_records(path: Path, splits: tuple[str, ...] = TRAIN) -> Iterator[Record]:
-    """Yield the records of a `.jsonl` or `.csv` file, or of a dataset's first split there is.
+    """Yield the records of a `.jsonl` or `.csv` file, or of the first of `splits` a dataset has.
 
-    Raises TrainingError for a file or a name that is none.
+    Raises TrainingError for an unreadable file or an unknown dataset.
     """
     if is_dataset_name(path):
         yield from (Record(*record) for record in dataset_records(path, splits))
@@ -73,10 +73,10 @@ def _jsonl_record(line: str, where: str) -> Record:
 
 
 def read_examples(path: Path, splits: tuple[str, ...] = TRAIN) -> list[Example]:
-    """Return the labelled examples of a file: labels all strings, all whole numbers or all floats.
+    """Return the labelled examples of a file, with labels all of one type: str, int or float.
 
-    A whole number among floats is one of them. Raises TrainingError for an empty file, another
-    suffix, a record without text or label, or labels of several kinds.
+    Among floats, whole numbers count as floats. Raises TrainingError for an empty file, an unknown
+    suffix, a record without text or label, or labels of several types.
     """
     if path.suffix not in (".jsonl", ".csv") and not is_dataset_name(path):
         raise TrainingError(f"{path}: labelled data must be .jsonl or .csv, or a dataset's name")
@@ -113,7 +113,7 @@ def _label(record: Record) -> Label:
 
 
 def _typed(labels: Sequence[Label]) -> list[Label]:
-    """Return a CSV's labels as whole numbers or floats if all of them read as such."""
+    """Return a CSV's labels as whole numbers or floats, if all of them parse as such."""
     for kind in (int, float):
         try:
             return [kind(label) for label in labels]

@@ -1,1 +1,1 @@
-"""The whole pipeline on a small real model: train, gate, convert, verify, serve, measure."""
+"""The demonstration: the whole pipeline on a small real model, from training to measured speed."""

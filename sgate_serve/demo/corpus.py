@@ -1,4 +1,4 @@
-"""Real text that every machine has: the sources of Python's standard library, split by file."""
+"""The corpus: sources of Python's standard library, real text that every machine has."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "tokenizer.json", "tokenizer_config.json
 END_TOKEN = "<|endoftext|>"
 HELD_OUT_OF_256 = 20
 
-# Tests, data tables and installed packages read unlike the library itself.
+# Tests, data tables and installed packages are unlike the library itself.
 TESTS = frozenset({"test", "tests"})
 LEFT_OUT = TESTS | {"idlelib", "lib2to3", "encodings", "pydoc_data", "site-packages"}
 
-# The model has only ever seen Python: a chat is shown to it as a module's docstring.
+# The model has seen only Python, so a chat becomes comments and a docstring.
 CHAT_TEMPLATE = (
     "{% for message in messages %}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
     '{% if add_generation_prompt %}"""{% endif %}'
@@ -28,9 +28,9 @@ CHAT_TEMPLATE = (
 
 
 def write_corpus(writer: FolderWriter, sizes: DemoSizes, *, with_tests: bool = False) -> None:
-    """Write train.jsonl, eval.jsonl (one document a file) and a byte-level BPE tokenizer.
+    """Write train.jsonl and eval.jsonl, a document per source file, and a BPE tokenizer.
 
-    `with_tests` adds the library's tests to what is trained on; the rest stays as it is.
+    `with_tests` adds the library's tests to the training text, but not to the tokenizer's.
     """
     parts: dict[str, list[str]] = {TRAIN_FILE: [], EVAL_FILE: []}
     for _, text in list(read_sources())[: sizes.max_files]:
@@ -50,12 +50,12 @@ def write_corpus(writer: FolderWriter, sizes: DemoSizes, *, with_tests: bool = F
 
 
 def read_sources() -> Iterator[tuple[str, str]]:
-    """Yield (path inside the library, text) of its Python sources, sorted by path."""
+    """Yield (path in the library, text) of its Python sources, sorted by path."""
     return _read_library(lambda parts: LEFT_OUT.isdisjoint(parts))
 
 
 def read_tests() -> Iterator[tuple[str, str]]:
-    """Yield (path inside the library, text) of its tests, where they are installed."""
+    """Yield (path in the library, text) of its tests, if they are installed."""
     tables = LEFT_OUT - TESTS
     return _read_library(lambda parts: tables.isdisjoint(parts) and not TESTS.isdisjoint(parts))
 
@@ -69,12 +69,12 @@ def _read_library(is_wanted: Callable[[tuple[str, ...]], bool]) -> Iterator[tupl
 
 
 def is_held_out(text: str) -> bool:
-    """Say whether a file is never trained on; by its text, so that copies stay together."""
+    """Say whether a file is held out; decided by its text, so that copies stay together."""
     return hashlib.sha256(text.encode()).digest()[0] < HELD_OUT_OF_256
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Train a byte-level BPE on `texts`; every string has an encoding and comes back from it."""
+    """Train a byte-level BPE on `texts`, which can encode and decode any string."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

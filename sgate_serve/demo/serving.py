@@ -1,4 +1,4 @@
-"""Start the real server on a free port, talk to it with the openai client, end it by SIGTERM."""
+"""Starts the real server on a free port, queries it with the openai client, and stops it."""
 
 import signal
 import subprocess
@@ -21,9 +21,9 @@ QUESTION = "How do I read a file line by line?"
 
 @contextmanager
 def running_server(folder: Path, log: Path, arguments: Sequence[str] = ()) -> Iterator[str]:
-    """Run `sgate serve folder -- arguments` and yield its URL once it is healthy.
+    """Run `sgate serve folder -- arguments`, yield its URL once it is healthy, and stop it.
 
-    Raises EngineError naming `log` if it does not start or does not end with status 0.
+    Raises EngineError naming `log` if it does not start or exits with a status other than 0.
     """
     command = [sys.executable, "-m", "sgate_serve.cli", "serve", str(folder), "--port", "0"]
     command += ["--", *arguments] if arguments else []
@@ -44,11 +44,11 @@ def running_server(folder: Path, log: Path, arguments: Sequence[str] = ()) -> It
                 process.kill()
                 raise
     if status != 0:
-        raise EngineError(f"the server ended with status {status}; its log is {log}")
+        raise EngineError(f"the server exited with status {status}; its log is {log}")
 
 
 def wait_until_healthy(url: str, process: "subprocess.Popen[str]", log: Path) -> None:
-    """Poll /health until it answers 200; raise EngineError if the process ends or time runs out."""
+    """Poll /health until it answers 200; raise EngineError if the process exits or on timeout."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -60,7 +60,7 @@ def wait_until_healthy(url: str, process: "subprocess.Popen[str]", log: Path) ->
 
 
 def stream_answers(url: str, max_tokens: int, show: Callable[[str], None]) -> dict[str, Any]:
-    """Stream one greedy completion and one sampled chat answer; return both with their usage."""
+    """Stream a greedy completion and a sampled chat answer; return both with their usage."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=60)

@@ -1,7 +1,7 @@
-"""The same cut on a shape that does not fit a CPU cache: random weights, labelled so.
+"""A larger model of random weights, which does not fit a CPU cache, pruned like the trained one.
 
-Hidden 896, MLP 4864, 14 query heads and 2 KV heads of 64, as Qwen2-0.5B has. Each layer loses the
-fractions that the corresponding layer of the trained model lost.
+Its widths are those of Qwen2-0.5B: hidden 896, MLP 4864, 14 query heads and 2 KV heads of 64. Each
+layer loses the same fractions as the corresponding layer of the trained model.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,7 @@ def shape_config(sizes: DemoSizes) -> dict[str, object]:
 
 
 def write_shape(folder: Path, sizes: DemoSizes) -> None:
-    """Write a bf16 model of that shape with random weights, one tensor at a time."""
+    """Write the bf16 model with random weights, one tensor at a time."""
     config = shape_config(sizes)
     spec = ModelSpec.from_config(config, "config.json")
     headers = [TensorHeader(name, "BF16", shape) for name, shape in spec.tensor_shapes().items()]
@@ -56,7 +56,7 @@ def write_shape(folder: Path, sizes: DemoSizes) -> None:
 
 
 def write_shape_gates(base: Checkpoint, trained: Plan, folder: Path, seed: int) -> None:
-    """Write gates that close, in each layer, the fractions `trained` removes at that depth."""
+    """Write gates that close, in each layer, the fractions that `trained` removes at its depth."""
     generator = np.random.default_rng(seed)
     family, values = FAMILIES[trained.family], {}
     for index, shape in enumerate(base.spec.layers):

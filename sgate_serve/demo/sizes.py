@@ -1,4 +1,4 @@
-"""How large the demonstration is. `--quick` runs the same stages at the smallest size."""
+"""The options and sizes of the demonstration; `--quick` runs the same stages at the smallest."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,15 @@ from sgate_serve.options import option
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Flags of `sgate demo`."""
+    """The flags of `sgate demo`."""
 
-    dir: Path = option(Path("sgate-demo"), "folder to work in; a started one is continued")
-    quick: bool = option(False, "the same stages at the smallest size, in under two minutes")
+    dir: Path = option(Path("sgate-demo"), "folder to work in; an interrupted demo continues there")
+    quick: bool = option(False, "run the same stages at the smallest size, in under two minutes")
 
 
 @dataclass(frozen=True)
 class DemoSizes:
-    """Sizes of every stage. `shape_*` is the random-weight model that outgrows the cache."""
+    """Sizes of every stage; `shape_*` are those of the larger model of random weights."""
 
     max_files: int | None = None
     vocab_size: int = 2048

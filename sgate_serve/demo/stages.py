@@ -1,4 +1,4 @@
-"""The stages of the demonstration, each skipped where its result is there already."""
+"""The stages of the demonstration, each skipped if its result exists."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.reports.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
-from sgate_serve.training.work_dir import work_dir_of
+from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
 
 SERVED_FILE = "served.json"
@@ -42,7 +42,7 @@ SHAPE_COMPARE_FILE, SHAPE_COMPARE_PLOT = "shape-compare.json", "shape-compare.pn
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: what it is, the file that appears last, and what makes it."""
+    """One stage: its title, the file that it writes last, and the function that runs it."""
 
     title: str
     result: Path
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Demo:
-    """The folder and the sizes of one demonstration; each method is one stage."""
+    """One demonstration: its folder, its sizes, and a method for each stage."""
 
     folder: Path
     sizes: DemoSizes
@@ -116,7 +116,7 @@ class Demo:
                 seq_len=sizes.seq_len,
                 eval_blocks=sizes.eval_blocks,
                 seed=sizes.seed,
-                resume=work_dir_of(out).exists(),
+                resume=run_dir_of(out).exists(),
             )
         )
 
@@ -166,7 +166,7 @@ class Demo:
 
     def make_shape(self) -> None:
         root = self.folder / "shape"
-        # An interrupted attempt left a part of it: random weights are quick to make anew.
+        # Remove the remains of an interrupted attempt; random weights are quick to make again.
         shutil.rmtree(root, ignore_errors=True)
         write_shape(root / "dense", self.sizes)
         trained = read_plan(self.folder / "pruned" / PLAN_FILE)
@@ -194,7 +194,7 @@ def say(text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a stage's record whole or not at all: its presence means the stage is done."""
+    """Write a stage's record atomically, as its presence means that the stage is done."""
     unfinished = path.with_name(f".{path.name}.incomplete")
     unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)

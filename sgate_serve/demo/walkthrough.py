@@ -1,4 +1,4 @@
-"""Run the demonstration stage by stage and say what came of it."""
+"""Runs the demonstration stage by stage and reports the results."""
 
 import json
 import time
@@ -31,8 +31,7 @@ SIZES_FILE = "sizes.json"
 def demo(options: DemoOptions) -> Path:
     """Run every stage that is not done yet and return the path of `report.json`.
 
-    An interrupted run continues in the same folder. Raises SgateError if the folder was started at
-    another size.
+    Raises SgateError if the folder holds a demo of another size.
     """
     sizes = DemoSizes.quick() if options.quick else DemoSizes()
     check_sizes(options.dir, sizes)
@@ -41,7 +40,7 @@ def demo(options: DemoOptions) -> Path:
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.title}"
         if stage.is_done:
-            say(f"{label}: done before, in {stage.result}")
+            say(f"{label}: already done, in {stage.result}")
             continue
         say(label)
         started = time.monotonic()
@@ -56,7 +55,7 @@ def demo(options: DemoOptions) -> Path:
 
 
 def check_sizes(folder: Path, sizes: DemoSizes) -> None:
-    """Record the sizes of a new folder; raise SgateError for one that was started with others."""
+    """Record the sizes in a new folder; raise SgateError if it was started with others."""
     path = folder / SIZES_FILE
     wanted = json.loads(json.dumps(asdict(sizes)))
     if path.exists():
@@ -70,7 +69,7 @@ def check_sizes(folder: Path, sizes: DemoSizes) -> None:
 
 
 def make_report(folder: Path) -> dict[str, Any]:
-    """Gather the stages' records into the report of DESIGN's contract."""
+    """Combine the stages' records into `report.json`, whose keys are part of the CLI contract."""
     inspection = Inspection.of(folder / "pruned").to_json()
     small, shape = read_json(folder / COMPARE_FILE), read_json(folder / SHAPE_COMPARE_FILE)
     certificate = read_json(folder / "pruned" / CERTIFICATE_FILE)
@@ -94,7 +93,7 @@ def make_report(folder: Path) -> dict[str, Any]:
 
 
 def report_lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the closing comparison for a person."""
+    """Yield the report as lines of text."""
     sizes, perplexity = report["bytes"], report["perplexity"]
     checked = report["verification"]
     masked = report["gates"]["scores"]["masked"]["perplexity"]["value"]

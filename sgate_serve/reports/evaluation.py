@@ -29,11 +29,11 @@ from sgate_serve.data.documents import (
 from sgate_serve.data.examples import ExampleEncoder, Labels
 from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import (
-    Scores,
+    Metrics,
     check_extra_installed,
-    classification_scores,
-    perplexity_scores,
-    regression_scores,
+    classification_metrics,
+    perplexity_metrics,
+    regression_metrics,
 )
 from sgate_serve.data.records import read_examples
 from sgate_serve.engines.loaded import Floats, LogitsModel
@@ -69,7 +69,7 @@ class Evaluation:
     engine: str
     precision: str
     num_samples: int
-    scores: Scores
+    scores: Metrics
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -127,26 +127,28 @@ def _masked_dense(masked: MaskedCheckpoint, engine: str) -> LogitsModel:
 
 def _language_scores(
     loaded: LogitsModel, model: Checkpoint, options: EvalOptions
-) -> tuple[int, Scores]:
+) -> tuple[int, Metrics]:
     tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
     documents = read_documents(options.data, HELD_OUT)
     blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)
     blocks = evenly_spaced(blocks, options.eval_blocks)
     nats = [nats_of(loaded.logits(block), block) for block in _progress(blocks)]
-    return len(blocks), perplexity_scores(np.array(nats), np.full(len(blocks), options.seq_len - 1))
+    return len(blocks), perplexity_metrics(
+        np.array(nats), np.full(len(blocks), options.seq_len - 1)
+    )
 
 
 def _labelled_scores(
     loaded: LogitsModel, model: Checkpoint, options: EvalOptions
-) -> tuple[int, Scores]:
+) -> tuple[int, Metrics]:
     labels, encoder = Labels.of_model(model), ExampleEncoder(model, options.seq_len)
     examples = read_examples(options.data, HELD_OUT)
     truth = np.array([labels.number(example) for example in examples])
     rows = [_outputs(loaded, encoder, model.spec, example) for example in _progress(examples)]
     outputs = np.stack(rows).astype(np.float64)
     if labels.names:
-        return len(examples), classification_scores(outputs, truth)
-    return len(examples), regression_scores(outputs[:, 0], truth)
+        return len(examples), classification_metrics(outputs, truth)
+    return len(examples), regression_metrics(outputs[:, 0], truth)
 
 
 def _outputs(loaded: LogitsModel, encoder: ExampleEncoder, spec: ModelSpec, example: Any) -> Floats:

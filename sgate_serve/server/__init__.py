@@ -1,7 +1,13 @@
-"""The OpenAI-compatible server: requests and token events in, HTTP out; no engine by name."""
+"""The OpenAI-compatible HTTP server over one loaded engine; it knows no engine by name.
+
+`lifecycle` runs the process and `app` builds the ASGI application. A request passes through
+`middleware` and `request_log` to an endpoint in `routes`, which validates its body against
+`protocol`, runs it with `execution` on the engine thread (`driver`), and writes the response in the
+shapes of `protocol`.
+"""
 
 from sgate_serve.server.lifecycle import serve
-from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.server_options import ServerOptions
 
 __all__ = ["LoadedModel", "ServerOptions", "serve"]

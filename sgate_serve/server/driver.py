@@ -1,8 +1,8 @@
-"""The bridge between the event loop and the one thread that owns the engine.
+"""Connects the event loop with the one thread that owns the engine.
 
-The thread loads the model, then applies commands and steps the engine. Everything else lives on
-the event loop: requests are opened, token events are received and groups are closed there, so
-neither side needs a lock. If the engine raises, every open request fails and no new one starts.
+The thread loads the model, then applies commands and steps the engine. Requests are opened, events
+received and groups closed on the event loop only, so no locks are needed. If the engine raises,
+every open request fails and no new one starts.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest, Request, TokenEvent
 from sgate_serve.errors import RequestError
-from sgate_serve.server.model import AnyEngine, LoadedModel
+from sgate_serve.server.loaded_model import AnyEngine, LoadedModel
 from sgate_serve.server.request_group import EngineEvent, EventT, RequestGroup, is_last
 from sgate_serve.server.server_options import ServerOptions
 
 logger = logging.getLogger(__name__)
 
-# A step of a large model may take seconds; the thread is a daemon, so nothing waits longer.
+# A step of a large model may take seconds. The thread is a daemon, so exiting does not wait for it.
 STOP_SECONDS = 10.0
 
 State = Literal["loading", "ready", "stopping", "failed"]
@@ -35,21 +35,21 @@ REASONS: Mapping[State, str] = {
 
 @dataclass(frozen=True)
 class Abort:
-    """Tells the engine thread to drop a request."""
+    """Tells the engine thread to abort a request."""
 
     request_id: str
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Tells the engine thread to end."""
+    """Tells the engine thread to stop."""
 
 
 Command = Request | PoolingRequest | Abort | Stop
 
 
 class EngineDriver:
-    """Runs one engine for many HTTP calls. Every public method is for the event loop's thread."""
+    """Runs one engine for all HTTP calls. Public methods must be called on the event loop."""
 
     def __init__(self, load: Callable[[], LoadedModel], options: ServerOptions) -> None:
         self.state: State = "loading"
@@ -65,7 +65,7 @@ class EngineDriver:
 
     @property
     def model(self) -> LoadedModel:
-        """The model to serve requests with; raises RequestError 503 while it cannot."""
+        """The loaded model; raises RequestError 503 while requests cannot be served."""
         self.check_ready()
         assert self.loaded is not None
         return self.loaded
@@ -76,12 +76,12 @@ class EngineDriver:
             raise self._unavailable()
 
     def start(self) -> None:
-        """Begin loading; must be called on the event loop that will receive the events."""
+        """Start loading; must be called on the event loop that will receive the events."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def stop(self) -> None:
-        """End the thread after its current step, or leave it behind if it does not come back."""
+        """Stop the thread after its current step, without waiting more than STOP_SECONDS."""
         is_loading = self.loaded is None
         self.end_requests()
         self._commands.put(Stop())
@@ -89,14 +89,14 @@ class EngineDriver:
             await asyncio.to_thread(self._thread.join, STOP_SECONDS)
 
     def open(self, requests: Sequence[Request]) -> RequestGroup[TokenEvent]:
-        """Queue the requests; their events come out of the returned group, which must be closed.
+        """Queue the requests and return the group that yields their events and must be closed.
 
-        Raises RequestError 503 if the engine is not running, 429 if too many requests wait.
+        Raises RequestError 503 if the engine is not running, or 429 if the queue is full.
         """
         return self._queue(requests, RequestGroup[TokenEvent](_ids(requests), self._abort))
 
     def open_pooling(self, requests: Sequence[PoolingRequest]) -> RequestGroup[PooledOutput]:
-        """Queue the requests of an encoder, as `open` does."""
+        """Queue requests of an encoder, as `open` does."""
         return self._queue(requests, RequestGroup[PooledOutput](_ids(requests), self._abort))
 
     def _queue(
@@ -112,15 +112,15 @@ class EngineDriver:
         return group
 
     def _check_room(self, num_new: int) -> None:
-        """Raise RequestError if the queue cannot take so many: 429, or 400 if it never could.
+        """Raise RequestError 429 if the queue has no room for `num_new`, 400 if it never could.
 
-        What the engine has not ended and did not run after its last step waits.
+        Requests are waiting if they have not ended and were not running after the last step.
         """
         limit = self._options.max_queue
         if num_new > limit:
             raise RequestError(
-                f"these are {num_new} prompts and choices at once, but the queue of this server "
-                f"holds {limit}; send fewer in one call"
+                f"this call has {num_new} prompts and choices, but the queue of this server holds "
+                f"{limit}; send fewer in one call"
             )
         if len(self._groups) - self.stats.num_running + num_new > limit:
             raise RequestError(
@@ -134,7 +134,7 @@ class EngineDriver:
         self._commands.put(Abort(request_id))
 
     def end_requests(self) -> None:
-        """Refuse new requests and fail the open ones: the server is going down."""
+        """Refuse new requests and fail the open ones, because the server is shutting down."""
         if self.state != "failed":
             self.state = "stopping"
         self._fail_groups(self._unavailable())
@@ -166,7 +166,7 @@ class EngineDriver:
         for event in events:
             group = self._groups.get(event.request_id)
             if group is None:
-                continue  # it crossed with the abort
+                continue  # aborted while this event was on its way
             group.receive(event)
             if is_last(event):
                 del self._groups[event.request_id]
@@ -176,12 +176,12 @@ class EngineDriver:
         if group is not None:
             group.receive(error)
 
-    # The engine thread.
+    # Runs on the engine thread.
 
     def _run(self) -> None:
         try:
             model = self._load()
-        except BaseException as error:  # also SystemExit: the state must not stay "loading"
+        except BaseException as error:  # even SystemExit, or the state would stay "loading"
             self._post(self._fail_loading, error)
             return
         self._post(self._finish_loading, model)
@@ -193,7 +193,7 @@ class EngineDriver:
             self._post(self._fail)
 
     def _advance(self, engine: AnyEngine) -> bool:
-        """Apply what was asked, then step once if there is work; False when told to stop."""
+        """Apply the queued commands, then step once if there is work; return False to stop."""
         for command in self._take_commands(wait=not engine.has_work()):
             match command:
                 case Stop():
@@ -220,7 +220,7 @@ class EngineDriver:
                 yield self._commands.get_nowait()
 
     def _post(self, call: Callable[..., None], *arguments: object) -> None:
-        # The loop is closed when the server gave up waiting for this thread: nobody listens.
+        # The loop is closed if the server has stopped waiting for this thread.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *arguments)
 

@@ -1,7 +1,6 @@
-"""One place that turns an exception into an OpenAI error body.
+"""Turns exceptions into OpenAI error bodies, `{"error": {"message", "type", "param", "code"}}`.
 
-`{"error": {"message", "type", "param", "code"}}`; the type is OpenAI's for the status. An
-exception that is none of these is a bug: the client learns that much, the log has the traceback.
+Any exception other than a refusal is a bug: the client gets a 500, and the log the traceback.
 """
 
 import json
@@ -18,9 +17,9 @@ from starlette.responses import Response
 from sgate_serve.errors import RequestError
 
 RETRY_AFTER_SECONDS = 2
-PASSING = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+RETRYABLE = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
 INTERNAL_ERROR = RequestError(
-    "the server met an error of its own; its log has the traceback under this request's id",
+    "internal server error; the server's log has the traceback under this request's id",
     status=HTTPStatus.INTERNAL_SERVER_ERROR,
 )
 
@@ -35,9 +34,9 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 
 def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response of a refusal; 429 and 503 ask to come back, as the SDK does by itself."""
+    """Return the response for an error; 429 and 503 carry Retry-After, which OpenAI's SDK obeys."""
     added = dict(headers or {})
-    if error.status in PASSING:
+    if error.status in RETRYABLE:
         added["retry-after"] = str(RETRY_AFTER_SECONDS)
     # ASCII, because a message may quote half a surrogate pair, which UTF-8 cannot carry.
     content = json.dumps(error_body(error))
@@ -45,17 +44,19 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
 
 
 def as_request_error(error: Exception, request: Request) -> RequestError:
-    """Return the refusal that an exception of a route, of the framework or of a bug stands for."""
+    """Return the error to send for an exception of an endpoint or of the framework."""
     match error:
         case RequestError():
             return error
         case RequestValidationError():
             return RequestError(_malformed(error))
         case HTTPException(status_code=404):
-            return RequestError(f"there is no {request.url.path}; /docs lists what is", status=404)
+            return RequestError(
+                f"there is no {request.url.path}; /docs lists the paths", status=404
+            )
         case HTTPException(status_code=405):
             return RequestError(
-                f"{request.url.path} does not take {request.method}; /docs says what it takes",
+                f"{request.url.path} does not take {request.method}; /docs lists its methods",
                 status=405,
             )
         case HTTPException(status_code=status, detail=detail):
@@ -67,12 +68,12 @@ def _malformed(error: RequestValidationError) -> str:
     details = error.errors()[0]
     if details["type"] == "json_invalid":
         reason = details["ctx"]["error"]
-        return f"the body is no JSON: {reason} at character {details['loc'][-1]}"
+        return f"the body is not JSON: {reason} at character {details['loc'][-1]}"
     return "the body must be a JSON object sent with Content-Type: application/json"
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Answer every refusal of the app with an OpenAI error body."""
+    """Make the app answer every error with an OpenAI error body."""
 
     async def answer(request: Request, error: Exception) -> Response:
         headers = error.headers if isinstance(error, HTTPException) else None

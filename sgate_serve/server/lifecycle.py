@@ -1,4 +1,4 @@
-"""Runs the server process: socket, signals, log and the order in which things end."""
+"""Runs the server process: its socket, signals and log, and an orderly shutdown."""
 
 import asyncio
 import logging
@@ -14,22 +14,23 @@ import uvicorn
 from sgate_serve.errors import SgateError
 from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.request_log import start_logging
 from sgate_serve.server.server_options import ServerOptions
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# After the grace period the streams are told to end; this is for writing that out.
+# Time for streams to write their last events after the grace period.
 FLUSH_SECONDS = 5
 
 
 def serve(options: ServerOptions, load: Callable[[], LoadedModel]) -> int:
     """Serve until SIGTERM or SIGINT and return 0.
 
-    The socket opens at once; `load` runs in the engine's thread and what it raises is raised here.
-    Raises SgateError if the address cannot be had. The address goes to stdout, the log to stderr.
+    The socket opens at once. `load` runs on the engine thread, and its exception is raised here.
+    Raises SgateError if the address cannot be bound. The address is printed to stdout, the log goes
+    to stderr.
     """
     start_logging(options.log_format)
     listener = open_listener(options.host, options.port)
@@ -42,9 +43,9 @@ def serve(options: ServerOptions, load: Callable[[], LoadedModel]) -> int:
 
 
 class DrainingServer(uvicorn.Server):
-    """uvicorn, ending in this order: no new connections, running requests, then the rest cut off.
+    """A uvicorn server that drains: no new connections, a grace period, then open requests fail.
 
-    It also ends when the model cannot be loaded.
+    It also exits when the model cannot be loaded.
     """
 
     def __init__(self, driver: EngineDriver, options: ServerOptions) -> None:
@@ -72,7 +73,7 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter) or self.driver.load_error is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logger.info("shutting down; running requests have %g s", self._grace_seconds)
+        logger.info("shutting down; running requests have %g s to end", self._grace_seconds)
         loop = asyncio.get_running_loop()
         cut_off = loop.call_later(self._grace_seconds, self.driver.end_requests)
         await super().shutdown(sockets)
@@ -80,10 +81,10 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def signals_that_end_it(self) -> Iterator[None]:
-        """End the server on a signal, also before uvicorn listens for them and after it stopped.
+        """Shut down on a signal, even before uvicorn handles signals and after it has stopped.
 
-        uvicorn raises the signals it caught once more at its end, for the handlers it found: with
-        the default ones the process would die of the signal instead of exiting 0.
+        At its end, uvicorn re-raises the signals it caught for the handlers it found at its start.
+        The default ones would kill the process, which must exit with status 0.
         """
 
         def end(signum: int, frame: FrameType | None) -> None:
@@ -98,7 +99,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Return a bound socket; raise SgateError naming the address if it cannot be had."""
+    """Return a bound socket; raise SgateError naming the address if it cannot be bound."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
@@ -109,7 +110,7 @@ def open_listener(host: str, port: int) -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
-    """Return the URL that a bound socket answers at."""
+    """Return the URL of a bound socket."""
     host, port = listener.getsockname()[:2]
     return (
         f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"

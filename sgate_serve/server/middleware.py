@@ -1,6 +1,6 @@
-"""What wraps every request: the API key and the limit of the body.
+"""ASGI middleware: the API key and the limit on body sizes.
 
-Plain ASGI, because a wrapper that re-reads the response would hide a client that hangs up.
+Plain ASGI, because Starlette's BaseHTTPMiddleware would hide that a client hung up.
 """
 
 import secrets
@@ -15,7 +15,7 @@ from sgate_serve.server.paths import HEALTH_PATH
 
 
 class ApiKey:
-    """Asks for `Authorization: Bearer KEY` everywhere but at /health."""
+    """Requires `Authorization: Bearer KEY` on every path but /health."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
@@ -38,7 +38,7 @@ class ApiKey:
 
 
 class BodyLimit:
-    """Refuses bodies over a number of bytes, announced or not, before they are all read."""
+    """Refuses bodies over a limit before reading them whole, with or without a Content-Length."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -59,14 +59,14 @@ class BodyLimit:
             message = await receive()
             num_bytes += len(message.get("body", b""))
             if num_bytes > self._max_bytes:
-                # The one class that the framework passes on while it reads a body.
+                # The only exception that the framework passes on while it reads a body.
                 raise HTTPException(413, self._reason())
             return message
 
         await self._app(scope, receive_limited, send)
 
     def _reason(self) -> str:
-        return f"the body is over {self._max_bytes} bytes, this server's limit; send less at once"
+        return f"the body is over {self._max_bytes} bytes, this server's limit; send a smaller one"
 
     def _refusal(self) -> RequestError:
         return RequestError(self._reason(), status=413)

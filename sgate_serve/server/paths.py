@@ -1,6 +1,6 @@
-"""The paths that what wraps the endpoints has to know."""
+"""Paths that middleware and the request log treat specially."""
 
 HEALTH_PATH = "/health"
 METRICS_PATH = "/metrics"
-# Asked every few seconds by machines; their log lines would drown the others.
+# Monitors poll them every few seconds, so they are logged at debug level only.
 QUIET_PATHS = frozenset({HEALTH_PATH, METRICS_PATH})

@@ -1,4 +1,4 @@
-"""The engine requests of one HTTP call, seen from the event loop."""
+"""The engine requests of one HTTP call, as the event loop sees them."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,9 +12,9 @@ EventT = TypeVar("EventT", TokenEvent, PooledOutput)
 
 
 class RequestGroup(Generic[EventT]):
-    """An iterator over the events of some requests until all have ended. It must be closed.
+    """Iterates over the events of a group of requests until all have ended. It must be closed.
 
-    `abort` is called with the id of a request that is no longer wanted.
+    `abort` is called with the id of a request that is to be aborted.
     """
 
     def __init__(self, request_ids: Sequence[str], abort: Callable[[str], None]) -> None:
@@ -27,7 +27,7 @@ class RequestGroup(Generic[EventT]):
         self._received.put_nowait(item)
 
     def end_after(self, seconds: float) -> None:
-        """Give the requests so long; then they are aborted, and the iterator raises 504."""
+        """Abort the requests after `seconds`; the iterator then raises RequestError 504."""
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(seconds, self._time_out, seconds)
 
@@ -35,33 +35,33 @@ class RequestGroup(Generic[EventT]):
         return self
 
     async def __anext__(self) -> EventT:
-        """Return the next event; raise RequestError if the engine refused a request or failed."""
+        """Return the next event; raise RequestError if the engine refuses a request or fails."""
         while self._open:
             item = await self._received.get()
             if isinstance(item, RequestError):
                 raise item
             if item.request_id not in self._open:
-                continue  # it crossed with the abort
+                continue  # aborted while this event was on its way
             if is_last(item):
                 self._open.discard(item.request_id)
             return item
         raise StopAsyncIteration
 
     def abort(self, request_id: str) -> None:
-        """Free the request's slot before the engine's next step; nothing happens if it ended."""
+        """Free the request's slot before the engine's next step, unless the request has ended."""
         if request_id in self._open:
             self._open.discard(request_id)
             self._abort(request_id)
 
     def close(self) -> None:
-        """Abort whatever has not ended."""
+        """Abort all requests that have not ended."""
         if self._timer is not None:
             self._timer.cancel()
         for request_id in tuple(self._open):
             self.abort(request_id)
 
     def _time_out(self, seconds: float) -> None:
-        # They stay open here, so that the reader still meets the error, even one that is slow.
+        # They stay open in this group, so that even a slow reader still gets the error.
         for request_id in self._open:
             self._abort(request_id)
         self.receive(
@@ -75,5 +75,5 @@ class RequestGroup(Generic[EventT]):
 
 
 def is_last(event: EngineEvent) -> bool:
-    """Say whether a request ends with this event; an encoder answers with one."""
+    """Say whether a request ends with this event; pooling requests have a single one."""
     return isinstance(event, PooledOutput) or event.finish_reason is not None

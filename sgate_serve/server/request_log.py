@@ -1,4 +1,4 @@
-"""The id of each request and its log line, as text or as a JSON object."""
+"""Request ids, and one log line per request, as text or as a JSON object."""
 
 import json
 import logging
@@ -22,16 +22,16 @@ logger = logging.getLogger(__name__)
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 # nginx's status for a client that closed the connection; only ever logged.
 CLIENT_CLOSED = 499
-# An id that comes in goes into a header and into every log line: no spaces, quotes or line breaks.
-SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
+# A client's id is copied to a header and to log lines: no spaces, quotes or line breaks.
+SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 
 class RequestLog:
-    """Gives each request an id, logs one line when it ends, and answers for bugs.
+    """Gives each request an id, logs a line when it ends, and answers 500 for bugs.
 
-    The id is the client's `x-request-id` if it is sane, else a new one; it is in
-    `scope["state"]`, in the answer's header `x-request-id` and in the log line. What an endpoint
-    puts into `scope["state"]["log"]` is logged too; no text of prompts or answers ever is.
+    The id is the client's `x-request-id` if it is safe to log, else a new one. It is in
+    `scope["state"]`, in the response header `x-request-id` and in the log line. Endpoints add
+    fields to the line through `scope["state"]["log"]`, but never the text of prompts or responses.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -59,7 +59,7 @@ class RequestLog:
             status = CLIENT_CLOSED
         except Exception as error:
             logger.exception("request failed id=%s", request_id)
-            if status is not None:  # the response has begun and can only be broken off
+            if status is not None:  # the response has begun and can only be cut off
                 raise
             refusal = as_request_error(error, Request(scope))
             await error_response(refusal)(scope, receive, send_with_id)
@@ -70,11 +70,11 @@ class RequestLog:
 
 def _request_id(scope: Scope) -> str:
     given = Headers(scope=scope).get("x-request-id", "")
-    return given if SANE_ID.fullmatch(given) else uuid4().hex
+    return given if SAFE_ID.fullmatch(given) else uuid4().hex
 
 
 def _log(scope: Scope, ending: Mapping[str, Any]) -> None:
-    """Log the request with its fields, which the JSON format takes from the record."""
+    """Log the request; JsonFormatter reads the fields from the record."""
     fields = {
         "id": scope["state"]["request_id"],
         "method": scope["method"],
@@ -87,15 +87,15 @@ def _log(scope: Scope, ending: Mapping[str, Any]) -> None:
 
 
 def _word(value: Any) -> str:
-    """Return a value as one word; only what a client may choose freely is quoted."""
+    """Return a value as one word, quoted if a client could have put anything into it."""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    is_plain = isinstance(value, str) and SANE_ID.fullmatch(value) and not value.startswith("/")
+    is_plain = isinstance(value, str) and SAFE_ID.fullmatch(value) and not value.startswith("/")
     return value if is_plain else json.dumps(value)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, and the fields of a request."""
+    """Writes one JSON object per line: time (UTC), level, logger, message, and request fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC)
@@ -113,7 +113,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def start_logging(log_format: str) -> None:
-    """Send the log of this process to stderr, from INFO upwards."""
+    """Log to stderr, from level INFO upwards."""
     handler = logging.StreamHandler(sys.stderr)
     is_json = log_format == "json"
     handler.setFormatter(JsonFormatter() if is_json else logging.Formatter(TEXT_FORMAT))

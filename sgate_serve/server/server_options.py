@@ -1,4 +1,4 @@
-"""How a server listens, whom it lets in, how much it takes on, and how it ends."""
+"""The options of the server: address, access, limits, shutdown and log."""
 
 import re
 from dataclasses import dataclass
@@ -7,33 +7,37 @@ from sgate_serve.errors import SgateError
 from sgate_serve.options import flag_of, option
 
 LOG_FORMATS = ("text", "json")
-# What a browser sends as `Origin`: a scheme and a host, perhaps a port, never a path.
+# The form of a browser's `Origin` header: a scheme, a host and optionally a port, but no path.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Port 0 takes a free one; without a key everyone who reaches the port is let in.
+    """The flags of `sgate serve` for our own server.
 
-    `grace_seconds` is how long running requests may go on after SIGTERM or SIGINT. `max_queue`
-    counts prompts and choices, not calls; what a slot already runs does not wait.
+    Without an `api_key` everyone who reaches the port has access. `max_queue` counts prompts and
+    choices, not calls, and only those that wait for a slot.
     """
 
     host: str = option("127.0.0.1", "address to listen on")
-    port: int = option(8000, "port to listen on; 0 takes a free one")
+    port: int = option(8000, "port to listen on; 0 picks a free one")
     api_key: str | None = option(
-        None, "key that clients must send (default: $SGATE_API_KEY, if set)", is_secret=True
+        None,
+        "key that clients must send (default: $SGATE_API_KEY, if set)",
+        is_secret=True,
     )
     allow_origin: tuple[str, ...] = option(
-        (), "web origins whose pages may call, separated by commas; * for all (default: none)"
+        (),
+        "web origins whose pages may call this server (CORS), separated by commas; * for all "
+        "(default: none)",
     )
-    max_queue: int = option(1024, "how many prompts and choices may wait; more are told 429")
+    max_queue: int = option(1024, "how many prompts and choices may wait; more get a 429")
     request_timeout_seconds: float | None = option(
-        None, "how long a request may wait and run together (default: no limit)"
+        None, "the longest a request may take, waiting included (default: no limit)"
     )
-    max_body_bytes: int = option(32 * 1024**2, "largest request body")
-    grace_seconds: float = option(30.0, "how long running requests may go on after SIGTERM")
-    log_format: str = option("text", "text, or json for one object a line")
+    max_body_bytes: int = option(32 * 1024**2, "largest request body, in bytes")
+    grace_seconds: float = option(30.0, "how long running requests may continue after SIGTERM")
+    log_format: str = option("text", "format of the log: text, or json for one object per line")
 
     def __post_init__(self) -> None:
         if self.api_key == "":
@@ -51,6 +55,6 @@ class ServerOptions:
         for origin in self.allow_origin:
             if origin != "*" and not ORIGIN.fullmatch(origin):
                 raise SgateError(
-                    f"{flag_of('allow_origin')} {origin} is no web origin; write it like "
+                    f"{flag_of('allow_origin')} {origin} is not a web origin; write it like "
                     "https://chat.example.com, without a path, or * for all"
                 )

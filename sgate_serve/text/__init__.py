@@ -1,1 +1,1 @@
-"""Between text and tokens: tokenizing, detokenizing, chat templates, pooling of embeddings."""
+"""Text and tokens: tokenization, detokenization, chat templates and pooling of embeddings."""

@@ -1,8 +1,8 @@
 """A model's chat template: Jinja from the model folder, rendered in a sandbox.
 
-The environment is the one that transformers gives templates: `raise_exception`, `strftime_now`,
-an unescaped `tojson`, loop controls and the special tokens as variables. Templates are data of the
-model, so whatever one raises is answered as a refused request.
+Templates get the same environment as in transformers: `raise_exception`, `strftime_now`, an
+unescaped `tojson`, loop controls, and the special tokens as variables. Whatever a template raises
+becomes a refused request.
 """
 
 import json
@@ -25,7 +25,7 @@ RENDER_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, Ty
 
 
 class GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's words for training; here its body is just shown."""
+    """`{% generation %}` marks the assistant's words for training; here it renders its body."""
 
     tags = {"generation"}  # noqa: RUF012  # the base class declares it so
 
@@ -36,7 +36,7 @@ class GenerationBlock(Extension):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A compiled template and the special tokens it may name."""
+    """A compiled template and the special tokens it may use."""
 
     template: Template
     special_tokens: Mapping[str, str]
@@ -45,9 +45,9 @@ class ChatTemplate:
     def load(
         cls, folder: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]
     ) -> "ChatTemplate | None":
-        """Read the folder's template file or the one in its tokenizer config; None if neither.
+        """Read the template of the folder or of its tokenizer config; None if there is neither.
 
-        Raises CheckpointError if it is no template.
+        Raises CheckpointError for an invalid template.
         """
         path = folder / TEMPLATE_FILE
         source: Any = config.get("chat_template")
@@ -61,14 +61,14 @@ class ChatTemplate:
             return cls(_environment().from_string(source), special_tokens)
         except (TemplateError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{folder}: the chat template is no valid Jinja template ({error}); correct "
+                f"{folder}: the chat template is not a valid Jinja template ({error}); correct "
                 f"{TEMPLATE_FILE} or `chat_template` in tokenizer_config.json"
             ) from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Return the conversation as text, with the opening of the assistant's turn.
+        """Return the conversation as text, ending where the assistant's turn begins.
 
-        Raises RequestError with the template's own words if it refuses the messages.
+        Raises RequestError with the template's own message if it refuses the messages.
         """
         try:
             return self.template.render(
@@ -91,12 +91,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _default_of(templates: list[Any]) -> Any:
-    """Return the template called `default` from transformers' list of named templates."""
+    """Return the template named `default` from transformers' list of named templates."""
     named = {entry.get("name"): entry.get("template") for entry in templates}
     return named.get(DEFAULT_NAME)
 
 
-# Jinja's own filter escapes HTML, which a prompt must not be.
+# Jinja's own filter escapes HTML, which would change the prompt.
 def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
     return json.dumps(
         value, ensure_ascii=options.pop("ensure_ascii", False), indent=indent, **options

@@ -1,25 +1,25 @@
-"""Tokens into text, one by one, without ever showing half a character."""
+"""Incremental detokenization: tokens to text, one by one, and only whole characters."""
 
 from collections.abc import Callable, Sequence
 from itertools import product
 
-# How many tokens of the prompt the first new token is decoded behind, so that a decoder which
-# strips the first space (Metaspace) does not strip one in the middle. vLLM's number.
+# Tokens of the prompt that are decoded before the first new token, so that a decoder which strips
+# the first space of a text (Metaspace) does not strip one in the middle. The number is vLLM's.
 NUM_CONTEXT_TOKENS = 5
-# A model may emit invalid UTF-8 for ever; past this many held tokens they are shown as U+FFFD.
+# A model may emit invalid UTF-8 forever; after this many held tokens they are shown as U+FFFD.
 MAX_HELD_TOKENS = 32
-# Bytes of a character beside its first: so far a cut may lie from where a character begins.
+# Bytes of a UTF-8 character after its first: the most by which a cut may miss a character's start.
 MAX_CONTINUATION = 3
 REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Turns tokens into text one by one; a character split over tokens comes out whole.
+    """Turns tokens into text one by one, holding back incomplete characters.
 
-    The window is the last complete piece of text, as context, and the tokens behind it. What
-    `push` and `flush` returned, joined, is the decoding of all tokens pushed. Only where a run of
-    byte tokens (`<0xE7>`) turns invalid does it differ: the decoder of such runs then gives up
-    also the characters that were complete, which here were shown long before.
+    The window is the last complete piece of text, as context, and the tokens after it. The results
+    of `push` and `flush` concatenate to the decoding of all tokens, with one exception: when a run
+    of byte tokens (`<0xE7>`) becomes invalid, the decoder replaces even its complete characters,
+    which were already shown here.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> None:
@@ -29,7 +29,7 @@ class Detokenizer:
         self._num_shown = len(self._context_text)
 
     def push(self, token: int) -> str:
-        """Return the text that became certain with this token, often one token's, maybe none."""
+        """Return the text that is complete with this token, which may be empty."""
         self._window.append(token)
         text = self._text()
         num_held = len(self._window) - self._num_context
@@ -42,11 +42,11 @@ class Detokenizer:
             self._context_text = self._decode(self._window)
             self._num_shown = len(self._context_text)
         elif num_held >= MAX_HELD_TOKENS:
-            del self._window[self._num_context]  # a token without text, such as a special one
+            del self._window[self._num_context]  # a token without text, such as a special token
         return shown
 
     def flush(self) -> str:
-        """Return what is still held: the replacement of a character that was never completed."""
+        """Return the text still held: the replacement of a character that was never completed."""
         return self._show(self._text())
 
     def _text(self) -> str:
@@ -64,10 +64,10 @@ class Detokenizer:
 def _context(
     decode: Callable[[Sequence[int]], str], prompt: Sequence[int]
 ) -> tuple[list[int], int]:
-    """Return the last tokens of a prompt, and how many of them are whole characters.
+    """Return the last tokens of a prompt, and the number of them that are whole characters.
 
-    One more token may be needed to begin with a whole character, and the prompt may end within
-    one: of all cuts the first that leaves none broken. A prompt of broken ones is cut anywhere.
+    More tokens may be needed to start with a whole character, and the prompt may end within one. Of
+    all such cuts, the first without broken characters is taken, if there is any.
     """
     offsets = range(MAX_CONTINUATION + 1)
     for num_cut, num_more in product(offsets, offsets):

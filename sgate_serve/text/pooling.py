@@ -1,8 +1,7 @@
-"""How the states of a text become one embedding: what sentence-transformers' files beside it say.
+"""Pooling of hidden states into one embedding, as sentence-transformers' files describe it.
 
-`modules.json` lists a Transformer in the folder itself, a Pooling and perhaps a Normalize in
-folders of their own. Any other module changes embeddings in a way that nothing here knows: it is
-refused by name.
+`modules.json` lists a Transformer in the model folder itself, and a Pooling and optionally a
+Normalize in folders of their own. Other modules are refused by name.
 """
 
 import json
@@ -22,19 +21,19 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 
 MODULES_FILE = "modules.json"
-# What else of sentence-transformers lies in the folder itself.
+# The other files of sentence-transformers in the model folder itself.
 SETTINGS_FILE = "sentence_bert_config.json"
 FOLDER_FILES = (MODULES_FILE, SETTINGS_FILE, "config_sentence_transformers.json")
 TRANSFORMER, POOLING, NORMALIZE = "Transformer", "Pooling", "Normalize"
 MEAN, CLS, MAX = "mean", "cls", "max"
-# Old files have a switch for each mode.
+# Old files have a switch for each pooling mode.
 SWITCH_PREFIX = "pooling_mode_"
 SWITCHES = {"mean_tokens": MEAN, "cls_token": CLS, "max_tokens": MAX}
 
 
 @dataclass(frozen=True)
 class Module:
-    """One line of modules.json: the class's last name, and its folder inside the model's."""
+    """One entry of modules.json: the name of its class, and its folder in the model folder."""
 
     kind: str
     path: str
@@ -42,9 +41,9 @@ class Module:
 
 @dataclass(frozen=True)
 class Pooling:
-    """What makes an embedding of states; `normalize` scales it to length 1 behind that.
+    """Turns states into an embedding; with `normalize`, it is then scaled to length 1.
 
-    `max_tokens` is the longest text that sentence-transformers would read.
+    `max_tokens` is the length at which sentence-transformers truncates texts.
     """
 
     mode: str = MEAN
@@ -53,21 +52,21 @@ class Pooling:
 
     @classmethod
     def of(cls, folder: Path) -> "Pooling":
-        """Read a model folder; without sentence-transformers' files it is the mean, and logged.
+        """Read the pooling of a model folder; the default is the mean, which is logged.
 
-        Raises CheckpointError for a file that cannot be read, or a module or mode that is unknown.
+        Raises CheckpointError for an unreadable file, or an unknown module or mode.
         """
         modules = read_modules(folder)
         if not modules:
-            logger.info("%s has no %s: embeddings are the mean of states", folder, MODULES_FILE)
+            logger.info("%s has no %s: embeddings are the mean of all states", folder, MODULES_FILE)
             return cls()
         kinds = [module.kind for module in modules]
         expected = [TRANSFORMER, POOLING, NORMALIZE]
         if kinds not in (expected, expected[:2]) or modules[0].path not in ("", "."):
             found = ", ".join(f"{module.kind} in {module.path!r}" for module in modules)
             raise CheckpointError(
-                f"{folder / MODULES_FILE}: found {found}; this release knows a Transformer in the "
-                "folder itself, a Pooling and a Normalize"
+                f"{folder / MODULES_FILE}: found {found}; this release supports a Transformer in "
+                "the folder itself, a Pooling and a Normalize"
             )
         mode = _mode(folder / modules[1].path / "config.json")
         pooling = cls(mode, len(modules) > 2, _max_tokens(folder / SETTINGS_FILE))
@@ -83,9 +82,9 @@ class Pooling:
 
 
 def read_modules(folder: Path) -> list[Module]:
-    """Return what modules.json lists, nothing where there is none.
+    """Return the entries of modules.json, none if there is no such file.
 
-    Raises CheckpointError for a file that is no such list, or a path that leaves the folder.
+    Raises CheckpointError for a malformed file, or a path that leaves the folder.
     """
     path = folder / MODULES_FILE
     if not path.exists():
@@ -106,7 +105,7 @@ def read_modules(folder: Path) -> list[Module]:
 
 
 def module_files(folder: Path) -> list[str]:
-    """Return the files of sentence-transformers, relative to the folder, that embeddings need."""
+    """Return the files of sentence-transformers that embeddings need, relative to the folder."""
     names = [name for name in FOLDER_FILES if (folder / name).is_file()]
     for module in read_modules(folder):
         if PurePosixPath(module.path).parts:
@@ -117,14 +116,14 @@ def module_files(folder: Path) -> list[str]:
 
 
 def _mode(path: Path) -> str:
-    """Return the one pooling mode of a Pooling's config.json, in the new spelling or the old."""
+    """Return the pooling mode in a Pooling's config.json, of the new format or the old."""
     config = read_json(path)
     stated = config.get("pooling_mode")
     modes = [stated] if stated is not None else _switched_on(config)
     if len(modes) != 1 or modes[0] not in (MEAN, CLS, MAX):
         raise CheckpointError(
             f"{path}: pooling mode {' and '.join(map(str, modes)) or 'unknown'} is not supported; "
-            f"this release has {MEAN}, {CLS} and {MAX}"
+            f"this release supports {MEAN}, {CLS} and {MAX}"
         )
     return str(modes[0])
 

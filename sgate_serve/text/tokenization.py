@@ -1,8 +1,7 @@
-"""Text in, token ids out, and back again.
+"""The tokenizer and chat template of a model folder, read with the `tokenizers` library alone.
 
-Reads the tokenizer files of a Hugging Face folder with the `tokenizers` library alone. It refuses
-nothing that the folder lacks: without `tokenizer.json` there is no codec, without a chat template
-there is no chat, and the caller says so.
+Missing files are not errors here: without `tokenizer.json` there is no codec, and without a chat
+template only chats are refused.
 """
 
 import logging
@@ -29,7 +28,7 @@ BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def _byte_alphabet() -> dict[str, bytes]:
-    """Return character → byte of GPT-2's alphabet: bytes that print stand for themselves."""
+    """Return GPT-2's map of characters to bytes, in which printable bytes map to themselves."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
     shifted = {chr(256 + index): bytes([byte]) for index, byte in enumerate(others)}
@@ -41,7 +40,7 @@ BYTE_OF = _byte_alphabet()
 
 @dataclass(frozen=True)
 class EncodedTexts:
-    """Token ids with special tokens, and the segment of each, None if there is only one."""
+    """Token ids with special tokens, and the segment of each token, None for a single segment."""
 
     ids: tuple[int, ...]
     token_types: tuple[int, ...] | None
@@ -56,9 +55,9 @@ class TextCodec:
 
     @classmethod
     def load(cls, folder: Path) -> "TextCodec | None":
-        """Read a model folder; None, and a warning, if it has no tokenizer.
+        """Read a model folder; return None and warn if it has no tokenizer.
 
-        Raises CheckpointError for files that are there but cannot be read.
+        Raises CheckpointError for files that exist but cannot be read.
         """
         path = folder / TOKENIZER_FILE
         if not path.exists():
@@ -73,9 +72,9 @@ class TextCodec:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(
-                f"{path} is no tokenizer that the tokenizers library reads: {error}"
+                f"{path} cannot be read by the tokenizers library: {error}"
             ) from error
-        # Training settings that may be stored in the file and would cut or pad every prompt.
+        # Settings from training, stored in some files, that would truncate or pad every prompt.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         config_path = folder / TOKENIZER_CONFIG_FILE
@@ -83,16 +82,16 @@ class TextCodec:
         return cls(tokenizer, ChatTemplate.load(folder, config, special_tokens(config)))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Return the token ids of a prompt, with the special tokens the tokenizer itself adds."""
+        """Return the token ids of a prompt, with the special tokens that the tokenizer adds."""
         return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def encode_texts(
         self, text: str, text_pair: str | None = None, max_tokens: int | None = None
     ) -> EncodedTexts:
-        """Return one text, or two joined, as an encoder reads it.
+        """Return the encoding of one text or of a pair, with special tokens.
 
-        Over `max_tokens` the longer text loses its end, never a special token. Raises RequestError
-        if that many tokens leave no room for text.
+        To fit `max_tokens`, the end of the longer text is cut. Raises RequestError if `max_tokens`
+        leave no room for text.
         """
         first = self.tokenizer.encode(text, add_special_tokens=False)
         second = None
@@ -102,8 +101,8 @@ class TextCodec:
             num_special = self.tokenizer.num_special_tokens_to_add(text_pair is not None)
             if max_tokens <= num_special:
                 raise RequestError(
-                    f"{max_tokens} tokens leave no room for text beside {num_special} special "
-                    "tokens; allow more",
+                    f"{max_tokens} tokens leave no room for text in addition to {num_special} "
+                    "special tokens; allow more",
                     param="truncate_prompt_tokens",
                 )
             _truncate(first, second, max_tokens - num_special)
@@ -114,10 +113,10 @@ class TextCodec:
     def encode_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_special_tokens: bool = False
     ) -> tuple[int, ...]:
-        """Return the token ids of a conversation, up to where the assistant is to speak.
+        """Return the token ids of a conversation, ending where the assistant's turn begins.
 
-        The template writes the special tokens itself; more are added only if asked for. Raises
-        RequestError without a chat template, or if the template refuses the messages.
+        The template writes the special tokens; `add_special_tokens` adds the tokenizer's own.
+        Raises RequestError if there is no chat template, or if it refuses the messages.
         """
         if self.chat_template is None:
             raise RequestError(
@@ -129,17 +128,17 @@ class TextCodec:
         return self.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of tokens, special tokens left out unless they are wanted."""
+        """Return the text of tokens, by default without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
 
     def token_names(self, tokens: Sequence[int]) -> list[str]:
-        """Return what the vocabulary calls each token; an id that it lacks has an empty name."""
+        """Return the vocabulary's name of each token, empty for an unknown id."""
         return [self.tokenizer.id_to_token(token) or "" for token in tokens]
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes that a token stands for; an added token's are those of its name."""
+        """Return the bytes of a token; for an added token, those of its name."""
         piece = self.tokenizer.id_to_token(token)
-        if piece is None:  # the vocabulary of a model may be padded
+        if piece is None:  # a model's vocabulary may be padded
             return b""
         if token in self._added_ids:
             return piece.encode()
@@ -158,7 +157,7 @@ class TextCodec:
         return "ByteLevel(" in str(self.tokenizer.decoder)
 
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
-        """Return the ids of those texts that are special tokens: they never show up as text."""
+        """Return the ids of those `texts` that are special tokens, which decoding leaves out."""
         special = {
             token.content: index
             for index, token in self.tokenizer.get_added_tokens_decoder().items()
@@ -171,18 +170,18 @@ class TextCodec:
 
 
 def _truncate(first: Encoding, second: Encoding | None, room: int) -> None:
-    """Cut the longer text until `room` tokens are left, as transformers' `longest_first` does."""
+    """Truncate to `room` tokens in all, as transformers' `longest_first` does."""
     if second is None:
         first.truncate(room)
         return
     shorter, longer = (second, first) if len(first) > len(second) else (first, second)
-    # The longer one has what the shorter one leaves, and never less than half.
+    # The longer one gets what the shorter one leaves, but at least half.
     longer.truncate(max(room - len(shorter), (room + 1) // 2))
     shorter.truncate(room - len(longer))
 
 
 def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return `bos_token`, `eos_token` and their like as a template's variables."""
+    """Return `bos_token`, `eos_token` and the like as variables of a template."""
     tokens: dict[str, str] = {}
     for name, value in config.items():
         text = value.get("content") if isinstance(value, dict) else value
@@ -195,7 +194,7 @@ def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]
     """Return every id that ends a generation.
 
     The sources are `eos_token_id` of generation_config.json, or else of config.json, and the
-    tokenizer's own `eos_token`. Raises CheckpointError if one is no id.
+    tokenizer's `eos_token`. Raises CheckpointError for an invalid id.
     """
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):

@@ -1,4 +1,17 @@
-"""Find gates for a dense model and recover. Importing this stays light; `train` needs torch."""
+"""Finds a mask for a dense model and recovers what it costs. Only calling `train` imports torch.
+
+A run (`train`, `pipeline`) has up to three phases on transformers' Trainer (`phases.trainer`), each
+with its checkpoints in the run folder (`run_dir`):
+
+1. dense (`phases.dense`): LoRA on the dense model; adds a missing classification head.
+2. gates (`phases.gates`): trains gates under a budget, if `--method` asks for it.
+   `methods` chooses the method, `granularities` what a gate controls; `gates` holds trained gates,
+   `masks` one-shot scores and the selection that ends every method.
+3. recovery (`phases.recovery`): tunes the model under its final mask (`phases.tuning`).
+
+`tasks` holds the data and metrics of `--task`, `overview` serves `--dry-run`, and `pretrain` makes
+the dense model of the demo.
+"""
 
 from sgate_serve.training.train import train
 from sgate_serve.training.train_options import TrainOptions, TrainResult

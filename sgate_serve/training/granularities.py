@@ -1,4 +1,8 @@
-"""What `--gates` chooses: where gates sit, how they start, what they remove, how they snap."""
+"""The two granularities of `--gates`: coupled gates, and gates of rows and columns.
+
+Each defines the sites of the gates, their initialization, their expected removal, and the selection
+of those that close.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,31 +10,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.training.coupled_snap import snap_units
-from sgate_serve.training.expected_removal import Removal, coupled_removal, row_col_removal
-from sgate_serve.training.row_col_snap import snap_rows_and_columns
-from sgate_serve.training.sites import Scores, TrainedSite, row_col_sites, unit_sites
-from sgate_serve.training.snap import Choice, Snap
-from sgate_serve.training.start import Start, mask_start, papers_start
+from sgate_serve.training.gates.expected_removal import Removal, coupled_removal, row_col_removal
+from sgate_serve.training.gates.initialization import GateInitialization, start_at_mask, start_open
+from sgate_serve.training.masks.coupled_selection import select_units
+from sgate_serve.training.masks.prunable_sites import (
+    GateValues,
+    PrunableSite,
+    row_col_sites,
+    unit_sites,
+)
+from sgate_serve.training.masks.row_col_selection import select_rows_and_columns
+from sgate_serve.training.masks.selection import Ranking, Selection
 from sgate_serve.training.train_options import COUPLED, ROW_COL, TrainOptions
 
 
 @dataclass(frozen=True)
 class Granularity:
-    """One kind of gates: where they sit, start, what they remove on average, and how they end."""
+    """The functions that make up one granularity."""
 
-    sites: Callable[[ModelSpec], tuple[TrainedSite, ...]]
-    start: Callable[[ModelSpec, Scores, TrainOptions], Start]
+    sites: Callable[[ModelSpec], tuple[PrunableSite, ...]]
+    initialize: Callable[[ModelSpec, GateValues, TrainOptions], GateInitialization]
     removal: Callable[[ModelSpec], Removal]
-    snap: Callable[[ModelSpec, Choice, float, str], Snap]
+    select: Callable[[ModelSpec, Ranking, float, str], Selection]
 
-    def check_reachable(self, spec: ModelSpec, target: float, block: int = 1) -> None:
-        """Raise TrainingError, before anything is trained, if no gates here meet `target`."""
+    def check_reachable(self, spec: ModelSpec, target: float, gate_block: int = 1) -> None:
+        """Raise TrainingError if no selection of these gates meets `target`; needs no scores."""
         flat = {s.gate.key: np.zeros(s.gate.num_gates, np.float32) for s in self.sites(spec)}
-        self.snap(spec, Choice(flat, block=block), target, "")
+        self.select(spec, Ranking(flat, gate_block=gate_block), target, "")
 
 
 GRANULARITIES: Mapping[str, Granularity] = {
-    COUPLED: Granularity(unit_sites, mask_start, coupled_removal, snap_units),
-    ROW_COL: Granularity(row_col_sites, papers_start, row_col_removal, snap_rows_and_columns),
+    COUPLED: Granularity(unit_sites, start_at_mask, coupled_removal, select_units),
+    ROW_COL: Granularity(row_col_sites, start_open, row_col_removal, select_rows_and_columns),
 }

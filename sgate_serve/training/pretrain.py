@@ -1,4 +1,4 @@
-"""Train a small Llama from scratch on text: the dense model that a demonstration starts from."""
+"""Pretrains a small Llama from scratch, the dense model of `sgate demo` and of benchmarks."""
 
 import hashlib
 import shutil
@@ -13,14 +13,14 @@ from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.data.documents import Blocks, pack, read_tokenizer
 from sgate_serve.errors import TrainingError
-from sgate_serve.training.phases import Phase, best_device, run
-from sgate_serve.training.samples import block_samples
-from sgate_serve.training.work_dir import (
+from sgate_serve.training.phases.trainer import Phase, best_device, run
+from sgate_serve.training.run_dir import (
     check_empty,
-    resume_work_dir,
-    start_work_dir,
-    work_dir_of,
+    resume_run_dir,
+    run_dir_of,
+    start_run_dir,
 )
+from sgate_serve.training.tasks.training_data import block_samples
 
 TOKENIZER_FILE = "tokenizer.json"
 WARMUP_SHARE = 0.05
@@ -28,7 +28,7 @@ WARMUP_SHARE = 0.05
 
 @dataclass(frozen=True)
 class LlamaSizes:
-    """The widths of the model to train; the head is tied to the embeddings."""
+    """The sizes of the model; its head is tied to the embeddings."""
 
     hidden: int = 256
     layers: int = 6
@@ -39,10 +39,10 @@ class LlamaSizes:
 
 @dataclass(frozen=True)
 class PretrainOptions:
-    """One run of `steps` optimiser steps.
+    """The options of one pretraining run.
 
-    `tokenizer_files` are copied beside the weights, one of them is `tokenizer.json`; `end_token`
-    is the token text that ends a document.
+    `tokenizer_files`, which must include `tokenizer.json`, are copied into the model folder.
+    `end_token` is the text of the token that ends a document.
     """
 
     out: Path
@@ -51,7 +51,7 @@ class PretrainOptions:
     end_token: str
     sizes: LlamaSizes = field(default_factory=LlamaSizes)
     steps: int = 600
-    batch_size: int = 4  # many small steps learn more in a few minutes than few large ones
+    batch_size: int = 4  # in a few minutes, many small steps learn more than few large ones
     seq_len: int = 256
     max_positions: int = 1024
     learning_rate: float = 3e-3
@@ -60,7 +60,7 @@ class PretrainOptions:
     bf16: bool = False
 
     def check(self) -> None:
-        """Raise TrainingError unless there are steps to take and a tokenizer."""
+        """Raise TrainingError if there are no steps, or no tokenizer."""
         if self.steps < 1:
             raise TrainingError(f"steps {self.steps}: give a whole number of at least 1")
         if TOKENIZER_FILE not in [file.name for file in self.tokenizer_files]:
@@ -68,9 +68,9 @@ class PretrainOptions:
 
 
 def pretrain(options: PretrainOptions) -> None:
-    """Train and write a model folder, all or nothing; an interrupted run continues where it was.
+    """Train a model and write its folder atomically, resuming an interrupted run.
 
-    Raises TrainingError for contradicting options, too little text, an `out` that is not empty, or
+    Raises TrainingError for contradictory options, too little text, an `out` that is not empty, or
     an interrupted run that was started with other options.
     """
     options.check()
@@ -84,19 +84,19 @@ def pretrain(options: PretrainOptions) -> None:
     set_seed(options.seed)
     model = LlamaForCausalLM(llama_config(options, tokenizer.get_vocab_size(), end))
     model.to(best_device())
-    work = work_dir_of(options.out)
-    (resume_work_dir if work.exists() else start_work_dir)(work, _record(options, blocks))
+    run_dir = run_dir_of(options.out)
+    (resume_run_dir if run_dir.exists() else start_run_dir)(run_dir, _record(options, blocks))
     _train(model, blocks, options)
     with new_folder(options.out) as writer:
         model.save_pretrained(writer.staging)
         for name, file in files.items():
             shutil.copyfile(file, writer.path(name))
         writer.last = [SINGLE_FILE]
-    shutil.rmtree(work)
+    shutil.rmtree(run_dir)
 
 
 def _record(options: PretrainOptions, blocks: Blocks) -> dict[str, Any]:
-    """Return what shapes the result, as JSON values; text and tokenizer by a hash of the tokens."""
+    """Return the options that shape the result, as JSON, with a hash in place of the text."""
     values = asdict(replace(options, documents=(), tokenizer_files=()))
     digest = hashlib.sha256(blocks.tobytes()).hexdigest()
     return {**values, "out": str(options.out), "documents": digest, "tokenizer_files": []}
@@ -121,7 +121,7 @@ def llama_config(options: PretrainOptions, vocab_size: int, end_token: int) -> L
 
 def _train(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) -> None:
     phase = Phase(
-        folder=work_dir_of(options.out),
+        folder=run_dir_of(options.out),
         steps=options.steps,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,

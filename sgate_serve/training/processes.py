@@ -1,6 +1,6 @@
-"""The processes of one run, as `torchrun` or `accelerate launch` start them: mostly one.
+"""The processes of a distributed run, as `torchrun` or `accelerate launch` start them.
 
-Each trains on its own batches, and all come to the same weights; the main one writes.
+Each trains on batches of its own, all end with the same weights, and the main process writes.
 """
 
 from typing import TypeVar
@@ -13,12 +13,12 @@ Value = TypeVar("Value")
 
 
 def processes() -> PartialState:
-    """Return the state that all processes share, joined at the first call."""
+    """Return the state of this process among all; the first call joins the group."""
     return PartialState(cpu=not torch.cuda.is_available())
 
 
 def agreed(value: Value) -> Value:
-    """Return the main process's value, to all: what kernels round differently may differ."""
+    """Return the main process's value in every process, whose kernels may round differently."""
     values = [value]
     broadcast_object_list(values)
     return values[0]

@@ -1,4 +1,4 @@
-"""`train`: from a dense base and data to a gates folder. Heavy imports wait until it is called."""
+"""`train`: from a dense base and data to a gates folder. It imports torch only when called."""
 
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import TrainingError
@@ -10,10 +10,10 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
 def train(options: TrainOptions) -> TrainResult:
     """Find gates for the base, recover, and write the gates folder `options.out`.
 
-    With `dry_run` nothing is written, and the metrics are the outline of the run. Raises
+    With `dry_run` nothing is written, and the metrics are an overview of the run. Raises
     TrainingError for missing packages, bad options or data, an `out` that is not empty, a target
-    that no gates reach, a loss that is no number, or too little memory; CheckpointError for a bad
-    base. In several processes all return the same, and the main one writes.
+    out of reach, a loss that is not finite, or too little memory; CheckpointError for a bad base.
+    In a distributed run every process returns the same, and the main one writes.
     """
     check_installed("training needs", PACKAGES, "train", TrainingError)
     options.check()

@@ -1,4 +1,4 @@
-"""What a training run is asked for and what it returns. No torch here: the CLI reads the fields."""
+"""The options and the result of a training run. Free of torch, as the CLI reads the fields."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -32,84 +32,98 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "gates_with": (NONE, BIAS, LORA),
     "recovery": (LORA, BIAS, FULL, HEAD, NONE),
 }
-# Adam's peak rate by what is trained: few parameters want larger steps.
+# Adam's peak learning rate for each tuning; fewer parameters need larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """One run of `sgate train`. Field names are the command's flags, their metadata its help."""
+    """The options of `sgate train`: field names are its flags, their metadata its help."""
 
     base: str = required("dense model folder or hub id")
     data: Path = required(
-        "text to train on: .txt, .jsonl or .csv with `text`; for classification .jsonl or .csv "
-        "with `text`, `label` and perhaps `text_pair`; or a name of `datasets`, such as glue/sst2"
+        "training data: .txt, .jsonl or .csv with `text`; for classification .jsonl or .csv with "
+        "`text`, `label` and optionally `text_pair`; or a name of the datasets library, such as "
+        "glue/sst2"
     )
-    out: Path = required("new folder for the gates, metrics.json and training.png")
-    target: float = option(0.3, "fraction of the block weights to remove, above 0 and below 1")
+    out: Path = required("folder to write, new or empty: gates, metrics.json and training.png")
+    target: float = option(
+        0.3,
+        "fraction to remove of the weights of attention and MLP linears, above 0 and below 1",
+    )
     eval_data: Path | None = option(
         None,
         "held-out data (default: a tenth of the training data, or a dataset's validation split)",
     )
-    task: str = option(CAUSAL_LM, "what the model is for: causal-lm or classification")
+    task: str = option(CAUSAL_LM, "task of the model: causal-lm or classification")
     method: str = option(
         FISHER,
-        "how the mask is found: fisher, wanda, magnitude and random score once, gates trains them, "
-        "dense removes nothing",
+        "how the mask is found: fisher, wanda, magnitude and random score the gates once, gates "
+        "trains them, dense removes nothing",
     )
     gates: str = option(
         COUPLED,
-        "what a gate closes: coupled (MLP units, heads or KV groups) or row-col (rows and "
-        "columns of each linear)",
+        "what each gate controls: coupled (an MLP unit, head or KV group) or row-col (a row or "
+        "column of a linear)",
     )
     balance: str | None = option(
         None,
-        "how MLP units and attention groups share the target: joint closes what Fisher scores say "
-        "costs least, even the same share of both (default: joint for coupled gates that are found "
-        "by fisher or trained, else even)",
+        "how MLP units and attention groups share the target: joint closes those that cost least "
+        "by their Fisher scores, even closes the same share of both (default: joint for coupled "
+        "gates with method fisher or gates, else even)",
     )
-    gate_block: int = option(1, "MLP units that close together, so that widths are multiples")
+    gate_block: int = option(
+        1, "close MLP units in blocks of this many, so that widths are multiples of it"
+    )
     relaxation: str | None = option(
         None,
-        "noise of trained gates: straight-through, gaussian or hard-concrete (default: "
+        "how trained gates are relaxed: straight-through, gaussian or hard-concrete (default: "
         "straight-through for coupled gates, gaussian for row-col)",
     )
     gates_with: str | None = option(
         None,
-        "what trains beside the gates: none, bias or lora (default: what --recovery names of these "
-        "for coupled gates, none for row-col)",
+        "what is trained together with the gates: none, bias or lora (default: the --recovery if "
+        "it is one of these and gates are coupled, else none)",
     )
-    kurtosis: bool = option(False, "weigh the pressure on row-col gates by kurtosis, as published")
-    steps: int = option(600, "optimiser steps in all, gates and recovery together")
+    kurtosis: bool = option(
+        False, "weigh the pressure on row-col gates by kurtosis, as the papers do"
+    )
+    steps: int = option(600, "optimizer steps of gates and recovery together")
     dense_steps: int | None = option(
         None,
-        "steps of dense LoRA before anything is removed (default: --steps where a head must be "
-        "added, else none); the trained base is then OUT/base",
+        "LoRA steps on the dense model before anything is removed (default: --steps if a head must "
+        "be added, else 0); the trained base is then OUT/base",
     )
-    gate_share: float = option(0.5, "share of the steps that trains gates, the rest recovers")
+    gate_share: float = option(
+        0.5, "share of the steps that trains gates; the rest is for the recovery"
+    )
     batch_size: int = option(8, "blocks or examples per step")
-    seq_len: int = option(256, "tokens per block, or of an example at most")
-    gate_learning_rate: float = option(0.02, "Adam's rate for gate logits")
+    seq_len: int = option(256, "tokens in each block of text, or the most tokens of an example")
+    gate_learning_rate: float = option(0.02, "Adam's learning rate for gate logits")
     learning_rate: float | None = option(
-        None, "Adam's peak rate of everything else (default: by --recovery, 1e-3 for lora)"
+        None,
+        "Adam's peak learning rate for everything else (default: depends on what is trained, 1e-3 "
+        "for lora)",
     )
     recovery: str = option(
-        LORA, "what the steps under the final mask train: lora, bias, full, head, or none of them"
+        LORA, "what is trained under the final mask: lora, bias, full, head or none"
     )
-    lora_rank: int = option(16, "rank of LoRA on every linear of the blocks")
-    distill: float = option(0.0, "weight of the dense model's outputs in the loss, from 0 to 1")
-    eval_blocks: int = option(128, "blocks of held-out text that are measured, at most")
+    lora_rank: int = option(16, "rank of LoRA, which is on every linear of the blocks")
+    distill: float = option(
+        0.0, "weight of distillation from the dense model in the loss, from 0 to 1"
+    )
+    eval_blocks: int = option(128, "blocks of held-out text to measure, at most")
     save_steps: int = option(100, "steps between checkpoints")
-    seed: int = option(0, "seed of the split, a new head, the order of the data and the noise")
+    seed: int = option(0, "seed of the data split, a new head, the data order and the noise")
     bf16: bool = option(False, "compute in bf16")
-    gradient_checkpointing: bool = option(False, "compute activations twice to save memory")
-    gradient_accumulation: int = option(1, "batches per optimiser step")
-    report_to: str = option("none", "a logger of transformers' Trainer, as tensorboard or wandb")
+    gradient_checkpointing: bool = option(False, "recompute activations to save memory")
+    gradient_accumulation: int = option(1, "batches per optimizer step")
+    report_to: str = option("none", "logger of transformers' Trainer, such as tensorboard or wandb")
     resume: bool = option(False, "continue from the last checkpoint of an interrupted run")
-    dry_run: bool = option(False, "say what would be gated and trained, and write nothing")
+    dry_run: bool = option(False, "show what would be gated and trained, and write nothing")
 
     def check(self) -> None:
-        """Raise TrainingError for a value that cannot be trained with."""
+        """Raise TrainingError for a bad value, or an option without effect."""
         for name, supported in SUPPORTED.items():
             value = getattr(self, name)
             if value not in supported and value != self._default_of(name):
@@ -141,7 +155,7 @@ class TrainOptions:
                 raise TrainingError(f"{flag_of(name)} {value}: must be positive")
 
     def _check_together(self) -> None:
-        """Raise TrainingError for an option that would have no effect beside another."""
+        """Raise TrainingError for an option that another one makes ineffective."""
         if self.method != GATES:
             for name in ("relaxation", "gates_with", "kurtosis"):
                 if getattr(self, name) != self._default_of(name):
@@ -149,14 +163,16 @@ class TrainOptions:
                         f"{flag_of(name)} is for trained gates: add --method gates, or drop it"
                     )
         if self.gates != ROW_COL and self.kurtosis:
-            raise TrainingError("--kurtosis weighs row-col gates; add --gates row-col or drop it")
+            raise TrainingError("--kurtosis is for row-col gates: add --gates row-col, or drop it")
         if self.balance == JOINT and not self._has_costs:
             raise TrainingError(
-                "--balance joint weighs Fisher scores of coupled gates: use --method fisher or "
+                "--balance joint compares Fisher scores of coupled gates: use --method fisher or "
                 "gates, or drop it"
             )
         if self.gates == ROW_COL and self.gate_block > 1:
-            raise TrainingError("--gate-block is for coupled gates; drop it or --gates row-col")
+            raise TrainingError(
+                "--gate-block is for coupled gates: drop it, or drop --gates row-col"
+            )
         if self.task == CAUSAL_LM and self.recovery == HEAD:
             raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
 
@@ -169,45 +185,45 @@ class TrainOptions:
 
     @property
     def is_joint(self) -> bool:
-        """Say whether scores decide how much of the target is attention."""
+        """Say whether scores decide how much of the target attention takes."""
         return self.balance == JOINT or (self.balance is None and self._has_costs)
 
     @property
     def gate_relaxation(self) -> str:
-        """The relaxation of trained gates; scales of rows and columns want to be relaxed."""
+        """The relaxation of trained gates; row and column gates act as scales, so not rounded."""
         return self.relaxation or (STRAIGHT_THROUGH if self.gates == COUPLED else GAUSSIAN)
 
     @property
-    def beside_gates(self) -> str:
-        """What trains beside the gates; those of rows and columns train alone, as published."""
+    def gate_tuning(self) -> str:
+        """The tuning of the gate phase; row and column gates train alone, as in the papers."""
         is_default = self.gates == COUPLED and self.recovery in SUPPORTED["gates_with"]
         return self.gates_with or (self.recovery if is_default else NONE)
 
     @property
     def gate_steps(self) -> int:
-        """Steps that train gates; at least one, and at least one is left for the recovery."""
+        """Steps that train gates: at least one, and leaving at least one for the recovery."""
         if self.method != GATES:
             return 0
         return min(max(round(self.steps * self.gate_share), 1), self.steps - 1)
 
     @property
     def recovery_steps(self) -> int:
-        """Steps under the final mask: all of them where no gates are trained."""
+        """Steps under the final mask: all steps if no gates are trained."""
         return 0 if self.recovery == NONE else self.steps - self.gate_steps
 
     @property
     def held_out_source(self) -> Path | None:
-        """Where held-out data is; None is a part of the training data, so a dataset's never."""
+        """Source of held-out data; None for a part of the training data."""
         return (
             self.data if self.eval_data is None and is_dataset_name(self.data) else self.eval_data
         )
 
-    def rate_of(self, part: str) -> float:
-        """Return the peak learning rate of what `part` trains."""
-        return self.learning_rate or LEARNING_RATES[part]
+    def rate_of(self, tuning: str) -> float:
+        """Return the peak learning rate of a tuning."""
+        return self.learning_rate or LEARNING_RATES[tuning]
 
     def to_json(self) -> dict[str, Any]:
-        """Return every option that shapes the result, so without `resume`, as JSON values."""
+        """Return the options that shape the result (`resume` does not) as JSON values."""
         left_out = ("resume", "dry_run", "report_to")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
@@ -215,7 +231,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the gates folder is and what `metrics.json` in it says."""
+    """The path of the gates folder, and the content of its `metrics.json`."""
 
     out: Path
     metrics: Mapping[str, Any]

@@ -190,7 +190,7 @@ def test_bench_compare_measures_a_model_beside(
         ),
         (["serve", "BASE", "--port", "0", "--", "--frob", "1"], "--frob"),
         (["serve", "BASE", "--", "--slots", "0"], "slots must be at least 1, found 0"),
-        (["inspect", "BASE", "--", "--slots", "4"], "nothing is expected behind `--`"),
+        (["inspect", "BASE", "--", "--slots", "4"], "nothing is expected after `--`"),
         (["bench", "compare", "BASE", "BASE", "--rounds", "0"], "--rounds 0: must be at least 1"),
         (["bench", "compare", "BASE", "BASE", "--batches", "1,x"], "'1,x': give whole numbers"),
         (["bench", "compare", "BASE", "BASE", "--batches", "4,4"], "--batches '4,4': give diff"),
@@ -236,8 +236,26 @@ def test_classifier_is_converted_verified_and_measured(
     assert status == 0, err
     assert [line.split()[0] for line in shown.splitlines()] == ["phase", "batch_1", "batch_32"]
     status, _, err = run(capsys, *compare, "--decode-steps", "2")
-    message = "--decode-steps has no place here: these models read texts and decode nothing"
+    message = "--decode-steps does not apply: these models read texts and decode nothing"
     assert (status, message in err) == (2, True)
+
+
+def test_train_without_torch_names_the_extra(base: Checkpoint) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from sgate_serve.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["train", str(base.folder), "--data", "d.txt", "--out", "o", "--dry-run"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert 'training needs torch, not installed here; run: pip install "sgate-serve[train]"' in (
+        result.stderr
+    )
+    assert result.stderr.count("\n") == 1
 
 
 def test_plots_name_the_extra_that_they_need(

@@ -101,9 +101,9 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"tokenizer\.json is missing; put the model's"):
         read_tokenizer(file, 400)
     written(file, "{}")
-    with pytest.raises(TrainingError, match="is no tokenizer"):
+    with pytest.raises(TrainingError, match="is not a tokenizer"):
         read_tokenizer(file, 400)
     size = write_tokenizer(tmp_path).get_vocab_size()
-    with pytest.raises(TrainingError, match=f"has {size} tokens, the model embeds 20; give"):
+    with pytest.raises(TrainingError, match=f"has {size} tokens, but .* embeddings for 20; give"):
         read_tokenizer(file, 20)
     assert read_tokenizer(file, size).get_vocab_size() == size

@@ -38,13 +38,13 @@ def test_a_dataset_without_the_split_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_is_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets", reason="the extra `data` is not installed")
-    with pytest.raises(TrainingError, match="nowhere is no file, and datasets cannot load it"):
+    with pytest.raises(TrainingError, match="nowhere is not a file, and datasets cannot load it"):
         read_examples(tmp_path / "nowhere", TRAIN)
 
 
 def test_a_name_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgate_serve.environment.find_spec", lambda name: None)
     with pytest.raises(
-        TrainingError, match=r'sst2 is no file; .*pip install "sgate-serve\[data\]"'
+        TrainingError, match=r'sst2 is not a file; .*pip install "sgate-serve\[data\]"'
     ):
         read_examples(Path("glue/sst2"), TRAIN)

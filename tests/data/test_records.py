@@ -49,10 +49,14 @@ def test_a_label_is_numbered(label: str | int, names: tuple[str, ...], number: f
 @pytest.mark.parametrize(
     ("label", "names", "message"),
     [
-        ("c", ("a", "b"), r"here: label 'c' is none of the 2 classes \(a, b\); correct it, or add"),
-        (2, ("a", "b"), "label 2 is none of the 2 classes"),
-        (0.5, ("a", "b"), r"label 0\.5 is none of the 2 classes"),
-        ("a", (), "label 'a' is none of the numbers"),
+        (
+            "c",
+            ("a", "b"),
+            r": label 'c' is not one of the 2 classes \(a, b\); correct it, or add",
+        ),
+        (2, ("a", "b"), "label 2 is not one of the 2 classes"),
+        (0.5, ("a", "b"), r"label 0\.5 is not one of the 2 classes"),
+        ("a", (), "label 'a' is not a number"),
     ],
 )
 def test_a_label_without_a_place_is_refused(

@@ -144,4 +144,4 @@ def test_quick_demo_from_corpus_to_report_and_again(tmp_path: Path) -> None:
     assert report["verification"]["passed"] is True
     assert set(report["perplexity"]) == {"dense", "pruned"}
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert again.stdout.count("done before") == len(Demo(tmp_path, SIZES).stages)
+    assert again.stdout.count("already done") == len(Demo(tmp_path, SIZES).stages)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.engines.base import PoolingRequest
-from sgate_serve.server.labels import Labels
-from sgate_serve.server.model import LoadedModel, Task
+from sgate_serve.server.classifier_head import ClassifierHead
+from sgate_serve.server.loaded_model import LoadedModel, ServedTask
 from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_encoder import HashEncoder, hash_values
 from tests.server.live import MODEL, VOCAB_SIZE
@@ -15,15 +15,15 @@ from tests.text_model import pair_tokenizer
 
 TOKENIZER = pair_tokenizer()
 CODEC = TextCodec(TOKENIZER)
-LABELS = Labels(("no", "maybe", "yes"), "single_label_classification")
+HEAD = ClassifierHead(("no", "maybe", "yes"), "single_label_classification")
 WIDTH = 4
 
 
-def encoder_of(task: Task, engine: HashEncoder | None = None, **options: Any) -> LoadedModel:
+def encoder_of(task: ServedTask, engine: HashEncoder | None = None, **options: Any) -> LoadedModel:
     """A model of the task: a classifier with three labels, or embeddings of four numbers."""
-    labels = LABELS if task == "classify" else None
-    values: dict[str, Any] = {"codec": CODEC, "labels": labels, **options}
-    engine = engine or HashEncoder(VOCAB_SIZE, len(LABELS.names) if labels else WIDTH)
+    head = HEAD if task == "classify" else None
+    values: dict[str, Any] = {"codec": CODEC, "head": head, **options}
+    engine = engine or HashEncoder(VOCAB_SIZE, len(HEAD.names) if head else WIDTH)
     return LoadedModel(engine, MODEL, task=task, **values)
 
 

@@ -12,7 +12,7 @@ import httpx
 
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.lifecycle import DrainingServer, address, open_listener
-from sgate_serve.server.model import AnyEngine, LoadedModel
+from sgate_serve.server.loaded_model import AnyEngine, LoadedModel
 from sgate_serve.server.server_options import ServerOptions
 from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine

@@ -9,21 +9,23 @@ import httpx
 import pytest
 
 from sgate_serve.options import flag_of
-from sgate_serve.server import ServerOptions, protocol
+from sgate_serve.server import ServerOptions
 from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.parameters import IGNORED
-from sgate_serve.server.pooling_protocol import ClassifyRequest, EmbeddingRequest
-from sgate_serve.server.strict_body import MAX_PROMPTS, StrictBody
-from sgate_serve.server.token_routes import DetokenizeRequest, TokenizeRequest
+from sgate_serve.server.protocol import generation_requests
+from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
+from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, StrictBody
+from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
+from sgate_serve.server.protocol.unsupported_parameters import IGNORED
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, model_of
 
 SERVER = Path(__file__).parents[2] / "sgate_serve" / "server"
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
 BODIES = (
-    protocol.CompletionRequest,
-    protocol.ChatRequest,
+    CompletionRequest,
+    ChatRequest,
     EmbeddingRequest,
     ClassifyRequest,
     TokenizeRequest,
@@ -61,7 +63,7 @@ def test_every_field_is_named(body: type[StrictBody]) -> None:
 
 def test_every_ignored_parameter_and_every_code_is_named() -> None:
     assert named() >= IGNORED
-    source = "".join(path.read_text(encoding="utf-8") for path in SERVER.glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in SERVER.rglob("*.py"))
     codes = set(re.findall(r'\bcode="(\w+)"', source))
     assert "queue_full" in codes
     assert codes <= named()
@@ -70,7 +72,7 @@ def test_every_ignored_parameter_and_every_code_is_named() -> None:
 
 
 def test_every_limit_is_named() -> None:
-    limits = {value for name, value in vars(protocol).items() if name.startswith("MAX_")}
+    limits = {value for name, value in vars(generation_requests).items() if name.startswith("MAX_")}
     assert {str(limit) for limit in limits | {MAX_PROMPTS}} <= set(re.findall(r"\d+", PAGE))
 
 

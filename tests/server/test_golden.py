@@ -20,7 +20,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from sgate_serve.server.labels import Labels
+from sgate_serve.server.classifier_head import ClassifierHead
 from tests.server.encoders import encoder_of
 from tests.server.hash_engine import HashEngine
 from tests.server.live import (
@@ -95,8 +95,8 @@ def running(kind: Server) -> Iterator[httpx.Client]:
                 wait_until(lambda: engine.stats().num_waiting == 1)
             case "embed" | "classify":
                 # Not every machine's exponential is the same in the last digit.
-                labels = Labels(("no", "maybe", "yes"), "regression")
-                client = stack.enter_context(serving_model(encoder_of(kind, labels=labels)))
+                head = ClassifierHead(("no", "maybe", "yes"), "regression")
+                client = stack.enter_context(serving_model(encoder_of(kind, head=head)))
         yield client
 
 

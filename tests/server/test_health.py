@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sgate_serve import __version__
-from sgate_serve.server.model import LoadedModel
+from sgate_serve.server.loaded_model import LoadedModel
 from tests.server.hash_engine import HashEngine
 from tests.server.live import (
     MODEL,

@@ -1,4 +1,4 @@
-"""How much a server takes on at once, and for how long."""
+"""Limits on queued requests and on their time."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_a_call_counts_each_of_its_prompts_and_choices() -> None:
         response = client.post("/v1/completions", json={**body, "n": 3})
         assert response.status_code == 400
         assert refusal(response)["message"] == (
-            "these are 6 prompts and choices at once, but the queue of this server holds 4; "
+            "this call has 6 prompts and choices, but the queue of this server holds 4; "
             "send fewer in one call"
         )
 

@@ -53,5 +53,5 @@ def test_another_origin_is_kept_out() -> None:
 
 @pytest.mark.parametrize("origin", ["chat.example.com", f"{PAGE}/", "", "https://a b"])
 def test_what_no_browser_would_send_is_refused(origin: str) -> None:
-    with pytest.raises(SgateError, match="is no web origin; write it like https://chat"):
+    with pytest.raises(SgateError, match="is not a web origin; write it like https://chat"):
         ServerOptions(allow_origin=(origin,))

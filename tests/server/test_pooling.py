@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.server.encoders import LABELS, TOKENIZER, encoder_of, expected
+from tests.server.encoders import HEAD, TOKENIZER, encoder_of, expected
 from tests.server.hash_encoder import HashEncoder
 from tests.server.live import MODEL, VOCAB_SIZE, hang_on, refusal, serving_model, wait_until
 
@@ -68,7 +68,7 @@ def test_embeddings_are_normalized_where_the_model_is_meant_so() -> None:
 
 
 def test_zeros_stay_zeros_when_normalized() -> None:
-    from sgate_serve.server.pooling_answers import unit_length
+    from sgate_serve.server.protocol.pooling_responses import unit_length
 
     assert unit_length(np.zeros(3, np.float32)).tolist() == [0, 0, 0]
 
@@ -87,10 +87,10 @@ def test_classes_have_vllms_shape(classifier: httpx.Client) -> None:
     assert answer["object"] == "list"
     assert answer["usage"].keys() == {"prompt_tokens", "total_tokens", "completion_tokens"}
     for index, (text, entry) in enumerate(zip(("the cat", "a gate"), answer["data"], strict=True)):
-        scores = LABELS.scores(expected(text, width=3))
+        scores = HEAD.scores(expected(text, width=3))
         assert entry == {
             "index": index,
-            "label": LABELS.names[int(scores.argmax())],
+            "label": HEAD.names[int(scores.argmax())],
             "probs": pytest.approx(scores.tolist()),
             "num_classes": 3,
         }
@@ -98,7 +98,7 @@ def test_classes_have_vllms_shape(classifier: httpx.Client) -> None:
 
 
 def test_pairs_are_read_with_their_segments(classifier: httpx.Client) -> None:
-    scores = LABELS.scores(expected("the cat", "a gate", 3)).tolist()
+    scores = HEAD.scores(expected("the cat", "a gate", 3)).tolist()
     [one] = classify(classifier, input="the cat", text_pair="a gate")["data"]
     assert one["probs"] == pytest.approx(scores)
     body = {"input": ["x", "the cat"], "text_pair": ["y", "a gate"]}

@@ -1,4 +1,4 @@
-"""What embeddings and classification refuse, and in which words."""
+"""Requests that embeddings and classification refuse, and the messages."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def test_pairs_that_do_not_match_are_refused(
         (
             {"input": "a", "truncate_prompt_tokens": 2},
             "truncate_prompt_tokens",
-            "2 tokens leave no room for text beside 2 special tokens; allow more",
+            "2 tokens leave no room for text in addition to 2 special tokens; allow more",
         ),
     ],
 )

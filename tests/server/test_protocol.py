@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.parameters import IGNORED, NEUTRAL
-from sgate_serve.server.protocol import ChatRequest, CompletionRequest
+from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
+from sgate_serve.server.protocol.unsupported_parameters import IGNORED, NEUTRAL
 
 USER = {"role": "user", "content": "hi"}
 
@@ -36,15 +36,19 @@ def refused(kind: type[CompletionRequest] | type[ChatRequest], body: Any) -> Req
         ("n", True, "`n` is True: Input should be a valid integer"),
         ("top_k", -2, "expected how many tokens to choose from; -1 or 0 for all"),
         ("min_p", 1.5, "expected a number from 0 to 1"),
-        ("min_tokens", -1, "expected a whole number; no stop before so many tokens"),
+        ("min_tokens", -1, "expected a whole number, the fewest tokens to generate"),
         ("stop_token_ids", 5, "expected a list of at most 1024 token ids"),
         ("repetition_penalty", 0, "expected a number above 0"),
         ("presence_penalty", 2.5, "expected a number from -2 to 2"),
         ("frequency_penalty", -3, "expected a number from -2 to 2"),
         ("logit_bias", {"5": 101}, "is 101: Input should be less than or equal to 100; expected"),
-        ("logit_bias", {"the": 1}, "expected an object of at most 1024 token ids and numbers"),
+        (
+            "logit_bias",
+            {"the": 1},
+            "expected an object of at most 1024 token ids and numbers",
+        ),
         ("logit_bias", [1], "expected an object of at most 1024 token ids"),
-        ("seed", 2**63, "expected a 64-bit integer that makes a sample repeatable"),
+        ("seed", 2**63, "expected a 64-bit integer that makes sampling reproducible"),
         ("stream", "yes", "`stream` is 'yes': Input should be a valid boolean"),
         ("stop", "", "`stop` is '': String should have at least 1 character; expected a non-emp"),
         ("stop", ["a"] * 17, "a list of at most 16 of them"),

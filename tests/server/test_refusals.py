@@ -82,7 +82,7 @@ def test_unknown_model_is_a_404_like_openais(client: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "the body is no JSON: Expecting property name enclosed in double quotes at char"),
+        (b"{", "the body is not JSON: Expecting property name enclosed in double quotes at char"),
         (b"", "the body must be a JSON object sent with Content-Type: application/json"),
         (b"[]", "the body must be a JSON object"),
         (b"\xff", "the request cannot be read: There was an error parsing the body"),
@@ -105,11 +105,13 @@ def test_body_that_is_not_sent_as_json_is_a_400(client: httpx.Client) -> None:
 def test_unknown_path_and_method(client: httpx.Client) -> None:
     response = client.get("/v1/audio/speech")
     assert response.status_code == 404
-    assert refusal(response)["message"] == "there is no /v1/audio/speech; /docs lists what is"
+    assert refusal(response)["message"] == "there is no /v1/audio/speech; /docs lists the paths"
     response = client.get("/v1/completions")
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
-    assert "/v1/completions does not take GET; /docs says" in refusal(response)["message"]
+    assert (
+        "/v1/completions does not take GET; /docs lists its methods" in refusal(response)["message"]
+    )
 
 
 def test_body_over_the_limit_is_a_413_announced_or_not(client: httpx.Client) -> None:
@@ -151,7 +153,7 @@ def test_bug_is_a_500_with_the_traceback_in_the_log(caplog: pytest.LogCaptureFix
         assert response.status_code == 500
         error = refusal(response)
     assert error["type"] == "server_error"
-    assert "the server met an error of its own" in error["message"]
+    assert "internal server error; the server's log has the traceback" in error["message"]
     assert "a bug of the test" in caplog.text
     assert response.headers["x-request-id"] in caplog.text
 

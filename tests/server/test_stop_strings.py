@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgate_serve.server.stop_strings import StopStrings
+from sgate_serve.server.execution.stop_strings import StopStrings
 
 LETTERS = st.text("abc", max_size=20)
 STOPS = st.lists(st.text("abc", min_size=1, max_size=4), max_size=3)

@@ -71,7 +71,7 @@ def test_folder_without_modules_has_the_mean_and_says_so(
 ) -> None:
     with caplog.at_level("INFO"):
         assert Pooling.of(tmp_path) == Pooling("mean", normalize=False)
-    assert "has no modules.json: embeddings are the mean of states" in caplog.text
+    assert "has no modules.json: embeddings are the mean of all states" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_other_modes_are_refused_by_name(
     tmp_path: Path, config: dict[str, Any], found: str
 ) -> None:
     write_modules(tmp_path, ("Transformer", "Pooling"), config)
-    message = f"1_Pooling/config.json: pooling mode {found} is not supported; this release has mean"
+    message = f"1_Pooling/config.json: pooling mode {found} is not supported; this release supports"
     with pytest.raises(CheckpointError, match=message):
         Pooling.of(tmp_path)
 

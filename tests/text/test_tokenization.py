@@ -51,7 +51,7 @@ def test_no_tokenizer_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 def test_broken_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is no tokenizer that the"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read by the token"):
         TextCodec.load(tmp_path)
 
 
@@ -150,7 +150,7 @@ def test_template_that_refuses_is_a_refused_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["{% if %}", 5, [{"name": "default", "template": 5}], ["x"]])
 def test_invalid_template_is_refused_at_load(tmp_path: Path, template: object) -> None:
     write_tokenizer(tmp_path, chat_template=template)
-    with pytest.raises(CheckpointError, match="the chat template is no valid Jinja template"):
+    with pytest.raises(CheckpointError, match="the chat template is not a valid Jinja template"):
         TextCodec.load(tmp_path)
 
 
@@ -214,6 +214,6 @@ def test_texts_of_an_encoder_are_cut_as_the_library_cuts_them(
 @pytest.mark.parametrize(("pair", "num_special"), [(None, 2), ("b", 3)])
 def test_texts_need_room_beside_the_special_tokens(pair: str | None, num_special: int) -> None:
     codec = TextCodec(PAIRS)
-    with pytest.raises(RequestError, match=f"{num_special} tokens leave no room for text beside"):
+    with pytest.raises(RequestError, match=f"{num_special} tokens leave no room for text in add"):
         codec.encode_texts("a", pair, num_special)
     assert len(codec.encode_texts("a", pair, num_special + 1).ids) == num_special + 1

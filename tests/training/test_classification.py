@@ -16,7 +16,7 @@ from sgate_serve.gates import Gates
 from sgate_serve.plan.figures import removed
 from sgate_serve.reports.evaluation import EvalOptions, evaluate
 from sgate_serve.training import TrainOptions, train
-from sgate_serve.training.snap import TOLERANCE, compile_gates
+from sgate_serve.training.masks.selection import TOLERANCE, compile_gates
 from sgate_serve.training.train_options import DENSE, FISHER, GATES, MAGNITUDE, RANDOM, WANDA
 from tests.training.labelled_text import DENSE_STEPS, options_of, write_examples, write_model
 
@@ -153,16 +153,16 @@ def test_a_recovery_changes_what_it_says(
         assert trained_parameters["trained_parameters"] == count
 
 
-def test_lora_trains_as_many_parameters_as_the_outline_says(
+def test_lora_trains_as_many_parameters_as_the_overview_says(
     trained: TrainOptions, data: Path, tmp_path: Path
 ) -> None:
-    from sgate_serve.training.parts import Part, num_trainable, trained_part
+    from sgate_serve.training.phases.tuning import Tuning, num_trainable, tuned
 
     options = options_of(trained.out / "base", data, tmp_path / "gates", dry_run=True)
     phases = train(options).metrics["phases"]
     assert not options.out.exists() and not list(tmp_path.iterdir())
     model = AutoModelForSequenceClassification.from_pretrained(options.base)
-    with trained_part(model, Checkpoint.open(options.base).spec, Part("lora", 2, 0)):
+    with tuned(model, Checkpoint.open(options.base).spec, Tuning("lora", 2, 0)):
         assert phases["recovery"]["trained_parameters"] == num_trainable(model)
 
 
@@ -233,7 +233,7 @@ def test_a_loss_that_is_no_number_stops_the_run(base: Path, data: Path, tmp_path
     ("lines", "message"),
     [
         ([], r"holds no records; give a file with at least one example"),
-        (['{"text": "a", "label": "x"}'], r"has a single example; give more, or --eval-data"),
+        (['{"text": "a", "label": "x"}'], r"has a single example; give more, or use --eval-data"),
         (['{"text": "a", "label": "x"}'] * 4, r"all labels are 'x'; give at least two classes"),
         (['{"text": "a"}'] * 4, r"line 1: no `label`; each record needs a class"),
         (['{"label": "x"}'] * 4, r"line 1: no string `text`; each record needs one"),
@@ -256,14 +256,14 @@ def test_a_label_without_a_place_is_refused(trained: TrainOptions, tmp_path: Pat
     held_out = tmp_path / "eval.jsonl"
     held_out.write_text('{"text": "a", "label": "dog"}')
     options = options_of(trained.out / "base", trained.data, tmp_path / "g", eval_data=held_out)
-    message = r"line 1: label 'dog' is none of the 2 classes \(cat, gate\); correct it, or add"
+    message = r"line 1: label 'dog' is not one of the 2 classes \(cat, gate\); correct it, or add"
     with pytest.raises(TrainingError, match=message):
         train(options)
 
 
 def test_a_text_model_is_no_causal_lm(base: Path, data: Path, tmp_path: Path) -> None:
     options = options_of(base, data, tmp_path / "gates", task="causal-lm")
-    with pytest.raises(TrainingError, match="is a BertModel: give a causal LM, or --task classif"):
+    with pytest.raises(TrainingError, match="is a BertModel: give a causal LM, or use --task cl"):
         train(options)
 
 

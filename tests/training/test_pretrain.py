@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.data.documents import pack
 from sgate_serve.errors import TrainingError
-from sgate_serve.training.evaluate import mean_loss
 from sgate_serve.training.pretrain import LlamaSizes, PretrainOptions, pretrain
+from sgate_serve.training.tasks.evaluate import mean_loss
 from tests.text_model import EOS, SENTENCES, byte_tokenizer, write_tokenizer
 
 
@@ -62,7 +62,7 @@ def test_an_interrupted_run_continues(
         with pytest.raises(OSError, match="no space left"):
             pretrain(cut)
     assert not cut.out.exists()
-    with pytest.raises(TrainingError, match="was started with another seed; give the options in"):
+    with pytest.raises(TrainingError, match="started with a different seed; give the options in"):
         pretrain(replace(cut, seed=1))
     pretrain(cut)
     straight, resumed = Checkpoint.open(options.out), Checkpoint.open(cut.out)

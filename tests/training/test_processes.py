@@ -12,7 +12,7 @@ import pytest
 
 from sgate_serve.gates import Gates
 from sgate_serve.training import TrainOptions, train
-from sgate_serve.training.work_dir import work_dir_of
+from sgate_serve.training.run_dir import run_dir_of
 from tests.small_llama import dense_llama, save
 from tests.text_model import SENTENCES, write_tokenizer
 
@@ -44,7 +44,7 @@ def run_in_two(out: Path, *words: str, **options: Any) -> str:
 def train_in_two(out: Path, **options: Any) -> dict[str, Any]:
     """Return the metrics of a run in two processes."""
     assert run_in_two(out, **options).count("next: sgate convert") == 1
-    assert not work_dir_of(out).exists()
+    assert not run_dir_of(out).exists()
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 

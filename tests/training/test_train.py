@@ -18,20 +18,20 @@ from sgate_serve.errors import CheckpointError, TrainingError
 from sgate_serve.gates import DELTAS_FILE, Gates
 from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.training import TrainOptions, train
-from sgate_serve.training.evaluate import causal_lm_scores
-from sgate_serve.training.gate_functions import NOISE
+from sgate_serve.training.gates.relaxations import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.language import load_frozen, read_data
-from sgate_serve.training.phases import PartlyFrozen
-from sgate_serve.training.samples import Samples
-from sgate_serve.training.snap import TOLERANCE, compile_gates
+from sgate_serve.training.masks.selection import TOLERANCE, compile_gates
+from sgate_serve.training.phases.trainer import PartlyFrozen
+from sgate_serve.training.run_dir import run_dir_of
+from sgate_serve.training.tasks.causal_lm import load_frozen, read_data
+from sgate_serve.training.tasks.evaluate import causal_lm_metrics
+from sgate_serve.training.tasks.training_data import Samples
 from sgate_serve.training.train_options import COUPLED, ROW_COL
-from sgate_serve.training.work_dir import work_dir_of
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
 from tests.small_llama import dense_llama, save
 from tests.text_model import SENTENCES, write_tokenizer
-from tests.training.test_masking import fold
+from tests.training.masks.test_masking import fold
 
 # Half of the weights are in MLPs, so that row and column gates reach every target here without
 # closing a head, a sixth of this model.
@@ -129,11 +129,11 @@ def check_promises(options: TrainOptions) -> dict[str, Any]:
     assert metrics["removed"] == pytest.approx(removed(plan, spec))
     assert metrics["removed_overall"] == pytest.approx(Figures.of(plan, base.spec).overall)
     held_out = read_data(base, options).held_out
-    recovered = causal_lm_scores(masked_with_deltas(base, gates), held_out, 0)["loss"]
+    recovered = causal_lm_metrics(masked_with_deltas(base, gates), held_out, 0)["loss"]
     assert loss_of(metrics, "recovered") == pytest.approx(recovered.value, abs=1e-4)
-    dense = causal_lm_scores(load_frozen(base.folder), held_out, 0)["loss"]
+    dense = causal_lm_metrics(load_frozen(base.folder), held_out, 0)["loss"]
     assert loss_of(metrics, "dense") == pytest.approx(dense.value, abs=1e-4)
-    assert not work_dir_of(options.out).exists()
+    assert not run_dir_of(options.out).exists()
     return metrics
 
 
@@ -239,7 +239,7 @@ def test_checkpoints_hold_no_frozen_weight(options: TrainOptions) -> None:
 
 
 def test_an_interrupted_run_is_neither_overwritten_nor_mixed_up(options: TrainOptions) -> None:
-    work = work_dir_of(options.out)
+    work = run_dir_of(options.out)
     with pytest.raises(TrainingError, match=r"options\.json is missing, so there is no run to re"):
         train(replace(options, resume=True))
     work.mkdir()
@@ -247,7 +247,7 @@ def test_an_interrupted_run_is_neither_overwritten_nor_mixed_up(options: TrainOp
     with pytest.raises(TrainingError, match=r"gates\.work holds an interrupted run; continue it w"):
         train(options)
     changed = replace(options, resume=True, target=0.4, seed=1)
-    with pytest.raises(TrainingError, match="was started with another target, seed; give the opt"):
+    with pytest.raises(TrainingError, match="started with a different target, seed; give the opt"):
         train(changed)
 
 
@@ -256,7 +256,7 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
     (options.out / "note").write_text("mine")
     with pytest.raises(TrainingError, match="gates is not empty; give a new folder or remove"):
         train(options)
-    assert not work_dir_of(options.out).exists()
+    assert not run_dir_of(options.out).exists()
 
 
 @pytest.mark.parametrize(
@@ -267,22 +267,25 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
         ({"relaxation": "stg"}, "--relaxation stg: this release supports straight-through, gau"),
         ({"gates_with": "full"}, "--gates-with full: this release supports none, bias, lora"),
         ({"method": "fisher", "kurtosis": True}, "--kurtosis is for trained gates: add --m"),
-        ({"kurtosis": True}, "--kurtosis weighs row-col gates; add --gates row-col or drop it"),
+        ({"kurtosis": True}, "--kurtosis is for row-col gates: add --gates row-col, or drop it"),
         (
             {"balance": "joint", "method": "wanda"},
-            "--balance joint weighs Fisher scores of coupled",
+            "--balance joint compares Fisher scores of coupled",
         ),
         ({"balance": "fair"}, "--balance fair: this release supports joint, even"),
-        ({"gates": ROW_COL, "gate_block": 8}, "--gate-block is for coupled gates; drop it or --g"),
+        (
+            {"gates": ROW_COL, "gate_block": 8},
+            "--gate-block is for coupled gates: drop it, or drop",
+        ),
         ({"recovery": "head"}, "--recovery head trains a classifier's head; a causal LM has none"),
         ({"distill": 1.5}, r"--distill 1\.5: must lie between 0 and 1"),
         ({"dense_steps": -1}, "--dense-steps -1: give a whole number of at least 0"),
         ({"gates": "rows"}, "--gates rows: this release supports coupled, row-col"),
-        ({"gates": ROW_COL, "target": 0.999}, r"0\.999: the nearest .* 4 rows and 4 columns; ask"),
+        ({"gates": ROW_COL, "target": 0.999}, r"0\.999: nearest .* 4 rows and 4 columns; use that"),
         ({"recovery": "adapter"}, "--recovery adapter: this release supports lora, bias, full"),
         ({"target": 0.0}, r"--target 0\.0: give the fraction of block weights to remove, above"),
         ({"target": 1.0}, r"--target 1\.0: give the fraction"),
-        ({"target": 0.99}, r"--target 0\.99: the nearest that this model can come is 0\.\d+"),
+        ({"target": 0.99}, r"--target 0\.99: the nearest that this model can reach is 0\.\d+"),
         ({"gate_share": 1.0}, r"--gate-share 1\.0: must lie between 0 and 1"),
         ({"steps": 1}, "--steps 1: give a whole number of at least 2"),
         ({"seq_len": 1}, "--seq-len 1: give a whole number of at least 2"),
@@ -300,7 +303,7 @@ def test_options_that_cannot_be_met_are_refused(
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         train(replace(options, **changes))
-    assert not work_dir_of(options.out).exists()
+    assert not run_dir_of(options.out).exists()
 
 
 def test_a_pruned_base_is_refused(options: TrainOptions, base: Path) -> None:

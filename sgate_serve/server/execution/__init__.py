@@ -1,0 +1,1 @@
+"""Runs validated requests on the engine: prompts to token ids, token events to text."""

@@ -1,0 +1,154 @@
+"""Runs a job on the engine and turns its token events into text, choice by choice."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from sgate_serve.engines.base import FinishReason, TokenEvent, TokenLogprobs
+from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.execution.jobs import Job
+from sgate_serve.server.execution.stop_strings import StopStrings
+from sgate_serve.server.prometheus import ServerMetrics
+from sgate_serve.server.protocol.openai_logprobs import Position, show_position
+from sgate_serve.text.tokenization import TextCodec
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The output that one event adds to one choice; text may lag behind tokens."""
+
+    index: int
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    positions: tuple[Position, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Prompt and generated tokens, over all choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class ChoiceDecoder:
+    """Turns the token events of one choice into deltas; without a codec they have no text."""
+
+    def __init__(self, index: int, job: Job, codec: TextCodec | None) -> None:
+        request = job.requests[index]
+        self.index = index
+        self.finish_reason: FinishReason | None = None
+        self._codec = codec
+        self._text = None if codec is None else codec.detokenizer(request.prompt)
+        self._stops = StopStrings(job.stop)
+        self._echo = job.echo[index]
+        self._length = len(self._echo)
+        self._num_unwatched = request.sampling.min_tokens
+
+    def push(self, event: TokenEvent) -> Delta:
+        """Return the event's delta, which ends the choice if a stop string is complete."""
+        shown, self._echo = self._echo, ""
+        positions = self._prompt_positions(event.prompt_logprobs)
+        if event.logprobs is not None:
+            positions.append(show_position(event.logprobs, self._length, self._codec))
+        if event.token is not None and self._text is not None:
+            text = self._text.push(event.token)
+            self._length += len(text)
+            shown += self._watch(text)
+        self.finish_reason = "stop" if self._stops.found else event.finish_reason
+        if event.finish_reason is not None and self._text is not None and not self._stops.found:
+            shown += self._finish(self._text.flush())
+        tokens = () if event.token is None else (event.token,)
+        return Delta(self.index, shown, tokens, self.finish_reason, tuple(positions))
+
+    def _prompt_positions(self, prompt: Sequence[TokenLogprobs]) -> list[Position]:
+        """Return the positions of an echoed prompt, decoding it for the offset of each token."""
+        text = None if self._codec is None else self._codec.detokenizer(())
+        positions, length = [], 0
+        for scores in prompt:
+            positions.append(show_position(scores, length, self._codec))
+            length += 0 if text is None else len(text.push(scores.token))
+        return positions
+
+    def _watch(self, text: str) -> str:
+        """Look for stop strings, except in the text of the first `min_tokens` tokens."""
+        if self._num_unwatched:
+            self._num_unwatched -= 1
+            return text
+        return self._stops.push(text)
+
+    def _finish(self, text: str) -> str:
+        shown = self._stops.push(text)
+        if self._stops.found:
+            self.finish_reason = "stop"
+            return shown
+        return shown + self._stops.flush()
+
+
+class Generation:
+    """A running job. It must be closed, which frees the slots of unfinished requests."""
+
+    def __init__(
+        self, job: Job, driver: EngineDriver, codec: TextCodec | None, metrics: ServerMetrics
+    ) -> None:
+        self._decoders = {
+            request.request_id: ChoiceDecoder(index, job, codec)
+            for index, request in enumerate(job.requests)
+        }
+        self._clocks = {
+            request.request_id: metrics.clock(num_prompt_tokens)
+            for request, num_prompt_tokens in zip(job.requests, job.num_prompt_tokens, strict=True)
+        }
+        self._num_prompt_tokens = sum(job.num_prompt_tokens)
+        self._num_generated = 0
+        self._group = driver.open(job.requests)
+
+    @property
+    def num_choices(self) -> int:
+        return len(self._decoders)
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens so far."""
+        return Usage(self._num_prompt_tokens, self._num_generated)
+
+    @property
+    def finish_reasons(self) -> list[FinishReason]:
+        """The finish reason of each choice, `abort` if it has not ended."""
+        return [decoder.finish_reason or "abort" for decoder in self._decoders.values()]
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Yield the delta of each event; raise RequestError if the engine refuses or fails."""
+        async for event in self._group:
+            decoder = self._decoders[event.request_id]
+            delta = decoder.push(event)
+            self._record(event, decoder.finish_reason)
+            yield delta
+
+    def close(self) -> None:
+        """Abort the requests that have not ended; closing again has no effect."""
+        self._group.close()
+        for request_id in tuple(self._clocks):
+            self._clocks.pop(request_id).end("abort")
+
+    def _record(self, event: TokenEvent, finish_reason: FinishReason | None) -> None:
+        """Count the event, and free the slot of a choice ended by a stop string."""
+        clock = self._clocks[event.request_id]
+        clock.read_prompt()
+        if event.token is not None:
+            self._num_generated += 1
+            clock.token()
+        if finish_reason is not None:
+            self._group.abort(event.request_id)
+            self._clocks.pop(event.request_id).end(finish_reason)
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """Merge the deltas of one choice, at least one, into a single delta."""
+    return Delta(
+        index=deltas[-1].index,
+        text="".join(delta.text for delta in deltas),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        finish_reason=deltas[-1].finish_reason,
+        positions=tuple(position for delta in deltas for position in delta.positions),
+    )

@@ -1,0 +1,154 @@
+"""Turns a validated body into engine requests: token ids, sampling parameters and limits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+from sgate_serve.engines.base import Request, SamplingParams
+from sgate_serve.errors import RequestError
+from sgate_serve.server.loaded_model import LoadedModel
+from sgate_serve.server.protocol.generation_requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+)
+from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, TokenIds, as_list
+
+# Clients may send any 64-bit seed, but generators take no negative ones.
+SEED_MODULUS = 2**64
+
+
+@dataclass(frozen=True)
+class Job:
+    """The engine requests of one HTTP call, in the order of its choices.
+
+    `stop` are the strings that end a choice, `echo` the text shown before each choice (empty by
+    default). The `num_choices` requests of a prompt are adjacent.
+    """
+
+    requests: tuple[Request, ...]
+    stop: tuple[str, ...]
+    echo: tuple[str, ...]
+    num_choices: int = 1
+
+    @property
+    def num_prompt_tokens(self) -> tuple[int, ...]:
+        """The prompt tokens to count for each request: all with the first choice of a prompt."""
+        return tuple(
+            0 if index % self.num_choices else len(request.prompt)
+            for index, request in enumerate(self.requests)
+        )
+
+
+def completion_job(body: CompletionRequest, model: LoadedModel) -> Job:
+    """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
+    model.check_name(body.model)
+    texts = as_list(body.prompt)
+    prompts = [_encode(prompt, model) for prompt in texts]
+    if not prompts:
+        raise RequestError("`prompt` is an empty list; send at least one prompt", param="prompt")
+    for prompt in prompts:
+        _check_length(prompt, body.max_tokens, model, "prompt")
+    sampling = _sampling(body, model, body.max_tokens)
+    if body.echo:
+        sampling = replace(sampling, prompt_logprobs=body.logprobs)
+    if len(prompts) * body.n > MAX_PROMPTS:
+        raise RequestError(
+            f"`n` is {body.n} for each of {len(prompts)} prompts; at most {MAX_PROMPTS} choices "
+            "are allowed in one call",
+            param="n",
+        )
+    requests = _requests(prompts, sampling, body.n)
+    echo = tuple(_echo(body, prompt, model) for prompt in texts for _ in range(body.n))
+    return Job(requests, body.stop_strings, echo, body.n)
+
+
+def chat_job(body: ChatRequest, model: LoadedModel) -> Job:
+    """Render and encode a conversation; raise RequestError naming what cannot be served."""
+    model.check_name(body.model)
+    codec = model.require_codec("messages")
+    prompt = codec.encode_chat([message.variables for message in body.messages])
+    # At least 1, so that the check below refuses a prompt that leaves no room.
+    max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
+    _check_length(prompt, max_tokens, model, "messages")
+    requests = _requests([prompt], _sampling(body, model, max_tokens), body.n)
+    return Job(requests, body.stop_strings, ("",) * body.n, body.n)
+
+
+def _requests(
+    prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, n: int
+) -> tuple[Request, ...]:
+    """Return `n` adjacent requests for each prompt, each with a seed of its own.
+
+    Their ids are new, because several clients may send the same `x-request-id` at once.
+    """
+    job_id = uuid4().hex
+    samplings = [sampling] * n
+    if sampling.seed is not None:
+        seeds = [(sampling.seed + index) % SEED_MODULUS for index in range(n)]
+        samplings = [replace(sampling, seed=seed) for seed in seeds]
+    pairs = [(prompt, own) for prompt in prompts for own in samplings]
+    return tuple(
+        Request(f"{job_id}-{index}", prompt, own) for index, (prompt, own) in enumerate(pairs)
+    )
+
+
+def _encode(prompt: str | TokenIds, model: LoadedModel) -> tuple[int, ...]:
+    if isinstance(prompt, str):
+        return model.require_codec("prompt").encode(prompt)
+    model.check_ids(prompt, "prompt")
+    return tuple(prompt)
+
+
+def _echo(body: CompletionRequest, prompt: str | TokenIds, model: LoadedModel) -> str:
+    if not body.echo:
+        return ""
+    return prompt if isinstance(prompt, str) else model.require_codec("echo").decode(prompt)
+
+
+def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> SamplingParams:
+    """Return the sampling parameters; a stop string that is a special token becomes an id."""
+    if body.min_tokens > max_tokens:
+        raise RequestError(
+            f"`min_tokens` is {body.min_tokens}, but only {max_tokens} may be generated; lower it "
+            "or raise max_tokens",
+            param="min_tokens",
+        )
+    bias = tuple((int(token), value) for token, value in body.logit_bias.items())
+    model.check_ids((token for token, _ in bias), "logit_bias")
+    model.check_ids(body.stop_token_ids, "stop_token_ids")
+    stop_ids = frozenset(body.stop_token_ids)
+    if not body.ignore_eos:
+        stop_ids |= model.stop_token_ids
+    if body.stop_strings:
+        stop_ids |= model.require_codec("stop").special_ids(body.stop_strings)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=None if body.seed is None else body.seed % SEED_MODULUS,
+        stop_token_ids=stop_ids,
+        top_k=max(0, body.top_k),
+        min_p=body.min_p,
+        min_tokens=body.min_tokens,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=bias,
+        logprobs=body.num_logprobs,
+    )
+
+
+def _check_length(prompt: tuple[int, ...], max_tokens: int, model: LoadedModel, param: str) -> None:
+    limit = model.engine.max_model_len
+    if not prompt:
+        raise RequestError(
+            f"`{param}` has no tokens; send some text, or at least one token id", param=param
+        )
+    if len(prompt) + max_tokens > limit:
+        raise RequestError(
+            f"this model holds {limit} tokens, but `{param}` has {len(prompt)} and {max_tokens} "
+            "more may be generated; shorten it or lower max_tokens",
+            param=param,
+            code="context_length_exceeded",
+        )

@@ -1,0 +1,45 @@
+"""Cuts a stream of text before the first stop string, without ever showing a part of one.
+
+The first string is the one that is complete first and, of two that end at the same character, the
+longer one. It does not depend on how the text is split into pieces.
+"""
+
+from collections.abc import Sequence
+
+
+class StopStrings:
+    """Watches the text of one choice; after `found`, no more text may be pushed."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(strings)
+        self._held = ""
+        self.found = False
+
+    def push(self, text: str) -> str:
+        """Return the text that can be shown now; set `found` when a stop string is complete."""
+        text = self._held + text
+        matches = [
+            (start + len(string), start)
+            for string in self._strings
+            if (start := text.find(string)) >= 0
+        ]
+        if matches:
+            self.found, self._held = True, ""
+            return text[: min(matches)[1]]
+        num_held = max((_overlap(text, string) for string in self._strings), default=0)
+        shown = text[: len(text) - num_held]
+        self._held = text[len(shown) :]
+        return shown
+
+    def flush(self) -> str:
+        """Return the text held back, at the end of the stream."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, string: str) -> int:
+    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
+    for length in range(min(len(text), len(string) - 1), 0, -1):
+        if string.startswith(text[-length:]):
+            return length
+    return 0

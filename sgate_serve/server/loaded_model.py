@@ -1,0 +1,122 @@
+"""The model that is served: an engine with the tokenizer and labels of its model folder."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from sgate_serve.engines.base import EngineStats, PooledOutput, TokenEvent
+from sgate_serve.errors import RequestError
+from sgate_serve.server.classifier_head import ClassifierHead
+from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
+
+ServedTask = Literal["generate", "embed", "classify"]
+# Task → the kind of model, and its endpoints.
+SERVED_AT: Mapping[ServedTask, tuple[str, str]] = {
+    "generate": ("a generative model", "/v1/completions or /v1/chat/completions"),
+    "embed": ("an embedding model", "/v1/embeddings"),
+    "classify": ("a classifier", "/classify"),
+}
+
+
+class AnyEngine(Protocol):
+    """The common interface of `engines.base.Engine` and `PoolingEngine`."""
+
+    name: str
+    max_model_len: int
+    vocab_size: int
+
+    def add(self, request: Any) -> None: ...
+
+    def abort(self, request_id: str) -> None: ...
+
+    def step(self) -> Sequence[TokenEvent] | Sequence[PooledOutput]: ...
+
+    def has_work(self) -> bool: ...
+
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A loaded engine, the name it is served under, and its codec if the folder has a tokenizer.
+
+    Only a classifier has a `head`. With `normalize`, embeddings are scaled to length 1.
+    """
+
+    engine: AnyEngine
+    name: str
+    codec: TextCodec | None = None
+    stop_token_ids: frozenset[int] = field(default_factory=frozenset)
+    task: ServedTask = "generate"
+    head: ClassifierHead | None = None
+    normalize: bool = False
+
+    @classmethod
+    def from_folder(
+        cls,
+        engine: AnyEngine,
+        folder: Path,
+        task: ServedTask = "generate",
+        *,
+        name: str | None = None,
+        normalize: bool = False,
+    ) -> "LoadedModel":
+        """Combine an engine with the text files of `folder`, whose path is the default name.
+
+        Raises CheckpointError for files that cannot be read.
+        """
+        codec = TextCodec.load(folder)
+        return cls(
+            engine,
+            name or str(folder),
+            codec,
+            read_stop_token_ids(folder, codec),
+            task,
+            ClassifierHead.load(folder) if task == "classify" else None,
+            normalize,
+        )
+
+    def check_task(self, task: ServedTask, path: str) -> None:
+        """Raise RequestError naming the right endpoint unless the model has this task."""
+        if task != self.task:
+            kind, endpoint = SERVED_AT[self.task]
+            raise RequestError(
+                f"{path} needs {SERVED_AT[task][0]}, but {self.name!r} is {kind}; ask it at "
+                f"{endpoint}",
+                code="wrong_endpoint",
+            )
+
+    def check_name(self, requested: str | None) -> None:
+        """Raise RequestError 404 unless `requested` is the name or its last path component."""
+        if requested not in (None, self.name, Path(self.name).name):
+            raise RequestError(
+                f"the model {requested!r} is not served here; this server has {self.name!r}",
+                param="model",
+                status=404,
+                code="model_not_found",
+            )
+
+    def check_ids(self, tokens: Iterable[int], param: str) -> None:
+        """Raise RequestError naming `param` unless all tokens are in the model's vocabulary."""
+        size = self.engine.vocab_size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise RequestError(
+                    f"`{param}` has the token id {token}; this model's ids are 0 to {size - 1}",
+                    param=param,
+                )
+
+    def require_codec(self, param: str) -> TextCodec:
+        """Return the codec; raise RequestError naming `param` if there is none."""
+        if self.codec is None:
+            raise RequestError(
+                f"`{param}` needs a tokenizer and this model has none; put the base model's "
+                f"tokenizer.json into the model folder, or send token ids to {self._takes_ids}",
+                param=param,
+            )
+        return self.codec
+
+    @property
+    def _takes_ids(self) -> str:
+        return "/v1/completions" if self.task == "generate" else SERVED_AT[self.task][1]

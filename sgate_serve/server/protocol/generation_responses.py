@@ -1,0 +1,125 @@
+"""The JSON of responses: OpenAI's completion and chat completion objects, whole or in chunks."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sgate_serve.server.execution.generation import Delta, Usage
+from sgate_serve.server.protocol.openai_logprobs import Position, chat_logprobs, completion_logprobs
+
+Json = dict[str, Any]
+WriteLogprobs = Callable[[Sequence[Position]], Json]
+
+
+@dataclass(frozen=True)
+class ResponseHead:
+    """The fields that every object of a response repeats; `created` is in Unix seconds."""
+
+    id: str
+    created: int
+    model: str
+    shows_tokens: bool = False
+    shows_logprobs: bool = False
+
+    def envelope(self, kind: str, choices: list[Json]) -> Json:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def choice(self, delta: Delta, content: Json, write: WriteLogprobs) -> Json:
+        """Return one choice with its content, and `token_ids` (as in vLLM) if they were asked for.
+
+        `write` puts log-probabilities into the endpoint's shape, if they were asked for.
+        """
+        tokens = {"token_ids": list(delta.tokens)} if self.shows_tokens else {}
+        logprobs = write(delta.positions) if self.shows_logprobs else None
+        ending = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
+        return {"index": delta.index, **content, **ending, **tokens}
+
+
+class ResponseWriter(Protocol):
+    """Writes the response of one endpoint."""
+
+    def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
+        """Return the whole response; each choice is a single delta."""
+
+    def opening(self, num_choices: int) -> list[Json]:
+        """Return the chunks at the start of a stream."""
+
+    def chunk(self, delta: Delta) -> Json:
+        """Return the chunk of one delta."""
+
+    def closing(self, usage: Usage) -> Json:
+        """Return the final chunk, which has the usage and no choices."""
+
+
+@dataclass(frozen=True)
+class CompletionWriter:
+    """Writes `text_completion`, the same object for whole responses and for chunks."""
+
+    head: ResponseHead
+
+    def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
+        written = [self._choice(delta) for delta in choices]
+        return self._object(written) | {"usage": usage_json(usage)}
+
+    def opening(self, num_choices: int) -> list[Json]:
+        return []
+
+    def chunk(self, delta: Delta) -> Json:
+        return self._object([self._choice(delta)])
+
+    def closing(self, usage: Usage) -> Json:
+        return self._object([]) | {"usage": usage_json(usage)}
+
+    def _object(self, choices: list[Json]) -> Json:
+        return self.head.envelope("text_completion", choices)
+
+    def _choice(self, delta: Delta) -> Json:
+        return self.head.choice(delta, {"text": delta.text}, completion_logprobs)
+
+
+@dataclass(frozen=True)
+class ChatWriter:
+    """Writes `chat.completion`, or `chat.completion.chunk`, of which the first has the role."""
+
+    head: ResponseHead
+
+    def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
+        written = [
+            self.head.choice(
+                delta,
+                {"message": {"role": "assistant", "content": delta.text, "refusal": None}},
+                chat_logprobs,
+            )
+            for delta in choices
+        ]
+        return self.head.envelope("chat.completion", written) | {"usage": usage_json(usage)}
+
+    def opening(self, num_choices: int) -> list[Json]:
+        return [
+            self._chunk(Delta(index, "", ()), {"role": "assistant", "content": ""})
+            for index in range(num_choices)
+        ]
+
+    def chunk(self, delta: Delta) -> Json:
+        return self._chunk(delta, {"content": delta.text} if delta.text else {})
+
+    def closing(self, usage: Usage) -> Json:
+        return self.head.envelope("chat.completion.chunk", []) | {"usage": usage_json(usage)}
+
+    def _chunk(self, delta: Delta, content: Json) -> Json:
+        choice = self.head.choice(delta, {"delta": content}, chat_logprobs)
+        return self.head.envelope("chat.completion.chunk", [choice])
+
+
+def usage_json(usage: Usage) -> Json:
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

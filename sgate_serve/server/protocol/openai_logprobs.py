@@ -1,0 +1,82 @@
+"""Log-probabilities in both of OpenAI's shapes, with the text, bytes and offset of each token."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sgate_serve.engines.base import TokenLogprobs
+from sgate_serve.text.tokenization import TextCodec
+
+Json = dict[str, Any]
+
+# JSON has no minus infinity; this is vLLM's stand-in for it.
+LOWEST = -9999.0
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """A token's text, the bytes it stands for, and its log-probability."""
+
+    text: str
+    content: bytes
+    logprob: float | None
+
+
+@dataclass(frozen=True)
+class Position:
+    """A token, the likeliest tokens at its position, and its offset in the text."""
+
+    token: ShownToken
+    top: tuple[ShownToken, ...]
+    offset: int
+
+
+def show_position(scores: TokenLogprobs, offset: int, codec: TextCodec | None) -> Position:
+    """Return one token's log-probabilities as they are shown."""
+
+    def show(token: int, logprob: float | None) -> ShownToken:
+        if logprob is not None:
+            logprob = max(logprob, LOWEST)
+        if codec is None:
+            return ShownToken(f"token_id:{token}", b"", logprob)
+        content = codec.token_bytes(token)
+        # Incomplete characters are escaped, so different tokens keep different texts.
+        return ShownToken(content.decode("utf-8", "backslashreplace"), content, logprob)
+
+    top = tuple(show(token, logprob) for token, logprob in scores.top)
+    return Position(show(scores.token, scores.logprob), top, offset)
+
+
+def completion_logprobs(positions: Sequence[Position]) -> Json:
+    """Return the parallel lists of a completion; the first token of a prompt has nulls."""
+    return {
+        "tokens": [position.token.text for position in positions],
+        "token_logprobs": [position.token.logprob for position in positions],
+        "top_logprobs": [_by_text(position) for position in positions],
+        "text_offset": [position.offset for position in positions],
+    }
+
+
+def _by_text(position: Position) -> dict[str, float] | None:
+    """Return text → log-probability of the likeliest tokens and of the chosen one."""
+    if position.token.logprob is None:
+        return None
+    shown: dict[str, float] = {}
+    for token in (*position.top, position.token):
+        assert token.logprob is not None
+        # Of several tokens with the same text, the likeliest comes first and is shown.
+        shown.setdefault(token.text, token.logprob)
+    return shown
+
+
+def chat_logprobs(positions: Sequence[Position]) -> Json:
+    """Return the `content` list of a chat choice."""
+    content = [
+        {**_entry(position.token), "top_logprobs": [_entry(token) for token in position.top]}
+        for position in positions
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _entry(token: ShownToken) -> Json:
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.content)}

@@ -1,0 +1,118 @@
+"""The base classes of request bodies, which are validated strictly.
+
+`"5"` is not a number, null means absent, and unknown fields are refused. Every refusal is a
+RequestError whose `param` is the path of the bad value.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+
+from sgate_serve.errors import RequestError
+from sgate_serve.server.protocol.unsupported_parameters import drop_neutral, drop_nulls
+
+MAX_SHOWN_VALUE = 60
+
+TokenIds = list[int]
+
+MAX_PROMPTS = 1024
+
+Prompts = (
+    str
+    | TokenIds
+    | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
+    | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
+)
+PROMPTS_EXPECTED = (
+    f"a string, a list of token ids, or a list of at most {MAX_PROMPTS} strings or lists of token "
+    "ids"
+)
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class StrictBody(StrictModel):
+    """The base of the request bodies."""
+
+    model: str | None = Field(None, description="the served model's name, or absent")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, body: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(body, dict):
+            raise RequestError(
+                "the body must be a JSON object sent with Content-Type: application/json"
+            )
+        _check_unicode(body)
+        fields = drop_neutral(drop_nulls(body), frozenset(cls.model_fields))
+        try:
+            return handler(fields)
+        except ValidationError as error:
+            raise cls._refusal(error, fields) from error
+
+    @classmethod
+    def _refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> RequestError:
+        """Return the most specific of pydantic's errors, with the value, its path and a remedy.
+
+        For a union pydantic reports an error of every member; the one with the longest path belongs
+        to the member that was meant.
+        """
+        found = [(_path(detail["loc"], fields), detail) for detail in error.errors()]
+        (path, value), detail = max(found, key=lambda entry: (len(entry[0][0]), entry[0][0]))
+        param = ".".join(str(part) for part in path)
+        if detail["type"] == "extra_forbidden":
+            return RequestError(f"`{param}` is not a known field; leave it out", param=param)
+        field = cls.model_fields.get(str(path[0]))
+        expected = f"; expected {field.description}" if field else ""
+        if detail["type"] == "missing":
+            return RequestError(f"`{param}` is missing{expected}", param=param)
+        shown = repr(value)
+        if len(shown) > MAX_SHOWN_VALUE:
+            shown = f"{shown[:MAX_SHOWN_VALUE]}…"
+        return RequestError(f"`{param}` is {shown}: {detail['msg']}{expected}", param=param)
+
+
+def as_list(prompts: Prompts) -> list[str | TokenIds]:
+    """Return the prompts as a list, even a single one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    token_ids = [item for item in prompts if isinstance(item, int)]
+    several = [item for item in prompts if not isinstance(item, int)]
+    return [token_ids] if token_ids else [*several]
+
+
+def _check_unicode(body: dict[str, Any]) -> None:
+    """Refuse lone surrogates, which JSON can escape but UTF-8 and tokenizers cannot encode."""
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the body has {error.object[error.start]!r}, half of a surrogate pair; send whole "
+            "characters"
+        ) from error
+
+
+def _path(loc: tuple[int | str, ...], body: Any) -> tuple[tuple[int | str, ...], Any]:
+    """Return the path in the body for a pydantic location, and the value there.
+
+    Pydantic inserts the names of union members, such as `list[int]`, between the keys.
+    """
+    path: tuple[int | str, ...] = ()
+    value = body
+    for part in loc:
+        if isinstance(value, dict):
+            path, value = (*path, part), value.get(str(part))
+        elif isinstance(value, list) and isinstance(part, int):
+            path, value = (*path, part), value[part]
+    return path, value

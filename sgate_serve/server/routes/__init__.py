@@ -1,0 +1,1 @@
+"""The endpoints, and the streaming of their responses."""

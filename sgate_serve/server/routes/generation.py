@@ -1,0 +1,103 @@
+"""The endpoints of completions and chat completions."""
+
+import asyncio
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from sgate_serve.server.execution.generation import Delta, Generation, joined
+from sgate_serve.server.execution.jobs import Job, chat_job, completion_job
+from sgate_serve.server.protocol.generation_requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    StreamOptions,
+)
+from sgate_serve.server.protocol.generation_responses import (
+    ChatWriter,
+    CompletionWriter,
+    ResponseHead,
+    ResponseWriter,
+)
+from sgate_serve.server.routes.service import Service
+from sgate_serve.server.routes.streaming import EventStream, EventWriter, until_disconnect
+
+
+class GenerationEndpoints:
+    """Each endpoint reads a body, runs a job and writes the response."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/v1/completions", self.complete, methods=["POST"])
+        router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
+        return router
+
+    async def complete(self, body: CompletionRequest, request: Request) -> Response:
+        """Continue one or several prompts."""
+        model = self._service.model_for("generate", request)
+        job = await asyncio.to_thread(completion_job, body, model)
+        head = _head(f"cmpl-{request.state.request_id}", body, model.name)
+        return await self._run(job, body, request, CompletionWriter(head))
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        model = self._service.model_for("generate", request)
+        job = await asyncio.to_thread(chat_job, body, model)
+        head = _head(f"chatcmpl-{request.state.request_id}", body, model.name)
+        return await self._run(job, body, request, ChatWriter(head))
+
+    async def _run(
+        self, job: Job, body: GenerationRequest, request: Request, writer: ResponseWriter
+    ) -> Response:
+        """Run the job and return its response, whole or as a stream.
+
+        A stream starts only when its first token is there, so that errors before it have a status.
+        """
+        model = self._service.driver.model
+        generation = Generation(job, self._service.driver, model.codec, self._service.metrics)
+
+        def end() -> None:
+            generation.close()
+            request.state.log.update(
+                model=model.name,
+                prompt_tokens=generation.usage.prompt_tokens,
+                completion_tokens=generation.usage.completion_tokens,
+                finish_reasons=generation.finish_reasons,
+            )
+
+        with ExitStack() as cleanup:
+            cleanup.callback(end)
+            if not body.stream:
+                whole = _whole(generation, writer)
+                return JSONResponse(await until_disconnect(request.receive, whole))
+            deltas = generation.deltas()
+            first = await until_disconnect(request.receive, anext(deltas))
+            cleanup.pop_all()
+        options = body.stream_options or StreamOptions()
+        wants_each = body.return_token_ids or body.num_logprobs is not None
+        every_token = wants_each or model.codec is None
+        events = EventWriter(generation, writer, options, every_token=every_token)
+        return EventStream(events.events(first, deltas), end)
+
+
+def _head(response_id: str, body: GenerationRequest, model_name: str) -> ResponseHead:
+    return ResponseHead(
+        response_id,
+        int(time.time()),
+        model_name,
+        shows_tokens=body.return_token_ids,
+        shows_logprobs=body.num_logprobs is not None,
+    )
+
+
+async def _whole(generation: Generation, writer: ResponseWriter) -> dict[str, Any]:
+    deltas: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
+    async for delta in generation.deltas():
+        deltas[delta.index].append(delta)
+    return writer.body([joined(own) for own in deltas], generation.usage)

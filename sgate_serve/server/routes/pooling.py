@@ -1,0 +1,58 @@
+"""The endpoints of encoders: embeddings and classification."""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+
+from sgate_serve.engines.base import PoolingRequest
+from sgate_serve.server.execution.pooling import pooled, pooling_requests
+from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.protocol.pooling_responses import classes_json, embeddings_json, unit_length
+from sgate_serve.server.routes.service import Service
+from sgate_serve.server.routes.streaming import until_disconnect
+
+
+class PoolingEndpoints:
+    """Each endpoint reads a body, runs its texts and writes the response."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/v1/embeddings", self.embed, methods=["POST"])
+        router.add_api_route("/classify", self.classify, methods=["POST"])
+        return router
+
+    async def embed(self, body: EmbeddingRequest, request: Request) -> JSONResponse:
+        """Return the embedding of each text."""
+        model = self._service.model_for("embed", request)
+        requests = await asyncio.to_thread(pooling_requests, body, model)
+        vectors = await self._run(requests, request, model.name)
+        if model.normalize:
+            vectors = [unit_length(vector) for vector in vectors]
+        return JSONResponse(embeddings_json(vectors, body, model.name, _num_tokens(requests)))
+
+    async def classify(self, body: ClassifyRequest, request: Request) -> JSONResponse:
+        """Return the best label of each text or pair, and the scores of all labels."""
+        model = self._service.model_for("classify", request)
+        assert model.head is not None
+        requests = await asyncio.to_thread(pooling_requests, body, model)
+        logits = await self._run(requests, request, model.name)
+        content = classes_json(logits, model.head, model.name, _num_tokens(requests))
+        return JSONResponse({"id": f"classify-{request.state.request_id}", **content})
+
+    async def _run(
+        self, requests: Sequence[PoolingRequest], request: Request, model_name: str
+    ) -> list[NDArray[np.float32]]:
+        request.state.log.update(model=model_name, prompt_tokens=_num_tokens(requests))
+        work = pooled(requests, self._service.driver, self._service.metrics)
+        return await until_disconnect(request.receive, work)
+
+
+def _num_tokens(requests: Sequence[PoolingRequest]) -> int:
+    return sum(len(request.prompt) for request in requests)

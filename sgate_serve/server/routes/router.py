@@ -1,0 +1,83 @@
+"""The router of all endpoints, and the endpoints about the server itself."""
+
+import time
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from sgate_serve import __version__
+from sgate_serve.server.driver import EngineDriver
+from sgate_serve.server.loaded_model import LoadedModel
+from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
+from sgate_serve.server.routes.generation import GenerationEndpoints
+from sgate_serve.server.routes.pooling import PoolingEndpoints
+from sgate_serve.server.routes.service import Service
+from sgate_serve.server.routes.tokens import TokenEndpoints
+
+
+def create_router(driver: EngineDriver) -> APIRouter:
+    """Return the router of all endpoints on one driver."""
+    service = Service(driver)
+    router = APIRouter()
+    for endpoints in (
+        GenerationEndpoints(service),
+        PoolingEndpoints(service),
+        TokenEndpoints(service),
+        ServerEndpoints(service),
+    ):
+        router.include_router(endpoints.router())
+    return router
+
+
+class ServerEndpoints:
+    """Models, health, metrics and version."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._created = int(time.time())
+
+    def router(self) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/v1/models", self.list_models)
+        router.add_api_route("/v1/models/{name:path}", self.show_model)
+        router.add_api_route(HEALTH_PATH, self.show_health)
+        router.add_api_route(METRICS_PATH, self.show_metrics)
+        router.add_api_route("/version", self.show_version)
+        return router
+
+    async def list_models(self) -> JSONResponse:
+        """List the one model that is served."""
+        card = self._model_card(self._service.driver.model)
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def show_model(self, name: str) -> JSONResponse:
+        """Describe the served model."""
+        model = self._service.driver.model
+        model.check_name(name)
+        return JSONResponse(self._model_card(model))
+
+    async def show_health(self) -> JSONResponse:
+        """Answer 200 when requests can be served, 503 while loading, stopping or after a crash."""
+        self._service.driver.check_ready()
+        return JSONResponse({"status": self._service.driver.state})
+
+    async def show_metrics(self) -> Response:
+        """Return the Prometheus metrics, of which there are none before the model is loaded."""
+        driver = self._service.driver
+        content = self._service.metrics.render(driver.stats) if driver.loaded else b""
+        return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+    async def show_version(self) -> JSONResponse:
+        """Return the version of sgate-serve."""
+        return JSONResponse({"version": __version__})
+
+    def _model_card(self, model: LoadedModel) -> dict[str, Any]:
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "sgate-serve",
+            "max_model_len": model.engine.max_model_len,
+        }

@@ -1,0 +1,113 @@
+"""Server-sent events, and cancellation when a client hangs up."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from sgate_serve.errors import RequestError
+from sgate_serve.server.error_responses import error_body
+from sgate_serve.server.execution.generation import Delta, Generation
+from sgate_serve.server.protocol.generation_requests import StreamOptions
+from sgate_serve.server.protocol.generation_responses import ResponseWriter, usage_json
+
+DONE = b"data: [DONE]\n\n"
+
+T = TypeVar("T")
+
+
+async def until_disconnect(receive: Receive, work: Awaitable[T]) -> T:
+    """Return the result of `work`; if the client hangs up, cancel it and raise ClientDisconnect.
+
+    The request's body must have been read, so that the next message can only be the disconnect.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for task in (working, watching):
+            task.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(StreamingResponse):
+    """A stream of events that calls `close` when it ends, fails, or loses its client."""
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(
+            events, media_type="text/event-stream", headers={"cache-control": "no-cache"}
+        )
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await until_disconnect(receive, self.stream_response(send))
+        finally:
+            self._close()
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """Return one event, on a single `data:` line, as JSON escapes line breaks."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+
+
+class EventWriter:
+    """Writes one generation as events, leaving out empty ones unless `every_token` is set."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        writer: ResponseWriter,
+        options: StreamOptions,
+        *,
+        every_token: bool,
+    ) -> None:
+        self._generation = generation
+        self._writer = writer
+        self._options = options
+        self._every_token = every_token
+
+    async def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[bytes]:
+        """Yield the stream up to `[DONE]`, with an error event if the generation fails.
+
+        `first` must be awaited before the response starts, so that an earlier error has a status.
+        """
+        for chunk in self._writer.opening(self._generation.num_choices):
+            yield self._event(chunk)
+        try:
+            if self._shows(first):
+                yield self._event(self._writer.chunk(first))
+            async for delta in deltas:
+                if self._shows(delta):
+                    yield self._event(self._writer.chunk(delta))
+                    # Writing a backlog never waits, so let the loop notice a disconnect and serve
+                    # other clients.
+                    await asyncio.sleep(0)
+            if self._options.include_usage:
+                yield event(self._writer.closing(self._generation.usage))
+        except RequestError as error:
+            yield event(error_body(error))
+        yield DONE
+
+    def _shows(self, delta: Delta) -> bool:
+        return bool(delta.text or delta.finish_reason or self._every_token)
+
+    def _event(self, chunk: dict[str, Any]) -> bytes:
+        if self._options.continuous_usage_stats:
+            chunk["usage"] = usage_json(self._generation.usage)
+        elif self._options.include_usage:
+            chunk["usage"] = None
+        return event(chunk)

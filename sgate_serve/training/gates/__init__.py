@@ -1,0 +1,1 @@
+"""Trained gates: their relaxations, initialization, expected removal and budget."""

@@ -1,0 +1,92 @@
+"""The methods of `--method`, each of which decides which gates close.
+
+One-shot methods score the gates once. Trained gates start from Fisher scores. All of them end in
+the same selection.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.gates import Gates
+from sgate_serve.training.gates.initialization import num_groups_of
+from sgate_serve.training.gates.kurtosis import kurtosis_pressure
+from sgate_serve.training.gates.relaxations import RELAXATIONS
+from sgate_serve.training.gates.trained_gates import TrainedGates
+from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.masks.comparison import best_mask
+from sgate_serve.training.masks.importance import SCORING_BATCHES, fisher_scores, scores_of
+from sgate_serve.training.masks.selection import Ranking
+from sgate_serve.training.phases.gates import GateTraining, train_gates
+from sgate_serve.training.phases.trainer import Phase
+from sgate_serve.training.phases.tuning import Tuning
+from sgate_serve.training.processes import agreed
+from sgate_serve.training.tasks.training_data import Batch, TrainingData
+from sgate_serve.training.train_options import COUPLED, DENSE, GATES, TrainOptions
+
+# Batches on which the masks of trained gates and of their start are compared.
+COMPARISON_BATCHES = 12
+
+
+def find_gates(
+    model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, phase: Phase
+) -> tuple[Gates, tuple[str, ...]]:
+    """Return gates that are exactly 0 or open, and the names of the tensors trained with them.
+
+    Raises TrainingError if no selection meets the target.
+    """
+    if options.method == DENSE:
+        return _open_gates(base, options), ()
+    granularity, spec = GRANULARITIES[options.gates], base.spec
+
+    def select(ranking: Ranking) -> Gates:
+        return granularity.select(spec, ranking, options.target, base.fingerprint).gates
+
+    batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
+    changed: tuple[str, ...] = ()
+    if options.method == GATES:
+        gates, training = _gates_to_train(model, spec, batches, options)
+        changed = train_gates(model, spec, gates, data, training, phase)
+        method = f"{options.gate_relaxation} gates, augmented Lagrangian, top-k snap"
+        groups = training.initial.num_groups
+        ranking = Ranking(gates.scores(), gates.read_outs(), options.gate_block, method, groups)
+        if options.gates == COUPLED:
+            others = data.shuffled_batches(options.batch_size, COMPARISON_BATCHES, options.seed + 1)
+            initial = training.initial.logits
+            return agreed(best_mask(model, spec, ranking, initial, select, others)), changed
+    else:
+        sites = granularity.sites(spec)
+        scores = agreed(scores_of(options.method, model, sites, batches, options.seed))
+        method = f"one-shot {options.method} scores, top-k snap"
+        groups = num_groups_of(spec, scores, options)
+        ranking = Ranking(scores, None, options.gate_block, method, groups)
+    return agreed(select(ranking)), changed
+
+
+def _gates_to_train(
+    model: nn.Module, spec: ModelSpec, batches: Sequence[Batch], options: TrainOptions
+) -> tuple[TrainedGates, GateTraining]:
+    """Return gates initialized by their Fisher scores, and the settings of their training."""
+    granularity = GRANULARITIES[options.gates]
+    sites = granularity.sites(spec)
+    scores = agreed(fisher_scores(model, sites, batches))
+    pressure = kurtosis_pressure(model, sites, batches) if options.kurtosis else None
+    initial = granularity.initialize(spec, scores, options)
+    relaxation = RELAXATIONS[options.gate_relaxation]
+    gates = TrainedGates(sites, initial.logits, granularity.removal(spec), relaxation, pressure)
+    tuning = Tuning(options.gate_tuning, options.lora_rank, options.seed)
+    return gates, GateTraining(initial, options.gate_learning_rate, tuning)
+
+
+def _open_gates(base: Checkpoint, options: TrainOptions) -> Gates:
+    sites = GRANULARITIES[options.gates].sites(base.spec)
+    return Gates(
+        method="dense, nothing removed",
+        family=base.spec.family.name,
+        granularity=options.gates,
+        base_fingerprint=base.fingerprint,
+        values={site.gate.key: np.ones(site.gate.num_gates, np.float32) for site in sites},
+    )

@@ -1,0 +1,1 @@
+"""The phases of a run: dense, gates and recovery, and what they share."""

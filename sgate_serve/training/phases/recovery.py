@@ -1,0 +1,32 @@
+"""The recovery phase: tunes the model under its final mask. Without masks it is the dense phase."""
+
+from torch import nn
+
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.plan import Masks
+from sgate_serve.training.masks.masking import masked_by
+from sgate_serve.training.phases.trainer import PartlyFrozen, Phase, PhaseTrainer, run
+from sgate_serve.training.phases.tuning import Tuning, tuned
+from sgate_serve.training.tasks.training_data import TrainingData
+
+
+def recover(
+    model: nn.Module,
+    spec: ModelSpec,
+    masks: Masks,
+    tuning: Tuning,
+    data: TrainingData,
+    phase: Phase,
+) -> tuple[str, ...]:
+    """Tune `model` in place under `masks`; return the names of the tensors that changed."""
+    with tuned(model, spec, tuning) as names:
+        trainer = PhaseTrainer(
+            model=PartlyFrozen(model),
+            args=phase.arguments(is_ragged=data.is_ragged),
+            train_dataset=data.train,
+            data_collator=data.collate,
+            distillation=phase.distillation,
+        )
+        with masked_by(model, masks):
+            run(trainer)
+    return names

@@ -1,0 +1,69 @@
+"""The causal-lm task: packed blocks of text, measured by loss and perplexity."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.data.documents import (
+    end_token,
+    evenly_spaced,
+    pack,
+    read_documents,
+    read_tokenizer,
+    split_documents,
+)
+from sgate_serve.data.hub import HELD_OUT
+from sgate_serve.data.metrics import Metrics
+from sgate_serve.errors import TrainingError
+from sgate_serve.training.phases.trainer import best_device
+from sgate_serve.training.tasks.evaluate import causal_lm_metrics
+from sgate_serve.training.tasks.training_data import TrainingData, block_samples
+from sgate_serve.training.train_options import TrainOptions
+
+
+class CausalLMTask:
+    """Text in blocks of --seq-len tokens; the base brings its own head."""
+
+    def __init__(self, base: Checkpoint, options: TrainOptions) -> None:
+        if base.spec.task != CAUSAL_LM:
+            raise TrainingError(
+                f"{base.folder} is a {base.spec.head.model_class}: give a causal LM, or use --task "
+                "classification"
+            )
+        self.data = read_data(base, options)
+        self.needs_head, self.num_labels = False, 0
+        self.notes: tuple[str, ...] = ()
+
+    def open_model(self, folder: Path) -> nn.Module:
+        return load_frozen(folder)
+
+    def metrics(self, model: nn.Module) -> Metrics:
+        return causal_lm_metrics(model, self.data.held_out, self.data.pad_token)
+
+
+def read_data(base: Checkpoint, options: TrainOptions) -> TrainingData:
+    """Read, split and pack the text; raise TrainingError if there is too little."""
+    tokenizer = read_tokenizer(base.folder / "tokenizer.json", base.spec.vocab_size)
+    documents = read_documents(options.data)
+    source = options.held_out_source
+    if source is None:
+        documents, held_out = split_documents(documents, options.seed)
+    else:
+        held_out = read_documents(source, HELD_OUT)
+    end = end_token(base.config)
+    blocks, rest = (pack(part, tokenizer, end, options.seq_len) for part in (documents, held_out))
+    rest = evenly_spaced(rest, options.eval_blocks)
+    return TrainingData(block_samples(blocks), block_samples(rest))
+
+
+def load_frozen(folder: Path) -> nn.Module:
+    """Load a frozen causal LM in fp32, on the GPU if there is one."""
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.config.use_cache = False
+    frozen: nn.Module = model.requires_grad_(False).to(best_device())
+    return frozen
