@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from sgate_serve.architecture.activations import is_zero_at_zero
 from sgate_serve.architecture.family import (
     ATTENTION,
     DOWN,
@@ -22,7 +23,6 @@ from sgate_serve.architecture.family import (
     READERS,
     UP,
     VALUE,
-    ZERO_AT_ZERO,
     Family,
 )
 from sgate_serve.architecture.shapes import LayerShape
@@ -60,7 +60,7 @@ class Zeros:
 
     def inactive_rows(self, activation: str) -> Flags:
         """Rows that are zero behind an activation whatever comes in."""
-        zero = self.bias if activation in ZERO_AT_ZERO else np.zeros_like(self.bias)
+        zero = self.bias if is_zero_at_zero(activation) else np.zeros_like(self.bias)
         return self.rows & (zero if self.inactive is None else zero | self.inactive)
 
 

@@ -31,7 +31,8 @@ def dead_key_dims(at: Context) -> Iterator[Death]:
         yield Death("key_dims", both, "query and key rows and biases are zero")
         return
     yield Death("key_dims", _in_pairs(layer, query), "query rows and biases are zero")
-    constant = silent if layer.spec.has_softcap else key.rows.reshape(silent.shape)
+    is_capped = layer.spec.attention_softcap is not None
+    constant = silent if is_capped else key.rows.reshape(silent.shape)
     constant = np.where(_is_rotated(layer), silent, constant)
     yield Death("key_dims", _in_pairs(layer, constant), "key rows are zero")
 
@@ -89,12 +90,12 @@ def _silent_queries(layer: LayerState) -> Flags:
 
 
 def _is_rotated(layer: LayerState) -> Flags:
-    return np.arange(layer.shape.head_dim) < layer.spec.rotary_dims
+    return np.arange(layer.shape.head_dim) < layer.spec.rotary_dims(layer.index)
 
 
 def _in_pairs(layer: LayerState, flags: Flags) -> Flags:
     """Keep a rotated dimension's flag only where its partner has it too, [kv, d]."""
-    rotated = layer.spec.rotary_dims
+    rotated = layer.spec.rotary_dims(layer.index)
     pairs = flags.copy()
     both = flags[:, : rotated // 2] & flags[:, rotated // 2 : rotated]
     pairs[:, :rotated] = np.tile(both, 2)

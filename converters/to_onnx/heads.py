@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.tensor_files import Array
-
-# GroupQueryAttention with do_rotary on the CPU provider: head width must be a multiple of 16.
-HEAD_MULTIPLE = 16
+from sgate_serve.plan.targets import ONNX_HEAD_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,17 @@ class HeadLayout:
     head_dim: int
     rotary_dims: int
 
+    @classmethod
+    def of(cls, spec: ModelSpec, layer: int) -> "HeadLayout":
+        return cls(spec.layers[layer].head_dim, spec.rotary_dims(layer))
+
     @property
     def num_pairs(self) -> int:
         return -(-self.rotary_dims // 2)
 
     @property
     def width(self) -> int:
-        return -(-self.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
+        return -(-self.head_dim // ONNX_HEAD_MULTIPLE) * ONNX_HEAD_MULTIPLE
 
     def positions(self, num_heads: int) -> NDArray[np.int64]:
         """Return where each of the [heads * head_dim] dimensions stands once heads are padded."""

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, Family
+from sgate_serve.architecture.family import ATTENTION, Family
+from sgate_serve.architecture.sgate_config import stored_family
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.checkpoint.int8 import (
     SCALE,
@@ -156,9 +157,7 @@ class Checkpoint:
         """Norms of blocks that are gone; other tools leave them, and nothing reads them."""
         family, names = self.spec.family, set[str]()
         for index, layer in enumerate(self.spec.layers):
-            for block in BLOCKS:
-                if layer.mlp_units if block == MLP else layer.num_heads:
-                    continue
+            for block in layer.skipped_blocks:
                 own = [n[block] for n in (family.norms, family.post_norms) if block in n]
                 own += family.head_norms if block == ATTENTION else ()
                 names |= {f"{family.layer_name(index)}.{name}" for name in own}
@@ -194,8 +193,7 @@ def canonical_names(
     Base models are saved without the prefix of the stack, old checkpoints with other endings. A
     config of no family of ours is somebody else's: its names stay.
     """
-    sgate = config.get("sgate")
-    name = sgate.get("family") if isinstance(sgate, Mapping) else config.get("model_type")
+    name = stored_family(config)
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         return tensors
@@ -215,7 +213,7 @@ def canonical_names(
 
 def _stack_names(family: Family) -> tuple[str, ...]:
     """Return how the names of the stack's tensors start where the prefix is left out."""
-    on_top = {name for task in family.tasks.values() for name in task.tensors}
+    on_top = {name for head in family.tasks.values() for name in head.tensors}
     names = (family.layer.format(""), *family.outside, *on_top)
     prefix = f"{family.prefix}."
     return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))

@@ -12,8 +12,8 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from sgate_serve.architecture.config import SGATE_MODEL_TYPE
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.models.configuration import CONFIGS, SGateConfig
 from sgate_serve.models.modeling import MODELS
 

@@ -9,9 +9,10 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig
 
-from sgate_serve.architecture.config import SGATE_MODEL_TYPE, family_of
+from sgate_serve.architecture.config import family_of
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Family
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 
 
 class UnevenConfigMixin:

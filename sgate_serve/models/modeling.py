@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, Family
+from sgate_serve.architecture.family import ATTENTION, MLP, Family
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
@@ -47,8 +47,8 @@ def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedM
 # By family and task.
 MODELS: dict[str, dict[str, type[PreTrainedModel]]] = {
     name: {
-        task: uneven_model(getattr(transformers, row.model_class), CONFIGS[name])
-        for task, row in family.tasks.items()
+        task: uneven_model(getattr(transformers, head.model_class), CONFIGS[name])
+        for task, head in family.tasks.items()
     }
     for name, family in FAMILIES.items()
 }
@@ -77,9 +77,8 @@ def shrink(model: PreTrainedModel) -> None:
             _set_head_counts(attention, shape)
             if hasattr(attention, "layer_idx"):
                 setattr(attention, "layer_idx", caches[index])  # noqa: B010  # typed as a tensor
-        for block in BLOCKS:
-            if not (shape.num_heads if block == ATTENTION else shape.mlp_units):
-                _skip(model, spec.family, index, block)
+        for block in shape.skipped_blocks:
+            _skip(model, spec.family, index, block)
     if spec.norm_size != spec.hidden_size:
         _narrow_stream(model, spec)
     _narrow_head(model, spec)
@@ -176,9 +175,9 @@ def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:
         )
         model.set_submodule(_inside(model, name), norm)
     table = model.get_submodule(_inside(model, spec.family.embedding))
-    if hasattr(table, "scalar_embed_scale"):
-        table.scalar_embed_scale = spec.norm_size**0.5
-        table.embed_scale = torch.tensor(table.scalar_embed_scale)
+    if spec.embedding_scale is not None:
+        table.scalar_embed_scale = spec.embedding_scale
+        table.embed_scale = torch.tensor(spec.embedding_scale)
 
 
 def _narrow_head(model: PreTrainedModel, spec: ModelSpec) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT
+from sgate_serve.architecture.family import DOWN, OUTPUT
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
@@ -155,8 +155,7 @@ class LayerPlan:
 
     @property
     def skipped_blocks(self) -> tuple[str, ...]:
-        gone = {ATTENTION: not self.heads, MLP: not self.mlp_units}
-        return tuple(block for block, is_gone in gone.items() if is_gone)
+        return self.shape.skipped_blocks
 
 
 @dataclass(frozen=True)

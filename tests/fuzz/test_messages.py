@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
@@ -104,7 +105,8 @@ def test_config_fields_of_another_type(change: dict[str, Any], message: str) -> 
 def test_null_fields_have_their_defaults() -> None:
     nulls = {"rope_theta": None, "rope_parameters": {"rope_theta": None, "factor": None}}
     spec = ModelSpec.from_config(CONFIG | nulls | {"per_layer_config": {"0": None}}, "config.json")
-    assert spec.rope == {"rope_theta": 10000.0, "rope_type": "default"}
+    rope = Rope({"rope_theta": 10000.0, "rope_type": "default"})
+    assert spec.ropes == (rope,) * len(spec.layers)
     assert spec.has_uniform_layers
 
 

@@ -8,16 +8,16 @@ Layouts: docs/format.md.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgate_serve.architecture.config import SGATE_FORMAT_VERSION, SGATE_MODEL_TYPE
 from sgate_serve.architecture.config_schema import check_config
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import BASE, CAUSAL_LM, Family
+from sgate_serve.architecture.family import Family
+from sgate_serve.architecture.sgate_config import LayerSizes, SgateBlock, sgate_config
+from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.checkpoint.ragged.claims import (
     BLOCK_SIZES,
     HEAD_DIM,
     HEADS,
     KV_HEADS,
-    PER_LAYER,
     UNITS,
     Claim,
     claim_keys,
@@ -135,40 +135,24 @@ def _dense_head_dim(stock: Mapping[str, Any], widths: Sequence[Widths], source: 
 def _sgate_config(
     stock: Mapping[str, Any], family: Family, layers: Sequence[Sizes], biases: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the sizes as docs/format.md has them: the maximum on top, what differs per layer."""
+    """Return the config of our own that says what the tensors hold."""
+    shapes = tuple(
+        LayerShape(layer[HEADS], layer[KV_HEADS], layer[HEAD_DIM], layer[UNITS]) for layer in layers
+    )
+    sizes = LayerSizes(family, shapes, stock["hidden_size"], stock["hidden_size"])
+    config = {key: value for key, value in stock.items() if key not in LEFT_OUT}
+    # A block that no layer has still needs its sizes on top.
     dense = _dense_sizes(stock, family)
-    top = {key: max(layer[key] for layer in layers) or dense[key] or 1 for key in dense}
-    if not family.has_stated_head_width:
-        # The head count is what states the width of a head.
-        top[HEADS] = stock["hidden_size"] // top.pop(HEAD_DIM)
-    if not family.has_kv_heads:
-        del top[KV_HEADS]
-    digits = len(str(len(layers) - 1))
-    per_layer: dict[str, Any] = {}
-    for index, layer in enumerate(layers):
-        entry: dict[str, Any] = {k: v for k in top if (v := layer[k]) not in (top[k], 0)}
-        skip = [block for block, keys in BLOCK_SIZES.items() if not layer[keys[0]]]
-        entry |= {"skip": skip} if skip else {}
-        if entry:
-            per_layer[str(index).zfill(digits)] = entry
-    own = {
-        "model_type": SGATE_MODEL_TYPE,
-        "architectures": [f"SGate{name}" for name in _architectures(stock, family)],
-        PER_LAYER: per_layer,
-        "sgate": {
-            "version": SGATE_FORMAT_VERSION,
-            "family": family.name,
-            "base_model_type": stock["model_type"],
-            "extra_biases": list(biases),
-        },
-    }
-    return {key: value for key, value in stock.items() if key not in LEFT_OUT} | top | own
+    config |= {size: dense[size] or 1 for size in (HEADS, UNITS) if not stock.get(size)}
+    config |= sizes.top_level()
+    config["architectures"] = _architectures(stock, family)
+    block = SgateBlock(family.name, stock["model_type"], extra_biases=frozenset(biases))
+    return sgate_config(config, sizes, block)
 
 
 def _architectures(stock: Mapping[str, Any], family: Family) -> list[str]:
     """Return the stock classes that the config names, or the family's usual one."""
     names: Any = stock.get("architectures")
-    classes = {row.model_class for row in family.tasks.values()}
+    classes = {head.model_class for head in family.tasks.values()}
     known = [name for name in names if name in classes] if TEXTS.accepts(names) else []
-    usual = family.tasks[CAUSAL_LM if CAUSAL_LM in family.tasks else BASE]
-    return known or [usual.model_class]
+    return known or [family.tasks[family.default_task].model_class]

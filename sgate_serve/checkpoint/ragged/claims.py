@@ -10,6 +10,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.family import ATTENTION, MLP
+from sgate_serve.architecture.sgate_config import PER_LAYER, SKIP
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import INDICES, OBJECT, SIZE, WHOLE, Kind, check_fields, is_number
 
@@ -19,7 +20,7 @@ HEAD_DIM, UNITS = "head_dim", "intermediate_size"
 GROUP = "queries_per_kv"
 BLOCK_SIZES: Mapping[str, tuple[str, ...]] = {ATTENTION: (HEADS, KV_HEADS), MLP: (UNITS,)}
 
-PER_LAYER, BLOCKS = "per_layer_config", "block_configs"
+BLOCK_CONFIGS = "block_configs"
 # Lists with one size for each layer; a stock key may hold such a list, too.
 LISTS: Mapping[str, str] = {
     # github.com/alibaba/rtp-llm, docs of its sparse models
@@ -70,7 +71,7 @@ class Claim:
 def claim_keys(config: Mapping[str, Any]) -> set[str]:
     """Return the keys of a config that speak of single layers, in any of the layouts."""
     lists = {key for key in STOCK_LISTS if isinstance(config.get(key), list | tuple)}
-    return lists | (config.keys() & {*LISTS, PER_LAYER, BLOCKS})
+    return lists | (config.keys() & {*LISTS, PER_LAYER, BLOCK_CONFIGS})
 
 
 def read_claims(config: Mapping[str, Any], depth: int, hidden: int, source: str) -> Iterator[Claim]:
@@ -97,14 +98,14 @@ def _entries(
 ) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     """Yield layer, place and content of what `per_layer_config` and `block_configs` hold."""
     check_fields(config, {PER_LAYER: OBJECT}, source, CheckpointError)
-    blocks = config.get(BLOCKS) or []
+    blocks = config.get(BLOCK_CONFIGS) or []
     if not isinstance(blocks, list):
-        raise CheckpointError(f"{source}: {BLOCKS} must be a list, found {brief(blocks)}")
+        raise CheckpointError(f"{source}: {BLOCK_CONFIGS} must be a list, found {brief(blocks)}")
     if blocks:
-        _check_length(blocks, depth, f"{source}: {BLOCKS}")
+        _check_length(blocks, depth, f"{source}: {BLOCK_CONFIGS}")
     for name, entries in (
         (PER_LAYER, config.get(PER_LAYER) or {}),
-        (BLOCKS, dict(enumerate(blocks))),
+        (BLOCK_CONFIGS, dict(enumerate(blocks))),
     ):
         for key, entry in entries.items():
             where = f"{name}[{brief(key)}]".replace("'", "")
@@ -148,7 +149,7 @@ class _Entry:
                 self._read_size(entry, key, where)
             elif block is not None and key == "no_op" and value is True:
                 self._skipped[block] = place
-            elif key == "skip":
+            elif key == SKIP:
                 self._read_skip(value, place)
             elif self._differs(key, value, block):
                 raise CheckpointError(
