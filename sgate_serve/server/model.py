@@ -61,12 +61,12 @@ class LoadedModel:
         task: Task = "generate",
         *,
         name: str | None = None,
+        labels: Labels | None = None,
         normalize: bool = False,
     ) -> "LoadedModel":
         """Join an engine with the text files of `folder`, whose path is the default name.
 
-        A classifier's labels are those of config.json. Raises CheckpointError for files that
-        cannot be read.
+        A classifier needs its labels. Raises CheckpointError for files that cannot be read.
         """
         codec = TextCodec.load(folder)
         return cls(
@@ -75,7 +75,7 @@ class LoadedModel:
             codec,
             read_stop_token_ids(folder, codec),
             task,
-            Labels.load(folder) if task == "classify" else None,
+            labels,
             normalize,
         )
 

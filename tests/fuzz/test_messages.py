@@ -76,6 +76,8 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
             r"rope_parameters\[sliding_attention\]: rope_theta must be a positive number, found",
         ),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a positive number, found 0"),
+        ({"num_labels": 0}, "num_labels must be a whole number of at least 1, found 0"),
+        ({"num_labels": "2"}, "num_labels must be a whole number of at least 1, found '2'"),
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
         ({"layer_types": [1, 2]}, r"layer_types must be a list of strings, found \[1, 2\]"),
         ({"per_layer_config": []}, r"per_layer_config must be an object, found \[\]"),
