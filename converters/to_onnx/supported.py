@@ -1,4 +1,4 @@
-"""Which models the graphs can express; every other is refused by name."""
+"""The check that a graph can express a model; unsupported features are refused by name."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from sgate_serve.errors import EngineError
 
 
 def check_supported(checkpoint: Checkpoint) -> None:
-    """Raise EngineError unless the graph has all that this model's forward needs."""
+    """Raise EngineError if a graph cannot express part of this model's forward."""
     spec = checkpoint.spec
     reason = next(_obstacles(spec), None)
     if reason is not None:

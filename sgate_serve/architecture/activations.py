@@ -1,7 +1,7 @@
 """The activations that conversion knows, by their transformers names, and the facts about them.
 
-They are transformers' `ACT2FN`, in float64: a unit whose input is constant outputs `function(b)`.
-Polynomials of x and tanh follow its formulas.
+They compute in float64 the value of a unit whose input is constant. The formulas are those of
+transformers' `ACT2FN`.
 """
 
 import math
@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Activation:
-    """One activation, elementwise, and where it is exactly zero (RULES 1 rests on both flags)."""
+    """One activation, elementwise, and where it is exactly zero: rule 1 rests on both flags."""
 
     function: Callable[[Floats], Floats]
     # act(0) = 0: a unit whose row and bias are zero is silent.
@@ -62,12 +62,12 @@ ACTIVATIONS: Mapping[str, Activation] = {
 
 
 def is_zero_at_zero(name: str) -> bool:
-    """Say whether act(0) = 0 is known; of an activation that is not in the table it is not."""
+    """Say whether act(0) = 0 is known; False for an activation that is not in the table."""
     return name in ACTIVATIONS and ACTIVATIONS[name].zero_at_zero
 
 
 def is_zero_below_zero(name: str) -> bool:
-    """Say whether act(x) = 0 is known for every x ≤ 0."""
+    """Say whether act(x) = 0 is known for every x ≤ 0; False if it is not in the table."""
     return name in ACTIVATIONS and ACTIVATIONS[name].zero_below_zero
 
 

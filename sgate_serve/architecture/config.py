@@ -1,7 +1,7 @@
 """A config.json in our terms: family, task, dense widths, windows, scales, labels.
 
-Every family's own spelling is absorbed here, in `rope` and in `sgate_config`. The types of the
-fields were checked before (`config_schema`).
+Every family's own spelling ends here, in `rope` and in `sgate_config`. The types of the fields are
+checked before, by `config_schema`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,7 +49,7 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
 
 
 def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:
-    """Return what the model is for, from `architectures`; without them the family's usual use."""
+    """Return the model's task, from `architectures`; without them the family's default."""
     names = config.get("architectures") or ()
     if not names:
         return family.default_task
@@ -65,7 +65,7 @@ def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:
 
 
 def dense_shape(get: ConfigReader, family: Family) -> LayerShape:
-    """Return the widths at the top level of the config: those of every layer without its own."""
+    """Return the widths at the top level of the config: a layer without its own has these."""
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
     return LayerShape(
         num_heads=heads,
@@ -117,7 +117,7 @@ def attention_scales(
 
 
 def softcap(family: Family, config: Mapping[str, Any], key: str) -> float | None:
-    """Return the bound of a soft cap; an explicit null is off, whatever the family's default."""
+    """Return a soft cap's bound; an explicit null turns it off, whatever the family's default."""
     cap = {**family.defaults, **config}.get(key)
     return None if cap is None else float(cap)
 
@@ -127,7 +127,7 @@ def windows(
 ) -> Iterator[int | None]:
     """Yield each layer's sliding window in tokens, None for full attention.
 
-    As transformers' config classes derive it.
+    The derivation is that of transformers' config classes.
     """
     get = ConfigReader({**family.defaults, **config}, source)
     is_on = family.windows in ("always", "typed") or (

@@ -27,7 +27,7 @@ from sgate_serve.json_fields import (
     is_whole,
 )
 
-# The deepest published models have a few hundred; a spec holds one shape for each.
+# The deepest published models have a few hundred layers; a spec holds one shape for each.
 MAX_LAYERS = 10_000
 LAYERS = Kind(
     f"a whole number from 1 to {MAX_LAYERS}",
@@ -105,7 +105,7 @@ LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
 
 
 def check_config(config: Mapping[str, Any], source: str, family: Family) -> None:
-    """Raise CheckpointError naming `source` and the field where a config holds another type."""
+    """Raise CheckpointError, naming `source` and the field, where a config has a wrong type."""
     check_fields(config, _own_keys(CONFIG_FIELDS, family), source, CheckpointError)
     for name, kinds in (
         ("rope_parameters", ROPE_FIELDS),

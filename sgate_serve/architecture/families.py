@@ -1,4 +1,4 @@
-"""The supported families, one table entry each; no other module names one."""
+"""The table of supported families, one entry each; no other module names a family."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -162,7 +162,7 @@ GEMMA3 = replace(
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
     },
-    # transformers' Gemma 3 reads this field and ignores it: nobody can say which model is meant.
+    # transformers' Gemma 3 accepts the cap and ignores it, so which model is meant is unknown.
     refused=("use_bidirectional_attention", "attn_logit_softcapping"),
 )
 

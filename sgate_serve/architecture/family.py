@@ -1,4 +1,4 @@
-"""The words for a model's parts, and the fields of one entry of the family table.
+"""The words for a model's parts, and the fields of an entry in the family table.
 
 Tensors have the names that a model with a head gives them (`model.layers.0…`,
 `bert.encoder.layer.0…`), whatever the files of a folder call them. The table itself is

@@ -92,7 +92,7 @@ class LayerSizes:
         return {key: size for key, size in self._keyed(top).items() if size}
 
     def per_layer(self, top: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield under zero-padded layer numbers what differs from the top level of the config."""
+        """Yield each layer's differences from the top level, under zero-padded layer numbers."""
         digits = len(str(len(self.layers) - 1))
         for index, layer in enumerate(self.layers):
             sizes = self._keyed(layer)
@@ -106,7 +106,7 @@ class LayerSizes:
 
     @property
     def _states_head_width(self) -> bool:
-        """Say whether the config has a `head_dim`: it must where hidden size / heads is not it."""
+        """Say whether the config has `head_dim`: it must unless that is hidden size / heads."""
         return self.family.has_stated_head_width or self.hidden_size != self.norm_size
 
     def _keyed(self, shape: LayerShape) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The widths of one layer, and of a linear that stores fewer rows or columns than it has."""
+"""The widths of one layer, and of a linear that stores only some of its rows or columns."""
 
 from dataclasses import dataclass
 

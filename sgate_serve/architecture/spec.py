@@ -114,37 +114,40 @@ class ModelSpec:
 
     @property
     def is_encoder(self) -> bool:
-        """Say whether every token attends to all others: such a model does not decode."""
+        """Say whether every token attends to all others, so that the model does not decode."""
         return CAUSAL_LM not in self.family.tasks
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence: RoBERTa's table has rows before the first position."""
+        """The longest sequence; RoBERTa's position table has rows before the first position."""
         return self.num_positions - self.first_position
 
     @property
     def embedding_scale(self) -> float | None:
-        """The factor of the embeddings: in Gemma the root of the width before removal."""
+        """The factor on embeddings: for Gemma the square root of the width before removal."""
         return float(self.norm_size**0.5) if self.family.scales_embeddings else None
 
     @property
     def norm_gain(self) -> float:
-        """The factor that an RMS norm of the narrowed stream lacks: it divides by fewer."""
+        """The factor missing from a stock RMS norm over the narrowed stream.
+
+        It divides by the width that is left instead of the width before removal.
+        """
         return float((self.norm_size / self.hidden_size) ** 0.5)
 
     def rotary_dims(self, index: int) -> int:
-        """Return how many dimensions of each head rotate in a layer: the first ones."""
+        """Return how many dimensions of each head rotate in a layer; they are the first ones."""
         rope = self.ropes[index]
         return 0 if rope is None else int(self.layers[index].head_dim * rope.rotated_share)
 
     def check(self, source: str) -> None:
-        """Raise CheckpointError where head counts or widths cannot be a model."""
+        """Raise CheckpointError if head counts or widths contradict each other."""
         for index, layer in enumerate(self.layers):
             self._check_layer(index, layer, source)
         unknown = sorted(self.extra_biases - {*self.module_names(), self.family.head})
         if unknown:
             raise CheckpointError(
-                f"{source}: sgate.extra_biases names {unknown[0]!r:.80}, which is no linear of "
+                f"{source}: sgate.extra_biases names {unknown[0]!r:.80}, which is not a linear of "
                 "this model; convert the base checkpoint again"
             )
         self._check_lowered(source)
@@ -168,7 +171,7 @@ class ModelSpec:
         for name, lowered in self.lowered.items():
             if name not in names:
                 raise CheckpointError(
-                    f"{source}: sgate.lowered names {name!r:.80}, which is no linear of this "
+                    f"{source}: sgate.lowered names {name!r:.80}, which is not a linear of this "
                     "model; convert the base checkpoint again"
                 )
             rows, columns = whole.module_shape(names[name], name)
@@ -279,9 +282,9 @@ class ModelSpec:
         return shapes
 
     def norms(self, index: int) -> list[str]:
-        """Return the norms over the residual stream that a layer has: a skipped block's go with it.
+        """Return the norms over the residual stream that a layer has.
 
-        On the sum ("post") they stay: LN(x + 0) is not x.
+        The norms of a skipped block are gone, except norms on the sum ("post"): LN(x + 0) is not x.
         """
         family, layer, names = self.family, self.layers[index], []
         for block in BLOCKS:
@@ -293,7 +296,7 @@ class ModelSpec:
 
     @property
     def num_gateable(self) -> int:
-        """Count the weights of the linears inside the blocks, the base of removed fractions."""
+        """Count the weights of the linears inside the blocks: removed fractions refer to these."""
         return sum(self.layer_weights(index) for index in range(len(self.layers)))
 
     def layer_weights(self, index: int) -> int:
@@ -303,7 +306,7 @@ class ModelSpec:
 
     @property
     def num_parameters(self) -> int:
-        """Count the trained numbers: index vectors are not among them."""
+        """Count the trained numbers; index vectors do not count."""
         total = 0
         for name, shape in self.tensor_shapes().items():
             if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
@@ -314,8 +317,8 @@ class ModelSpec:
 def is_stock_shape(spec: ModelSpec) -> bool:
     """Say whether the stock model class of the family can hold this spec as it is.
 
-    transformers' own config validation wants the hidden size to be a multiple of the head count;
-    where it derives the width of a head from the two, they must fit exactly.
+    transformers' config validation requires the hidden size to be a multiple of the head count;
+    where it derives the width of a head from the two, they must match exactly.
     """
     first = spec.layers[0]
     if not spec.has_uniform_layers or not first.num_heads or not first.mlp_units:

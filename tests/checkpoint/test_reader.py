@@ -122,7 +122,7 @@ def test_missing_surplus_misshapen_and_quantized_tensors(tmp_path: Path) -> None
         Checkpoint.open(write(tmp_path / "short", values | {UP: up} | short))
     with pytest.raises(CheckpointError, match="stored as I64; give the unquantized checkpoint"):
         Checkpoint.open(write(tmp_path / "integers", values | {UP: up.astype(np.int64)}))
-    with pytest.raises(CheckpointError, match=r"model.extra is no part of family llama"):
+    with pytest.raises(CheckpointError, match=r"model.extra is not part of family llama"):
         Checkpoint.open(write(tmp_path / "surplus", values | {UP: up, "model.extra": up}))
 
 

@@ -95,7 +95,7 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
         ({"sgate": {"extra_biases": 3}}, "sgate: extra_biases must be a list of strings, found 3"),
         (
             {"sgate": {"extra_biases": ["frob"]}},
-            "sgate.extra_biases names 'frob', which is no linear of this model",
+            "sgate.extra_biases names 'frob', which is not a linear of this model",
         ),
     ],
 )
@@ -123,8 +123,8 @@ def test_json_nested_beyond_reason(folders: Folders, name: str) -> None:
     ("shard", "message"),
     [
         ("../x.safetensors", r"is in '\.\./x\.safetensors'; expected the name of a file beside"),
-        ("/x.safetensors", "expected the name of a file beside the index"),
-        ("x" * 300, "expected the name of a file beside the index"),
+        ("/x.safetensors", "expected the name of a file next to the index"),
+        ("x" * 300, "expected the name of a file next to the index"),
         ("x\n.safetensors", r"is in 'x\\n.safetensors'; expected the name of a file beside"),
         (["x.safetensors"], r"is in \['x.safetensors'\]; expected the name of a file beside"),
         (None, "is in None; expected the name of a file beside"),
@@ -165,10 +165,14 @@ def test_tensor_in_two_shards(folders: Folders) -> None:
         ({"a": entry(0, 8, [2]), "b": entry(12, 20, [2])}, 20, "tensor b leaves a gap before it"),
         ({"a": entry(0, 8, [2])}, 12, "4 bytes belong to no tensor"),
         ({"a\x1b[2J": entry(0, 8, [2])}, 8, r"name 'a\\x1b\[2J' is too long or holds control"),
-        ({"a": entry(0, 4, [1] * 9)}, 4, "shape is no list of at most 8 sizes"),
-        ({"a": entry(0, 4, "1")}, 4, "shape is no list of at most 8 sizes"),
-        ({"a": entry(0, 4, [1.0])}, 4, "or one that is no integer"),
-        ({"a": entry(0, float("inf"), [1])}, 4, "or one that is no integer"),
+        ({"a": entry(0, 4, [1] * 9)}, 4, "shape is not a list of at most 8 sizes"),
+        ({"a": entry(0, 4, "1")}, 4, "shape is not a list of at most 8 sizes"),
+        ({"a": entry(0, 4, [1.0])}, 4, "size or offset is negative or is not an integer"),
+        (
+            {"a": entry(0, float("inf"), [1])},
+            4,
+            "size or offset is negative or is not an integer",
+        ),
         ({"a": entry(0, 0, [0, 2**39])}, 0, "sizes beyond any model"),
         (b'{"a":' * 10**5, 0, "maximum recursion depth"),
     ],
@@ -223,7 +227,7 @@ def test_sizes_that_a_file_only_claims_are_never_allocated(tmp_path: Path) -> No
 def test_plans_of_another_type(folders: Folders, change: dict[str, Any], message: str) -> None:
     path = folders.pruned / PLAN_FILE
     edit_json(path, **change)
-    with pytest.raises(PlanError, match=f"{path} is no plan of this release: .*{message}"):
+    with pytest.raises(PlanError, match=f"{path} is not a plan of this release: .*{message}"):
         read_plan(path)
 
 
