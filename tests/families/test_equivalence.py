@@ -148,7 +148,7 @@ def test_a_new_family_is_one_table_entry(tmp_path: Path, monkeypatch: pytest.Mon
         embedding="decoder.embed",
         final_norm="decoder.final_norm",
     )
-    for module in ("config_values", "checkpoint"):
+    for module in ("architecture.config", "checkpoint.reader"):
         monkeypatch.setattr(f"sgate_serve.{module}.FAMILIES", {**FAMILIES, "toy": toy})
     model = small_model(LLAMA)
     renames = {

@@ -122,12 +122,12 @@ def test_json_nested_beyond_reason(folders: Folders, name: str) -> None:
 @pytest.mark.parametrize(
     ("shard", "message"),
     [
-        ("../x.safetensors", r"is in '\.\./x\.safetensors'; expected the name of a file beside"),
+        ("../x.safetensors", r"is in '\.\./x\.safetensors'; expected the name of a file next to"),
         ("/x.safetensors", "expected the name of a file next to the index"),
         ("x" * 300, "expected the name of a file next to the index"),
-        ("x\n.safetensors", r"is in 'x\\n.safetensors'; expected the name of a file beside"),
-        (["x.safetensors"], r"is in \['x.safetensors'\]; expected the name of a file beside"),
-        (None, "is in None; expected the name of a file beside"),
+        ("x\n.safetensors", r"is in 'x\\n.safetensors'; expected the name of a file next to"),
+        (["x.safetensors"], r"is in \['x.safetensors'\]; expected the name of a file next to"),
+        (None, "is in None; expected the name of a file next to"),
         ("..", r"/\.\. cannot be read: Is a directory"),
     ],
 )

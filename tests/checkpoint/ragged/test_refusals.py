@@ -39,10 +39,10 @@ CHANGED_SHAPES: dict[str, tuple[dict[str, Any], str]] = {
         rf"{ATTENTION_0}.k_proj: cut as many query heads for each KV head",
     ),
     "gate unlike up": ({UP_0: (19, 24)}, rf"{UP_0} has shape \[19, 24\]; expected 20 rows"),
-    "one axis": ({DOWN_0: (20,)}, rf"{DOWN_0} has shape \[20\]; expected rows and columns, and no"),
+    "one axis": ({DOWN_0: (20,)}, rf"{DOWN_0} has shape \[20\]; expected rows and columns, or no"),
     "no rows": (
         {K_0: (0, 24)},
-        rf"{K_0} has shape \[0, 24\]; expected rows and columns, and no tensor",
+        rf"{K_0} has shape \[0, 24\]; expected rows and columns, or no tensor",
     ),
 }
 
@@ -71,9 +71,9 @@ def test_blocks_that_are_only_half_there() -> None:
     ("changes", "message"),
     [
         # 48 / 6 heads, or 24 rows / 6 heads.
-        ({"hidden_size": 48}, r"with at most 24 rows it could be 4 or 8: add head_dim to the"),
-        ({"num_attention_heads": 5}, r"with at most 24 rows it cannot be told: add head_dim"),
-        ({"num_attention_heads": None}, r"with at most 24 rows it cannot be told: add head_dim"),
+        ({"hidden_size": 48}, r"of at most 24 rows it could be 4 or 8: add head_dim to the"),
+        ({"num_attention_heads": 5}, r"of at most 24 rows it cannot be told: add head_dim"),
+        ({"num_attention_heads": None}, r"of at most 24 rows it cannot be told: add head_dim"),
     ],
 )
 def test_a_head_dim_that_the_shapes_leave_open(changes: dict[str, Any], message: str) -> None:
