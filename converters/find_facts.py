@@ -20,7 +20,8 @@ from converters.rules import (
     zeros_on,
 )
 from converters.rules.facts import Flags
-from sgate_serve.architecture.family import GATE, HIDDEN, UP, ZERO_BELOW_ZERO
+from sgate_serve.architecture.activations import is_zero_below_zero
+from sgate_serve.architecture.family import GATE, HIDDEN, UP
 from sgate_serve.checkpoint.tensor_files import Array
 
 
@@ -66,7 +67,7 @@ def _with_inactive(
     """Flag the bias entries that the layer's activation maps to 0."""
     role = GATE if masked.spec.family.is_gated else UP
     bias = masked.read_bias(index, role) if role in layer else None
-    if bias is None or masked.spec.activation not in ZERO_BELOW_ZERO:
+    if bias is None or not is_zero_below_zero(masked.spec.activation):
         return dict(layer)
     return {**layer, role: replace(layer[role], inactive=np.asarray(bias <= 0))}
 
@@ -114,6 +115,6 @@ def _linears_on_top(masked: MaskedCheckpoint) -> tuple[Zeros | None, Zeros | Non
         zeros_of_weight(masked.read(f"{name}.weight"), masked.read(f"{name}.bias"))
         for name in (dense.inner, dense.outer)
     )
-    if dense.activation in ZERO_BELOW_ZERO:
+    if is_zero_below_zero(dense.activation):
         inner = replace(inner, inactive=np.asarray(masked.read(f"{dense.inner}.bias") <= 0))
     return inner, outer

@@ -1,6 +1,6 @@
-"""JSON files of users: read, and the types of their fields checked before anything uses them.
+"""Reads users' JSON files and checks the types of their fields before anything uses them.
 
-A field that is absent or null has its reader's default; one of another type is refused by name.
+A field that is absent or null has its reader's default; one of a wrong type is refused by name.
 """
 
 import json
@@ -19,14 +19,14 @@ MAX_SIZE = 2**40
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field may hold, in words and as a test."""
+    """The values that a field may hold, in words and as a test."""
 
     words: str
     accepts: Callable[[Any], bool]
 
 
 def is_whole(value: Any) -> bool:
-    """Say whether a JSON value is an integer from 0 to MAX_SIZE, and no boolean."""
+    """Say whether a JSON value is an integer from 0 to MAX_SIZE, and not a boolean."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SIZE
 
 

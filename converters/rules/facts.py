@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import ZERO_AT_ZERO
+from sgate_serve.architecture.activations import is_zero_at_zero
 from sgate_serve.architecture.spec import ModelSpec
 
 Flags = NDArray[np.bool_]
@@ -45,7 +45,7 @@ class Zeros:
 
     def inactive_rows(self, activation: str) -> Flags:
         """Flag the rows whose output is zero for every input once the activation is applied."""
-        zero = self.bias if activation in ZERO_AT_ZERO else np.zeros_like(self.bias)
+        zero = self.bias if is_zero_at_zero(activation) else np.zeros_like(self.bias)
         return self.rows & (zero if self.inactive is None else zero | self.inactive)
 
 

@@ -34,7 +34,8 @@ def dead_key_dims(view: LayerView) -> Iterator[Finding]:
         yield Finding("key_dims", both, "query and key rows and biases are zero")
         return
     yield Finding("key_dims", _in_pairs(layer, query), "query rows and biases are zero")
-    constant = silent if layer.spec.has_softcap else key.rows.reshape(silent.shape)
+    is_capped = layer.spec.attention_softcap is not None
+    constant = silent if is_capped else key.rows.reshape(silent.shape)
     constant = np.where(_is_rotated(layer), silent, constant)
     yield Finding("key_dims", _in_pairs(layer, constant), "key rows are zero")
 
@@ -93,12 +94,12 @@ def _silent_queries(layer: LayerState) -> Flags:
 
 
 def _is_rotated(layer: LayerState) -> Flags:
-    return np.arange(layer.shape.head_dim) < layer.spec.rotary_dims
+    return np.arange(layer.shape.head_dim) < layer.spec.rotary_dims(layer.index)
 
 
 def _in_pairs(layer: LayerState, flags: Flags) -> Flags:
     """Keep the flag [kv, d] of a rotated dimension only where its partner has it too."""
-    rotated = layer.spec.rotary_dims
+    rotated = layer.spec.rotary_dims(layer.index)
     pairs = flags.copy()
     both = flags[:, : rotated // 2] & flags[:, rotated // 2 : rotated]
     pairs[:, :rotated] = np.tile(both, 2)

@@ -2,8 +2,8 @@
 
 Tokens of all rows are packed; only attention sees rows. The contrib operators of ONNX Runtime share
 past and present buffers and accept ragged rows. Widths come from the spec, layer by layer; a layer
-may lack attention, the MLP or both. Families differ only in data: their table entry and
-`ForwardConfig`. A classifier or base model reads whole prompts, so its graph has no KV cache.
+may lack attention, the MLP or both. Families differ only in data: their table entry and the spec.
+A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
 from functools import partial
@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
-from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.graph import MICROSOFT, Dims, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.metadata import graph_metadata
@@ -21,7 +20,7 @@ from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
 from converters.to_onnx.residual import ResidualStream
-from converters.to_onnx.rope import RotaryTable
+from converters.to_onnx.rope import RotaryTable, max_positions
 from converters.to_onnx.sequence_output import add_sequence_output
 from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -45,8 +44,7 @@ def build_decoder(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32
 class _Decoder:
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         self.checkpoint, self.spec, self.precision = checkpoint, checkpoint.spec, precision
-        self.config = ForwardConfig.of(checkpoint)
-        self.capacity = min(self.config.max_positions, MAX_CAPACITY)
+        self.capacity = min(max_positions(self.spec), MAX_CAPACITY)
         self.graph = graph = GraphBuilder(
             ir.DataType.FLOAT16 if precision.float_bytes == 2 else ir.DataType.FLOAT
         )
@@ -103,10 +101,8 @@ class _Decoder:
         spec = self.spec
         embedding = linears.table(self.checkpoint, spec.family.embedding, spec.vocab_size)
         embedded = self.products.rows(embedding, self.input_ids)
-        if self.config.embedding_scale is not None:
-            (embedded,) = self.graph.node(
-                "Mul", [embedded, self.number(self.config.embedding_scale)]
-            )
+        if spec.embedding_scale is not None:
+            (embedded,) = self.graph.node("Mul", [embedded, self.number(spec.embedding_scale)])
         if spec.family.position_table is None:
             return embedded
         positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
@@ -114,7 +110,7 @@ class _Decoder:
         return self.graph.node("Add", [embedded, self.products.rows(rows, positions)])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
-        shape, heads = self.spec.layers[index], self.config.heads(index)
+        shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
         projected = self.products.linear(linears.query_key_value(self.checkpoint, index), x)
         packed = self.packing.unpack(projected)
         inputs = [*self.query_key_value(index, packed), *self.past(index, heads)]
@@ -126,8 +122,8 @@ class _Decoder:
                 "num_heads": shape.num_heads,
                 "kv_num_heads": shape.num_kv_heads,
                 "do_rotary": int(self.spec.family.is_rotary),
-                "scale": self.config.attention_scale(index),
-                "softcap": self.config.attention_softcap or 0.0,
+                "scale": self.spec.attention_scales[index],
+                "softcap": self.spec.attention_softcap or 0.0,
                 "local_window_size": self.spec.windows[index] or UNLIMITED_WINDOW,
             },
             outputs=[f"layer.{index}.{part}" for part in ("attended", "keys", "values")],
@@ -155,7 +151,8 @@ class _Decoder:
 
     def query_key_value(self, index: int, packed: ir.Value) -> list[ir.Value | None]:
         """Return the inputs of attention: packed, or split where query and key have norms."""
-        family, shape, heads = self.spec.family, self.spec.layers[index], self.config.heads(index)
+        family, shape = self.spec.family, self.spec.layers[index]
+        heads = HeadLayout.of(self.spec, index)
         if not family.head_norms:
             return [packed, None, None]
         counts = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
@@ -198,9 +195,9 @@ class _Decoder:
 
     def softcapped(self, logits: ir.Value) -> ir.Value:
         """Return cap · tanh(logits / cap), or the logits unchanged if the model has no cap."""
-        if self.config.logit_softcap is None:
+        if self.spec.logit_softcap is None:
             return logits
-        cap = self.graph.constant("softcap", np.array(self.config.logit_softcap, np.float32))
+        cap = self.graph.constant("softcap", np.array(self.spec.logit_softcap, np.float32))
         (divided,) = self.graph.node("Div", [logits, cap])
         (bounded,) = self.graph.node("Tanh", [divided])
         return self.graph.node("Mul", [bounded, cap])[0]
@@ -211,9 +208,10 @@ class _Decoder:
 
     def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
         """Return the cos and sin tables, shared by all layers with the same rotation."""
-        if not self.spec.family.is_rotary:
+        rope = self.spec.ropes[index]
+        if rope is None:
             return [None, None]
-        table = RotaryTable.of(self.config.rope(index), heads)
+        table = RotaryTable.of(rope.settings, heads)
         key = table.frequencies.tobytes() + table.amplitudes.tobytes()
         name = self.rotary_names.setdefault(key, f"rope.{len(self.rotary_names)}")
         # The kernel also rotates padding, at positions after the last that a row can have.

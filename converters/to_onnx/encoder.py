@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
-from converters.to_onnx.config import ForwardConfig
 from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.metadata import graph_metadata
 from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.packing import Packing
@@ -30,7 +30,6 @@ def build_encoder(checkpoint: Checkpoint, precision: Precision) -> ir.Model:
 class _Encoder:
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         self.checkpoint, self.spec, self.precision = checkpoint, checkpoint.spec, precision
-        self.config = ForwardConfig.of(checkpoint)
         self.graph = graph = GraphBuilder()
         self.input_ids = graph.input(names.INPUT_IDS, ir.DataType.INT64, ["t"])
         self.packing = Packing(graph)
@@ -82,7 +81,7 @@ class _Encoder:
         return self.products.rows(linears.table(self.checkpoint, module, count, first), ids)
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
-        shape, heads = self.spec.layers[index], self.config.heads(index)
+        shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
         projected = self.products.linear(linears.query_key_value(self.checkpoint, index), x)
         width = shape.num_heads * heads.width
         parts = self.graph.node(
@@ -97,7 +96,7 @@ class _Encoder:
         (attended,) = self.graph.node(
             "MultiHeadAttention",
             [*parts, None, self.lengths],
-            {"num_heads": shape.num_heads, "scale": self.config.attention_scale(index)},
+            {"num_heads": shape.num_heads, "scale": self.spec.attention_scales[index]},
             domain=MICROSOFT,
         )
         heads_out = self.packing.pack(attended, width)

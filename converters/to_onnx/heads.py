@@ -1,9 +1,9 @@
-"""Zero-padding of attention heads to a width that ONNX Runtime's fused rotary kernel takes.
+"""Zero-padding of attention heads to a width that ONNX Runtime's fused rotary kernel accepts.
 
-The kernel turns dimension i of a head with dimension i + width/2. Rotary pairs are therefore padded
-at both halves' ends, so every pair stays a pair, and dimensions that do not rotate take the places
-left, where the tables turn by nothing. Query, key and value are permuted alike and zeros add
-nothing to scores or outputs: the layout is exact.
+The kernel rotates dimension i of a head with dimension i + width/2. So the padding goes to the end
+of each half, which keeps rotary pairs together; dimensions that do not rotate fill the remaining
+places, where the tables rotate by zero. Query, key and value are permuted alike, and zeros add
+nothing to scores or outputs, so the layout is exact.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.tensor_files import Array
-
-# GroupQueryAttention with do_rotary on the CPU provider: head width must be a multiple of 16.
-HEAD_MULTIPLE = 16
+from sgate_serve.plan.targets import ONNX_HEAD_MULTIPLE
 
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Where the dimensions of a head stand in a padded one; the first `rotary_dims` rotate."""
+    """The places of a head's dimensions in the padded head; the first `rotary_dims` rotate."""
 
     head_dim: int
     rotary_dims: int
+
+    @classmethod
+    def of(cls, spec: ModelSpec, layer: int) -> "HeadLayout":
+        return cls(spec.layers[layer].head_dim, spec.rotary_dims(layer))
 
     @property
     def num_pairs(self) -> int:
@@ -30,10 +33,10 @@ class HeadLayout:
 
     @property
     def width(self) -> int:
-        return -(-self.head_dim // HEAD_MULTIPLE) * HEAD_MULTIPLE
+        return -(-self.head_dim // ONNX_HEAD_MULTIPLE) * ONNX_HEAD_MULTIPLE
 
     def positions(self, num_heads: int) -> NDArray[np.int64]:
-        """Return where each of the [heads * head_dim] dimensions stands once heads are padded."""
+        """Return the place of each of the [heads * head_dim] dimensions once heads are padded."""
         first = np.arange(self.num_pairs, dtype=np.int64)
         rotated = np.concatenate([first, self.width // 2 + first])
         others = np.setdiff1d(np.arange(self.width), rotated)[: self.head_dim - len(rotated)]

@@ -11,7 +11,7 @@ from itertools import groupby
 
 import numpy as np
 
-from converters.to_onnx.config import ForwardConfig
+from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
 from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
@@ -127,7 +127,7 @@ class _Layer:
 
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
         self.checkpoint, self.spec, self.layer = checkpoint, checkpoint.spec, layer
-        self.heads = ForwardConfig.of(checkpoint).heads(layer)
+        self.heads = HeadLayout.of(self.spec, layer)
         self.roles = self.spec.modules(layer)
         self.dims = self.spec.linear_shapes(layer)
 

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.to_onnx.heads import HeadLayout
+from sgate_serve.architecture.rope import LONGROPE, ORIGINAL_LENGTH
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import EngineError
 
 Floats = NDArray[np.float32]
-LONGROPE = "longrope"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class RotaryTable:
 
     def _angles(self, positions: int) -> Floats:
         return np.arange(positions, dtype=np.float32)[:, None] * self.frequencies
+
+
+def max_positions(spec: ModelSpec) -> int:
+    """Return the longest sequence that one rotary table is right for.
+
+    Beyond its original length longrope rotates every token, past ones too, by other factors.
+    """
+    ropes = [rope for rope in spec.ropes if rope is not None and rope.rope_type == LONGROPE]
+    return min([spec.max_positions, *(int(rope.settings[ORIGINAL_LENGTH]) for rope in ropes)])
 
 
 def inverse_frequencies(rope: Mapping[str, Any], rotary_dims: int) -> Floats:

@@ -1,4 +1,4 @@
-"""What a model is: families as data, one model's widths and constants, read from its config.
+"""Model architectures: families as data, and one model's widths and constants from its config.
 
-Knows no file but the config's JSON, and no engine.
+It reads nothing but the JSON of a config, and knows no engine.
 """

@@ -1,58 +1,38 @@
-"""What a config.json says in our terms: family, task, widths per layer, windows, positions.
+"""A config.json in our terms: family, task, dense widths, windows, scales, labels.
 
-Every family's own spelling is absorbed here. Types were checked before (`config_fields`).
+Every family's own spelling ends here, in `rope` and in `sgate_config`. The types of the fields are
+checked before, by `config_schema`.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import ATTENTION, BASE, CAUSAL_LM, MLP, Family
-from sgate_serve.architecture.shapes import LayerShape, Lowered
+from sgate_serve.architecture.family import SLIDING_ATTENTION, Family
+from sgate_serve.architecture.sgate_config import (
+    READ_VERSIONS,
+    SGATE_CLASS_PREFIX,
+    SGATE_MODEL_TYPE,
+    stored_block,
+    stored_family,
+)
+from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import OBJECT, TEXT, check_fields
-
-SGATE_MODEL_TYPE = "sgate"
-SGATE_FORMAT_VERSION = 2
-# Version 1 is version 2 without index vectors, residual removal and units on top.
-READ_VERSIONS = (1, 2)
-SGATE_CLASS_PREFIX = "SGate"
-
-
-class Fields:
-    """Typed access to one JSON object in our names; errors name the file and its own key."""
-
-    def __init__(self, values: Mapping[str, Any], source: str, family: Family | None = None):
-        self.values, self.source = values, source
-        self._keys = {} if family is None else family.keys
-        self._defaults = {} if family is None else family.defaults
-
-    def __call__(self, key: str, default: Any = None) -> Any:
-        value = self.values.get(self._keys.get(key, key))
-        return self._defaults.get(key, default) if value is None else value
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            own = self._keys.get(key, key)
-            raise CheckpointError(f"{self.source}: {own} must be a whole number, found {value!r}")
-        return value
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
     """Return the family of a config; raise CheckpointError listing what is supported."""
     check_fields(config, {"model_type": TEXT, "sgate": OBJECT}, source, CheckpointError)
-    check_fields(sgate_block(config), {"family": TEXT}, f"{source}: sgate", CheckpointError)
-    name = config.get("model_type")
-    if name == SGATE_MODEL_TYPE:
-        block = sgate_block(config)
-        if block.get("version") not in READ_VERSIONS:
-            raise CheckpointError(
-                f"{source}: sgate format version {block.get('version')!r}, this release reads "
-                f"{' and '.join(map(str, READ_VERSIONS))}; convert the base checkpoint again"
-            )
-        name = block.get("family")
+    block = stored_block(config)
+    check_fields(block, {"family": TEXT}, f"{source}: sgate", CheckpointError)
+    if config.get("model_type") == SGATE_MODEL_TYPE and block.get("version") not in READ_VERSIONS:
+        raise CheckpointError(
+            f"{source}: sgate format version {block.get('version')!r}, this release reads "
+            f"{' and '.join(map(str, READ_VERSIONS))}; convert the base checkpoint again"
+        )
+    name = stored_family(config)
     if name not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise CheckpointError(
@@ -69,28 +49,23 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
 
 
 def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:
-    """Return what the model is for, from `architectures`; without them the family's usual use."""
+    """Return the model's task, from `architectures`; without them the family's default."""
     names = config.get("architectures") or ()
     if not names:
-        return CAUSAL_LM if CAUSAL_LM in family.tasks else BASE
+        return family.default_task
     name = next(iter(names)).removeprefix(SGATE_CLASS_PREFIX)
-    for task, row in family.tasks.items():
-        if row.model_class == name:
+    for task, head in family.tasks.items():
+        if head.model_class == name:
             return task
-    supported = ", ".join(row.model_class for row in family.tasks.values())
+    supported = ", ".join(head.model_class for head in family.tasks.values())
     raise CheckpointError(
         f"{source}: architecture {name:.80} of family {family.name} is not supported (supported: "
         f"{supported}); load it in transformers as one of these and save it again"
     )
 
 
-def sgate_block(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    block = config.get("sgate") or {}
-    return block if isinstance(block, Mapping) else {}
-
-
-def dense_shape(get: Fields, family: Family) -> LayerShape:
-    """Return the widths at the top level of the config: those of every layer without its own."""
+def dense_shape(get: ConfigReader, family: Family) -> LayerShape:
+    """Return the widths at the top level of the config: a layer without its own has these."""
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
     return LayerShape(
         num_heads=heads,
@@ -100,38 +75,8 @@ def dense_shape(get: Fields, family: Family) -> LayerShape:
     )
 
 
-def layer_shapes(
-    dense: LayerShape, family: Family, num_layers: int, config: Mapping[str, Any], source: str
-) -> Iterator[LayerShape]:
-    """Apply `per_layer_config` (zero-padded string keys, flat HF names, `skip`) to each layer."""
-    overrides = {int(key): value for key, value in (config.get("per_layer_config") or {}).items()}
-    unknown = sorted(set(overrides) - set(range(num_layers)))
-    if unknown:
-        raise CheckpointError(f"{source}: per_layer_config names layers {unknown} of {num_layers}")
-    keys = replace(family, defaults={})
-    for index in range(num_layers):
-        get = Fields(overrides.get(index) or {}, f"{source}: per_layer_config[{index}]", keys)
-        heads = get.integer("num_attention_heads", dense.num_heads)
-        kv_heads = heads
-        if family.has_kv_heads:
-            kv_heads = get.integer("num_key_value_heads", dense.num_kv_heads)
-        units = get.integer("intermediate_size", dense.mlp_units)
-        skip = get("skip", ())
-        yield LayerShape(
-            num_heads=0 if ATTENTION in skip else heads,
-            num_kv_heads=0 if ATTENTION in skip else kv_heads,
-            head_dim=get.integer("head_dim", dense.head_dim),
-            mlp_units=0 if MLP in skip else units,
-        )
-
-
-def lowered_modules(config: Mapping[str, Any]) -> dict[str, Lowered]:
-    """Return the modules with index vectors and how much of them is stored."""
-    entries = sgate_block(config).get("lowered") or {}
-    return {name: Lowered(**entry) for name, entry in entries.items()}
-
-
 def biased_roles(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the roles whose linears have a bias in every layer."""
     for role, switch in family.biases.items():
         if config.get(switch) if isinstance(switch, str) else switch:
             yield role
@@ -143,27 +88,38 @@ def num_labels(config: Mapping[str, Any]) -> int:
     return int(config.get("num_labels") or 2) if names is None else len(names)
 
 
-def rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `rope_type`, `rope_theta` and scaling values from either spelling of the config."""
-    stored = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    nested = {key: value for key, value in stored.items() if value is not None}
-    theta, share = config.get("rope_theta"), config.get("partial_rotary_factor")
-    nested.setdefault("rope_theta", 10000.0 if theta is None else theta)
-    nested.setdefault("rope_type", nested.pop("type", "default"))
-    if share is not None:
-        nested.setdefault("partial_rotary_factor", share)
-    return nested
+def label_names(config: Mapping[str, Any], source: str) -> tuple[str, ...] | None:
+    """Return the names of the classes in the order of the outputs; None if the config has none.
 
-
-def rotary_dims(head_dim: int, family: Family, config: Mapping[str, Any]) -> int:
-    """Return how many dimensions of each head rotate.
-
-    A `partial_rotary_factor` counts only where transformers' class of the family reads it.
+    Raises CheckpointError unless the names are numbered from 0.
     """
-    if not family.is_rotary:
-        return 0
-    share = rope_parameters(config).get("partial_rotary_factor")
-    return int(head_dim * share) if share is not None and family.has_partial_rotation else head_dim
+    stored = config.get("id2label")
+    if stored is None:
+        return None
+    names = {str(key): name for key, name in stored.items()} if isinstance(stored, Mapping) else {}
+    keys = [str(index) for index in range(len(names))]
+    if not names or set(names) != set(keys):
+        raise CheckpointError(
+            f"{source}: id2label is {stored!r}; it must map every number from 0 to a label's name"
+        )
+    return tuple(str(names[key]) for key in keys)
+
+
+def attention_scales(
+    family: Family, config: Mapping[str, Any], layers: Sequence[LayerShape]
+) -> Iterator[float]:
+    """Yield what the scores of each layer are multiplied by, as transformers derives it."""
+    values = {**family.defaults, **config}
+    for index, layer in enumerate(layers):
+        base = values.get("query_pre_attn_scalar") or max(layer.head_dim, 1)
+        scale = float(base**-0.5) if values.get("scale_attn_weights", True) else 1.0
+        yield scale / (index + 1) if values.get("scale_attn_by_inverse_layer_idx") else scale
+
+
+def softcap(family: Family, config: Mapping[str, Any], key: str) -> float | None:
+    """Return a soft cap's bound; an explicit null turns it off, whatever the family's default."""
+    cap = {**family.defaults, **config}.get(key)
+    return None if cap is None else float(cap)
 
 
 def windows(
@@ -171,9 +127,9 @@ def windows(
 ) -> Iterator[int | None]:
     """Yield each layer's sliding window in tokens, None for full attention.
 
-    As transformers' config classes derive it.
+    The derivation is that of transformers' config classes.
     """
-    get = Fields({**family.defaults, **config}, source)
+    get = ConfigReader({**family.defaults, **config}, source)
     is_on = family.windows in ("always", "typed") or (
         family.windows == "switched" and bool(config.get("use_sliding_window"))
     )
@@ -181,11 +137,11 @@ def windows(
         yield from [None] * num_layers
         return
     window, first = get.integer("sliding_window"), get.integer("max_window_layers", 28)
-    kinds = config.get("layer_types") if family.windows != "always" else None
+    types = config.get("layer_types") if family.windows != "always" else None
     for index in range(num_layers):
         is_sliding = family.windows == "always" or index >= first
-        if kinds is not None:
-            is_sliding = kinds[index] == "sliding_attention"
+        if types is not None:
+            is_sliding = types[index] == SLIDING_ATTENTION
         elif family.windows == "typed":
             is_sliding = (index + 1) % max(get.integer("sliding_window_pattern"), 1) != 0
         yield window if is_sliding else None

@@ -1,10 +1,17 @@
-"""What a model's config.json may hold: the type of every field that a ModelSpec is read from."""
+"""The type of every config.json field that a ModelSpec is read from."""
 
 from collections.abc import Mapping
 from reprlib import repr as brief
 from typing import Any
 
-from sgate_serve.architecture.family import ATTENTION, MLP, Family
+from sgate_serve.architecture.family import (
+    ATTENTION,
+    FULL_ATTENTION,
+    MLP,
+    SLIDING_ATTENTION,
+    Family,
+)
+from sgate_serve.architecture.sgate_config import BLOCK, PER_LAYER, SKIP, stored_block
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import (
     FLAG,
@@ -20,13 +27,13 @@ from sgate_serve.json_fields import (
     is_whole,
 )
 
-# The deepest published models have a few hundred; a spec holds one shape for each.
+# The deepest published models have a few hundred layers; a spec holds one shape for each.
 MAX_LAYERS = 10_000
 LAYERS = Kind(
     f"a whole number from 1 to {MAX_LAYERS}",
     lambda value: is_whole(value) and 1 <= value <= MAX_LAYERS,
 )
-BLOCKS = Kind(
+BLOCK_LIST = Kind(
     f'a list of "{ATTENTION}" and "{MLP}"',
     lambda value: TEXTS.accepts(value) and set(value) <= {ATTENTION, MLP},
 )
@@ -37,7 +44,7 @@ LAYER_FIELDS: Mapping[str, Kind] = {
     "head_dim": WHOLE,
     "intermediate_size": WHOLE,
 }
-FIELDS: Mapping[str, Kind] = {
+CONFIG_FIELDS: Mapping[str, Kind] = {
     **LAYER_FIELDS,
     "model_type": TEXT,
     "num_hidden_layers": LAYERS,
@@ -70,8 +77,8 @@ FIELDS: Mapping[str, Kind] = {
     "rope_local_base_freq": POSITIVE,
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
-    "per_layer_config": OBJECT,
-    "sgate": OBJECT,
+    PER_LAYER: OBJECT,
+    BLOCK: OBJECT,
 }
 ROPE_FIELDS: Mapping[str, Kind] = {
     "rope_type": TEXT,
@@ -85,8 +92,6 @@ ROPE_FIELDS: Mapping[str, Kind] = {
     "attention_factor": POSITIVE,
     "short_factor": NUMBERS,
 }
-# Some families have settings for each kind of layer.
-ROPE_KINDS = ("full_attention", "sliding_attention")
 SGATE_FIELDS: Mapping[str, Kind] = {
     "version": WHOLE,
     "family": TEXT,
@@ -100,36 +105,41 @@ LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
 
 
 def check_config(config: Mapping[str, Any], source: str, family: Family) -> None:
-    """Raise CheckpointError naming `source` and the field where a config holds another type."""
-    check_fields(config, _own_keys(FIELDS, family), source, CheckpointError)
+    """Raise CheckpointError, naming `source` and the field, where a config has a wrong type."""
+    check_fields(config, _own_keys(CONFIG_FIELDS, family), source, CheckpointError)
     for name, kinds in (
         ("rope_parameters", ROPE_FIELDS),
         ("rope_scaling", ROPE_FIELDS),
-        ("sgate", SGATE_FIELDS),
+        (BLOCK, SGATE_FIELDS),
     ):
         check_fields(config.get(name) or {}, kinds, f"{source}: {name}", CheckpointError)
     rope = config.get("rope_parameters") or {}
-    for kind in ROPE_KINDS:
+    # Some families have settings for each type of layer.
+    for layer_type in (FULL_ATTENTION, SLIDING_ATTENTION):
         where = f"{source}: rope_parameters"
-        check_fields(rope, {kind: OBJECT}, where, CheckpointError)
-        check_fields(rope.get(kind) or {}, ROPE_FIELDS, f"{where}[{kind}]", CheckpointError)
-    lowered = (config.get("sgate") or {}).get("lowered") or {}
-    for module, entry in lowered.items():
-        where = f"{source}: sgate.lowered[{brief(module)}]"
+        check_fields(rope, {layer_type: OBJECT}, where, CheckpointError)
+        own = rope.get(layer_type) or {}
+        check_fields(own, ROPE_FIELDS, f"{where}[{layer_type}]", CheckpointError)
+    _check_lowered(stored_block(config).get("lowered") or {}, f"{source}: sgate.lowered")
+    depth_key = family.keys.get("num_hidden_layers", "num_hidden_layers")
+    layer_types, depth = config.get("layer_types"), config.get(depth_key)
+    if layer_types is not None and len(layer_types) != depth:
+        raise CheckpointError(f"{source}: layer_types names {len(layer_types)} layers of {depth}")
+    _check_layers(config.get(PER_LAYER) or {}, f"{source}: {PER_LAYER}", family)
+
+
+def _own_keys(kinds: Mapping[str, Kind], family: Family) -> dict[str, Kind]:
+    return {family.keys.get(key, key): kind for key, kind in kinds.items()}
+
+
+def _check_lowered(modules: Mapping[Any, Any], source: str) -> None:
+    for module, entry in modules.items():
+        where = f"{source}[{brief(module)}]"
         check_fields({"entry": entry}, {"entry": OBJECT}, where, CheckpointError)
         unknown = sorted(set(entry or {}) - set(LOWERED_FIELDS))
         if entry is None or unknown:
             raise CheckpointError(f"{where} must hold rows or columns, found {brief(entry)}")
         check_fields(entry, LOWERED_FIELDS, where, CheckpointError)
-    depth_key = family.keys.get("num_hidden_layers", "num_hidden_layers")
-    layer_types, depth = config.get("layer_types"), config.get(depth_key)
-    if layer_types is not None and len(layer_types) != depth:
-        raise CheckpointError(f"{source}: layer_types names {len(layer_types)} layers of {depth}")
-    _check_layers(config.get("per_layer_config") or {}, f"{source}: per_layer_config", family)
-
-
-def _own_keys(kinds: Mapping[str, Kind], family: Family) -> dict[str, Kind]:
-    return {family.keys.get(key, key): kind for key, kind in kinds.items()}
 
 
 def _check_layers(layers: Mapping[Any, Any], source: str, family: Family) -> None:
@@ -137,7 +147,7 @@ def _check_layers(layers: Mapping[Any, Any], source: str, family: Family) -> Non
         if not str(key).isdecimal() or len(str(key)) > len(str(MAX_LAYERS)):
             raise CheckpointError(f"{source} holds {brief(key)}; expected the number of a layer")
         check_fields(layers, {key: OBJECT}, source, CheckpointError)
-        kinds = {**_own_keys(LAYER_FIELDS, family), "skip": BLOCKS}
+        kinds = {**_own_keys(LAYER_FIELDS, family), SKIP: BLOCK_LIST}
         check_fields(layer or {}, kinds, f"{source}[{key}]", CheckpointError)
     if len({int(key) for key in layers}) < len(layers):
         raise CheckpointError(f"{source} names a layer twice; keep one entry")

@@ -1,4 +1,4 @@
-"""The supported families, one table entry each; no other module names one."""
+"""The table of supported families, one entry each; no other module names a family."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +14,7 @@ from sgate_serve.architecture.family import (
     HEAD_UNITS,
     HIDDEN,
     KEY,
-    LABELS,
+    LABEL_OUTPUTS,
     MLP,
     MLP_ROLES,
     OUTPUT,
@@ -27,17 +27,18 @@ from sgate_serve.architecture.family import (
     Axes,
     Dense,
     Family,
-    Task,
+    TaskHead,
 )
 
 
-def _decoder_tasks(stem: str, classifier: str = "") -> Mapping[str, Task]:
+def _decoder_tasks(stem: str, classifier: str = "") -> Mapping[str, TaskHead]:
     return {
-        CAUSAL_LM: Task(f"{stem}ForCausalLM", {"lm_head.weight": (VOCAB, HIDDEN)}),
-        CLASSIFICATION: Task(
-            classifier or f"{stem}ForSequenceClassification", {"score.weight": (LABELS, HIDDEN)}
+        CAUSAL_LM: TaskHead(f"{stem}ForCausalLM", {"lm_head.weight": (VOCAB, HIDDEN)}),
+        CLASSIFICATION: TaskHead(
+            classifier or f"{stem}ForSequenceClassification",
+            {"score.weight": (LABEL_OUTPUTS, HIDDEN)},
         ),
-        BASE: Task(f"{stem}Model"),
+        BASE: TaskHead(f"{stem}Model"),
     }
 
 
@@ -127,6 +128,8 @@ GEMMA2 = replace(
     norms={ATTENTION: "input_layernorm", MLP: "pre_feedforward_layernorm"},
     post_norms={ATTENTION: "post_attention_layernorm", MLP: "post_feedforward_layernorm"},
     norm_offset=1.0,
+    scales_embeddings=True,
+    overflows_in_fp16=True,
     windows="typed",
     keys={"norm_eps": "rms_norm_eps", "hidden_act": "hidden_activation"},
     defaults={
@@ -148,7 +151,7 @@ GEMMA3 = replace(
     config_class="Gemma3TextConfig",
     tasks={
         **_decoder_tasks("Gemma3", "Gemma3TextForSequenceClassification"),
-        BASE: Task("Gemma3TextModel"),
+        BASE: TaskHead("Gemma3TextModel"),
     },
     head_norms=("self_attn.q_norm", "self_attn.k_norm"),
     defaults={
@@ -159,7 +162,7 @@ GEMMA3 = replace(
         "rope_theta": 1_000_000.0,
         "rope_local_base_freq": 10_000.0,
     },
-    # transformers' Gemma 3 reads this field and ignores it: nobody can say which model is meant.
+    # transformers' Gemma 3 accepts the cap and ignores it, so which model is meant is unknown.
     refused=("use_bidirectional_attention", "attn_logit_softcapping"),
 )
 
@@ -167,9 +170,11 @@ GPT2 = Family(
     name="gpt2",
     config_class="GPT2Config",
     tasks={
-        CAUSAL_LM: Task("GPT2LMHeadModel", {"lm_head.weight": (VOCAB, HIDDEN)}),
-        CLASSIFICATION: Task("GPT2ForSequenceClassification", {"score.weight": (LABELS, HIDDEN)}),
-        BASE: Task("GPT2Model"),
+        CAUSAL_LM: TaskHead("GPT2LMHeadModel", {"lm_head.weight": (VOCAB, HIDDEN)}),
+        CLASSIFICATION: TaskHead(
+            "GPT2ForSequenceClassification", {"score.weight": (LABEL_OUTPUTS, HIDDEN)}
+        ),
+        BASE: TaskHead("GPT2Model"),
     },
     prefix="transformer",
     layer="transformer.h.{}",
@@ -213,17 +218,17 @@ BERT = Family(
     name="bert",
     config_class="BertConfig",
     tasks={
-        CLASSIFICATION: Task(
+        CLASSIFICATION: TaskHead(
             "BertForSequenceClassification",
             {
                 "bert.pooler.dense.weight": (HEAD_UNITS, HIDDEN),
                 "bert.pooler.dense.bias": (HEAD_UNITS,),
-                "classifier.weight": (LABELS, HEAD_UNITS),
-                "classifier.bias": (LABELS,),
+                "classifier.weight": (LABEL_OUTPUTS, HEAD_UNITS),
+                "classifier.bias": (LABEL_OUTPUTS,),
             },
             Dense("bert.pooler.dense", "classifier", "tanh"),
         ),
-        BASE: Task(
+        BASE: TaskHead(
             "BertModel",
             {"bert.pooler.dense.weight": (HIDDEN, HIDDEN), "bert.pooler.dense.bias": (HIDDEN,)},
         ),
@@ -275,17 +280,17 @@ ROBERTA = replace(
     name="roberta",
     config_class="RobertaConfig",
     tasks={
-        CLASSIFICATION: Task(
+        CLASSIFICATION: TaskHead(
             "RobertaForSequenceClassification",
             {
                 "classifier.dense.weight": (HEAD_UNITS, HIDDEN),
                 "classifier.dense.bias": (HEAD_UNITS,),
-                "classifier.out_proj.weight": (LABELS, HEAD_UNITS),
-                "classifier.out_proj.bias": (LABELS,),
+                "classifier.out_proj.weight": (LABEL_OUTPUTS, HEAD_UNITS),
+                "classifier.out_proj.bias": (LABEL_OUTPUTS,),
             },
             Dense("classifier.dense", "classifier.out_proj", "tanh"),
         ),
-        BASE: Task("RobertaModel", _renamed(BERT.tasks[BASE].tensors, "bert.", "roberta.")),
+        BASE: TaskHead("RobertaModel", _renamed(BERT.tasks[BASE].tensors, "bert.", "roberta.")),
     },
     prefix="roberta",
     layer="roberta.encoder.layer.{}",
@@ -302,17 +307,17 @@ DISTILBERT = replace(
     name="distilbert",
     config_class="DistilBertConfig",
     tasks={
-        CLASSIFICATION: Task(
+        CLASSIFICATION: TaskHead(
             "DistilBertForSequenceClassification",
             {
                 "pre_classifier.weight": (HEAD_UNITS, HIDDEN),
                 "pre_classifier.bias": (HEAD_UNITS,),
-                "classifier.weight": (LABELS, HEAD_UNITS),
-                "classifier.bias": (LABELS,),
+                "classifier.weight": (LABEL_OUTPUTS, HEAD_UNITS),
+                "classifier.bias": (LABEL_OUTPUTS,),
             },
             Dense("pre_classifier", "classifier", "relu"),
         ),
-        BASE: Task("DistilBertModel"),
+        BASE: TaskHead("DistilBertModel"),
     },
     prefix="distilbert",
     layer="distilbert.transformer.layer.{}",

@@ -1,7 +1,8 @@
-"""What a model family is: the words of its parts, and the fields of one table entry.
+"""The words for a model's parts, and the fields of an entry in the family table.
 
-Tensors are named as a model with a head has them (`model.layers.0…`, `bert.encoder.layer.0…`),
-whatever the files of a folder say. The table itself is `sgate_serve.architecture.families`.
+Tensors have the names that a model with a head gives them (`model.layers.0…`,
+`bert.encoder.layer.0…`), whatever the files of a folder call them. The table itself is
+`sgate_serve.architecture.families`.
 """
 
 from collections.abc import Mapping
@@ -18,31 +19,24 @@ READERS: Mapping[str, tuple[str, ...]] = {ATTENTION: (QUERY, KEY, VALUE), MLP: (
 WRITERS: Mapping[str, str] = {ATTENTION: OUTPUT, MLP: DOWN}
 
 # Axes of the tensors outside the layers.
-VOCAB, HIDDEN, POSITIONS, TYPES, LABELS, HEAD_UNITS = (
+VOCAB, HIDDEN, POSITIONS, TYPES, LABEL_OUTPUTS, HEAD_UNITS = (
     "vocab",
     "hidden",
     "positions",
     "types",
-    "labels",
+    "label_outputs",
     "head_units",
 )
 CAUSAL_LM, CLASSIFICATION, BASE = "causal-lm", "classification", "base"
-
-# act(0) = 0, so a unit whose row and bias are zero is silent. A whitelist: RULES 1.
-ZERO_AT_ZERO = frozenset(
-    {"silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu"}
-    | {"relu", "relu2", "relu6", "tanh", "mish", "hardswish", "leaky_relu", "linear"}
-)
-
-# act(x) = 0 for every x ≤ 0, so a unit that is a constant below zero is silent too.
-ZERO_BELOW_ZERO = frozenset({"relu", "relu2", "relu6"})
+# The values of a config's `layer_types`.
+FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
 Axes = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A layer of units on top of the stack: `outer(activation(inner(x)))`, an MLP of its own."""
+    """A layer of units on top of the stack: `outer(activation(inner(x)))`, like an MLP."""
 
     inner: str
     outer: str
@@ -50,8 +44,8 @@ class Dense:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What sits on the stack for one use: transformers' class, its tensors, its hidden units."""
+class TaskHead:
+    """The part on top of the stack for one task: transformers' class, its tensors, its units."""
 
     model_class: str
     tensors: Mapping[str, Axes] = field(default_factory=dict)
@@ -60,25 +54,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps its tensors and what its forward does differently.
-
-    Names in `linears`, `blocks`, `norms`, `post_norms` and `head_norms` are inside a layer; roles
-    of one module are fused in it, in the order given. `biases` says of each role whether its linear
-    has one: always, never, or the config's switch of that name. `residual` is where norms stand:
-    before each block, also after it ("sandwich"), or on the sum ("post", the norms then being those
-    in `norms`). `keys` are the config's own names of our fields, `defaults` those of its class, and
-    fields that are `refused` must be off. Transposed weights are (in, out); padded positions start
-    behind the padding id; with partial rotation the config's factor says how much of a head
-    rotates. A head's width is stated by the config, or hidden size / heads. `renames`
-    are endings of tensor names in old checkpoints.
-    """
+    """Where a family keeps its tensors, and how its forward and its config differ from others'."""
 
     name: str
     config_class: str
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, TaskHead]
+
+    # Tensor names. `layer` has a place for the number; `linears`, `blocks`, `norms`, `post_norms`
+    # and `head_norms` are names inside a layer. Roles with the same module are fused in it, in the
+    # order given. `outside` has the axes of the tensors that are in no layer.
     prefix: str
     layer: str
     linears: Mapping[str, str]
+    # For each role whether its linear has a bias: always, never, or as this field of the config
+    # says.
     biases: Mapping[str, bool | str]
     blocks: Mapping[str, tuple[str, ...]]
     norms: Mapping[str, str]
@@ -90,20 +79,34 @@ class Family:
     position_table: str | None = None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     head_norms: tuple[str, ...] = ()
+    # Endings of tensor names in old checkpoints, and the endings that they have now.
+    renames: Mapping[str, str] = field(default_factory=dict)
+    ignored_suffixes: tuple[str, ...] = ()
+
+    # The forward. `residual` says where the norms are: before each block, also after it
+    # ("sandwich"), or on the sum ("post": then `norms` are those on the sum).
     residual: Literal["pre", "sandwich", "post"] = "pre"
     norm: Literal["rms", "layer"] = "rms"
+    # Added to every RMSNorm weight: Gemma stores w and multiplies by 1 + w.
     norm_offset: float = 0.0
+    scales_embeddings: bool = False
+    overflows_in_fp16: bool = False
     windows: Literal["never", "always", "switched", "typed"] = "never"
-    has_stated_head_width: bool = True
     has_kv_heads: bool = True
+    # Weights are stored as (in, out).
     is_transposed: bool = False
+    # The first position is the one after the padding id.
     has_padded_positions: bool = False
+    # The config's `partial_rotary_factor` counts.
     has_partial_rotation: bool = False
+
+    # The config: its own names for our fields, the defaults of its class, and the fields that must
+    # be off.
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
-    renames: Mapping[str, str] = field(default_factory=dict)
-    ignored_suffixes: tuple[str, ...] = ()
+    # Without a stated width a head is hidden size / heads wide.
+    has_stated_head_width: bool = True
 
     @property
     def is_gated(self) -> bool:
@@ -116,6 +119,11 @@ class Family:
     @property
     def has_norm_bias(self) -> bool:
         return self.norm == "layer"
+
+    @property
+    def default_task(self) -> str:
+        """The task of a config that does not name one of the family's classes."""
+        return CAUSAL_LM if CAUSAL_LM in self.tasks else BASE
 
     def layer_name(self, layer: int) -> str:
         return self.layer.format(layer)

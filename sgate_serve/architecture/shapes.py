@@ -1,8 +1,18 @@
-"""Widths: of one layer, and of a linear whose rows or columns are fewer than its dimensions."""
+"""The widths of one layer, and of a linear that stores only some of its rows or columns."""
 
 from dataclasses import dataclass
 
-from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.architecture.family import (
+    ATTENTION,
+    BLOCKS,
+    DOWN,
+    GATE,
+    KEY,
+    OUTPUT,
+    QUERY,
+    UP,
+    VALUE,
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,14 @@ class LayerShape:
     @property
     def queries_per_kv(self) -> int:
         return self.num_heads // self.num_kv_heads if self.num_kv_heads else 0
+
+    def has(self, block: str) -> bool:
+        """Say whether the layer has its attention or its MLP block."""
+        return bool(self.num_heads if block == ATTENTION else self.mlp_units)
+
+    @property
+    def skipped_blocks(self) -> tuple[str, ...]:
+        return tuple(block for block in BLOCKS if not self.has(block))
 
     def linear_shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
         """Return the (out, in) shape of every role that this layer can have."""
@@ -33,7 +51,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Lowered:
-    """How many rows and columns a module stores, where index vectors place them; None is all."""
+    """How many rows and columns a module with index vectors stores; None means all of them."""
 
     rows: int | None = None
     columns: int | None = None

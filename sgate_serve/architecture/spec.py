@@ -1,4 +1,4 @@
-"""The architecture of one model, read from its config: how wide everything is.
+"""The architecture of one model, read from its config: its widths and the constants of its forward.
 
 One frozen value for a stock dense model and for an `sgate` folder alike. A config of an unsupported
 family, or one whose values contradict each other, is refused here.
@@ -9,20 +9,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sgate_serve.architecture import config as values
+from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.config_schema import check_config
 from sgate_serve.architecture.family import (
-    ATTENTION,
+    BLOCKS,
     CAUSAL_LM,
     HEAD_UNITS,
     HIDDEN,
-    LABELS,
-    MLP,
+    LABEL_OUTPUTS,
     POSITIONS,
     TYPES,
     VOCAB,
     Family,
-    Task,
+    TaskHead,
 )
+from sgate_serve.architecture.rope import Rope, layer_ropes
+from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.errors import CheckpointError
 
@@ -31,32 +33,35 @@ IN_INDEX, OUT_INDEX = "in_index", "out_index"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model's architecture: sizes, what each layer holds, and the constants of its forward.
-
-    `norm_size` is what residual RMS norms divide by: the hidden size before residual dimensions
-    were removed. `rotary_dims` of each head rotate. `lowered` modules store fewer rows or columns
-    than their dimensions and have index vectors.
-    """
+    """One model's architecture: sizes, what each layer holds, and the constants of its forward."""
 
     family: Family
     task: str
     layers: tuple[LayerShape, ...]
     hidden_size: int
+    # What residual RMS norms divide by: the hidden size before residual dimensions were removed.
     norm_size: int
     vocab_size: int
     num_positions: int
     num_types: int
     num_labels: int
     head_units: int
-    norm_eps: float
-    activation: str
     tied_head: bool
     biased_roles: frozenset[str]
+
+    # The forward. Scales, windows and ropes have one entry per layer; a window is in tokens, None
+    # for full attention, and a rope is None in families with a table of positions.
+    norm_eps: float
+    activation: str
+    attention_scales: tuple[float, ...]
     windows: tuple[int | None, ...]
-    rope: Mapping[str, Any]
-    rotary_dims: int
-    has_softcap: bool
+    ropes: tuple[Rope | None, ...]
+    attention_softcap: float | None
+    logit_softcap: float | None
     first_position: int = 0
+
+    # What pruning changed besides widths: biases that the family does not have, and modules that
+    # store fewer rows or columns than their dimensions and have index vectors.
     extra_biases: frozenset[str] = frozenset()
     lowered: Mapping[str, Lowered] = field(default_factory=dict)
 
@@ -68,60 +73,81 @@ class ModelSpec:
         """
         family = values.family_of(config, source)
         check_config(config, source, family)
-        get, block = values.Fields(config, source, family), values.sgate_block(config)
+        get, block = ConfigReader(config, source, family), SgateBlock.read(config)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
         dense = values.dense_shape(get, family)
+        layers = tuple(layer_shapes(dense, family, num_layers, config, source))
+        windows = tuple(values.windows(family, num_layers, config, source))
+        num_positions = get.integer("max_position_embeddings", 2048)
         spec = cls(
             family=family,
             task=task,
-            layers=tuple(values.layer_shapes(dense, family, num_layers, config, source)),
+            layers=layers,
             hidden_size=hidden,
-            norm_size=block.get("norm_size") or hidden,
+            norm_size=block.norm_size or hidden,
             vocab_size=get.integer("vocab_size"),
-            num_positions=get.integer("max_position_embeddings", 2048),
+            num_positions=num_positions,
             num_types=get.integer("type_vocab_size", 0),
             num_labels=values.num_labels(config),
-            head_units=block.get("head_units") or hidden,
-            norm_eps=float(get("norm_eps", 1e-6)),
-            activation=str(get("hidden_act", "silu")),
+            head_units=block.head_units or hidden,
             tied_head=bool(get("tie_word_embeddings", False)) and task == CAUSAL_LM,
             biased_roles=frozenset(values.biased_roles(family, config)),
-            windows=tuple(values.windows(family, num_layers, config, source)),
-            rope=values.rope_parameters(config),
-            rotary_dims=values.rotary_dims(dense.head_dim, family, config),
-            # An explicit null is off, whatever the family's default.
-            has_softcap=bool({**family.defaults, **config}.get("attn_logit_softcapping")),
+            norm_eps=float(get("norm_eps", 1e-6)),
+            activation=str(get("hidden_act", "silu")),
+            attention_scales=tuple(values.attention_scales(family, config, layers)),
+            windows=windows,
+            ropes=tuple(layer_ropes(get, family, windows, num_positions)),
+            attention_softcap=values.softcap(family, config, "attn_logit_softcapping"),
+            logit_softcap=values.softcap(family, config, "final_logit_softcapping"),
             first_position=get.integer("pad_token_id") + 1 if family.has_padded_positions else 0,
-            extra_biases=frozenset(block.get("extra_biases", ())),
-            lowered=values.lowered_modules(config),
+            extra_biases=block.extra_biases,
+            lowered=block.lowered,
         )
         spec.check(source)
         return spec
 
     @property
-    def head(self) -> Task:
-        """What stands on the stack for this model's task."""
+    def head(self) -> TaskHead:
+        """The part on top of the stack for this model's task."""
         return self.family.tasks[self.task]
 
     @property
     def is_encoder(self) -> bool:
-        """Say whether every token attends to all others: such a model does not decode."""
+        """Say whether every token attends to all others, so that the model does not decode."""
         return CAUSAL_LM not in self.family.tasks
 
     @property
     def max_positions(self) -> int:
-        """The longest sequence: RoBERTa's table has rows before the first position."""
+        """The longest sequence; RoBERTa's position table has rows before the first position."""
         return self.num_positions - self.first_position
 
+    @property
+    def embedding_scale(self) -> float | None:
+        """The factor on embeddings: for Gemma the square root of the width before removal."""
+        return float(self.norm_size**0.5) if self.family.scales_embeddings else None
+
+    @property
+    def norm_gain(self) -> float:
+        """The factor missing from a stock RMS norm over the narrowed stream.
+
+        It divides by the width that is left instead of the width before removal.
+        """
+        return float((self.norm_size / self.hidden_size) ** 0.5)
+
+    def rotary_dims(self, index: int) -> int:
+        """Return how many dimensions of each head rotate in a layer; they are the first ones."""
+        rope = self.ropes[index]
+        return 0 if rope is None else int(self.layers[index].head_dim * rope.rotated_share)
+
     def check(self, source: str) -> None:
-        """Raise CheckpointError where head counts or widths cannot be a model."""
+        """Raise CheckpointError if head counts or widths contradict each other."""
         for index, layer in enumerate(self.layers):
             self._check_layer(index, layer, source)
         unknown = sorted(self.extra_biases - {*self.module_names(), self.family.head})
         if unknown:
             raise CheckpointError(
-                f"{source}: sgate.extra_biases names {unknown[0]!r:.80}, which is no linear of "
+                f"{source}: sgate.extra_biases names {unknown[0]!r:.80}, which is not a linear of "
                 "this model; convert the base checkpoint again"
             )
         self._check_lowered(source)
@@ -145,7 +171,7 @@ class ModelSpec:
         for name, lowered in self.lowered.items():
             if name not in names:
                 raise CheckpointError(
-                    f"{source}: sgate.lowered names {name!r:.80}, which is no linear of this "
+                    f"{source}: sgate.lowered names {name!r:.80}, which is not a linear of this "
                     "model; convert the base checkpoint again"
                 )
             rows, columns = whole.module_shape(names[name], name)
@@ -224,7 +250,7 @@ class ModelSpec:
             HIDDEN: self.hidden_size,
             POSITIONS: self.num_positions,
             TYPES: self.num_types,
-            LABELS: self.num_labels,
+            LABEL_OUTPUTS: self.num_labels,
             HEAD_UNITS: self.head_units,
         }
 
@@ -256,21 +282,21 @@ class ModelSpec:
         return shapes
 
     def norms(self, index: int) -> list[str]:
-        """Return the norms over the residual stream that a layer has: a skipped block's go with it.
+        """Return the norms over the residual stream that a layer has.
 
-        On the sum ("post") they stay: LN(x + 0) is not x.
+        The norms of a skipped block are gone, except norms on the sum ("post"): LN(x + 0) is not x.
         """
         family, layer, names = self.family, self.layers[index], []
-        for block, is_there in ((ATTENTION, layer.num_heads), (MLP, layer.mlp_units)):
-            if is_there or family.residual == "post":
+        for block in BLOCKS:
+            if layer.has(block) or family.residual == "post":
                 names.append(family.norm_name(index, block))
-            if is_there and block in family.post_norms:
+            if layer.has(block) and block in family.post_norms:
                 names.append(f"{family.layer_name(index)}.{family.post_norms[block]}")
         return names
 
     @property
     def num_gateable(self) -> int:
-        """Count the weights of the linears inside the blocks, the base of removed fractions."""
+        """Count the weights of the linears inside the blocks: removed fractions refer to these."""
         return sum(self.layer_weights(index) for index in range(len(self.layers)))
 
     def layer_weights(self, index: int) -> int:
@@ -280,7 +306,7 @@ class ModelSpec:
 
     @property
     def num_parameters(self) -> int:
-        """Count the trained numbers: index vectors are not among them."""
+        """Count the trained numbers; index vectors do not count."""
         total = 0
         for name, shape in self.tensor_shapes().items():
             if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
@@ -291,8 +317,8 @@ class ModelSpec:
 def is_stock_shape(spec: ModelSpec) -> bool:
     """Say whether the stock model class of the family can hold this spec as it is.
 
-    transformers' own config validation wants the hidden size to be a multiple of the head count;
-    where it derives the width of a head from the two, they must fit exactly.
+    transformers' config validation requires the hidden size to be a multiple of the head count;
+    where it derives the width of a head from the two, they must match exactly.
     """
     first = spec.layers[0]
     if not spec.has_uniform_layers or not first.num_heads or not first.mlp_units:

@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizer, chat template, generation and embedding settings."""
+"""The files next to the weights: tokenizer, chat template, generation and embedding settings."""
 
 import shutil
 from pathlib import Path
@@ -23,10 +23,9 @@ COMPANION_FILES = (
 
 
 def copy_companions(source: Path, writer: FolderWriter, task: str) -> None:
-    """Copy what is there of them as it is, for a model of that task.
+    """Copy those files that exist, unchanged, for a model of that task.
 
-    What sentence-transformers says of embeddings stays behind where a model classifies: it would
-    pool the classifier's states.
+    A classifier does not get the settings of sentence-transformers: they would pool its states.
     """
     modules = () if task == CLASSIFICATION else module_files(source)
     for name in (*COMPANION_FILES, *modules):

@@ -1,4 +1,4 @@
-"""W8A8 int8 folders as compressed-tensors lays them out: their names, config, checks and values.
+"""W8A8 int8 folders in the layout of compressed-tensors: names, config, checks and values.
 
 The linears inside the blocks are int8 with one scale per output row; nothing else is quantized. Any
 other `quantization_config` is refused by name. The format is docs/format.md, "int8".
@@ -32,23 +32,23 @@ CONFIG: Mapping[str, Any] = {
     "format": FORMAT,
     "quantization_status": "compressed",
 }
-# Of how the numbers were found, or repeating what is said elsewhere; what is stored is the same.
+# Keys about how the numbers were found, or that repeat others; they do not change what is stored.
 HARMLESS = frozenset({"ignore", "version", "global_compression_ratio", "observer"})
 
 
 def int8_config(ignore: Iterable[str]) -> dict[str, Any]:
-    """Return the `quantization_config` of an int8 folder; `ignore` are linears that stay floats."""
+    """Return the `quantization_config` of an int8 folder; linears in `ignore` stay floats."""
     return {**CONFIG, "config_groups": {"group_0": dict(GROUP)}, "ignore": list(ignore)}
 
 
 def float_linears(spec: ModelSpec) -> list[str]:
-    """Return the linears outside the blocks, lm_head among them whether it is stored or tied."""
+    """Return the linears outside the blocks, including lm_head, stored or tied."""
     on_top = (name for name, axes in spec.head.tensors.items() if len(axes) == 2)
     return list(dict.fromkeys((spec.family.head, *(n.removesuffix(".weight") for n in on_top))))
 
 
 def is_int8(config: Mapping[str, Any], source: str) -> bool:
-    """Say whether a config is of an int8 folder, and not of an unquantized one.
+    """Say whether a config describes an int8 folder; False for an unquantized one.
 
     Raises CheckpointError, naming `source` and the entry, for any other quantization.
     """
@@ -67,7 +67,7 @@ def is_int8(config: Mapping[str, Any], source: str) -> bool:
 
 
 def _differences(block: Mapping[str, Any]) -> Iterator[str]:
-    """Yield in words how a block differs from ours in anything that is stored or computed."""
+    """Yield, in words, each difference from our block in what is stored or computed."""
     groups = block.get("config_groups")
     yield from _unequal({k: v for k, v in block.items() if k != "config_groups"}, CONFIG, "")
     if not isinstance(groups, Mapping) or len(groups) != 1:
@@ -88,7 +88,7 @@ def _unequal(found: Any, expected: Mapping[str, Any], where: str) -> Iterator[st
         own = found.get(key)
         if isinstance(value, Mapping):
             yield from _unequal(own, value, f"{where}{key}.")
-        # 1 is no true, and 8.0 no 8.
+        # Types must match too: 1 is not true, and 8.0 is not 8.
         elif type(own) is not type(value) or own != value:
             yield f"{where}{key} is {brief(own)}, expected {value!r}"
     for key, value in found.items():
@@ -97,7 +97,7 @@ def _unequal(found: Any, expected: Mapping[str, Any], where: str) -> Iterator[st
 
 
 def scale_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Return name → [rows, 1] of the scales that an int8 folder holds besides."""
+    """Return name → [rows, 1] of the scales that an int8 folder holds in addition."""
     return {
         f"{module}.{SCALE}": (spec.module_shape(index, module)[0], 1)
         for module, index in spec.module_names().items()
@@ -119,7 +119,7 @@ def check_weight(name: str, info: TensorInfo) -> None:
 
 
 def check_scale(name: str, info: TensorInfo) -> None:
-    """Raise CheckpointError unless all scales of a linear are positive numbers."""
+    """Raise CheckpointError unless all scales of a linear are finite and positive."""
     scale = info.read().astype(np.float32)
     if not (np.isfinite(scale) & (scale > 0)).all():
         raise CheckpointError(
@@ -129,7 +129,7 @@ def check_scale(name: str, info: TensorInfo) -> None:
 
 
 def dequantize(weight: Array, scale: Array) -> NDArray[np.float32]:
-    """Return the fp32 matrix [rows, columns] that int8 values and their scales [rows, 1] mean."""
+    """Return the fp32 matrix [rows, columns] of int8 values and their scales [rows, 1]."""
     values: NDArray[np.float32] = weight.astype(np.float32)
     values *= scale.astype(np.float32)
     return values

@@ -1,6 +1,6 @@
-"""Model folders on disk: find them, check them against their config, read tensor by tensor.
+"""Model folders on disk: finds them, checks them against their config, reads tensor by tensor.
 
-Tensors are mapped from their files. Never pickle.
+Tensors are memory-mapped from safetensors files. Pickle is never read.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, Family
+from sgate_serve.architecture.family import ATTENTION, Family
+from sgate_serve.architecture.sgate_config import stored_family
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.checkpoint.int8 import (
     SCALE,
@@ -45,10 +46,10 @@ FINGERPRINT_EDGE = 4096
 class Checkpoint:
     """A model folder whose headers have been read and checked; tensors are read one at a time.
 
-    Tensors are known by the names that a model with a head gives them; each keeps its own name in
-    the file. `config` says what the tensors hold. It is not the file's where `layout` says, in
-    words, how another tool stored layers of uneven width. In an int8 folder the linears inside the
-    blocks are int8 with scales.
+    `tensors` are keyed by the names that a model with a head gives them; each keeps the name that
+    it has in its file. `config` describes the tensors. It differs from config.json if another tool
+    stored layers of uneven width; `layout` then says in words how. In an int8 folder the linears
+    inside the blocks are int8 with scales.
     """
 
     folder: Path
@@ -78,7 +79,7 @@ class Checkpoint:
         return checkpoint
 
     def check(self) -> None:
-        """Raise CheckpointError unless the files hold just the tensors that the config implies."""
+        """Raise CheckpointError unless the files hold exactly the tensors the config implies."""
         expected = self.spec.tensor_shapes() | (scale_shapes(self.spec) if self.is_int8 else {})
         for name, shape in expected.items():
             found = self.tensors.get(name)
@@ -95,19 +96,19 @@ class Checkpoint:
         for name in sorted(set(self.tensors) - set(expected)):
             if not self._is_ignored(name):
                 raise CheckpointError(
-                    f"{self.tensors[name].file}: tensor {name} is no part of family "
+                    f"{self.tensors[name].file}: tensor {name} is not part of family "
                     f"{self.spec.family.name} with this config.json"
                 )
 
     def check_unquantized(self) -> None:
-        """Raise CheckpointError for int8 weights: what prunes or trains needs those before."""
+        """Raise CheckpointError for int8 weights: pruning and training need the floats."""
         if self.is_int8:
             raise CheckpointError(
                 f"{self.folder} is quantized to int8; give the unquantized checkpoint"
             )
 
     def _check_content(self, name: str, info: TensorInfo) -> None:
-        """Raise CheckpointError unless a tensor's dtype, and an index or a scale, are of use."""
+        """Raise CheckpointError unless its dtype, and an index's or scale's values, are valid."""
         if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
             self._check_index(name, info)
         elif name in self._int8_weights:
@@ -153,12 +154,10 @@ class Checkpoint:
 
     @cached_property
     def _idle_norms(self) -> frozenset[str]:
-        """Norms of blocks that are gone; other tools leave them, and nothing reads them."""
+        """Norms of removed blocks: other tools leave them in the files, and nothing reads them."""
         family, names = self.spec.family, set[str]()
         for index, layer in enumerate(self.spec.layers):
-            for block in BLOCKS:
-                if layer.mlp_units if block == MLP else layer.num_heads:
-                    continue
+            for block in layer.skipped_blocks:
                 own = [n[block] for n in (family.norms, family.post_norms) if block in n]
                 own += family.head_norms if block == ATTENTION else ()
                 names |= {f"{family.layer_name(index)}.{name}" for name in own}
@@ -191,11 +190,10 @@ def canonical_names(
 ) -> Mapping[str, TensorInfo]:
     """Return the tensors by the names of a model with a head, whatever the files call them.
 
-    Base models are saved without the prefix of the stack, old checkpoints with other endings. A
-    config of no family of ours is somebody else's: its names stay.
+    Base models are saved without the prefix of the stack, old checkpoints with other endings. Names
+    stay as they are if the config's family is not supported.
     """
-    sgate = config.get("sgate")
-    name = sgate.get("family") if isinstance(sgate, Mapping) else config.get("model_type")
+    name = stored_family(config)
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         return tensors
@@ -214,15 +212,15 @@ def canonical_names(
 
 
 def _stack_names(family: Family) -> tuple[str, ...]:
-    """Return how the names of the stack's tensors start where the prefix is left out."""
-    on_top = {name for task in family.tasks.values() for name in task.tensors}
+    """Return the beginnings of the stack's tensor names without the prefix."""
+    on_top = {name for head in family.tasks.values() for name in head.tensors}
     names = (family.layer.format(""), *family.outside, *on_top)
     prefix = f"{family.prefix}."
     return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
 def find_folder(location: str | Path) -> Path:
-    """Return a local folder: the path itself, or a snapshot of the hub repository of that name."""
+    """Return a local folder: the path itself, or a snapshot of the hub repository it names."""
     path = Path(location)
     if path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""Safetensors files by header: every entry is checked before any tensor is used. Never pickle.
+"""Safetensors files: every header entry is checked before any tensor is used.
 
 https://github.com/huggingface/safetensors#format
 """
@@ -44,7 +44,7 @@ MAX_RANK = 8
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: its file, byte range in that file, dtype name and shape."""
+    """The place of one tensor: its file, byte range in that file, dtype name and shape."""
 
     name: str
     file: Path
@@ -58,7 +58,7 @@ class TensorInfo:
         return self.end - self.start
 
     def read(self) -> Array:
-        """Return a read-only view of the tensor, mapped from the file."""
+        """Return a read-only view of the tensor, memory-mapped from the file."""
         if self.start == self.end:
             return np.empty(self.shape, DTYPES[self.dtype])
         raw = np.memmap(self.file, np.uint8, "r", self.start, self.end - self.start)
@@ -66,7 +66,7 @@ class TensorInfo:
 
 
 def read_headers(folder: Path) -> dict[str, TensorInfo]:
-    """Read every safetensors header that the folder's index, or its single file, names."""
+    """Read the safetensors headers of the shards in the folder's index, or of its single file."""
     index_path, single = folder / INDEX_FILE, folder / SINGLE_FILE
     if index_path.exists():
         return _read_shards(index_path)
@@ -86,7 +86,7 @@ def _read_shards(index_path: Path) -> dict[str, TensorInfo]:
         if not isinstance(shard, str) or Path(shard).name != shard or not _is_name(shard):
             raise CheckpointError(
                 f"{index_path}: tensor {name!r:.80} is in {shard!r:.80}; expected the name of a "
-                "file beside the index"
+                "file next to the index"
             )
     tensors: dict[str, TensorInfo] = {}
     for shard in sorted(set(weight_map.values())):
@@ -109,7 +109,7 @@ def _read_shards(index_path: Path) -> dict[str, TensorInfo]:
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Read and check one safetensors header: 8 bytes of length, JSON, then the data.
 
-    Tensors must fill the data in turn, without gap or overlap, as the format demands.
+    The format requires that tensors fill the data one after the other, without gap or overlap.
     """
     try:
         with file.open("rb") as stream:
@@ -146,7 +146,7 @@ def _check_offsets(infos: Mapping[str, TensorInfo], start: int, size: int) -> No
 
 
 def _is_name(text: str) -> bool:
-    """Say whether a name from a file fits a file system and a line of a message."""
+    """Say whether a name is short and printable enough for a file system and a message."""
     return len(text) <= MAX_NAME and text.isprintable()
 
 
@@ -159,9 +159,9 @@ def _tensor_info(name: str, entry: Mapping[str, Any], file: Path, base: int) -> 
             f"{file}: tensor {name} has dtype {dtype!s:.40}, which is not supported"
         )
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
-        raise ValueError(f"tensor {name}: the shape is no list of at most {MAX_RANK} sizes")
+        raise ValueError(f"tensor {name}: the shape is not a list of at most {MAX_RANK} sizes")
     if not all(is_whole(size) for size in (*shape, start, end)):
-        raise ValueError(f"tensor {name} has a negative size or offset, or one that is no integer")
+        raise ValueError(f"tensor {name}: a size or offset is negative or is not an integer")
     itemsize = DTYPES[dtype].itemsize
     if end - start != math.prod(shape) * itemsize:
         raise ValueError(f"tensor {name}: {end - start} bytes do not hold {shape} of {dtype}")

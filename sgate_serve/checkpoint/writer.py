@@ -1,7 +1,7 @@
-"""Write model folders all or nothing, tensor by tensor.
+"""Writes model folders all or nothing, tensor by tensor.
 
 Files are staged in a hidden folder inside the target and moved into place at the end, the weights
-index last, so its presence means the folder is complete. Never pickle.
+index last, so its presence means that the folder is complete.
 """
 
 import json
@@ -23,7 +23,7 @@ STAGING_DIR = ".sgate-incomplete"
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a file header says of a tensor that is yet to be written."""
+    """The header entry of a tensor that is yet to be written."""
 
     name: str
     dtype: str
@@ -35,14 +35,14 @@ class TensorHeader:
 
 
 class FolderWriter:
-    """Files of one model folder, staged inside it until `commit_last` moves them into place."""
+    """Files of one model folder, staged inside it until `commit` moves them into place."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.staging = folder, folder / STAGING_DIR
         self.last: list[str] = []
 
     def path(self, name: str) -> Path:
-        """Return where to write the file that shall be called `name` (it may hold slashes)."""
+        """Return the path to write the file `name` to; the name may have slashes."""
         path = self.staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -56,7 +56,7 @@ class FolderWriter:
     ) -> None:
         """Stream `arrays`, in the order of `headers`, into shards of at most `shard_bytes`.
 
-        Peak memory is one array. An array that contradicts its header is our bug.
+        Peak memory is one array. Asserts that every array matches its header.
         """
         shards = list(divide_into_shards(headers, shard_bytes))
         stream = iter(arrays)
@@ -93,7 +93,7 @@ def write_tensors(
 ) -> None:
     """Stream `arrays`, in the order of `headers`, into one safetensors file.
 
-    Takes no more of `arrays` than there are headers. Peak memory is one array.
+    No more of `arrays` is consumed than there are headers. Peak memory is one array.
     """
     with path.open("wb") as file:
         file.write(file_header(headers, metadata))
@@ -104,7 +104,7 @@ def write_tensors(
 
 
 def file_header(headers: list[TensorHeader], metadata: Mapping[str, str]) -> bytes:
-    """Return what a safetensors file starts with; the tensors follow without gaps."""
+    """Return the beginning of a safetensors file; the tensors follow without gaps."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for header in headers:
@@ -122,10 +122,10 @@ def file_header(headers: list[TensorHeader], metadata: Mapping[str, str]) -> byt
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[FolderWriter]:
-    """Write a new folder all or nothing; refuse one that holds anything.
+    """Write a new folder all or nothing.
 
-    What a killed run left staged, and nothing else, counts as nothing. Raises CheckpointError if
-    `folder` is not empty. On any error what was staged is removed.
+    Raises CheckpointError if `folder` is not empty; what a killed run left staged in it does not
+    count. On any error the staged files are removed.
     """
     existed = folder.exists()
     if existed and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {STAGING_DIR}):
@@ -146,7 +146,7 @@ def new_folder(folder: Path) -> Iterator[FolderWriter]:
 def divide_into_shards(
     headers: list[TensorHeader], shard_bytes: int
 ) -> Iterator[list[TensorHeader]]:
-    """Yield runs of headers of at most `shard_bytes`; a tensor larger than that stands alone."""
+    """Yield runs of headers of at most `shard_bytes`; a larger tensor gets its own shard."""
     shard: list[TensorHeader] = []
     size = 0
     for header in headers:

@@ -2,8 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.commands.flags import add_flags, options_from
@@ -12,6 +12,7 @@ from sgate_serve.server.server_options import ServerOptions
 if TYPE_CHECKING:
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.server import LoadedModel
+    from sgate_serve.server.classifier_head import ClassifierHead
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,10 +70,25 @@ def reader_of(
 
     options = parse_pooling_options(engine, arguments)
     if model.spec.task != BASE:
+        head = head_of(model.config, str(model.folder / "config.json"))
         return lambda: LoadedModel.from_folder(
-            load_pooling_engine(engine, model, options), model.folder, "classify"
+            load_pooling_engine(engine, model, options), model.folder, "classify", head=head
         )
     normalize = pooling_of(model).normalize
     return lambda: LoadedModel.from_folder(
         load_pooling_engine(engine, model, options), model.folder, "embed", normalize=normalize
     )
+
+
+def head_of(config: Mapping[str, Any], source: str) -> "ClassifierHead":
+    """Return a classifier's head, with transformers' label names if the config has none.
+
+    Raises CheckpointError naming `source` for labels that are not numbered from 0.
+    """
+    from sgate_serve.architecture.config import label_names, num_labels
+    from sgate_serve.server.classifier_head import ClassifierHead
+
+    names = label_names(config, source)
+    if names is None:
+        names = tuple(f"LABEL_{index}" for index in range(num_labels(config)))
+    return ClassifierHead.of(names, config.get("problem_type"), source)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgate_serve.architecture.config import num_labels
+from sgate_serve.architecture.config import label_names
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.data.records import Example
 from sgate_serve.errors import TrainingError
@@ -40,13 +40,11 @@ class Labels:
     @classmethod
     def of_model(cls, model: Checkpoint) -> "Labels":
         """Return the classes of a model that has a head."""
-        count = num_labels(model.config)
+        count = model.spec.num_labels
         if count == 1:
             return cls(())
-        names = model.config.get("id2label")
-        if names is None:
-            return cls(tuple(map(str, range(count))))
-        return cls(tuple(str(names[key]) for key in sorted(names, key=int)))
+        names = label_names(model.config, str(model.folder / "config.json"))
+        return cls(names or tuple(map(str, range(count))))
 
     @property
     def num_outputs(self) -> int:

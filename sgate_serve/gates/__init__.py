@@ -1,4 +1,4 @@
-"""The gates folder: what training hands to the compiler. Numpy only, no torch."""
+"""The gates folder, which training writes and the compiler reads. Numpy only, no torch."""
 
 from sgate_serve.gates.folder import DELTAS_FILE, GATES_FILE, Gates, with_added_biases
 

@@ -1,8 +1,8 @@
-"""Read, check and write a gates folder: `gates.safetensors` and optional `deltas.safetensors`.
+"""Reads, checks and writes a gates folder: `gates.safetensors` and optional `deltas.safetensors`.
 
-Gates are fp32 read-outs in [0, 1], closed is exactly 0. Deltas are replacement values, in the dtype
-that was trained, of every weight that training changed, or biases that the base lacks; they stay in
-their file until asked for. Gates of another base are refused.
+Gates are fp32 read-outs in [0, 1]; a closed gate is exactly 0. Deltas are replacement values, in
+the dtype that was trained, of every weight that training changed, and biases that the base lacks;
+they are read only when needed. Gates of another base are refused.
 """
 
 from collections.abc import Container, Mapping
@@ -37,7 +37,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Gates:
-    """Gate read-outs by key, where they come from, and the weights trained beside them."""
+    """Gate read-outs by key, their origin, and the weights trained together with them."""
 
     method: str
     family: str
@@ -51,8 +51,8 @@ class Gates:
     def read(cls, location: str | Path) -> "Gates":
         """Read a gates folder, or the `gates.safetensors` in it.
 
-        Raises GatesError for a missing, malformed or foreign file, and for values that are no
-        read-outs. Deltas are opened by header only.
+        Raises GatesError for a missing, malformed or foreign file, and for values that are not
+        read-outs. Of the deltas only headers are read.
         """
         path = Path(location)
         file = path / GATES_FILE if path.is_dir() else path
@@ -75,14 +75,14 @@ class Gates:
     def write(self, folder: Path, new_deltas: Mapping[str, Array] | None = None) -> None:
         """Write a new gates folder, all or nothing; `new_deltas` join or replace the deltas.
 
-        Raises GatesError for values that are no read-outs and CheckpointError if `folder` is not
+        Raises GatesError for values that are not read-outs, and CheckpointError if `folder` is not
         empty.
         """
         with new_folder(folder) as writer:
             self.stage(writer, new_deltas or {})
 
     def stage(self, writer: FolderWriter, new_deltas: Mapping[str, Array]) -> None:
-        """Write the files of the gates folder where `writer` stages them."""
+        """Stage the files of the gates folder in `writer`."""
         self.check_values()
         metadata = {
             "format": GATES_FORMAT,
@@ -170,10 +170,10 @@ class Gates:
                 )
 
     def spec(self, dense: ModelSpec) -> ModelSpec:
-        """Return the base's spec with the biases that the deltas add, its head untied if need be.
+        """Return the base's spec with the biases that the deltas add, its head untied if necessary.
 
-        A tied head has the embedding's weights: gates, a bias or weights of its own need a copy.
-        Column gates alone do not (`_keeps_tie`).
+        A tied head shares the embedding's weights, so gates, a bias or weights of its own need a
+        copy. Column gates alone do not (`_keeps_tie`).
         """
         spec = with_added_biases(dense, self.deltas)
         head = dense.family.head
@@ -183,9 +183,9 @@ class Gates:
         return replace(spec, tied_head=spec.tied_head and not untied)
 
     def _keeps_tie(self, dense: ModelSpec) -> bool:
-        """Say whether the head's gates go into the norm before it: columns of a tied head alone.
+        """Say whether the head's gates fold into the norm before it.
 
-        An offset norm, (1 + w), cannot take a factor.
+        Only columns of a tied head do, and an offset norm, 1 + w, cannot hold a factor.
         """
         head, names = dense.family.head, {*self.values, *self.deltas}
         alone = f"{head}.columns" in names and f"{head}.rows" not in names
@@ -194,10 +194,11 @@ class Gates:
         return dense.tied_head and alone and not has_own and is_plain
 
     def masks(self, spec: ModelSpec) -> Masks:
-        """Fold all gates to rows and columns of linears, by module name.
+        """Fold all gates into rows and columns of linears, by module name.
 
-        An MLP unit is a column of the down projection; a head or KV group is its run of columns of
-        the output projection. Where several apply they multiply. The keys must have been checked.
+        An MLP unit is a column of the down projection; a head or KV group is a run of columns of
+        the output projection. Gates of the same row or column multiply. The keys must have been
+        checked.
         """
         sites = gate_sites(spec)
         masks: dict[str, Gate] = {}
@@ -209,14 +210,14 @@ class Gates:
             product = spread if known is None else known * spread
             masks[site.module] = replace(gate, **{site.side: product})
         if self._keeps_tie(spec):
-            # The norm before the head multiplies what the head's columns would.
+            # The norm before the head applies the factors of the head's columns.
             columns = masks.pop(spec.family.head).columns
             masks[str(spec.family.final_norm)] = Gate(rows=columns)
         return masks
 
 
 def with_added_biases(dense: ModelSpec, deltas: Container[str]) -> ModelSpec:
-    """Return `dense` with a bias for each linear whose bias `deltas` name and it lacks."""
+    """Return `dense` with a bias for each linear that has one in `deltas` but not in `dense`."""
     own = dense.tensor_shapes()
     modules = {site.module for site in (*linear_sites(dense), *head_sites(dense))}
     added = {name for name in modules if f"{name}.bias" in deltas and f"{name}.bias" not in own}

@@ -1,7 +1,7 @@
-"""The keys of a gates file, and what each of them closes in a model.
+"""The keys of a gates file, and the part of a model that each of them closes.
 
-Coupled keys name a layer and fold into column gates of the linear that reads the units; the others
-name a linear and one of its sides.
+A coupled key names a layer and folds into column gates of the linear that reads the units; any
+other key names a linear and one of its sides.
 """
 
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ Side = Literal["rows", "columns"]
 
 @dataclass(frozen=True)
 class GateSite:
-    """One place for a gate vector: each of its `num_gates` values covers `repeat` neighbours.
+    """One place for a gate vector; each of its `num_gates` values covers `repeat` neighbours.
 
-    They multiply the rows (outputs) or columns (inputs) of linear `module` of layer `layer`.
+    The values multiply the rows (outputs) or columns (inputs) of linear `module` in layer `layer`.
     """
 
     key: str
@@ -38,7 +38,7 @@ class GateSite:
 
 
 def coupled_sites(spec: ModelSpec) -> Iterator[GateSite]:
-    """Yield the sites whose closing shrinks plain dense shapes: MLP units, heads, KV groups."""
+    """Yield the sites that shrink dense shapes when they close: MLP units, heads, KV groups."""
     for index, layer in enumerate(spec.layers):
         name = spec.family.layer_name(index)
         if layer.mlp_units:
@@ -47,7 +47,7 @@ def coupled_sites(spec: ModelSpec) -> Iterator[GateSite]:
         if layer.num_heads:
             output, width = spec.family.linear(index, OUTPUT), layer.head_dim
             yield GateSite(f"{name}.{HEADS}", index, output, "columns", layer.num_heads, width)
-            # The query heads of a KV head are neighbours, so a group is one run of columns.
+            # The query heads of a KV head are adjacent, so a group is one run of columns.
             width *= layer.queries_per_kv
             groups = layer.num_kv_heads
             yield GateSite(f"{name}.{KV_GROUPS}", index, output, "columns", groups, width)
@@ -70,6 +70,6 @@ def head_sites(spec: ModelSpec) -> Iterator[GateSite]:
 
 
 def gate_sites(spec: ModelSpec) -> dict[str, GateSite]:
-    """Return every key that a gates file of this model may hold."""
+    """Return the sites of this model by every key that its gates file may hold."""
     sites = (*coupled_sites(spec), *linear_sites(spec), *head_sites(spec))
     return {site.key: site for site in sites}

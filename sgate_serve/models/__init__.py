@@ -1,8 +1,8 @@
-"""The transformers side of the format: `import sgate_serve.models` registers `model_type: sgate`.
+"""The transformers side of the format: importing this module registers `model_type: sgate`.
 
-Afterwards AutoConfig and the AutoModel classes load a pruned folder like any other; no remote code.
-Each family of `sgate_serve.architecture.families` has its config and one model class per task here,
-named like the stock ones with the prefix `SGate`.
+Afterwards AutoConfig and the AutoModel classes load a pruned folder like any other, without remote
+code. Each family of `sgate_serve.architecture.families` has a config class and one model class per
+task here, named like the stock ones with the prefix `SGate`.
 """
 
 from transformers import (
@@ -12,8 +12,8 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from sgate_serve.architecture.config import SGATE_MODEL_TYPE
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.models.configuration import CONFIGS, SGateConfig
 from sgate_serve.models.modeling import MODELS
 

@@ -9,9 +9,10 @@ from typing import Any
 import transformers
 from transformers import PreTrainedConfig
 
-from sgate_serve.architecture.config import SGATE_MODEL_TYPE, family_of
+from sgate_serve.architecture.config import family_of
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Family
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 
 
 class UnevenConfigMixin:
@@ -20,12 +21,12 @@ class UnevenConfigMixin:
     allow_global_per_layer_attribute_access = True
 
     def __getattribute__(self, key: str) -> Any:
-        # transformers warns at each top-level read of a per-layer size; here that read is meant.
+        # transformers warns at each top-level read of a per-layer size; here it is intended.
         attribute_map = object.__getattribute__(self, "attribute_map")
         return object.__getattribute__(self, attribute_map.get(key, key))
 
     def validate_architecture(self) -> None:
-        """Accept head counts that do not divide the hidden size; head_dim is explicit."""
+        """Accept head counts that do not divide the hidden size, for head_dim is explicit."""
 
 
 def uneven_config(family: Family) -> type[PreTrainedConfig]:
@@ -45,17 +46,17 @@ def uneven_config(family: Family) -> type[PreTrainedConfig]:
 
 
 CONFIGS = {name: uneven_config(family) for name, family in FAMILIES.items()}
-# By their names too: a class must be found where it says it lives, to be pickled.
+# Pickle looks classes up by name in the module that they name.
 globals().update({made.__name__: made for made in CONFIGS.values()})
 
 
 class SGateConfig(PreTrainedConfig):
-    """What AutoConfig finds under `model_type: sgate`; loading returns the family's own class."""
+    """The config class of `model_type: sgate`; loading returns the family's own class."""
 
     model_type = SGATE_MODEL_TYPE
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
-        """Return the config of the family named in the `sgate` block; CheckpointError if none."""
+        """Return the config of the family in the block `sgate`; raise CheckpointError if none."""
         family = family_of(config_dict, str(config_dict.get("_name_or_path") or "config.json"))
         return CONFIGS[family.name].from_dict(config_dict, **kwargs)

@@ -1,4 +1,4 @@
-"""The modules that pruning puts in place of stock ones: indexed linears, narrow norms, nothing."""
+"""The modules that replace stock ones: indexed linears, narrow norms, removed blocks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sgate_serve.architecture.shapes import Lowered
 
 
 class IndexedLinear(nn.Module):
-    """A linear that stores some rows and columns of its matrix; the rest of it is zero.
+    """A linear that stores only some rows and columns of its matrix; the others are zero.
 
     `in_index` places the stored columns among the inputs, `out_index` the stored rows among the
     outputs; the bias has a value for every output.
@@ -38,16 +38,17 @@ class IndexedLinear(nn.Module):
 
 
 class TransposedIndexedLinear(IndexedLinear):
-    """The same for matrices stored as (in, out): GPT-2's Conv1D."""
+    """An indexed linear whose matrix is stored as (in, out), like GPT-2's Conv1D."""
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight
 
 
 class NarrowRMSNorm(nn.Module):
-    """RMSNorm over the residual dimensions that are left: it divides by the width before.
+    """RMSNorm over the remaining residual dimensions that divides by the width before removal.
 
-    What was removed was always zero, so the sum of squares is the same. In fp32, as the stock ones.
+    The removed dimensions were always zero, so the sum of squares is the same. It computes in fp32,
+    like the stock norms.
     """
 
     def __init__(self, size: int, norm_size: int, eps: float, offset: float) -> None:
@@ -65,14 +66,14 @@ class NarrowRMSNorm(nn.Module):
 
 
 class SkippedAttention(nn.Module):
-    """Stands where an attention block was removed: adds zero, caches nothing."""
+    """Replaces a removed attention block: it returns zeros and caches nothing."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         return torch.zeros_like(hidden_states), None
 
 
 class Skipped(nn.Module):
-    """Stands where an MLP block, or the projection behind a block, was removed: adds zero."""
+    """Replaces a removed MLP block, or the projection after a removed block: it returns zeros."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(hidden_states)

@@ -1,6 +1,6 @@
-"""From an opened checkpoint to transformers: its config and its model, whatever layout it has.
+"""The transformers config and model of an opened checkpoint, whatever its layout.
 
-The config is the checkpoint's own, for the file's may be one that transformers cannot load.
+The config is the checkpoint's own: transformers may be unable to load the one in the file.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,8 +26,7 @@ def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
 def config_from(config: dict[str, Any]) -> PreTrainedConfig:
     """Return the transformers config that the content of a config.json describes.
 
-    Its attention is one that computes what the config says: sdpa, transformers' default, leaves
-    soft caps out without a word.
+    With soft caps its attention is eager: sdpa, transformers' default, silently ignores them.
     """
     made: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     if getattr(made, "attn_logit_softcapping", None):
@@ -36,10 +35,10 @@ def config_from(config: dict[str, Any]) -> PreTrainedConfig:
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
-    """Load the model of a folder, whatever its task, in fp32.
+    """Load the model of a folder in fp32, whatever its task.
 
-    Weights of an int8 folder are dequantized, and activations are not quantized here: the outputs
-    differ a little from those of an engine that computes in int8.
+    The weights of an int8 folder are dequantized, and activations are not quantized: the outputs
+    differ slightly from those of an engine that computes in int8.
     """
     if checkpoint.is_int8:
         return built_model(config_of(checkpoint), checkpoint.spec, float_tensors(checkpoint))
@@ -72,9 +71,9 @@ def built_model(
 
 @torch.no_grad()
 def fill(model: PreTrainedModel, spec: ModelSpec, tensors: Iterable[tuple[str, Array]]) -> None:
-    """Copy tensors into a model; one without a head leaves the stack's prefix out of its names."""
+    """Copy tensors into a model; names in a model without a head lack the stack's prefix."""
     places = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, value in tensors:
         own = name if name in places else name.removeprefix(f"{spec.family.prefix}.")
-        # torch knows no ml_dtypes, and float64 holds every dtype.
+        # torch does not know ml_dtypes' types, and float64 holds every value.
         places[own].copy_(torch.from_numpy(value.astype(np.float64)))

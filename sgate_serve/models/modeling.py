@@ -1,7 +1,7 @@
 """Pruned transformers models: the stock classes with every layer narrowed to its own widths.
 
-The reference implementation that conversion and every engine are checked against. Nothing of the
-stock forward is rewritten: linears are replaced by smaller ones, skipped blocks by zeros.
+Conversion and every engine are checked against these models. The stock forward is not rewritten:
+smaller linears replace the stock ones, and zeros replace skipped blocks.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, Family
+from sgate_serve.architecture.family import ATTENTION, MLP, Family
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
@@ -28,7 +28,7 @@ from sgate_serve.models.layers import (
 
 
 def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:
-    """Make the subclass of a stock model that shrinks itself once it is built."""
+    """Make a subclass of a stock model that narrows its layers once it is built."""
 
     def build(self: PreTrainedModel, config: Any) -> None:
         stock.__init__(self, config)
@@ -47,26 +47,26 @@ def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedM
 # By family and task.
 MODELS: dict[str, dict[str, type[PreTrainedModel]]] = {
     name: {
-        task: uneven_model(getattr(transformers, row.model_class), CONFIGS[name])
-        for task, row in family.tasks.items()
+        task: uneven_model(getattr(transformers, head.model_class), CONFIGS[name])
+        for task, head in family.tasks.items()
     }
     for name, family in FAMILIES.items()
 }
-# By their names too: a class must be found where it says it lives, to be pickled.
+# Pickle looks classes up by name in the module that they name.
 globals().update({made.__name__: made for models in MODELS.values() for made in models.values()})
 
 
 def shrink(model: PreTrainedModel) -> None:
     """Narrow the layers of a model built at its config's top-level widths, in place.
 
-    A classifier of some families builds its stack by AutoModel, which has then shrunk already: to
-    narrow twice is to narrow once.
+    It is idempotent: some families' classifiers build their stack by AutoModel, which has narrowed
+    it already.
     """
     spec = ModelSpec.from_config(model.config.to_dict(), "config.json")
     if spec.lowered and getattr(model.config, CONFIG_KEY, None) is not None:
         raise CheckpointError(
-            "from_pretrained: compressed-tensors knows no linears with index vectors; load this "
-            "int8 folder by sgate_serve.models.loading.load_model"
+            "from_pretrained: compressed-tensors does not support linears with index vectors; load "
+            "this int8 folder by sgate_serve.models.loading.load_model"
         )
     caches = _cache_indices(spec)
     for index, shape in enumerate(spec.layers):
@@ -77,19 +77,18 @@ def shrink(model: PreTrainedModel) -> None:
             _set_head_counts(attention, shape)
             if hasattr(attention, "layer_idx"):
                 setattr(attention, "layer_idx", caches[index])  # noqa: B010  # typed as a tensor
-        for block in BLOCKS:
-            if not (shape.num_heads if block == ATTENTION else shape.mlp_units):
-                _skip(model, spec.family, index, block)
+        for block in shape.skipped_blocks:
+            _skip(model, spec.family, index, block)
     if spec.norm_size != spec.hidden_size:
         _narrow_stream(model, spec)
     _narrow_head(model, spec)
 
 
 def _cache_indices(spec: ModelSpec) -> dict[int, int]:
-    """Return, for each layer with attention, the layer whose place in the KV cache it takes.
+    """Return, for each layer with attention, the layer whose slot in the KV cache it uses.
 
-    transformers reads the length of the past off the first layer of each kind (full or sliding), so
-    that place must be filled: the first layer of the kind that still has attention takes it.
+    transformers takes the length of the past from the first layer of each type (full or sliding).
+    So the first layer of the type that still has attention uses that slot.
     """
     first: dict[int | None, int] = {}
     for index, window in enumerate(spec.windows):
@@ -111,7 +110,7 @@ def _linear(spec: ModelSpec, index: int, module: str) -> nn.Module:
 
 
 def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
-    """Give an attention module the counts that its stock forward splits by, where it has them."""
+    """Set the head counts that an attention module's stock forward uses, if it has them."""
     width = shape.head_dim
     counts = {
         "num_key_value_groups": shape.queries_per_kv,
@@ -131,7 +130,7 @@ def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
 
 
 class _LayerConfig:
-    """A model's config as one layer sees it: its own head count, everything else shared."""
+    """A view of a model's config for one layer: its own head count, everything else shared."""
 
     def __init__(self, config: Any, num_attention_heads: int) -> None:
         self._shared = config
@@ -150,14 +149,14 @@ def _find(model: PreTrainedModel, family: Family, index: int, block: str) -> nn.
 
 
 def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> None:
-    """Put zeros where a block was, and nothing where its norms were unless they are on the sum."""
+    """Replace a block by zeros, and its norms by nothing unless they are on the sum."""
     layer = family.layer_name(index)
-    first, *behind = family.blocks[block]
+    first, *others = family.blocks[block]
     stand_in: nn.Module = SkippedAttention() if block == ATTENTION else Skipped()
-    if block == MLP and behind:
+    if block == MLP and others:
         stand_in = nn.Identity()
     model.set_submodule(_inside(model, f"{layer}.{first}"), stand_in)
-    for name in behind:
+    for name in others:
         model.set_submodule(_inside(model, f"{layer}.{name}"), Skipped())
     if family.residual == "post":
         return
@@ -167,7 +166,7 @@ def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> Non
 
 
 def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:
-    """Let residual norms divide by the width before removal, and keep Gemma's embedding scale."""
+    """Make residual norms divide by the width before removal, and keep the embedding scale."""
     norms = [name for index in range(len(spec.layers)) for name in spec.norms(index)]
     assert spec.family.final_norm is not None, "only RMSNorm families lose residual dimensions"
     for name in (*norms, spec.family.final_norm):
@@ -176,13 +175,13 @@ def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:
         )
         model.set_submodule(_inside(model, name), norm)
     table = model.get_submodule(_inside(model, spec.family.embedding))
-    if hasattr(table, "scalar_embed_scale"):
-        table.scalar_embed_scale = spec.norm_size**0.5
-        table.embed_scale = torch.tensor(table.scalar_embed_scale)
+    if spec.embedding_scale is not None:
+        table.scalar_embed_scale = spec.embedding_scale
+        table.embed_scale = torch.tensor(spec.embedding_scale)
 
 
 def _narrow_head(model: PreTrainedModel, spec: ModelSpec) -> None:
-    """Replace the linears on top whose units were removed, and a head that pruning gave a bias."""
+    """Replace linears on top whose units were removed, and a head that got a bias by pruning."""
     dense = spec.head.dense
     if dense is not None and spec.head_units != spec.hidden_size:
         inner = nn.Linear(spec.hidden_size, spec.head_units)
@@ -195,6 +194,6 @@ def _narrow_head(model: PreTrainedModel, spec: ModelSpec) -> None:
 
 
 def _inside(model: PreTrainedModel, name: str) -> str:
-    """Return a module's name in `model`: in a base model `model.layers.0` is `layers.0`."""
+    """Return a module's name in `model`; in a base model `model.layers.0` is `layers.0`."""
     prefix = f"{model.base_model_prefix}."
     return name.removeprefix(prefix) if model.base_model is model else name

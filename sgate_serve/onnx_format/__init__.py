@@ -1,1 +1,1 @@
-"""What the converter that writes an ONNX graph and the engine that runs it agree on."""
+"""The contract between the converter that writes an ONNX graph and the engine that runs it."""

@@ -1,9 +1,9 @@
-"""Names that the ONNX graph writer and the ONNX engine agree on; docs/format.md explains them.
+"""Names that the ONNX graph writer and the ONNX engine share; docs/format.md explains them.
 
-A call adds `t` tokens to `b` rows, at most `s` to any of them; the logits of `n` tokens are wanted.
-Tokens of all rows lie packed, [t, …], row by row; only attention sees [b, s, …]. Past and present
-of a layer are [b, kv_heads, length, head width]; an engine binds both to one buffer. Graphs that
-classify or embed read each row whole and have neither.
+A call adds `t` tokens to `b` rows, at most `s` to any row, and returns the logits of `n` tokens.
+Tokens of all rows are packed, [t, …], row by row; only attention uses [b, s, …]. Past and present
+of a layer are [b, kv_heads, length, head width], and an engine binds both to one buffer. Graphs
+that classify or embed read each row whole and have neither.
 """
 
 ONNX_DIR = "onnx"  # inside a deployable folder
@@ -18,35 +18,35 @@ META_FINGERPRINT = "sgate.fingerprint"
 META_CAPACITY = "sgate.capacity"
 META_NUM_LAYERS = "sgate.num_layers"
 META_PRECISION = "sgate.precision"  # fp32, fp16, int8 or int4
-META_BLOCK = "sgate.block"  # weights of a row that share a scale; 0: none do
+META_BLOCK = "sgate.block"  # how many weights of a row share a scale; 0: no scales by block
 # Tokens of a row get the same logits in every call whose t and n are multiples of this.
 META_ROW_MULTIPLE = "sgate.row_multiple"
 META_KIND = "sgate.kind"
-# Only of graphs that classify or embed; a missing padding id is "".
+# Only in graphs that classify or embed; a missing padding id is "".
 META_VOCAB_SIZE = "sgate.vocab_size"
 META_NUM_TYPES = "sgate.num_types"
 META_PADDING_ID = "sgate.padding_id"
 META_LOGIT_TOKEN = "sgate.logit_token"
 
-# What a graph is for: next tokens, the logits of one token of each row, or states of all tokens.
+# Kinds of graphs: next tokens, the logits of one token of each row, or states of all tokens.
 GENERATE, CLASSIFY, EMBED = "generate", "classify", "embed"
-# Whose logits a classifier gives: those of a row's first token, or of its last that is no padding.
+# A classifier's logits are those of a row's first token, or of its last one before padding.
 FIRST, LAST = "first", "last"
 
 INPUT_IDS = "input_ids"  # [t] int64
-UNPACK_INDEX = "unpack_index"  # [b, s] int64: which of the t tokens stands there; padding: any
-PACK_INDEX = "pack_index"  # [t] int64: where each token stands in [b * s]
+UNPACK_INDEX = "unpack_index"  # [b, s] int64: which of the t tokens is there; any for padding
+PACK_INDEX = "pack_index"  # [t] int64: where each token is in [b * s]
 SEQLENS_K = "seqlens_k"  # [b] int32: tokens of the row after this call, minus 1
-TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # [] int32: the largest of them, before minus 1
+TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # [] int32: the largest of them, plus 1
 QUERY_SEQLENS = "query_seqlens"  # [b] int32: how many of the s tokens are real; 0 = idle row
 LOGIT_INDEX = "logit_index"  # [n] int64: indices into t
 POSITION_IDS = "position_ids"  # [t] int64: only in graphs with a table of positions
 TOKEN_TYPE_IDS = "token_type_ids"  # [t] int64: only in graphs with a table of token types
 LOGITS = "logits"  # [n, vocab or labels] float32
-HIDDEN_STATES = "last_hidden_state"  # [t, hidden] float32: what a graph that embeds has instead
+HIDDEN_STATES = "last_hidden_state"  # [t, hidden] float32: the output of a graph that embeds
 
-# Attention wants past + s within a buffer also of rows that add less than s tokens. Buffers are so
-# much longer than a row can get, and rotary tables too: the largest s beside a longer row.
+# Attention needs past + s to fit a buffer, even for rows that add fewer than s tokens. So buffers
+# and rotary tables are longer than a row can get, by the largest s.
 MAX_CHUNK = 1024
 
 PAST_PREFIX = "past_key_values."
@@ -54,18 +54,18 @@ PRESENT_PREFIX = "present."
 
 
 def residual_name(layer: int) -> str:
-    """Return the value that holds the residual stream after `layer`, [t, hidden] float32.
+    """Return the name of the residual stream after `layer`, [t, hidden] float32.
 
-    Every layer has one: where a layer does nothing it repeats the previous stream.
+    Every layer has one; a layer without blocks repeats the previous stream.
     """
     return f"layer.{layer}.residual"
 
 
 def stored_text(graph: bytes, key: str) -> str | None:
-    """Return a value of a graph file's metadata, None where the file has no such key.
+    """Return a value of a graph file's metadata; None if the file does not have the key.
 
-    Key and value stand there as they are, fields 1 and 2 of a message with their lengths before
-    them; values of ours have less than 128 bytes. No ONNX library is needed.
+    Key and value are fields 1 and 2 of a protobuf message, each after its length; our values have
+    fewer than 128 bytes. No ONNX library is needed.
     """
     start = b"\x0a" + bytes([len(key)]) + key.encode() + b"\x12"
     _, found, rest = graph.rpartition(start)

@@ -1,4 +1,4 @@
-"""What an ONNX graph stores and computes in, by the name that `--precision` has for it."""
+"""The number formats of ONNX graphs, by their names in `--precision`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ SCALE_BYTES = 4
 
 @dataclass(frozen=True)
 class Precision:
-    """How one graph holds its matrices.
+    """The number format of one graph's matrices.
 
-    `bits` are those of a weight inside the blocks, `outer_bits` of the token embedding and of what
-    stands on the stack. Where they are integers, `block` weights of a row share a scale (None: all
-    of them), and norms, biases, activations and the KV cache are fp32. ONNX Runtime's kernels then
-    round a token's product alike in every call that has a multiple of `row_multiple` tokens.
+    A weight inside the blocks has `bits`; one of the token embedding or of the part on top of the
+    stack has `outer_bits`. With integers, `block` weights of a row share a scale (None: all of
+    them), and norms, biases, activations and the KV cache are fp32. ONNX Runtime's kernels then
+    round a token's product alike in every call with a multiple of `row_multiple` tokens.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Precision:
 
     @property
     def bytes_inside(self) -> float:
-        """Bytes of one weight inside the blocks, its share of scale and zero included."""
+        """Bytes of one weight inside the blocks, including its share of scale and zero point."""
         return self._bytes(self.bits)
 
     @property
     def bytes_outside(self) -> float:
-        """Bytes of one weight of the token embedding or of what stands on the stack."""
+        """Bytes of one weight of the token embedding or of the part on top of the stack."""
         return self._bytes(self.outer_bits)
 
     @property
@@ -61,15 +61,15 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
 )
 
 
-# An encoder multiplies many tokens at a time, which is faster with one scale for a row of weights
-# and one for a token, and exact token by token. It decodes nothing that fewer bytes would speed up.
+# An encoder multiplies many tokens at a time, which is faster with one scale per row of weights and
+# one per token, and exact token by token. It does not decode, so fewer bytes would not help it.
 ENCODER_PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     {FP32: PRECISIONS[FP32], INT8: Precision(INT8, bits=8, outer_bits=32)}
 )
 
 
 def precision_named(name: str, *, is_encoder: bool = False) -> Precision:
-    """Return the precision of a graph; raise EngineError for a name that is none."""
+    """Return the precision of a graph; raise EngineError for an unknown name."""
     known = ENCODER_PRECISIONS if is_encoder else PRECISIONS
     if name not in known:
         kind = "graphs of encoders" if is_encoder else "graphs"

@@ -1,4 +1,4 @@
-"""The Plan, the one record of what was removed, and what follows from it for each linear."""
+"""The Plan, the one record of what was removed, and its consequences for each linear."""
 
 from sgate_serve.plan.folds import (
     BlockFold,

@@ -1,8 +1,9 @@
-"""How much a plan removes, counted four ways, and what the kept-though-dead weights cost.
+"""How much a plan removes, counted five ways, and the cost of dead weights that are kept.
 
-*Naive* is in closed rows or columns, *compiled* is provably dead, *index-free* goes by slicing
-alone, *removed* is what the plan takes out and *executed* what is left out of an engine's
-arithmetic, its padding counted. All are fractions of the dense block weights.
+*Naive* counts weights in closed rows or columns, *compiled* those that are provably dead,
+*index-free* those that slicing alone removes, *removed* those that the plan takes out, and
+*executed* those that an engine does not compute with, net of its padding. All are fractions of the
+dense block weights.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from sgate_serve.plan.targets import TARGETS
 
 @dataclass(frozen=True)
 class Figures:
-    """Fractions of the block weights; `overall` is of all parameters, `revived` the price paid."""
+    """Fractions of the block weights; `overall` refers to all parameters, `revived` is the cost."""
 
     naive: float
     compiled: float
@@ -49,7 +50,7 @@ class Figures:
 
 
 def removed(plan: Plan, dense: ModelSpec) -> float:
-    """Fraction of the gateable linear weights that goes, at the alignment in force."""
+    """Return the fraction of the gateable linear weights removed, at the plan's alignment."""
     total = dense.num_gateable
     return 1 - pruned_spec(plan, dense).num_gateable / total if total else 0.0
 
@@ -60,7 +61,7 @@ def _without_index_work(plan: Plan) -> Plan:
 
 
 def _without_revivals(plan: Plan, sliced: ModelSpec) -> ModelSpec:
-    """Return the sliced architecture less what only widths keep."""
+    """Return the sliced architecture without the units that are kept only for their width."""
     layers = (
         replace(
             shape,
@@ -74,7 +75,7 @@ def _without_revivals(plan: Plan, sliced: ModelSpec) -> ModelSpec:
 
 
 def _padding(spec: ModelSpec, multiple: int) -> Iterator[int]:
-    """Yield, per layer, the zero weights that an engine adds to fill its head width."""
+    """Yield, per layer, the number of zero weights that an engine adds to fill its head width."""
     for index, layer in enumerate(spec.layers):
         extra = -layer.head_dim % multiple
         if not layer.num_heads or not extra:

@@ -1,4 +1,4 @@
-"""The Plan as JSON: written beside the model, read back with every field checked."""
+"""The Plan as JSON: written next to the model, read back with every field checked."""
 
 import json
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ FOLD_KINDS: Mapping[str, Kind] = {
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON values."""
-    # Not asdict(): it copies one index at a time, and a 70B model's plan holds millions.
+    # asdict() would copy one index at a time, and a 70B model's plan has millions.
     layers = [
         vars(layer)
         | {"dense": vars(layer.dense)}
@@ -99,7 +99,7 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
     found = value.get("format"), value.get("version")
     if found != (PLAN_FORMAT, PLAN_VERSION):
         raise PlanError(
-            f"{source} is no plan of this release: format {brief(found[0])} version "
+            f"{source} is not a plan of this release: format {brief(found[0])} version "
             f"{brief(found[1])}, expected {PLAN_FORMAT} version {PLAN_VERSION}; convert again"
         )
     try:
@@ -117,7 +117,7 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
             removals=_read_all(Removal, value["removals"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(f"{source} is no plan of this release: {error!r:.200}") from error
+        raise PlanError(f"{source} is not a plan of this release: {error!r:.200}") from error
 
 
 _COUNTS = ("dense_hidden", "dense_head_units", "closed", "dead")
@@ -172,7 +172,7 @@ def _read_all(kind: type[Value], values: Any) -> tuple[Value, ...]:
 
 
 def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
-    """Build a dataclass from a JSON object that holds each of its fields, and of the right type."""
+    """Build a dataclass from a JSON object that has each of its fields with the right type."""
     read = {key: _typed(value, key, expected) for key, expected in KINDS[kind].items()}
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in read.items()})
 

@@ -1,6 +1,6 @@
-"""What a plan does to each linear: the rows and columns that are stored, and where they belong.
+"""A plan's effect on each linear: the rows and columns that are stored, and their positions.
 
-Everything here is derived from a Plan and the dense architecture; nothing is decided.
+Everything here follows from a Plan and the dense architecture; nothing is decided.
 """
 
 from dataclasses import dataclass, replace
@@ -21,8 +21,8 @@ Positions = NDArray[np.int64]
 class Side:
     """One side of a linear: the dimensions that stay, and those of them that are stored.
 
-    Both in the original coordinates; `index` places what is stored among what stays, and is None
-    where all of it is stored.
+    Both are in the original coordinates. `index` has the positions of the stored among those that
+    stay, and is None if all are stored.
     """
 
     stays: Positions
@@ -46,7 +46,7 @@ class Placement:
 
 
 def place(plan: Plan, dense: ModelSpec, index: int, role: str) -> Placement | None:
-    """Return what is stored of one role's linear, or None if its whole block goes."""
+    """Return the stored part of one role's linear, or None if its whole block is removed."""
     layer = plan.layers[index]
     if not (layer.mlp_units if role in MLP_ROLES else layer.heads):
         return None
@@ -77,7 +77,7 @@ def pruned_spec(plan: Plan, dense: ModelSpec) -> ModelSpec:
 
 
 def dense_spec(plan: Plan, small: ModelSpec, source: str) -> ModelSpec:
-    """Return the architecture before, from that of the rewritten model.
+    """Return the architecture before pruning, from that of the rewritten model.
 
     Raises PlanError, naming `source`, if the plan does not lead to `small`.
     """
@@ -121,7 +121,7 @@ def _cut_of(layer: LayerPlan, role: str, side: str) -> Lowering | None:
 
 
 def _lowered_module(layer: LayerPlan, small: ModelSpec, roles: tuple[str, ...]) -> Lowered:
-    """Return how much of a module is stored; counting needs no index array."""
+    """Return how much of a module is stored, without building its index arrays."""
     rows = {role: _cut_of(layer, role, "rows") for role in roles}
     columns, shapes = _cut_of(layer, roles[0], "columns"), small.linear_shapes(layer.index)
     counts = [len(cut.kept) if cut else shapes[role][0] for role, cut in rows.items()]

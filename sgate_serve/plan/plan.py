@@ -1,8 +1,8 @@
-"""The Plan: what survives of each layer, in the original coordinates, and why the rest goes.
+"""The Plan: the survivors of each layer, in the original coordinates, and why the rest goes.
 
-One frozen, versioned value. Rules make it, `rewrite` applies it, everything else reads it; nobody
-re-reads masks. Indices are absolute, sorted and unique. Whatever follows from them (widths, rows
-and columns of each linear, removed fractions) is derived and stored nowhere.
+One frozen, versioned value. Rules make it, `rewrite` applies it, everything else reads it; masks
+are not read again. Indices are absolute, sorted and unique. What follows from them (widths, rows
+and columns of each linear, removed fractions) is derived, never stored.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
@@ -23,13 +22,13 @@ PLAN_VERSION = 2
 PLAN_FILE = "sgate_plan.json"
 
 Axis = Literal["mlp_units", "heads", "kv_heads", "value_dims", "key_dims"]
-# Heads and KV heads count whole; dimensions count as rows of the value and key projections.
+# Heads and KV heads are counted whole, dimensions as rows of the value and key projections.
 AXES: tuple[Axis, ...] = ("mlp_units", "heads", "kv_heads", "value_dims", "key_dims")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """Read-outs of one linear's gates in [0, 1]; None where that side has no gate.
+    """Read-outs of one linear's gates in [0, 1]; None for a side without gates.
 
     y = ((x ∘ columns) Wᵀ + b) ∘ rows (arXiv 2412.12951).
     """
@@ -43,9 +42,9 @@ Masks = Mapping[str, Gate]
 
 @dataclass(frozen=True)
 class Removal:
-    """What one rule found dead on one axis, with the root cause in words.
+    """The indices that one rule found dead on one axis, with the root cause in words.
 
-    `axis` is one of AXES, `<role>.columns` for what a reader takes in, `hidden` or `head_units`.
+    `axis` is one of AXES, `<role>.columns` for the inputs of a reader, `hidden` or `head_units`.
     """
 
     axis: str
@@ -56,7 +55,7 @@ class Removal:
 
 @dataclass(frozen=True)
 class Revival:
-    """Dead units that stay, zeroed, because something wants the width; they add exactly nothing."""
+    """Dead units that stay, zeroed, because a target needs the width; they add exactly nothing."""
 
     axis: Axis
     indices: Indices
@@ -65,11 +64,11 @@ class Revival:
 
 @dataclass(frozen=True)
 class Lowering:
-    """How zero rows or columns go where the dimension itself must stay.
+    """How zero rows or columns are removed if the dimension itself must stay.
 
-    `kept` rows are scattered to their places, `kept` columns gathered from theirs; `dense` leaves
-    the zeros where they are. `saved` are the weights that the cut takes out, `cost` its index work
-    in weights' worth of time. Several `roles` share one gather.
+    `kept` rows are scattered to their positions, `kept` columns gathered from theirs; `dense` keeps
+    the zeros. `saved` counts the weights that this removes, `cost` is the time of its index work in
+    weights read. Several `roles` share one gather.
     """
 
     roles: tuple[str, ...]
@@ -91,7 +90,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Target:
-    """What the plan was made for: multiples of `align`, shards of `tensor_parallel`, an engine."""
+    """The target of a plan: multiples of `align`, `tensor_parallel` shards, an engine."""
 
     align: int = 1
     tensor_parallel: int = 1
@@ -100,9 +99,9 @@ class Target:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Survivors of one layer on every axis, how the rest is lowered, and its history.
+    """The survivors of one layer on every axis, the lowering of the rest, and its history.
 
-    `dense` is the shape before: the coordinates that every index here refers to.
+    `dense` is the shape before pruning, whose coordinates all indices use.
     """
 
     index: int
@@ -134,17 +133,16 @@ class LayerPlan:
 
     @property
     def skipped_blocks(self) -> tuple[str, ...]:
-        gone = {ATTENTION: not self.heads, MLP: not self.mlp_units}
-        return tuple(block for block, is_gone in gone.items() if is_gone)
+        return self.shape.skipped_blocks
 
 
 @dataclass(frozen=True)
 class Plan:
     """The decision for a whole model, bound to the base checkpoint by its fingerprint.
 
-    `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the units on top
-    of `dense_head_units`; None for all. `closed` and `dead` count block weights: in closed rows or
-    columns, and provably dead.
+    `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the surviving
+    units on top of `dense_head_units`; None means all. `closed` and `dead` count block weights: in
+    closed rows or columns, and provably dead.
     """
 
     family: str
@@ -163,7 +161,7 @@ class Plan:
     removals: tuple[Removal, ...] = field(default=())
 
     def check(self, dense: ModelSpec, source: str = "plan") -> None:
-        """Raise PlanError, naming `source`, unless this model can be rewritten by the plan."""
+        """Raise PlanError, naming `source`, unless the plan can rewrite this model."""
         if self.family != dense.family.name or len(self.layers) != len(dense.layers):
             raise PlanError(
                 f"{source} is for {len(self.layers)} layers of {self.family:.40}, the checkpoint "
@@ -205,7 +203,7 @@ def _check_layer(layer: LayerPlan, index: int, source: str) -> None:
     sizes = (dense.mlp_units, dense.num_heads, dense.num_kv_heads, kv_dims, kv_dims)
     where = f"{source}, layer {layer.index}"
     if layer.index != index:
-        raise PlanError(f"{where} stands at position {index}; layers must be in order")
+        raise PlanError(f"{where} is at position {index}; layers must be in order")
     for axis, size in zip(AXES, sizes, strict=True):
         check_indices(layer.survivors(axis), size, f"{where}: {axis}")
     owners = [head // dense.queries_per_kv for head in layer.heads]

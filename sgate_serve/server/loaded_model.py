@@ -60,11 +60,12 @@ class LoadedModel:
         task: ServedTask = "generate",
         *,
         name: str | None = None,
+        head: ClassifierHead | None = None,
         normalize: bool = False,
     ) -> "LoadedModel":
         """Combine an engine with the text files of `folder`, whose path is the default name.
 
-        Raises CheckpointError for files that cannot be read.
+        A classifier needs its head. Raises CheckpointError for files that cannot be read.
         """
         codec = TextCodec.load(folder)
         return cls(
@@ -73,7 +74,7 @@ class LoadedModel:
             codec,
             read_stop_token_ids(folder, codec),
             task,
-            ClassifierHead.load(folder) if task == "classify" else None,
+            head,
             normalize,
         )
 

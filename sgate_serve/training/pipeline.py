@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sgate_serve.architecture.config import SGATE_MODEL_TYPE
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.checkpoint.writer import new_folder

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
 from sgate_serve.errors import CheckpointError
@@ -38,16 +39,18 @@ def test_defaults_follow_from_what_is_given() -> None:
 
 
 def test_partial_rotary_factor_counts_only_where_transformers_reads_it() -> None:
-    assert spec_of(head_dim=8, partial_rotary_factor=0.5).rotary_dims == 8
+    assert spec_of(head_dim=8, partial_rotary_factor=0.5).rotary_dims(0) == 8
     phi = LLAMA | {"model_type": "phi3", "partial_rotary_factor": 0.5, "hidden_size": 32}
-    assert ModelSpec.from_config(phi, "config.json").rotary_dims == 4
+    assert ModelSpec.from_config(phi, "config.json").rotary_dims(0) == 4
 
 
 def test_a_null_softcap_is_off_whatever_the_default() -> None:
     gemma = LLAMA | {"model_type": "gemma2", "head_dim": 8, "hidden_size": 32}
-    assert ModelSpec.from_config(gemma, "config.json").has_softcap
-    off = gemma | {"attn_logit_softcapping": None}
-    assert not ModelSpec.from_config(off, "config.json").has_softcap
+    spec = ModelSpec.from_config(gemma, "config.json")
+    assert (spec.attention_softcap, spec.logit_softcap) == (50.0, 30.0)
+    off = gemma | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    spec = ModelSpec.from_config(off, "config.json")
+    assert (spec.attention_softcap, spec.logit_softcap) == (None, None)
 
 
 def test_per_layer_sizes_and_skipped_blocks() -> None:
@@ -72,8 +75,8 @@ def test_per_layer_sizes_and_skipped_blocks() -> None:
     ],
 )
 def test_both_spellings_of_rope(spelling: dict[str, Any]) -> None:
-    rope = spec_of(head_dim=4, **spelling).rope
-    assert (rope["rope_theta"], rope["rope_type"]) == (5e5, "default")
+    spec = spec_of(head_dim=4, **spelling)
+    assert spec.ropes == (Rope({"rope_theta": 5e5, "rope_type": "default"}),) * 3
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_biases_that_a_tool_has_added_are_kept(tmp_path: Path) -> None:
     rewrite_config(tmp_path / "ragged", "stock")
     opened = Checkpoint.open(tmp_path / "ragged")
     assert opened.layout == (
-        LAYOUTS["stock"][1] + " (4 blocks are gone, 2 biases are none of the family's)"
+        LAYOUTS["stock"][1] + " (4 blocks are gone, 2 biases are not the family's)"
     )
     convert(ConvertOptions(str(opened.folder), tmp_path / "out"))
     assert Checkpoint.open(tmp_path / "out").spec.extra_biases == set(added)

@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from converters.convert import ConvertOptions, convert
 from converters.to_onnx import write_onnx
-from converters.to_onnx.config import ForwardConfig
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
@@ -54,6 +53,10 @@ def check_against_transformers(checkpoint: Checkpoint) -> np.ndarray[Any, Any]:
     return found
 
 
+def bases(checkpoint: Checkpoint) -> list[float]:
+    return [rope.settings["rope_theta"] for rope in checkpoint.spec.ropes if rope is not None]
+
+
 @pytest.mark.parametrize("options", [(True, True), (True, False), (False, True), (False, False)])
 def test_attention_scales_of_gpt2(tmp_path: Path, options: tuple[bool, bool]) -> None:
     flags = dict(
@@ -72,18 +75,18 @@ def test_constants_that_a_config_leaves_out_are_those_of_its_class(
 ) -> None:
     keys = ("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping")
     checkpoint = edited(saved(tmp_path, family), without=keys)
-    config = ForwardConfig.of(checkpoint)
+    spec = checkpoint.spec
     caps = (50.0, 30.0) if family == "gemma2" else (None, None)
-    assert (config.attention_softcap, config.logit_softcap) == caps
-    assert config.attention_scale(0) == 256**-0.5
+    assert (spec.attention_softcap, spec.logit_softcap) == caps
+    assert spec.attention_scales[0] == 256**-0.5
     check_against_transformers(checkpoint)
 
 
 def test_caps_that_are_null_are_off(tmp_path: Path) -> None:
     nulls = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     checkpoint = edited(saved(tmp_path, "gemma2"), nulls)
-    config = ForwardConfig.of(checkpoint)
-    assert config.attention_softcap is None and config.logit_softcap is None
+    spec = checkpoint.spec
+    assert spec.attention_softcap is None and spec.logit_softcap is None
     check_against_transformers(checkpoint)
 
 
@@ -94,8 +97,7 @@ SLIDING = {"rope_type": "default", "rope_theta": 20.0}
 def test_rotary_settings_of_each_kind_of_layer(tmp_path: Path) -> None:
     nested = {"full_attention": FULL, "sliding_attention": SLIDING}
     checkpoint = saved(tmp_path, "gemma3_text", rope_parameters=nested)
-    config = ForwardConfig.of(checkpoint)
-    assert [config.rope(index)["rope_theta"] for index in range(3)] == [20.0, 500.0, 20.0]
+    assert bases(checkpoint) == [20.0, 500.0, 20.0]
     check_against_transformers(checkpoint)
 
 
@@ -122,8 +124,7 @@ def test_old_spelling_of_the_two_rotary_settings(tmp_path: Path) -> None:
 
 def test_rotary_bases_that_a_config_leaves_out(tmp_path: Path) -> None:
     checkpoint = edited(saved(tmp_path, "gemma3_text"), without=("rope_parameters",))
-    config = ForwardConfig.of(checkpoint)
-    assert [config.rope(index)["rope_theta"] for index in range(3)] == [1e4, 1e6, 1e4]
+    assert bases(checkpoint) == [1e4, 1e6, 1e4]
     check_against_transformers(checkpoint)
 
 
@@ -136,7 +137,8 @@ def test_partial_rotation_of_odd_and_even_counts(tmp_path: Path, share: float) -
 def test_longrope_ends_at_the_original_length(tmp_path: Path) -> None:
     sizes = {"original_max_position_embeddings": 64, "max_position_embeddings": 512}
     checkpoint = saved(tmp_path, "phi3", 1, **sizes)
-    assert ForwardConfig.of(checkpoint).rope(0)["factor"] == 8
+    rope = checkpoint.spec.ropes[0]
+    assert rope is not None and rope.settings["factor"] == 8
     check_against_transformers(checkpoint)
     with pytest.raises(EngineError, match="max_model_len 65 exceeds the graph's capacity of 64"):
         load_runner(checkpoint.folder / "onnx", replace(OPTIONS, max_model_len=65))

@@ -121,7 +121,7 @@ def head_dims(weights: Weights, random: Random) -> None:
     role = str(random.choice([QUERY, KEY, VALUE, OUTPUT]))
     matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
     matrix = matrix.T if role == OUTPUT else matrix
-    width, half = weights.spec.layers[layer].head_dim, weights.spec.rotary_dims // 2
+    width, half = weights.spec.layers[layer].head_dim, weights.spec.rotary_dims(layer) // 2
     dims = some(random, width)
     if random.random() < 0.7:
         dims[half : 2 * half] = dims[:half]

@@ -123,5 +123,7 @@ def test_models_that_cannot_be_int8_are_refused_and_leave_nothing(tmp_path: Path
 def test_transformers_alone_refuses_index_vectors_in_int8(tmp_path: Path) -> None:
     at = converted(ZOO["llama"][0], tmp_path, 0, index_price=0, precision="int8")
     config = config_from(json.loads((at["out"] / "config.json").read_text()))
-    with pytest.raises(CheckpointError, match=r"knows no linears with index vectors; load this"):
+    with pytest.raises(
+        CheckpointError, match=r"does not support linears with index vectors; load this"
+    ):
         MODELS["llama"]["causal-lm"](config)

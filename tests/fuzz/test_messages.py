@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
@@ -75,6 +76,8 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
             r"rope_parameters\[sliding_attention\]: rope_theta must be a positive number, found",
         ),
         ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a positive number, found 0"),
+        ({"num_labels": 0}, "num_labels must be a whole number of at least 1, found 0"),
+        ({"num_labels": "2"}, "num_labels must be a whole number of at least 1, found '2'"),
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
         ({"layer_types": [1, 2]}, r"layer_types must be a list of strings, found \[1, 2\]"),
         ({"per_layer_config": []}, r"per_layer_config must be an object, found \[\]"),
@@ -92,7 +95,7 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
         ({"sgate": {"extra_biases": 3}}, "sgate: extra_biases must be a list of strings, found 3"),
         (
             {"sgate": {"extra_biases": ["frob"]}},
-            "sgate.extra_biases names 'frob', which is no linear of this model",
+            "sgate.extra_biases names 'frob', which is not a linear of this model",
         ),
     ],
 )
@@ -104,7 +107,8 @@ def test_config_fields_of_another_type(change: dict[str, Any], message: str) -> 
 def test_null_fields_have_their_defaults() -> None:
     nulls = {"rope_theta": None, "rope_parameters": {"rope_theta": None, "factor": None}}
     spec = ModelSpec.from_config(CONFIG | nulls | {"per_layer_config": {"0": None}}, "config.json")
-    assert spec.rope == {"rope_theta": 10000.0, "rope_type": "default"}
+    rope = Rope({"rope_theta": 10000.0, "rope_type": "default"})
+    assert spec.ropes == (rope,) * len(spec.layers)
     assert spec.has_uniform_layers
 
 
@@ -118,12 +122,12 @@ def test_json_nested_beyond_reason(folders: Folders, name: str) -> None:
 @pytest.mark.parametrize(
     ("shard", "message"),
     [
-        ("../x.safetensors", r"is in '\.\./x\.safetensors'; expected the name of a file beside"),
-        ("/x.safetensors", "expected the name of a file beside the index"),
-        ("x" * 300, "expected the name of a file beside the index"),
-        ("x\n.safetensors", r"is in 'x\\n.safetensors'; expected the name of a file beside"),
-        (["x.safetensors"], r"is in \['x.safetensors'\]; expected the name of a file beside"),
-        (None, "is in None; expected the name of a file beside"),
+        ("../x.safetensors", r"is in '\.\./x\.safetensors'; expected the name of a file next to"),
+        ("/x.safetensors", "expected the name of a file next to the index"),
+        ("x" * 300, "expected the name of a file next to the index"),
+        ("x\n.safetensors", r"is in 'x\\n.safetensors'; expected the name of a file next to"),
+        (["x.safetensors"], r"is in \['x.safetensors'\]; expected the name of a file next to"),
+        (None, "is in None; expected the name of a file next to"),
         ("..", r"/\.\. cannot be read: Is a directory"),
     ],
 )
@@ -161,10 +165,14 @@ def test_tensor_in_two_shards(folders: Folders) -> None:
         ({"a": entry(0, 8, [2]), "b": entry(12, 20, [2])}, 20, "tensor b leaves a gap before it"),
         ({"a": entry(0, 8, [2])}, 12, "4 bytes belong to no tensor"),
         ({"a\x1b[2J": entry(0, 8, [2])}, 8, r"name 'a\\x1b\[2J' is too long or holds control"),
-        ({"a": entry(0, 4, [1] * 9)}, 4, "shape is no list of at most 8 sizes"),
-        ({"a": entry(0, 4, "1")}, 4, "shape is no list of at most 8 sizes"),
-        ({"a": entry(0, 4, [1.0])}, 4, "or one that is no integer"),
-        ({"a": entry(0, float("inf"), [1])}, 4, "or one that is no integer"),
+        ({"a": entry(0, 4, [1] * 9)}, 4, "shape is not a list of at most 8 sizes"),
+        ({"a": entry(0, 4, "1")}, 4, "shape is not a list of at most 8 sizes"),
+        ({"a": entry(0, 4, [1.0])}, 4, "size or offset is negative or is not an integer"),
+        (
+            {"a": entry(0, float("inf"), [1])},
+            4,
+            "size or offset is negative or is not an integer",
+        ),
         ({"a": entry(0, 0, [0, 2**39])}, 0, "sizes beyond any model"),
         (b'{"a":' * 10**5, 0, "maximum recursion depth"),
     ],
@@ -219,7 +227,7 @@ def test_claimed_sizes_are_never_allocated(tmp_path: Path) -> None:
 def test_plans_of_another_type(folders: Folders, change: dict[str, Any], message: str) -> None:
     path = folders.pruned / PLAN_FILE
     edit_json(path, **change)
-    with pytest.raises(PlanError, match=f"{path} is no plan of this release: .*{message}"):
+    with pytest.raises(PlanError, match=f"{path} is not a plan of this release: .*{message}"):
         read_plan(path)
 
 

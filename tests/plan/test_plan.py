@@ -164,7 +164,7 @@ def test_folds_are_spelled_as_the_format_says() -> None:
     ],
 )
 def test_malformed_json_is_a_plan_error(change: dict[str, Any]) -> None:
-    with pytest.raises(PlanError, match=r"broken.json is no plan of this release"):
+    with pytest.raises(PlanError, match=r"broken.json is not a plan of this release"):
         plan_from_json(plan_to_json(PLAN) | change, "broken.json")
 
 
@@ -175,7 +175,7 @@ def test_malformed_json_is_a_plan_error(change: dict[str, Any]) -> None:
         (replace(UNEVEN, mlp_units=(0, 5)), "mlp_units must be sorted, unique and below 5"),
         (replace(UNEVEN, kv_heads=(0,)), "every kept KV head needs the same number"),
         (replace(UNEVEN, heads=(0, 2, 3), kv_heads=(0, 1)), "every kept KV head needs the same"),
-        (replace(UNEVEN, index=1), "stands at position 0"),
+        (replace(UNEVEN, index=1), "is at position 0"),
         (replace(UNEVEN, dense=LayerShape(4, 2, 2, 6)), "layer 0: made for"),
     ],
 )

@@ -1,23 +1,23 @@
-"""Layers of uneven width as other tools store them, brought into a config of our own.
+"""Converts the config of a checkpoint whose layers another tool made uneven to our own config.
 
-The shapes of the tensors decide; what a config says of single layers must agree. Pure: nothing is
-read from disk or logged. Refused: whatever is left open, such as a head_dim that two readings fit.
-Layouts: docs/format.md.
+The shapes of the tensors decide, and what the config says about single layers must agree with them.
+Ambiguous checkpoints are refused, such as one that fits two values of head_dim. Pure: nothing is
+read from disk or logged. Layouts: docs/format.md.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgate_serve.architecture.config import SGATE_FORMAT_VERSION, SGATE_MODEL_TYPE
 from sgate_serve.architecture.config_schema import check_config
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import BASE, CAUSAL_LM, Family
+from sgate_serve.architecture.family import Family
+from sgate_serve.architecture.sgate_config import LayerSizes, SgateBlock, sgate_config
+from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.checkpoint.ragged.claims import (
     BLOCK_SIZES,
     HEAD_DIM,
     HEADS,
     KV_HEADS,
-    PER_LAYER,
     UNITS,
     Claim,
     claim_keys,
@@ -27,9 +27,9 @@ from sgate_serve.checkpoint.ragged.widths import Headers, Sizes, StoredTensor, W
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import TEXTS
 
-# Types of others' remote code whose tensors are those of a stock family.
+# Model types of remote code whose tensors are those of a stock family.
 MODEL_TYPES: Mapping[str, str] = {"nemotron-nas": "llama", "deci": "llama"}
-# Remote code is never run, so that a config of ours names none.
+# Remote code is never run, so our configs do not name any.
 LEFT_OUT = frozenset({"auto_map"})
 
 __all__ = ["normalize_config"]
@@ -38,11 +38,11 @@ __all__ = ["normalize_config"]
 def normalize_config(
     config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], source: str
 ) -> tuple[Mapping[str, Any], str | None]:
-    """Return a config that says what the tensors hold, and the layout they came in, in words.
+    """Return a config that describes the tensors, and in words the layout that they came in.
 
-    A stock config that fits its tensors, and one of `model_type: sgate`, come back as they are,
-    with None. `source` names the config's file. Raises CheckpointError where tensors contradict
-    each other or the config, or leave something open.
+    A stock config that fits its tensors, and one of `model_type: sgate`, are returned unchanged,
+    with None. `source` names the config's file. Raises CheckpointError if tensors contradict each
+    other or the config, or leave a size ambiguous.
     """
     stored_type = str(config.get("model_type"))
     model_type = MODEL_TYPES.get(stored_type, stored_type)
@@ -55,7 +55,7 @@ def normalize_config(
     headers = Headers(tensors, family, source)
     is_stock = stored_type == model_type
     if not depth or not stock.get("hidden_size") or stock.get(HEAD_DIM) == 0:
-        # Whoever reads the config says what is missing.
+        # The reader of the config reports what is missing.
         return config if is_stock else stock, None
     if not headers.has_blocks(depth):
         return config if is_stock else stock, None
@@ -75,12 +75,12 @@ def _in_words(claims: Sequence[Claim], layers: Sequence[Sizes], biases: Sequence
     keys = ", ".join(sorted({claim.key for claim in claims})) or "the tensor shapes"
     gone = sum(not layer[keys[0]] for layer in layers for keys in BLOCK_SIZES.values())
     notes = [f"{gone} blocks are gone"] if gone else []
-    notes += [f"{len(biases)} biases are none of the family's"] if biases else []
+    notes += [f"{len(biases)} biases are not the family's"] if biases else []
     return f"sizes of each layer from {keys}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _dense_sizes(stock: Mapping[str, Any], family: Family) -> Sizes:
-    """Return what a config without overrides says of every layer; 0 where it says nothing."""
+    """Return the sizes that a config without overrides gives every layer; 0 if it gives none."""
     heads = stock.get(HEADS) or 0
     default = family.defaults.get(HEAD_DIM) or stock["hidden_size"] // max(heads, 1)
     return {
@@ -94,7 +94,7 @@ def _dense_sizes(stock: Mapping[str, Any], family: Family) -> Sizes:
 def _layer_sizes(
     stock: Mapping[str, Any], headers: Headers, claims: Sequence[Claim]
 ) -> list[Sizes]:
-    """Read each layer; head_dim is the config's, the head norms', or what the heads named imply."""
+    """Read each layer; head_dim comes from the config, the head norms or the stated head count."""
     depth = stock["num_hidden_layers"]
     widths = [headers.widths(layer) for layer in range(depth)]
     claimed = {claim.layer: claim.value for claim in claims if claim.size == HEAD_DIM}
@@ -112,10 +112,10 @@ def _layer_sizes(
 
 
 def _dense_head_dim(stock: Mapping[str, Any], widths: Sequence[Widths], source: str) -> int:
-    """Return hidden size / heads where that is sure to be meant.
+    """Return hidden size / heads if that is unambiguous; raise CheckpointError otherwise.
 
-    Tools that cut heads may leave the dense number of heads in the config, or put in the number
-    that is left. If each would make another head_dim of whole heads, refuse.
+    Tools that cut heads may keep the dense number of heads in the config, or write the number that
+    is left. The two may give different values of head_dim that both fit.
     """
     hidden, heads = stock["hidden_size"], stock.get(HEADS) or 0
     widest = max(width.query for width in widths)
@@ -126,7 +126,7 @@ def _dense_head_dim(stock: Mapping[str, Any], widths: Sequence[Widths], source: 
     if len(fitting) > 1 or not whole:
         sizes = " or ".join(map(str, fitting))
         raise CheckpointError(
-            f"{source} lacks head_dim, and of query projections with at most {widest} rows it "
+            f"{source} lacks head_dim, and with query projections of at most {widest} rows it "
             f"{f'could be {sizes}' if sizes else 'cannot be told'}: add head_dim to the config"
         )
     return (fitting or sorted(whole))[0]
@@ -135,40 +135,24 @@ def _dense_head_dim(stock: Mapping[str, Any], widths: Sequence[Widths], source: 
 def _sgate_config(
     stock: Mapping[str, Any], family: Family, layers: Sequence[Sizes], biases: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the sizes as docs/format.md has them: the maximum on top, what differs per layer."""
+    """Return our own config that describes the tensors."""
+    shapes = tuple(
+        LayerShape(layer[HEADS], layer[KV_HEADS], layer[HEAD_DIM], layer[UNITS]) for layer in layers
+    )
+    sizes = LayerSizes(family, shapes, stock["hidden_size"], stock["hidden_size"])
+    config = {key: value for key, value in stock.items() if key not in LEFT_OUT}
+    # The top level needs sizes even for a block that no layer has.
     dense = _dense_sizes(stock, family)
-    top = {key: max(layer[key] for layer in layers) or dense[key] or 1 for key in dense}
-    if not family.has_stated_head_width:
-        # The head count is what states the width of a head.
-        top[HEADS] = stock["hidden_size"] // top.pop(HEAD_DIM)
-    if not family.has_kv_heads:
-        del top[KV_HEADS]
-    digits = len(str(len(layers) - 1))
-    per_layer: dict[str, Any] = {}
-    for index, layer in enumerate(layers):
-        entry: dict[str, Any] = {k: v for k in top if (v := layer[k]) not in (top[k], 0)}
-        skip = [block for block, keys in BLOCK_SIZES.items() if not layer[keys[0]]]
-        entry |= {"skip": skip} if skip else {}
-        if entry:
-            per_layer[str(index).zfill(digits)] = entry
-    own = {
-        "model_type": SGATE_MODEL_TYPE,
-        "architectures": [f"SGate{name}" for name in _architectures(stock, family)],
-        PER_LAYER: per_layer,
-        "sgate": {
-            "version": SGATE_FORMAT_VERSION,
-            "family": family.name,
-            "base_model_type": stock["model_type"],
-            "extra_biases": list(biases),
-        },
-    }
-    return {key: value for key, value in stock.items() if key not in LEFT_OUT} | top | own
+    config |= {size: dense[size] or 1 for size in (HEADS, UNITS) if not stock.get(size)}
+    config |= sizes.top_level()
+    config["architectures"] = _architectures(stock, family)
+    block = SgateBlock(family.name, stock["model_type"], extra_biases=frozenset(biases))
+    return sgate_config(config, sizes, block)
 
 
 def _architectures(stock: Mapping[str, Any], family: Family) -> list[str]:
-    """Return the stock classes that the config names, or the family's usual one."""
+    """Return the stock classes that the config names, or the family's default one."""
     names: Any = stock.get("architectures")
-    classes = {row.model_class for row in family.tasks.values()}
+    classes = {head.model_class for head in family.tasks.values()}
     known = [name for name in names if name in classes] if TEXTS.accepts(names) else []
-    usual = family.tasks[CAUSAL_LM if CAUSAL_LM in family.tasks else BASE]
-    return known or [usual.model_class]
+    return known or [family.tasks[family.default_task].model_class]

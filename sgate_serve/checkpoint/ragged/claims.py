@@ -1,7 +1,7 @@
-"""What configs of other tools say of single layers: one table of keys for each of their layouts.
+"""The sizes of single layers that configs of other tools state, in any of their layouts.
 
-Transformers' `per_layer_config`, NVIDIA's `block_configs` and lists with one size per layer become
-the same `Claim` values. A layer that is to differ in anything but widths is refused by name.
+Transformers' `per_layer_config`, NVIDIA's `block_configs` and lists with one size per layer all
+become `Claim` values. A layer that differs in anything but widths is refused by name.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,17 +10,18 @@ from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.family import ATTENTION, MLP
+from sgate_serve.architecture.sgate_config import PER_LAYER, SKIP
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import INDICES, OBJECT, SIZE, WHOLE, Kind, check_fields, is_number
 
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 HEAD_DIM, UNITS = "head_dim", "intermediate_size"
-# Query heads per KV head; no key of a config of ours.
+# Query heads per KV head; not a key of our own configs.
 GROUP = "queries_per_kv"
 BLOCK_SIZES: Mapping[str, tuple[str, ...]] = {ATTENTION: (HEADS, KV_HEADS), MLP: (UNITS,)}
 
-PER_LAYER, BLOCKS = "per_layer_config", "block_configs"
-# Lists with one size for each layer; a stock key may hold such a list, too.
+BLOCK_CONFIGS = "block_configs"
+# Lists with one size for each layer; a stock key may hold such a list too.
 LISTS: Mapping[str, str] = {
     # github.com/alibaba/rtp-llm, docs of its sparse models
     "layer_head_num": HEADS,
@@ -47,15 +48,15 @@ ENTRY_SIZES: Mapping[str, tuple[str, Kind]] = {
 SUBBLOCKS: Mapping[str, str] = {"attention": ATTENTION, "ffn": MLP}
 SKIPPED: Mapping[str, str] = {"self_attn": ATTENTION, ATTENTION: ATTENTION, "ffn": MLP, MLP: MLP}
 FFN_MULTIPLE = 256
-# Told by the tensors, or about storage only.
+# The tensors tell the first; the second is about storage only.
 HARMLESS = frozenset({"gated", "weights_precision"})
-# What a config means that leaves the key out, where others repeat it for each layer.
+# The meaning of a config without the key, where other tools repeat it for each layer.
 DEFAULTS: Mapping[str, str] = {"hidden_act": "silu"}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the config says of one size of one layer, and where it says so."""
+    """One size of one layer as the config states it, and the place where it does."""
 
     layer: int
     where: str
@@ -68,15 +69,15 @@ class Claim:
 
 
 def claim_keys(config: Mapping[str, Any]) -> set[str]:
-    """Return the keys of a config that speak of single layers, in any of the layouts."""
+    """Return the keys of a config that describe single layers, in any of the layouts."""
     lists = {key for key in STOCK_LISTS if isinstance(config.get(key), list | tuple)}
-    return lists | (config.keys() & {*LISTS, PER_LAYER, BLOCKS})
+    return lists | (config.keys() & {*LISTS, PER_LAYER, BLOCK_CONFIGS})
 
 
 def read_claims(config: Mapping[str, Any], depth: int, hidden: int, source: str) -> Iterator[Claim]:
-    """Yield what the config says of the sizes of single layers; 0 is a block left out.
+    """Yield the sizes of single layers that the config states; 0 means a block left out.
 
-    Raises CheckpointError for values of another type, and for layers that differ otherwise.
+    Raises CheckpointError for values of a wrong type, and for layers that differ in anything else.
     """
     for key, size in {**LISTS, **STOCK_LISTS}.items():
         if config.get(key) is None or key not in claim_keys(config):
@@ -95,22 +96,22 @@ def read_claims(config: Mapping[str, Any], depth: int, hidden: int, source: str)
 def _entries(
     config: Mapping[str, Any], depth: int, source: str
 ) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """Yield layer, place and content of what `per_layer_config` and `block_configs` hold."""
+    """Yield layer, place and content of each entry of `per_layer_config` and `block_configs`."""
     check_fields(config, {PER_LAYER: OBJECT}, source, CheckpointError)
-    blocks = config.get(BLOCKS) or []
+    blocks = config.get(BLOCK_CONFIGS) or []
     if not isinstance(blocks, list):
-        raise CheckpointError(f"{source}: {BLOCKS} must be a list, found {brief(blocks)}")
+        raise CheckpointError(f"{source}: {BLOCK_CONFIGS} must be a list, found {brief(blocks)}")
     if blocks:
-        _check_length(blocks, depth, f"{source}: {BLOCKS}")
+        _check_length(blocks, depth, f"{source}: {BLOCK_CONFIGS}")
     for name, entries in (
         (PER_LAYER, config.get(PER_LAYER) or {}),
-        (BLOCKS, dict(enumerate(blocks))),
+        (BLOCK_CONFIGS, dict(enumerate(blocks))),
     ):
         for key, entry in entries.items():
             where = f"{name}[{brief(key)}]".replace("'", "")
-            # Before int(): a long text of digits would take it forever.
+            # The length is checked before int(), which takes forever on a long string of digits.
             if not str(key).isdecimal() or len(str(key)) > 9 or int(key) >= depth:
-                raise CheckpointError(f"{source}: {where} is none of the {depth} layers")
+                raise CheckpointError(f"{source}: {where} is not one of the {depth} layers")
             if not isinstance(entry, Mapping | None):
                 raise CheckpointError(f"{source}: {where} must be an object, found {brief(entry)}")
             yield int(key), where, entry or {}
@@ -132,7 +133,7 @@ class _Entry:
         self._skipped: dict[str, str] = {}
 
     def sizes(self) -> Iterator[tuple[str, str, int]]:
-        """Yield place, size and value; what is said of the sizes of a skipped block is void."""
+        """Yield place, size and value; the stated sizes of a skipped block are ignored."""
         void = {size for block in self._skipped for size in BLOCK_SIZES[block]}
         void |= {GROUP} if ATTENTION in self._skipped else set()
         yield from (found for found in self._sizes if found[1] not in void)
@@ -148,7 +149,7 @@ class _Entry:
                 self._read_size(entry, key, where)
             elif block is not None and key == "no_op" and value is True:
                 self._skipped[block] = place
-            elif key == "skip":
+            elif key == SKIP:
                 self._read_skip(value, place)
             elif self._differs(key, value, block):
                 raise CheckpointError(
@@ -157,7 +158,7 @@ class _Entry:
                 )
 
     def _differs(self, key: str, value: Any, block: str | None) -> bool:
-        """Say whether a key that is no size sets the layer apart; a subblock's may be off."""
+        """Say whether a key other than a size sets the layer apart; a subblock's may be off."""
         usual = self.config.get(key) or DEFAULTS.get(key)
         is_off = value in (None, False, [], {}) and (block is not None or not usual)
         return not is_off and value != usual and key not in HARMLESS
@@ -182,5 +183,5 @@ class _Entry:
 
 
 def ffn_units(ffn_mult: float, hidden: int) -> int:
-    """Return the MLP width that NVIDIA's DeciLM classes make of `ffn_mult`: 2/3, rounded up."""
+    """Return the MLP width of NVIDIA's DeciLM classes: 2/3 · ffn_mult · hidden, rounded up."""
     return -(-int(2 * ffn_mult * hidden / 3) // FFN_MULTIPLE) * FFN_MULTIPLE

@@ -1,7 +1,7 @@
-"""How wide each layer of a checkpoint is, read off the shapes of its tensors alone.
+"""The width of each layer of a checkpoint, from the shapes of its tensors alone.
 
-Names and fused projections come from the family. Tensors of one block that do not fit each other,
-and parts of heads, are refused here.
+Names and fused projections come from the family. Tensors of one block that do not fit each other
+are refused here, and so are incomplete heads.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ Sizes = dict[str, int]
 
 
 class StoredTensor(Protocol):
-    """What a safetensors header says of a tensor."""
+    """The part of a safetensors header entry that this module needs."""
 
     @property
     def file(self) -> Path: ...
@@ -42,7 +42,7 @@ class StoredTensor(Protocol):
 
 @dataclass(frozen=True)
 class Widths:
-    """How many dimensions one layer's queries, keys and MLP have; 0 without the block."""
+    """The number of query, key and MLP dimensions of one layer; 0 without the block."""
 
     query: int
     kv: int
@@ -60,7 +60,7 @@ class Headers:
         return any(self._has(layer, (*ATTENTION_ROLES, *MLP_ROLES)) for layer in range(depth))
 
     def widths(self, layer: int) -> Widths:
-        """Read one layer's widths; a block has all of its linears, fitting each other, or none."""
+        """Read one layer's widths; a block must have all its linears, matching, or none."""
         query = kv = units = 0
         if self._has(layer, ATTENTION_ROLES):
             query = self._shape(layer, OUTPUT)[1]
@@ -80,20 +80,20 @@ class Headers:
         for width, role in ((widths.query, OUTPUT), (widths.kv, KEY)):
             if width % head_dim:
                 raise CheckpointError(
-                    f"{self._place(layer, role)}; {width} are no whole heads of head_dim "
-                    f"{head_dim}: cut whole heads only, or correct head_dim in config.json"
+                    f"{self._place(layer, role)}; {width} is not a whole number of heads of "
+                    f"head_dim {head_dim}: cut whole heads only, or correct head_dim in config.json"
                 )
         heads, kv_heads = widths.query // head_dim, widths.kv // head_dim
         if kv_heads and heads % kv_heads:
             raise CheckpointError(
-                f"{self._place(layer, OUTPUT)}; its {heads} query heads are no multiple of the "
+                f"{self._place(layer, OUTPUT)}; its {heads} query heads are not a multiple of the "
                 f"{kv_heads} KV heads of {self.family.linear(layer, KEY)}: cut as many query heads "
                 "for each KV head"
             )
         return {HEADS: heads, KV_HEADS: kv_heads, HEAD_DIM: head_dim, UNITS: widths.units}
 
     def head_norm(self, layer: int) -> int:
-        """Return the length of the layer's norms over single heads, 0 without them."""
+        """Return the length of the layer's norms over single heads; 0 without such norms."""
         for norm in self.family.head_norms:
             tensor = self.tensors.get(f"{self.family.layer_name(layer)}.{norm}.weight")
             if tensor is not None and len(tensor.shape) == 1:
@@ -101,7 +101,7 @@ class Headers:
         return 0
 
     def check(self, claim: Claim, found: Sizes) -> None:
-        """Raise CheckpointError unless the tensors hold what the config says of a layer."""
+        """Raise CheckpointError unless the tensors of a layer have the size the config states."""
         group = found[HEADS] // found[KV_HEADS] if found[KV_HEADS] else 0
         size = (found | {GROUP: group})[claim.size]
         if size != claim.value:
@@ -112,7 +112,7 @@ class Headers:
             )
 
     def added_biases(self, config: Mapping[str, Any], depth: int) -> Iterator[str]:
-        """Yield the linears with a bias that neither the family nor the config gives them."""
+        """Yield the linears with a bias that neither the family nor the config implies."""
         own = {
             self.family.linears[role]
             for role, switch in self.family.biases.items()
@@ -143,8 +143,8 @@ class Headers:
             )
         if len(tensor.shape) != 2 or 0 in tensor.shape:
             raise CheckpointError(
-                f"{self._place(layer, role)}; expected rows and columns, and no tensor at all of a "
-                "block that is gone"
+                f"{self._place(layer, role)}; expected rows and columns, or no tensor if its "
+                "block is removed"
             )
         return tensor.shape[0], tensor.shape[1]
 
@@ -152,8 +152,8 @@ class Headers:
         if self._shape(layer, role)[0] != rows:
             raise CheckpointError(
                 f"{self._place(layer, role)}; expected {rows} rows, to fit the columns of "
-                f"{self.family.linear(layer, partner)} and the linears beside it: cut all linears "
-                "of a block alike"
+                f"{self.family.linear(layer, partner)} and its neighbours: cut all linears of a "
+                "block alike"
             )
 
     def _place(self, layer: int, role: str) -> str:

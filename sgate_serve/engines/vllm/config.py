@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size
 
-from sgate_serve.architecture import forward
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.errors import EngineError
@@ -35,7 +34,7 @@ class ModelContext:
                 f"--quantization {model_config.quantization} is not supported for pruned models; "
                 "convert with --precision int8 and leave the option out"
             )
-        if spec.family.norm_offset and model_config.dtype == torch.float16:
+        if spec.family.overflows_in_fp16 and model_config.dtype == torch.float16:
             raise EngineError(
                 f"family {spec.family.name} overflows in float16; serve it with --dtype bfloat16"
             )
@@ -48,33 +47,12 @@ class ModelContext:
         return cls(spec, vllm_config, get_tensor_model_parallel_world_size())
 
     @property
-    def config(self) -> Any:
-        return self.vllm_config.model_config.hf_config
-
-    @property
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.vllm_config.model_config.dtype
         return dtype
 
     def layer(self, index: int) -> LayerContext:
         return LayerContext(self.spec, index, self.vllm_config, self.num_shards)
-
-    @property
-    def norm_gain(self) -> float:
-        return forward.norm_gain(self.spec)
-
-    @property
-    def embedding_scale(self) -> float | None:
-        return forward.embedding_scale(self.spec)
-
-    def attention_scale(self, index: int) -> float:
-        return forward.attention_scale(self.spec, self.config.to_dict(), index)
-
-    def rope_parameters(self, index: int) -> dict[str, Any]:
-        """Return the rotary settings of a layer: some families have their own for each type."""
-        settings = dict(self.config.rope_parameters)
-        kinds = getattr(self.config, "layer_types", None)
-        return dict(settings[kinds[index]]) if kinds and kinds[index] in settings else settings
 
     @property
     def cache_config(self) -> Any:

@@ -100,8 +100,8 @@ class UnevenDecoderStack(nn.Module):
         self.positions: nn.Module | None = None
         if group.is_first_rank and not spec.family.is_rotary:
             self.positions = nn.Embedding(spec.num_positions, spec.hidden_size)
-        scale = model.embedding_scale
-        # In the model's dtype, since transformers rounds Gemma's scale too.
+        scale = spec.embedding_scale
+        # In the model's dtype: transformers rounds Gemma's scale, too.
         self.register_buffer(
             "embedding_scale", None if scale is None else torch.tensor(scale), False
         )
@@ -187,8 +187,7 @@ class UnevenForCausalLM(UnevenDecoder):
             self.head = ParallelLMHead(spec.vocab_size, spec.hidden_size, bias=has_bias)
             if spec.tied_head:
                 self.head = self.head.tie_weights(self.stack.embedding)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        self.logits_processor = LogitsProcessor(spec.vocab_size, soft_cap=cap)
+        self.logits_processor = LogitsProcessor(spec.vocab_size, soft_cap=spec.logit_softcap)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Return [tokens, vocab] on the first shard, None on the others."""
@@ -227,20 +226,19 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
     core = Attention(
         layer.shape.num_heads,
         backend_head_size(width, model.dtype),
-        model.attention_scale(layer.index),
+        spec.attention_scales[layer.index],
         num_kv_heads=layer.shape.num_kv_heads,
         cache_config=model.cache_config,
         quant_config=layer.quant_config,
-        logits_soft_cap=getattr(model.config, "attn_logit_softcapping", None),
+        logits_soft_cap=spec.attention_softcap,
         per_layer_sliding_window=spec.windows[layer.index],
         prefix=f"{prefix}.attn",
     )
     parts: dict[str, nn.Module | None] = {}
-    if spec.family.is_rotary:
+    rope = spec.ropes[layer.index]
+    if rope is not None:
         parts["rotary"] = get_rope(
-            width,
-            max_position=spec.num_positions,
-            rope_parameters=model.rope_parameters(layer.index),
+            width, max_position=spec.num_positions, rope_parameters=dict(rope.settings)
         )
     for name, _ in zip(("query_norm", "key_norm"), spec.family.head_norms, strict=False):
         parts[name] = rms_norm(model, width, spec.norm_eps)
@@ -253,7 +251,7 @@ def residual_norm(model: ModelContext) -> nn.Module:
     if spec.family.norm == "layer":
         return nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps)
     # n/h · Σx²/n = Σx²/h, so epsilon grows by n/h = gain², and loading multiplies weights by gain.
-    return rms_norm(model, spec.hidden_size, spec.norm_eps * model.norm_gain**2)
+    return rms_norm(model, spec.hidden_size, spec.norm_eps * spec.norm_gain**2)
 
 
 def rms_norm(model: ModelContext, size: int, eps: float) -> nn.Module:

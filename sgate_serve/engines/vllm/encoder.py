@@ -152,7 +152,7 @@ def encoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
     core = EncoderOnlyAttention(
         max(shape.num_heads for shape in shapes),
         backend_head_size(width, model.dtype, attn_type="encoder_only"),
-        model.attention_scale(layer.index),
+        model.spec.attention_scales[layer.index],
         num_kv_heads=max(shape.num_kv_heads for shape in shapes),
         cache_config=model.cache_config,
         quant_config=layer.quant_config,

@@ -62,7 +62,7 @@ def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination
         spec.family.embedding: (stack.embedding, 1.0),
         spec.family.position_table: (getattr(stack, "positions", None), 1.0),
         spec.family.embedding_norm: (getattr(stack, "embedding_norm", None), 1.0),
-        spec.family.final_norm: (getattr(stack, "final_norm", None), context.norm_gain),
+        spec.family.final_norm: (getattr(stack, "final_norm", None), spec.norm_gain),
         _types_name(spec): (getattr(stack, "types", None), 1.0),
     }
     for layer in _layers(stack):
@@ -115,7 +115,7 @@ def _layers(stack: Any) -> Iterator[Any]:
 
 def _layer_norms(layer: Any, context: ModelContext) -> Places:
     spec, index = context.spec, layer.layer.index
-    family, gain = spec.family, context.norm_gain
+    family, gain = spec.family, spec.norm_gain
     modules: Places = {
         family.norm_name(index, name): (norm, gain) for name, norm in layer.norms.items()
     }

@@ -5,9 +5,9 @@ Models are registered by name, so vLLM's layers are not imported before one is l
 
 from collections.abc import Iterator
 
-from sgate_serve.architecture.config import SGATE_CLASS_PREFIX
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX
 
 DECODER = "sgate_serve.engines.vllm.decoder"
 ENCODER = "sgate_serve.engines.vllm.encoder"

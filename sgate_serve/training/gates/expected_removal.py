@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from sgate_serve.architecture.activations import is_zero_at_zero
 from sgate_serve.architecture.family import (
     ATTENTION,
     DOWN,
@@ -20,7 +21,6 @@ from sgate_serve.architecture.family import (
     QUERY,
     UP,
     VALUE,
-    ZERO_AT_ZERO,
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
@@ -80,7 +80,7 @@ def _kept_mlp(of: LayerProbabilities, spec: ModelSpec) -> Tensor:
     if not spec.family.is_gated:
         return units.sum() * (of(UP, COLUMNS).sum() + of(DOWN, ROWS).sum())
     gated = units * of(GATE, ROWS)
-    units = gated if spec.activation in ZERO_AT_ZERO else units
+    units = gated if is_zero_at_zero(spec.activation) else units
     others = of(UP, COLUMNS).sum() + of(DOWN, ROWS).sum()
     return gated.sum() * of(GATE, COLUMNS).sum() + units.sum() * others
 

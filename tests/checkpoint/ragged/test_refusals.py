@@ -25,23 +25,24 @@ CHANGED_SHAPES: dict[str, tuple[dict[str, Any], str]] = {
     "cut output columns": ({O_0: (24, 28)}, rf"{Q_0} has shape \[32, 24\]; expected 28 rows"),
     "half a head": (
         {Q_0: (28, 24), O_0: (24, 28)},
-        rf"{O_0} has shape \[24, 28\]; 28 are no whole heads of head_dim 8: cut whole heads only",
+        rf"{O_0} has shape \[24, 28\]; 28 is not a whole number of heads of head_dim 8: cut whole "
+        "heads only",
     ),
     "half a KV head": (
         {K_0: (12, 24), V_0: (12, 24)},
-        rf"{K_0} has shape \[12, 24\]; 12 are no whole heads of head_dim 8",
+        rf"{K_0} has shape \[12, 24\]; 12 is not a whole number of heads of head_dim 8",
     ),
     "keys unlike values": ({V_0: (8, 24)}, rf"{V_0} has shape \[8, 24\]; expected 16 rows, to fit"),
     "uneven groups": (
         {Q_0: (24, 24), O_0: (24, 24)},
-        rf"{O_0} has shape \[24, 24\]; its 3 query heads are no multiple of the 2 KV heads of "
+        rf"{O_0} has shape \[24, 24\]; its 3 query heads are not a multiple of the 2 KV heads of "
         rf"{ATTENTION_0}.k_proj: cut as many query heads for each KV head",
     ),
     "gate unlike up": ({UP_0: (19, 24)}, rf"{UP_0} has shape \[19, 24\]; expected 20 rows"),
-    "one axis": ({DOWN_0: (20,)}, rf"{DOWN_0} has shape \[20\]; expected rows and columns, and no"),
+    "one axis": ({DOWN_0: (20,)}, rf"{DOWN_0} has shape \[20\]; expected rows and columns, or no"),
     "no rows": (
         {K_0: (0, 24)},
-        rf"{K_0} has shape \[0, 24\]; expected rows and columns, and no tensor",
+        rf"{K_0} has shape \[0, 24\]; expected rows and columns, or no tensor",
     ),
 }
 
@@ -70,9 +71,9 @@ def test_incomplete_blocks() -> None:
     ("changes", "message"),
     [
         # 48 / 6 heads, or 24 rows / 6 heads.
-        ({"hidden_size": 48}, r"with at most 24 rows it could be 4 or 8: add head_dim to the"),
-        ({"num_attention_heads": 5}, r"with at most 24 rows it cannot be told: add head_dim"),
-        ({"num_attention_heads": None}, r"with at most 24 rows it cannot be told: add head_dim"),
+        ({"hidden_size": 48}, r"of at most 24 rows it could be 4 or 8: add head_dim to the"),
+        ({"num_attention_heads": 5}, r"of at most 24 rows it cannot be told: add head_dim"),
+        ({"num_attention_heads": None}, r"of at most 24 rows it cannot be told: add head_dim"),
     ],
 )
 def test_an_ambiguous_head_dim(changes: dict[str, Any], message: str) -> None:
@@ -149,11 +150,11 @@ CLAIMS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "no layer": (
         lambda: {"per_layer_config": {"3": {}}},
-        r"config.json: per_layer_config\[3\] is none of the 3 layers",
+        r"config.json: per_layer_config\[3\] is not one of the 3 layers",
     ),
     "no number": (
         lambda: {"per_layer_config": {"first": {}}},
-        r"per_layer_config\[first\] is none of the 3 layers",
+        r"per_layer_config\[first\] is not one of the 3 layers",
     ),
     "no object": (
         lambda: {"per_layer_config": {"0": 1}},
@@ -216,5 +217,5 @@ def test_a_norm_of_a_removed_block_is_refused_in_an_sgate_folder(tmp_path: Path)
     save_pruned(dense_llama(num_hidden_layers=5), UNEVEN, tmp_path / "pruned")
     file, name = tmp_path / "pruned" / SINGLE_FILE, "model.layers.2.input_layernorm.weight"
     save_file(load_file(file) | {name: np.ones(48, np.float32)}, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=f"tensor {name} is no part of family llama"):
+    with pytest.raises(CheckpointError, match=f"tensor {name} is not part of family llama"):
         Checkpoint.open(tmp_path / "pruned")

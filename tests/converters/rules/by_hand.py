@@ -11,6 +11,7 @@ from converters.rules.facts import Flags
 from converters.rules.findings import LayerRule, LayerView
 from converters.rules.layer_state import LayerAxis, LayerState
 from sgate_serve.architecture.family import BLOCKS
+from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 
 HIDDEN, UNITS, HEADS, HEAD_DIM = 8, 3, 4, 2
@@ -122,5 +123,10 @@ def norm(weight: Indices = (), bias: Indices = EVERY) -> NormZeros:
     return NormZeros(flags(HIDDEN, weight), flags(HIDDEN, bias))
 
 
+def half_rotated(spec: ModelSpec) -> ModelSpec:
+    ropes = (Rope({"rope_type": "default"}, rotated_share=0.5) for _ in spec.ropes)
+    return replace(spec, ropes=tuple(ropes))
+
+
 def with_softcap(spec: ModelSpec) -> ModelSpec:
-    return replace(spec, has_softcap=True)
+    return replace(spec, attention_softcap=50.0)

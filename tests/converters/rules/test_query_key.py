@@ -1,6 +1,5 @@
 """Rules 5, 9 and 10 of query and key dimensions."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from tests.converters.rules.by_hand import (
     Indices,
     facts_of,
     found_by,
+    half_rotated,
     layer_of,
     spec_of,
     view_of,
@@ -22,7 +22,7 @@ from tests.converters.rules.by_hand import (
 # Width 4: rotary pairs are (0, 2) and (1, 3). Heads 0 and 1 share KV head 0.
 ROTARY = spec_of(head_dim=4)
 PLAIN = spec_of("gpt2")
-PARTIAL = replace(ROTARY, rotary_dims=2)
+PARTIAL = half_rotated(ROTARY)
 NORMED = spec_of("qwen3", head_dim=4)
 
 
@@ -134,7 +134,7 @@ def test_constant_queries_stay_where_the_sum_is_another_or_rounds(spec: Any, exa
 
 
 def test_unrotated_constant_queries_merge_where_each_group_has_one_head() -> None:
-    single = replace(spec_of(head_dim=4, num_key_value_heads=4), rotary_dims=2)
+    single = half_rotated(spec_of(head_dim=4, num_key_value_heads=4))
     facts = facts_of(single, layer_of(single, bias=True, query={"rows": EVERY}))
     assert found_by(constant_query_dims, facts, "key_dims") == [3, 7, 11, 15]
 

@@ -1,0 +1,182 @@
+"""The `model_type: sgate` parts of a config, read and written here alone: docs/format.md.
+
+These are `per_layer_config`, the widths of each layer where they differ from the top level, and the
+block `sgate`, which holds what Hugging Face has no name for.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from sgate_serve.architecture.config_reader import ConfigReader
+from sgate_serve.architecture.family import ATTENTION, MLP, Family
+from sgate_serve.architecture.shapes import LayerShape, Lowered
+from sgate_serve.errors import CheckpointError
+
+SGATE_MODEL_TYPE = "sgate"
+SGATE_FORMAT_VERSION = 2
+# Version 1 is version 2 without index vectors, residual removal and units on top.
+READ_VERSIONS = (1, 2)
+SGATE_CLASS_PREFIX = "SGate"
+BLOCK, PER_LAYER, SKIP = "sgate", "per_layer_config", "skip"
+
+
+@dataclass(frozen=True)
+class SgateBlock:
+    """The block `sgate`; a value that is None is as in a stock model."""
+
+    family: str
+    base_model_type: str
+    extra_biases: frozenset[str] = frozenset()
+    norm_size: int | None = None
+    head_units: int | None = None
+    lowered: Mapping[str, Lowered] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any]) -> "SgateBlock":
+        """Read the block of a config whose types have been checked; a stock model has none."""
+        block, model_type = stored_block(config), config.get("model_type")
+        family = str(block.get("family") if model_type == SGATE_MODEL_TYPE else model_type)
+        lowered = block.get("lowered") or {}
+        return cls(
+            family=family,
+            base_model_type=str(block.get("base_model_type") or family),
+            extra_biases=frozenset(block.get("extra_biases") or ()),
+            norm_size=block.get("norm_size"),
+            head_units=block.get("head_units"),
+            lowered={name: Lowered(**entry) for name, entry in lowered.items()},
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        block: dict[str, Any] = {
+            "version": SGATE_FORMAT_VERSION,
+            "family": self.family,
+            "base_model_type": self.base_model_type,
+            "extra_biases": sorted(self.extra_biases),
+        }
+        sizes = {"norm_size": self.norm_size, "head_units": self.head_units}
+        block |= {name: size for name, size in sizes.items() if size is not None}
+        if self.lowered:
+            block["lowered"] = {
+                name: {k: v for k, v in vars(lowered).items() if v is not None}
+                for name, lowered in self.lowered.items()
+            }
+        return block
+
+
+@dataclass(frozen=True)
+class LayerSizes:
+    """The widths of a model's layers, as a config of its family spells them.
+
+    `hidden_size` is the width of the residual stream, `norm_size` its width before removal.
+    """
+
+    family: Family
+    layers: tuple[LayerShape, ...]
+    hidden_size: int
+    norm_size: int
+
+    def top_level(self) -> dict[str, int]:
+        """Return the maximum of each size over the layers; engines size their scratch from it.
+
+        A size that no layer has is left out: the config's own stays. Head counts keep their dense
+        values where they state the width of a head, which is hidden size / heads.
+        """
+        names = [field.name for field in fields(LayerShape)]
+        top = LayerShape(**{n: max(getattr(layer, n) for layer in self.layers) for n in names})
+        if not self._states_head_width:
+            heads = self.hidden_size // top.head_dim
+            ratio = max(layer.queries_per_kv for layer in self.layers) or 1
+            kv_heads = max(heads // ratio, top.num_kv_heads)
+            top = replace(top, num_heads=heads, num_kv_heads=kv_heads)
+        return {key: size for key, size in self._keyed(top).items() if size}
+
+    def per_layer(self, top: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each layer's differences from the top level, under zero-padded layer numbers."""
+        digits = len(str(len(self.layers) - 1))
+        for index, layer in enumerate(self.layers):
+            sizes = self._keyed(layer)
+            entry: dict[str, Any] = {
+                key: size for key, size in sizes.items() if size not in (top.get(key), 0)
+            }
+            if layer.skipped_blocks:
+                entry[SKIP] = list(layer.skipped_blocks)
+            if entry:
+                yield str(index).zfill(digits), entry
+
+    @property
+    def _states_head_width(self) -> bool:
+        """Say whether the config has `head_dim`: it must unless that is hidden size / heads."""
+        return self.family.has_stated_head_width or self.hidden_size != self.norm_size
+
+    def _keyed(self, shape: LayerShape) -> dict[str, int]:
+        sizes = {
+            "num_attention_heads": shape.num_heads,
+            "num_key_value_heads": shape.num_kv_heads,
+            "head_dim": shape.head_dim,
+            "intermediate_size": shape.mlp_units,
+        }
+        if not self._states_head_width:
+            del sizes["head_dim"]
+        if not self.family.has_kv_heads:
+            del sizes["num_key_value_heads"]
+        return {self.family.keys.get(key, key): size for key, size in sizes.items()}
+
+
+def sgate_config(stock: Mapping[str, Any], sizes: LayerSizes, block: SgateBlock) -> dict[str, Any]:
+    """Return the config of uneven layers: a stock one with these top-level sizes, and our parts."""
+    names = stock.get("architectures") or ()
+    return {
+        **stock,
+        "model_type": SGATE_MODEL_TYPE,
+        "architectures": [f"{SGATE_CLASS_PREFIX}{name}" for name in names],
+        PER_LAYER: dict(sizes.per_layer(stock)),
+        BLOCK: block.to_json(),
+    }
+
+
+def stock_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without our parts, as its stock family spells it; sizes stay as they are."""
+    stock = {key: value for key, value in config.items() if key not in (PER_LAYER, BLOCK)}
+    if config.get("model_type") == SGATE_MODEL_TYPE:
+        stock["model_type"] = SgateBlock.read(config).base_model_type
+        names = config.get("architectures") or ()
+        stock["architectures"] = [name.removeprefix(SGATE_CLASS_PREFIX) for name in names]
+    return stock
+
+
+def stored_block(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the block `sgate` as it is stored, unchecked; an empty one where there is none."""
+    block = config.get(BLOCK) or {}
+    return block if isinstance(block, Mapping) else {}
+
+
+def stored_family(config: Mapping[str, Any]) -> Any:
+    """Return the name that a config gives its family, unchecked."""
+    model_type = config.get("model_type")
+    return stored_block(config).get("family") if model_type == SGATE_MODEL_TYPE else model_type
+
+
+def layer_shapes(
+    dense: LayerShape, family: Family, num_layers: int, config: Mapping[str, Any], source: str
+) -> Iterator[LayerShape]:
+    """Apply `per_layer_config` (zero-padded string keys, flat HF names, `skip`) to each layer."""
+    overrides = {int(key): value for key, value in (config.get(PER_LAYER) or {}).items()}
+    unknown = sorted(set(overrides) - set(range(num_layers)))
+    if unknown:
+        raise CheckpointError(f"{source}: {PER_LAYER} names layers {unknown} of {num_layers}")
+    keys = replace(family, defaults={})
+    for index in range(num_layers):
+        get = ConfigReader(overrides.get(index) or {}, f"{source}: {PER_LAYER}[{index}]", keys)
+        heads = get.integer("num_attention_heads", dense.num_heads)
+        kv_heads = heads
+        if family.has_kv_heads:
+            kv_heads = get.integer("num_key_value_heads", dense.num_kv_heads)
+        units = get.integer("intermediate_size", dense.mlp_units)
+        skip = get(SKIP, ())
+        yield LayerShape(
+            num_heads=0 if ATTENTION in skip else heads,
+            num_kv_heads=0 if ATTENTION in skip else kv_heads,
+            head_dim=get.integer("head_dim", dense.head_dim),
+            mlp_units=0 if MLP in skip else units,
+        )
