@@ -281,7 +281,7 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
         ({"distill": 1.5}, r"--distill 1\.5: must lie between 0 and 1"),
         ({"dense_steps": -1}, "--dense-steps -1: give a whole number of at least 0"),
         ({"gates": "rows"}, "--gates rows: this release supports coupled, row-col"),
-        ({"gates": ROW_COL, "target": 0.999}, r"0\.999: nearest .* 4 rows and 4 columns; use that"),
+        ({"gates": ROW_COL, "target": 0.999}, r"0\.999: the nearest .* 4 rows and 4 columns; use"),
         ({"recovery": "adapter"}, "--recovery adapter: this release supports lora, bias, full"),
         ({"target": 0.0}, r"--target 0\.0: give the fraction of block weights to remove, above"),
         ({"target": 1.0}, r"--target 1\.0: give the fraction"),
