@@ -173,5 +173,6 @@ def test_version_is_the_newest_changelog_entry() -> None:
     from sgate_serve import __version__
 
     lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
-    newest = next(line for line in lines if line.startswith("## ["))
+    versions = [line for line in lines if line.startswith("## [") and "[Unreleased]" not in line]
+    newest = versions[0]
     assert newest.startswith(f"## [{__version__}]")
