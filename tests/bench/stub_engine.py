@@ -13,7 +13,7 @@ from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 STUB = "stub"
 ROW = EngineRow(
-    target="nowhere:NoSlots",
+    generation="nowhere:NoSlots",
     reads="model",
     when="in tests",
     modules=(),
