@@ -1,6 +1,6 @@
 """Training and held-out samples of both tasks, as tensors, and their batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,6 @@ from sgate_serve.data.documents import Blocks
 
 Sample = dict[str, Tensor]
 Batch = dict[str, Tensor]
-Collate = Callable[[Sequence[Sample]], Batch]
 
 
 class Samples(Dataset[Sample]):
