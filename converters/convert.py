@@ -1,7 +1,7 @@
 """Entry points of the converter: make a plan, and write the folder that it describes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.find_facts import model_facts
@@ -71,7 +71,9 @@ def make_plan(
     masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
 ) -> Plan:
     """Decide what to remove; without gates, scan the weights for zeros."""
-    return compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    base = masked.base
+    plan = compile_plan(model_facts(masked), base.fingerprint, target, index_price)
+    return replace(plan, base_digest=base.digest)
 
 
 def convert(options: ConvertOptions) -> Plan:

@@ -26,6 +26,8 @@ from sgate_serve.plan.json_form import write_plan
 from sgate_serve.plan.placement import pruned_spec
 
 SHARD_BYTES = 4 * 2**30
+# The dtype is written anew, and no remote code goes with the weights.
+LEFT_OUT = frozenset({"dtype", "torch_dtype", "auto_map"})
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -54,7 +56,7 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     Each size at the top level is the maximum over the layers.
     """
     spec, base = pruned_spec(plan, masked.spec), stock_config(masked.base.config)
-    config = {key: value for key, value in base.items() if key not in ("dtype", "torch_dtype")}
+    config = {key: value for key, value in base.items() if key not in LEFT_OUT}
     family = spec.family
     sizes = LayerSizes(family, spec.layers, spec.hidden_size, spec.norm_size)
     config |= sizes.top_level()

@@ -1,4 +1,4 @@
-"""The environment of a measurement or certificate: library versions and hardware."""
+"""The environment of a process: library versions, hardware, and the folder of the cache."""
 
 import os
 import platform
@@ -76,6 +76,17 @@ def check_installed(
             f"{wanted_by} {', '.join(missing)}, not installed here; "
             f'run: pip install "sgate-serve[{extra}]"'
         )
+
+
+def cache_dir() -> Path:
+    """Return the folder of built graphs and remembered digests; it may not exist yet.
+
+    It is `SGATE_CACHE`, `$XDG_CACHE_HOME/sgate-serve` or `~/.cache/sgate-serve`.
+    """
+    own, shared = os.environ.get("SGATE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    return (Path(shared) if shared else Path.home() / ".cache") / "sgate-serve"
 
 
 def memory_bytes() -> int:

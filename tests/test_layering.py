@@ -26,7 +26,7 @@ ROOMS: Mapping[str, set[str]] = {
     "json_fields": {"errors"},
     "architecture": {"errors", "json_fields"},
     "text": {"errors", "json_fields"},
-    "checkpoint": {"errors", "json_fields", "architecture", "text"},
+    "checkpoint": {"errors", "json_fields", "environment", "architecture", "text"},
     "plan": {"errors", "json_fields", "architecture"},
     "gates": CORE,
     "models": CORE,
@@ -36,7 +36,7 @@ ROOMS: Mapping[str, set[str]] = {
     "engines": CORE | {"models", "onnx_format", "text"},
     "training": CORE | {"converters", "data", "gates"},
     "server": FOUNDATION | {"__init__", "engines", "text"},
-    "loaders": CORE | {"converters", "engines", "models", "onnx_format", "text"},
+    "loaders": CORE | {"__init__", "converters", "engines", "models", "onnx_format", "text"},
     "bench": CORE | {"engines", "loaders", "onnx_format"},
     "verify": CORE | {"converters", "engines", "loaders", "onnx_format"},
     "reports": CORE

@@ -16,6 +16,7 @@ def graph_metadata(checkpoint: Checkpoint, capacity: int, precision: Precision) 
         names.META_KIND: kind,
         names.META_FAMILY: spec.family.name,
         names.META_FINGERPRINT: checkpoint.fingerprint,
+        names.META_DIGEST: checkpoint.digest,
         names.META_CAPACITY: str(capacity),
         names.META_NUM_LAYERS: str(len(spec.layers)),
         names.META_PRECISION: precision.name,

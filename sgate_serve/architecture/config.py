@@ -75,6 +75,22 @@ def dense_shape(get: ConfigReader, family: Family) -> LayerShape:
     )
 
 
+def first_position(get: ConfigReader, family: Family, source: str) -> int:
+    """Return the row of the position table that the first token reads.
+
+    It follows the padding id, which is −1 where a model has none.
+    """
+    if not family.has_padded_positions:
+        return 0
+    padding = int(get("pad_token_id"))
+    if padding < -1:
+        raise CheckpointError(
+            f"{source}: pad_token_id {padding} leaves no first position; give the id of the "
+            "padding token, or -1 for none"
+        )
+    return padding + 1
+
+
 def biased_roles(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the roles whose linears have a bias in every layer."""
     for role, switch in family.biases.items():

@@ -64,6 +64,8 @@ class ModelSpec:
     # store fewer rows or columns than their dimensions and have index vectors.
     extra_biases: frozenset[str] = frozenset()
     lowered: Mapping[str, Lowered] = field(default_factory=dict)
+    # Base models are often saved without their pooler; a config cannot say so, the files do.
+    lacks_pooler: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> "ModelSpec":
@@ -100,7 +102,7 @@ class ModelSpec:
             ropes=tuple(layer_ropes(get, family, windows, num_positions)),
             attention_softcap=values.softcap(family, config, "attn_logit_softcapping"),
             logit_softcap=values.softcap(family, config, "final_logit_softcapping"),
-            first_position=get.integer("pad_token_id") + 1 if family.has_padded_positions else 0,
+            first_position=values.first_position(get, family, source),
             extra_biases=block.extra_biases,
             lowered=block.lowered,
         )
@@ -110,7 +112,8 @@ class ModelSpec:
     @property
     def head(self) -> TaskHead:
         """The part on top of the stack for this model's task."""
-        return self.family.tasks[self.task]
+        head = self.family.tasks[self.task]
+        return replace(head, tensors={}) if self.lacks_pooler else head
 
     @property
     def is_encoder(self) -> bool:

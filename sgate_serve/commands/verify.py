@@ -2,7 +2,7 @@
 
 import argparse
 
-from sgate_serve.checkpoint.reader import find_folder
+from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_json, print_lines
 from sgate_serve.environment import missing_packages

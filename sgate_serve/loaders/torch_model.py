@@ -83,7 +83,8 @@ class TorchModel:
         if "logits" in output:
             logits: Floats = output.logits.reshape(-1, output.logits.shape[-1]).numpy()
             return logits
-        pooled = output.get("pooler_output")
+        # A pooler that was not stored has random weights.
+        pooled = None if self.spec.lacks_pooler else output.get("pooler_output")
         hidden = output.last_hidden_state[0]
         rows: Floats = (hidden if pooled is None else torch.cat([hidden, pooled])).numpy()
         return rows

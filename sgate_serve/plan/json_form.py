@@ -37,7 +37,7 @@ ROLES = (*ATTENTION_ROLES, *MLP_ROLES)
 UNITS, VALUE_DIMS, HEAD_UNITS = "mlp_units", "value_dims", "head_units"
 COLUMNS = {f"{role}.columns": role for role in ROLES}
 SOURCES = {UNITS, VALUE_DIMS, HEAD_UNITS, *BLOCKS, *COLUMNS}
-ENGINE = Kind("a string or null", lambda value: value is None or isinstance(value, str))
+OPTIONAL_TEXT = Kind("a string or null", lambda value: value is None or isinstance(value, str))
 KEPT = Kind("a list of whole numbers or null", lambda v: v is None or INDICES.accepts(v))
 
 Value = TypeVar("Value")
@@ -59,7 +59,7 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
         "cost": WHOLE,
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
-    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": ENGINE},
+    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT},
     LayerShape: {f.name: WHOLE for f in fields(LayerShape)},
 }
 FOLD_KINDS: Mapping[str, Kind] = {
@@ -115,6 +115,8 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
             merges=_read_all(Merge, value["merges"]),
             extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
             removals=_read_all(Removal, value["removals"]),
+            # Plans of older releases have none.
+            base_digest=_typed({"base_digest": None, **value}, "base_digest", OPTIONAL_TEXT),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(f"{source} is not a plan of this release: {error!r:.200}") from error

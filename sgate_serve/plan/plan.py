@@ -138,8 +138,9 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for a whole model, bound to the base checkpoint by its fingerprint.
+    """The decision for a whole model, bound to the base checkpoint by its fingerprint and digest.
 
+    Plans of older releases, and those that training compiles, have no digest.
     `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the surviving
     units on top of `dense_head_units`; None means all. `closed` and `dead` count block weights: in
     closed rows or columns, and provably dead.
@@ -159,6 +160,7 @@ class Plan:
     merges: tuple[Merge, ...] = ()
     extra_biases: tuple[str, ...] = ()
     removals: tuple[Removal, ...] = field(default=())
+    base_digest: str | None = None
 
     def check(self, dense: ModelSpec, source: str = "plan") -> None:
         """Raise PlanError, naming `source`, unless the plan can rewrite this model."""

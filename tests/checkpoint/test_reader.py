@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.reader import Checkpoint, find_folder
+from sgate_serve.checkpoint.location import find_folder
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
 from sgate_serve.checkpoint.writer import STAGING_DIR, TensorHeader, new_folder
 from sgate_serve.errors import CheckpointError

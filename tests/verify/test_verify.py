@@ -1,5 +1,6 @@
 """Verification: it holds for real conversions and names the layer that was tampered with."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.onnx_format.names import META_WEIGHTS_DIGEST, stored_text
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.comparison import compare_logits
@@ -100,8 +102,15 @@ def test_tampered_graph_weights_name_the_layer(folders: dict[str, Path]) -> None
     )
     target = folders["base"].parent / "other-out"
     convert(ConvertOptions(str(other.folder), target, gates, ("hf", "onnx")))
-    weights = Path("onnx") / "model.onnx.data"
-    (folders["out"] / weights).write_bytes((target / weights).read_bytes())
+    own, data = folders["out"] / "onnx", (target / "onnx" / "model.onnx.data").read_bytes()
+    (own / "model.onnx.data").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.onnx\.data was edited or damaged after it"):
+        verify(options(folders, "onnx"))
+    # As a wrong converter would write it, with a record that fits.
+    graph = (own / "model.onnx").read_bytes()
+    recorded = str(stored_text(graph, META_WEIGHTS_DIGEST)).encode()
+    found = hashlib.sha256(data).hexdigest().encode()
+    (own / "model.onnx").write_bytes(graph.replace(recorded, found))
     result = verify(options(folders, "onnx"))
     assert not result.passed and result.tensors_equal is True
     assert result.difference is not None
