@@ -37,8 +37,8 @@ TARGETS: Mapping[str | None, EngineTarget] = {
 }
 
 # The 4-bit kernels of other tools, and the multiple of a matrix's input width that they work on. On
-# other widths bitsandbytes has no fast kernel and GPTQ and AWQ have none; llama.cpp stores such a
-# matrix in a larger type instead.
+# other widths bitsandbytes is slow on GPUs and stops on CPUs ("N must be divisible by block_n" for
+# 458 units), GPTQ and AWQ stop, and llama.cpp stores the matrix in a larger type.
 KERNEL_MULTIPLES: Mapping[str, int] = {
     "bitsandbytes": 64,
     "GPTQ, AWQ": 128,
