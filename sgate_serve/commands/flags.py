@@ -62,6 +62,11 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
         help="make widths divisible among N shards (default: 1)",
     )
     parser.add_argument(
+        "--uniform",
+        action="store_true",
+        help="give all layers the same widths, so that the result is a stock model",
+    )
+    parser.add_argument(
         "--target-engine", metavar="ENGINE", help="plan for onnx, vllm or torch (default: any)"
     )
     parser.add_argument(
@@ -74,7 +79,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def target_from(args: argparse.Namespace) -> Target:
-    return Target(args.align, args.tensor_parallel, args.target_engine)
+    return Target(args.align, args.tensor_parallel, args.target_engine, args.uniform)
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

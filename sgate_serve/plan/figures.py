@@ -32,7 +32,6 @@ class Figures:
     def of(cls, plan: Plan, dense: ModelSpec) -> "Figures":
         total = dense.num_gateable or 1
         small, sliced = pruned_spec(plan, dense), pruned_spec(_without_index_work(plan), dense)
-        bare = _without_revivals(plan, sliced)
         padding = sum(_padding(small, TARGETS[plan.target.engine].head_multiple))
         return cls(
             naive=plan.closed / total,
@@ -41,7 +40,7 @@ class Figures:
             removed=_removed(small, dense),
             executed=1 - (small.num_gateable + padding) / total,
             overall=1 - small.num_parameters / dense.num_parameters,
-            revived=(sliced.num_gateable - bare.num_gateable) / total,
+            revived=sum(revived_weights(plan, dense)) / total,
         )
 
     def headline(self) -> dict[str, float]:
@@ -57,6 +56,14 @@ def removed(plan: Plan, dense: ModelSpec) -> float:
 def _removed(small: ModelSpec, dense: ModelSpec) -> float:
     total = dense.num_gateable
     return 1 - small.num_gateable / total if total else 0.0
+
+
+def revived_weights(plan: Plan, dense: ModelSpec) -> tuple[int, ...]:
+    """Count, for each layer, the weights of dead units that are kept only for their width."""
+    sliced = pruned_spec(_without_index_work(plan), dense)
+    bare = _without_revivals(plan, sliced)
+    layers = range(len(plan.layers))
+    return tuple(sliced.layer_weights(i) - bare.layer_weights(i) for i in layers)
 
 
 def _without_index_work(plan: Plan) -> Plan:

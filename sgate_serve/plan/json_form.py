@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sgate_serve.architecture.family import ATTENTION_ROLES, BLOCKS, MLP_ROLES
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import PlanError
-from sgate_serve.json_fields import INDICES, TEXT, TEXTS, WHOLE, Kind, read_json
+from sgate_serve.json_fields import FLAG, INDICES, TEXT, TEXTS, WHOLE, Kind, read_json
 from sgate_serve.plan import (
     AXES,
     PLAN_FORMAT,
@@ -59,9 +59,11 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
         "cost": WHOLE,
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
-    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT},
+    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT, "uniform": FLAG},
     LayerShape: {f.name: WHOLE for f in fields(LayerShape)},
 }
+# The values of fields that plans written before these existed lack.
+ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {Target: {"uniform": False}}
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),
     "layer": WHOLE,
@@ -175,6 +177,7 @@ def _read_all(kind: type[Value], values: Any) -> tuple[Value, ...]:
 
 def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
     """Build a dataclass from a JSON object that has each of its fields with the right type."""
+    value = {**ADDED_FIELDS.get(kind, {}), **value}
     read = {key: _typed(value, key, expected) for key, expected in KINDS[kind].items()}
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in read.items()})
 

@@ -90,11 +90,15 @@ class Merge:
 
 @dataclass(frozen=True)
 class Target:
-    """The target of a plan: multiples of `align`, `tensor_parallel` shards, an engine."""
+    """The target of a plan: multiples of `align`, `tensor_parallel` shards, an engine.
+
+    `uniform` asks for layers that are all alike, which a stock model class can hold.
+    """
 
     align: int = 1
     tensor_parallel: int = 1
     engine: str | None = None
+    uniform: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The command line as scripts use it: exit statuses, one-line errors, JSON on stdout, start-up."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -116,6 +117,22 @@ def test_plan_explains_and_prints_one_json_object(
     status, out, err = run(capsys, "plan", base.folder, *gates, "--json", "--out", path)
     assert (status, err) == (0, "")
     assert json.loads(out)["layers"] == json.loads(path.read_text())["layers"]
+
+
+def test_uniform_is_planned_with_its_price_and_converts_to_a_stock_model(
+    base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates, out = ("--gates", tmp_path / "gates"), tmp_path / "out"
+    status, text, _ = run(capsys, "plan", base.folder, *gates, "--uniform", "--explain")
+    header, *_ = text.splitlines()
+    assert status == 0 and header.split()[-2:] == ["removed", "revived"]
+    assert "MLP units revived: every layer has " in text
+    assert re.search(r"\(uniform, alignment 1\)\n.*\n  \d\S+% dead but revived so that all", text)
+    status, _, _ = run(capsys, "convert", base.folder, *gates, "--uniform", "--out", out)
+    assert status == 0
+    assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+    status, text, _ = run(capsys, "inspect", out)
+    assert status == 0 and "dead but revived for a width" in text
 
 
 def test_a_reader_that_stops_early_gets_no_traceback(base: Checkpoint) -> None:
