@@ -1,7 +1,7 @@
 """Entry points of the converter: make a plan, and write the folder that it describes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.find_facts import model_facts
@@ -15,6 +15,7 @@ from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
 from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
@@ -71,7 +72,9 @@ def make_plan(
     masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
 ) -> Plan:
     """Decide what to remove; without gates, scan the weights for zeros."""
-    return compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    plan = compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    gates = "" if masked.gates is None else gates_fingerprint(masked.gates)
+    return replace(plan, gates_fingerprint=gates)
 
 
 def convert(options: ConvertOptions) -> Plan:
