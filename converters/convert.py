@@ -15,6 +15,7 @@ from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
 from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
@@ -73,7 +74,8 @@ def make_plan(
     """Decide what to remove; without gates, scan the weights for zeros."""
     base = masked.base
     plan = compile_plan(model_facts(masked), base.fingerprint, target, index_price)
-    return replace(plan, base_digest=base.digest)
+    gates = "" if masked.gates is None else gates_fingerprint(masked.gates)
+    return replace(plan, base_digest=base.digest, gates_fingerprint=gates)
 
 
 def convert(options: ConvertOptions) -> Plan:

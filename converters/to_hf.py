@@ -40,14 +40,20 @@ def write_hf(
     written_name = masked.base.written_name
     headers, arrays = stored_tensors(masked, plan, is_int8)
     headers = [replace(header, name=written_name(header.name)) for header in headers]
-    config = hf_config(masked, plan)
-    if is_int8:
-        config[CONFIG_KEY] = int8_config(map(written_name, float_linears(masked.spec)))
-    writer.write_json("config.json", config)
+    writer.write_json("config.json", written_config(masked, plan, is_int8))
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer, masked.spec.task)
     shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
     writer.write_weights(headers, shown, SHARD_BYTES)
+
+
+def written_config(masked: MaskedCheckpoint, plan: Plan, is_int8: bool) -> dict[str, Any]:
+    """Return the content of `config.json`, which names the float linears of an int8 folder."""
+    config = hf_config(masked, plan)
+    if is_int8:
+        linears = map(masked.base.written_name, float_linears(masked.spec))
+        config[CONFIG_KEY] = int8_config(linears)
+    return config
 
 
 def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class _Decoder:
         if spec.family.position_table is None:
             return embedded
         positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
-        rows = linears.table(self.checkpoint, spec.family.position_table, spec.num_positions)
+        rows = linears.position_table(self.checkpoint)
         return self.graph.node("Add", [embedded, self.products.rows(rows, positions)])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:

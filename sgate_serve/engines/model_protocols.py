@@ -43,7 +43,7 @@ class LogitsModel(EngineModel, Protocol):
         `types` [T] are the segment ids of a text pair; None means segment 0 everywhere.
         """
 
-    def residuals(self, tokens: Tokens) -> list[Floats] | None:
+    def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats] | None:
         """Return the residual stream [T, hidden] after each layer, or None if it is not exposed."""
 
 

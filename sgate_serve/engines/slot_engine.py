@@ -78,9 +78,9 @@ class SlotEngine:
     def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
         """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle engine."""
         assert types is None, "a causal language model has no token types"
-        return all_logits(self.runner, tokens)
+        return all_logits(self.runner, tokens, self.prefill_chunk)
 
-    def residuals(self, tokens: Tokens) -> list[Floats] | None:
+    def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats] | None:
         """Return None, since a runner does not expose its residual stream."""
         return None
 

@@ -52,7 +52,7 @@ class TorchModel:
         tensors = zip(names, rewritten_tensors(masked, plan), strict=True)
         return cls(built_model(config, spec, tensors), spec)
 
-    def residuals(self, tokens: Tokens) -> list[Floats]:
+    def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats]:
         """Return the residual stream [T, H] after each layer, the last before the final norm."""
         streams: list[Floats] = []
 
@@ -63,7 +63,7 @@ class TorchModel:
         layers = self.model.base_model.get_submodule(name)
         handles = [layer.register_forward_hook(record) for layer in layers]
         try:
-            self.logits(tokens)
+            self.logits(tokens, types)
         finally:
             for handle in handles:
                 handle.remove()

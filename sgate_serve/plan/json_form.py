@@ -117,8 +117,8 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
             merges=_read_all(Merge, value["merges"]),
             extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
             removals=_read_all(Removal, value["removals"]),
-            # Plans of older releases have none.
-            base_digest=_typed({"base_digest": None, **value}, "base_digest", OPTIONAL_TEXT),
+            base_digest=_optional_text(value, "base_digest"),
+            gates_fingerprint=_optional_text(value, "gates_fingerprint"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(f"{source} is not a plan of this release: {error!r:.200}") from error
@@ -185,6 +185,12 @@ def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
 def _kept(value: Mapping[str, Any], key: str) -> tuple[int, ...] | None:
     kept = _typed(value, key, KEPT)
     return None if kept is None else tuple(kept)
+
+
+def _optional_text(value: Mapping[str, Any], key: str) -> str | None:
+    """Return a string that plans of older releases lack."""
+    text: str | None = _typed({key: None, **value}, key, OPTIONAL_TEXT)
+    return text
 
 
 def _typed(value: Mapping[str, Any], key: str, kind: Kind) -> Any:

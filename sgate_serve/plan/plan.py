@@ -147,7 +147,8 @@ class Plan:
     Plans of older releases, and those that training compiles, have no digest.
     `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the surviving
     units on top of `dense_head_units`; None means all. `closed` and `dead` count block weights: in
-    closed rows or columns, and provably dead.
+    closed rows or columns, and provably dead. `gates_fingerprint` is that of the gates, empty
+    without gates, and None in plans of releases that did not record it.
     """
 
     family: str
@@ -165,6 +166,7 @@ class Plan:
     extra_biases: tuple[str, ...] = ()
     removals: tuple[Removal, ...] = field(default=())
     base_digest: str | None = None
+    gates_fingerprint: str | None = None
 
     def check(self, dense: ModelSpec, source: str = "plan") -> None:
         """Raise PlanError, naming `source`, unless the plan can rewrite this model."""

@@ -127,7 +127,7 @@ class VllmEngine:
         data = self._run(tokens, params).outputs.data
         return np.atleast_2d(data.float().numpy())
 
-    def residuals(self, tokens: NDArray[np.int64]) -> None:
+    def residuals(self, tokens: NDArray[np.int64], types: NDArray[np.int64] | None = None) -> None:
         """Return None, since vLLM does not expose its residual stream."""
 
     def close(self) -> None:
