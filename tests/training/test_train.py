@@ -119,6 +119,7 @@ def check_promises(options: TrainOptions) -> dict[str, Any]:
     assert gates.granularity == options.gates
     sites = GRANULARITIES[options.gates].sites(base.spec)
     assert gates.values.keys() == {site.gate.key for site in sites}
+    assert gates.base_digest == base.digest
     values = {value for array in gates.values.values() for value in array.tolist()}
     assert (values == {0.0, 1.0}) == (options.gates == COUPLED)
     assert not {value for value in values if 0 < value < NOISE}

@@ -1,6 +1,7 @@
 """`sgate serve --engine vllm`: this process is replaced by vLLM's own server."""
 
 import importlib.metadata
+import json
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
+from sgate_serve.engines.vllm.reading import OVERRIDES_FLAG, config_overrides
 from sgate_serve.engines.vllm.start import use_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
@@ -70,6 +72,9 @@ def command_line(
     if not any((folder / file).exists() for file in TOKENIZER_FILES):
         logger.warning("%s has no tokenizer: only prompts of token ids work", folder)
         command.append("--skip-tokenizer-init")
+    overrides = config_overrides(folder, arguments)
+    if overrides:
+        command += [OVERRIDES_FLAG, json.dumps(overrides)]
     return [*command, *arguments]
 
 
