@@ -56,9 +56,28 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 DTYPE = Kind(f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES)
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 PROBLEM = Kind(f"one of {', '.join(PROBLEMS)}", lambda value: value in PROBLEMS)
+LABEL_NAMES = Kind(
+    "an object of label names",
+    lambda value: isinstance(value, Mapping) and all(map(TEXT.accepts, value.values())),
+)
+LABEL_IDS = Kind(
+    "an object of label numbers",
+    lambda value: (
+        isinstance(value, Mapping)
+        and any(all(map(kind.accepts, value.values())) for kind in (INTEGER, TEXT))
+    ),
+)
 # The attention kernels that compute the same function and need no other package.
 KERNELS = ("eager", "sdpa")
 KERNEL = Kind(f"one of {', '.join(KERNELS)}", lambda value: value in KERNELS)
+# The remote code that a folder offers; it is never run.
+CLASS_NAMES = Kind(
+    "an object of class names",
+    lambda value: (
+        isinstance(value, dict)
+        and all(TEXT.accepts(names) or TEXTS.accepts(names) for names in value.values())
+    ),
+)
 # Those of transformers' ACT2FN without weights of their own.
 ACTIVATION_NAMES = frozenset(
     {
@@ -104,8 +123,8 @@ _EVERY: Fields = {
     "dtype": _nullable(DTYPE),
     "chunk_size_feed_forward": ConfigField(WHOLE, 0),
     "is_encoder_decoder": ConfigField(FLAG, False),
-    "id2label": _nullable(OBJECT),
-    "label2id": _nullable(OBJECT),
+    "id2label": _nullable(LABEL_NAMES),
+    "label2id": _nullable(LABEL_IDS),
     "problem_type": _nullable(PROBLEM),
     "vocab_size": ConfigField(SIZE),
     "initializer_range": ConfigField(FRACTION, 0.02),
@@ -303,6 +322,7 @@ _EVERYWHERE: Fields = {
     "num_labels": ConfigField(SIZE),
     "torch_dtype": _nullable(DTYPE),
     "output_attentions": ConfigField(FLAG, False),
+    "auto_map": ConfigField(CLASS_NAMES),
     "attn_implementation": _nullable(KERNEL),
     "_attn_implementation": _nullable(KERNEL),
 }

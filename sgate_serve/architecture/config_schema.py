@@ -71,7 +71,7 @@ LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
 # Keys with which transformers reads another file or builds something else, unless they have one of
 # these values. Most are not fields of any class.
 STEERING: Mapping[str, tuple[Any, ...]] = {
-    "configuration_files": (None, []),
+    "configuration_files": ([],),
     "transformers_weights": (None,),
     "text_config": (None,),
     "text_encoder": (None,),
@@ -119,6 +119,8 @@ def _check_nulls(config: Mapping[str, Any], source: str, family: Family) -> None
 def _check_steering(config: Mapping[str, Any], source: str, family: Family) -> None:
     allowed = {**STEERING, **dict.fromkeys(family.refused, (False, None, 0))}
     allowed |= {} if family.is_encoder else DECODER_STEERING
+    if not family.is_rotary:
+        allowed |= dict.fromkeys(("rope_parameters", "rope_scaling"), (None, {}))
     for key, values in allowed.items():
         if key in config and config[key] not in values:
             raise CheckpointError(

@@ -68,7 +68,7 @@ def layer_ropes(
         settings = _completed(read(get, layer_type), get, family, num_positions)
         _check_settings(settings, get, family)
         share = settings.get(PARTIAL, 1.0) if family.has_partial_rotation else 1.0
-        ropes[layer_type] = Rope(settings, float(share))
+        ropes[layer_type] = Rope(_with_factor(settings, num_positions), float(share))
     yield from (ropes[layer_type] for layer_type in types)
 
 
@@ -120,6 +120,13 @@ def _completed(
         if outside is not None:
             settings[ORIGINAL_LENGTH] = outside
     return settings
+
+
+def _with_factor(settings: dict[str, Any], num_positions: int) -> dict[str, Any]:
+    """Return settings of longrope with the factor that transformers derives from the lengths."""
+    if settings[TYPE] != LONGROPE or settings.get("factor") is not None:
+        return settings
+    return {**settings, "factor": num_positions / settings[ORIGINAL_LENGTH]}
 
 
 def _check_settings(settings: Mapping[str, Any], get: ConfigReader, family: Family) -> None:
