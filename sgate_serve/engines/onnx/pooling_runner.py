@@ -52,10 +52,8 @@ class PoolingGraphInfo(GraphInfo):
                 f"{source} generates text; it is not a graph to classify or embed with: load it as "
                 "a causal language model"
             )
-        padding, position = (
-            metadata[names.META_PADDING_ID],
-            metadata.get(names.META_PADDING_POSITION),
-        )
+        padding = metadata[names.META_PADDING_ID]
+        position = metadata.get(names.META_PADDING_POSITION)
         family = FAMILIES.get(metadata[names.META_FAMILY])
         return cls(
             **vars(info),
