@@ -74,9 +74,9 @@ def reader_of(
         return lambda: ServedModel.from_folder(
             load_pooling_engine(engine, model, options), model.folder, "classify", head=head
         )
-    normalize = pooling_of(model).normalize
+    pooling = pooling_of(model)
     return lambda: ServedModel.from_folder(
-        load_pooling_engine(engine, model, options), model.folder, "embed", normalize=normalize
+        load_pooling_engine(engine, model, options), model.folder, "embed", pooling=pooling
     )
 
 

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from sgate_serve.data.hub import FILE_SUFFIXES, TRAIN, is_dataset_name
 from sgate_serve.data.records import read_records, read_text
 from sgate_serve.errors import TrainingError
+from sgate_serve.text.tokenizer_loading import load_tokenizer
 
 Blocks = NDArray[np.int64]
 
@@ -60,20 +61,18 @@ def split_documents(documents: Sequence[str], seed: int) -> tuple[list[str], lis
 
 
 def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
-    """Load `tokenizer.json`, without padding or truncation; raise TrainingError if it is bad."""
+    """Load `tokenizer.json` with the settings beside it, without padding or truncation.
+
+    Raises TrainingError if it is missing or of another model, CheckpointError if it is malformed.
+    """
     if not file.is_file():
         raise TrainingError(f"{file} is missing; put the model's tokenizer.json there")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers package raises bare Exception
-        raise TrainingError(f"{file} is not a tokenizer: {error}") from error
+    tokenizer = load_tokenizer(file.parent).tokenizer
     if tokenizer.get_vocab_size() > vocab_size:
         raise TrainingError(
             f"{file} has {tokenizer.get_vocab_size()} tokens, but the model has embeddings for "
             f"{vocab_size}; give the model's own tokenizer"
         )
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
 
 

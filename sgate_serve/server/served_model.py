@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from sgate_serve.engines.contract import EngineStats, PooledOutput, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.classifier_head import ClassifierHead
+from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
 
 ServedTask = Literal["generate", "embed", "classify"]
@@ -41,7 +42,8 @@ class AnyEngine(Protocol):
 class ServedModel:
     """A loaded engine, the name it is served under, and its codec if the folder has a tokenizer.
 
-    Only a classifier has a `head`. With `normalize`, embeddings are scaled to length 1.
+    Only a classifier has a `head`. Embeddings are of `prompt` and the text; with `normalize`, they
+    are scaled to length 1.
     """
 
     engine: AnyEngine
@@ -51,6 +53,7 @@ class ServedModel:
     task: ServedTask = "generate"
     head: ClassifierHead | None = None
     normalize: bool = False
+    prompt: str = ""
 
     @classmethod
     def from_folder(
@@ -61,13 +64,16 @@ class ServedModel:
         *,
         name: str | None = None,
         head: ClassifierHead | None = None,
-        normalize: bool = False,
+        pooling: Pooling | None = None,
     ) -> "ServedModel":
         """Combine an engine with the text files of `folder`, whose path is the default name.
 
-        A classifier needs its head. Raises CheckpointError for files that cannot be read.
+        A classifier needs its head, an embedding model its pooling. Raises CheckpointError for
+        files that cannot be read.
         """
-        codec = TextCodec.load(folder)
+        codec, pooling = TextCodec.load(folder), pooling or Pooling()
+        if codec is not None and pooling.lower_case:
+            codec = codec.lower_cased()
         return cls(
             engine,
             name or str(folder),
@@ -75,7 +81,8 @@ class ServedModel:
             read_stop_token_ids(folder, codec),
             task,
             head,
-            normalize,
+            pooling.normalize,
+            pooling.prompt,
         )
 
     def check_task(self, task: ServedTask, path: str) -> None:

@@ -12,7 +12,7 @@ from sgate_serve.data.documents import (
     read_tokenizer,
     split_documents,
 )
-from sgate_serve.errors import TrainingError
+from sgate_serve.errors import CheckpointError, TrainingError
 from tests.text_model import byte_tokenizer, write_tokenizer
 
 
@@ -101,7 +101,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"tokenizer\.json is missing; put the model's"):
         read_tokenizer(file, 400)
     written(file, "{}")
-    with pytest.raises(TrainingError, match="is not a tokenizer"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read by the tok"):
         read_tokenizer(file, 400)
     size = write_tokenizer(tmp_path).get_vocab_size()
     with pytest.raises(TrainingError, match=f"has {size} tokens, but .* embeddings for 20; give"):

@@ -144,7 +144,7 @@ def test_endless_tokens_without_text_keep_the_window_small(kind: str) -> None:
         decoded.append(len(tokens))
         return codec.decode(tokens)
 
-    detokenizer = Detokenizer(decode, [])
+    detokenizer = Detokenizer(decode, codec.text_bytes, [])
     text = "".join(detokenizer.push(token) for token in [*letter, *[special] * 500, *letter])
     assert text == "a a"
     assert max(decoded) <= MAX_HELD_TOKENS + 2

@@ -13,7 +13,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import PoolingOptions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.serving import load_pooling_engine
-from sgate_serve.text.pooling import Pooling, module_files
+from sgate_serve.text.pooling import Pooling
+from sgate_serve.text.sentence_files import module_files
 from sgate_serve.text.tokenization import TextCodec
 from tests.families.zoo import ZOO, build
 

@@ -69,7 +69,7 @@ def _encode(
     text: str | TokenIds, text_pair: str | None, model: ServedModel, limit: int | None
 ) -> EncodedTexts:
     if isinstance(text, str):
-        return model.require_codec("input").encode_texts(text, text_pair, limit)
+        return model.require_codec("input").encode_texts(model.prompt + text, text_pair, limit)
     model.check_ids(text, "input")
     return EncodedTexts(tuple(text[:limit]), None)
 
