@@ -18,7 +18,7 @@ from sgate_serve.engines.model_protocols import Tokens
 from sgate_serve.engines.table import ONNX, VLLM
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import logits_engine
-from sgate_serve.text.tokenization import TOKENIZER_FILE, TextCodec
+from sgate_serve.text.tokenization import TextCodec
 from sgate_serve.verify.certificate import VerifyOptions
 
 # The long prompt ends after the first chunk of a prompt that the onnx engine reads, 128 tokens,

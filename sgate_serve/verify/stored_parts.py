@@ -30,7 +30,7 @@ from sgate_serve.json_fields import read_json
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.text.pooling import module_files
+from sgate_serve.text.sentence_files import module_files
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
 CONFIG_FILE = "config.json"
