@@ -7,7 +7,7 @@ shapes of `protocol`.
 """
 
 from sgate_serve.server.lifecycle import serve
-from sgate_serve.server.loaded_model import LoadedModel
+from sgate_serve.server.loaded_model import LoadedModel, ServedNames
 from sgate_serve.server.server_options import ServerOptions
 
-__all__ = ["LoadedModel", "ServerOptions", "serve"]
+__all__ = ["LoadedModel", "ServedNames", "ServerOptions", "serve"]
