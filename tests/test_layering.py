@@ -66,7 +66,7 @@ NARROW: Mapping[str, tuple[str, ...]] = {
     # The server knows requests and token events; it receives loaded engines.
     "sgate_serve/server": (
         "sgate_serve.__version__",
-        "sgate_serve.engines.base",
+        "sgate_serve.engines.contract",
         "sgate_serve.errors",
         "sgate_serve.json_fields",
         "sgate_serve.options",

@@ -11,7 +11,7 @@ from sgate_serve.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.server import LoadedModel, ServedNames
+    from sgate_serve.server import ServedModel, ServedNames
     from sgate_serve.server.classifier_head import ClassifierHead
 
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.engines.table import ENGINES, choose_engine, import_target
+    from sgate_serve.engines.table import ENGINES, choose_engine, import_object
     from sgate_serve.server import ServedNames, serve
     from sgate_serve.server.request_log import start_logging
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     own_server = ENGINES[engine].server
     if own_server is not None:
         every = (*names.listed, *names.aliases)
-        import_target(own_server)(model.folder, options, every, args.engine_arguments)
+        import_object(own_server)(model.folder, options, every, args.engine_arguments)
     loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
     return serve(options, loader(engine, model, args.engine_arguments, names))
 
@@ -69,14 +69,14 @@ def generator_of(
     model: "Checkpoint",
     arguments: Sequence[str],
     names: "ServedNames | None" = None,
-) -> "Callable[[], LoadedModel]":
+) -> "Callable[[], ServedModel]":
     """Check the arguments and return a function that loads a causal LM."""
     from sgate_serve.engines.table import parse_options
     from sgate_serve.loaders.serving import load_slot_engine
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel
 
     options = parse_options(engine, arguments)
-    return lambda: LoadedModel.from_folder(
+    return lambda: ServedModel.from_folder(
         load_slot_engine(engine, model, options), model.folder, names=names
     )
 
@@ -86,16 +86,16 @@ def reader_of(
     model: "Checkpoint",
     arguments: Sequence[str],
     names: "ServedNames | None" = None,
-) -> "Callable[[], LoadedModel]":
+) -> "Callable[[], ServedModel]":
     """Check the arguments and return a function that loads a classifier or embedding model."""
     from sgate_serve.engines.table import parse_pooling_options
     from sgate_serve.loaders.serving import load_pooling_engine, pooling_of
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel
 
     options = parse_pooling_options(engine, arguments)
     if model.spec.task != BASE:
         head = head_of(model.config, str(model.folder / "config.json"))
-        return lambda: LoadedModel.from_folder(
+        return lambda: ServedModel.from_folder(
             load_pooling_engine(engine, model, options),
             model.folder,
             "classify",
@@ -103,7 +103,7 @@ def reader_of(
             head=head,
         )
     normalize = pooling_of(model).normalize
-    return lambda: LoadedModel.from_folder(
+    return lambda: ServedModel.from_folder(
         load_pooling_engine(engine, model, options),
         model.folder,
         "embed",

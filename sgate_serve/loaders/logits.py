@@ -4,7 +4,7 @@ from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
-from sgate_serve.engines.loaded import LogitsModel
+from sgate_serve.engines.model_protocols import LogitsModel
 from sgate_serve.engines.table import AUTO, ONNX, VLLM, check_engine
 from sgate_serve.loaders.graph_cache import has_onnx
 from sgate_serve.loaders.serving import load_pooling_engine, load_slot_engine

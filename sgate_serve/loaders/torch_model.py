@@ -15,7 +15,7 @@ from converters.rewrite import rewritten_tensors, tensor_headers
 from converters.to_hf import hf_config
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
@@ -24,7 +24,7 @@ from sgate_serve.plan.placement import pruned_spec
 
 
 class TorchModel:
-    """A `LogitsModel` (engines/loaded.py) in transformers, in fp32."""
+    """A `LogitsModel` (engines/model_protocols.py) in transformers, in fp32."""
 
     name = "torch"
     version = str(torch.__version__)

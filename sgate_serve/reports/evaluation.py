@@ -35,7 +35,7 @@ from sgate_serve.data.metrics import (
     regression_metrics,
 )
 from sgate_serve.data.records import Columns, Example, read_examples
-from sgate_serve.engines.loaded import Floats, LogitsModel
+from sgate_serve.engines.model_protocols import Floats, LogitsModel
 from sgate_serve.engines.table import AUTO, check_engine
 from sgate_serve.engines.token_logprobs import token_logprobs
 from sgate_serve.errors import EngineError

@@ -3,7 +3,7 @@
 import numpy as np
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.engines.loaded import LogitsModel, Tokens
+from sgate_serve.engines.model_protocols import LogitsModel, Tokens
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import BlockFold, Plan
 from sgate_serve.verify.comparison import RELATIVE_TOLERANCE

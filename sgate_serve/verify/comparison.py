@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.model_protocols import Floats, Tokens
 
 # Reordered fp32 sums differ by about 1e-6 of the logits' scale; a wrong weight by far more.
 RELATIVE_TOLERANCE = 1e-4

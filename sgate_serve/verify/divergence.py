@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from converters.masked import MaskedCheckpoint
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.loaded import Floats, LogitsModel, Tokens
+from sgate_serve.engines.model_protocols import Floats, LogitsModel, Tokens
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel

@@ -19,7 +19,7 @@ from converters.quantize import stored_tensors
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import DTYPE_NAMES
-from sgate_serve.engines.loaded import Tokens
+from sgate_serve.engines.model_protocols import Tokens
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.logits import load_logits_model, rounding_of

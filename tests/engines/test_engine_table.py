@@ -31,7 +31,7 @@ def test_auto_takes_vllm_where_it_has_a_gpu_and_says_why(
     monkeypatch.setattr(
         "sgate_serve.engines.table.missing_modules", lambda row: missing.get(row.modules[0], [])
     )
-    monkeypatch.setattr("sgate_serve.engines.table.import_target", lambda target: lambda: has_gpu)
+    monkeypatch.setattr("sgate_serve.engines.table.import_object", lambda target: lambda: has_gpu)
     with caplog.at_level(logging.INFO):
         assert choose_engine("auto") == expected
     assert f"engine auto: {expected} ({reason})" in caplog.text

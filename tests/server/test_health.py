@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sgate_serve import __version__
-from sgate_serve.server.loaded_model import LoadedModel, ServedNames
+from sgate_serve.server.served_model import ServedModel, ServedNames
 from tests.server.hash_engine import HashEngine
 from tests.server.live import (
     MODEL,
@@ -24,7 +24,7 @@ from tests.server.live import (
 def test_socket_opens_before_the_model_is_loaded() -> None:
     may_load = threading.Event()
 
-    def load() -> LoadedModel:
+    def load() -> ServedModel:
         may_load.wait()
         return model_of(HashEngine(VOCAB_SIZE))
 

@@ -15,10 +15,10 @@ import onnxruntime as ort
 
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
-from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.onnx.kv_cache import bytes_per_token, past_inputs
 from sgate_serve.engines.onnx.runner import OnnxRunner, RunnerSizes, open_session
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names

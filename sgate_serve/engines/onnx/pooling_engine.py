@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
+from sgate_serve.engines.contract import EngineStats, PooledOutput, PoolingRequest
 from sgate_serve.engines.engine_options import PoolingOptions
-from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.onnx.engine import residuals
 from sgate_serve.engines.onnx.pooling_runner import OnnxPoolingRunner, PoolingGraphInfo, TokenRow
-from sgate_serve.engines.requests import check_pooling_request
+from sgate_serve.engines.request_checks import check_pooling_request
 from sgate_serve.environment import num_cpus
 from sgate_serve.onnx_format.names import EMBED
 from sgate_serve.text.pooling import Pooling
@@ -41,7 +41,7 @@ class PoolingSizes:
 
 
 class OnnxPoolingEngine:
-    """A `LoadedPoolingEngine` (engines/loaded.py) over an `OnnxPoolingRunner`."""
+    """A `LoadedPoolingEngine` (engines/model_protocols.py) over an `OnnxPoolingRunner`."""
 
     name = "onnx"
     version = str(ort.__version__)

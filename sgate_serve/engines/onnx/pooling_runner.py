@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sgate_serve.checkpoint.tensor_files import Array
-from sgate_serve.engines.loaded import Floats
+from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.engines.onnx.engine import GraphInfo, graph_path
 from sgate_serve.engines.onnx.runner import Ints, open_session, ramps
 from sgate_serve.errors import EngineError

@@ -21,9 +21,15 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import EngineStats, FinishReason, Request, SamplingParams, TokenEvent
+from sgate_serve.engines.contract import (
+    EngineStats,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.engines.requests import check_request
+from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.errors import EngineError, RequestError
@@ -49,7 +55,7 @@ FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "
 
 
 class VllmEngine:
-    """A `LoadedEngine` (engines/loaded.py) over an `LLMEngine` whose steps run in this thread."""
+    """A `LoadedEngine` (engines/model_protocols.py) over an `LLMEngine` whose steps run in this thread."""
 
     name = "vllm"
     version = str(vllm.__version__)

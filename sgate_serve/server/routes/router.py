@@ -9,12 +9,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
 from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
+from sgate_serve.server.served_model import ServedModel
 
 
 def create_router(driver: EngineDriver) -> APIRouter:
@@ -74,7 +74,7 @@ class ServerEndpoints:
         """Return the version of sgate-serve."""
         return JSONResponse({"version": __version__})
 
-    def _model_card(self, model: LoadedModel, name: str) -> dict[str, Any]:
+    def _model_card(self, model: ServedModel, name: str) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",

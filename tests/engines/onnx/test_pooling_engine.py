@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
+from sgate_serve.engines.contract import EngineStats, PooledOutput, PoolingRequest
 from sgate_serve.engines.engine_options import PoolingOptions
-from sgate_serve.engines.loaded import LoadedPoolingEngine
+from sgate_serve.engines.model_protocols import LoadedPoolingEngine
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.onnx.pooling_engine import (
     SORTED_BATCHES,

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import Request
+from sgate_serve.engines.contract import Request
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.table import load_engine
 from sgate_serve.errors import EngineError

@@ -14,9 +14,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
-from sgate_serve.engines.loaded import Floats, Tokens
-from sgate_serve.engines.requests import check_request
+from sgate_serve.engines.contract import (
+    EngineStats,
+    FinishReason,
+    Request,
+    TokenEvent,
+    TokenLogprobs,
+)
+from sgate_serve.engines.model_protocols import Floats, Tokens
+from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.runner import Runner, all_logits
 from sgate_serve.engines.sampling import Logits, choose_tokens
 from sgate_serve.engines.sequences import ScheduledChunk, Sequence, schedule
@@ -24,7 +30,7 @@ from sgate_serve.engines.token_logprobs import token_logprobs
 
 
 class SlotEngine:
-    """A `LoadedEngine` (engines/loaded.py) over any `Runner`.
+    """A `LoadedEngine` (engines/model_protocols.py) over any `Runner`.
 
     A subclass names the engine and its version, and adds how to load one.
     """

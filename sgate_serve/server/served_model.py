@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sgate_serve.engines.base import EngineStats, PooledOutput, TokenEvent
+from sgate_serve.engines.contract import EngineStats, PooledOutput, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.classifier_head import ClassifierHead
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
@@ -61,7 +61,7 @@ class ServedNames:
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class ServedModel:
     """A loaded engine, the name it is served under, and its codec if the folder has a tokenizer.
 
     Responses carry `name`. Requests may also use `more_names`, which are listed too, and `aliases`.
@@ -88,7 +88,7 @@ class LoadedModel:
         names: ServedNames | None = None,
         head: ClassifierHead | None = None,
         normalize: bool = False,
-    ) -> "LoadedModel":
+    ) -> "ServedModel":
         """Combine an engine with the text files of `folder`, after which it is named by default.
 
         A classifier needs its head. Raises CheckpointError for files that cannot be read.

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import Engine, PoolingEngine
+from sgate_serve.engines.contract import Engine, PoolingEngine
 from sgate_serve.onnx_format.precision import Precision
 
 Floats = NDArray[np.float32]
