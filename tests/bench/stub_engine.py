@@ -17,7 +17,6 @@ ROW = EngineRow(
     reads="model",
     when="in tests",
     modules=(),
-    install="-",
     timed="tests.bench.stub_engine:StubTimed",
 )
 

@@ -32,7 +32,7 @@ def openai_client(folder: Path) -> Iterator[OpenAI]:
 
 def test_greedy_text_is_the_references(openai_client: OpenAI, folder: Path) -> None:
     [model] = openai_client.models.list().data
-    assert model.id == str(folder)
+    assert model.id == folder.name
     answer = openai_client.completions.create(
         model=folder.name,
         prompt=PROMPTS,

@@ -29,11 +29,15 @@ class Samples(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training samples, the held-out samples, and the token that pads a batch."""
+    """The training samples, the held-out samples, and the token that pads a batch.
+
+    `notes` tell the user how the samples were made.
+    """
 
     train: Samples
     held_out: Samples
     pad_token: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def is_ragged(self) -> bool:
