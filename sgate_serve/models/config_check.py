@@ -34,13 +34,13 @@ PROPORTIONAL = "proportional"
 Pair = tuple[str, Any, Any]
 
 
-def check_reading(folder: Path, spec: ModelSpec) -> None:
+def check_reading(folder: Path, spec: ModelSpec, source: Path | None = None) -> None:
     """Compare a spec with what transformers' Auto classes make of the folder's config.json.
 
-    Raises CheckpointError naming the file, the field and both values, or transformers' own reason
-    for refusing the config.
+    Raises CheckpointError naming the file (`source`, if it will have another place), the field and
+    both values, or transformers' own reason for refusing the config.
     """
-    source = folder / "config.json"
+    source = source or folder / "config.json"
     with refusals_named(source), _quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
