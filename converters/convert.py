@@ -1,7 +1,7 @@
 """Entry points of the converter: make a plan, and write the folder that it describes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.find_facts import model_facts
@@ -10,11 +10,13 @@ from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
 from converters.quantize import check_quantizable
 from converters.rules import compile_plan
+from converters.second_reading import check_with_transformers
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
 from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
@@ -71,7 +73,10 @@ def make_plan(
     masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
 ) -> Plan:
     """Decide what to remove; without gates, scan the weights for zeros."""
-    return compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    base = masked.base
+    plan = compile_plan(model_facts(masked), base.fingerprint, target, index_price)
+    gates = "" if masked.gates is None else gates_fingerprint(masked.gates)
+    return replace(plan, base_digest=base.digest, gates_fingerprint=gates)
 
 
 def convert(options: ConvertOptions) -> Plan:
@@ -89,6 +94,8 @@ def convert(options: ConvertOptions) -> Plan:
         )
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
+    if masked.base.layout is None:
+        check_with_transformers(masked.base.folder, masked.base.spec)
     if is_int8:
         check_quantizable(masked.spec.family)
     with new_folder(options.out) as writer:

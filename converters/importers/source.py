@@ -9,8 +9,8 @@ from sgate_serve.checkpoint.tensor_files import (
     SINGLE_FILE,
     TensorInfo,
     read_header,
-    read_headers,
 )
+from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.errors import CheckpointError, GatesError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")

@@ -262,5 +262,6 @@ def test_folder_holds_the_plan_it_was_written_by(tmp_path: Path) -> None:
     gates = write_gates(base, tmp_path / "gates", **random_gates(base, 3, 0.4))
     plan = convert(ConvertOptions(str(base.folder), tmp_path / "out", gates, to=("hf", "onnx")))
     assert read_plan(tmp_path / "out" / PLAN_FILE) == plan
+    assert plan.base_digest == base.digest
     assert (tmp_path / "out" / "onnx" / "model.onnx").exists()
     assert f"{removed(plan, base.spec):.1%}" in (tmp_path / "out" / "README.md").read_text()
