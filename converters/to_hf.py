@@ -7,8 +7,6 @@ type and loads without this package; otherwise it has `model_type: sgate`.
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
 from sgate_serve.architecture.sgate_config import (
@@ -24,6 +22,7 @@ from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.json_form import write_plan
 from sgate_serve.plan.placement import pruned_spec
+from sgate_serve.progress import activity, counted
 
 SHARD_BYTES = 4 * 2**30
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -44,8 +43,8 @@ def write_hf(
     writer.write_json("config.json", config)
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer, masked.spec.task)
-    shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
-    writer.write_weights(headers, shown, SHARD_BYTES)
+    with activity("writing", is_brief=True):
+        writer.write_weights(headers, counted(arrays, "tensor", len(headers)), SHARD_BYTES)
 
 
 def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:

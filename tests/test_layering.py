@@ -16,12 +16,13 @@ OURS = ("sgate_serve", "converters")
 MAX_ROOMS = 25
 
 # room → the other rooms that it may import, inside functions too.
-FOUNDATION = {"errors", "json_fields", "options", "environment"}
+FOUNDATION = {"errors", "json_fields", "options", "environment", "progress"}
 CORE = FOUNDATION | {"architecture", "checkpoint", "plan"}
 ROOMS: Mapping[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "options": set(),
+    "progress": set(),
     "environment": {"errors"},
     "json_fields": {"errors"},
     "architecture": {"errors", "json_fields"},

@@ -2,6 +2,7 @@
 
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import TrainingError
+from sgate_serve.progress import activity
 from sgate_serve.training.train_options import TrainOptions, TrainResult
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
@@ -17,6 +18,9 @@ def train(options: TrainOptions) -> TrainResult:
     """
     check_installed("training needs", PACKAGES, "train", TrainingError)
     options.check()
-    from sgate_serve.training.pipeline import run_training
+    with activity("loading torch and transformers", is_brief=True):
+        from sgate_serve.training.pipeline import run_training
+        from sgate_serve.training.quiet import quiet_libraries
 
-    return run_training(options)
+    with quiet_libraries():
+        return run_training(options)
