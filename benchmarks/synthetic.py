@@ -5,7 +5,7 @@ The weights mean nothing; widths, dtypes and files are those of real models.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,7 @@ def write_gates(folder: Path, base: Checkpoint, closed: float, seed: int) -> Non
             gates = generator.uniform(0.5, 1, size).astype(np.float32)
             gates[generator.permutation(size)[: round(closed * size)]] = 0
             values[f"{name}.{kind}"] = gates
-    mask = Gates("synthetic", "llama", "coupled", base.fingerprint, values)
-    replace(mask, base_digest=base.digest).write(folder)
+    Gates("synthetic", "llama", "coupled", base.fingerprint, values).write(folder)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -53,10 +53,13 @@ def open_masked(
     gates: Path | None,
     precision: str | None = None,
     gates_kind: str | None = None,
+    *,
+    whole_base: bool = True,
 ) -> MaskedCheckpoint:
     """Open a base with its gates, of any kind that `converters.importers` reads.
 
-    Raises SgateError if either is malformed or they do not match.
+    Raises SgateError if either is malformed or they do not match. Without `whole_base` the match is
+    judged by names, shapes and fingerprint, so that little of a large base is read.
     """
     if precision is not None and precision not in PRECISIONS:
         raise PlanError(f"--precision {precision}: this release writes {', '.join(PRECISIONS)}")
@@ -65,7 +68,9 @@ def open_masked(
         raise GatesError(f"--gates-kind {gates_kind} without --gates; name the gates as well")
     base = Checkpoint.open(checkpoint)
     base.check_unquantized()
-    read = None if gates is None else read_gates(gates, base, gates_kind)
+    if gates is None:
+        return MaskedCheckpoint(base, None, dtype)
+    read = read_gates(gates, base, gates_kind, whole_base=whole_base)
     return MaskedCheckpoint(base, read, dtype)
 
 
@@ -73,10 +78,9 @@ def make_plan(
     masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
 ) -> Plan:
     """Decide what to remove; without gates, scan the weights for zeros."""
-    base = masked.base
-    plan = compile_plan(model_facts(masked), base.fingerprint, target, index_price)
+    plan = compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
     gates = "" if masked.gates is None else gates_fingerprint(masked.gates)
-    return replace(plan, base_digest=base.digest, gates_fingerprint=gates)
+    return replace(plan, gates_fingerprint=gates)
 
 
 def convert(options: ConvertOptions) -> Plan:
@@ -100,6 +104,7 @@ def convert(options: ConvertOptions) -> Plan:
         check_quantizable(masked.spec.family)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
+        plan = replace(plan, base_digest=masked.base.digest)
         write_hf(writer, masked, plan, is_int8)
         card = model_card(plan, masked.spec, options.precision)
         writer.path(CARD_FILE).write_text(card, encoding="utf-8")

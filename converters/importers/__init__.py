@@ -47,11 +47,14 @@ KINDS: Mapping[str, GatesKind] = {
 }
 
 
-def read_gates(location: Path, base: Checkpoint, kind: str | None = None) -> Gates:
+def read_gates(
+    location: Path, base: Checkpoint, kind: str | None = None, *, whole_base: bool = True
+) -> Gates:
     """Read the gates of `base` at `location`, a folder or its safetensors file; log their kind.
 
     The kind is detected from the tensor names unless `kind` is given. Raises GatesError for a kind
-    that is unknown or not found, and for gates that are malformed or belong to another base.
+    that is unknown or not found, and for gates that are malformed or belong to another base; with
+    `whole_base` every byte of it is compared.
     """
     found = detect(location) if kind is None else _forced(kind)
     source = GatesSource.open(location, found.files)
@@ -61,7 +64,7 @@ def read_gates(location: Path, base: Checkpoint, kind: str | None = None) -> Gat
             f"{found.title}; omit --gates-kind to have the kind detected"
         )
     gates = found.read(source, base)
-    gates.check(base)
+    gates.check(base, whole_base=whole_base)
     logger.info("gates: %s, %d linears", found.title, len(gates.masks(base.spec)))
     return gates
 

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_file(args.out, "--out")
-    masked = open_masked(args.checkpoint, args.gates, gates_kind=args.gates_kind)
+    # A plan needs masks and headers; the weights of a large model are not read for it.
+    masked = open_masked(args.checkpoint, args.gates, gates_kind=args.gates_kind, whole_base=False)
     plan = make_plan(masked, target_from(args), args.index_price)
     if args.out is not None:
         with writing(args.out):

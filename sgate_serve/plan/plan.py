@@ -144,7 +144,8 @@ class LayerPlan:
 class Plan:
     """The decision for a whole model, bound to the base checkpoint by its fingerprint and digest.
 
-    Plans of older releases, and those that training compiles, have no digest.
+    Only the plan of a conversion has a digest, for it takes reading all of the base, and plans of
+    older releases have none.
     `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the surviving
     units on top of `dense_head_units`; None means all. `closed` and `dead` count block weights: in
     closed rows or columns, and provably dead. `gates_fingerprint` is that of the gates, empty

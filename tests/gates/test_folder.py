@@ -188,6 +188,7 @@ def test_gates_of_a_base_that_was_edited_are_refused(base: Checkpoint, tmp_path:
     (base.folder / "config.json").write_text(json.dumps({**CONFIG, "rms_norm_eps": 0.5}))
     edited = Checkpoint.open(base.folder)
     older.check(edited)
+    written.check(edited, whole_base=False)
     with pytest.raises(
         GatesError, match=r"config.json or weights of .*base were edited after these"
     ):
