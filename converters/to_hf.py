@@ -51,7 +51,7 @@ def write_hf(
     writer.write_json("config.json", config)
     check_with_transformers(writer.staging, written, writer.folder / "config.json")
     write_plan(plan, writer.path(PLAN_FILE))
-    copy_companions(masked.base.folder, writer, masked.spec.task)
+    copy_companions(masked.base.folder, writer, masked.spec.task, config)
     shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
     writer.write_weights(headers, shown, SHARD_BYTES)
 
