@@ -40,7 +40,9 @@ ROOMS: Mapping[str, set[str]] = {
     "server": FOUNDATION | {"__init__", "engines", "text"},
     "loaders": CORE | {"__init__", "converters", "engines", "models", "onnx_format", "text"},
     "bench": CORE | {"engines", "loaders", "onnx_format"},
-    "verify": CORE | {"converters", "data", "engines", "gates", "loaders", "onnx_format", "text"},
+    "verify": CORE
+    | {"converters", "data", "engines", "gates", "loaders", "models"}
+    | {"onnx_format", "text"},
     "reports": CORE
     | {"bench", "converters", "data", "engines", "loaders", "onnx_format", "verify"},
     "demo": CORE

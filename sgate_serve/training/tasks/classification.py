@@ -103,6 +103,7 @@ def pad_token(base: Checkpoint) -> int:
         value = base.config.get(name)
         if isinstance(value, list):
             value = value[0] if value else None
-        if value is not None:
+        # Negative ids mean that there is no such token.
+        if value is not None and value >= 0:
             return int(value)
     return 0
