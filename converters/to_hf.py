@@ -50,7 +50,7 @@ def write_hf(
     writer.write_json("config.json", config)
     check_with_transformers(writer.staging, written, writer.folder / "config.json")
     write_plan(plan, writer.path(PLAN_FILE))
-    copy_companions(masked.base.folder, writer, masked.spec.task)
+    copy_companions(masked.base.folder, writer, masked.spec.task, config)
     with activity("writing", is_brief=True):
         writer.write_weights(headers, counted(arrays, "tensor", len(headers)), SHARD_BYTES)
 

@@ -8,7 +8,6 @@ from typing import Any
 from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.writer import FolderWriter
-from sgate_serve.json_fields import read_json
 from sgate_serve.text.chat_template import TEMPLATE_DIR, TEMPLATE_FILE
 from sgate_serve.text.sentence_files import module_files
 from sgate_serve.text.tokenizer_class import chosen_class
@@ -32,14 +31,16 @@ COMPANION_FILES = (
 )
 
 
-def copy_companions(source: Path, writer: FolderWriter, task: str) -> None:
-    """Copy those files that exist, for a model of that task, after its config.json was written.
+def copy_companions(
+    source: Path, writer: FolderWriter, task: str, config: Mapping[str, Any]
+) -> None:
+    """Copy those files that exist, for a model of that task with that config.json.
 
     They stay as they are, except for the class in tokenizer_config.json (`restated_settings`).
     """
     for name in companion_names(source, task):
         shutil.copyfile(source / name, writer.path(name))
-    settings = restated_settings(source, read_json(writer.path("config.json")))
+    settings = restated_settings(source, config)
     if settings is not None:
         writer.write_json(TOKENIZER_CONFIG_FILE, settings)
 

@@ -27,7 +27,7 @@ def sgate(model_type: str) -> dict[str, Any]:
 def copied(base: Path, out: Path, config: dict[str, Any], task: str = CAUSAL_LM) -> Path:
     with new_folder(out) as writer:
         writer.write_json("config.json", config)
-        copy_companions(base, writer, task)
+        copy_companions(base, writer, task, config)
     return out
 
 
