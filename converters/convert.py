@@ -10,6 +10,7 @@ from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
 from converters.quantize import check_quantizable
 from converters.rules import compile_plan
+from converters.second_reading import check_with_transformers
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -93,6 +94,8 @@ def convert(options: ConvertOptions) -> Plan:
         )
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
+    if masked.base.layout is None:
+        check_with_transformers(masked.base.folder, masked.base.spec)
     if is_int8:
         check_quantizable(masked.spec.family)
     with new_folder(options.out) as writer:

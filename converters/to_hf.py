@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
+from converters.second_reading import check_with_transformers
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
@@ -34,13 +35,21 @@ TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 def write_hf(
     writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan, is_int8: bool = False
 ) -> None:
-    """Write the whole HF layout into `writer`; the caller commits it."""
+    """Write the whole HF layout into `writer`; the caller commits it.
+
+    The config comes first and is read again, by transformers as well where it is installed: weights
+    are not written for a folder that nothing loads.
+    """
     plan.check(masked.spec)
     # Use the names of the base's own files: base models are saved without a prefix.
     written_name = masked.base.written_name
     headers, arrays = stored_tensors(masked, plan, is_int8)
     headers = [replace(header, name=written_name(header.name)) for header in headers]
-    writer.write_json("config.json", written_config(masked, plan, is_int8))
+    config = written_config(masked, plan, is_int8)
+    written = ModelSpec.from_config(config, f"{writer.folder}/config.json")
+    assert written == pruned_spec(plan, masked.spec), "the written config is read otherwise"
+    writer.write_json("config.json", config)
+    check_with_transformers(writer.staging, written, writer.folder / "config.json")
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer, masked.spec.task)
     shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)

@@ -34,13 +34,15 @@ ROOMS: Mapping[str, set[str]] = {
     "models": CORE,
     "onnx_format": CORE,
     "data": CORE | {"text"},
-    "converters": CORE | {"gates", "onnx_format"},
+    "converters": CORE | {"gates", "models", "onnx_format"},
     "engines": CORE | {"models", "onnx_format", "text"},
     "training": CORE | {"converters", "data", "gates"},
     "server": FOUNDATION | {"__init__", "engines", "text"},
     "loaders": CORE | {"__init__", "converters", "engines", "models", "onnx_format", "text"},
     "bench": CORE | {"engines", "loaders", "onnx_format"},
-    "verify": CORE | {"converters", "data", "engines", "gates", "loaders", "onnx_format", "text"},
+    "verify": CORE
+    | {"converters", "data", "engines", "gates", "loaders", "models"}
+    | {"onnx_format", "text"},
     "reports": CORE
     | {"bench", "converters", "data", "engines", "loaders", "onnx_format", "verify"},
     "demo": CORE

@@ -16,20 +16,10 @@ from sgate_serve.text.tokenizer_files import (
     ADDED_TOKENS_FILE,
     SPECIAL_TOKENS_FILE,
     TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
+    VOCABULARY_FILES,
     read_settings,
 )
 
-# Any of these makes a folder one with a tokenizer.
-VOCABULARY_FILES = (
-    TOKENIZER_FILE,
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tekken.json",
-)
 COMPANION_FILES = (
     "generation_config.json",
     TOKENIZER_CONFIG_FILE,

@@ -19,7 +19,7 @@ from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.json_fields import read_json
 from sgate_serve.text.chat_template import ChatTemplate
 from sgate_serve.text.detokenization import Detokenizer
-from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, read_settings
+from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, VOCABULARY_FILES, read_settings
 from sgate_serve.text.tokenizer_loading import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -73,10 +73,10 @@ class TextCodec:
         """
         if not (folder / TOKENIZER_FILE).exists():
             logger.warning(
-                "%s has no %s: only prompts of token ids work; copy the base model's tokenizer "
-                "files there",
+                "%s has no %s: only prompts of token ids work; %s",
                 folder,
                 TOKENIZER_FILE,
+                _remedy(folder),
             )
             return None
         loaded = load_tokenizer(folder)
@@ -209,6 +209,17 @@ def _truncate(first: Encoding, second: Encoding | None, room: int, side: str) ->
     # The longer one gets what the shorter one leaves, but at least half.
     longer.truncate(max(room - len(shorter), (room + 1) // 2), direction=side)
     shorter.truncate(room - len(longer), direction=side)
+
+
+def _remedy(folder: Path) -> str:
+    """Return how to give the folder a `tokenizer.json`."""
+    found = next((name for name in VOCABULARY_FILES if (folder / name).exists()), None)
+    if found is None:
+        return "copy the base model's tokenizer files there"
+    return (
+        f"make one from {found} with transformers: "
+        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
 
 
 def _cleaned_up(text: str) -> str:

@@ -30,6 +30,17 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
 ADDED_TOKENS_FILE = "added_tokens.json"
 
+# Any of these makes a folder one with a tokenizer; only the first is read here.
+VOCABULARY_FILES = (
+    TOKENIZER_FILE,
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tekken.json",
+)
+
 # transformers' order, in which missing tokens get their ids.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 EXTRA, OLD_EXTRA = "extra_special_tokens", "additional_special_tokens"

@@ -63,12 +63,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     name = class_of(folder, config, files.settings)
     pipeline = PIPELINES.get(name)
     if pipeline is not None:
-        remedy = (
-            f"set tokenizer_class to {PLAIN} to read {TOKENIZER_FILE} as it stands"
-            if heeds_class(config)
-            else f"transformers reads every {base_model_type(config)} so; give the base's own files"
-        )
-        _check_vocabulary(files, name, pipeline, remedy)
+        _check_vocabulary(files, name, pipeline, config)
     try:
         tokenizer = _parsed(files) if pipeline is None else _built(files, pipeline)
     except Exception as error:  # the library raises nothing narrower
@@ -85,6 +80,16 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
         ) from error
     if has_fixed_words(config, files.settings, tokenizer):
         split_into_mistrals_words(tokenizer)
+    return _loaded(tokenizer, files, pipeline, named)
+
+
+def _loaded(
+    tokenizer: Tokenizer,
+    files: TokenizerFiles,
+    pipeline: Pipeline | None,
+    named: Mapping[str, Token | None],
+) -> LoadedTokenizer:
+    # Settings from training, stored in some files, that would truncate or pad every prompt.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return LoadedTokenizer(
@@ -96,21 +101,27 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     )
 
 
-def _check_vocabulary(files: TokenizerFiles, name: str, pipeline: Pipeline, remedy: str) -> None:
+def _check_vocabulary(
+    files: TokenizerFiles, name: str, pipeline: Pipeline, config: Mapping[str, Any]
+) -> None:
     """Raise CheckpointError if the class would read another kind of tokenizer.json wrongly."""
     model = files.serialized.get("model")
     kind = model.get("type") if isinstance(model, Mapping) else None
-    stages = serialized_text(
-        {key: files.serialized.get(key) for key in ("pre_tokenizer", "decoder")}
+    stages = [files.serialized.get(key) for key in ("pre_tokenizer", "decoder")]
+    has_bytes = "ByteLevel" in serialized_text({"stages": stages})
+    if kind not in (None, pipeline.model):
+        found = f"a {kind} model"
+    elif pipeline.model == BPE and pipeline.is_byte_level != has_bytes:
+        found = "pieces of bytes" if has_bytes else "pieces of characters"
+    else:
+        return
+    remedy = f"set tokenizer_class to {PLAIN} to read {TOKENIZER_FILE} as it stands"
+    if not heeds_class(config):
+        remedy = f"transformers reads every {base_model_type(config)} so; give the base's own files"
+    raise CheckpointError(
+        f"{files.folder / TOKENIZER_CONFIG_FILE}: the tokenizer class {name} does not fit "
+        f"{TOKENIZER_FILE}, which has {found}; {remedy}"
     )
-    found = f"a {kind} model" if kind not in (None, pipeline.model) else ""
-    if not found and pipeline.model == BPE and pipeline.is_byte_level != ("ByteLevel" in stages):
-        found = "pieces of characters" if pipeline.is_byte_level else "pieces of bytes"
-    if found:
-        raise CheckpointError(
-            f"{files.folder / TOKENIZER_CONFIG_FILE}: the tokenizer class {name} does not fit "
-            f"{TOKENIZER_FILE}, which has {found}; {remedy}"
-        )
 
 
 def _parsed(files: TokenizerFiles) -> Tokenizer:

@@ -11,6 +11,7 @@ from converters.convert import open_masked
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
+from sgate_serve.models.config_check import check_reading
 from sgate_serve.verify.base_plan import check_same_model, plan_of, rounded_like
 from sgate_serve.verify.certificate import Verification, VerifyOptions
 from sgate_serve.verify.findings import Findings
@@ -29,6 +30,8 @@ def verify(options: VerifyOptions) -> Verification:
     """
     out = Checkpoint.open(options.out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
+    if masked.base.layout is None:
+        check_reading(masked.base.folder, masked.base.spec)
     check_same_model(masked.spec, out)
     made_by = plan_of(out, masked)
     masked = rounded_like(masked, made_by.plan, out)

@@ -24,6 +24,7 @@ SHARD_BYTES = {"one file": 2**32, "shards": 20_000}
 KILLER = """
 import itertools, os, signal, sys, threading
 from pathlib import Path
+import sgate_serve.models.config_check  # once, not in every child
 from converters import to_hf
 from converters.convert import ConvertOptions, convert
 
