@@ -10,17 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from converters.masked import MaskedCheckpoint
-from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.model_protocols import Floats
-from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import read_json
 from sgate_serve.loaders.torch_model import TorchModel
-from sgate_serve.models.config_check import check_reading
 from sgate_serve.verify.comparison import OutputComparison
 from sgate_serve.verify.prompts import Prompt
 
-CONFIG_FILE = "config.json"
 NUM_PROMPTS = 2
 
 
@@ -53,21 +48,13 @@ class _Description:
 
 
 def compare_reading(base: Checkpoint, prompts: Sequence[Prompt]) -> Reading:
-    """Compare constants, then build the base twice, and compare settings, tensors and outputs.
-
-    One model is freed before the next is built.
+    """Build the base twice, one after the other, and compare settings, tensors and outputs.
 
     A layout that transformers does not know has no second reader, and is not compared.
     """
     if base.layout is not None:
         why = f"how the base is read, since transformers cannot load it: {base.layout}"
         return Reading(not_compared=why)
-    try:
-        # As the config alone says it: the stored tensors may untie a head or lack a pooler.
-        stated = ModelSpec.from_config(read_json(base.folder / CONFIG_FILE), f"{base.folder}")
-        check_reading(base.folder, stated)
-    except CheckpointError as error:
-        return Reading(str(error))
     prompts = prompts[:NUM_PROMPTS]
     ours = _Description.of(TorchModel.masked_dense(MaskedCheckpoint(base)), prompts)
     try:

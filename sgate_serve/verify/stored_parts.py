@@ -5,7 +5,6 @@ or weight at a time: peak memory is about twice the largest matrix.
 """
 
 import filecmp
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from converters.model_card import CARD_FILE
 from converters.quantize import stored_tensors
 from converters.to_hf import written_config
 from converters.to_onnx.comparison import first_difference
+from sgate_serve.architecture.family import BASE
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.companions import COMPANION_FILES, copy_companions
+from sgate_serve.checkpoint.companions import companion_names, copy_companions
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import DTYPE_NAMES, INDEX_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
@@ -30,7 +30,6 @@ from sgate_serve.json_fields import read_json
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.text.sentence_files import module_files
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
 CONFIG_FILE = "config.json"
@@ -63,18 +62,19 @@ class GraphComparison:
 def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> StoredParts:
     """Compare the tensors, the config and the other files of `out` with what the plan gives."""
     tensor = first_different_tensor(masked, plan, out)
-    config = written_config(masked, plan, out.is_int8)
     stored = read_json(out.folder / CONFIG_FILE)
     with TemporaryDirectory() as root:
         writer = FolderWriter(Path(root))
+        writer.write_json(CONFIG_FILE, written_config(masked, plan, out.is_int8))
         copy_companions(masked.base.folder, writer, masked.spec.task)
-        expected = _files_in(writer.staging)
+        config = read_json(writer.path(CONFIG_FILE))
+        expected = _files_in(writer.staging) - {CONFIG_FILE}
         file = next(_different_files(writer.staging, expected, out.folder), None)
     weights = {info.file.name for info in out.tensors.values()}
     others = _files_in(out.folder) - expected - weights - OWN_FILES
     return StoredParts(
         tensor=None if tensor is None else describe_tensor(out.spec, tensor),
-        config=next(_different_keys(stored, json.loads(json.dumps(config)), ""), None),
+        config=next(_different_keys(stored, config, ""), None),
         file=file,
         other_files=tuple(sorted(others)),
     )
@@ -145,9 +145,9 @@ def _different_files(source: Path, expected: set[str], folder: Path) -> Iterator
             yield f"{name} is missing; convert the base again"
         elif not filecmp.cmp(source / name, folder / name, shallow=False):
             yield f"{name} is not the one that the conversion of this base writes"
-    for name in sorted({*COMPANION_FILES, *module_files(folder)} - expected):
-        if (folder / name).is_file():
-            yield f"{name} is there, and the conversion of this base does not write it; remove it"
+    # The files of sentence-transformers matter to any task: they would pool a classifier's states.
+    for name in sorted({*companion_names(folder, BASE)} - expected):
+        yield f"{name} is there, and the conversion of this base does not write it; remove it"
 
 
 def _files_in(folder: Path) -> set[str]:
