@@ -7,8 +7,6 @@ type and loads without this package; otherwise it has `model_type: sgate`.
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
 from converters.second_reading import check_with_transformers
@@ -25,6 +23,7 @@ from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.json_form import write_plan
 from sgate_serve.plan.placement import pruned_spec
+from sgate_serve.progress import activity, counted
 
 SHARD_BYTES = 4 * 2**30
 # The dtype is written anew, and no remote code goes with the weights.
@@ -52,8 +51,8 @@ def write_hf(
     check_with_transformers(writer.staging, written, writer.folder / "config.json")
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer, masked.spec.task)
-    shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
-    writer.write_weights(headers, shown, SHARD_BYTES)
+    with activity("writing", is_brief=True):
+        writer.write_weights(headers, counted(arrays, "tensor", len(headers)), SHARD_BYTES)
 
 
 def written_config(masked: MaskedCheckpoint, plan: Plan, is_int8: bool) -> dict[str, Any]:

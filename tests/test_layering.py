@@ -18,12 +18,13 @@ MAX_ROOMS = 25
 RENAMED = {"__version__": "__init__", "__main__": "cli"}
 
 # room → the other rooms that it may import, inside functions too.
-FOUNDATION = {"errors", "json_fields", "options", "environment"}
+FOUNDATION = {"errors", "json_fields", "options", "environment", "progress"}
 CORE = FOUNDATION | {"architecture", "checkpoint", "plan"}
 ROOMS: Mapping[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
     "options": set(),
+    "progress": set(),
     "environment": {"errors"},
     "json_fields": {"errors"},
     "architecture": {"errors", "json_fields"},

@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from types import MappingProxyType
 from typing import Any
-
-from tqdm import tqdm
 
 from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.bench.statistics import Estimate, median_with_interval
@@ -30,6 +29,7 @@ from sgate_serve.environment import hardware, library_versions
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.serving import check_generative, check_pooling_model
 from sgate_serve.loaders.timing import load_timed, load_timed_pooling
+from sgate_serve.progress import activity, counted
 
 DENSE, PRUNED, DENSE_AGAIN = "dense", "pruned", "dense_again"
 DECODE = "decode"
@@ -247,16 +247,13 @@ def measure_rounds(
     """
     times: Times = {name: {model: [] for model in models} for name in measures}
     order = order_of(models)
-    total = (rounds + 1) * len(measures) * len(order)
-    with tqdm(total=total, desc="measuring", unit="run", disable=None) as bar:
-        for number in range(rounds + 1):
-            for name, measure in measures.items():
-                for model in order:
-                    time.sleep(SETTLE_SECONDS)
-                    seconds = measure(models[model])
-                    if number:
-                        times[name][model].append(seconds)
-                    bar.update()
+    runs = list(product(range(rounds + 1), measures.items(), order))
+    with activity("measuring", is_brief=True):
+        for number, (name, measure), model in counted(runs, "run"):
+            time.sleep(SETTLE_SECONDS)
+            seconds = measure(models[model])
+            if number:
+                times[name][model].append(seconds)
     return times
 
 

@@ -9,7 +9,6 @@ from collections.abc import Collection
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.architecture.spec import ModelSpec
 
-GATE_MARKS = ("._gates_logits", ".finegates_rows", ".finegates_columns")
 RANDOM = "transformers would fill it with random numbers"
 
 
@@ -23,8 +22,6 @@ def why_missing(name: str, spec: ModelSpec, stored: Collection[str]) -> str:
             f"none of the {len(expected)} tensors of a {spec.head.model_class} is there, only "
             f"others{example}; save the model itself, not a module that wraps it"
         )
-    if any(other.endswith(GATE_MARKS) for other in stored):
-        return "the files hold gates; give the base here, and these files with --gates"
     if name in spec.head.tensors and spec.task == CAUSAL_LM:
         return (
             f"{RANDOM}. If the model shares its embedding as head, write "

@@ -139,11 +139,12 @@ def resave_remedy(folder: Path) -> str:
 
 def gguf_remedy(file: Path) -> str:
     """Return the line that writes a GGUF file as a folder for transformers."""
+    source = f"{str(file.parent)!r}, gguf_file={file.name!r}"
     return (
         "convert the checkpoint that it was made from, or dequantize it once: python -c "
         '"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"[C.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r})"
-        ".save_pretrained('NEW') for C in (M, T)]\""
+        f"m = M.from_pretrained({source}); m.hf_quantizer = m.config.quantization_config = None; "
+        f"m.save_pretrained('NEW'); T.from_pretrained({source}).save_pretrained('NEW')\""
     )
 
 

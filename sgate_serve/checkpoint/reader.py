@@ -29,7 +29,7 @@ from sgate_serve.checkpoint.missing import why_missing
 from sgate_serve.checkpoint.names import canonical_names
 from sgate_serve.checkpoint.other_layouts import CONFIG_FILE, describe_folder
 from sgate_serve.checkpoint.ragged import normalize_config
-from sgate_serve.checkpoint.side_files import check_not_packed, check_side_files
+from sgate_serve.checkpoint.side_files import check_plain_weights, check_side_files
 from sgate_serve.checkpoint.tensor_files import FLOAT_DTYPES, Array, TensorInfo
 from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.errors import CheckpointError
@@ -72,7 +72,7 @@ class Checkpoint:
         quantized = is_int8(stored, str(source))
         headers = read_headers(folder)
         if not quantized:
-            check_not_packed(headers, folder)
+            check_plain_weights(headers, folder)
         tensors = canonical_names(headers, stored)
         config, layout = normalize_config(stored, tensors, str(source))
         spec = ModelSpec.from_config(config, str(source))

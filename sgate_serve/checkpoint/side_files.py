@@ -25,6 +25,9 @@ PACKED = (
     *(".W_q", ".weight_packed", ".weight_scale_inv"),
 )
 
+# Endings of the gates that other tools train: FineGates, PEFT.
+GATES = ("._gates_logits", ".finegates_rows", ".finegates_columns")
+
 
 def check_side_files(folder: Path, config: Mapping[str, Any]) -> None:
     """Raise CheckpointError for an adapter in the folder, and for keys that lead elsewhere."""
@@ -40,11 +43,16 @@ def check_side_files(folder: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def check_not_packed(names: Iterable[str], folder: Path) -> None:
-    """Raise CheckpointError for tensors of a quantized checkpoint whose config does not say so."""
-    packed = next((name for name in names if name.endswith(PACKED)), None)
-    if packed is not None:
-        raise CheckpointError(
-            f"{folder}: tensor {packed} belongs to quantized weights; give the unquantized "
-            "checkpoint"
-        )
+def check_plain_weights(names: Iterable[str], folder: Path) -> None:
+    """Raise CheckpointError for gates, and for quantized tensors that no config declares."""
+    for name in names:
+        if name.endswith(GATES):
+            raise CheckpointError(
+                f"{folder}: tensor {name} is a gate; give the base here, and this folder with "
+                "--gates"
+            )
+        if name.endswith(PACKED):
+            raise CheckpointError(
+                f"{folder}: tensor {name} belongs to quantized weights; give the unquantized "
+                "checkpoint"
+            )

@@ -85,11 +85,13 @@ def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
 
 def metric_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """Yield a table with a row for each stage and a column for each metric, with its error."""
-    names = list(next(iter(stages.values())))
-    yield "held out   " + "".join(f"{name:>20}" for name in names)
+    rows = [["held out", *next(iter(stages.values()))]]
     for stage, values in stages.items():
-        cells = map(_cell, values.values())
-        yield f"{stage:<11}" + "".join(f"{cell:>20}" for cell in cells)
+        rows.append([stage, *map(_cell, values.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *cells in rows:
+        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        yield "   ".join([f"{first:<{widths[0]}}", *padded])
 
 
 def _cell(metric: Mapping[str, Any]) -> str:

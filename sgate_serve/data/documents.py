@@ -93,11 +93,14 @@ def read_tokenizer(file: Path, vocab_size: int) -> Tokenizer:
 
 
 def end_token(config: Mapping[str, Any]) -> int | None:
-    """Return the config's `eos_token_id`, the first if it is a list, or None."""
+    """Return the config's `eos_token_id`, the first if it is a list, or None.
+
+    A negative id, which transformers accepts, means that there is none.
+    """
     value = config.get("eos_token_id")
     if isinstance(value, list):
         value = value[0] if value else None
-    return None if value is None else int(value)
+    return None if value is None or value < 0 else int(value)
 
 
 def pack(

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from converters.convert import open_masked
 from converters.masked import MaskedCheckpoint
@@ -41,6 +40,7 @@ from sgate_serve.engines.token_logprobs import token_logprobs
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import TORCH, load_logits_model, rounding_of
 from sgate_serve.options import option, required
+from sgate_serve.progress import activity, counted
 
 # The groups of `sgate eval --help`.
 DATA, MODEL = "data", "the model and its engine"
@@ -211,5 +211,6 @@ def nats_of(logits: Floats, tokens: NDArray[np.int64]) -> float:
     return -float(np.sum([each.logprob for each in logprobs]))
 
 
-def _progress(samples: Any) -> Any:
-    return tqdm(samples, desc="evaluating", disable=None)
+def _progress(samples: Any) -> Iterator[Any]:
+    with activity("evaluating", is_brief=True):
+        yield from counted(samples, "sample")

@@ -249,9 +249,10 @@ def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]
 
 
 def _token_ids(value: Any, path: Path) -> list[int]:
+    """Return the ids in a config's field; negative ones mean that there is no such token."""
     ids = value if isinstance(value, list) else [value]
-    if not all(type(index) is int and index >= 0 for index in ids):
+    if not all(type(index) is int for index in ids):
         raise CheckpointError(
             f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids"
         )
-    return ids
+    return [index for index in ids if index >= 0]

@@ -2,6 +2,7 @@
 
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import TrainingError, did_you_mean
+from sgate_serve.progress import activity
 from sgate_serve.training.train_options import TrainOptions, TrainResult
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
@@ -35,6 +36,9 @@ def train(options: TrainOptions) -> TrainResult:
     check_packages()
     options.check()
     check_logger(options.report_to)
-    from sgate_serve.training.pipeline import run_training
+    with activity("loading torch and transformers", is_brief=True):
+        from sgate_serve.training.pipeline import run_training
+        from sgate_serve.training.quiet import quiet_libraries
 
-    return run_training(options)
+    with quiet_libraries():
+        return run_training(options)

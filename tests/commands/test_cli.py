@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from converters.explain import format_indices
+from sgate_serve import progress
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import COMMANDS
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
@@ -273,8 +274,12 @@ def test_plots_name_the_extra_that_they_need(
 
 
 def test_train_says_what_it_would_do_and_what_came_of_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # However slow the machine, short activities leave no line, and none has two.
+    monkeypatch.setattr(progress, "BRIEF_SECONDS", 1e9)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 1e9)
+    monkeypatch.setattr(progress, "LONGEST_LOG_SECONDS", 1e9)
     model = write_model(tmp_path / "bert")
     data = write_examples(tmp_path / "train.jsonl", 60)
     held_out = write_examples(tmp_path / "eval.jsonl", 30, seed=1)
@@ -285,11 +290,21 @@ def test_train_says_what_it_would_do_and_what_came_of_it(
     assert status == 0 and not (tmp_path / "gates").exists()
     assert "gates      coupled: 192 of mlp, 8 of attention; target 30%" in out
     assert "dense      4 steps of 8, " in out and "data       60 samples, 30 held out" in out
-    status, out, _ = run(capsys, *words)
+    status, out, err = run(capsys, *words)
     assert status == 0
     assert (tmp_path / "gates" / "training.png").stat().st_size > 10_000
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
     assert rows["held"][2:] == ["accuracy", "macro_f1", "matthews"]
+    # One line for each phase, and none from the libraries.
+    shown = [re.sub(r" in [\d.]+ (s|min)", "", line) for line in err.splitlines()]
+    assert [re.sub(r"loss \d\.\d+", "loss", line) for line in shown] == [
+        "dense: 4 steps, loss",
+        "measuring the dense model: 4 batches",
+        "scoring (fisher): 8 batches",
+        "measuring the masked model: 4 batches",
+        "recovery: 4 steps, loss",
+        "measuring the recovered model: 4 batches",
+    ]
     assert {"dense", "masked", "recovered"} <= rows.keys()
     base = tmp_path / "gates" / "base"
     assert f"next: sgate convert {base} --gates {tmp_path / 'gates'} --to hf,onnx --out" in out

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sgate_serve.data.documents import (
+    end_token,
     pack,
     read_documents,
     read_tokenizer,
@@ -142,6 +143,13 @@ def test_documents_are_packed_one_after_the_other() -> None:
     blocks = pack(texts, tokenizer, 1, 4)
     assert blocks.dtype == np.int64
     assert blocks.reshape(-1).tolist() == stream[: len(stream) // 4 * 4]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, None), (-1, None), ([], None), (7, 7), ([8, 9], 8)]
+)
+def test_the_end_token_is_the_first_of_the_config(value: object, expected: int | None) -> None:
+    assert end_token({"eos_token_id": value}) == expected
 
 
 def test_too_little_text_is_refused() -> None:
