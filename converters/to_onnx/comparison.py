@@ -18,7 +18,7 @@ from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.precision import Precision
 
 # Where a graph came from, which whoever loads it compares with the folder.
-PROVENANCE = {names.META_FINGERPRINT}
+PROVENANCE = {names.META_FINGERPRINT, names.META_DIGEST, names.META_WEIGHTS_DIGEST}
 BLOCK_BYTES = 2**24
 # Of a position's angle in fp32, whose power and cosine differ by a few units in the last place
 # among the vector instructions of CPUs.

@@ -24,8 +24,9 @@ from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec
 
-# What a config says of the folder that it was loaded from, and of the stored type: all is fp32.
-ORIGIN = frozenset({"_name_or_path", "transformers_version", "dtype"})
+# What a config says of the folder that it was loaded from, of the stored type (all is fp32), and of
+# a tied head, which the stored tensors decide.
+ORIGIN = frozenset({"_name_or_path", "transformers_version", "dtype", "tie_word_embeddings"})
 
 
 class TorchModel:
@@ -74,8 +75,14 @@ class TorchModel:
         return {name: value for name, value in config.items() if name not in ORIGIN}
 
     def tensor_digests(self) -> dict[str, str]:
-        """Return a sha256 of every parameter and buffer, tied ones under each of their names."""
+        """Return a sha256 of every parameter and buffer, tied ones under each of their names.
+
+        A pooler that was not stored has random weights and is left out.
+        """
         tensors = {**self.model.state_dict(), **dict(self.model.named_buffers())}
+        family, task = self.spec.family, self.spec.task
+        for name in family.tasks[task].tensors if self.spec.lacks_pooler else ():
+            del tensors[name.removeprefix(f"{family.prefix}.")]
         return {
             name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in tensors.items()
         }

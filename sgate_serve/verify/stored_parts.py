@@ -5,7 +5,6 @@ or weight at a time: peak memory is about twice the largest matrix.
 """
 
 import filecmp
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE
 from converters.quantize import stored_tensors
-from converters.to_hf import written_config
 from converters.to_onnx.comparison import first_difference
 from sgate_serve.architecture.family import BASE
 from sgate_serve.architecture.spec import ModelSpec
@@ -63,8 +61,8 @@ class GraphComparison:
 def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> StoredParts:
     """Compare the tensors, the config and the other files of `out` with what the plan gives."""
     tensor = first_different_tensor(masked, plan, out)
-    config = written_config(masked, plan, out.is_int8)
     stored = read_json(out.folder / CONFIG_FILE)
+    config = written_config(masked, plan, out.is_int8)
     with TemporaryDirectory() as root:
         writer = FolderWriter(Path(root))
         copy_companions(masked.base.folder, writer, masked.spec.task, config)
@@ -74,7 +72,7 @@ def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) 
     others = _files_in(out.folder) - expected - weights - OWN_FILES
     return StoredParts(
         tensor=None if tensor is None else describe_tensor(out.spec, tensor),
-        config=next(_different_keys(stored, json.loads(json.dumps(config)), ""), None),
+        config=next(_different_keys(stored, config, ""), None),
         file=file,
         other_files=tuple(sorted(others)),
     )
@@ -145,6 +143,7 @@ def _different_files(source: Path, expected: set[str], folder: Path) -> Iterator
             yield f"{name} is missing; convert the base again"
         elif not filecmp.cmp(source / name, folder / name, shallow=False):
             yield f"{name} is not the one that the conversion of this base writes"
+    # The files of sentence-transformers matter to any task: they would pool a classifier's states.
     for name in sorted({*companion_names(folder, BASE)} - expected):
         yield f"{name} is there, and the conversion of this base does not write it; remove it"
 
