@@ -38,7 +38,7 @@ ROOMS: Mapping[str, set[str]] = {
     "server": FOUNDATION | {"__init__", "engines", "text"},
     "loaders": CORE | {"converters", "engines", "models", "onnx_format", "text"},
     "bench": CORE | {"engines", "loaders", "onnx_format"},
-    "verify": CORE | {"converters", "engines", "loaders", "onnx_format"},
+    "verify": CORE | {"converters", "engines", "loaders", "models", "onnx_format"},
     "reports": CORE
     | {"bench", "converters", "data", "engines", "loaders", "onnx_format", "verify"},
     "demo": CORE

@@ -20,7 +20,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import OBJECT, TEXT, TEXTS, check_fields, is_whole
+from sgate_serve.json_fields import OBJECT, TEXT, TEXTS, check_fields
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
@@ -195,7 +195,7 @@ def _stated_types(get: ConfigReader, num_layers: int) -> list[bool] | None:
 
 
 def _check_unread(get: ConfigReader, family: Family, types: list[bool] | None) -> None:
-    """Refuse settings of windows that a class without them leaves to its cache, or to another."""
+    """Refuse types of layers that a class without them leaves to its cache, or to another class."""
     values, source = get.values, get.source
     if values.get("model_type") == "mistral" and "layer_types" in values:
         raise CheckpointError(
@@ -206,12 +206,4 @@ def _check_unread(get: ConfigReader, family: Family, types: list[bool] | None) -
         raise CheckpointError(
             f"{source}: layer_types has layers of {SLIDING_ATTENTION}, and the layers of family "
             f"{family.name} are all alike in transformers; remove layer_types"
-        )
-    window = None if "sliding_window" in family.fields else values.get("sliding_window")
-    if window is None or family.is_encoder:
-        return
-    if not is_whole(window) or window < get.integer("max_position_embeddings"):
-        raise CheckpointError(
-            f"{source}: sliding_window {brief(window)} is not supported for family {family.name}; "
-            "in transformers its cache follows the window and its attention does not: remove it"
         )

@@ -18,6 +18,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.loaded import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
+from sgate_serve.models.refusals import refusals_named
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec
@@ -101,7 +102,7 @@ def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) ->
         config.sgate = {k: v for k, v in config.sgate.items() if k != "lowered"}
     if masked.base.spec.tied_head and not masked.spec.tied_head:
         config.tie_word_embeddings = False
-    with no_init_weights():
+    with no_init_weights(), refusals_named(masked.base.folder / "config.json"):
         model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(config, dtype=dtype)
     model.tie_weights()
     _add_biases(model, masked)

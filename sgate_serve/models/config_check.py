@@ -23,7 +23,9 @@ from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.errors import CheckpointError
+from sgate_serve.json_fields import read_json
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.refusals import refusals_named
 
 ACTIVATIONS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activation")
 EPSILONS = ("variance_epsilon", "eps")
@@ -34,13 +36,15 @@ PROPORTIONAL = "proportional"
 Pair = tuple[str, Any, Any]
 
 
-def check_reading(folder: Path, spec: ModelSpec, source: Path | None = None) -> None:
-    """Compare a spec with what transformers' Auto classes make of the folder's config.json.
+def check_reading(folder: Path, source: Path | None = None) -> None:
+    """Compare what `ModelSpec` and transformers' Auto classes read in the folder's config.json.
 
-    Raises CheckpointError naming the file (`source`, if it will have another place), the field and
-    both values, or transformers' own reason for refusing the config.
+    Whether stored weights untie a head is not asked here. Raises CheckpointError naming the file
+    (`source`, if it will have another place), the field and both values, or transformers' own
+    reason for refusing the config.
     """
     source = source or folder / "config.json"
+    spec = ModelSpec.from_config(read_json(folder / "config.json"), str(source))
     with refusals_named(source), _quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -57,24 +61,6 @@ def check_reading(folder: Path, spec: ModelSpec, source: Path | None = None) -> 
                 f"{source}: {field} is {ours} as sgate reads it and {theirs} as transformers "
                 f"{transformers.__version__} does; write it in config.json as transformers reads it"
             )
-
-
-@contextmanager
-def refusals_named(source: Path) -> Iterator[None]:
-    """Turn whatever transformers raises about a config into a CheckpointError that names the file.
-
-    Its classes raise errors of any type for values that they cannot use.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{source}: transformers {transformers.__version__} refuses this config "
-            f"({type(error).__name__}: {reason:.300}); correct the field"
-        ) from error
 
 
 @contextmanager

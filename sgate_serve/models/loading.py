@@ -16,11 +16,16 @@ from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weig
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.refusals import refusals_named
 
 
 def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder."""
-    return config_from({k: v for k, v in checkpoint.config.items() if k != CONFIG_KEY})
+    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder.
+
+    Raises CheckpointError naming the file if transformers refuses it.
+    """
+    with refusals_named(checkpoint.folder / "config.json"):
+        return config_from({k: v for k, v in checkpoint.config.items() if k != CONFIG_KEY})
 
 
 def config_from(config: dict[str, Any]) -> PreTrainedConfig:

@@ -24,6 +24,7 @@ from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.logits import load_logits_model, rounding_of
 from sgate_serve.loaders.torch_model import TorchModel
+from sgate_serve.models.config_check import check_reading
 from sgate_serve.onnx_format.precision import FP32
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.json_form import read_plan
@@ -41,6 +42,8 @@ def verify(options: VerifyOptions) -> Verification:
     """
     out = Checkpoint.open(options.out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
+    if masked.base.layout is None:
+        check_reading(masked.base.folder)
     masked = rounded_like(masked, out)
     check_same_model(masked.spec, out)
     plan = _plan_of(out, masked)

@@ -144,7 +144,6 @@ OWN: dict[str, dict[str, Any]] = {
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
 }
-_ALIKE = {"max_position_embeddings"}
 _EVERYWHERE = {
     *("return_dict", "is_encoder_decoder", "configuration_files", "transformers_weights"),
     *("text_config", "text_encoder", "decoder", "generator", "mlp_layer_types", "attribute_map"),
@@ -152,7 +151,6 @@ _EVERYWHERE = {
 }
 _DECODERS = {"is_causal", "attention_chunk_size", "num_kv_shared_layers"}
 _ENCODERS = {"chunk_size_feed_forward"}
-_SPELLINGS = {"hidden_size", "num_hidden_layers", "num_attention_heads"}
 
 
 def refused_in(family: str) -> set[str]:
@@ -162,8 +160,6 @@ def refused_in(family: str) -> set[str]:
     refused |= set(entry.aliases)
     if entry.windows in ("never", "always"):
         refused |= {"layer_types"}
-    if entry.windows == "never" and not entry.is_encoder:
-        refused |= {"sliding_window"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}
 
 

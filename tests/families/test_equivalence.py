@@ -111,7 +111,7 @@ def test_onnx_with_longrope_verifies_up_to_the_original_length(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"model_type": "llama", "sliding_window": 2048}, [None] * 3),
+        ({"model_type": "llama", "sliding_window": 8}, [None] * 3),
         ({"model_type": "mistral"}, [4096] * 3),
         ({"model_type": "mistral", "sliding_window": None}, [None] * 3),
         ({"model_type": "qwen2", "sliding_window": 8}, [None] * 3),
