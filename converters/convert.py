@@ -99,7 +99,7 @@ def convert(options: ConvertOptions) -> Plan:
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     if masked.base.layout is None:
-        check_with_transformers(masked.base.folder, masked.base.spec)
+        check_with_transformers(masked.base.folder)
     if is_int8:
         check_quantizable(masked.spec.family)
     with new_folder(options.out) as writer:

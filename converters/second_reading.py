@@ -6,14 +6,13 @@ Conversion works without transformers; then only `sgate verify` compares the two
 import logging
 from pathlib import Path
 
-from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.environment import missing_packages
 
 logger = logging.getLogger(__name__)
 
 
-def check_with_transformers(folder: Path, spec: ModelSpec, source: Path | None = None) -> None:
-    """Compare a spec with what transformers makes of `folder`/config.json, named `source`.
+def check_with_transformers(folder: Path, source: Path | None = None) -> None:
+    """Compare our reading of `folder`/config.json, named `source` in errors, with transformers'.
 
     Raises CheckpointError if transformers refuses the config or derives another constant from it.
     """
@@ -24,4 +23,4 @@ def check_with_transformers(folder: Path, spec: ModelSpec, source: Path | None =
     except ImportError as error:
         logger.warning("transformers cannot be imported, so it checks no config: %s", error)
         return
-    check_reading(folder, spec, source)
+    check_reading(folder, source)

@@ -48,7 +48,7 @@ def write_hf(
     written = ModelSpec.from_config(config, f"{writer.folder}/config.json")
     assert written == pruned_spec(plan, masked.spec), "the written config is read otherwise"
     writer.write_json("config.json", config)
-    check_with_transformers(writer.staging, written, writer.folder / "config.json")
+    check_with_transformers(writer.staging, writer.folder / "config.json")
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer, masked.spec.task, config)
     with activity("writing", is_brief=True):

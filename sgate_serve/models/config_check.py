@@ -23,6 +23,7 @@ from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.errors import CheckpointError
+from sgate_serve.json_fields import read_json
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.refusals import refusals_named
 
@@ -35,13 +36,15 @@ PROPORTIONAL = "proportional"
 Pair = tuple[str, Any, Any]
 
 
-def check_reading(folder: Path, spec: ModelSpec, source: Path | None = None) -> None:
-    """Compare a spec with what transformers' Auto classes make of the folder's config.json.
+def check_reading(folder: Path, source: Path | None = None) -> None:
+    """Compare what `ModelSpec` and transformers' Auto classes read in the folder's config.json.
 
-    Raises CheckpointError naming the file (`source`, if it will have another place), the field and
-    both values, or transformers' own reason for refusing the config.
+    Whether stored weights untie a head is not asked here. Raises CheckpointError naming the file
+    (`source`, if it will have another place), the field and both values, or transformers' own
+    reason for refusing the config.
     """
     source = source or folder / "config.json"
+    spec = ModelSpec.from_config(read_json(folder / "config.json"), str(source))
     with refusals_named(source), _quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False

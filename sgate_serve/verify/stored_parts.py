@@ -17,6 +17,7 @@ import numpy as np
 from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE
 from converters.quantize import stored_tensors
+from converters.to_hf import written_config
 from converters.to_onnx.comparison import first_difference
 from sgate_serve.architecture.family import BASE
 from sgate_serve.architecture.spec import ModelSpec

@@ -31,7 +31,7 @@ def verify(options: VerifyOptions) -> Verification:
     out = Checkpoint.open(options.out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
     if masked.base.layout is None:
-        check_reading(masked.base.folder, masked.base.spec)
+        check_reading(masked.base.folder)
     check_same_model(masked.spec, out)
     made_by = plan_of(out, masked)
     masked = rounded_like(masked, made_by.plan, out)
