@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.errors import PlanError
+from sgate_serve.errors import PlanError, did_you_mean
 from sgate_serve.plan import Target
 
 
@@ -43,8 +43,11 @@ def check_target(target: Target, spec: ModelSpec) -> None:
             f"--tensor-parallel {target.tensor_parallel}: give a whole number of at least 1"
         )
     if target.engine not in TARGETS:
-        known = ", ".join(name for name in TARGETS if name)
-        raise PlanError(f"--target-engine {target.engine}: this release plans for {known}")
+        known = [name for name in TARGETS if name]
+        raise PlanError(
+            f"--target-engine {target.engine}: this release plans for {', '.join(known)}"
+            f"{did_you_mean(str(target.engine), known)}"
+        )
     for index, layer in enumerate(spec.layers):
         heads, kv_heads = layer.num_heads, layer.num_kv_heads
         if heads and not is_shardable(heads, kv_heads, target.tensor_parallel):
