@@ -15,7 +15,7 @@ from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
-from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.errors import GatesError, PlanError, did_you_mean
 from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
@@ -62,7 +62,10 @@ def open_masked(
     judged by names, shapes and fingerprint, so that little of a large base is read.
     """
     if precision is not None and precision not in PRECISIONS:
-        raise PlanError(f"--precision {precision}: this release writes {', '.join(PRECISIONS)}")
+        raise PlanError(
+            f"--precision {precision}: this release writes {', '.join(PRECISIONS)}"
+            f"{did_you_mean(precision, PRECISIONS)}"
+        )
     dtype = None if precision is None else PRECISIONS[precision]
     if gates is None and gates_kind is not None:
         raise GatesError(f"--gates-kind {gates_kind} without --gates; name the gates as well")
@@ -90,7 +93,10 @@ def convert(options: ConvertOptions) -> Plan:
     """
     unknown = sorted(set(options.to) - set(WRITERS))
     if unknown or not options.to:
-        raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
+        raise PlanError(
+            f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}"
+            f"{did_you_mean(unknown[0] if unknown else '', WRITERS)}"
+        )
     if options.precision == INT4 and "onnx" not in options.to:
         raise PlanError(
             f"--precision {INT4} exists only for the ONNX graph, not for the HF layout; add "

@@ -18,7 +18,7 @@ from sgate_serve.checkpoint.other_layouts import (
     merge_remedy,
 )
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import GatesError
+from sgate_serve.errors import GatesError, did_you_mean
 from sgate_serve.gates import Gates
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,9 @@ def detect(location: Path) -> GatesKind:
 
 def _forced(kind: str) -> GatesKind:
     if kind not in KINDS:
-        raise GatesError(f"--gates-kind {kind}: this release reads {', '.join(KINDS)}")
+        raise GatesError(
+            f"--gates-kind {kind}: this release reads {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+        )
     return KINDS[kind]
 
 

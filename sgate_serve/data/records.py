@@ -38,7 +38,10 @@ class Record:
     def text(self, name: str, flag: str) -> str:
         """Return a string; raise TrainingError naming `flag` if it is missing or not a string."""
         if name not in self.values:
-            raise TrainingError(f"{self.where}: no `{name}`; {self._columns(name, flag)}")
+            raise TrainingError(
+                f"{self.where}: no string `{name}`; each record needs one, and "
+                f"{self._columns(name, flag)}"
+            )
         value = self.values[name]
         if not isinstance(value, str):
             raise TrainingError(f"{self.where}: `{name}` is {brief(value)}, not a string")
@@ -50,7 +53,10 @@ class Record:
         Raises TrainingError naming the flag if it is missing or of another type.
         """
         if name not in self.values:
-            raise TrainingError(f"{self.where}: no `{name}`; {self._columns(name, LABEL_FLAG)}")
+            raise TrainingError(
+                f"{self.where}: no `{name}`; each record needs a class or, for a regression, a "
+                f"float, and {self._columns(name, LABEL_FLAG)}"
+            )
         value = self.values[name]
         is_label = isinstance(value, str | int | float) and not isinstance(value, bool)
         if not is_label or value == "":

@@ -54,6 +54,7 @@ class OnnxOptions(SlotOptions):
         if self.device not in DEVICES:
             raise EngineError(
                 f"engine option device is {self.device!r}; give {' or '.join(DEVICES)}"
+                f"{did_you_mean(self.device, DEVICES)}"
             )
 
     @classmethod

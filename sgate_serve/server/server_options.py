@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from sgate_serve.errors import SgateError
+from sgate_serve.errors import SgateError, did_you_mean
 from sgate_serve.options import flag_of, option
 
 LOG_FORMATS = ("text", "json")
@@ -67,6 +67,7 @@ class ServerOptions:
         if self.log_format not in LOG_FORMATS:
             raise SgateError(
                 f"log_format is {self.log_format!r}; it must be {' or '.join(LOG_FORMATS)}"
+                f"{did_you_mean(self.log_format, LOG_FORMATS)}"
             )
         for origin in self.allow_origin:
             if origin != "*" and not ORIGIN.fullmatch(origin):

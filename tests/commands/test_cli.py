@@ -361,3 +361,42 @@ sys.exit(main(sys.argv[1:]))
     found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
     assert "perplexity" in found.stdout
+
+
+def test_columns_with_other_names_are_trained_on_and_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "bert", kind=1)
+    lines = write_examples(tmp_path / "data.jsonl", 40, labels=(0, 1)).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    table = "\n".join(["stars,body", *(f"{row['label']},{row['text']}" for row in rows)])
+    (tmp_path / "data.csv").write_text(table, encoding="utf-8")
+    data: list[str | Path] = ["--data", tmp_path / "data.csv", "--seq-len", "24"]
+    train = [
+        "train",
+        model,
+        "--task",
+        "classification",
+        *data,
+        "--dry-run",
+        "--out",
+        tmp_path / "g",
+    ]
+    status, _, err = run(capsys, *train)
+    assert (
+        status == 2
+        and "each record needs a class or, for a regression, a float, and its columns are stars"
+        in err
+    )
+    columns = ("--text-column", "body", "--label-column", "stars")
+    status, out, err = run(capsys, *train, *columns)
+    assert status == 0 and "36 samples, 4 held out" in out, err
+    status, out, err = run(capsys, "eval", model, *data, *columns, "--engine", "torch")
+    assert status == 0, err
+    head, titles, *scores = out.splitlines()
+    assert head.endswith("n = 40 samples") and titles.split() == ["score", "95%", "interval"]
+    assert all(re.fullmatch(r"\w+ +-?\d\.\d{4} +\S+ to \S+", line) for line in scores)
+    causal = write_model(tmp_path / "llama", "llama")
+    words = ("eval", causal, "--data", tmp_path / "data.csv", *columns)
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "is a causal LM, scored on text alone; drop --label-column" in err

@@ -54,7 +54,7 @@ def test_jsonl_and_csv_give_their_text(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "a"}\n{"txt": "b"}',
-            "line 2: no `text`; its columns are txt: choose one with --text-column; did you mean",
+            "line 2: no string `text`; .* its columns are txt: choose one with --text-column; did",
         ),
         ("a.jsonl", '{"text": 3}', "line 1: `text` is 3, not a string"),
         ("a.jsonl", '{"text": "a"}\nnonsense', "line 2: not JSON: .*; give one object to a line"),
@@ -62,7 +62,7 @@ def test_jsonl_and_csv_give_their_text(tmp_path: Path) -> None:
         (
             "a.csv",
             "sentence,label\nhello,1\n",
-            "record 1: no `text`; its columns are sentence, label: choose one with --text-column",
+            "record 1: no string `text`; .* its columns are sentence, label: choose one with",
         ),
         ("a.csv", "id,text\n1\n", "record 1: `text` is None, not a string"),
         ("a.csv", "text;label\nhello;1\n", "columns are separated by semicolons; separate them"),

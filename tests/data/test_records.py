@@ -88,15 +88,18 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (Columns(), "1: no `label`; its columns are txt, target: choose one with --label-column"),
+        (
+            Columns(),
+            "1: no `label`; .* its columns are txt, target: choose one with --label-column",
+        ),
         (Columns(label="targets"), "1: no `targets`; .*--label-column; did you mean target"),
         (
             Columns(label="target"),
-            "1: no `text`; .*: choose one with --text-column; did you mean t",
+            "1: no string `text`; .*: choose one with --text-column; did you mean t",
         ),
         (
             Columns("txt", "other", "target"),
-            "1: no `other`; its columns are txt, target: choose one with --text-pair-column",
+            "1: no string `other`; .* are txt, target: choose one with --text-pair-column",
         ),
     ],
 )

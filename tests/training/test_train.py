@@ -290,7 +290,10 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
         ({"method": "fischer"}, "--method fischer: this release supports .*; did you mean fisher"),
         ({"gate_share": 50.0}, r"must lie between 0 and 1; did you mean 0\.5\?"),
         ({"label_column": "stars"}, "--label-column is for --task classification: text alone"),
-        ({"text_column": "body"}, "--text-column is for .jsonl, .csv and datasets; .txt has none"),
+        (
+            {"text_column": "body", "data": Path("a.txt")},
+            "--text-column is for .jsonl, .csv and datasets; .txt has none",
+        ),
         ({"report_to": "wandbe"}, "--report-to wandbe is not installed here, or is not a logger"),
         ({"target": 0.99}, r"--target 0\.99: the nearest that this model can reach is 0\.\d+"),
         ({"gate_share": 1.0}, r"--gate-share 1\.0: must lie between 0 and 1"),
@@ -353,6 +356,18 @@ def test_held_out_data_may_be_given(options: TrainOptions, tmp_path: Path) -> No
     spaced = held[:: len(held) // 2][:2]
     assert len(given.held_out) > 3
     np.testing.assert_array_equal(blocks_of(limited.held_out), spaced)
+
+
+def test_the_end_of_a_text_without_blank_lines_is_held_out(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("".join(f"line {number}\n" for number in range(900)))
+    options = replace(options, eval_blocks=999)
+    data = read_data(Checkpoint.open(options.base), replace(options, data=text))
+    assert data.notes == ("the data is a single document, so its last tenth is held out",)
+    assert 0.08 < len(data.held_out) / (len(data.train) + len(data.held_out)) < 0.14
+    assert read_data(Checkpoint.open(options.base), options).notes == ()
 
 
 def blocks_of(samples: Samples) -> np.ndarray:
