@@ -6,7 +6,7 @@ weight is read. A difference, or a config that transformers refuses, is an error
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,9 @@ def check_reading(folder: Path, source: Path | None = None) -> None:
         if hasattr(config, CONFIG_KEY):
             # Only weights are quantized: the classes and constants are those of the float model.
             del config.quantization_config
+        if spec.task == CAUSAL_LM and not spec.tied_head:
+            # The stored tensors decide in the end: transformers unties a head that has its own.
+            config.tie_word_embeddings = False
         with torch.device("meta"):
             model: PreTrainedModel = AUTO_CLASSES[spec.task].from_config(config)
         pairs = list(_pairs(spec, model))
@@ -104,6 +107,9 @@ def _sizes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         yield "tie_word_embeddings", spec.tied_head, bool(config.tie_word_embeddings)
     prefix = "" if model.base_model is not model else f"{spec.family.prefix}."
     theirs = {f"{prefix}{name}": tuple(p.shape) for name, p in model.named_parameters()}
+    if spec.lacks_pooler:
+        # What is not stored transformers fills at random, and nothing here reads it.
+        theirs = {name: shape for name, shape in theirs.items() if name not in _pooler(spec)}
     ours = {
         name: shape
         for name, shape in spec.tensor_shapes().items()
@@ -111,6 +117,10 @@ def _sizes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
     }
     for name in sorted({*ours, *theirs}):
         yield f"the shape of {name}", ours.get(name), theirs.get(name)
+
+
+def _pooler(spec: ModelSpec) -> Collection[str]:
+    return spec.family.tasks[spec.task].tensors.keys()
 
 
 def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
