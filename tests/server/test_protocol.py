@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, Embedd
 from sgate_serve.server.protocol.strict_body import StrictBody
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED, NEUTRAL
+from sgate_serve.text.chat_template import ChatTemplate
+from tests.text_model import BOS, chat_template
 
 USER = {"role": "user", "content": "hi"}
 
@@ -209,9 +212,15 @@ def test_stream_options_need_a_stream() -> None:
     assert str(error) == "`stream_options` is only for `stream: true`; leave it out"
 
 
-def test_text_parts_are_joined_by_newlines() -> None:
+def test_text_parts_are_joined_by_newlines_unless_the_template_reads_parts() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     body = ChatRequest.model_validate(
         {"messages": [{"role": "user", "content": parts, "name": "ann"}]}
     )
-    assert body.messages[0].variables == {"role": "user", "content": "one\ntwo", "name": "ann"}
+    message = body.messages[0].variables
+    assert message == {"role": "user", "content": parts, "name": "ann"}
+    assert chat_template().render([message]) == f"{BOS}user: one\ntwo\nassistant:"
+    source = "{% for part in messages[0].content %}[{{ part.text }}]{% endfor %}"
+    template = ChatTemplate.load(Path(), {"chat_template": source}, {})
+    assert template is not None
+    assert template.render([message]) == "[one][two]"
