@@ -7,8 +7,6 @@ type and loads without this package; otherwise it has `model_type: sgate`.
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
 from converters.second_reading import check_with_transformers
@@ -25,8 +23,11 @@ from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.json_form import write_plan
 from sgate_serve.plan.placement import pruned_spec
+from sgate_serve.progress import activity, counted
 
 SHARD_BYTES = 4 * 2**30
+# The dtype is written anew, and no remote code goes with the weights.
+LEFT_OUT = frozenset({"dtype", "torch_dtype", "auto_map"})
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -43,17 +44,26 @@ def write_hf(
     written_name = masked.base.written_name
     headers, arrays = stored_tensors(masked, plan, is_int8)
     headers = [replace(header, name=written_name(header.name)) for header in headers]
-    config = hf_config(masked, plan)
-    if is_int8:
-        config[CONFIG_KEY] = int8_config(map(written_name, float_linears(masked.spec)))
+    config = written_config(masked, plan, is_int8)
     written = ModelSpec.from_config(config, f"{writer.folder}/config.json")
-    assert written == pruned_spec(plan, masked.spec), "the written config is read otherwise"
+    # A config cannot say that the pooler is missing.
+    planned = replace(pruned_spec(plan, masked.spec), lacks_pooler=False)
+    assert written == planned, "the written config is read otherwise"
     writer.write_json("config.json", config)
     check_with_transformers(writer.staging, writer.folder / "config.json")
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer, masked.spec.task)
-    shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
-    writer.write_weights(headers, shown, SHARD_BYTES)
+    with activity("writing", is_brief=True):
+        writer.write_weights(headers, counted(arrays, "tensor", len(headers)), SHARD_BYTES)
+
+
+def written_config(masked: MaskedCheckpoint, plan: Plan, is_int8: bool) -> dict[str, Any]:
+    """Return the content of `config.json`, which names the float linears of an int8 folder."""
+    config = hf_config(masked, plan)
+    if is_int8:
+        linears = map(masked.base.written_name, float_linears(masked.spec))
+        config[CONFIG_KEY] = int8_config(linears)
+    return config
 
 
 def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     Each size at the top level is the maximum over the layers.
     """
     spec, base = pruned_spec(plan, masked.spec), stock_config(masked.base.config)
-    config = {key: value for key, value in base.items() if key not in ("dtype", "torch_dtype")}
+    config = {key: value for key, value in base.items() if key not in LEFT_OUT}
     family = spec.family
     sizes = LayerSizes(family, spec.layers, spec.hidden_size, spec.norm_size)
     config |= sizes.top_level()

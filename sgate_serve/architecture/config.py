@@ -81,7 +81,6 @@ def check_sizes(get: ConfigReader, family: Family) -> None:
     if family.has_padded_positions:
         rows = min(vocab, get.integer("max_position_embeddings"))
     first = -1 if family.has_padded_positions else -vocab
-    first = -1 if family.has_padded_positions else -vocab
     if padding is not None and rows is not None and not first <= padding < rows:
         origin = "" if "pad_token_id" in get.values else ", the default of its class,"
         raise CheckpointError(

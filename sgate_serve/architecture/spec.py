@@ -64,6 +64,8 @@ class ModelSpec:
     # store fewer rows or columns than their dimensions and have index vectors.
     extra_biases: frozenset[str] = frozenset()
     lowered: Mapping[str, Lowered] = field(default_factory=dict)
+    # Base models are often saved without their pooler; a config cannot say so, the files do.
+    lacks_pooler: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> "ModelSpec":
@@ -111,7 +113,8 @@ class ModelSpec:
     @property
     def head(self) -> TaskHead:
         """The part on top of the stack for this model's task."""
-        return self.family.tasks[self.task]
+        head = self.family.tasks[self.task]
+        return replace(head, tensors={}) if self.lacks_pooler else head
 
     @property
     def is_encoder(self) -> bool:

@@ -16,6 +16,7 @@ from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weig
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
 
 
@@ -47,9 +48,10 @@ def load_model(checkpoint: Checkpoint) -> Any:
     """
     if checkpoint.is_int8:
         return built_model(config_of(checkpoint), checkpoint.spec, float_tensors(checkpoint))
-    return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
-        checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32
-    )
+    with hidden_bars():
+        return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
+            checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32
+        )
 
 
 def float_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:
