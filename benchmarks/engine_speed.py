@@ -26,7 +26,6 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.command import command_line, run_script
 from benchmarks.contenders.tokenizer import write_tokenizer
@@ -40,6 +39,7 @@ from sgate_serve.bench.workload import Workload, phases, tokens_per_run
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import cpu_ids, hardware, library_versions, num_cpus
 from sgate_serve.options import option
+from sgate_serve.progress import activity, counted
 
 REFERENCE = "ours int4 dense"
 # The threads of the previous engine keep waiting for work, up to 0.2 s in Intel's OpenMP.
@@ -206,9 +206,10 @@ def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Conten
 def started(group: Mapping[str, Contender], options: EngineOptions) -> Iterator[dict[str, Worker]]:
     with ExitStack() as stack:
         workers = {}
-        for name, contender in tqdm(group.items(), desc="loading", disable=None):
-            workers[name] = Worker(contender, options)
-            stack.callback(workers[name].close)
+        with activity("loading"):
+            for name, contender in counted(group.items(), "engine"):
+                workers[name] = Worker(contender, options)
+                stack.callback(workers[name].close)
         yield workers
 
 

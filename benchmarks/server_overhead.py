@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.command import command_line, run_script
 from benchmarks.contenders.tokenizer import write_tokenizer
@@ -30,6 +29,7 @@ from sgate_serve.bench.statistics import median_with_interval
 from sgate_serve.demo.serving import running_server
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
+from sgate_serve.progress import activity, counted
 
 BATCH = 8
 PROMPT_TOKENS = 32
@@ -106,12 +106,13 @@ def measure(url: str, worker: Worker, options: OverheadOptions) -> dict[str, Any
         times = [answer_seconds(url, seed, SHORT_ANSWER + more) for more in (0, options.steps)]
         server[-1].append((times[1] - times[0]) / options.steps)
 
-    for number in tqdm(range(options.rounds + 1), desc="rounds", disable=None):
-        engine.append([])
-        server.append([])
-        turns = (time_engine, time_server, time_server, time_engine)
-        for turn in turns if number % 2 else reversed(turns):
-            turn()
+    with activity("measuring"):
+        for number in counted(range(options.rounds + 1), "round"):
+            engine.append([])
+            server.append([])
+            turns = (time_engine, time_server, time_server, time_engine)
+            for turn in turns if number % 2 else reversed(turns):
+                turn()
     # The first round warms up.
     own, served = ([sum(pair) / 2 for pair in times[1:]] for times in (engine, server))
     shares = [both / alone - 1 for both, alone in zip(served, own, strict=True)]

@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from benchmarks.command import command_line, run_script
 from benchmarks.synthetic import (
@@ -35,6 +34,7 @@ from sgate_serve.bench.statistics import median_with_interval
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
+from sgate_serve.progress import activity, counted
 
 Config = Mapping[str, Any]
 
@@ -168,18 +168,16 @@ def measure(inputs: Inputs, options: StreamingOptions) -> dict[str, list[Usage]]
         **{name: partial(run_command, args) for name, args in inputs.commands().items()},
     }
     usages: dict[str, list[Usage]] = {name: [] for name in runs}
-    total = (options.rounds + 1) * len(runs)
-    with tqdm(total=total, desc="measuring", unit="run", disable=None) as bar:
-        # The first round is a warm-up and is not kept.
-        for number in range(options.rounds + 1):
-            for name, start in runs.items():
-                fill_memory(inputs, round(options.free * 2**30))
-                inputs.out.mkdir()
-                usage = start()
-                shutil.rmtree(inputs.out)
-                if number:
-                    usages[name].append(usage)
-                bar.update()
+    # The first round is a warm-up and is not kept.
+    turns = list(product(range(options.rounds + 1), runs.items()))
+    with activity("measuring"):
+        for number, (name, start) in counted(turns, "run"):
+            fill_memory(inputs, round(options.free * 2**30))
+            inputs.out.mkdir()
+            usage = start()
+            shutil.rmtree(inputs.out)
+            if number:
+                usages[name].append(usage)
     return usages
 
 

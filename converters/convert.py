@@ -10,11 +10,13 @@ from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
 from converters.quantize import check_quantizable
 from converters.rules import compile_plan
+from converters.second_reading import check_with_transformers
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
 from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
@@ -76,7 +78,9 @@ def make_plan(
     masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
 ) -> Plan:
     """Decide what to remove; without gates, scan the weights for zeros."""
-    return compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    plan = compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    gates = "" if masked.gates is None else gates_fingerprint(masked.gates)
+    return replace(plan, gates_fingerprint=gates)
 
 
 def convert(options: ConvertOptions) -> Plan:
@@ -94,6 +98,8 @@ def convert(options: ConvertOptions) -> Plan:
         )
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
+    if masked.base.layout is None:
+        check_with_transformers(masked.base.folder)
     if is_int8:
         check_quantizable(masked.spec.family)
     with new_folder(options.out) as writer:

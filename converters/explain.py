@@ -13,11 +13,13 @@ from sgate_serve.plan import (
     Lowering,
     Plan,
     Removal,
+    Target,
     UnitFold,
     ValueFold,
 )
-from sgate_serve.plan.figures import Figures
+from sgate_serve.plan.figures import Figures, revived_weights
 from sgate_serve.plan.placement import pruned_spec
+from sgate_serve.plan.targets import alignment_advice
 
 AXIS_NAMES = {
     "mlp_units": "MLP unit",
@@ -33,15 +35,21 @@ MAX_SHOWN_RANGES = 8
 
 def plan_table(plan: Plan, dense: ModelSpec, explain: bool) -> Iterator[str]:
     """Yield the lines of the table; with `explain`, the reasons of each layer below its row."""
-    small = pruned_spec(plan, dense)
-    yield f"{'layer':>5}  {'MLP units':>15}  {'query heads':>13}  {'KV heads':>11}  {'removed':>7}"
-    for layer in plan.layers:
-        yield _layer_row(layer, dense, small)
+    small, revived = pruned_spec(plan, dense), revived_weights(plan, dense)
+    header = f"{'layer':>5}  {'MLP units':>15}  {'query heads':>13}  {'KV heads':>11}"
+    yield header + f"  {'removed':>7}" + (f"  {'revived':>7}" if any(revived) else "")
+    for layer, kept_dead in zip(plan.layers, revived, strict=True):
+        total = dense.layer_weights(layer.index) or 1
+        row = _layer_row(layer, 1 - small.layer_weights(layer.index) / total)
+        yield row + (f"  {kept_dead / total:>7.1%}" if any(revived) else "")
         if explain:
             yield from _reasons(plan, layer)
     if explain:
         yield from _model_reasons(plan, dense)
     yield from figure_lines(plan, Figures.of(plan, dense))
+    advice = alignment_advice(plan)
+    if advice is not None:
+        yield advice
 
 
 def figure_lines(plan: Plan, figures: Figures) -> Iterator[str]:
@@ -56,7 +64,8 @@ def figure_lines(plan: Plan, figures: Figures) -> Iterator[str]:
         f"{figures.executed:.2%} not executed"
     )
     if figures.revived:
-        yield f"  dead weights kept for a width: {figures.revived:.2%}"
+        purpose = "so that all layers are alike" if plan.target.uniform else "for a width"
+        yield f"  {figures.revived:.2%} dead but revived {purpose}"
 
 
 def format_indices(indices: Sequence[int]) -> str:
@@ -74,28 +83,26 @@ def format_indices(indices: Sequence[int]) -> str:
 
 def _target(plan: Plan) -> str:
     target = plan.target
-    words = [f"alignment {target.align}"]
+    words = [*(["uniform"] if target.uniform else []), f"alignment {target.align}"]
     if target.tensor_parallel > 1:
         words.append(f"{target.tensor_parallel} shards")
     return ", ".join([*words, f"for {target.engine}"] if target.engine else words)
 
 
-def _layer_row(layer: LayerPlan, dense: ModelSpec, small: ModelSpec) -> str:
+def _layer_row(layer: LayerPlan, removed: float) -> str:
     kept, before = layer.shape, layer.dense
     widths = [
         f"{kept.mlp_units} of {before.mlp_units}",
         f"{kept.num_heads} of {before.num_heads}",
         f"{kept.num_kv_heads} of {before.num_kv_heads}",
     ]
-    total = dense.layer_weights(layer.index)
-    removed = 1 - small.layer_weights(layer.index) / total if total else 0.0
     return f"{layer.index:>5}  {widths[0]:>15}  {widths[1]:>13}  {widths[2]:>11}  {removed:>7.1%}"
 
 
 def _reasons(plan: Plan, layer: LayerPlan) -> Iterator[str]:
     yield from _removal_lines(layer.removals)
     for lowering in layer.lowerings:
-        yield _lowering_line(lowering)
+        yield _lowering_line(lowering, plan.target)
     for fold in plan.folds:
         if not isinstance(fold, HeadUnitFold) and fold.layer == layer.index:
             yield _fold_line(fold)
@@ -126,13 +133,13 @@ def _removal_lines(removals: Iterable[Removal]) -> Iterator[str]:
         )
 
 
-def _lowering_line(lowering: Lowering) -> str:
+def _lowering_line(lowering: Lowering, target: Target) -> str:
     roles, worth = " + ".join(lowering.roles), f"{lowering.saved:,} weights"
     if lowering.how == "dense":
-        return (
-            f"       . zero {lowering.side} of {roles} stay: {worth} cost less than the index "
-            f"work (rule 12, cost {lowering.cost:,})"
-        )
+        why = f"{worth} cost less than the index work (rule 12, cost {lowering.cost:,})"
+        if target.uniform:
+            why = f"{worth}, but a stock model has no index vectors (rule 12)"
+        return f"       . zero {lowering.side} of {roles} stay: {why}"
     verb = "gathered from the inputs" if lowering.how == "gather" else "scattered to the outputs"
     return (
         f"       ~ {roles}: {len(lowering.kept)} {lowering.side} stored and {verb}, saving {worth} "

@@ -7,10 +7,9 @@ type and loads without this package; otherwise it has `model_type: sgate`.
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
+from converters.second_reading import check_with_transformers
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
@@ -24,6 +23,7 @@ from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.json_form import write_plan
 from sgate_serve.plan.placement import pruned_spec
+from sgate_serve.progress import activity, counted
 
 SHARD_BYTES = 4 * 2**30
 # The dtype is written anew, and no remote code goes with the weights.
@@ -34,20 +34,34 @@ TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 def write_hf(
     writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan, is_int8: bool = False
 ) -> None:
-    """Write the whole HF layout into `writer`; the caller commits it."""
+    """Write the whole HF layout into `writer`; the caller commits it.
+
+    The config comes first and is read again, by transformers as well where it is installed: weights
+    are not written for a folder that nothing loads.
+    """
     plan.check(masked.spec)
     # Use the names of the base's own files: base models are saved without a prefix.
     written_name = masked.base.written_name
     headers, arrays = stored_tensors(masked, plan, is_int8)
     headers = [replace(header, name=written_name(header.name)) for header in headers]
+    config = written_config(masked, plan, is_int8)
+    written = ModelSpec.from_config(config, f"{writer.folder}/config.json")
+    assert written == pruned_spec(plan, masked.spec), "the written config is read otherwise"
+    writer.write_json("config.json", config)
+    check_with_transformers(writer.staging, writer.folder / "config.json")
+    write_plan(plan, writer.path(PLAN_FILE))
+    copy_companions(masked.base.folder, writer, masked.spec.task, config)
+    with activity("writing", is_brief=True):
+        writer.write_weights(headers, counted(arrays, "tensor", len(headers)), SHARD_BYTES)
+
+
+def written_config(masked: MaskedCheckpoint, plan: Plan, is_int8: bool) -> dict[str, Any]:
+    """Return the content of `config.json`, which names the float linears of an int8 folder."""
     config = hf_config(masked, plan)
     if is_int8:
-        config[CONFIG_KEY] = int8_config(map(written_name, float_linears(masked.spec)))
-    writer.write_json("config.json", config)
-    write_plan(plan, writer.path(PLAN_FILE))
-    copy_companions(masked.base.folder, writer, masked.spec.task)
-    shown = tqdm(arrays, "writing", len(headers), unit="tensor", disable=None)
-    writer.write_weights(headers, shown, SHARD_BYTES)
+        linears = map(masked.base.written_name, float_linears(masked.spec))
+        config[CONFIG_KEY] = int8_config(linears)
+    return config
 
 
 def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Compile facts into a Plan: both tables of rules to a fixpoint, then revivals, then lowering."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from converters.rules.blocks import constant_blocks, silent_blocks
@@ -12,7 +12,7 @@ from converters.rules.layer_state import LayerState
 from converters.rules.lowering import lower_layer, nonzero_weights
 from converters.rules.mlp import constant_units, silent_units, unread_units
 from converters.rules.query_key import constant_query_dims, dead_key_dims, uniform_heads
-from converters.rules.revive import revive
+from converters.rules.revive import revive, uniform_widths
 from converters.rules.stream import dead_columns, unwritten_dims
 from converters.rules.value import (
     constant_value_dims,
@@ -20,7 +20,9 @@ from converters.rules.value import (
     dead_kv_heads,
     dead_value_dims,
 )
-from sgate_serve.plan import AXES, LayerPlan, Plan, Target, receiving_tensor
+from sgate_serve.architecture.spec import is_stock_shape
+from sgate_serve.errors import PlanError
+from sgate_serve.plan import AXES, LayerPlan, Lowering, Plan, Revival, Target, receiving_tensor
 from sgate_serve.plan.placement import pruned_spec
 from sgate_serve.plan.targets import TARGETS, check_target
 
@@ -61,9 +63,13 @@ def compile_plan(
     """
     target = target or Target()
     check_target(target, facts.spec)
+    if target.uniform and index_price is not None:
+        raise PlanError(
+            "--index-price with --uniform: a stock model has no index vectors; drop one of the two"
+        )
     price = TARGETS[target.engine].index_price if index_price is None else index_price
-    found = find_dead(facts)
-    layers = [_layer_plan(found, state, target, price) for state in found.layers]
+    found = find_dead(facts, is_uniform=target.uniform)
+    layers = list(_layer_plans(found, target, price))
     plan = Plan(
         family=facts.spec.family.name,
         base_fingerprint=base_fingerprint,
@@ -81,27 +87,48 @@ def compile_plan(
     )
     plan = _with_biases(plan, facts)
     plan.check(facts.spec)
+    is_stock = is_stock_shape(pruned_spec(plan, facts.spec))
+    assert is_stock or not target.uniform, "the layers are alike, but no stock class holds them"
     return plan
 
 
-def find_dead(facts: ModelFacts) -> Fixpoint:
-    """Apply all rules until none finds more."""
-    found = Fixpoint(facts, LAYER_RULES, MODEL_RULES)
+def find_dead(facts: ModelFacts, *, is_uniform: bool = False) -> Fixpoint:
+    """Apply all rules until none finds more; with `is_uniform` only what a stock class allows.
+
+    A stock class has all residual dimensions, all units on top and the biases of its family, and no
+    block of it has lost its output bias to another tensor.
+    """
+    model_rules = {} if is_uniform else MODEL_RULES
+    found = Fixpoint(facts, LAYER_RULES, model_rules, may_add_biases=not is_uniform)
     found.run()
     return found
 
 
-def _layer_plan(found: Fixpoint, state: LayerState, target: Target, price: int) -> LayerPlan:
-    revived, revivals = revive(found.facts, state, target)
-    kept = {axis: indices_of(getattr(revived, axis)) for axis in AXES}
-    return LayerPlan(
-        index=state.index,
-        dense=state.shape,
-        **kept,
-        lowerings=tuple(lower_layer(revived, revivals, target.align, price)),
-        removals=tuple(found.layer_removals[state.index]),
-        revivals=tuple(revivals),
-    )
+def _layer_plans(found: Fixpoint, target: Target, price: int) -> Iterator[LayerPlan]:
+    common = uniform_widths(found.facts, found.layers, target) if target.uniform else None
+    for state in found.layers:
+        revived, revivals = revive(found.facts, state, target, common)
+        kept = {axis: indices_of(getattr(revived, axis)) for axis in AXES}
+        yield LayerPlan(
+            index=state.index,
+            dense=state.shape,
+            **kept,
+            lowerings=tuple(_lowerings(revived, revivals, target, price)),
+            removals=tuple(found.layer_removals[state.index]),
+            revivals=tuple(revivals),
+        )
+
+
+def _lowerings(
+    state: LayerState, revivals: Sequence[Revival], target: Target, price: int
+) -> Iterator[Lowering]:
+    if not target.uniform:
+        yield from lower_layer(state, revivals, target.align, price)
+        return
+    # No cut saves more than the layer has, so all stay dense: a stock model has no index vectors.
+    whole = state.spec.layer_weights(state.index)
+    for lowering in lower_layer(state, revivals, target.align, whole):
+        yield replace(lowering, cost=0)
 
 
 def _count_open(facts: ModelFacts) -> int:

@@ -47,8 +47,11 @@ class Fixpoint:
         facts: ModelFacts,
         layer_rules: Mapping[str, LayerRule],
         model_rules: Mapping[str, ModelRule],
+        *,
+        may_add_biases: bool = True,
     ) -> None:
         spec = facts.spec
+        self._may_add_biases = may_add_biases
         self.facts, self.layer_rules, self.model_rules = facts, layer_rules, model_rules
         self.layers = [LayerState.of(spec, i, zeros) for i, zeros in enumerate(facts.layers)]
         self.hidden = np.ones(spec.hidden_size, np.bool_)
@@ -102,10 +105,9 @@ class Fixpoint:
     def _remove_from_layer(self, index: int, rule: str, finding: Finding) -> bool:
         """Remove what a finding flags in a layer; say whether any of it was still alive."""
         layer = self.layers[index]
-        new: Flags = finding.dead & layer.alive(finding.axis)
+        new, constant = self._removable(layer, finding)
         if not new.any():
             return False
-        constant = np.zeros_like(new) if finding.constant is None else new & finding.constant
         if constant.any():
             fold = _layer_fold(finding.axis, index, indices_of(constant))
             self.folds.append(fold)
@@ -118,6 +120,20 @@ class Fixpoint:
         removal = Removal(str(finding.axis), indices_of(new), rule, finding.cause)
         self.layer_removals[index].append(removal)
         return True
+
+    def _removable(self, layer: LayerState, finding: Finding) -> tuple[Flags, Flags]:
+        """Flag what a finding removes, and what of that leaves a constant.
+
+        What would leave a constant stays if no bias can receive it and none may be added.
+        """
+        new: Flags = finding.dead & layer.alive(finding.axis)
+        if finding.constant is None:
+            return new, np.zeros_like(new)
+        constant = new & finding.constant
+        role = _layer_fold(finding.axis, layer.index, ()).role
+        if self._may_add_biases or layer.spec.has_bias(layer.index, role):
+            return new, constant
+        return new & ~constant, np.zeros_like(new)
 
     def _reached(self, layer: LayerState, role: str, columns: Flags) -> Flags:
         """Flag the rows of a matrix that are not zero on the given columns."""

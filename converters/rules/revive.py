@@ -4,6 +4,7 @@ The columns that read a revived unit are stored as zeros, so keeping it is alway
 records the cost.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -11,20 +12,30 @@ import numpy as np
 from converters.rules.facts import Flags, ModelFacts
 from converters.rules.layer_state import LayerState
 from converters.rules.stream import written_by
+from converters.rules.widths import Widths, common_widths, own_heads, own_mlp_units
 from sgate_serve.architecture.family import ATTENTION, MLP
-from sgate_serve.errors import PlanError
 from sgate_serve.plan import Revival, Target
-from sgate_serve.plan.targets import is_shardable
 
 Revived = tuple[LayerState, list[Revival]]
 
 
-def revive(facts: ModelFacts, state: LayerState, target: Target) -> Revived:
-    """Return the state with everything required to stay revived, and the reasons."""
+def revive(
+    facts: ModelFacts, state: LayerState, target: Target, common: Widths | None = None
+) -> Revived:
+    """Return the state with everything required to stay revived, and the reasons.
+
+    `common` are the widths that all layers have; by default each layer has its own.
+    """
     state, constant = keep_constant_blocks(facts, state)
-    state, evened = even_out_groups(state, target)
-    state, aligned = align_mlp(state, target)
+    state, evened = even_out_groups(state, target, common)
+    state, aligned = align_mlp(state, target, common)
     return state, [*constant, *evened, *aligned]
+
+
+def uniform_widths(facts: ModelFacts, states: Iterable[LayerState], target: Target) -> Widths:
+    """Return the widths that all layers have under `--uniform`; raises PlanError if none do."""
+    kept = [keep_constant_blocks(facts, state)[0] for state in states]
+    return common_widths(facts.spec, kept, target)
 
 
 def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
@@ -47,17 +58,18 @@ def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
     return state, revivals
 
 
-def even_out_groups(state: LayerState, target: Target) -> Revived:
+def even_out_groups(state: LayerState, target: Target, common: Widths | None = None) -> Revived:
     """Give every KV head the same number of query heads, and every shard the same number of both.
 
     1. Engines take one ratio of query heads to KV heads per layer: that of the largest group.
     2. Under tensor parallelism the number of shards divides the query heads. It divides the KV
        heads too, or they divide it and are replicated.
+    3. Under `common` widths a removed block comes back, its output bias and norms included.
     """
-    if not state.heads.any():
-        return state, []
-    groups = state.heads.reshape(state.shape.num_kv_heads, -1).copy()
-    num_kv, per_kv = _shardable_counts(state, groups, target.tensor_parallel)
+    widths = own_heads(state, target) if common is None else common
+    num_kv, per_kv = widths.kv_heads, widths.queries_per_kv
+    shape = state.shape
+    groups = state.heads.reshape(shape.num_kv_heads, shape.queries_per_kv).copy()
     more_kv = np.flatnonzero(~state.kv_heads)[: num_kv - int(state.kv_heads.sum())]
     kv_heads = state.kv_heads.copy()
     kv_heads[more_kv] = True
@@ -65,8 +77,10 @@ def even_out_groups(state: LayerState, target: Target) -> Revived:
     for kv in np.flatnonzero(kv_heads):
         for head in np.flatnonzero(~groups[kv])[: per_kv - int(groups[kv].sum())]:
             groups[kv, head] = True
-            revived.append(int(kv) * state.shape.queries_per_kv + int(head))
+            revived.append(int(kv) * shape.queries_per_kv + int(head))
     reason = f"each KV head keeps {per_kv} query head{'s' if per_kv > 1 else ''}"
+    if common is not None:
+        reason = f"every layer has {num_kv * per_kv} query and {num_kv} KV heads"
     if target.tensor_parallel > 1:
         reason += f", for {target.tensor_parallel} shards"
     revivals = [Revival("heads", tuple(revived), reason)] if revived else []
@@ -75,42 +89,23 @@ def even_out_groups(state: LayerState, target: Target) -> Revived:
     return replace(state, heads=groups.reshape(-1), kv_heads=kv_heads), revivals
 
 
-def align_mlp(state: LayerState, target: Target) -> Revived:
-    """Round the MLP width up to a multiple of the alignment in every shard.
+def align_mlp(state: LayerState, target: Target, common: Widths | None = None) -> Revived:
+    """Widen the MLP to a multiple of the alignment in every shard, or to the common width.
 
-    The dense width is the most, where shards can divide it. Raises PlanError if none can be met.
+    Raises PlanError if no width can be shared among the shards.
     """
-    multiple = target.align * target.tensor_parallel
-    kept, size = int(state.mlp_units.sum()), state.mlp_units.size
-    wanted = -(-kept // multiple) * multiple
-    if wanted > size:
-        wanted = size
-        if wanted % target.tensor_parallel:
-            raise PlanError(
-                f"--tensor-parallel {target.tensor_parallel}: layer {state.index} keeps {kept} of "
-                f"{size} MLP units, and no multiple of {target.tensor_parallel} up to {size} holds "
-                "them; give a divisor of the dense width"
-            )
+    wanted = own_mlp_units(state, target) if common is None else common.mlp_units
+    kept = int(state.mlp_units.sum())
     if wanted == kept:
         return state, []
     revived = np.flatnonzero(~state.mlp_units)[: wanted - kept]
     flags = state.mlp_units.copy()
     flags[revived] = True
-    revival = Revival("mlp_units", tuple(revived.tolist()), f"widths are multiples of {multiple}")
+    reason = f"widths are multiples of {target.align * target.tensor_parallel}"
+    if common is not None:
+        reason = f"every layer has {wanted} MLP units"
+    revival = Revival("mlp_units", tuple(revived.tolist()), reason)
     return replace(state, mlp_units=flags), [revival]
-
-
-def _shardable_counts(state: LayerState, groups: Flags, shards: int) -> tuple[int, int]:
-    """Return the smallest numbers of KV heads and of query heads for each that can be sharded."""
-    least_kv, least = int(state.kv_heads.sum()), int(groups.sum(axis=1).max())
-    options = [
-        (num_kv, per_kv)
-        for num_kv in range(least_kv, state.shape.num_kv_heads + 1)
-        for per_kv in range(least, state.shape.queries_per_kv + 1)
-        if is_shardable(num_kv * per_kv, num_kv, shards)
-    ]
-    # The dense layer can be sharded (`check_target`), so there is at least one option.
-    return min(options, key=lambda counts: (counts[0] * counts[1] + 2 * counts[0], counts))
 
 
 def _writes_only_a_bias(facts: ModelFacts, state: LayerState, block: str) -> bool:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from converters.to_onnx.activations import check_activation
 from converters.to_onnx.decoder import build_decoder
 from converters.to_onnx.encoder import build_encoder
-from converters.to_onnx.supported import check_supported
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
@@ -55,7 +55,7 @@ def build_graph(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32])
 
     Raises EngineError for an activation, rope type or precision that no graph can express.
     """
-    check_supported(checkpoint)
+    check_activation(checkpoint.spec.activation)
     build = build_encoder if checkpoint.spec.is_encoder else build_decoder
     return build(checkpoint, precision)
 

@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import product
 from types import MappingProxyType
 from typing import Any
-
-from tqdm import tqdm
 
 from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.bench.statistics import Estimate, median_with_interval
@@ -30,6 +29,7 @@ from sgate_serve.environment import hardware, library_versions
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.serving import check_generative, check_pooling_model
 from sgate_serve.loaders.timing import load_timed, load_timed_pooling
+from sgate_serve.progress import activity, counted
 
 DENSE, PRUNED, DENSE_AGAIN = "dense", "pruned", "dense_again"
 DECODE = "decode"
@@ -135,6 +135,22 @@ def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
                 f"{speedup['ideal']:>6.2f}x {speedup['efficiency']:>11.2f} "
                 f"{record['floor'][name]['ratio']:>9.2f}x"
             )
+    for model, speedups in blocks.items():
+        covered = [name for name in speedups if _is_noise(speedups[name], record["floor"][name])]
+        if covered:
+            yield (
+                f"{model}: this run shows no difference from {DENSE} in {', '.join(covered)}: the "
+                f"noise floor covers the speedup, or its interval contains 1; give more --rounds, "
+                "or measure on a machine that does nothing else"
+            )
+
+
+def _is_noise(speedup: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
+    """Say whether the noise floor's interval covers a speedup, or the speedup's covers 1."""
+    low, high = speedup["ci"]
+    # Records written before floors had intervals.
+    floor_low, floor_high = floor.get("ci", (floor["ratio"], floor["ratio"]))
+    return bool(low <= 1 <= high or floor_low <= speedup["ratio"] <= floor_high)
 
 
 def compare(
@@ -231,16 +247,13 @@ def measure_rounds(
     """
     times: Times = {name: {model: [] for model in models} for name in measures}
     order = order_of(models)
-    total = (rounds + 1) * len(measures) * len(order)
-    with tqdm(total=total, desc="measuring", unit="run", disable=None) as bar:
-        for number in range(rounds + 1):
-            for name, measure in measures.items():
-                for model in order:
-                    time.sleep(SETTLE_SECONDS)
-                    seconds = measure(models[model])
-                    if number:
-                        times[name][model].append(seconds)
-                    bar.update()
+    runs = list(product(range(rounds + 1), measures.items(), order))
+    with activity("measuring", is_brief=True):
+        for number, (name, measure), model in counted(runs, "run"):
+            time.sleep(SETTLE_SECONDS)
+            seconds = measure(models[model])
+            if number:
+                times[name][model].append(seconds)
     return times
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgate_serve.errors import EngineError
+from sgate_serve.progress import activity
 
 START_SECONDS = 60
 STOP_SECONDS = 30
@@ -33,8 +34,9 @@ def running_server(folder: Path, log: Path, arguments: Sequence[str] = ()) -> It
     ):
         try:
             assert process.stdout is not None
-            url = process.stdout.readline().rpartition(" ")[2].strip()
-            wait_until_healthy(url, process, log)
+            with activity("starting the server", is_brief=True):
+                url = process.stdout.readline().rpartition(" ")[2].strip()
+                wait_until_healthy(url, process, log)
             yield url
         finally:
             process.send_signal(signal.SIGTERM)

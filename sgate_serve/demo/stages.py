@@ -29,6 +29,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.gates import GATES_FILE
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan.json_form import read_plan
+from sgate_serve.progress import activity
 from sgate_serve.reports.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.run_dir import run_dir_of
@@ -77,7 +78,8 @@ class Demo:
         ]
 
     def make_corpus(self) -> None:
-        with new_folder(self.folder / "corpus") as writer:
+        reading = activity("reading the library and training a tokenizer", is_brief=True)
+        with reading, new_folder(self.folder / "corpus") as writer:
             write_corpus(writer, self.sizes)
 
     def train_dense(self) -> None:
@@ -121,14 +123,14 @@ class Demo:
         )
 
     def convert(self) -> None:
-        convert(
-            ConvertOptions(
-                checkpoint=str(self.folder / "dense"),
-                gates=self.folder / "gates",
-                out=self.folder / "pruned",
-                to=("hf", "onnx"),
-            )
+        options = ConvertOptions(
+            checkpoint=str(self.folder / "dense"),
+            gates=self.folder / "gates",
+            out=self.folder / "pruned",
+            to=("hf", "onnx"),
         )
+        with activity("converting", is_brief=True):
+            convert(options)
 
     def verify(self) -> None:
         """Verify on both engines; keep the certificate of the one that serves."""
@@ -136,7 +138,9 @@ class Demo:
 
         dense, pruned = str(self.folder / "dense"), self.folder / "pruned"
         for engine in ("torch", "onnx"):
-            result = verify(VerifyOptions(dense, str(pruned), self.folder / "gates", engine))
+            options = VerifyOptions(dense, str(pruned), self.folder / "gates", engine)
+            with activity(f"verifying on {engine}", is_brief=True):
+                result = verify(options)
             for line in result.lines():
                 say(f"  {line}")
             if not result.passed:
@@ -146,12 +150,11 @@ class Demo:
     def measure_perplexity(self) -> None:
         from sgate_serve.demo.perplexity import held_out_perplexity
 
-        models = {name: self.folder / name for name in ("dense", "pruned")}
-        data = self.folder / "corpus" / EVAL_FILE
-        write_json(
-            self.folder / PERPLEXITY_FILE,
-            {name: held_out_perplexity(model, data, self.sizes) for name, model in models.items()},
-        )
+        data, values = self.folder / "corpus" / EVAL_FILE, {}
+        for name in ("dense", "pruned"):
+            with activity(f"measuring the {name} model"):
+                values[name] = held_out_perplexity(self.folder / name, data, self.sizes)
+        write_json(self.folder / PERPLEXITY_FILE, values)
 
     def serve(self) -> None:
         with running_server(self.folder / "pruned", self.folder / "serve.log") as url:
@@ -168,11 +171,13 @@ class Demo:
         root = self.folder / "shape"
         # Remove the remains of an interrupted attempt; random weights are quick to make again.
         shutil.rmtree(root, ignore_errors=True)
-        write_shape(root / "dense", self.sizes)
+        with activity("writing random weights", is_brief=True):
+            write_shape(root / "dense", self.sizes)
         trained = read_plan(self.folder / "pruned" / PLAN_FILE)
         base = Checkpoint.open(root / "dense")
         write_shape_gates(base, trained, root / "gates", self.sizes.seed)
-        convert(ConvertOptions(str(root / "dense"), root / "pruned", root / "gates"))
+        with activity("converting", is_brief=True):
+            convert(ConvertOptions(str(root / "dense"), root / "pruned", root / "gates"))
 
     def compare_shape(self) -> None:
         workload = Workload(
@@ -184,7 +189,8 @@ class Demo:
 
     def _compare(self, models: Path, workload: Workload, record: str, plot: str) -> None:
         dense, pruned = (Checkpoint.open(models / name) for name in ("dense", "pruned"))
-        result = compare(dense, pruned, "onnx", workload)
+        with activity("comparing", is_brief=True):
+            result = compare(dense, pruned, "onnx", workload)
         plot_comparison(result, self.folder / plot)
         write_json(self.folder / record, result.to_json())
 

@@ -1,8 +1,10 @@
 """Runs the demonstration stage by stage and reports the results."""
 
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from sgate_serve.demo.stages import (
     SERVED_FILE,
     SHAPE_COMPARE_FILE,
     Demo,
+    Stage,
     say,
     write_json,
 )
 from sgate_serve.errors import SgateError
 from sgate_serve.json_fields import read_json
+from sgate_serve.progress import activity, duration
 from sgate_serve.reports.inspection import Inspection
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
@@ -35,8 +39,35 @@ def demo(options: DemoOptions) -> Path:
     """
     sizes = DemoSizes.quick() if options.quick else DemoSizes()
     check_sizes(options.dir, sizes)
-    demo = Demo(options.dir, sizes)
-    stages = demo.stages
+    with activity("loading torch and transformers", is_brief=True):
+        from sgate_serve.training.quiet import quiet_libraries
+
+    with quiet_libraries(), quiet_logs():
+        run_stages(Demo(options.dir, sizes).stages)
+    report = make_report(options.dir)
+    path = options.dir / REPORT_FILE
+    write_json(path, report)
+    for line in report_lines(options.dir, report):
+        say(line)
+    return path
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Within the context, our own packages log no settings: the demo says what it does."""
+    loggers = [logging.getLogger(package) for package in ("sgate_serve", "converters")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def run_stages(stages: Sequence[Stage]) -> None:
+    """Run the stages that are not done yet, and say what happens to each."""
     for number, stage in enumerate(stages, 1):
         label = f"[{number}/{len(stages)}] {stage.title}"
         if stage.is_done:
@@ -45,13 +76,7 @@ def demo(options: DemoOptions) -> Path:
         say(label)
         started = time.monotonic()
         stage.run()
-        say(f"{label}: {time.monotonic() - started:.0f} s")
-    report = make_report(options.dir)
-    path = options.dir / REPORT_FILE
-    write_json(path, report)
-    for line in report_lines(options.dir, report):
-        say(line)
-    return path
+        say(f"  done in {duration(time.monotonic() - started)}")
 
 
 def check_sizes(folder: Path, sizes: DemoSizes) -> None:

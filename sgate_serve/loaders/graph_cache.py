@@ -17,7 +17,7 @@ from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import cache_dir
-from sgate_serve.errors import CheckpointError
+from sgate_serve.errors import CheckpointError, writing
 from sgate_serve.onnx_format.names import (
     FORMAT_VERSION,
     GRAPH_FILE,
@@ -120,17 +120,21 @@ def check_weights(folder: Path) -> None:
 
 
 def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
-    """Build the graph next to `target` and move it there; another process may have been faster."""
+    """Build the graph next to `target` and move it there; another process may have been faster.
+
+    Raises OutputError if the system refuses to write it.
+    """
     from converters.to_onnx import write_onnx
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-    try:
-        write_onnx(model, staging, precision)
-        if not (target / GRAPH_FILE).exists():
-            staging.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with writing(target, "set SGATE_CACHE to another folder"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+        try:
+            write_onnx(model, staging, precision)
+            if not (target / GRAPH_FILE).exists():
+                staging.replace(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def cache_key(model: Checkpoint, precision: Precision) -> str:

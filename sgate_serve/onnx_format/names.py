@@ -29,6 +29,9 @@ META_VOCAB_SIZE = "sgate.vocab_size"
 META_NUM_TYPES = "sgate.num_types"
 META_PADDING_ID = "sgate.padding_id"
 META_LOGIT_TOKEN = "sgate.logit_token"
+# Only where padding tokens have a position of their own, as in RoBERTa: the row of that position in
+# the graph's table. Other tokens count from 0 and do not count padding tokens.
+META_PADDING_POSITION = "sgate.padding_position"
 
 # Kinds of graphs: next tokens, the logits of one token of each row, or states of all tokens.
 GENERATE, CLASSIFY, EMBED = "generate", "classify", "embed"

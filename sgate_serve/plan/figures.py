@@ -32,16 +32,15 @@ class Figures:
     def of(cls, plan: Plan, dense: ModelSpec) -> "Figures":
         total = dense.num_gateable or 1
         small, sliced = pruned_spec(plan, dense), pruned_spec(_without_index_work(plan), dense)
-        bare = _without_revivals(plan, sliced)
         padding = sum(_padding(small, TARGETS[plan.target.engine].head_multiple))
         return cls(
             naive=plan.closed / total,
             compiled=plan.dead / total,
-            index_free=1 - sliced.num_gateable / total,
-            removed=1 - small.num_gateable / total,
+            index_free=_removed(sliced, dense),
+            removed=_removed(small, dense),
             executed=1 - (small.num_gateable + padding) / total,
             overall=1 - small.num_parameters / dense.num_parameters,
-            revived=(sliced.num_gateable - bare.num_gateable) / total,
+            revived=sum(revived_weights(plan, dense)) / total,
         )
 
     def headline(self) -> dict[str, float]:
@@ -51,8 +50,20 @@ class Figures:
 
 def removed(plan: Plan, dense: ModelSpec) -> float:
     """Return the fraction of the gateable linear weights removed, at the plan's alignment."""
+    return _removed(pruned_spec(plan, dense), dense)
+
+
+def _removed(small: ModelSpec, dense: ModelSpec) -> float:
     total = dense.num_gateable
-    return 1 - pruned_spec(plan, dense).num_gateable / total if total else 0.0
+    return 1 - small.num_gateable / total if total else 0.0
+
+
+def revived_weights(plan: Plan, dense: ModelSpec) -> tuple[int, ...]:
+    """Count, for each layer, the weights of dead units that are kept only for their width."""
+    sliced = pruned_spec(_without_index_work(plan), dense)
+    bare = _without_revivals(plan, sliced)
+    layers = range(len(plan.layers))
+    return tuple(sliced.layer_weights(i) - bare.layer_weights(i) for i in layers)
 
 
 def _without_index_work(plan: Plan) -> Plan:

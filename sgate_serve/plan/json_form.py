@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sgate_serve.architecture.family import ATTENTION_ROLES, BLOCKS, MLP_ROLES
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import PlanError
-from sgate_serve.json_fields import INDICES, TEXT, TEXTS, WHOLE, Kind, read_json
+from sgate_serve.json_fields import FLAG, INDICES, TEXT, TEXTS, WHOLE, Kind, read_json
 from sgate_serve.plan import (
     AXES,
     PLAN_FORMAT,
@@ -59,9 +59,11 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
         "cost": WHOLE,
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
-    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT},
+    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT, "uniform": FLAG},
     LayerShape: {f.name: WHOLE for f in fields(LayerShape)},
 }
+# The values of fields that plans written before these existed lack.
+ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {Target: {"uniform": False}}
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),
     "layer": WHOLE,
@@ -115,8 +117,8 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
             merges=_read_all(Merge, value["merges"]),
             extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
             removals=_read_all(Removal, value["removals"]),
-            # Plans of older releases have none.
-            base_digest=_typed({"base_digest": None, **value}, "base_digest", OPTIONAL_TEXT),
+            base_digest=_optional_text(value, "base_digest"),
+            gates_fingerprint=_optional_text(value, "gates_fingerprint"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(f"{source} is not a plan of this release: {error!r:.200}") from error
@@ -175,6 +177,7 @@ def _read_all(kind: type[Value], values: Any) -> tuple[Value, ...]:
 
 def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
     """Build a dataclass from a JSON object that has each of its fields with the right type."""
+    value = {**ADDED_FIELDS.get(kind, {}), **value}
     read = {key: _typed(value, key, expected) for key, expected in KINDS[kind].items()}
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in read.items()})
 
@@ -182,6 +185,12 @@ def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
 def _kept(value: Mapping[str, Any], key: str) -> tuple[int, ...] | None:
     kept = _typed(value, key, KEPT)
     return None if kept is None else tuple(kept)
+
+
+def _optional_text(value: Mapping[str, Any], key: str) -> str | None:
+    """Return a string that plans of older releases lack."""
+    text: str | None = _typed({key: None, **value}, key, OPTIONAL_TEXT)
+    return text
 
 
 def _typed(value: Mapping[str, Any], key: str, kind: Kind) -> Any:

@@ -90,11 +90,15 @@ class Merge:
 
 @dataclass(frozen=True)
 class Target:
-    """The target of a plan: multiples of `align`, `tensor_parallel` shards, an engine."""
+    """The target of a plan: multiples of `align`, `tensor_parallel` shards, an engine.
+
+    `uniform` asks for layers that are all alike, which a stock model class can hold.
+    """
 
     align: int = 1
     tensor_parallel: int = 1
     engine: str | None = None
+    uniform: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ class Plan:
     older releases have none.
     `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the surviving
     units on top of `dense_head_units`; None means all. `closed` and `dead` count block weights: in
-    closed rows or columns, and provably dead.
+    closed rows or columns, and provably dead. `gates_fingerprint` is that of the gates, empty
+    without gates, and None in plans of releases that did not record it.
     """
 
     family: str
@@ -162,6 +167,7 @@ class Plan:
     extra_biases: tuple[str, ...] = ()
     removals: tuple[Removal, ...] = field(default=())
     base_digest: str | None = None
+    gates_fingerprint: str | None = None
 
     def check(self, dense: ModelSpec, source: str = "plan") -> None:
         """Raise PlanError, naming `source`, unless the plan can rewrite this model."""

@@ -1,11 +1,14 @@
-"""The targets of a plan: the price of an index operation, padding, and counts that shard."""
+"""The targets of a plan: the price of an index operation, padding, and widths that suit others.
+
+Others are shards, stock model classes and the 4-bit kernels of other tools.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
-from sgate_serve.plan import Target
+from sgate_serve.plan import Plan, Target
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,15 @@ TARGETS: Mapping[str | None, EngineTarget] = {
     "vllm": EngineTarget(VLLM_INDEX_PRICE),
 }
 
+# The 4-bit kernels of other tools, and the multiple of a matrix's input width that they work on. On
+# other widths bitsandbytes is slow on GPUs and stops on CPUs ("N must be divisible by block_n" for
+# 458 units), GPTQ and AWQ stop, and llama.cpp stores the matrix in a larger type.
+KERNEL_MULTIPLES: Mapping[str, int] = {
+    "bitsandbytes": 64,
+    "GPTQ, AWQ": 128,
+    "llama.cpp K-quants": 256,
+}
+
 
 def check_target(target: Target, spec: ModelSpec) -> None:
     """Raise PlanError for an unknown target, or one that this model cannot be cut for."""
@@ -45,6 +57,8 @@ def check_target(target: Target, spec: ModelSpec) -> None:
     if target.engine not in TARGETS:
         known = ", ".join(name for name in TARGETS if name)
         raise PlanError(f"--target-engine {target.engine}: this release plans for {known}")
+    if target.uniform:
+        _check_stock(spec)
     for index, layer in enumerate(spec.layers):
         heads, kv_heads = layer.num_heads, layer.num_kv_heads
         if heads and not is_shardable(heads, kv_heads, target.tensor_parallel):
@@ -58,3 +72,53 @@ def check_target(target: Target, spec: ModelSpec) -> None:
 def is_shardable(heads: int, kv_heads: int, shards: int) -> bool:
     """Say whether shards get equally many query heads, with whole or replicated KV heads."""
     return heads % shards == 0 and (kv_heads % shards == 0 or shards % kv_heads == 0)
+
+
+def _check_stock(spec: ModelSpec) -> None:
+    """Raise PlanError, naming the obstacle, unless a stock class can hold the model before pruning.
+
+    Its layers may differ in widths: `converters.rules.uniform` finds out whether they can agree.
+    """
+    stock = f"a stock {spec.head.model_class}"
+    if spec.extra_biases:
+        raise PlanError(
+            f"--uniform: {min(spec.extra_biases)} has a bias that {stock} lacks; give gates "
+            "without it, such as those of sgate train --recovery lora"
+        )
+    if spec.norm_size != spec.hidden_size or spec.head_units != spec.hidden_size:
+        raise PlanError(
+            f"--uniform: this checkpoint has lost residual dimensions or units on top, which "
+            f"{stock} cannot do without; give the dense checkpoint that it was made from"
+        )
+    for index, layer in enumerate(spec.layers):
+        if layer.skipped_blocks or layer.head_dim != spec.layers[0].head_dim:
+            found = " and no ".join(layer.skipped_blocks)
+            raise PlanError(
+                f"--uniform: layer {index} has "
+                + (f"no {found} block" if found else f"heads of width {layer.head_dim}")
+                + f" before pruning, unlike others, and {stock} has layers that are all alike; "
+                "give the dense checkpoint that it was made from"
+            )
+
+
+def alignment_advice(plan: Plan) -> str | None:
+    """Say which `--align` gives MLP widths that 4-bit kernels of other tools work on.
+
+    None if all widths suit them, if the dense ones did not either, or if the plan has an alignment
+    that suits one of them.
+    """
+    multiples = KERNEL_MULTIPLES.values()
+    if any(plan.target.align % multiple == 0 for multiple in multiples):
+        return None
+    spoilt = [
+        f"{multiple} ({kernels})"
+        for kernels, multiple in KERNEL_MULTIPLES.items()
+        if any(
+            layer.dense.mlp_units % multiple == 0 and len(layer.mlp_units) % multiple
+            for layer in plan.layers
+        )
+    ]
+    if not spoilt:
+        return None
+    uniform = "" if plan.target.uniform else "--uniform "
+    return f"for 4-bit kernels of other tools: {uniform}--align {' or '.join(spoilt)}"

@@ -22,6 +22,7 @@ from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.plan.placement import dense_spec
+from sgate_serve.plan.targets import alignment_advice
 from sgate_serve.verify.certificate import CERTIFICATE_FILE, certificate_line, read_certificate
 
 PREFILL_TOKENS = 512
@@ -117,6 +118,11 @@ class Inspection:
                 f"closed {figures['naive']:.1%}, dead {figures['compiled']:.1%}, without index "
                 f"work {figures['index_free']:.1%}, not executed {figures['executed']:.1%}"
             )
+            if figures["revived"]:
+                yield f"dead but revived for a width {figures['revived']:.1%}"
+            advice = alignment_advice(self.plan)
+            if advice is not None:
+                yield advice
         yield certificate_line(self.certificate)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import Gates
+from sgate_serve.progress import activity
 from sgate_serve.training.gates.initialization import num_groups_of
 from sgate_serve.training.gates.kurtosis import kurtosis_pressure
 from sgate_serve.training.gates.relaxations import RELAXATIONS
@@ -25,14 +26,14 @@ from sgate_serve.training.phases.trainer import Phase
 from sgate_serve.training.phases.tuning import Tuning
 from sgate_serve.training.processes import agreed
 from sgate_serve.training.tasks.training_data import Batch, TrainingData
-from sgate_serve.training.train_options import COUPLED, DENSE, GATES, TrainOptions
+from sgate_serve.training.train_options import COUPLED, DENSE, FISHER, GATES, TrainOptions
 
 # Batches on which the masks of trained gates and of their start are compared.
 COMPARISON_BATCHES = 12
 
 
 def find_gates(
-    model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, phase: Phase
+    model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, gate_phase: Phase
 ) -> tuple[Gates, tuple[str, ...]]:
     """Return gates that are exactly 0 or open, and the names of the tensors trained with them.
 
@@ -49,21 +50,26 @@ def find_gates(
     changed: tuple[str, ...] = ()
     if options.method == GATES:
         gates, training = _gates_to_train(model, spec, batches, options)
-        changed = train_gates(model, spec, gates, data, training, phase)
+        changed = train_gates(model, spec, gates, data, training, gate_phase)
         method = f"{options.gate_relaxation} gates, augmented Lagrangian, top-k snap"
         groups = training.initial.num_groups
         ranking = Ranking(gates.scores(), gates.read_outs(), options.gate_block, method, groups)
         if options.gates == COUPLED:
             others = data.shuffled_batches(options.batch_size, COMPARISON_BATCHES, options.seed + 1)
             initial = training.initial.logits
-            return agreed(best_mask(model, spec, ranking, initial, select, others)), changed
+            with activity("comparing masks"):
+                best = best_mask(model, spec, ranking, initial, select, others)
+            return agreed(best), changed
     else:
         sites = granularity.sites(spec)
-        scores = agreed(scores_of(options.method, model, sites, batches, options.seed))
+        with activity(f"scoring ({options.method})"):
+            scores = agreed(scores_of(options.method, model, sites, batches, options.seed))
         method = f"one-shot {options.method} scores, top-k snap"
         groups = num_groups_of(spec, scores, options)
         ranking = Ranking(scores, None, options.gate_block, method, groups)
-    return agreed(select(ranking)), changed
+    with activity("choosing what closes", is_brief=True):
+        chosen = select(ranking)
+    return agreed(chosen), changed
 
 
 def _gates_to_train(
@@ -72,9 +78,12 @@ def _gates_to_train(
     """Return gates initialized by their Fisher scores, and the settings of their training."""
     granularity = GRANULARITIES[options.gates]
     sites = granularity.sites(spec)
-    scores = agreed(fisher_scores(model, sites, batches))
-    pressure = kurtosis_pressure(model, sites, batches) if options.kurtosis else None
-    initial = granularity.initialize(spec, scores, options)
+    with activity(f"scoring ({FISHER})"):
+        scores = agreed(fisher_scores(model, sites, batches))
+    with activity("measuring kurtosis", is_brief=True):
+        pressure = kurtosis_pressure(model, sites, batches) if options.kurtosis else None
+    with activity("choosing where to start", is_brief=True):
+        initial = granularity.initialize(spec, scores, options)
     relaxation = RELAXATIONS[options.gate_relaxation]
     gates = TrainedGates(sites, initial.logits, granularity.removal(spec), relaxation, pressure)
     tuning = Tuning(options.gate_tuning, options.lora_rank, options.seed)

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Container, Mapping
 from dataclasses import asdict, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates, with_added_biases
 from sgate_serve.plan import Masks
 from sgate_serve.plan.figures import Figures
+from sgate_serve.progress import activity
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.masking import masked_by
 from sgate_serve.training.masks.selection import compile_gates
@@ -45,7 +47,8 @@ def run_training(options: TrainOptions) -> TrainResult:
     given = Checkpoint.open(options.base)
     given.check_unquantized()
     check_base(given, options)
-    task = TASKS[options.task](given, options)
+    with activity("reading and tokenizing the data", is_brief=True):
+        task = TASKS[options.task](given, options)
     summary = overview(given, task, options)
     if options.dry_run:
         return TrainResult(options.out, summary)
@@ -69,7 +72,7 @@ def run_training(options: TrainOptions) -> TrainResult:
     }
     state.wait_for_everyone()
     if state.is_main_process:
-        with new_folder(options.out) as writer:
+        with activity("saving", is_brief=True), new_folder(options.out) as writer:
             if base is not given:
                 shutil.copytree(base.folder, writer.path(BASE_DIR))
             replace(gates, base_digest=digest).stage(writer, deltas)
@@ -96,31 +99,34 @@ def _train(
     task: TrainingTask, base: Checkpoint, options: TrainOptions
 ) -> tuple[Gates, dict[str, Array], dict[str, Metrics]]:
     """Return the gates, the tensors that changed, and the metrics after each stage."""
-    model = task.open_model(base.folder)
-    stages = {"dense": task.metrics(model)}
+    with activity("loading the model", is_brief=True):
+        model = task.open_model(base.folder)
+    stages = {"dense": _metrics(task, model, "dense")}
     kinds = [*([options.gate_tuning] if options.method == GATES else []), options.recovery]
     distillation = Distillation.of(model, options.distill, untouched_tensors(base.spec, kinds))
 
-    def phase(name: str, steps: int, tuning: str) -> Phase:
+    def settings(name: str, steps: int, tuning: str) -> Phase:
         folder, rate = run_dir_of(options.out) / name, options.rate_of(tuning)
         return replace(Phase.of(options, folder, steps, rate), distillation=distillation)
 
-    gate_phase = phase("gates", options.gate_steps, options.gate_tuning)
+    gate_phase = settings("gates", options.gate_steps, options.gate_tuning)
     gates, changed = find_gates(model, base, task.data, options, gate_phase)
     masks = gates.masks(base.spec)
     is_dense = options.method == DENSE
-    stages["masked"] = stages["dense"] if is_dense else _masked_metrics(task, model, masks)
+    stages["masked"] = stages["dense"] if is_dense else _metrics(task, model, "masked", masks)
     stages["recovered"] = stages["masked"]
     if options.recovery != NONE:
         tuning = Tuning(options.recovery, options.lora_rank, options.seed)
-        recovery = phase("recovery", options.recovery_steps, tuning.kind)
+        recovery = settings("recovery", options.recovery_steps, tuning.kind)
         changed += recover(model, base.spec, masks, tuning, task.data, recovery)
-        stages["recovered"] = _masked_metrics(task, model, masks)
+        stages["recovered"] = _metrics(task, model, "recovered", masks)
     return gates, {name: _array(model, name) for name in dict.fromkeys(changed)}, stages
 
 
-def _masked_metrics(task: TrainingTask, model: nn.Module, masks: Masks) -> Metrics:
-    with masked_by(model, masks):
+def _metrics(
+    task: TrainingTask, model: nn.Module, stage: str, masks: Masks = MappingProxyType({})
+) -> Metrics:
+    with activity(f"measuring the {stage} model"), masked_by(model, masks):
         return task.metrics(model)
 
 
@@ -137,7 +143,8 @@ def _metrics_json(metrics: Metrics) -> Mapping[str, Any]:
 
 def _removal(gates: Gates, base: Checkpoint, deltas: Container[str]) -> dict[str, Any]:
     """Return the fractions that the final Plan removes; added biases reduce them."""
-    plan = compile_gates(with_added_biases(base.spec, deltas), gates)
+    with activity("compiling the plan", is_brief=True):
+        plan = compile_gates(with_added_biases(base.spec, deltas), gates)
     figures = Figures.of(plan, base.spec)
     counted = ("naive", "compiled", "index_free", "executed")
     return {

@@ -131,4 +131,5 @@ def _train(model: LlamaForCausalLM, blocks: Blocks, options: PretrainOptions) ->
         seed=options.seed,
         bf16=options.bf16,
     )
-    run(Trainer(model=model, args=phase.arguments(), train_dataset=block_samples(blocks)))
+    trainer = Trainer(model=model, args=phase.arguments(), train_dataset=block_samples(blocks))
+    run(trainer, "training from scratch")

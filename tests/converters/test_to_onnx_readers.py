@@ -76,6 +76,7 @@ def test_metadata_of_a_classifier(tmp_path: Path) -> None:
         "sgate.num_types": "2",
         "sgate.padding_id": "1",
         "sgate.logit_token": "first",
+        "sgate.padding_position": "62",
     }
 
 

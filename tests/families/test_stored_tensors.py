@@ -18,7 +18,7 @@ from converters.convert import ConvertOptions, convert
 from converters.masked import MaskedCheckpoint
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.loaded import Floats
+from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
 from tests.families.zoo import AUTO_CLASSES, VARIANTS, VOCABULARY, Variant, build, token_batch

@@ -29,6 +29,7 @@ from sgate_serve.plan import (
 from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.plan.json_form import plan_from_json, plan_to_json, read_plan, write_plan
 from sgate_serve.plan.placement import dense_spec, place, pruned_spec
+from sgate_serve.plan.targets import alignment_advice
 
 SPEC = ModelSpec.from_config(
     {
@@ -147,6 +148,14 @@ def test_json_round_trip_and_the_way_back_to_the_dense_spec(tmp_path: Path) -> N
     assert dense_spec(PLAN, pruned_spec(PLAN, SPEC), "plan") == SPEC
 
 
+def test_plan_without_the_field_uniform_is_read_as_one_of_uneven_layers() -> None:
+    value = plan_to_json(PLAN)
+    value["target"] = {"align": 8, "tensor_parallel": 2, "engine": "vllm"}
+    assert plan_from_json(value, "plan.json").target == Target(8, 2, "vllm", uniform=False)
+    value["target"] = {**value["target"], "uniform": True}
+    assert plan_from_json(value, "plan.json").target == Target(8, 2, "vllm", uniform=True)
+
+
 def test_plans_from_before_digests_are_read() -> None:
     value = plan_to_json(replace(PLAN, base_digest="d" * 64))
     assert value.pop("base_digest") == "d" * 64
@@ -164,6 +173,8 @@ def test_folds_are_spelled_as_the_format_says() -> None:
         {"layers": 3},
         {"layers": [{"index": 0}]},
         {"target": {"align": "wide", "tensor_parallel": 1, "engine": None}},
+        {"target": {"align": 1, "tensor_parallel": 1, "engine": None, "uniform": 1}},
+        {"target": {"align": 1, "tensor_parallel": 1, "uniform": False}},
         {"folds": [{"source": "air", "layer": 0, "indices": [], "target": ""}]},
         {"hidden": [1.5]},
         {"version": None},
@@ -199,6 +210,43 @@ def test_plan_of_another_model_is_refused() -> None:
         replace(PLAN, dense_hidden=9).check(SPEC)
     with pytest.raises(PlanError, match="hidden must be sorted, unique and below 8"):
         replace(PLAN, hidden=(3, 3)).check(SPEC)
+
+
+def with_units(*widths: int, dense: int = 512, target: Target = PLAN.target) -> Plan:
+    shape = LayerShape(4, 2, 2, dense)
+    layers = (
+        LayerPlan(i, shape, tuple(range(width)), (), (), (), ()) for i, width in enumerate(widths)
+    )
+    return replace(PLAN, layers=tuple(layers), target=target)
+
+
+BITSANDBYTES, GPTQ, K_QUANTS = "64 (bitsandbytes)", "128 (GPTQ, AWQ)", "256 (llama.cpp K-quants)"
+
+
+@pytest.mark.parametrize(
+    ("plan", "multiples"),
+    [
+        (with_units(458, 512), (BITSANDBYTES, GPTQ, K_QUANTS)),
+        (with_units(448), (GPTQ, K_QUANTS)),
+        (with_units(384, 256), (K_QUANTS,)),
+        # No multiple of 256 fits a dense width that is none itself.
+        (with_units(458, dense=640), (BITSANDBYTES, GPTQ)),
+        (with_units(256, 0), ()),
+        (with_units(26, dense=30), ()),
+        (with_units(448, target=Target(align=64)), ()),
+        (with_units(464, target=Target(align=8)), (BITSANDBYTES, GPTQ, K_QUANTS)),
+    ],
+)
+def test_advice_names_the_alignments_that_4_bit_kernels_want(
+    plan: Plan, multiples: tuple[str, ...]
+) -> None:
+    expected = f"for 4-bit kernels of other tools: --uniform --align {' or '.join(multiples)}"
+    assert alignment_advice(plan) == (expected if multiples else None)
+
+
+def test_advice_for_a_uniform_plan_does_not_repeat_its_flag() -> None:
+    plan = with_units(458, target=Target(uniform=True))
+    assert str(alignment_advice(plan)).startswith("for 4-bit kernels of other tools: --align 64")
 
 
 def test_unknown_axis_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,8 +30,8 @@ def options(tmp_path: Path) -> dict[str, Any]:
     return {"base": str(tmp_path / "base"), "data": data, "steps": 4, "seq_len": 16}
 
 
-def run_in_two(out: Path, *words: str, **options: Any) -> str:
-    """Return what `sgate train` prints under torchrun."""
+def run_in_two(out: Path, *words: str, **options: Any) -> tuple[str, str]:
+    """Return what `sgate train` writes to stdout and stderr under torchrun."""
     flags = {"data": "--data", "steps": "--steps", "seq_len": "--seq-len", "method": "--method"}
     flags |= {"batch_size": "--batch-size"}
     named = [part for name, flag in flags.items() for part in (flag, str(options[name]))]
@@ -38,12 +39,18 @@ def run_in_two(out: Path, *words: str, **options: Any) -> str:
     command += [*named, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 def train_in_two(out: Path, **options: Any) -> dict[str, Any]:
     """Return the metrics of a run in two processes."""
-    assert run_in_two(out, **options).count("next: sgate convert") == 1
+    printed, shown = run_in_two(out, **options)
+    assert printed.count("next: sgate convert") == 1
+    # The first process reports each phase, and the libraries say nothing of their own.
+    phases = re.findall(r"^(.+): \d+ \w+ in ", shown, re.MULTILINE)
+    assert len(set(phases)) == len(phases)
+    assert {"measuring the dense model", "recovery", "measuring the recovered model"} < {*phases}
+    assert not re.search(r"\bit/s|%\||\{'|\[transformers\]|Warning", printed + shown), shown
     assert not run_dir_of(out).exists()
     metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     return metrics
@@ -61,7 +68,9 @@ def test_two_processes_are_one_of_twice_the_batch(options: dict[str, Any], tmp_p
 
 
 def test_one_process_says_what_would_be_trained(options: dict[str, Any], tmp_path: Path) -> None:
-    printed = run_in_two(tmp_path / "none", "--dry-run", method="fisher", batch_size=2, **options)
+    printed, _ = run_in_two(
+        tmp_path / "none", "--dry-run", method="fisher", batch_size=2, **options
+    )
     assert printed.count("target 30%") == 1
     assert not (tmp_path / "none").exists()
 

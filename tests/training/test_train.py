@@ -255,7 +255,7 @@ def test_an_interrupted_run_is_neither_overwritten_nor_mixed_up(options: TrainOp
 def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> None:
     options.out.mkdir()
     (options.out / "note").write_text("mine")
-    with pytest.raises(TrainingError, match="gates is not empty; give a new folder or remove"):
+    with pytest.raises(TrainingError, match="gates is not empty; give a new folder"):
         train(options)
     assert not run_dir_of(options.out).exists()
 
@@ -286,6 +286,12 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
         ({"recovery": "adapter"}, "--recovery adapter: this release supports lora, bias, full"),
         ({"target": 0.0}, r"--target 0\.0: give the fraction of block weights to remove, above"),
         ({"target": 1.0}, r"--target 1\.0: give the fraction"),
+        ({"target": 30}, r"--target 30: give the fraction .* below 1; did you mean 0\.3\?"),
+        ({"method": "fischer"}, "--method fischer: this release supports .*; did you mean fisher"),
+        ({"gate_share": 50.0}, r"must lie between 0 and 1; did you mean 0\.5\?"),
+        ({"label_column": "stars"}, "--label-column is for --task classification: text alone"),
+        ({"text_column": "body"}, "--text-column is for .jsonl, .csv and datasets; .txt has none"),
+        ({"report_to": "wandbe"}, "--report-to wandbe is not installed here, or is not a logger"),
         ({"target": 0.99}, r"--target 0\.99: the nearest that this model can reach is 0\.\d+"),
         ({"gate_share": 1.0}, r"--gate-share 1\.0: must lie between 0 and 1"),
         ({"steps": 1}, "--steps 1: give a whole number of at least 2"),
@@ -330,7 +336,7 @@ def test_missing_packages_are_named_with_their_remedy(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sgate_serve.environment.find_spec", lambda name: name != "peft" or None)
-    with pytest.raises(TrainingError, match=r'needs peft, .* pip install "sgate-serve\[train\]"'):
+    with pytest.raises(TrainingError, match=r'needs peft, .* run: .*install.*\[train\]"$'):
         train(options)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.plan import Masks
+from sgate_serve.progress import counted
 from sgate_serve.training.masks.masking import masked_by
 from sgate_serve.training.masks.prunable_sites import BLOCK_KINDS, GateValues, unit_sites
 from sgate_serve.training.masks.selection import Ranking
@@ -48,7 +49,9 @@ def best_mask(
         gates = select(replace(trained, scores=scores, method=method))
         if not any(_close_the_same(gates, other) for other in candidates):
             candidates.append(gates)
-    return min(candidates, key=lambda gates: _mean_loss(model, gates.masks(spec), batches))
+    return min(
+        counted(candidates, "mask"), key=lambda gates: _mean_loss(model, gates.masks(spec), batches)
+    )
 
 
 def _close_the_same(gates: Gates, other: Gates) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sgate_serve.gates.keys import COLUMNS, GateSite
+from sgate_serve.progress import counted
 from sgate_serve.training.masks.masking import masked_linears, sources_of_sites
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite
 from sgate_serve.training.tasks.training_data import Batch, on_device
@@ -32,7 +33,7 @@ def fisher_scores(
         (site.gate, partial(gate.repeat_interleave, site.gate.repeat)) for site, gate in pairs
     )
     with masked_linears(model, sources):
-        for batch in batches:
+        for batch in counted(batches, "batch"):
             loss = model(**on_device(batch, device)).loss
             for total, gradient in zip(totals, torch.autograd.grad(loss, gates), strict=True):
                 total += gradient.detach() ** 2
@@ -117,7 +118,7 @@ def _input_means(
         for name in modules
     ]
     try:
-        for batch in batches:
+        for batch in counted(batches, "batch"):
             given = on_device(batch, device)
             mask = given.get("attention_mask", torch.ones_like(given["input_ids"]))
             is_token = mask[..., None].float()

@@ -14,6 +14,7 @@ from sgate_serve.checkpoint.companions import copy_companions
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
+from sgate_serve.progress import activity
 from sgate_serve.training.phases.recovery import recover
 from sgate_serve.training.phases.trainer import Phase
 from sgate_serve.training.phases.tuning import Tuning
@@ -41,14 +42,16 @@ def train_dense_base(task: TrainingTask, base: Checkpoint, options: TrainOptions
     run_dir = run_dir_of(options.out)
     folder = run_dir / BASE_DIR
     if not (folder / SINGLE_FILE).exists():
-        model = task.open_model(base.folder)
+        with activity("loading the model", is_brief=True):
+            model = task.open_model(base.folder)
         if steps:
             tuning = Tuning(LORA, options.lora_rank, options.seed)
             rate = options.rate_of(LORA)
             phase = Phase.of(options, run_dir / PHASE, steps, rate)
             recover(model, spec_of(model), {}, tuning, task.data, phase)
         if processes().is_main_process:
-            write_base(model, base.folder, folder)
+            with activity("saving the dense base", is_brief=True):
+                write_base(model, base.folder, folder)
     processes().wait_for_everyone()
     return Checkpoint.open(folder)
 
@@ -65,5 +68,5 @@ def write_base(model: nn.Module, source: Path, folder: Path) -> None:
     with new_folder(folder) as writer:
         saved: Any = model
         saved.save_pretrained(writer.staging, max_shard_size="1000GB")
-        copy_companions(source, writer, spec_of(model).task)
+        copy_companions(source, writer, spec_of(model).task, saved.config.to_dict())
         writer.last = [SINGLE_FILE]

@@ -124,5 +124,5 @@ def train_gates(
             training=training,
         )
         with masked_linears(model, gates.sources()):
-            run(trainer)
+            run(trainer, phase.name)
     return names

@@ -28,5 +28,5 @@ def recover(
             distillation=phase.distillation,
         )
         with masked_by(model, masks):
-            run(trainer)
+            run(trainer, phase.name)
     return names

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from sgate_serve.errors import TrainingError
+from sgate_serve.progress import Activity, activity
 from sgate_serve.training.phases.distillation import Distillation
 from sgate_serve.training.train_options import TrainOptions
 
@@ -72,6 +73,10 @@ class Phase:
             report_to=options.report_to,
         )
 
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
     def constant(self) -> "Phase":
         """Return the same phase with a constant learning rate."""
         return replace(self, schedule="constant", warmup_steps=0)
@@ -102,7 +107,9 @@ class Phase:
             dataloader_num_workers=0,
             remove_unused_columns=False,
             report_to=self.report_to,
-            disable_tqdm=False,
+            # Every trained parameter is part of every forward: masks multiply by 0, nothing skips.
+            ddp_find_unused_parameters=False,
+            disable_tqdm=True,
         )
         # The Trainer would replicate the model on every GPU, but gates are hooks of one replica.
         arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -174,16 +181,42 @@ class PhaseTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def run(trainer: Trainer) -> None:
+class _Reporting(TrainerCallback):
+    """Reports steps and the last loss where the Trainer would print dictionaries."""
+
+    def __init__(self, shown: Activity) -> None:
+        self.shown = shown
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.shown.report(state.global_step, args.max_steps, "step")
+
+    on_step_end = on_train_begin
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any
+    ) -> None:
+        if "loss" in logs:
+            self.shown.report(state.global_step, args.max_steps, "step", loss=logs["loss"])
+
+
+def run(trainer: Trainer, name: str) -> None:
     """Train to the last step, resuming from the last checkpoint in the phase's folder.
 
-    Raises TrainingError if there is too little memory.
+    `name` is shown. Raises TrainingError if there is too little memory.
     """
     last = last_checkpoint(Path(trainer.args.output_dir))
     if last is not None and _step_of(last) == trainer.args.max_steps:
         # From a checkpoint of the last step the Trainer would take one step too many.
-        load_model(trainer.model, last / SAFE_WEIGHTS_NAME)
+        with activity(f"{name}, which was done before"):
+            load_model(trainer.model, last / SAFE_WEIGHTS_NAME)
         return
+    with activity(name) as shown:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Reporting(shown))
+        _train_from(trainer, last)
+
+
+def _train_from(trainer: Trainer, last: Path | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except (torch.OutOfMemoryError, MemoryError) as error:

@@ -16,6 +16,7 @@ from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.data.records import Example, read_examples
 from sgate_serve.errors import TrainingError
+from sgate_serve.progress import counted
 from sgate_serve.training.phases.trainer import best_device
 from sgate_serve.training.tasks.evaluate import classifier_metrics
 from sgate_serve.training.tasks.training_data import Sample, Samples, TrainingData
@@ -37,8 +38,8 @@ class ClassificationTask:
         self._has_types = base.spec.num_types > 1
         self._encoder = ExampleEncoder(base, options.seq_len)
         self.data = TrainingData(
-            Samples([self._sample(example) for example in train]),
-            Samples([self._sample(example) for example in held_out]),
+            Samples([self._sample(example) for example in counted(train, "example")]),
+            Samples([self._sample(example) for example in counted(held_out, "example")]),
             pad_token(base),
         )
         full, total = self._encoder.num_full, len(train) + len(held_out)
@@ -87,9 +88,9 @@ def read_split(options: TrainOptions) -> tuple[list[Example], list[Example]]:
 
     Raises TrainingError for unreadable data or a single example.
     """
-    examples = read_examples(options.data)
+    examples = read_examples(options.data, columns=options.columns)
     if options.held_out_source is not None:
-        return examples, read_examples(options.held_out_source, HELD_OUT)
+        return examples, read_examples(options.held_out_source, HELD_OUT, options.columns)
     if len(examples) < 2:
         raise TrainingError(f"{options.data} has a single example; give more, or use --eval-data")
     random.Random(options.seed).shuffle(examples)

@@ -14,6 +14,7 @@ from sgate_serve.data.metrics import (
     perplexity_metrics,
     regression_metrics,
 )
+from sgate_serve.progress import counted
 from sgate_serve.training.tasks.training_data import (
     Batch,
     Samples,
@@ -66,7 +67,7 @@ def _outputs(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    for start in range(0, len(samples), batch_size):
+    for start in counted(range(0, len(samples), batch_size), "batch"):
         part = samples.samples[start : start + batch_size]
         batch = on_device(collate(part, pad_token), device)
         yield batch, model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()

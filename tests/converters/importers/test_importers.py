@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from converters.convert import ConvertOptions, convert, open_masked
 from converters.importers import KINDS, read_gates
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.loaded import Floats
+from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.gates import Gates
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import LayerPlan, Plan

@@ -1,0 +1,128 @@
+"""Every family with `--uniform`: a stock model that a process without this package loads alike."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from converters.convert import ConvertOptions, convert, open_masked
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.gates.keys import linear_sites
+from sgate_serve.loaders.torch_model import dense_model
+from sgate_serve.plan import Plan, Target
+from sgate_serve.plan.figures import Figures
+from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.verification import verify
+from tests.converters.test_convert import random_gates, write_gates
+from tests.families.float64 import logits64
+from tests.families.zoo import AUTO_CLASSES, VARIANTS, Variant, build, token_batch
+
+# Loads each folder named on its standard input, by its auto class, and computes in fp32.
+LOADER = """
+import sys, numpy, torch, transformers
+torch.set_num_threads(1)
+transformers.utils.logging.set_verbosity_error()
+for line in sys.stdin.read().splitlines():
+    folder, auto = line.split("\\t")
+    model, report = getattr(transformers, auto).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    left_out = {kind: sorted(report[kind]) for kind in report if report[kind]}
+    assert not left_out, (folder, left_out)
+    with torch.no_grad():
+        output = model(torch.from_numpy(numpy.load(folder + "/ids.npy")))
+    numpy.save(folder + "/found.npy", output[0].numpy())
+assert not {"sgate_serve", "converters"} & set(sys.modules), "loaded by this package"
+"""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One converted variant, and what a stock process computed with it."""
+
+    root: Path
+    plan: Plan
+    found: NDArray[np.float32]
+
+
+def write_model_and_gates(variant: Variant, root: Path, seed: int) -> None:
+    """Write a small model and random gates of both kinds.
+
+    Half of the KV groups are closed in every layer, not the same ones, and in one layer all of them
+    or all MLP units.
+    """
+    build(variant, seed).save_pretrained(root / "base")
+    base, random = Checkpoint.open(root / "base"), np.random.default_rng(seed)
+    values = random_gates(base, seed, closed=0.3)
+    for site in linear_sites(base.spec):
+        values[site.key] = random.random(site.num_gates) > 0.15
+    for index, layer in enumerate(base.spec.layers):
+        name, num_kv = base.spec.family.layer_name(index), layer.num_kv_heads
+        values[f"{name}.heads"] = np.ones(layer.num_heads)
+        values[f"{name}.kv_groups"] = random.permutation(num_kv) < num_kv // 2
+    emptied = random.choice([f"{name}.kv_groups", f"{name}.mlp_units"])
+    values[emptied] = np.zeros_like(values[emptied])
+    write_gates(base, root / "gates", **values)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Case]:
+    """Convert every variant for one uniform target or another, and load all in a fresh process."""
+    roots, plans, lines = {}, {}, []
+    for seed, variant in enumerate(VARIANTS):
+        roots[str(variant)] = root = tmp_path_factory.mktemp(str(variant))
+        write_model_and_gates(variant, root, seed)
+        target = Target(align=(1, 4)[seed % 2], tensor_parallel=(1, 1, 2)[seed % 3], uniform=True)
+        options = ConvertOptions(str(root / "base"), root / "out", root / "gates", target=target)
+        plans[str(variant)] = convert(options)
+        np.save(root / "out/ids.npy", token_batch(variant, 0).numpy())
+        lines.append(f"{root / 'out'}\t{AUTO_CLASSES[variant.task].__name__}")
+    hidden = {"PYTHONPATH": "", "HF_HUB_OFFLINE": "1"}
+    subprocess.run(
+        [sys.executable, "-P", "-c", LOADER],
+        input="\n".join(lines),
+        text=True,
+        check=True,
+        cwd=roots[str(VARIANTS[0])],
+        env=os.environ | hidden,
+    )
+    return {
+        name: Case(root, plans[name], np.load(root / "out/found.npy"))
+        for name, root in roots.items()
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_process_without_this_package_gets_the_masked_dense_logits(
+    variant: Variant, cases: Mapping[str, Case]
+) -> None:
+    case = cases[str(variant)]
+    masked = open_masked(case.root / "base", case.root / "gates")
+    expected = logits64(dense_model(masked, torch.float64), token_batch(variant, 0))
+    np.testing.assert_allclose(case.found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    (shape,) = {layer.shape for layer in case.plan.layers}
+    dense = masked.spec.layers[0]
+    # Where no width is stated, hidden size / heads is the width of a head, so all heads stay.
+    stays = 1 if masked.spec.family.has_stated_head_width else 2
+    assert (shape.num_heads, shape.num_kv_heads) == (
+        dense.num_heads * stays // 2,
+        dense.num_kv_heads * stays // 2,
+    )
+    assert shape.mlp_units < dense.mlp_units
+    figures = Figures.of(case.plan, masked.spec)
+    assert figures.removed == figures.index_free and figures.revived > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS[::3], ids=str)
+def test_uniform_folder_verifies(variant: Variant, cases: Mapping[str, Case]) -> None:
+    root = cases[str(variant)].root
+    options = VerifyOptions(str(root / "base"), str(root / "out"), root / "gates", "torch")
+    result = verify(options)
+    assert result.passed and result.tensors_equal, result.difference
