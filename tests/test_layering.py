@@ -29,7 +29,7 @@ ROOMS: Mapping[str, set[str]] = {
     "json_fields": {"errors"},
     "architecture": {"errors", "json_fields"},
     "text": {"errors", "json_fields"},
-    "checkpoint": {"errors", "json_fields", "environment", "architecture", "text"},
+    "checkpoint": {"errors", "json_fields", "environment", "progress", "architecture", "text"},
     "plan": {"errors", "json_fields", "architecture"},
     "gates": CORE,
     "models": CORE,

@@ -14,14 +14,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sgate_serve.environment import cache_dir, num_cpus
 from sgate_serve.errors import CheckpointError
+from sgate_serve.progress import activity
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ CHUNK_BYTES = 2**22
 # Two changes within one tick of a file system's clock leave the same times, so nothing is
 # remembered about a file that changed this recently.
 SETTLED_NS = 2 * 10**9
-# A bar appears only if hashing takes longer.
-SILENT_SECONDS = 2.0
+# Less than this is hashed in a moment, without a word.
+SHOWN_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -89,24 +89,23 @@ def span_digests(wanted: Mapping[Path, Spans]) -> dict[Path, dict[str, str]]:
 
 def _hash_all(unknown: Mapping[Path, Spans]) -> Iterator[tuple[Path, str, str]]:
     """Yield file, name and digest of every span, in order, hashed by as many threads as CPUs."""
-    total = sum(end - start for spans in unknown.values() for start, end in spans.values())
-    bar = tqdm(
-        desc="reading all weights once",
-        total=total,
-        unit="B",
-        unit_scale=True,
-        disable=None,
-        delay=SILENT_SECONDS,
-        leave=False,
-    )
-    with bar, ThreadPoolExecutor(num_cpus()) as pool:
+    lengths = [end - start for spans in unknown.values() for start, end in spans.values()]
+    done, is_long = 0, sum(lengths) >= SHOWN_BYTES
+    with (
+        activity("reading all weights once", is_brief=True) if is_long else nullcontext() as shown,
+        ThreadPoolExecutor(num_cpus()) as pool,
+    ):
+        if shown is not None:
+            shown.report(0, len(lengths), "tensor")
         for file, spans in unknown.items():
             try:
                 with file.open("rb", buffering=0) as stream:
                     digests = pool.map(partial(_hash, stream.fileno()), spans.values())
-                    for (name, (start, end)), digest in zip(spans.items(), digests, strict=True):
-                        bar.update(end - start)
+                    for name, digest in zip(spans, digests, strict=True):
                         yield file, name, digest
+                        done += 1
+                        if shown is not None:
+                            shown.report(done, len(lengths), "tensor")
             except OSError as error:
                 raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
 

@@ -23,7 +23,12 @@ from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.plan.placement import dense_spec
 from sgate_serve.plan.targets import alignment_advice
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, certificate_line, read_certificate
+from sgate_serve.verify.certificate import (
+    CERTIFICATE_FILE,
+    certificate_line,
+    is_current,
+    read_certificate,
+)
 
 PREFILL_TOKENS = 512
 PRECISIONS: Mapping[str, str] = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -49,6 +54,11 @@ class Inspection:
             certificate=read_certificate(certificate_path) if certificate_path.exists() else None,
         )
 
+    @property
+    def certificate_is_current(self) -> bool | None:
+        """Say whether the certificate is about the model as it is now; None without one."""
+        return None if self.certificate is None else is_current(self.certificate, self.folder)
+
     def to_json(self) -> dict[str, Any]:
         spec = self.folder.spec
         report: dict[str, Any] = {
@@ -71,6 +81,7 @@ class Inspection:
                 for layer in spec.layers
             ],
             "certificate": self.certificate,
+            "certificate_is_current": self.certificate_is_current,
         }
         if self.plan is not None:
             dense = dense_spec(self.plan, spec, PLAN_FILE)
@@ -124,6 +135,8 @@ class Inspection:
             if advice is not None:
                 yield advice
         yield certificate_line(self.certificate)
+        if self.certificate_is_current is False:
+            yield "edited since then: config.json or weights are not those of the certificate"
 
 
 def precision(folder: Checkpoint) -> str:

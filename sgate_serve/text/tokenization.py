@@ -19,6 +19,7 @@ from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.json_fields import read_json
 from sgate_serve.text.chat_template import ChatTemplate
 from sgate_serve.text.detokenization import Detokenizer
+from sgate_serve.text.generation_settings import warn_unapplied
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, VOCABULARY_FILES, read_settings
 from sgate_serve.text.tokenizer_loading import load_tokenizer
 
@@ -230,11 +231,12 @@ def _cleaned_up(text: str) -> str:
 
 
 def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]:
-    """Return every id that ends a generation.
+    """Return every id that ends a generation; name the other defaults that are not applied.
 
     The sources are `eos_token_id` of generation_config.json, or else of config.json, and the
     tokenizer's `eos_token`. Raises CheckpointError for an invalid id.
     """
+    warn_unapplied(folder)
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = folder / name

@@ -42,6 +42,11 @@ def plan_of(out: Checkpoint, masked: MaskedCheckpoint) -> BasePlan:
             missing=f"{path} was made for base {plan.base_fingerprint:.12}…, and {base.folder} is "
             f"{base.fingerprint:.12}…; give the base that was converted, or convert this one"
         )
+    if plan.base_digest not in (None, base.digest):
+        return BasePlan(
+            missing=f"{path} was made before config.json or weights of {base.folder} were edited; "
+            "convert it again"
+        )
     check_gates(plan, masked, out)
     plan.check(masked.spec, str(path))
     return BasePlan(plan)

@@ -8,6 +8,7 @@ from typing import Any
 
 from converters.model_card import CARD_END, CARD_FILE, CARD_START
 from sgate_serve.checkpoint.int8 import INT8
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.options import option
@@ -59,7 +60,8 @@ class Verification:
     as a tie, not a failure, if the best two reference logits are closer than ten tolerances. For
     rounded weights the comparison is with the model before rounding, and `quantization` is the cost
     of rounding. A part of the folder, such as its tensors, is None if it was not compared;
-    `not_checked` says in words what the verdict does not cover.
+    `not_checked` says in words what the verdict does not cover. `model_digest` is that of the
+    folder: after any edit the verdict is about another model.
     """
 
     passed: bool
@@ -85,6 +87,7 @@ class Verification:
     batch_max_abs_diff: float | None = None
     segments: tuple[tuple[int, ...] | None, ...] = ()
     not_checked: tuple[str, ...] = ()
+    model_digest: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,6 +170,14 @@ def _check_complete(values: Mapping[str, Any], kinds: Mapping[str, Kind], source
     for key in kinds:
         if values.get(key) is None:
             raise CheckpointError(f"{source} lacks {key}; run `sgate verify` again")
+
+
+def is_current(certificate: Mapping[str, Any], model: Checkpoint) -> bool:
+    """Say whether a certificate is about the model that its folder holds now.
+
+    Certificates of older releases do not say; they count as current.
+    """
+    return certificate.get("model_digest") in (None, model.digest)
 
 
 def certificate_line(certificate: Mapping[str, Any] | None) -> str:

@@ -86,4 +86,5 @@ def _verification(options: VerifyOptions, found: Findings, outputs: Outputs) -> 
             for prompt in found.prompts.all
         ),
         not_checked=tuple(found.not_checked(outputs)),
+        model_digest=found.pair.out.digest,
     )

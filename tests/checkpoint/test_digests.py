@@ -131,3 +131,20 @@ def test_a_cache_that_cannot_be_written_is_named_once(
         assert file_digest(file) == file_digest(file) == sha256(file.read_bytes())
     assert caplog.text.count("cannot be written") == 1
     assert "weights will be hashed at every start; set SGATE_CACHE" in caplog.text
+
+
+def test_hashing_much_is_shown(
+    file: Path,
+    hashed: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sgate_serve.progress.BRIEF_SECONDS", 0.0)
+    file_digest(file)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(digests, "SHOWN_BYTES", SIZE)
+    span_digests({file: {"a": (0, SIZE // 2), "b": (SIZE // 2, SIZE)}})
+    assert capsys.readouterr().err.startswith("reading all weights once: 2 tensors in 0.")
+    # What is remembered takes no time.
+    span_digests({file: {"a": (0, SIZE // 2), "b": (SIZE // 2, SIZE)}})
+    assert capsys.readouterr().err == ""

@@ -10,9 +10,10 @@ import torch
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.errors import CheckpointError, EngineError, GatesError
 from sgate_serve.onnx_format.names import META_WEIGHTS_DIGEST, stored_text
 from sgate_serve.plan import PLAN_FILE
+from sgate_serve.reports.inspection import Inspection
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.comparison import compare_logits
 from sgate_serve.verify.prompts import Prompt, random_prompts
@@ -175,3 +176,22 @@ def test_graph_of_other_weights_is_refused(folders: dict[str, Path]) -> None:
     graph.write_bytes(graph.read_bytes().replace(fingerprint, b"0" * len(fingerprint)))
     with pytest.raises(CheckpointError, match="was built from other weights than"):
         verify(options(folders, "onnx"))
+
+
+def test_an_edit_after_the_proof_or_the_conversion_shows(folders: dict[str, Path]) -> None:
+    verify(options(folders, "torch")).write(folders["out"])
+    proven = Inspection.of(folders["out"])
+    assert proven.to_json()["certificate_is_current"] is True
+    assert list(proven.lines())[-1].startswith("verified on torch")
+    # Neither edit is among the bytes that a fingerprint covers.
+    for name in ("out", "base"):
+        path = folders[name] / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
+    edited = Inspection.of(folders["out"])
+    assert edited.to_json()["certificate_is_current"] is False
+    assert list(edited.lines())[-1].startswith("edited since then: config.json or weights are not")
+    with pytest.raises(GatesError, match="were edited after these gates were trained"):
+        verify(options(folders, "torch"))
+    result = verify(VerifyOptions(str(folders["base"]), str(folders["out"]), engine="torch"))
+    assert not result.passed
+    assert "was made before config.json or weights of" in "\n".join(result.lines())
