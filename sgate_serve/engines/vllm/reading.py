@@ -2,7 +2,8 @@
 
 vLLM loads an index where a newer single file is there, and every safetensors file where no index
 is. Not every version that is supported unties a head that is stored with its own values (0.32
-does). The folder itself stays as it is.
+does). It pools as the files of sentence-transformers say, but puts no prompt before texts. The
+folder itself stays as it is.
 """
 
 import json
@@ -10,9 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sgate_serve.architecture.family import BASE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
 from sgate_serve.errors import EngineError
+from sgate_serve.text.pooling import Pooling
+from sgate_serve.text.sentence_files import MODEL_FILE
 
 OVERRIDES_FLAG = "--hf-overrides"
 
@@ -20,11 +24,12 @@ OVERRIDES_FLAG = "--hf-overrides"
 def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the keys of config.json that vLLM must read differently, with their values.
 
-    Raises EngineError if `arguments` override the config too, and for other weights than those that
-    transformers loads.
+    Raises EngineError if `arguments` override the config too, for other weights than those that
+    transformers loads, and for a default prompt.
     """
     model = Checkpoint.open(folder)
     _check_files(model)
+    _check_prompt(model)
     if model.layout is not None:
         return {}
     stored = model.stored_config
@@ -36,6 +41,17 @@ def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
             "need; write that into its config.json"
         )
     return found
+
+
+def _check_prompt(model: Checkpoint) -> None:
+    """Raise EngineError for an embedding model whose texts have a prompt in front."""
+    prompt = Pooling.of(model.folder).prompt if model.spec.task == BASE else ""
+    if prompt:
+        raise EngineError(
+            f"{model.folder / MODEL_FILE} has the default prompt {prompt!r}, which vLLM does not "
+            "put before texts; serve it on the onnx engine, or remove default_prompt_name and have "
+            "clients send the prompt"
+        )
 
 
 def _check_files(model: Checkpoint) -> None:

@@ -15,6 +15,7 @@ from sgate_serve.server.server_options import ServerOptions
 from tests.engines.drive import prompt
 from tests.engines.vllm.start import vllm_engine
 from tests.families.zoo import ZOO, build
+from tests.text.test_pooling import write_modules
 
 pytestmark = pytest.mark.vllm
 
@@ -61,3 +62,14 @@ def test_weights_that_transformers_does_not_load_are_refused(own_head: Path, nam
         EngineError, match=rf"vLLM would read .*{name}, which .* move it to another"
     ):
         config_overrides(own_head, [])
+
+
+def test_default_prompt_of_an_embedding_model_is_refused(tmp_path: Path) -> None:
+    build(ZOO["bert"][0], seed=0).save_pretrained(tmp_path)
+    write_modules(tmp_path, ("Transformer", "Pooling"), {"pooling_mode": "mean"})
+    path, prompts = tmp_path / "config_sentence_transformers.json", {"prompts": {"query": "q: "}}
+    path.write_text(json.dumps(prompts))
+    assert config_overrides(tmp_path, []) == {}
+    path.write_text(json.dumps({**prompts, "default_prompt_name": "query"}))
+    with pytest.raises(EngineError, match="has the default prompt 'q: ', which vLLM does not put"):
+        config_overrides(tmp_path, [])
