@@ -80,6 +80,7 @@ REMEDIES: Mapping[int, str] = {
     errno.ENOTDIR: "a part of the path is a file; check the path",
     errno.EISDIR: "give the path of a file",
     errno.ELOOP: "a link in the path leads back to itself",
+    errno.ENOMEM: "free some memory, or ask for less of it",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.EIO: "check the disk or the network file system",
 }

@@ -1,18 +1,16 @@
 """Flags made from the fields of an options dataclass: their names, types, defaults and help."""
 
 import argparse
-import re
 from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from sgate_serve.options import flag_of
+from sgate_serve.options import flag_of, number, whole
 from sgate_serve.plan import Target
 
 Options = TypeVar("Options")
-PERCENT, DECIMAL_COMMA = re.compile(r"(\d+(?:\.\d+)?)\s*%"), re.compile(r"\d+,\d+")
 
 
 def add_flags(
@@ -65,11 +63,15 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that fit the plan's widths to a target."""
     target = parser.add_argument_group("widths that suit a target")
     target.add_argument(
-        "--align", type=int, default=1, metavar="N", help="make widths multiples of N (default: 1)"
+        "--align",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="make widths multiples of N (default: 1)",
     )
     target.add_argument(
         "--tensor-parallel",
-        type=int,
+        type=whole,
         default=1,
         metavar="N",
         help="make widths divisible among N shards (default: 1)",
@@ -84,7 +86,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     )
     target.add_argument(
         "--index-price",
-        type=int,
+        type=whole,
         metavar="WEIGHTS",
         help="cost of a gather or scatter, in weights; 0 removes everything that can be removed "
         "(default: the target engine's)",
@@ -101,22 +103,11 @@ def comma_separated(text: str) -> tuple[str, ...]:
 
 def comma_separated_numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in comma_separated(text))
-    except ValueError as error:
+        return tuple(whole(word) for word in comma_separated(text))
+    except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(
             f"{text!r}: give whole numbers separated by commas"
         ) from error
-
-
-def number(text: str) -> float:
-    """Read a number; raise ArgumentTypeError with the one that a percentage or comma may mean."""
-    try:
-        return float(text)
-    except ValueError as error:
-        percent, comma = PERCENT.fullmatch(text), DECIMAL_COMMA.fullmatch(text)
-        meant = f"{float(percent[1]) / 100:g}" if percent else text.replace(",", ".")
-        hint = f"; did you mean {meant}?" if percent or comma else ""
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number{hint}") from error
 
 
 def _add_flag(
@@ -152,6 +143,5 @@ def _reader(hint: Any) -> Any:
         return comma_separated_numbers
     if hint == tuple[str, ...]:
         return comma_separated
-    if hint is float:
-        return number
-    return hint if hint in (int, str, Path) else str
+    readers = {int: whole, float: number, Path: Path}
+    return readers.get(hint, str)

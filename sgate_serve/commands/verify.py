@@ -7,6 +7,7 @@ from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import EngineError, writing
+from sgate_serve.options import check_at_least
 from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
 
 EXAMPLES = """\
@@ -27,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_installed("verify needs", ("torch", "transformers"), "train", EngineError)
+    for name in ("num_prompts", "prompt_tokens"):
+        check_at_least(name, getattr(args, name), 1, EngineError)
     folder = find_folder(args.out)
     check_file(folder / CERTIFICATE_FILE)
     from sgate_serve.verify.verification import verify

@@ -7,7 +7,7 @@ from typing import NoReturn, Self, TypeVar, get_args, get_type_hints
 
 from sgate_serve.errors import EngineError, did_you_mean
 from sgate_serve.onnx_format.precision import PRECISIONS, precision_named
-from sgate_serve.options import flag_of, option
+from sgate_serve.options import flag_of, option, whole
 
 DEVICES = ("cpu", "cuda")
 PRECISION_HELP = f"{', '.join(PRECISIONS)}: precision of the graph (default: the folder's own)"
@@ -71,8 +71,9 @@ def read_options(options: type[Options], name: str, arguments: Sequence[str]) ->
     parser = _Parser(prog=f"engine {name}", add_help=False, allow_abbrev=False)
     hints = get_type_hints(options)
     for each in fields(options):
-        kind = str if str in (hints[each.name], *get_args(hints[each.name])) else int
-        parser.add_argument(flag_of(each.name), dest=each.name, type=kind, default=each.default)
+        is_text = str in (hints[each.name], *get_args(hints[each.name]))
+        reader = str if is_text else whole
+        parser.add_argument(flag_of(each.name), dest=each.name, type=reader, default=each.default)
     return options(**vars(parser.parse_args(arguments)))
 
 

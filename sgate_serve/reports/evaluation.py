@@ -39,7 +39,7 @@ from sgate_serve.engines.table import AUTO, check_engine
 from sgate_serve.engines.token_logprobs import token_logprobs
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import TORCH, load_logits_model, rounding_of
-from sgate_serve.options import option, required
+from sgate_serve.options import check_at_least, option, required
 from sgate_serve.progress import activity, counted
 
 # The groups of `sgate eval --help`.
@@ -74,6 +74,11 @@ class EvalOptions:
     label_column: str = option("label", "column of the label, for labelled data", group=DATA)
     seq_len: int = option(256, "tokens per block of text; longest labelled example", group=DATA)
     eval_blocks: int = option(128, "largest number of blocks of text", group=DATA)
+
+    def __post_init__(self) -> None:
+        # A text is scored from its second token on.
+        check_at_least("seq_len", self.seq_len, 2, EngineError)
+        check_at_least("eval_blocks", self.eval_blocks, 1, EngineError)
 
     @property
     def columns(self) -> Columns:

@@ -9,7 +9,7 @@ from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
 from sgate_serve.data.hub import is_dataset_name
 from sgate_serve.data.records import Columns
 from sgate_serve.errors import TrainingError, did_you_mean
-from sgate_serve.options import flag_of, option, required
+from sgate_serve.options import check_at_least, flag_of, option, required
 
 COUPLED, ROW_COL = "coupled", "row-col"
 STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE = "straight-through", "gaussian", "hard-concrete"
@@ -186,11 +186,11 @@ class TrainOptions:
                 f"--distill {self.distill}: must lie between 0 and 1{_meant(self.distill)}"
             )
         for name, least in (("steps", 2), ("seq_len", 2), ("dense_steps", 0)):
-            _check_at_least(name, getattr(self, name), least)
+            check_at_least(name, getattr(self, name), least, TrainingError)
         for name in ("batch_size", "lora_rank", "gate_block", "gradient_accumulation"):
-            _check_at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1, TrainingError)
         for name in ("eval_blocks", "save_steps"):
-            _check_at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1, TrainingError)
         for name in ("gate_learning_rate", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -296,11 +296,6 @@ class TrainResult:
 
     out: Path
     metrics: Mapping[str, Any]
-
-
-def _check_at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise TrainingError(f"{flag_of(name)} {value}: give a whole number of at least {least}")
 
 
 def _meant(value: float) -> str:

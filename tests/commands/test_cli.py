@@ -210,6 +210,10 @@ def test_bench_compare_measures_a_model_beside(
         ),
         (["bench", "compare", "BASE", "BASE", "--", "--slots", "4"], "--slots cannot be set here"),
         (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "rows"], "--gates rows"),
+        (["verify", "BASE", "BASE", "--num-prompts", "0"], "--num-prompts 0: give a whole number"),
+        (["verify", "BASE", "BASE", "--prompt-tokens", "0"], "of at least 1"),
+        (["eval", "BASE", "--data", "d.txt", "--seq-len", "1"], "--seq-len 1: give a whole numb"),
+        (["eval", "BASE", "--data", "d.txt", "--eval-blocks", "0"], "of at least 1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_status_2(

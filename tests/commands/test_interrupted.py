@@ -1,6 +1,7 @@
 """Ctrl-C while a command works: one line, exit status 130, and how to continue."""
 
 import importlib
+import json
 import signal
 import subprocess
 import sys
@@ -117,3 +118,21 @@ def test_ctrl_c_ends_a_process_that_measures(places: dict[str, str]) -> None:
     assert process.returncode == 130
     assert rest.splitlines()[-1] == "sgate bench: interrupted"
     assert "Traceback" not in rest
+
+
+def test_a_log_in_json_is_json_from_its_first_line(places: dict[str, str]) -> None:
+    words = ["serve", places["BASE"], "--port", "0", "--log-format", "json"]
+    command = [sys.executable, "-m", "sgate_serve", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("listening on ")
+            process.send_signal(signal.SIGINT)
+            _, log = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    messages = [json.loads(line)["message"] for line in log.splitlines()]
+    assert messages[0].startswith("engine auto: ")

@@ -17,6 +17,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import COMMANDS, OnceFilter, _actions
 from sgate_serve.environment import install_command
 from sgate_serve.models.progress import hidden_bars
+from sgate_serve.options import whole
 from tests.commands.running import run
 from tests.converters.test_convert import write_gates
 from tests.small_llama import dense_llama, save
@@ -33,28 +34,41 @@ def base(tmp_path: Path) -> Checkpoint:
     return checkpoint
 
 
-def long_flags() -> Iterator[tuple[str, str]]:
-    """Yield each command, with its kind if it has one, and each of its long flags."""
+def typed_flags() -> Iterator[tuple[str, str, object]]:
+    """Yield each command, each of its long flags, and what reads its values."""
     for command in COMMANDS:
         parser = argparse.ArgumentParser()
         importlib.import_module(f"sgate_serve.commands.{command}").add_arguments(parser)
         for action in _actions(parser):
             for flag in action.option_strings:
                 if flag.startswith("--"):
-                    yield command, flag
+                    yield command, flag, action.type
 
 
 def test_every_misspelt_flag_is_answered_with_the_one_that_was_meant(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = list(long_flags())
+    flags = list(typed_flags())
     assert len(flags) > 80
-    for command, flag in flags:
+    for command, flag, _ in flags:
         kind = ["compare"] if command == "bench" else []
         misspelt = f"{flag}x"
         status, out, err = run(capsys, command, *kind, misspelt, "1")
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert f"unknown option {misspelt}; did you mean {flag}?" in err
+
+
+def test_no_number_is_negative_or_beyond_what_libraries_take(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = [(command, flag) for command, flag, kind in typed_flags() if kind is whole]
+    assert len(flags) > 25
+    for command, flag in flags:
+        kind = ["compare"] if command == "bench" else []
+        for value in ("-1", "99999999999999999999", "1.5", "many"):
+            status, out, err = run(capsys, command, *kind, f"{flag}={value}")
+            assert (status, out, err.count("\n")) == (2, "", 1)
+            assert f"argument {flag}: {value!r}: give a whole number from 0 to 2147483647" in err
 
 
 @pytest.mark.parametrize(
@@ -200,6 +214,7 @@ def test_a_line_is_logged_once() -> None:
     assert [once.filter(record) for record in records] == [True, True, False]
 
 
+@pytest.mark.filterwarnings("ignore:Cannot enable progress bars")
 def test_transformers_draws_no_bars(base: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
     root = base.folder.parent
     transformers_logging.enable_progress_bar()

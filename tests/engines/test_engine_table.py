@@ -81,7 +81,7 @@ def test_options_of_an_engine() -> None:
             ["--gpus", "2"],
             "engine onnx: unrecognized arguments: --gpus 2; its options, .*: --slots",
         ),
-        (["--slots", "many"], "argument --slots: invalid int value: 'many'"),
+        (["--slots", "many"], "argument --slots: 'many': give a whole number from 0 to"),
         (["--slot", "3"], "unrecognized arguments: --slot 3"),
         (["--precision", "int2"], "precision 'int2': ONNX graphs are fp32, fp16, int8, int4"),
         (["--threads", "0"], "engine option threads must be at least 1, found 0"),
