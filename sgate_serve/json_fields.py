@@ -47,6 +47,11 @@ def _is_texts(value: Any) -> bool:
 
 WHOLE = Kind("a whole number", is_whole)
 SIZE = Kind("a whole number of at least 1", lambda value: is_whole(value) and value > 0)
+# transformers takes negative ids, which mean that there is no such token.
+TOKEN_ID = Kind(
+    "a token id, or -1 for none",
+    lambda value: isinstance(value, int) and is_whole(value if value >= 0 else -value),
+)
 NUMBER = Kind("a number", is_number)
 POSITIVE = Kind("a positive number", _is_positive)
 NUMBERS = Kind(

@@ -53,7 +53,10 @@ def write_tokenizer(folder: Path, **config: Any) -> Tokenizer:
     """Write tokenizer.json and tokenizer_config.json, the latter with the fields of `config`."""
     tokenizer = byte_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    values = {"bos_token": BOS, "eos_token": {"content": EOS}, **config}
+    # The model may be of a family whose own class would read tokenizer.json otherwise.
+    plain = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    eos = {"__type": "AddedToken", "content": EOS, "normalized": False, "special": True}
+    values = {**plain, "bos_token": BOS, "eos_token": eos, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(values), encoding="utf-8")
     return tokenizer
 

@@ -11,8 +11,14 @@ from pathlib import Path
 
 from converters.importers import finegates, peft, sgate
 from converters.importers.source import GatesSource
+from sgate_serve.checkpoint.other_layouts import (
+    ADAPTER_CONFIG,
+    CONFIG_FILE,
+    adapter_kind,
+    merge_remedy,
+)
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import GatesError
+from sgate_serve.errors import GatesError, did_you_mean
 from sgate_serve.gates import Gates
 
 logger = logging.getLogger(__name__)
@@ -41,11 +47,14 @@ KINDS: Mapping[str, GatesKind] = {
 }
 
 
-def read_gates(location: Path, base: Checkpoint, kind: str | None = None) -> Gates:
+def read_gates(
+    location: Path, base: Checkpoint, kind: str | None = None, *, whole_base: bool = True
+) -> Gates:
     """Read the gates of `base` at `location`, a folder or its safetensors file; log their kind.
 
     The kind is detected from the tensor names unless `kind` is given. Raises GatesError for a kind
-    that is unknown or not found, and for gates that are malformed or belong to another base.
+    that is unknown or not found, and for gates that are malformed or belong to another base; with
+    `whole_base` every byte of it is compared.
     """
     found = detect(location) if kind is None else _forced(kind)
     source = GatesSource.open(location, found.files)
@@ -55,7 +64,7 @@ def read_gates(location: Path, base: Checkpoint, kind: str | None = None) -> Gat
             f"{found.title}; omit --gates-kind to have the kind detected"
         )
     gates = found.read(source, base)
-    gates.check(base)
+    gates.check(base, whole_base=whole_base)
     logger.info("gates: %s, %d linears", found.title, len(gates.masks(base.spec)))
     return gates
 
@@ -69,14 +78,29 @@ def detect(location: Path) -> GatesKind:
             f"{location} holds gates of several kinds; choose with --gates-kind {'|'.join(held)}"
         )
     if not held:
-        raise GatesError(f"{location} holds no gates; this release reads {_layouts()}")
+        raise GatesError(f"{location} holds no gates{_what_instead(location)}")
     return KINDS[held[0]]
 
 
 def _forced(kind: str) -> GatesKind:
     if kind not in KINDS:
-        raise GatesError(f"--gates-kind {kind}: this release reads {', '.join(KINDS)}")
+        raise GatesError(
+            f"--gates-kind {kind}: this release reads {', '.join(KINDS)}{did_you_mean(kind, KINDS)}"
+        )
     return KINDS[kind]
+
+
+def _what_instead(location: Path) -> str:
+    """Return what a location without gates is and what to give, as the end of a sentence."""
+    folder = location if location.is_dir() else location.parent
+    if (folder / ADAPTER_CONFIG).is_file():
+        return f": it is {adapter_kind(folder)}; {merge_remedy(folder)}"
+    inside = sorted(path.parent for path in folder.glob(f"*/{sgate.FILES[0]}"))
+    if inside:
+        return f"; did you mean {inside[0]}?"
+    if (folder / CONFIG_FILE).is_file():
+        return ": it is a model folder; give the folder of gates, as `sgate train --out` writes it"
+    return f"; this release reads {_layouts()}"
 
 
 def _layouts() -> str:

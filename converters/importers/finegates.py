@@ -7,7 +7,8 @@ Paper: arXiv 2412.12951.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint.reader import Checkpoint, canonical_names
+from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
 from sgate_serve.gates import Gates
 

@@ -7,7 +7,8 @@ the wrapped linear; they and `modules_to_save` are stored as whole tensors.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint.reader import Checkpoint, canonical_names
+from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.gates import Gates

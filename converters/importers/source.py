@@ -9,10 +9,11 @@ from sgate_serve.checkpoint.tensor_files import (
     SINGLE_FILE,
     TensorInfo,
     read_header,
-    read_headers,
 )
+from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.errors import CheckpointError, GatesError
 
+SAFETENSORS_SUFFIX = ".safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -49,6 +50,11 @@ class GatesSource:
                 return cls(location, read_header(location))
             return cls._in_folder(location, files)
         except CheckpointError as error:
+            if location.is_file() and location.suffix != SAFETENSORS_SUFFIX:
+                raise GatesError(
+                    f"{location} is not a safetensors file; --gates takes a gates folder, as "
+                    "`sgate train --out` writes it, or the safetensors file in it"
+                ) from error
             raise GatesError(str(error)) from error
 
     @classmethod

@@ -20,8 +20,8 @@ def dead_value_dims(view: LayerView) -> Iterator[Finding]:
     silent = layer.live_zeros[VALUE].silent_rows.reshape(layer.value_dims.shape)
     yield Finding("value_dims", silent, "value rows and biases are zero")
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
-    dead_heads = ~layer.heads.reshape(*unread.shape[:2], 1)
-    yield Finding("value_dims", np.all(unread | dead_heads, axis=1), "output columns are zero")
+    removed_heads = ~layer.heads.reshape(*unread.shape[:2], 1)
+    yield Finding("value_dims", np.all(unread | removed_heads, axis=1), "output columns are zero")
 
 
 def constant_value_dims(view: LayerView) -> Iterator[Finding]:

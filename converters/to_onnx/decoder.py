@@ -20,7 +20,7 @@ from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
 from converters.to_onnx.residual import ResidualStream
-from converters.to_onnx.rope import RotaryTable, max_positions
+from converters.to_onnx.rope import TABLE_PREFIX, RotaryTable, max_positions
 from converters.to_onnx.sequence_output import add_sequence_output
 from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -106,7 +106,7 @@ class _Decoder:
         if spec.family.position_table is None:
             return embedded
         positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
-        rows = linears.table(self.checkpoint, spec.family.position_table, spec.num_positions)
+        rows = linears.position_table(self.checkpoint)
         return self.graph.node("Add", [embedded, self.products.rows(rows, positions)])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
@@ -213,7 +213,7 @@ class _Decoder:
             return [None, None]
         table = RotaryTable.of(rope.settings, heads)
         key = table.frequencies.tobytes() + table.amplitudes.tobytes()
-        name = self.rotary_names.setdefault(key, f"rope.{len(self.rotary_names)}")
+        name = self.rotary_names.setdefault(key, f"{TABLE_PREFIX}{len(self.rotary_names)}")
         # The kernel also rotates padding, at positions after the last that a row can have.
         length = self.capacity + names.MAX_CHUNK
         shape = (length, len(table.frequencies))

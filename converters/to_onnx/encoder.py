@@ -58,16 +58,10 @@ class _Encoder:
         return norm.apply(x) if delta is None else norm.apply_to_sum(x, delta)
 
     def embed(self) -> ir.Value:
-        """Return the norm of the sum of token, position and type embeddings, [t, hidden].
-
-        Positions count from 0: table rows before the first position are omitted.
-        """
+        """Return the norm of the sum of token, position and type embeddings, [t, hidden]."""
         spec, family = self.spec, self.spec.family
         embedded = self.rows(family.embedding, spec.vocab_size, self.input_ids)
-        assert family.position_table is not None, "encoders have a table of positions"
-        positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
-        table = family.position_table, spec.num_positions
-        rows = [self.rows(*table, positions, spec.first_position)]
+        rows = [self.position_rows()]
         for name, axes in family.outside.items():
             if TYPES in axes:
                 types = self.graph.input(names.TOKEN_TYPE_IDS, ir.DataType.INT64, ["t"])
@@ -77,8 +71,17 @@ class _Encoder:
             (embedded,) = self.graph.node("Add", [embedded, row])
         return self.norms.over_stream(f"{family.embedding_norm}").apply(embedded)
 
-    def rows(self, module: str, count: int, ids: ir.Value, first: int = 0) -> ir.Value:
-        return self.products.rows(linears.table(self.checkpoint, module, count, first), ids)
+    def position_rows(self) -> ir.Value:
+        """Return the position embeddings.
+
+        Positions count from 0: table rows before the first position are omitted. If the family
+        gives padding tokens a position of their own, its row follows the others.
+        """
+        positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
+        return self.products.rows(linears.position_table(self.checkpoint), positions)
+
+    def rows(self, module: str, count: int, ids: ir.Value) -> ir.Value:
+        return self.products.rows(linears.table(self.checkpoint, module, count), ids)
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)

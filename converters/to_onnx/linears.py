@@ -83,13 +83,25 @@ def mlp_down(checkpoint: Checkpoint, layer: int) -> Linear:
     return _Layer(checkpoint, layer).linear((DOWN,))
 
 
-def table(checkpoint: Checkpoint, module: str, rows: int, first: int = 0) -> Matrix:
-    """Return rows `first` to `rows` of an embedding or head, each [hidden]."""
-    shape = (rows - first, checkpoint.spec.hidden_size)
+def table(checkpoint: Checkpoint, module: str, rows: int) -> Matrix:
+    """Return an embedding or head of `rows` rows, each [hidden]."""
+    weight = partial(read_fp32, checkpoint, f"{module}.weight")
+    return Matrix(module, (rows, checkpoint.spec.hidden_size), weight, is_outer=True)
+
+
+def position_table(checkpoint: Checkpoint) -> Matrix:
+    """Return the position embeddings from the first position of a text on, each [hidden].
+
+    If padding tokens have a position of their own, the one before the first, its row comes last.
+    """
+    spec, module = checkpoint.spec, f"{checkpoint.spec.family.position_table}"
+    first, has_padding = spec.first_position, spec.family.has_padded_positions
 
     def weight() -> Array:
-        return read_fp32(checkpoint, f"{module}.weight")[first:]
+        rows = read_fp32(checkpoint, f"{module}.weight")
+        return np.concatenate([rows[first:], rows[first - 1 : first]]) if has_padding else rows
 
+    shape = (spec.max_positions + has_padding, spec.hidden_size)
     return Matrix(module, shape, weight, is_outer=True)
 
 

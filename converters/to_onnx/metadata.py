@@ -16,6 +16,7 @@ def graph_metadata(checkpoint: Checkpoint, capacity: int, precision: Precision) 
         names.META_KIND: kind,
         names.META_FAMILY: spec.family.name,
         names.META_FINGERPRINT: checkpoint.fingerprint,
+        names.META_DIGEST: checkpoint.digest,
         names.META_CAPACITY: str(capacity),
         names.META_NUM_LAYERS: str(len(spec.layers)),
         names.META_PRECISION: precision.name,
@@ -25,6 +26,9 @@ def graph_metadata(checkpoint: Checkpoint, capacity: int, precision: Precision) 
     if kind == names.GENERATE:
         return common
     padding = checkpoint.config.get("pad_token_id")
+    if spec.family.has_padded_positions:
+        # After the rows of all other positions: see `Encoder.position_rows`.
+        common |= {names.META_PADDING_POSITION: str(spec.max_positions)}
     return common | {
         names.META_VOCAB_SIZE: str(spec.vocab_size),
         names.META_NUM_TYPES: str(spec.num_types if spec.is_encoder else 0),

@@ -20,6 +20,9 @@ from sgate_serve.errors import EngineError
 
 Floats = NDArray[np.float32]
 
+# How the names of all rotary tables in a graph begin.
+TABLE_PREFIX = "rope."
+
 
 @dataclass(frozen=True)
 class RotaryTable:

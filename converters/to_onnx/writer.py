@@ -4,15 +4,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from converters.to_onnx.activations import check_activation
 from converters.to_onnx.decoder import build_decoder
 from converters.to_onnx.encoder import build_encoder
-from converters.to_onnx.supported import check_supported
+from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.onnx_format.names import GRAPH_FILE, WEIGHTS_FILE
+from sgate_serve.onnx_format.names import GRAPH_FILE, META_WEIGHTS_DIGEST, WEIGHTS_FILE
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 _UNFINISHED = ".model.onnx.incomplete"
+# Shapes and indices stay in the graph, where ONNX Runtime must see them.
+SMALL_BYTES = 256
 
 
 def write_onnx(
@@ -21,8 +24,9 @@ def write_onnx(
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
     Weights are streamed: peak memory is about twice the largest matrix in fp32. `model.onnx` is
-    written last, so its presence means that both are complete. Raises EngineError if it exists
-    already, or for a model that the graph or its precision cannot express.
+    written last, so its presence means that both are complete, and records the digest of the
+    weights. Raises EngineError if it exists already, or for a model that the graph or its precision
+    cannot express.
     """
     target = folder / GRAPH_FILE
     if target.exists():
@@ -31,7 +35,11 @@ def write_onnx(
     folder.mkdir(parents=True, exist_ok=True)
     unfinished, weights = folder / _UNFINISHED, folder / WEIGHTS_FILE
     try:
-        ir.save(model, unfinished, format="protobuf", external_data=WEIGHTS_FILE)
+        stored = ir.external_data.unload_from_model(
+            model, folder, WEIGHTS_FILE, size_threshold_bytes=SMALL_BYTES
+        )
+        stored.metadata_props[META_WEIGHTS_DIGEST] = file_digest(weights)
+        ir.save(stored, unfinished, format="protobuf")
         unfinished.replace(target)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
@@ -47,7 +55,7 @@ def build_graph(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32])
 
     Raises EngineError for an activation, rope type or precision that no graph can express.
     """
-    check_supported(checkpoint)
+    check_activation(checkpoint.spec.activation)
     build = build_encoder if checkpoint.spec.is_encoder else build_decoder
     return build(checkpoint, precision)
 

@@ -5,11 +5,12 @@ checked before, by `config_schema`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import SLIDING_ATTENTION, Family
+from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
 from sgate_serve.architecture.sgate_config import (
     READ_VERSIONS,
     SGATE_CLASS_PREFIX,
@@ -19,7 +20,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import OBJECT, TEXT, check_fields
+from sgate_serve.json_fields import OBJECT, TEXT, TEXTS, check_fields
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
@@ -38,14 +39,7 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
         raise CheckpointError(
             f"{source}: model_type {name!r} is not supported; supported families: {supported}"
         )
-    family = FAMILIES[str(name)]
-    for key in family.refused:
-        if config.get(key):
-            raise CheckpointError(
-                f"{source}: {key} {config[key]!r} is not supported for family {family.name}; "
-                "convert a checkpoint without it"
-            )
-    return family
+    return FAMILIES[str(name)]
 
 
 def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:
@@ -75,17 +69,48 @@ def dense_shape(get: ConfigReader, family: Family) -> LayerShape:
     )
 
 
-def biased_roles(family: Family, config: Mapping[str, Any]) -> Iterator[str]:
+def check_sizes(get: ConfigReader, family: Family) -> None:
+    """Raise CheckpointError for sizes with which transformers cannot build a stock model.
+
+    Uneven models have other classes, and sizes of single layers that may be 0.
+    """
+    vocab, padding = get.integer("vocab_size"), get("pad_token_id")
+    if family.has_padded_positions and padding is None:
+        raise CheckpointError(f"{get.source}: pad_token_id is null; positions start after it")
+    rows = vocab if family.has_padding_row else None
+    if family.has_padded_positions:
+        rows = min(vocab, get.integer("max_position_embeddings"))
+    first = -1 if family.has_padded_positions else -vocab
+    if padding is not None and rows is not None and not first <= padding < rows:
+        origin = "" if "pad_token_id" in get.values else ", the default of its class,"
+        raise CheckpointError(
+            f"{get.source}: pad_token_id {padding}{origin} is not an id from {first} to "
+            f"{rows - 1}, and transformers refuses it: give one that is"
+        )
+    if get.values.get("model_type") == SGATE_MODEL_TYPE:
+        return
+    hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
+    if not heads or get("intermediate_size") == 0:
+        raise CheckpointError(f"{get.source}: a stock model has attention heads and MLP units")
+    if family.divides_hidden_size and hidden % heads:
+        key, own = get.own_key("hidden_size"), get.own_key("num_attention_heads")
+        raise CheckpointError(
+            f"{get.source}: {key} {hidden} is not a multiple of {own} {heads}; transformers "
+            f"refuses such a config of family {family.name}"
+        )
+
+
+def biased_roles(get: ConfigReader, family: Family) -> Iterator[str]:
     """Yield the roles whose linears have a bias in every layer."""
     for role, switch in family.biases.items():
-        if config.get(switch) if isinstance(switch, str) else switch:
+        if get(switch) if isinstance(switch, str) else switch:
             yield role
 
 
 def num_labels(config: Mapping[str, Any]) -> int:
     """Return the number of classes, as transformers derives it; 1 is a regression."""
     names = config.get("id2label")
-    return int(config.get("num_labels") or 2) if names is None else len(names)
+    return int(config.get("num_labels", 2)) if names is None else len(names)
 
 
 def label_names(config: Mapping[str, Any], source: str) -> tuple[str, ...] | None:
@@ -105,43 +130,79 @@ def label_names(config: Mapping[str, Any], source: str) -> tuple[str, ...] | Non
     return tuple(str(names[key]) for key in keys)
 
 
-def attention_scales(
-    family: Family, config: Mapping[str, Any], layers: Sequence[LayerShape]
-) -> Iterator[float]:
+def attention_scales(get: ConfigReader, layers: Sequence[LayerShape]) -> Iterator[float]:
     """Yield what the scores of each layer are multiplied by, as transformers derives it."""
-    values = {**family.defaults, **config}
     for index, layer in enumerate(layers):
-        base = values.get("query_pre_attn_scalar") or max(layer.head_dim, 1)
-        scale = float(base**-0.5) if values.get("scale_attn_weights", True) else 1.0
-        yield scale / (index + 1) if values.get("scale_attn_by_inverse_layer_idx") else scale
+        base = get("query_pre_attn_scalar") or max(layer.head_dim, 1)
+        scale = float(base**-0.5) if get("scale_attn_weights", True) else 1.0
+        yield scale / (index + 1) if get("scale_attn_by_inverse_layer_idx") else scale
 
 
-def softcap(family: Family, config: Mapping[str, Any], key: str) -> float | None:
-    """Return a soft cap's bound; an explicit null turns it off, whatever the family's default."""
-    cap = {**family.defaults, **config}.get(key)
+def softcap(get: ConfigReader, key: str) -> float | None:
+    """Return a soft cap's bound; an explicit null turns it off, whatever the class default."""
+    cap = get(key)
     return None if cap is None else float(cap)
 
 
-def windows(
-    family: Family, num_layers: int, config: Mapping[str, Any], source: str
-) -> Iterator[int | None]:
+def windows(get: ConfigReader, family: Family, num_layers: int) -> Iterator[int | None]:
     """Yield each layer's sliding window in tokens, None for full attention.
 
-    The derivation is that of transformers' config classes.
+    The derivation is that of transformers' config classes. Raises CheckpointError for a layer that
+    slides without a window, and for settings that transformers follows only in part.
     """
-    get = ConfigReader({**family.defaults, **config}, source)
-    is_on = family.windows in ("always", "typed") or (
-        family.windows == "switched" and bool(config.get("use_sliding_window"))
-    )
-    if not is_on or get("sliding_window") is None:
-        yield from [None] * num_layers
+    types, window = _stated_types(get, num_layers), get("sliding_window")
+    if family.windows in ("never", "always"):
+        _check_unread(get, family, types)
+        yield from [window] * num_layers
         return
-    window, first = get.integer("sliding_window"), get.integer("max_window_layers", 28)
-    types = config.get("layer_types") if family.windows != "always" else None
+    if family.windows == "switched" and not get("use_sliding_window"):
+        window = None
     for index in range(num_layers):
-        is_sliding = family.windows == "always" or index >= first
-        if types is not None:
-            is_sliding = types[index] == SLIDING_ATTENTION
-        elif family.windows == "typed":
-            is_sliding = (index + 1) % max(get.integer("sliding_window_pattern"), 1) != 0
+        is_sliding = _slides(get, family, index, window) if types is None else types[index]
+        if is_sliding and window is None:
+            raise CheckpointError(
+                f"{get.source}: layer {index} has sliding attention, and there is no "
+                "sliding_window; give one, or change layer_types"
+            )
         yield window if is_sliding else None
+
+
+def _slides(get: ConfigReader, family: Family, index: int, window: int | None) -> bool:
+    """Say whether a layer slides by the pattern of its class."""
+    if family.windows == "switched":
+        return window is not None and index >= get.integer("max_window_layers")
+    return (index + 1) % get.integer("sliding_window_pattern") != 0
+
+
+def _stated_types(get: ConfigReader, num_layers: int) -> list[bool] | None:
+    """Return for each layer whether `layer_types` says that it slides; None without that key."""
+    stated = get.values.get("layer_types")
+    check_fields({"layer_types": stated}, {"layer_types": TEXTS}, get.source, CheckpointError)
+    if stated is None:
+        return None
+    if len(stated) != num_layers:
+        raise CheckpointError(
+            f"{get.source}: layer_types names {len(stated)} layers of {num_layers}"
+        )
+    strange = [name for name in stated if name not in (FULL_ATTENTION, SLIDING_ATTENTION)]
+    if strange:
+        raise CheckpointError(
+            f"{get.source}: layer_types names {brief(strange[0])}; this release knows "
+            f"{FULL_ATTENTION} and {SLIDING_ATTENTION}"
+        )
+    return [name == SLIDING_ATTENTION for name in stated]
+
+
+def _check_unread(get: ConfigReader, family: Family, types: list[bool] | None) -> None:
+    """Refuse types of layers that a class without them leaves to its cache, or to another class."""
+    values, source = get.values, get.source
+    if values.get("model_type") == "mistral" and "layer_types" in values:
+        raise CheckpointError(
+            f"{source}: transformers reads model_type mistral with layer_types as ministral, which "
+            "is not supported; remove layer_types if every layer has the sliding_window"
+        )
+    if types is not None and any(types):
+        raise CheckpointError(
+            f"{source}: layer_types has layers of {SLIDING_ATTENTION}, and the layers of family "
+            f"{family.name} are all alike in transformers; remove layer_types"
+        )

@@ -1,9 +1,14 @@
-"""The type of every config.json field that a ModelSpec is read from."""
+"""Checks a config.json against what transformers' class of the family accepts, field by field.
+
+A value that transformers refuses is refused by name, and so is one that changes what it computes or
+which file it reads in a way that this release does not follow. Other keys are ignored, as there.
+"""
 
 from collections.abc import Mapping
 from reprlib import repr as brief
 from typing import Any
 
+from sgate_serve.architecture.config_fields import MAX_LAYERS, SHARE
 from sgate_serve.architecture.family import (
     ATTENTION,
     FULL_ATTENTION,
@@ -11,10 +16,14 @@ from sgate_serve.architecture.family import (
     SLIDING_ATTENTION,
     Family,
 )
-from sgate_serve.architecture.sgate_config import BLOCK, PER_LAYER, SKIP, stored_block
+from sgate_serve.architecture.sgate_config import (
+    BLOCK,
+    PER_LAYER,
+    SKIP,
+    stored_block,
+)
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import (
-    FLAG,
     NUMBERS,
     OBJECT,
     POSITIVE,
@@ -24,73 +33,30 @@ from sgate_serve.json_fields import (
     WHOLE,
     Kind,
     check_fields,
-    is_whole,
 )
 
-# The deepest published models have a few hundred layers; a spec holds one shape for each.
-MAX_LAYERS = 10_000
-LAYERS = Kind(
-    f"a whole number from 1 to {MAX_LAYERS}",
-    lambda value: is_whole(value) and 1 <= value <= MAX_LAYERS,
-)
 BLOCK_LIST = Kind(
     f'a list of "{ATTENTION}" and "{MLP}"',
     lambda value: TEXTS.accepts(value) and set(value) <= {ATTENTION, MLP},
 )
-
 LAYER_FIELDS: Mapping[str, Kind] = {
     "num_attention_heads": WHOLE,
     "num_key_value_heads": WHOLE,
     "head_dim": WHOLE,
     "intermediate_size": WHOLE,
 }
-CONFIG_FIELDS: Mapping[str, Kind] = {
-    **LAYER_FIELDS,
-    "model_type": TEXT,
-    "num_hidden_layers": LAYERS,
-    "hidden_size": SIZE,
-    "vocab_size": SIZE,
-    "max_position_embeddings": SIZE,
-    "original_max_position_embeddings": SIZE,
-    "norm_eps": POSITIVE,
-    "architectures": TEXTS,
-    "type_vocab_size": WHOLE,
-    "pad_token_id": WHOLE,
-    "num_labels": SIZE,
-    "id2label": OBJECT,
-    "attn_logit_softcapping": POSITIVE,
-    "final_logit_softcapping": POSITIVE,
-    "query_pre_attn_scalar": POSITIVE,
-    "scale_attn_weights": FLAG,
-    "scale_attn_by_inverse_layer_idx": FLAG,
-    "partial_rotary_factor": POSITIVE,
-    "sliding_window_pattern": SIZE,
-    "hidden_act": TEXT,
-    "tie_word_embeddings": FLAG,
-    "attention_bias": FLAG,
-    "mlp_bias": FLAG,
-    "use_sliding_window": FLAG,
-    "sliding_window": WHOLE,
-    "max_window_layers": WHOLE,
-    "layer_types": TEXTS,
-    "rope_theta": POSITIVE,
-    "rope_local_base_freq": POSITIVE,
-    "rope_parameters": OBJECT,
-    "rope_scaling": OBJECT,
-    PER_LAYER: OBJECT,
-    BLOCK: OBJECT,
-}
 ROPE_FIELDS: Mapping[str, Kind] = {
     "rope_type": TEXT,
     "type": TEXT,
     "rope_theta": POSITIVE,
     "factor": POSITIVE,
-    "partial_rotary_factor": POSITIVE,
+    "partial_rotary_factor": SHARE,
     "low_freq_factor": POSITIVE,
     "high_freq_factor": POSITIVE,
     "original_max_position_embeddings": SIZE,
     "attention_factor": POSITIVE,
     "short_factor": NUMBERS,
+    "long_factor": NUMBERS,
 }
 SGATE_FIELDS: Mapping[str, Kind] = {
     "version": WHOLE,
@@ -102,34 +68,103 @@ SGATE_FIELDS: Mapping[str, Kind] = {
     "lowered": OBJECT,
 }
 LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
+# Keys with which transformers reads another file or builds something else, unless they have one of
+# these values. Most are not fields of any class.
+STEERING: Mapping[str, tuple[Any, ...]] = {
+    "configuration_files": ([],),
+    "transformers_weights": (None,),
+    "text_config": (None,),
+    "text_encoder": (None,),
+    "decoder": (None,),
+    "generator": (None,),
+    "is_encoder_decoder": (False,),
+    "mlp_layer_types": (None,),
+    "attribute_map": (),
+    "sub_configs": (),
+    "default_theta": (),
+    "default_rope_type": (),
+    "_rope_type_labels": (None,),
+}
+# The same for models that decode, whose masks and caches they change.
+DECODER_STEERING: Mapping[str, tuple[Any, ...]] = {
+    "is_causal": (True,),
+    "attention_chunk_size": (None,),
+    "num_kv_shared_layers": (None, 0),
+}
 
 
 def check_config(config: Mapping[str, Any], source: str, family: Family) -> None:
-    """Raise CheckpointError, naming `source` and the field, where a config has a wrong type."""
-    check_fields(config, _own_keys(CONFIG_FIELDS, family), source, CheckpointError)
-    for name, kinds in (
-        ("rope_parameters", ROPE_FIELDS),
-        ("rope_scaling", ROPE_FIELDS),
-        (BLOCK, SGATE_FIELDS),
-    ):
-        check_fields(config.get(name) or {}, kinds, f"{source}: {name}", CheckpointError)
-    rope = config.get("rope_parameters") or {}
-    # Some families have settings for each type of layer.
-    for layer_type in (FULL_ATTENTION, SLIDING_ATTENTION):
-        where = f"{source}: rope_parameters"
-        check_fields(rope, {layer_type: OBJECT}, where, CheckpointError)
-        own = rope.get(layer_type) or {}
-        check_fields(own, ROPE_FIELDS, f"{where}[{layer_type}]", CheckpointError)
+    """Raise CheckpointError, naming `source` and the field, for a config that means no model."""
+    _check_nulls(config, source, family)
+    kinds = {key: field.kind for key, field in family.fields.items()}
+    check_fields(config, kinds, source, CheckpointError)
+    _check_steering(config, source, family)
+    check_fields(config, {PER_LAYER: OBJECT, BLOCK: OBJECT}, source, CheckpointError)
+    check_fields(stored_block(config), SGATE_FIELDS, f"{source}: {BLOCK}", CheckpointError)
     _check_lowered(stored_block(config).get("lowered") or {}, f"{source}: sgate.lowered")
-    depth_key = family.keys.get("num_hidden_layers", "num_hidden_layers")
-    layer_types, depth = config.get("layer_types"), config.get(depth_key)
-    if layer_types is not None and len(layer_types) != depth:
-        raise CheckpointError(f"{source}: layer_types names {len(layer_types)} layers of {depth}")
+    _check_rope(config, source)
+    _check_labels(config, source)
     _check_layers(config.get(PER_LAYER) or {}, f"{source}: {PER_LAYER}", family)
 
 
-def _own_keys(kinds: Mapping[str, Kind], family: Family) -> dict[str, Kind]:
-    return {family.keys.get(key, key): kind for key, kind in kinds.items()}
+def _check_nulls(config: Mapping[str, Any], source: str, family: Family) -> None:
+    for key, field in family.fields.items():
+        if key in config and config[key] is None and not field.is_nullable:
+            raise CheckpointError(
+                f"{source}: {key} must be {field.kind.words}, found null; transformers refuses it: "
+                "give it a value, or remove the line for the default of its class"
+            )
+
+
+def _check_steering(config: Mapping[str, Any], source: str, family: Family) -> None:
+    allowed = {**STEERING, **dict.fromkeys(family.refused, (False, None, 0))}
+    allowed |= {} if family.is_encoder else DECODER_STEERING
+    if not family.is_rotary:
+        allowed |= dict.fromkeys(("rope_parameters", "rope_scaling"), (None, {}))
+    for key, values in allowed.items():
+        if key in config and config[key] not in values:
+            raise CheckpointError(
+                f"{source}: {key} {brief(config[key])} is not supported for family {family.name}; "
+                "convert a checkpoint without it"
+            )
+    for alias, key in family.aliases.items():
+        if alias in config and config[alias] != config.get(key):
+            raise CheckpointError(
+                f"{source}: transformers reads {alias} as {key}; here they are "
+                f"{brief(config[alias])} and {brief(config.get(key))}: keep {key} alone"
+            )
+
+
+def _check_rope(config: Mapping[str, Any], source: str) -> None:
+    for name in ("rope_parameters", "rope_scaling"):
+        where, settings = f"{source}: {name}", config.get(name) or {}
+        check_fields({name: settings}, {name: OBJECT}, source, CheckpointError)
+        check_fields(settings, ROPE_FIELDS, where, CheckpointError)
+        # Gemma 3 has settings for each type of layer.
+        for layer_type in (FULL_ATTENTION, SLIDING_ATTENTION):
+            check_fields(settings, {layer_type: OBJECT}, where, CheckpointError)
+            own = settings.get(layer_type) or {}
+            check_fields(own, ROPE_FIELDS, f"{where}[{layer_type}]", CheckpointError)
+
+
+def _check_labels(config: Mapping[str, Any], source: str) -> None:
+    names, count = config.get("id2label"), config.get("num_labels")
+    if names is not None and count is not None and len(names) != count:
+        raise CheckpointError(
+            f"{source}: num_labels is {count} and id2label names {len(names)} labels; transformers "
+            "takes the first and renames them: keep one"
+        )
+    strange = [key for key in names or () if not str(key).isdecimal()]
+    if strange:
+        raise CheckpointError(
+            f"{source}: id2label has the key {brief(strange[0])}; expected numbers of labels"
+        )
+    one = (count if names is None else len(names)) == 1
+    if one and config.get("problem_type") == "single_label_classification":
+        raise CheckpointError(
+            f"{source}: problem_type single_label_classification needs more than one label; "
+            'transformers refuses it: write "regression"'
+        )
 
 
 def _check_lowered(modules: Mapping[Any, Any], source: str) -> None:
@@ -147,7 +182,8 @@ def _check_layers(layers: Mapping[Any, Any], source: str, family: Family) -> Non
         if not str(key).isdecimal() or len(str(key)) > len(str(MAX_LAYERS)):
             raise CheckpointError(f"{source} holds {brief(key)}; expected the number of a layer")
         check_fields(layers, {key: OBJECT}, source, CheckpointError)
-        kinds = {**_own_keys(LAYER_FIELDS, family), SKIP: BLOCK_LIST}
+        own = {family.keys.get(key, key): kind for key, kind in LAYER_FIELDS.items()}
+        kinds = {**own, SKIP: BLOCK_LIST}
         check_fields(layer or {}, kinds, f"{source}[{key}]", CheckpointError)
     if len({int(key) for key in layers}) < len(layers):
         raise CheckpointError(f"{source} names a layer twice; keep one entry")

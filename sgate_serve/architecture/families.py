@@ -77,7 +77,7 @@ MISTRAL = replace(
     tasks=_decoder_tasks("Mistral"),
     biases={},
     windows="always",
-    defaults={"sliding_window": 4096},
+    divides_hidden_size=False,
 )
 
 QWEN2 = replace(
@@ -87,7 +87,7 @@ QWEN2 = replace(
     tasks=_decoder_tasks("Qwen2"),
     biases=dict.fromkeys((QUERY, KEY, VALUE), True),
     windows="switched",
-    defaults={"sliding_window": 4096},
+    divides_hidden_size=False,
 )
 
 QWEN3 = replace(
@@ -97,7 +97,6 @@ QWEN3 = replace(
     tasks=_decoder_tasks("Qwen3"),
     biases=dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
     head_norms=("self_attn.q_norm", "self_attn.k_norm"),
-    defaults={"sliding_window": 4096, "head_dim": 128},
 )
 
 PHI3 = replace(
@@ -115,7 +114,8 @@ PHI3 = replace(
     windows="always",
     has_stated_head_width=False,
     has_partial_rotation=True,
-    defaults={"sliding_window": None, "original_max_position_embeddings": 4096},
+    rope_types={"su": "longrope", "yarn": "longrope"},
+    divides_hidden_size=False,
 )
 
 GEMMA2 = replace(
@@ -132,16 +132,7 @@ GEMMA2 = replace(
     overflows_in_fp16=True,
     windows="typed",
     keys={"norm_eps": "rms_norm_eps", "hidden_act": "hidden_activation"},
-    defaults={
-        "head_dim": 256,
-        "hidden_act": "gelu_pytorch_tanh",
-        "tie_word_embeddings": True,
-        "sliding_window": 4096,
-        "sliding_window_pattern": 2,
-        "query_pre_attn_scalar": 256,
-        "attn_logit_softcapping": 50.0,
-        "final_logit_softcapping": 30.0,
-    },
+    fixed={"sliding_window_pattern": 2},
     refused=("use_bidirectional_attention",),
 )
 
@@ -154,14 +145,7 @@ GEMMA3 = replace(
         BASE: TaskHead("Gemma3TextModel"),
     },
     head_norms=("self_attn.q_norm", "self_attn.k_norm"),
-    defaults={
-        **GEMMA2.defaults,
-        "sliding_window_pattern": 6,
-        "attn_logit_softcapping": None,
-        "final_logit_softcapping": None,
-        "rope_theta": 1_000_000.0,
-        "rope_local_base_freq": 10_000.0,
-    },
+    has_rope_by_type=True,
     # transformers' Gemma 3 accepts the cap and ignores it, so which model is meant is unknown.
     refused=("use_bidirectional_attention", "attn_logit_softcapping"),
 )
@@ -209,8 +193,14 @@ GPT2 = Family(
         "hidden_act": "activation_function",
         "norm_eps": "layer_norm_epsilon",
     },
-    defaults={"hidden_act": "gelu_new", "norm_eps": 1e-5, "tie_word_embeddings": True},
+    aliases={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    },
     refused=("add_cross_attention",),
+    has_padding_row=False,
     ignored_suffixes=(".attn.bias", ".attn.masked_bias"),
 )
 
@@ -264,8 +254,7 @@ BERT = Family(
     has_stated_head_width=False,
     has_kv_heads=False,
     keys={"norm_eps": "layer_norm_eps"},
-    defaults={"hidden_act": "gelu", "norm_eps": 1e-12, "type_vocab_size": 2},
-    refused=("is_decoder", "add_cross_attention"),
+    refused=("is_decoder", "add_cross_attention", "chunk_size_feed_forward"),
     renames={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
     ignored_suffixes=(".position_ids", ".token_type_ids"),
 )
@@ -299,7 +288,6 @@ ROBERTA = replace(
     position_table="roberta.embeddings.position_embeddings",
     embedding_norm="roberta.embeddings.LayerNorm",
     has_padded_positions=True,
-    defaults={**BERT.defaults, "pad_token_id": 1},
 )
 
 DISTILBERT = replace(
@@ -346,8 +334,13 @@ DISTILBERT = replace(
         "intermediate_size": "hidden_dim",
         "hidden_act": "activation",
     },
-    defaults={"hidden_act": "gelu", "norm_eps": 1e-12},
-    refused=(),
+    aliases={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+    },
+    fixed={"norm_eps": 1e-12},
+    refused=("chunk_size_feed_forward",),
 )
 
 _DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, GPT2)

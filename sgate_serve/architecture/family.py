@@ -7,7 +7,10 @@ Tensors have the names that a model with a head gives them (`model.layers.0…`,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
+
+from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS, Fields
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 GATE, UP, DOWN = "gate", "up", "down"
@@ -99,14 +102,33 @@ class Family:
     has_padded_positions: bool = False
     # The config's `partial_rotary_factor` counts.
     has_partial_rotation: bool = False
+    # Layers with a window and layers without have their own rope settings.
+    has_rope_by_type: bool = False
+    # Where only some types of rope exist: old names of those, and the names that they have now.
+    rope_types: Mapping[str, str] = field(default_factory=dict)
 
-    # The config: its own names for our fields, the defaults of its class, and the fields that must
-    # be off.
+    # The config: its own names for our fields, other names that its class maps to those, what the
+    # class fixes instead of reading it, and the fields that must be off.
     keys: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     refused: tuple[str, ...] = ()
     # Without a stated width a head is hidden size / heads wide.
     has_stated_head_width: bool = True
+    # transformers requires the hidden size to be a multiple of the head count in any case.
+    divides_hidden_size: bool = True
+    # transformers requires the padding id to be one of the vocabulary, or to count from its end.
+    has_padding_row: bool = True
+
+    @cached_property
+    def fields(self) -> Fields:
+        """The keys of a config that transformers reads for this family, by its own names."""
+        return {**EXTRA_KEYS[self.config_class], **CONFIG_CLASSES[self.config_class]}
+
+    @property
+    def is_encoder(self) -> bool:
+        """Say whether every token attends to all others, so that no model of it decodes."""
+        return CAUSAL_LM not in self.tasks
 
     @property
     def is_gated(self) -> bool:

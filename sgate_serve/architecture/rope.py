@@ -2,22 +2,37 @@
 
 Older configs spell them `rope_theta`, `rope_scaling` and `rope_local_base_freq`, newer ones
 `rope_parameters`, which may hold settings for each type of layer. Precedence and defaults are those
-of transformers' config classes.
+of transformers' config classes (`modeling_rope_utils`), also where two spellings meet.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
+from sgate_serve.errors import CheckpointError
 
-LONGROPE = "longrope"
-DEFAULT_THETA = 10_000.0
-LOCAL_THETA = "rope_local_base_freq"
+LONGROPE, DEFAULT_TYPE = "longrope", "default"
 PARTIAL, ORIGINAL_LENGTH = "partial_rotary_factor", "original_max_position_embeddings"
+THETA, LOCAL_THETA, TYPE, OLD_TYPE = "rope_theta", "rope_local_base_freq", "rope_type", "type"
 # These types compare positions with the length that the model was first trained on.
 LENGTH_TYPES = ("llama3", "yarn", LONGROPE)
+# The values that each type cannot do without.
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    DEFAULT_TYPE: (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "proportional": (),
+    "yarn": ("factor", ORIGINAL_LENGTH),
+    "llama3": ("factor", ORIGINAL_LENGTH, "low_freq_factor", "high_freq_factor"),
+    LONGROPE: ("short_factor", "long_factor", ORIGINAL_LENGTH),
+}
+
+
+# With these types a partial rotation changes nothing, or rotates the rest by nothing.
+SHARES = (DEFAULT_TYPE, "proportional")
 
 
 @dataclass(frozen=True)
@@ -41,48 +56,121 @@ def layer_ropes(
 ) -> Iterator[Rope | None]:
     """Yield the settings of each layer; None in a family with a table of positions.
 
-    A `partial_rotary_factor` counts only where transformers' class of the family reads it.
+    Raises CheckpointError for settings that transformers refuses or cannot compute with.
     """
     if not family.is_rotary:
         yield from (None for _ in windows)
         return
+    types = [FULL_ATTENTION if window is None else SLIDING_ATTENTION for window in windows]
     ropes = {}
-    for layer_type in (FULL_ATTENTION, SLIDING_ATTENTION):
-        settings = _completed(_stated(get, family, layer_type), get, num_positions)
+    for layer_type in dict.fromkeys(types):
+        read = _of_layer_type if family.has_rope_by_type else _of_every_layer
+        settings = _completed(read(get, layer_type), get, family, num_positions)
+        _check_settings(settings, get, family)
         share = settings.get(PARTIAL, 1.0) if family.has_partial_rotation else 1.0
-        ropes[layer_type] = Rope(settings, float(share))
-    for window in windows:
-        yield ropes[FULL_ATTENTION if window is None else SLIDING_ATTENTION]
+        ropes[layer_type] = Rope(_with_factor(settings, num_positions), float(share))
+    yield from (ropes[layer_type] for layer_type in types)
 
 
-def _stated(get: ConfigReader, family: Family, layer_type: str) -> dict[str, Any]:
-    """Return what a config says of one type of layer, its base frequency included."""
-    parameters, scaling = get("rope_parameters") or {}, get("rope_scaling") or {}
-    theta = get("rope_theta", DEFAULT_THETA)
-    if LOCAL_THETA in family.defaults:
-        # Each type of layer has its own settings; the old spelling scales full attention alone.
-        stated = dict(parameters.get(layer_type) or {})
-        if layer_type == FULL_ATTENTION:
-            stated |= scaling
-        else:
-            theta = get(LOCAL_THETA)
-    else:
-        stated = dict(scaling or parameters)
-        if FULL_ATTENTION in stated or SLIDING_ATTENTION in stated:
-            stated = dict(stated.get(layer_type) or {})
-    settings = {key: value for key, value in stated.items() if value is not None}
-    return {"rope_theta": theta, **settings}
+def _of_every_layer(get: ConfigReader, layer_type: str) -> dict[str, Any]:
+    """Return the settings of a class whose layers rotate alike: one spelling, the old one first."""
+    stated = dict(get("rope_scaling") or get("rope_parameters") or {})
+    nested = next((key for key in (FULL_ATTENTION, SLIDING_ATTENTION) if key in stated), None)
+    if nested is not None:
+        raise CheckpointError(
+            f"{get.source}: rope_parameters has settings for {nested}; in transformers the layers "
+            "of this family rotate alike: write the settings without the type of layer"
+        )
+    stated.setdefault(THETA, get(THETA))
+    return stated
 
 
-def _completed(stated: Mapping[str, Any], get: ConfigReader, num_positions: int) -> dict[str, Any]:
+def _of_layer_type(get: ConfigReader, layer_type: str) -> dict[str, Any]:
+    """Return the settings of one type of layer; the old spelling scales full attention alone."""
+    parameters = get("rope_parameters")
+    nested = {FULL_ATTENTION: {TYPE: DEFAULT_TYPE}} if parameters is None else parameters
+    stated, scaling = dict(nested.get(layer_type) or {TYPE: DEFAULT_TYPE}), get("rope_scaling")
+    if scaling is not None:
+        if not nested.get(FULL_ATTENTION):
+            raise CheckpointError(
+                f"{get.source}: rope_scaling next to rope_parameters without {FULL_ATTENTION}; "
+                "transformers refuses both: keep rope_parameters"
+            )
+        # A `type` in it does not count: the settings of the other spelling have a `rope_type`.
+        stated |= scaling if layer_type == FULL_ATTENTION else {}
+    stated.setdefault(THETA, get(THETA if layer_type == FULL_ATTENTION else LOCAL_THETA))
+    return stated
+
+
+def _completed(
+    stated: Mapping[str, Any], get: ConfigReader, family: Family, num_positions: int
+) -> dict[str, Any]:
     """Fill in the type, the partial rotation and the lengths, which some configs keep outside."""
     settings = dict(stated)
-    settings.setdefault("rope_type", settings.pop("type", "default"))
+    settings.setdefault(TYPE, settings.get(OLD_TYPE, DEFAULT_TYPE))
+    settings.pop(OLD_TYPE, None)
     if get(PARTIAL) is not None:
         settings.setdefault(PARTIAL, get(PARTIAL))
-    if settings["rope_type"] in LENGTH_TYPES:
-        original = get(ORIGINAL_LENGTH) or settings.get(ORIGINAL_LENGTH) or num_positions
-        settings[ORIGINAL_LENGTH] = original
-        if settings["rope_type"] == LONGROPE:
-            settings.setdefault("factor", num_positions / original)
+    # transformers moves the length before it renames the type, and refuses what lacks it then.
+    has_length = settings[TYPE] in LENGTH_TYPES or ORIGINAL_LENGTH in settings
+    settings[TYPE] = family.rope_types.get(settings[TYPE], settings[TYPE])
+    if has_length and settings[TYPE] in LENGTH_TYPES:
+        outside = None if family.has_rope_by_type else get(ORIGINAL_LENGTH)
+        settings.setdefault(ORIGINAL_LENGTH, num_positions)
+        if outside is not None:
+            settings[ORIGINAL_LENGTH] = outside
     return settings
+
+
+def _with_factor(settings: dict[str, Any], num_positions: int) -> dict[str, Any]:
+    """Return settings of longrope with the factor that transformers derives from the lengths."""
+    if settings[TYPE] != LONGROPE or settings.get("factor") is not None:
+        return settings
+    return {**settings, "factor": num_positions / settings[ORIGINAL_LENGTH]}
+
+
+def _check_settings(settings: Mapping[str, Any], get: ConfigReader, family: Family) -> None:
+    """Refuse settings with which transformers cannot build the family's rotary embedding."""
+    kind, where = settings[TYPE], f"{get.source}: rope_parameters"
+    known = (*dict.fromkeys(family.rope_types.values()), DEFAULT_TYPE)
+    if kind not in (known if family.rope_types else NEEDS):
+        raise CheckpointError(
+            f"{where}: rope_type {brief(kind)} is not one that transformers has for family "
+            f"{family.name} ({', '.join(known if family.rope_types else NEEDS)})"
+        )
+    missing = [key for key in (THETA, *NEEDS[kind]) if settings.get(key) is None]
+    missing += [PARTIAL] if settings.get(PARTIAL, 1.0) is None else []
+    if missing:
+        raise CheckpointError(
+            f"{where}: rope_type {kind!r} needs {missing[0]}; without it transformers refuses the "
+            "config: add it there"
+        )
+    share = settings.get(PARTIAL, 1.0)
+    if share != 1 and not family.has_partial_rotation and kind not in SHARES:
+        raise CheckpointError(
+            f"{where}: {PARTIAL} {share} with rope_type {kind!r} is not supported: transformers' "
+            f"class of family {family.name} rotates whole heads; remove it"
+        )
+    heads = max(get.integer("num_attention_heads"), 1)
+    width = get.integer("head_dim", get.integer("hidden_size") // heads)
+    _check_numbers(settings, int(width * share), where)
+
+
+def _check_numbers(settings: Mapping[str, Any], num_rotated: int, where: str) -> None:
+    """Refuse numbers that the formula of the type cannot take."""
+    kind, pairs = settings[TYPE], -(-num_rotated // 2)
+    for key in ("short_factor", "long_factor") if kind == LONGROPE else ():
+        if len(settings[key]) != pairs or num_rotated % 2:
+            raise CheckpointError(
+                f"{where}: {key} has {len(settings[key])} values for {pairs} rotary pairs; correct "
+                "the config"
+            )
+    singular = (
+        (kind == "dynamic" and num_rotated <= 2)
+        or (kind == "yarn" and settings[THETA] == 1)
+        or (kind == LONGROPE and settings[ORIGINAL_LENGTH] == 1)
+    )
+    if singular:
+        raise CheckpointError(
+            f"{where}: rope_type {kind!r} divides by zero with these settings; correct the config"
+        )

@@ -19,6 +19,8 @@ SGATE_FORMAT_VERSION = 2
 READ_VERSIONS = (1, 2)
 SGATE_CLASS_PREFIX = "SGate"
 BLOCK, PER_LAYER, SKIP = "sgate", "per_layer_config", "skip"
+HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
+HEAD_DIM, UNITS = "head_dim", "intermediate_size"
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,15 @@ class LayerSizes:
 
     def _keyed(self, shape: LayerShape) -> dict[str, int]:
         sizes = {
-            "num_attention_heads": shape.num_heads,
-            "num_key_value_heads": shape.num_kv_heads,
-            "head_dim": shape.head_dim,
-            "intermediate_size": shape.mlp_units,
+            HEADS: shape.num_heads,
+            KV_HEADS: shape.num_kv_heads,
+            HEAD_DIM: shape.head_dim,
+            UNITS: shape.mlp_units,
         }
         if not self._states_head_width:
-            del sizes["head_dim"]
+            del sizes[HEAD_DIM]
         if not self.family.has_kv_heads:
-            del sizes["num_key_value_heads"]
+            del sizes[KV_HEADS]
         return {self.family.keys.get(key, key): size for key, size in sizes.items()}
 
 
@@ -165,18 +167,17 @@ def layer_shapes(
     unknown = sorted(set(overrides) - set(range(num_layers)))
     if unknown:
         raise CheckpointError(f"{source}: {PER_LAYER} names layers {unknown} of {num_layers}")
-    keys = replace(family, defaults={})
+    own = {key: family.keys.get(key, key) for key in (HEADS, KV_HEADS, HEAD_DIM, UNITS)}
     for index in range(num_layers):
-        get = ConfigReader(overrides.get(index) or {}, f"{source}: {PER_LAYER}[{index}]", keys)
-        heads = get.integer("num_attention_heads", dense.num_heads)
+        get = ConfigReader(overrides.get(index) or {}, f"{source}: {PER_LAYER}[{index}]")
+        heads = get.integer(own[HEADS], dense.num_heads)
         kv_heads = heads
         if family.has_kv_heads:
-            kv_heads = get.integer("num_key_value_heads", dense.num_kv_heads)
-        units = get.integer("intermediate_size", dense.mlp_units)
-        skip = get(SKIP, ())
+            kv_heads = get.integer(own[KV_HEADS], dense.num_kv_heads)
+        units, skip = get.integer(own[UNITS], dense.mlp_units), get(SKIP) or ()
         yield LayerShape(
             num_heads=0 if ATTENTION in skip else heads,
             num_kv_heads=0 if ATTENTION in skip else kv_heads,
-            head_dim=get.integer("head_dim", dense.head_dim),
+            head_dim=get.integer(own[HEAD_DIM], dense.head_dim),
             mlp_units=0 if MLP in skip else units,
         )

@@ -64,6 +64,8 @@ class ModelSpec:
     # store fewer rows or columns than their dimensions and have index vectors.
     extra_biases: frozenset[str] = frozenset()
     lowered: Mapping[str, Lowered] = field(default_factory=dict)
+    # Base models are often saved without their pooler; a config cannot say so, the files do.
+    lacks_pooler: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> "ModelSpec":
@@ -74,12 +76,13 @@ class ModelSpec:
         family = values.family_of(config, source)
         check_config(config, source, family)
         get, block = ConfigReader(config, source, family), SgateBlock.read(config)
+        values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
         dense = values.dense_shape(get, family)
         layers = tuple(layer_shapes(dense, family, num_layers, config, source))
-        windows = tuple(values.windows(family, num_layers, config, source))
-        num_positions = get.integer("max_position_embeddings", 2048)
+        windows = tuple(values.windows(get, family, num_layers))
+        num_positions = get.integer("max_position_embeddings")
         spec = cls(
             family=family,
             task=task,
@@ -91,16 +94,16 @@ class ModelSpec:
             num_types=get.integer("type_vocab_size", 0),
             num_labels=values.num_labels(config),
             head_units=block.head_units or hidden,
-            tied_head=bool(get("tie_word_embeddings", False)) and task == CAUSAL_LM,
-            biased_roles=frozenset(values.biased_roles(family, config)),
-            norm_eps=float(get("norm_eps", 1e-6)),
-            activation=str(get("hidden_act", "silu")),
-            attention_scales=tuple(values.attention_scales(family, config, layers)),
+            tied_head=bool(get("tie_word_embeddings")) and task == CAUSAL_LM,
+            biased_roles=frozenset(values.biased_roles(get, family)),
+            norm_eps=float(get("norm_eps")),
+            activation=str(get("hidden_act")),
+            attention_scales=tuple(values.attention_scales(get, layers)),
             windows=windows,
             ropes=tuple(layer_ropes(get, family, windows, num_positions)),
-            attention_softcap=values.softcap(family, config, "attn_logit_softcapping"),
-            logit_softcap=values.softcap(family, config, "final_logit_softcapping"),
-            first_position=get.integer("pad_token_id") + 1 if family.has_padded_positions else 0,
+            attention_softcap=values.softcap(get, "attn_logit_softcapping"),
+            logit_softcap=values.softcap(get, "final_logit_softcapping"),
+            first_position=get("pad_token_id") + 1 if family.has_padded_positions else 0,
             extra_biases=block.extra_biases,
             lowered=block.lowered,
         )
@@ -110,12 +113,13 @@ class ModelSpec:
     @property
     def head(self) -> TaskHead:
         """The part on top of the stack for this model's task."""
-        return self.family.tasks[self.task]
+        head = self.family.tasks[self.task]
+        return replace(head, tensors={}) if self.lacks_pooler else head
 
     @property
     def is_encoder(self) -> bool:
         """Say whether every token attends to all others, so that the model does not decode."""
-        return CAUSAL_LM not in self.family.tasks
+        return self.family.is_encoder
 
     @property
     def max_positions(self) -> int:

@@ -135,6 +135,22 @@ def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
                 f"{speedup['ideal']:>6.2f}x {speedup['efficiency']:>11.2f} "
                 f"{record['floor'][name]['ratio']:>9.2f}x"
             )
+    for model, speedups in blocks.items():
+        covered = [name for name in speedups if _is_noise(speedups[name], record["floor"][name])]
+        if covered:
+            yield (
+                f"{model}: this run shows no difference from {DENSE} in {', '.join(covered)}: the "
+                f"noise floor covers the speedup, or its interval contains 1; give more --rounds, "
+                "or measure on a machine that does nothing else"
+            )
+
+
+def _is_noise(speedup: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
+    """Say whether the noise floor's interval covers a speedup, or the speedup's covers 1."""
+    low, high = speedup["ci"]
+    # Records written before floors had intervals.
+    floor_low, floor_high = floor.get("ci", (floor["ratio"], floor["ratio"]))
+    return bool(low <= 1 <= high or floor_low <= speedup["ratio"] <= floor_high)
 
 
 def compare(

@@ -1,23 +1,21 @@
-"""Model folders on disk: finds them, checks them against their config, reads tensor by tensor.
+"""Model folders on disk, checked against their config and read tensor by tensor.
 
 Tensors are memory-mapped from safetensors files. Pickle is never read.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import ATTENTION, Family
-from sgate_serve.architecture.sgate_config import stored_family
+from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.checkpoint.fitting import fit, is_unused
+from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
 from sgate_serve.checkpoint.int8 import (
     SCALE,
     check_scale,
@@ -26,20 +24,18 @@ from sgate_serve.checkpoint.int8 import (
     is_int8,
     scale_shapes,
 )
+from sgate_serve.checkpoint.location import find_folder
+from sgate_serve.checkpoint.missing import why_missing
+from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.other_layouts import CONFIG_FILE, describe_folder
 from sgate_serve.checkpoint.ragged import normalize_config
-from sgate_serve.checkpoint.tensor_files import (
-    FLOAT_DTYPES,
-    Array,
-    TensorInfo,
-    read_headers,
-)
+from sgate_serve.checkpoint.side_files import check_plain_weights, check_side_files
+from sgate_serve.checkpoint.tensor_files import FLOAT_DTYPES, Array, TensorInfo
+from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import read_json
 
 logger = logging.getLogger(__name__)
-
-
-FINGERPRINT_EDGE = 4096
 
 
 @dataclass(frozen=True)
@@ -47,15 +43,17 @@ class Checkpoint:
     """A model folder whose headers have been read and checked; tensors are read one at a time.
 
     `tensors` are keyed by the names that a model with a head gives them; each keeps the name that
-    it has in its file. `config` describes the tensors. It differs from config.json if another tool
-    stored layers of uneven width; `layout` then says in words how. In an int8 folder the linears
-    inside the blocks are int8 with scales.
+    it has in its file. `config` describes the tensors. It differs from config.json
+    (`stored_config`) if another tool stored layers of uneven width, which `layout` then says in
+    words, or if a head is not tied that should be. In an int8 folder the linears inside the blocks
+    are int8 with scales.
     """
 
     folder: Path
     config: Mapping[str, Any]
     spec: ModelSpec
     tensors: Mapping[str, TensorInfo]
+    stored_config: Mapping[str, Any]
     layout: str | None = None
     is_int8: bool = False
 
@@ -66,26 +64,39 @@ class Checkpoint:
         Raises CheckpointError for anything missing, truncated, mistyped or of another family.
         """
         folder = find_folder(location)
-        source = folder / "config.json"
+        source = folder / CONFIG_FILE
+        if not source.is_file():
+            raise CheckpointError(f"{source} is missing: {describe_folder(folder)}")
         stored = read_json(source)
+        check_side_files(folder, stored)
         quantized = is_int8(stored, str(source))
-        tensors = canonical_names(read_headers(folder), stored)
+        headers = read_headers(folder)
+        if not quantized:
+            check_plain_weights(headers, folder)
+        tensors = canonical_names(headers, stored)
         config, layout = normalize_config(stored, tensors, str(source))
-        if layout is not None:
-            logger.info("%s: %s", folder, layout)
         spec = ModelSpec.from_config(config, str(source))
-        checkpoint = cls(folder, config, spec, tensors, layout, quantized)
-        checkpoint.check()
+        fitted = fit(config, spec, tensors)
+        checkpoint = cls(
+            folder, fitted.config, fitted.spec, fitted.tensors, stored, layout, quantized
+        )
+        for note in (*([layout] if layout else []), *fitted.notes, *checkpoint.check()):
+            _note(folder, note)
         return checkpoint
 
-    def check(self) -> None:
-        """Raise CheckpointError unless the files hold exactly the tensors the config implies."""
+    def check(self) -> list[str]:
+        """Return notes on tensors that the model does not use.
+
+        Raises CheckpointError unless the files hold every tensor that the config implies, and no
+        other inside the stack.
+        """
         expected = self.spec.tensor_shapes() | (scale_shapes(self.spec) if self.is_int8 else {})
         for name, shape in expected.items():
             found = self.tensors.get(name)
             if found is None:
                 raise CheckpointError(
-                    f"{self.folder}: tensor {name} is missing; is a shard of the checkpoint lost?"
+                    f"{self.folder}: tensor {name} is missing: "
+                    f"{why_missing(name, self.spec, self.tensors)}"
                 )
             if found.shape != shape:
                 raise CheckpointError(
@@ -93,12 +104,15 @@ class Checkpoint:
                     f"implies {list(shape)}"
                 )
             self._check_content(name, found)
-        for name in sorted(set(self.tensors) - set(expected)):
-            if not self._is_ignored(name):
+        others = sorted(set(self.tensors) - set(expected))
+        others = [name for name in others if not self._is_ignored(name)]
+        for name in others:
+            if not is_unused(name, self.spec):
                 raise CheckpointError(
                     f"{self.tensors[name].file}: tensor {name} is not part of family "
                     f"{self.spec.family.name} with this config.json"
                 )
+        return [_unused_note(others, self.spec)] if others else []
 
     def check_unquantized(self) -> None:
         """Raise CheckpointError for int8 weights: pruning and training need the floats."""
@@ -173,69 +187,24 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over sorted (name, shape, dtype, first and last 4 KiB of each tensor)."""
-        digest = hashlib.sha256()
-        for info in sorted(self.tensors.values(), key=lambda info: info.name):
-            digest.update(json.dumps([info.name, list(info.shape), info.dtype]).encode())
-            with info.file.open("rb") as file:
-                file.seek(info.start)
-                digest.update(file.read(min(FINGERPRINT_EDGE, info.end - info.start)))
-                file.seek(max(info.start, info.end - FINGERPRINT_EDGE))
-                digest.update(file.read(info.end - file.tell()))
-        return digest.hexdigest()
+        """A quick sha256 over names, shapes, dtypes and the edges of every tensor."""
+        return fingerprint_of(self.tensors)
+
+    @cached_property
+    def digest(self) -> str:
+        """A sha256 over the config and all bytes of every tensor.
+
+        Files are read once and the result is remembered until they change.
+        """
+        return digest_of(self.stored_config, self.tensors)
 
 
-def canonical_names(
-    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
-) -> Mapping[str, TensorInfo]:
-    """Return the tensors by the names of a model with a head, whatever the files call them.
-
-    Base models are saved without the prefix of the stack, old checkpoints with other endings. Names
-    stay as they are if the config's family is not supported.
-    """
-    name = stored_family(config)
-    family = FAMILIES.get(name) if isinstance(name, str) else None
-    if family is None:
-        return tensors
-    prefix, found = f"{family.prefix}.", dict[str, TensorInfo]()
-    stack = () if any(name.startswith(prefix) for name in tensors) else _stack_names(family)
-    for name, info in tensors.items():
-        ending = next((old for old in family.renames if name.endswith(old)), None)
-        own = name if ending is None else name.removesuffix(ending) + family.renames[ending]
-        own = f"{prefix}{own}" if own.startswith(stack) else own
-        if own in found:
-            raise CheckpointError(
-                f"{info.file}: {name} and {found[own].name} are both {own}; keep one of them"
-            )
-        found[own] = info
-    return found
+def _unused_note(names: list[str], spec: ModelSpec) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"a {spec.head.model_class} does not use {names[0]}{more}; they are left out"
 
 
-def _stack_names(family: Family) -> tuple[str, ...]:
-    """Return the beginnings of the stack's tensor names without the prefix."""
-    on_top = {name for head in family.tasks.values() for name in head.tensors}
-    names = (family.layer.format(""), *family.outside, *on_top)
-    prefix = f"{family.prefix}."
-    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-
-
-def find_folder(location: str | Path) -> Path:
-    """Return a local folder: the path itself, or a snapshot of the hub repository it names."""
-    path = Path(location)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file; give the model folder that holds it")
-    name = str(location)
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise CheckpointError(f"{path}: no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{name}: no such folder here, and the hub did not answer with it ({reason})"
-        ) from error
+@lru_cache
+def _note(folder: Path, note: str) -> None:
+    """Say once how a folder is read; a command may open it several times."""
+    logger.info("%s: %s", folder, note)

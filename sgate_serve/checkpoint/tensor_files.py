@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import MAX_SIZE, is_whole, read_json
+from sgate_serve.json_fields import MAX_SIZE, is_whole
 
 Array = NDArray[Any]
 
@@ -65,47 +65,6 @@ class TensorInfo:
         return np.asarray(raw).view(DTYPES[self.dtype]).reshape(self.shape)
 
 
-def read_headers(folder: Path) -> dict[str, TensorInfo]:
-    """Read the safetensors headers of the shards in the folder's index, or of its single file."""
-    index_path, single = folder / INDEX_FILE, folder / SINGLE_FILE
-    if index_path.exists():
-        return _read_shards(index_path)
-    if not single.exists():
-        raise CheckpointError(
-            f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; "
-            "sgate reads safetensors checkpoints only"
-        )
-    return read_header(single)
-
-
-def _read_shards(index_path: Path) -> dict[str, TensorInfo]:
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path}: weight_map is missing or empty")
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or not _is_name(shard):
-            raise CheckpointError(
-                f"{index_path}: tensor {name!r:.80} is in {shard!r:.80}; expected the name of a "
-                "file next to the index"
-            )
-    tensors: dict[str, TensorInfo] = {}
-    for shard in sorted(set(weight_map.values())):
-        found = read_header(index_path.parent / shard)
-        for name in sorted(found.keys() & tensors.keys()):
-            raise CheckpointError(
-                f"{index_path}: tensor {name} is in {tensors[name].file.name} and in {shard}; "
-                "keep it in one of them"
-            )
-        tensors |= found
-    for name, shard in weight_map.items():
-        if name not in tensors or tensors[name].file.name != shard:
-            raise CheckpointError(
-                f"{index_path}: {shard} lacks tensor {name!r:.80}, which the index puts there; "
-                "download or copy both again"
-            )
-    return tensors
-
-
 def read_header(file: Path) -> dict[str, TensorInfo]:
     """Read and check one safetensors header: 8 bytes of length, JSON, then the data.
 
@@ -145,18 +104,19 @@ def _check_offsets(infos: Mapping[str, TensorInfo], start: int, size: int) -> No
         raise ValueError(f"{size - start} bytes belong to no tensor")
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Say whether a name is short and printable enough for a file system and a message."""
     return len(text) <= MAX_NAME and text.isprintable()
 
 
 def _tensor_info(name: str, entry: Mapping[str, Any], file: Path, base: int) -> TensorInfo:
-    if not _is_name(name):
+    if not is_name(name):
         raise ValueError(f"tensor name {name!r:.80} is too long or holds control characters")
     dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(
-            f"{file}: tensor {name} has dtype {dtype!s:.40}, which is not supported"
+            f"{file}: tensor {name} has dtype {dtype!s:.40}, which is not supported; give the "
+            "unquantized checkpoint"
         )
     if not isinstance(shape, list) or len(shape) > MAX_RANK:
         raise ValueError(f"tensor {name}: the shape is not a list of at most {MAX_RANK} sizes")

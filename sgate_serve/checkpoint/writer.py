@@ -9,14 +9,15 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
 from sgate_serve.checkpoint.tensor_files import DTYPE_NAMES, DTYPES, INDEX_FILE, SINGLE_FILE, Array
-from sgate_serve.errors import CheckpointError
+from sgate_serve.errors import CheckpointError, OutputError, SystemFailure, writing
 
 STAGING_DIR = ".sgate-incomplete"
 
@@ -124,23 +125,50 @@ def file_header(headers: list[TensorHeader], metadata: Mapping[str, str]) -> byt
 def new_folder(folder: Path) -> Iterator[FolderWriter]:
     """Write a new folder all or nothing.
 
-    Raises CheckpointError if `folder` is not empty; what a killed run left staged in it does not
-    count. On any error the staged files are removed.
+    Raises CheckpointError if `folder` is a file or not empty; what a killed run left staged in it
+    does not count. Raises OutputError naming it if the disk is full or a permission is missing. On
+    any error the staged files are removed.
     """
+    check_unused(folder)
     existed = folder.exists()
-    if existed and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {STAGING_DIR}):
-        raise CheckpointError(f"{folder} is not empty; give a new folder or remove this one")
     writer = FolderWriter(folder)
     shutil.rmtree(writer.staging, ignore_errors=True)
-    writer.staging.mkdir(parents=True)
+    with writing(folder):
+        writer.staging.mkdir(parents=True)
+        try:
+            yield writer
+            writer.commit()
+        except BaseException:
+            shutil.rmtree(writer.staging, ignore_errors=True)
+            if not existed and folder.exists() and not any(folder.iterdir()):
+                folder.rmdir()
+            raise
+
+
+def check_unused(folder: Path) -> None:
+    """Raise CheckpointError if `folder` is a file, or holds more than a killed run left staged."""
+    with writing(folder):
+        if folder.exists() and not folder.is_dir():
+            raise CheckpointError(f"{folder} is a file; give a folder that does not exist yet")
+        if folder.exists() and {path.name for path in folder.iterdir()} - {STAGING_DIR}:
+            raise CheckpointError(f"{folder} is not empty; give a new folder")
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OutputError naming `folder` unless it can be made, if need be, and written to.
+
+    The trial is removed again, and takes place in a temporary folder, as other processes may try
+    the same.
+    """
     try:
-        yield writer
-        writer.commit()
-    except BaseException:
-        shutil.rmtree(writer.staging, ignore_errors=True)
-        if not existed and folder.exists() and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
+        parent = next(path for path in (folder, *folder.parents) if path.exists())
+        with TemporaryDirectory(dir=parent) as trial:
+            (Path(trial) / folder.relative_to(parent)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        failure = SystemFailure.of(error)
+        if failure is None:
+            raise
+        raise OutputError(replace(failure, path=str(folder)).line()) from error
 
 
 def divide_into_shards(

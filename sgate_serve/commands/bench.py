@@ -1,7 +1,6 @@
 """`sgate bench compare`: times dense and pruned models, interleaved in one run."""
 
 import argparse
-import json
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -9,25 +8,35 @@ from pathlib import Path
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, Workload
 from sgate_serve.commands.flags import add_flags
-from sgate_serve.commands.output import load_plots, print_lines
+from sgate_serve.commands.output import check_file, load_plots, print_lines, write_json
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.options import flag_of
 
 FLAGS = tuple(field.name for field in fields(Workload) if field.name != "engine_arguments")
 
 
+EPILOG = """\
+ENGINE ARGS, after `--`: those of `sgate serve` that the options above do not set
+
+examples:
+  sgate bench compare my-model my-pruned --json speed.json --plot speed.png
+  sgate bench compare my-model my-pruned --rounds 25 -- --precision int8
+  sgate bench compare my-model my-pruned --beside masked=my-masked-model
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="compare")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", title="kinds")
     compare = kinds.add_parser(
         "compare",
         help="time dense and pruned models, interleaved in one run",
         usage="sgate bench compare DENSE PRUNED [options] [-- ENGINE ARGS]",
         description="time dense and pruned models, interleaved in one run",
-        epilog="ENGINE ARGS: those of `sgate serve` that the options above do not set",
+        epilog=EPILOG,
     )
     compare.set_defaults(engine_arguments=[])
-    compare.add_argument("dense", help="dense model folder")
-    compare.add_argument("pruned", help="converted model folder")
+    compare.add_argument("dense", metavar="DENSE", help="dense model folder")
+    compare.add_argument("pruned", metavar="PRUNED", help="converted model folder")
     compare.add_argument(
         "--beside",
         type=_named_folder,
@@ -39,10 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compare.add_argument(
         "--engine", default="onnx", help="auto, onnx, torch or vllm (default: onnx)"
     )
-    compare.add_argument("--json", type=Path, help="write the record to this file")
-    compare.add_argument("--plot", type=Path, help="plot the comparison to this file")
+    output = compare.add_argument_group("output")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the record to this file")
+    output.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot the comparison to this file"
+    )
     # The models decide which workload it is, and so its defaults.
-    add_flags(compare, Workload, leave_out={"engine_arguments"}, keep_unset=True)
+    add_flags(compare, Workload, leave_out={"engine_arguments"}, keep_unset=True, group="workload")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,17 +62,21 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine
 
+    plots = load_plots(args.plot)
+    check_file(args.plot, "--plot")
+    check_file(args.json, "--json")
     dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
     folders = _folders_by_name(args.beside)
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
     result = compare(dense, pruned, choose_engine(args.engine), workload, beside)
     record = result.to_json()
-    if args.json is not None:
-        args.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if args.plot is not None:
-        load_plots().plot_comparison(result, args.plot)
+    # First what cannot fail: the measurement may have taken long.
     print_lines(comparison_lines(record))
+    if args.json is not None:
+        write_json(record, args.json)
+    if plots is not None:
+        plots.plot_comparison(result, args.plot)
     return 0
 
 

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 
 from converters.convert import ConvertOptions, convert
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.commands.advice import next_step
 from sgate_serve.commands.flags import (
     add_gates_flags,
     add_target_flags,
@@ -11,27 +13,46 @@ from sgate_serve.commands.flags import (
     options_from,
     target_from,
 )
+from sgate_serve.commands.output import check_new_folder
+from sgate_serve.plan.figures import Figures
 from sgate_serve.reports.inspection import Inspection
+
+EXAMPLES = """\
+examples:
+  sgate convert my-model --gates my-gates --out my-pruned
+  sgate convert my-model --gates my-gates --to hf,onnx --precision int8 --out my-pruned
+  sgate convert my-zeroed-model --out my-pruned    # what is zero goes
+
+afterwards:
+  sgate verify my-model --gates my-gates my-pruned
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="model folder or hub id")
+    parser.usage = "sgate convert CHECKPOINT --out DIR [options]"
+    parser.epilog = EXAMPLES
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model folder or hub id")
     add_gates_flags(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
-    parser.add_argument(
+    add_target_flags(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty"
+    )
+    output.add_argument(
         "--to",
         type=comma_separated,
         default=("hf",),
+        metavar="FORMATS",
         help="formats, separated by commas: hf (always written), onnx (default: hf)",
     )
-    parser.add_argument(
+    output.add_argument(
         "--precision",
         help="fp32, fp16, bf16, int8, or int4 (ONNX graph only) (default: as stored)",
     )
-    add_target_flags(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    check_new_folder(args.out)
     convert(options_from(args, ConvertOptions, target=target_from(args)))
     report = Inspection.of(args.out).to_json()
     found = "closed gates" if args.gates is not None else "zero rows and columns"
@@ -39,6 +60,9 @@ def run(args: argparse.Namespace) -> int:
         f"{args.out}: {found} removed {report['removed']:.2%} of the block linears, "
         f"{report['removed_overall']:.2%} of all parameters"
     )
+    hint = next_step(Checkpoint.open(args.checkpoint), args.gates, Figures(**report["figures"]))
+    if hint is not None:
+        print(hint)
     if report["onnx"] is not None:
         print(f"HF layout in {report['precision']}, ONNX graph in {report['onnx']['precision']}")
     return 0

@@ -3,26 +3,42 @@
 import argparse
 import os
 
+from sgate_serve.checkpoint.writer import check_writable
 from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.commands.output import how_to_continue
 from sgate_serve.demo.sizes import DemoOptions
-from sgate_serve.environment import missing_packages
-from sgate_serve.errors import SgateError
+from sgate_serve.environment import check_installed
+from sgate_serve.errors import OutputError
 
-NEEDED = ("torch", "transformers", "peft", "openai")
+NEEDED = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "openai",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example:\n  sgate demo --quick --dir my-demo"
     add_flags(parser, DemoOptions)
 
 
 def run(args: argparse.Namespace) -> int:
-    missing = missing_packages(NEEDED)
-    if missing:
-        raise SgateError(f'demo needs {", ".join(missing)}: pip install "sgate-serve[demo]"')
+    check_installed("demo needs", NEEDED, "demo")
     from sgate_serve.demo.walkthrough import demo
+    from sgate_serve.models.progress import hidden_bars
 
     options = options_from(args, DemoOptions)
     # Cache the graphs of the dense models in the demo's folder, not in the user's cache.
     os.environ.setdefault("SGATE_CACHE", str(options.dir / "cache"))
-    demo(options)
+    if options.dir.exists() and not options.dir.is_dir():
+        raise OutputError(f"--dir {options.dir} is a file; give a folder")
+    check_writable(options.dir)
+    hint = f"repeat the command to continue in {options.dir}"
+    with how_to_continue(lambda: hint), hidden_bars():
+        demo(options)
     return 0

@@ -1,22 +1,24 @@
 """`sgate eval`: measures a dense, masked or converted model on held-out data."""
 
 import argparse
-from pathlib import Path
 
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_json, print_lines
 from sgate_serve.reports.evaluation import EvalOptions, evaluate
 
+EXAMPLES = """\
+examples:
+  sgate eval my-pruned --data eval.txt
+  sgate eval my-classifier --data eval.csv --text-column sentence --label-column stars
+  sgate eval my-model --gates my-gates --data eval.txt    # the masked dense model, on torch
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="model folder or hub id")
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="held-out data: text for a causal LM, labelled .jsonl or .csv for other models",
-    )
-    add_flags(parser, EvalOptions, leave_out=("checkpoint", "data"))
+    parser.usage = "sgate eval CHECKPOINT --data DATA [options]"
+    parser.epilog = EXAMPLES
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model folder or hub id")
+    add_flags(parser, EvalOptions, leave_out=("checkpoint",))
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 

@@ -1,6 +1,7 @@
 """Flags made from the fields of an options dataclass: their names, types, defaults and help."""
 
 import argparse
+import re
 from collections.abc import Collection
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from sgate_serve.options import flag_of
 from sgate_serve.plan import Target
 
 Options = TypeVar("Options")
+PERCENT, DECIMAL_COMMA = re.compile(r"(\d+(?:\.\d+)?)\s*%"), re.compile(r"\d+,\d+")
 
 
 def add_flags(
@@ -19,17 +21,23 @@ def add_flags(
     leave_out: Collection[str] = (),
     *,
     keep_unset: bool = False,
+    group: str | None = None,
 ) -> None:
     """Add `--field-name` for every field of `options` except `leave_out`.
 
     A field without default is required, a boolean is a switch, `X | None` takes an X, and a tuple
     takes numbers or words separated by commas. With `keep_unset` a flag that is not given is None,
-    and its default is only shown.
+    and its default is only shown. `--help` lists fields under their group, or else under `group`.
     """
-    hints = get_type_hints(options)
+    hints, groups = get_type_hints(options), dict[str, argparse._ArgumentGroup]()
     for field in fields(options):
-        if field.name not in leave_out:
-            _add_flag(parser, field, hints[field.name], keep_unset)
+        if field.name in leave_out:
+            continue
+        title = field.metadata.get("group") or group
+        if title is not None and title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        place = parser if title is None else groups[title]
+        _add_flag(place, field, hints[field.name], keep_unset)
 
 
 def options_from(args: argparse.Namespace, options: type[Options], **given: Any) -> Options:
@@ -39,10 +47,14 @@ def options_from(args: argparse.Namespace, options: type[Options], **given: Any)
 
 
 def add_gates_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--gates", type=Path, help="gates folder of any kind, or its safetensors file"
+    mask = parser.add_argument_group("the mask")
+    mask.add_argument(
+        "--gates",
+        type=Path,
+        help="gates folder of any kind, or its safetensors file (default: the zero rows and "
+        "columns of the weights)",
     )
-    parser.add_argument(
+    mask.add_argument(
         "--gates-kind",
         metavar="KIND",
         help="kind of --gates: sgate, finegates or peft (default: detected)",
@@ -51,25 +63,26 @@ def add_gates_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_target_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that fit the plan's widths to a target."""
-    parser.add_argument(
+    target = parser.add_argument_group("widths that suit a target")
+    target.add_argument(
         "--align", type=int, default=1, metavar="N", help="make widths multiples of N (default: 1)"
     )
-    parser.add_argument(
+    target.add_argument(
         "--tensor-parallel",
         type=int,
         default=1,
         metavar="N",
         help="make widths divisible among N shards (default: 1)",
     )
-    parser.add_argument(
+    target.add_argument(
         "--uniform",
         action="store_true",
         help="give all layers the same widths, so that the result is a stock model",
     )
-    parser.add_argument(
+    target.add_argument(
         "--target-engine", metavar="ENGINE", help="plan for onnx, vllm or torch (default: any)"
     )
-    parser.add_argument(
+    target.add_argument(
         "--index-price",
         type=int,
         metavar="WEIGHTS",
@@ -95,8 +108,19 @@ def comma_separated_numbers(text: str) -> tuple[int, ...]:
         ) from error
 
 
+def number(text: str) -> float:
+    """Read a number; raise ArgumentTypeError with the one that a percentage or comma may mean."""
+    try:
+        return float(text)
+    except ValueError as error:
+        percent, comma = PERCENT.fullmatch(text), DECIMAL_COMMA.fullmatch(text)
+        meant = f"{float(percent[1]) / 100:g}" if percent else text.replace(",", ".")
+        hint = f"; did you mean {meant}?" if percent or comma else ""
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number{hint}") from error
+
+
 def _add_flag(
-    parser: argparse.ArgumentParser, field: Field[Any], hint: Any, keep_unset: bool
+    parser: argparse._ActionsContainer, field: Field[Any], hint: Any, keep_unset: bool
 ) -> None:
     flag = flag_of(field.name)
     text = field.metadata.get("help")
@@ -128,4 +152,6 @@ def _reader(hint: Any) -> Any:
         return comma_separated_numbers
     if hint == tuple[str, ...]:
         return comma_separated
-    return hint if hint in (int, float, str, Path) else str
+    if hint is float:
+        return number
+    return hint if hint in (int, str, Path) else str

@@ -11,19 +11,30 @@ from sgate_serve.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel, ServedNames
     from sgate_serve.server.classifier_head import ClassifierHead
+
+
+EPILOG = """\
+ENGINE ARGS, after `--`:
+  --slots N, --max-model-len N, --threads N, --prefill-chunk N
+  with onnx also --precision fp32, fp16, int8 or int4, --kv-cache-mib N and --device cpu or cuda
+  for classifiers and embedding models --batch-tokens N instead of slots and chunks
+  with vllm the arguments of `vllm serve`
+
+examples:
+  sgate serve my-pruned --port 8000
+  sgate serve my-pruned --served-model-name my-model,gpt-4o-mini --api-key KEY
+  sgate serve my-pruned -- --slots 16 --precision int4 --threads 2
+  sgate serve my-pruned --engine vllm -- --tensor-parallel-size 2
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate serve OUT [options] [-- ENGINE ARGS]"
-    parser.epilog = (
-        "ENGINE ARGS: --slots N, --max-model-len N, --threads N and --prefill-chunk N; with onnx "
-        "also --precision fp32, fp16, int8 or int4; for classifiers and embedding models "
-        "--batch-tokens N; with vllm, the arguments of `vllm serve`"
-    )
+    parser.epilog = EPILOG
     parser.set_defaults(engine_arguments=[])
-    parser.add_argument("out", help="model folder, converted or plain")
+    parser.add_argument("out", metavar="OUT", help="model folder, converted or plain")
     parser.add_argument(
         "--engine", default="auto", help="auto, onnx, vllm or torch (default: auto)"
     )
@@ -32,51 +43,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
-    from sgate_serve.engines.table import ENGINES, choose_engine, import_target
-    from sgate_serve.server import serve
+    from sgate_serve.engines.table import ENGINES, choose_engine, import_object
+    from sgate_serve.server import ServedNames, serve
+    from sgate_serve.server.request_log import start_logging
 
-    model = Checkpoint.open(args.out)
-    engine = choose_engine(args.engine)
     # Unlike a flag, the variable is not shown in process lists.
     if args.api_key is None:
         args.api_key = os.environ.get("SGATE_API_KEY")
     options = options_from(args, ServerOptions)
+    if options.log_format == "json":
+        start_logging(options.log_format)  # whoever reads the log reads its first lines too
+    model = Checkpoint.open(args.out)
+    engine = choose_engine(args.engine)
+    names = ServedNames.of(args.out, options.served_model_name)
     own_server = ENGINES[engine].server
     if own_server is not None:
-        import_target(own_server)(model.folder, options, args.out, args.engine_arguments)
+        every = (*names.listed, *names.aliases)
+        import_object(own_server)(model.folder, options, every, args.engine_arguments)
     loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
-    return serve(options, loader(engine, model, args.engine_arguments))
+    return serve(options, loader(engine, model, args.engine_arguments, names))
 
 
 def generator_of(
-    engine: str, model: "Checkpoint", arguments: Sequence[str]
-) -> "Callable[[], LoadedModel]":
+    engine: str,
+    model: "Checkpoint",
+    arguments: Sequence[str],
+    names: "ServedNames | None" = None,
+) -> "Callable[[], ServedModel]":
     """Check the arguments and return a function that loads a causal LM."""
     from sgate_serve.engines.table import parse_options
     from sgate_serve.loaders.serving import load_slot_engine
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel
 
     options = parse_options(engine, arguments)
-    return lambda: LoadedModel.from_folder(load_slot_engine(engine, model, options), model.folder)
+    return lambda: ServedModel.from_folder(
+        load_slot_engine(engine, model, options), model.folder, names=names
+    )
 
 
 def reader_of(
-    engine: str, model: "Checkpoint", arguments: Sequence[str]
-) -> "Callable[[], LoadedModel]":
+    engine: str,
+    model: "Checkpoint",
+    arguments: Sequence[str],
+    names: "ServedNames | None" = None,
+) -> "Callable[[], ServedModel]":
     """Check the arguments and return a function that loads a classifier or embedding model."""
     from sgate_serve.engines.table import parse_pooling_options
     from sgate_serve.loaders.serving import load_pooling_engine, pooling_of
-    from sgate_serve.server import LoadedModel
+    from sgate_serve.server import ServedModel
 
     options = parse_pooling_options(engine, arguments)
     if model.spec.task != BASE:
         head = head_of(model.config, str(model.folder / "config.json"))
-        return lambda: LoadedModel.from_folder(
-            load_pooling_engine(engine, model, options), model.folder, "classify", head=head
+        return lambda: ServedModel.from_folder(
+            load_pooling_engine(engine, model, options),
+            model.folder,
+            "classify",
+            names=names,
+            head=head,
         )
-    normalize = pooling_of(model).normalize
-    return lambda: LoadedModel.from_folder(
-        load_pooling_engine(engine, model, options), model.folder, "embed", normalize=normalize
+    pooling = pooling_of(model)
+    return lambda: ServedModel.from_folder(
+        load_pooling_engine(engine, model, options),
+        model.folder,
+        "embed",
+        names=names,
+        pooling=pooling,
     )
 
 

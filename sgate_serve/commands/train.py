@@ -5,24 +5,46 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sgate_serve.commands.flags import add_flags, options_from
-from sgate_serve.commands.output import load_plots, print_lines
+from sgate_serve.commands.output import how_to_continue, load_plots, print_lines
+from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.training.train_options import TrainOptions, TrainResult
 
 PLOT_FILE = "training.png"
 
 
+EXAMPLES = """\
+examples:
+  sgate train my-model --data text.txt --target 0.3 --steps 600 --out my-gates
+  sgate train my-model --data train.jsonl --text-column body --out my-gates --dry-run
+  sgate train my-encoder --task classification --data train.csv --eval-data eval.csv \\
+      --text-column sentence --label-column stars --out my-gates
+
+afterwards:
+  sgate convert my-model --gates my-gates --to hf,onnx --out my-pruned
+"""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("base", help="model folder or hub id")
+    parser.usage = "sgate train BASE --data DATA --out DIR [options]"
+    parser.epilog = EXAMPLES
+    parser.add_argument("base", metavar="BASE", help="model folder or hub id")
     add_flags(parser, TrainOptions, leave_out=("base",))
 
 
 def run(args: argparse.Namespace) -> int:
-    from sgate_serve.training import train
+    from sgate_serve.training.train import check_packages, train
 
     options = options_from(args, TrainOptions)
-    plots = None if options.dry_run else load_plots(f"{PLOT_FILE} of train")
-    result = train(options)
-    # These need torch; `train` has checked that it is installed.
+    check_packages()
+    options.check()
+    plots = load_plots(
+        None if options.dry_run else options.out / PLOT_FILE, f"{PLOT_FILE} of train"
+    )
+    # These need torch, which is installed.
+    from sgate_serve.models.progress import hidden_bars
+
+    with how_to_continue(lambda: continuation(options)), hidden_bars():
+        result = train(options)
     from sgate_serve.training.overview import overview_lines
     from sgate_serve.training.processes import processes
 
@@ -34,6 +56,15 @@ def run(args: argparse.Namespace) -> int:
         plots.plot_training(result.metrics, result.out / PLOT_FILE)
         print_lines(summary_lines(result, options))
     return 0
+
+
+def continuation(options: TrainOptions) -> str:
+    """Return how to continue a run that was interrupted or ran out of disk or memory."""
+    run_dir = run_dir_of(options.out)
+    if not run_dir.exists():
+        return "nothing was written; repeat the command"
+    flag = "" if options.resume else " with --resume"
+    return f"{run_dir} holds what is done: repeat the command{flag} to continue"
 
 
 def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
@@ -64,4 +95,5 @@ def metric_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _cell(metric: Mapping[str, Any]) -> str:
-    return f"{metric['value']:.4f} ± {metric['standard_error']:.4f}"
+    error = metric["standard_error"]
+    return f"{metric['value']:.4f}" + ("" if error is None else f" ± {error:.4f}")

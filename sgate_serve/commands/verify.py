@@ -2,30 +2,38 @@
 
 import argparse
 
-from sgate_serve.checkpoint.reader import find_folder
+from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.commands.flags import add_flags, options_from
-from sgate_serve.commands.output import print_json, print_lines
-from sgate_serve.environment import missing_packages
-from sgate_serve.errors import EngineError
-from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.commands.output import check_file, print_json, print_lines
+from sgate_serve.environment import check_installed
+from sgate_serve.errors import EngineError, writing
+from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+
+EXAMPLES = """\
+examples:
+  sgate verify my-model --gates my-gates my-pruned
+  sgate verify my-model --gates my-gates my-pruned --engine onnx --json
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="base model folder or hub id")
-    parser.add_argument("out", help="converted model folder")
+    parser.usage = "sgate verify CHECKPOINT [--gates GATES] OUT [options]"
+    parser.epilog = EXAMPLES
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="base model folder or hub id")
+    parser.add_argument("out", metavar="OUT", help="converted model folder")
     add_flags(parser, VerifyOptions, leave_out=("checkpoint", "out"))
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    if missing_packages(("torch", "transformers")):
-        raise EngineError(
-            'verify needs the torch reference: pip install "sgate-serve[train]" and run it again'
-        )
+    check_installed("verify needs", ("torch", "transformers"), "train", EngineError)
+    folder = find_folder(args.out)
+    check_file(folder / CERTIFICATE_FILE)
     from sgate_serve.verify.verification import verify
 
     result = verify(options_from(args, VerifyOptions))
-    result.write(find_folder(args.out))
+    with writing(folder):
+        result.write(folder)
     if args.json:
         print_json(result.to_json())
     else:

@@ -8,7 +8,8 @@ from sgate_serve.architecture.config import label_names
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.data.records import Example
 from sgate_serve.errors import TrainingError
-from sgate_serve.text.tokenization import TOKENIZER_FILE, EncodedTexts, TextCodec
+from sgate_serve.text.tokenization import EncodedTexts, TextCodec
+from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,22 @@
 """Data by name, through the `datasets` library: `glue/TASK`, a name on the hub, or a folder.
 
-Columns must be `text`, `text_pair` and `label`; those of GLUE's tasks are mapped to them. Names end
-in none of the suffixes of files that we read ourselves.
+GLUE's columns are mapped to `text`, `text_pair` and `label`. A path that looks like a file or a
+folder is no name: if it is missing, that is the error.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.environment import missing_packages
-from sgate_serve.errors import TrainingError
+from sgate_serve.environment import install_command, missing_packages
+from sgate_serve.errors import TrainingError, did_you_mean
 
 FILE_SUFFIXES = (".txt", ".jsonl", ".csv")
+# Of files that hold data, or archives of it, in forms that are not read. Names may have other dots.
+OTHER_SUFFIXES = (
+    *(".arrow", ".gz", ".html", ".json", ".md", ".ndjson", ".parquet", ".pdf", ".text", ".tar"),
+    *(".tgz", ".tsv", ".xls", ".xlsx", ".xml", ".yaml", ".zip", ".zst"),
+)
 # GLUE task → the columns of text and text_pair.
 GLUE: Mapping[str, tuple[str, ...]] = {
     "cola": ("sentence",),
@@ -29,8 +34,31 @@ HELD_OUT = ("validation", "validation_matched", "test")
 
 
 def is_dataset_name(path: Path) -> bool:
-    """Say whether this is a name for the `datasets` library, not a file nor like one of ours."""
-    return not path.is_file() and path.suffix not in FILE_SUFFIXES
+    """Say whether this is a name or folder for the `datasets` library, not a file or like one."""
+    if path.is_dir():
+        return True
+    is_like_file = path.suffix.lower() in (*FILE_SUFFIXES, *OTHER_SUFFIXES)
+    # Names on the hub have at most an owner and a name.
+    is_like_path = (
+        path.is_absolute() or len(path.parts) > 2 or path.parts[:1] in ((), ("..",), ("~",))
+    )
+    return not (path.exists() or is_like_file or is_like_path)
+
+
+def check_exists(path: Path) -> None:
+    """Raise TrainingError for a path of data that is neither there nor the name of a dataset."""
+    if path.exists() or is_dataset_name(path):
+        return
+    if not path.parent.is_dir():
+        raise TrainingError(f"{path}: no such file; there is no folder {path.parent} either")
+    raise TrainingError(f"{path}: no such file{_neighbour(path)}")
+
+
+def _neighbour(path: Path) -> str:
+    """Return a question about the file in the same folder whose name is most like this one."""
+    if path.exists() or not path.parent.is_dir():
+        return ""
+    return did_you_mean(str(path), [str(other) for other in path.parent.iterdir()])
 
 
 def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -39,10 +67,11 @@ def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, 
     Raises TrainingError if `datasets` is missing, or the dataset cannot be loaded or has none of
     the splits.
     """
+    what = "a folder" if path.is_dir() else "not a file"
     if missing_packages(["datasets"]):
         raise TrainingError(
-            f"{path} is not a file; to read it as the name of a dataset run: pip install "
-            '"sgate-serve[data]"'
+            f"{path} is {what}; give a {', '.join(FILE_SUFFIXES)} file, or to read it as a dataset "
+            f"run: {install_command('data')}{_neighbour(path)}"
         )
     from datasets import load_dataset
 
@@ -52,7 +81,8 @@ def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, 
         found = load_dataset(*names)
     except Exception as error:  # its many readers raise all kinds
         raise TrainingError(
-            f"{path} is not a file, and datasets cannot load it: {str(error).splitlines()[0]:.200}"
+            f"{path} is {what}, and datasets cannot load it: {_reason(error):.200}"
+            f"{_neighbour(path)}"
         ) from error
     split = next((split for split in splits if split in found), None)
     if split is None:
@@ -63,3 +93,10 @@ def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, 
     for number, values in enumerate(found[split], 1):
         named = dict(zip(("text", "text_pair"), (values[c] for c in columns), strict=False))
         yield f"{path}, {split} record {number}", {**values, **named}
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of what an error was raised from: `datasets` wraps the actual one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -71,6 +71,7 @@ def write_shape_gates(base: Checkpoint, trained: Plan, folder: Path, seed: int) 
         granularity="coupled",
         base_fingerprint=base.fingerprint,
         values=values,
+        base_digest=base.digest,
     ).write(folder)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NoReturn, Self, TypeVar, get_args, get_type_hints
 
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import EngineError, did_you_mean
 from sgate_serve.onnx_format.precision import PRECISIONS, precision_named
 from sgate_serve.options import flag_of, option
 
@@ -54,6 +54,7 @@ class OnnxOptions(SlotOptions):
         if self.device not in DEVICES:
             raise EngineError(
                 f"engine option device is {self.device!r}; give {' or '.join(DEVICES)}"
+                f"{did_you_mean(self.device, DEVICES)}"
             )
 
     @classmethod
@@ -79,8 +80,13 @@ class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises EngineError instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        known = ", ".join(action.option_strings[0] for action in self._actions)
-        raise EngineError(f"{self.prog}: {message}; its options, each with a value: {known}")
+        known = [action.option_strings[0] for action in self._actions]
+        _, is_unknown, words = message.partition("unrecognized arguments: ")
+        flag = words.split()[0].partition("=")[0] if is_unknown else ""
+        hint = did_you_mean(flag, known)
+        raise EngineError(
+            f"{self.prog}: {message}; its options, each with a value: {', '.join(known)}{hint}"
+        )
 
 
 def _check_sizes(options: PoolingOptions | SlotOptions) -> None:

@@ -40,16 +40,19 @@ class Runner(Protocol):
         """Discard the tokens of a slot."""
 
 
-def all_logits(runner: Runner, tokens: NDArray[np.int64]) -> Logits:
+def all_logits(runner: Runner, tokens: NDArray[np.int64], chunk: int | None = None) -> Logits:
     """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle runner.
 
-    Raises EngineError if the tokens do not fit into a slot.
+    Tokens are appended `chunk` at a time, as the prompts of requests are, or all at once. Raises
+    EngineError if the tokens do not fit into a slot.
     """
     if len(tokens) > runner.max_model_len:
         raise EngineError(
             f"{len(tokens)} tokens do not fit this runner's max_model_len of "
             f"{runner.max_model_len}; raise it or give fewer"
         )
-    logits = runner.forward([TokenChunk(0, tokens.tolist(), len(tokens))])
+    step = chunk or len(tokens)
+    parts = [tokens[start : start + step].tolist() for start in range(0, len(tokens), step)]
+    logits = [runner.forward([TokenChunk(0, part, len(part))]) for part in parts]
     runner.release(0)
-    return logits
+    return np.concatenate(logits)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import SamplingParams
+from sgate_serve.engines.contract import SamplingParams
 
 Logits = NDArray[np.float32]
 Rows = NDArray[np.int64]

@@ -1,185 +1,87 @@
-"""Slot-based continuous batching over any model runner.
+"""The scheduler of slot engines: which tokens of which sequences one step feeds."""
 
-Each step admits waiting requests to free slots in order of arrival and makes one forward call:
-every decoding sequence gets its last token, and sequences whose prompt is not fully processed share
-one chunk. A long prompt therefore delays running streams by one chunk at most. A request is
-admitted if its tokens fit into the KV cache together with those already running. If the cache
-overflows as completions grow, the newest sequence is preempted: it frees its slot, returns to the
-front of the queue and is processed again later.
-"""
+from dataclasses import dataclass
 
-from collections import deque
-from dataclasses import replace
-
-import numpy as np
-from numpy.typing import NDArray
-
-from sgate_serve.engines.base import EngineStats, FinishReason, Request, TokenEvent, TokenLogprobs
-from sgate_serve.engines.loaded import Floats, Tokens
-from sgate_serve.engines.requests import check_request
-from sgate_serve.engines.runner import Runner, all_logits
-from sgate_serve.engines.sampling import Logits, choose_tokens
-from sgate_serve.engines.sequences import ScheduledChunk, Sequence, schedule
+from sgate_serve.engines.contract import TokenLogprobs
+from sgate_serve.engines.runner import TokenChunk
+from sgate_serve.engines.sampling import Logits
+from sgate_serve.engines.sequence import Sequence
 from sgate_serve.engines.token_logprobs import token_logprobs
 
+# Logits of all positions of such a chunk are held at once: 128 over 150 000 tokens are 77 MB.
+LOGPROBS_CHUNK = 128
 
-class SlotEngine:
-    """A `LoadedEngine` (engines/loaded.py) over any `Runner`.
 
-    A subclass names the engine and its version, and adds how to load one.
+@dataclass(frozen=True)
+class ScheduledChunk:
+    """The next `num_tokens` tokens of a sequence, scheduled for one step."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def is_last(self) -> bool:
+        """Whether all tokens of the sequence are in the KV cache after this step."""
+        return self.num_tokens == self.sequence.num_left
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether this step chooses a new token for the sequence."""
+        return self.is_last and self.sequence.request.sampling.max_tokens > 0
+
+    @property
+    def num_logits(self) -> int:
+        return self.num_tokens if self.sequence.needs_prompt_logprobs else int(self.is_sampled)
+
+    @property
+    def token_chunk(self) -> TokenChunk:
+        """The runner's input."""
+        start = self.sequence.num_cached
+        tokens = self.sequence.tokens[start : start + self.num_tokens]
+        return TokenChunk(self.sequence.slot, tokens, self.num_logits)
+
+    def keep_prompt_logprobs(self, logits: Logits) -> None:
+        """Store the prompt's log-probabilities from the chunk's logits [num_tokens, vocab]."""
+        sequence, start = self.sequence, self.sequence.num_cached
+        prompt, num_top = sequence.request.prompt, sequence.request.sampling.prompt_logprobs
+        assert num_top is not None
+        if start == 0:
+            sequence.prompt_logprobs.append(TokenLogprobs(prompt[0], None))
+        # Each position predicts the token after it; the last one predicts the completion's first.
+        targets = prompt[start + 1 : start + self.num_tokens + 1]
+        sequence.prompt_logprobs += token_logprobs(
+            logits[: len(targets)], targets, [num_top] * len(targets)
+        )
+
+
+def schedule(running: list[Sequence], chunk: int) -> list[ScheduledChunk]:
+    """Schedule one step: a token for each decoding sequence, and `chunk` prompt tokens in all."""
+    prefilling = [sequence for sequence in running if not sequence.is_decoding]
+    num_with_logprobs = sum(sequence.needs_prompt_logprobs for sequence in prefilling)
+    lengths = [
+        min(sequence.num_left, max(1, LOGPROBS_CHUNK // num_with_logprobs))
+        if sequence.needs_prompt_logprobs
+        else sequence.num_left
+        for sequence in prefilling
+    ]
+    scheduled = [ScheduledChunk(sequence, 1) for sequence in running if sequence.is_decoding]
+    shares = share_chunk(lengths, chunk)
+    return scheduled + [ScheduledChunk(*p) for p in zip(prefilling, shares, strict=True) if p[1]]
+
+
+def share_chunk(lengths: list[int], chunk: int) -> list[int]:
+    """Divide one chunk among prompts with `lengths` tokens left, given in order of arrival.
+
+    The oldest prompt gets half of the chunk, so it always progresses; the rest goes to the shortest
+    prompts first, so none waits for a long one; the oldest gets what remains.
     """
-
-    name: str
-    version: str
-
-    def __init__(self, runner: Runner, prefill_chunk: int) -> None:
-        self.runner, self.prefill_chunk, self.precision = runner, prefill_chunk, runner.precision
-        self.max_model_len, self.vocab_size = runner.max_model_len, runner.vocab_size
-        self._waiting: deque[Sequence] = deque()
-        self._running: dict[str, Sequence] = {}
-
-    def add(self, request: Request) -> None:
-        """Queue a request; raise RequestError naming the field if it can never run."""
-        check_request(request, self.max_model_len, self.vocab_size)
-        ids = {waiting.request.request_id for waiting in self._waiting} | self._running.keys()
-        assert request.request_id not in ids, f"request id {request.request_id} is in use"
-        self._waiting.append(Sequence.of(request))
-
-    def abort(self, request_id: str) -> None:
-        """Drop a request and free its slot at once; no event follows."""
-        if request_id in self._running:
-            self._release(self._running[request_id])
-        self._waiting = deque(s for s in self._waiting if s.request.request_id != request_id)
-
-    def step(self) -> list[TokenEvent]:
-        """Advance by one forward call, as the module's docstring describes."""
-        self._admit()
-        scheduled = self._schedule()
-        if not scheduled:
-            return []
-        logits = self.runner.forward([chunk.token_chunk for chunk in scheduled])
-        return self._receive(scheduled, logits)
-
-    def has_work(self) -> bool:
-        return bool(self._running or self._waiting)
-
-    def stats(self) -> EngineStats:
-        cached = sum(sequence.num_cached for sequence in self._running.values())
-        usage = cached / self.runner.cache_tokens
-        return EngineStats(len(self._running), len(self._waiting), usage)
-
-    def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
-        """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle engine."""
-        assert types is None, "a causal language model has no token types"
-        return all_logits(self.runner, tokens)
-
-    def residuals(self, tokens: Tokens) -> list[Floats] | None:
-        """Return None, since a runner does not expose its residual stream."""
-        return None
-
-    def close(self) -> None:
-        """Drop the runner, and with it the model and its KV cache."""
-        del self.runner
-
-    def _admit(self) -> None:
-        # Lowest slot first, so that the rows of a call are close together.
-        taken = {sequence.slot for sequence in self._running.values()}
-        free = (slot for slot in range(self.runner.num_slots) if slot not in taken)
-        held = sum(len(sequence.tokens) for sequence in self._running.values())
-        for slot in free:
-            if not self._waiting:
-                return
-            held += len(self._waiting[0].tokens)
-            if held > self.runner.cache_tokens:
-                return
-            sequence = self._waiting.popleft()
-            sequence.slot = slot
-            self._running[sequence.request.request_id] = sequence
-
-    def _preempt(self) -> None:
-        """Free the slot of the newest sequence and put it at the front of the queue."""
-        sequence = next(reversed(self._running.values()))
-        self._release(sequence)
-        sequence.num_cached = 0
-        if not sequence.num_generated:
-            sequence.prompt_logprobs.clear()
-        self._waiting.appendleft(sequence)
-
-    def _schedule(self) -> list[ScheduledChunk]:
-        """Return the chunks of this step; sequences are preempted until these fit the cache."""
-        while True:
-            scheduled = schedule([*self._running.values()], self.prefill_chunk)
-            cached = sum(sequence.num_cached for sequence in self._running.values())
-            if cached + sum(chunk.num_tokens for chunk in scheduled) <= self.runner.cache_tokens:
-                return scheduled
-            self._preempt()
-
-    def _receive(self, scheduled: list[ScheduledChunk], logits: Logits) -> list[TokenEvent]:
-        """Store prompt log-probabilities, choose the tokens that are due, end finished requests."""
-        ends = np.cumsum([chunk.num_logits for chunk in scheduled], dtype=np.int64)
-        for chunk, end in zip(scheduled, ends, strict=True):
-            if chunk.sequence.needs_prompt_logprobs:
-                chunk.keep_prompt_logprobs(logits[end - chunk.num_logits : end])
-        sampled = [index for index, chunk in enumerate(scheduled) if chunk.samples]
-        ended = [chunk.sequence for chunk in scheduled if chunk.is_last and not chunk.samples]
-        for chunk in scheduled:
-            chunk.sequence.num_cached += chunk.num_tokens
-        sequences = [scheduled[index].sequence for index in sampled]
-        events = self._sample(sequences, logits, ends[sampled] - 1)
-        for sequence in ended:
-            events.append(self._end(sequence, "length", tuple(sequence.prompt_logprobs)))
-        return events
-
-    def _sample(
-        self, sequences: list[Sequence], logits: Logits, rows: NDArray[np.int64]
-    ) -> list[TokenEvent]:
-        """Choose the next token of each sequence from its row of `logits`."""
-        if not sequences:
-            return []
-        own = logits if len(rows) == len(logits) else logits[rows]
-        tokens = choose_tokens(own, [sequence.sampler for sequence in sequences])
-        events = [self._advance(*pair) for pair in zip(sequences, tokens, strict=True)]
-        return _with_logprobs(events, sequences, own)
-
-    def _advance(self, sequence: Sequence, token: int) -> TokenEvent:
-        """Record a new token; end the request at a stop token or a limit."""
-        request, sampling = sequence.request, sequence.request.sampling
-        prompt_logprobs = () if sequence.num_generated else tuple(sequence.prompt_logprobs)
-        if token in sampling.stop_token_ids:
-            return self._end(sequence, "stop", prompt_logprobs)
-        sequence.tokens.append(token)
-        limit = min(sampling.max_tokens, self.max_model_len - len(request.prompt))
-        event = TokenEvent(request.request_id, token, prompt_logprobs=prompt_logprobs)
-        if sequence.num_generated < limit:
-            return event
-        self._release(sequence)
-        return replace(event, finish_reason="length")
-
-    def _end(
-        self, sequence: Sequence, reason: FinishReason, prompt_logprobs: tuple[TokenLogprobs, ...]
-    ) -> TokenEvent:
-        """End a request without a new token."""
-        self._release(sequence)
-        request_id = sequence.request.request_id
-        return TokenEvent(request_id, None, reason, prompt_logprobs=prompt_logprobs)
-
-    def _release(self, sequence: Sequence) -> None:
-        self.runner.release(sequence.slot)
-        del self._running[sequence.request.request_id]
-
-
-def _with_logprobs(
-    events: list[TokenEvent], sequences: list[Sequence], logits: Logits
-) -> list[TokenEvent]:
-    """Add log-probabilities to the events whose requests ask for them, from [rows, vocab]."""
-    asked: list[tuple[int, int, int]] = []
-    for row, (event, sequence) in enumerate(zip(events, sequences, strict=True)):
-        num_top = sequence.request.sampling.logprobs
-        if num_top is not None and event.token is not None:
-            asked.append((row, event.token, num_top))
-    if asked:
-        rows, tokens, nums = zip(*asked, strict=True)
-        found = token_logprobs(logits[list(rows)], tokens, nums)
-        for row, logprobs in zip(rows, found, strict=True):
-            events[row] = replace(events[row], logprobs=logprobs)
-    return events
+    if not lengths:
+        return []
+    shares = [0] * len(lengths)
+    shares[0] = min(lengths[0], -(-chunk // 2))
+    left = chunk - shares[0]
+    for index in sorted(range(1, len(lengths)), key=lambda index: lengths[index]):
+        shares[index] = min(lengths[index], left)
+        left -= shares[index]
+    shares[0] += min(lengths[0] - shares[0], left)
+    return shares

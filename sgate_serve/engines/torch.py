@@ -1,4 +1,4 @@
-"""The reference engine: transformers in fp32 behind the same slots. The oracle, not for speed.
+"""The torch engine: transformers in fp32 with the same slots, for comparison and not for speed.
 
 Each slot has its own cache and each row is computed by itself, so results are those of
 transformers without any batching.
@@ -17,7 +17,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.errors import EngineError
 from sgate_serve.models.loading import load_model
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS

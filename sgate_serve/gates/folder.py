@@ -46,6 +46,7 @@ class Gates:
     values: Mapping[str, Values]
     deltas: Mapping[str, TensorInfo] = field(default_factory=dict)
     source: str = GATES_FILE
+    base_digest: str | None = None
 
     @classmethod
     def read(cls, location: str | Path) -> "Gates":
@@ -68,6 +69,7 @@ class Gates:
             values={name: info.read() for name, info in headers.items()},
             deltas=_read_header(deltas_file) if deltas_file.exists() else {},
             source=str(file),
+            base_digest=metadata.get("base_digest"),
         )
         gates.check_values()
         return gates
@@ -91,6 +93,7 @@ class Gates:
             "family": self.family,
             "granularity": self.granularity,
             "base_fingerprint": self.base_fingerprint,
+            **({} if self.base_digest is None else {"base_digest": self.base_digest}),
         }
         headers = [TensorHeader(k, "F32", v.shape) for k, v in self.values.items()]
         write_tensors(writer.path(GATES_FILE), headers, self.values.values(), metadata)
@@ -123,23 +126,35 @@ class Gates:
                     "read-outs in [0, 1], not logits"
                 )
 
-    def check(self, checkpoint: Checkpoint) -> None:
-        """Raise GatesError unless these gates and deltas were made for this base model."""
+    def check(self, checkpoint: Checkpoint, *, whole_base: bool = True) -> None:
+        """Raise GatesError unless these gates and deltas were made for this base model.
+
+        Without `whole_base` only fingerprints are compared, which reads little of the base.
+        """
         spec = checkpoint.spec
         if self.family != spec.family.name:
             raise GatesError(
                 f"{self.source}: gates of family {self.family!r}, but {checkpoint.folder} is of "
                 f"family {spec.family.name!r}; give the base that they were trained on"
             )
-        if self.base_fingerprint != checkpoint.fingerprint:
-            raise GatesError(
-                f"{self.source}: trained on base {self.base_fingerprint[:12]}…, but "
-                f"{checkpoint.folder} is {checkpoint.fingerprint[:12]}…; give the base that they "
-                "were trained on, or train again on this one"
-            )
+        self._check_base(checkpoint, whole_base)
         self.check_values()
         self._check_keys(spec)
         self._check_deltas(spec)
+
+    def _check_base(self, checkpoint: Checkpoint, whole_base: bool) -> None:
+        remedy = "give the base that they were trained on, or train again on this one"
+        if self.base_fingerprint != checkpoint.fingerprint:
+            raise GatesError(
+                f"{self.source}: trained on base {self.base_fingerprint[:12]}…, but "
+                f"{checkpoint.folder} is {checkpoint.fingerprint[:12]}…; {remedy}"
+            )
+        if whole_base and self.base_digest not in (None, checkpoint.digest):
+            raise GatesError(
+                f"{self.source}: config.json or weights of {checkpoint.folder} were edited after "
+                f"these gates were trained (digest {self.base_digest:.12}…, now "
+                f"{checkpoint.digest:.12}…); {remedy}"
+            )
 
     def _check_keys(self, spec: ModelSpec) -> None:
         sites = gate_sites(spec)

@@ -1,21 +1,33 @@
 """The ONNX graphs of model folders: the folder's own, or one built once and cached.
 
-The cache is in `SGATE_CACHE`, `$XDG_CACHE_HOME/sgate-serve` or `~/.cache/sgate-serve`.
+A graph is taken only for the very weights and config that it was built from, and only with the
+weights that were written with it: digests of all bytes decide.
 """
 
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from sgate_serve import __version__
+from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import CheckpointError
-from sgate_serve.onnx_format.names import GRAPH_FILE, META_PRECISION, ONNX_DIR, stored_text
+from sgate_serve.environment import cache_dir
+from sgate_serve.errors import CheckpointError, writing
+from sgate_serve.onnx_format.names import (
+    FORMAT_VERSION,
+    GRAPH_FILE,
+    META_DIGEST,
+    META_PRECISION,
+    META_WEIGHTS_DIGEST,
+    ONNX_DIR,
+    WEIGHTS_FILE,
+    stored_text,
+)
 from sgate_serve.onnx_format.precision import FP32, Precision, precision_named
 
 logger = logging.getLogger(__name__)
@@ -29,17 +41,24 @@ def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
     """Return the folder of a model's ONNX graph in `precision`, by default `graph_precision`'s.
 
     The graph is built in the cache unless the model folder has it. Raises CheckpointError if the
-    model's own graph was built from other weights.
+    model's own graph was built from other weights or another config.
     """
     wanted = graph_precision(model, precision)
     if has_onnx(model):
-        check_graph(model)
+        check_source(model)
         if wanted == graph_precision(model):
+            check_weights(model.folder / ONNX_DIR)
             return model.folder / ONNX_DIR
     target = cache_dir() / ONNX_DIR / cache_key(model, wanted)
     if (target / GRAPH_FILE).exists():
-        logger.info("onnx graph of %s in %s found in %s", model.folder, wanted.name, target)
-        return target
+        try:
+            check_weights(target)
+        except CheckpointError as error:
+            logger.warning("%s; it is built again", error)
+            shutil.rmtree(target)
+        else:
+            logger.info("onnx graph of %s in %s found in %s", model.folder, wanted.name, target)
+            return target
     logger.info("building the onnx graph of %s in %s in %s", model.folder, wanted.name, target)
     build_onnx(model, target, wanted)
     return target
@@ -61,41 +80,64 @@ def graph_precision(model: Checkpoint, wanted: str | None = None) -> Precision:
     return precision_named(name, is_encoder=model.spec.is_encoder)
 
 
-def check_graph(model: Checkpoint) -> None:
-    """Raise CheckpointError unless the folder's graph was built from the folder's weights.
+def check_source(model: Checkpoint) -> None:
+    """Raise CheckpointError unless the folder's graph was built from the folder's model.
 
-    The graph's metadata contain the fingerprint verbatim, so no ONNX library is needed to find it.
+    A graph without a digest, as older releases wrote it, is compared by fingerprint, with a
+    warning. No ONNX library is needed to read the metadata.
     """
-    graph = model.folder / ONNX_DIR / GRAPH_FILE
-    if model.fingerprint.encode() not in graph.read_bytes():
+    path = model.folder / ONNX_DIR / GRAPH_FILE
+    graph, remedy = path.read_bytes(), "convert the model again, or remove the onnx folder"
+    built_from = stored_text(graph, META_DIGEST)
+    # The metadata contain the fingerprint verbatim.
+    if model.fingerprint.encode() not in graph:
         raise CheckpointError(
-            f"{graph} was built from other weights than {model.folder} holds now; convert the "
-            "model again, or remove the onnx folder"
+            f"{path} was built from other weights than {model.folder} holds now; {remedy}"
+        )
+    if built_from is None:
+        logger.warning(
+            "%s: written before graphs recorded a digest of their model: only the first and last "
+            "4 KiB of each tensor are compared; %s to have all of it compared",
+            path,
+            remedy,
+        )
+    elif built_from != model.digest:
+        raise CheckpointError(
+            f"{path} was built before config.json or weights of {model.folder} were edited; "
+            f"{remedy}"
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Raise CheckpointError unless the graph's file of weights is as it was written with it."""
+    written = stored_text((folder / GRAPH_FILE).read_bytes(), META_WEIGHTS_DIGEST)
+    weights = folder / WEIGHTS_FILE
+    if written is not None and file_digest(weights) != written:
+        raise CheckpointError(
+            f"{weights} was edited or damaged after it was written with {GRAPH_FILE}; convert the "
+            "model again, or remove the folder of both"
         )
 
 
 def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
-    """Build the graph next to `target` and move it there; another process may have been faster."""
+    """Build the graph next to `target` and move it there; another process may have been faster.
+
+    Raises OutputError if the system refuses to write it.
+    """
     from converters.to_onnx import write_onnx
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-    try:
-        write_onnx(model, staging, precision)
-        if not (target / GRAPH_FILE).exists():
-            staging.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with writing(target, "set SGATE_CACHE to another folder"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+        try:
+            write_onnx(model, staging, precision)
+            if not (target / GRAPH_FILE).exists():
+                staging.replace(target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def cache_key(model: Checkpoint, precision: Precision) -> str:
-    """Return a hash of everything that a graph depends on: weights, config and precision."""
-    config, how = json.dumps(model.config, sort_keys=True), json.dumps(asdict(precision))
-    return hashlib.sha256(f"{model.fingerprint} {config} {how}".encode()).hexdigest()
-
-
-def cache_dir() -> Path:
-    own, shared = os.environ.get("SGATE_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own)
-    return (Path(shared) if shared else Path.home() / ".cache") / "sgate-serve"
+    """Return a hash of everything that a graph depends on: model, precision and builder."""
+    builder, how = f"{FORMAT_VERSION} {__version__}", json.dumps(asdict(precision))
+    return hashlib.sha256(f"{model.digest} {how} {builder}".encode()).hexdigest()

@@ -4,7 +4,7 @@ from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
-from sgate_serve.engines.loaded import LogitsModel
+from sgate_serve.engines.model_protocols import LogitsModel
 from sgate_serve.engines.table import AUTO, ONNX, VLLM, check_engine
 from sgate_serve.loaders.graph_cache import has_onnx
 from sgate_serve.loaders.serving import load_pooling_engine, load_slot_engine
@@ -13,8 +13,8 @@ from sgate_serve.onnx_format.precision import FP32
 TORCH = "torch"
 
 
-def load_logits_model(name: str, model: Checkpoint, num_tokens: int) -> LogitsModel:
-    """Load a folder on engine `name` for prompts of at most `num_tokens`; the caller closes it.
+def logits_engine(name: str, model: Checkpoint) -> str:
+    """Return the engine that `name` means for a folder's outputs.
 
     "auto" is onnx if the folder holds a graph, else torch. Raises EngineError for an engine that is
     unknown or not installed.
@@ -22,6 +22,15 @@ def load_logits_model(name: str, model: Checkpoint, num_tokens: int) -> LogitsMo
     if name == AUTO:
         name = ONNX if has_onnx(model) else TORCH
     check_engine(name)
+    return name
+
+
+def load_logits_model(name: str, model: Checkpoint, num_tokens: int) -> LogitsModel:
+    """Load a folder on engine `name` for prompts of at most `num_tokens`; the caller closes it.
+
+    Raises EngineError as `logits_engine` does.
+    """
+    name = logits_engine(name, model)
     if name == VLLM:
         return _load_vllm(model, num_tokens)
     return load_onnx(model) if name == ONNX else _load_torch(model)

@@ -5,13 +5,13 @@ from pathlib import Path
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
-from sgate_serve.engines.loaded import LoadedPoolingEngine
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.model_protocols import LoadedPoolingEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.table import (
     ENGINES,
     check_can_pool,
     choose_engine,
-    import_target,
+    import_object,
     load_engine,
 )
 from sgate_serve.errors import EngineError
@@ -41,7 +41,7 @@ def load_pooling_engine(
     check_pooling_model(model)
     name = choose_engine(name)
     check_can_pool(name)
-    engine_class = import_target(f"{ENGINES[name].pooling}")
+    engine_class = import_object(f"{ENGINES[name].pooling}")
     engine: LoadedPoolingEngine = engine_class.load(
         engine_folder(name, model, options), options, pooling_of(model)
     )

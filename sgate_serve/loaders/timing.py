@@ -10,7 +10,7 @@ from sgate_serve.engines.table import (
     ENGINES,
     check_can_pool,
     choose_engine,
-    import_target,
+    import_object,
     parse_options,
     parse_pooling_options,
 )
@@ -53,7 +53,7 @@ def load_timed(
     if timed_class is None:
         options = timed_options(name, sizes, engine_arguments)
         return TimedSlotEngine(load_slot_engine(name, model, options))
-    timed: TimedDecoder = import_target(timed_class).load(
+    timed: TimedDecoder = import_object(timed_class).load(
         model.folder, sizes.batch, sizes.model_len, sizes.threads, engine_arguments
     )
     return timed

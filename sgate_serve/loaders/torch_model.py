@@ -3,6 +3,7 @@
 The oracle is the masked dense model, with its weights rounded as they are stored.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ from converters.rewrite import rewritten_tensors, tensor_headers
 from converters.to_hf import hf_config
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
+from sgate_serve.models.refusals import refusals_named
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec
 
+# What a config says of the folder that it was loaded from, of the stored type (all is fp32), and of
+# a tied head, which the stored tensors decide.
+ORIGIN = frozenset({"_name_or_path", "transformers_version", "dtype", "tie_word_embeddings"})
+
 
 class TorchModel:
-    """A `LogitsModel` (engines/loaded.py) in transformers, in fp32."""
+    """A `LogitsModel` (engines/model_protocols.py) in transformers, in fp32."""
 
     name = "torch"
     version = str(torch.__version__)
@@ -45,6 +51,17 @@ class TorchModel:
         return cls(load_model(checkpoint), checkpoint.spec)
 
     @classmethod
+    def by_transformers(cls, base: Checkpoint) -> "TorchModel":
+        """Load a base as its auto class does alone: transformers reads the config and the tensors.
+
+        Attention is eager, which applies every setting of a config. Raises what transformers raises
+        for a folder that it cannot load.
+        """
+        auto = AUTO_CLASSES[base.spec.task]
+        model = auto.from_pretrained(base.folder, dtype=torch.float32, attn_implementation="eager")
+        return cls(model, base.spec)
+
+    @classmethod
     def rewritten(cls, masked: MaskedCheckpoint, plan: Plan) -> "TorchModel":
         """Build the model that the plan rewrites the masked one into, unquantized and unwritten."""
         spec, config = pruned_spec(plan, masked.spec), config_from(hf_config(masked, plan))
@@ -52,7 +69,25 @@ class TorchModel:
         tensors = zip(names, rewritten_tensors(masked, plan), strict=True)
         return cls(built_model(config, spec, tensors), spec)
 
-    def residuals(self, tokens: Tokens) -> list[Floats]:
+    def settings(self) -> dict[str, Any]:
+        """Return the config of the model as transformers holds it, without its origin."""
+        config: dict[str, Any] = self.model.config.to_dict()
+        return {name: value for name, value in config.items() if name not in ORIGIN}
+
+    def tensor_digests(self) -> dict[str, str]:
+        """Return a sha256 of every parameter and buffer, tied ones under each of their names.
+
+        A pooler that was not stored has random weights and is left out.
+        """
+        tensors = {**self.model.state_dict(), **dict(self.model.named_buffers())}
+        family, task = self.spec.family, self.spec.task
+        for name in family.tasks[task].tensors if self.spec.lacks_pooler else ():
+            del tensors[name.removeprefix(f"{family.prefix}.")]
+        return {
+            name: hashlib.sha256(_bytes(tensor)).hexdigest() for name, tensor in tensors.items()
+        }
+
+    def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats]:
         """Return the residual stream [T, H] after each layer, the last before the final norm."""
         streams: list[Floats] = []
 
@@ -63,7 +98,7 @@ class TorchModel:
         layers = self.model.base_model.get_submodule(name)
         handles = [layer.register_forward_hook(record) for layer in layers]
         try:
-            self.logits(tokens)
+            self.logits(tokens, types)
         finally:
             for handle in handles:
                 handle.remove()
@@ -83,7 +118,8 @@ class TorchModel:
         if "logits" in output:
             logits: Floats = output.logits.reshape(-1, output.logits.shape[-1]).numpy()
             return logits
-        pooled = output.get("pooler_output")
+        # A pooler that was not stored has random weights.
+        pooled = None if self.spec.lacks_pooler else output.get("pooler_output")
         hidden = output.last_hidden_state[0]
         rows: Floats = (hidden if pooled is None else torch.cat([hidden, pooled])).numpy()
         return rows
@@ -91,6 +127,10 @@ class TorchModel:
     def close(self) -> None:
         """Drop the model."""
         del self.model
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -101,7 +141,7 @@ def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) ->
         config.sgate = {k: v for k, v in config.sgate.items() if k != "lowered"}
     if masked.base.spec.tied_head and not masked.spec.tied_head:
         config.tie_word_embeddings = False
-    with no_init_weights():
+    with no_init_weights(), refusals_named(masked.base.folder / "config.json"):
         model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(config, dtype=dtype)
     model.tie_weights()
     _add_biases(model, masked)

@@ -16,11 +16,17 @@ from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weig
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.progress import hidden_bars
+from sgate_serve.models.refusals import refusals_named
 
 
 def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder."""
-    return config_from({k: v for k, v in checkpoint.config.items() if k != CONFIG_KEY})
+    """Return the transformers config of a stock, an `sgate` or a foreign ragged folder.
+
+    Raises CheckpointError naming the file if transformers refuses it.
+    """
+    with refusals_named(checkpoint.folder / "config.json"):
+        return config_from({k: v for k, v in checkpoint.config.items() if k != CONFIG_KEY})
 
 
 def config_from(config: dict[str, Any]) -> PreTrainedConfig:
@@ -42,9 +48,10 @@ def load_model(checkpoint: Checkpoint) -> Any:
     """
     if checkpoint.is_int8:
         return built_model(config_of(checkpoint), checkpoint.spec, float_tensors(checkpoint))
-    return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
-        checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32
-    )
+    with hidden_bars():
+        return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
+            checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32
+        )
 
 
 def float_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:

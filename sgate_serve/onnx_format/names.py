@@ -15,6 +15,8 @@ FORMAT_VERSION = 3
 META_VERSION = "sgate.onnx_version"
 META_FAMILY = "sgate.family"
 META_FINGERPRINT = "sgate.fingerprint"
+META_DIGEST = "sgate.digest"  # of the folder that the graph was built from
+META_WEIGHTS_DIGEST = "sgate.weights_digest"  # of the file with the graph's weights
 META_CAPACITY = "sgate.capacity"
 META_NUM_LAYERS = "sgate.num_layers"
 META_PRECISION = "sgate.precision"  # fp32, fp16, int8 or int4
@@ -27,6 +29,9 @@ META_VOCAB_SIZE = "sgate.vocab_size"
 META_NUM_TYPES = "sgate.num_types"
 META_PADDING_ID = "sgate.padding_id"
 META_LOGIT_TOKEN = "sgate.logit_token"
+# Only where padding tokens have a position of their own, as in RoBERTa: the row of that position in
+# the graph's table. Other tokens count from 0 and do not count padding tokens.
+META_PADDING_POSITION = "sgate.padding_position"
 
 # Kinds of graphs: next tokens, the logits of one token of each row, or states of all tokens.
 GENERATE, CLASSIFY, EMBED = "generate", "classify", "embed"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from sgate_serve.checkpoint.int8 import INT8
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import EngineError, did_you_mean
 
 FP32, FP16, INT4 = "fp32", "fp16", "int4"
 SCALE_BYTES = 4
@@ -73,5 +73,6 @@ def precision_named(name: str, *, is_encoder: bool = False) -> Precision:
     known = ENCODER_PRECISIONS if is_encoder else PRECISIONS
     if name not in known:
         kind = "graphs of encoders" if is_encoder else "graphs"
-        raise EngineError(f"precision {name!r}: ONNX {kind} are {', '.join(known)}")
+        hint = did_you_mean(name, known)
+        raise EngineError(f"precision {name!r}: ONNX {kind} are {', '.join(known)}{hint}")
     return known[name]

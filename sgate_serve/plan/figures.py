@@ -36,8 +36,8 @@ class Figures:
         return cls(
             naive=plan.closed / total,
             compiled=plan.dead / total,
-            index_free=1 - sliced.num_gateable / total,
-            removed=1 - small.num_gateable / total,
+            index_free=_removed(sliced, dense),
+            removed=_removed(small, dense),
             executed=1 - (small.num_gateable + padding) / total,
             overall=1 - small.num_parameters / dense.num_parameters,
             revived=sum(revived_weights(plan, dense)) / total,
@@ -50,8 +50,12 @@ class Figures:
 
 def removed(plan: Plan, dense: ModelSpec) -> float:
     """Return the fraction of the gateable linear weights removed, at the plan's alignment."""
+    return _removed(pruned_spec(plan, dense), dense)
+
+
+def _removed(small: ModelSpec, dense: ModelSpec) -> float:
     total = dense.num_gateable
-    return 1 - pruned_spec(plan, dense).num_gateable / total if total else 0.0
+    return 1 - small.num_gateable / total if total else 0.0
 
 
 def revived_weights(plan: Plan, dense: ModelSpec) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ ROLES = (*ATTENTION_ROLES, *MLP_ROLES)
 UNITS, VALUE_DIMS, HEAD_UNITS = "mlp_units", "value_dims", "head_units"
 COLUMNS = {f"{role}.columns": role for role in ROLES}
 SOURCES = {UNITS, VALUE_DIMS, HEAD_UNITS, *BLOCKS, *COLUMNS}
-ENGINE = Kind("a string or null", lambda value: value is None or isinstance(value, str))
+OPTIONAL_TEXT = Kind("a string or null", lambda value: value is None or isinstance(value, str))
 KEPT = Kind("a list of whole numbers or null", lambda v: v is None or INDICES.accepts(v))
 
 Value = TypeVar("Value")
@@ -59,7 +59,7 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
         "cost": WHOLE,
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
-    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": ENGINE, "uniform": FLAG},
+    Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT, "uniform": FLAG},
     LayerShape: {f.name: WHOLE for f in fields(LayerShape)},
 }
 # The values of fields that plans written before these existed lack.
@@ -117,6 +117,8 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
             merges=_read_all(Merge, value["merges"]),
             extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
             removals=_read_all(Removal, value["removals"]),
+            base_digest=_optional_text(value, "base_digest"),
+            gates_fingerprint=_optional_text(value, "gates_fingerprint"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise PlanError(f"{source} is not a plan of this release: {error!r:.200}") from error
@@ -183,6 +185,12 @@ def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
 def _kept(value: Mapping[str, Any], key: str) -> tuple[int, ...] | None:
     kept = _typed(value, key, KEPT)
     return None if kept is None else tuple(kept)
+
+
+def _optional_text(value: Mapping[str, Any], key: str) -> str | None:
+    """Return a string that plans of older releases lack."""
+    text: str | None = _typed({key: None, **value}, key, OPTIONAL_TEXT)
+    return text
 
 
 def _typed(value: Mapping[str, Any], key: str, kind: Kind) -> Any:

@@ -142,11 +142,14 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The decision for a whole model, bound to the base checkpoint by its fingerprint.
+    """The decision for a whole model, bound to the base checkpoint by its fingerprint and digest.
 
+    Only the plan of a conversion has a digest, for it takes reading all of the base, and plans of
+    older releases have none.
     `hidden` are the surviving residual dimensions of `dense_hidden`, `head_units` the surviving
     units on top of `dense_head_units`; None means all. `closed` and `dead` count block weights: in
-    closed rows or columns, and provably dead.
+    closed rows or columns, and provably dead. `gates_fingerprint` is that of the gates, empty
+    without gates, and None in plans of releases that did not record it.
     """
 
     family: str
@@ -163,6 +166,8 @@ class Plan:
     merges: tuple[Merge, ...] = ()
     extra_biases: tuple[str, ...] = ()
     removals: tuple[Removal, ...] = field(default=())
+    base_digest: str | None = None
+    gates_fingerprint: str | None = None
 
     def check(self, dense: ModelSpec, source: str = "plan") -> None:
         """Raise PlanError, naming `source`, unless the plan can rewrite this model."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.errors import PlanError
+from sgate_serve.errors import PlanError, did_you_mean
 from sgate_serve.plan import Plan, Target
 
 
@@ -55,8 +55,11 @@ def check_target(target: Target, spec: ModelSpec) -> None:
             f"--tensor-parallel {target.tensor_parallel}: give a whole number of at least 1"
         )
     if target.engine not in TARGETS:
-        known = ", ".join(name for name in TARGETS if name)
-        raise PlanError(f"--target-engine {target.engine}: this release plans for {known}")
+        known = [name for name in TARGETS if name]
+        raise PlanError(
+            f"--target-engine {target.engine}: this release plans for {', '.join(known)}"
+            f"{did_you_mean(str(target.engine), known)}"
+        )
     if target.uniform:
         _check_stock(spec)
     for index, layer in enumerate(spec.layers):

@@ -6,7 +6,7 @@ scores of labelled examples for a classifier or regression.
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from converters.convert import open_masked
 from converters.masked import MaskedCheckpoint
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
-from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.data.documents import (
     end_token,
@@ -34,14 +33,17 @@ from sgate_serve.data.metrics import (
     perplexity_metrics,
     regression_metrics,
 )
-from sgate_serve.data.records import read_examples
-from sgate_serve.engines.loaded import Floats, LogitsModel
+from sgate_serve.data.records import Columns, Example, read_examples
+from sgate_serve.engines.model_protocols import Floats, LogitsModel
 from sgate_serve.engines.table import AUTO, check_engine
 from sgate_serve.engines.token_logprobs import token_logprobs
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import TORCH, load_logits_model, rounding_of
-from sgate_serve.options import option
+from sgate_serve.options import option, required
 from sgate_serve.progress import activity, counted
+
+# The groups of `sgate eval --help`.
+DATA, MODEL = "data", "the model and its engine"
 
 
 @dataclass(frozen=True)
@@ -49,27 +51,45 @@ class EvalOptions:
     """The model to evaluate, the data and the engine."""
 
     checkpoint: str
-    data: Path
-    gates: Path | None = option(None, "gates folder: evaluates the masked dense model, on torch")
+    data: Path = required(
+        "held-out data: text for a causal LM, labelled .jsonl or .csv for other models; or a name "
+        "of the datasets library",
+        group=DATA,
+    )
+    gates: Path | None = option(
+        None, "gates folder: evaluates the masked dense model, on torch", group=MODEL
+    )
     gates_kind: str | None = option(
-        None, "what --gates is: sgate, finegates or peft (default: detected)"
+        None, "what --gates is: sgate, finegates or peft (default: detected)", group=MODEL
     )
     engine: str = option(
-        "auto", "auto, torch, onnx or vllm; auto is onnx if the folder holds a graph, else torch"
+        "auto",
+        "auto, torch, onnx or vllm; auto is onnx if the folder holds a graph, else torch",
+        group=MODEL,
     )
-    seq_len: int = option(256, "tokens per block of text; longest labelled example")
-    eval_blocks: int = option(128, "largest number of blocks of text")
+    text_column: str = option("text", "column of the text in .jsonl, .csv or a dataset", group=DATA)
+    text_pair_column: str = option(
+        "text_pair", "column of the second text of each pair, for labelled data", group=DATA
+    )
+    label_column: str = option("label", "column of the label, for labelled data", group=DATA)
+    seq_len: int = option(256, "tokens per block of text; longest labelled example", group=DATA)
+    eval_blocks: int = option(128, "largest number of blocks of text", group=DATA)
+
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.text_column, self.text_pair_column, self.label_column)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores, with the model and data they belong to."""
+    """Scores, with the model and data they belong to; `unit` says what the samples are."""
 
     options: EvalOptions
     engine: str
     precision: str
     num_samples: int
     scores: Metrics
+    unit: str = "samples"
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -80,7 +100,7 @@ class Evaluation:
             "precision": self.precision,
             "num_samples": self.num_samples,
             "seq_len": self.options.seq_len,
-            "scores": {name: vars(score) for name, score in self.scores.items()},
+            "scores": {name: asdict(score) for name, score in self.scores.items()},
         }
 
     def lines(self) -> Iterator[str]:
@@ -88,10 +108,11 @@ class Evaluation:
         masked = "" if self.options.gates is None else f", masked by {self.options.gates}"
         yield (
             f"{self.options.checkpoint}{masked} on {self.engine}, {self.precision}: "
-            f"{self.num_samples} samples"
+            f"n = {self.num_samples} {self.unit}"
         )
+        yield f"{'':<12}{'score':>10}  {'95% interval':>20}"
         for name, score in self.scores.items():
-            yield f"{name:<12}{score.value:.4f} ± {score.standard_error:.4f}"
+            yield f"{name:<12}{score.value:>10.4f}  {score.interval_text:>20}"
 
 
 def evaluate(options: EvalOptions) -> Evaluation:
@@ -104,16 +125,20 @@ def evaluate(options: EvalOptions) -> Evaluation:
             f"{model.folder} is a {model.spec.head.model_class}, without a head to score; give a "
             "causal LM, a classifier or a regression"
         )
+    if options.engine != AUTO:
+        check_engine(options.engine)
+    # Read before the model is loaded, which may take long and build a graph.
+    samples = (_Text if model.spec.task == CAUSAL_LM else _Labelled)(model, options)
     if options.gates is None:
         loaded = load_logits_model(options.engine, model, options.seq_len)
         precision = rounding_of(model, loaded)
     else:
         loaded = _masked_dense(masked, options.engine)
         precision = loaded.precision.name
-    score = _language_scores if model.spec.task == CAUSAL_LM else _labelled_scores
     with closing(loaded):
-        num_samples, scores = score(loaded, model, options)
-    return Evaluation(options, f"{loaded.name} {loaded.version}", precision, num_samples, scores)
+        scores = samples.scores(loaded)
+    engine = f"{loaded.name} {loaded.version}"
+    return Evaluation(options, engine, precision, len(samples), scores, samples.unit)
 
 
 def _masked_dense(masked: MaskedCheckpoint, engine: str) -> LogitsModel:
@@ -125,39 +150,58 @@ def _masked_dense(masked: MaskedCheckpoint, engine: str) -> LogitsModel:
     return TorchModel.masked_dense(masked)
 
 
-def _language_scores(
-    loaded: LogitsModel, model: Checkpoint, options: EvalOptions
-) -> tuple[int, Metrics]:
-    tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
-    documents = read_documents(options.data, HELD_OUT)
-    blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)
-    blocks = evenly_spaced(blocks, options.eval_blocks)
-    nats = [nats_of(loaded.logits(block), block) for block in _progress(blocks)]
-    return len(blocks), perplexity_metrics(
-        np.array(nats), np.full(len(blocks), options.seq_len - 1)
-    )
+class _Text:
+    """Held-out text in blocks of equal length, for the perplexity of a causal LM."""
+
+    def __init__(self, model: Checkpoint, options: EvalOptions) -> None:
+        if options.columns != Columns(text=options.text_column):
+            raise EngineError(
+                f"{model.folder} is a causal LM, scored on text alone; drop --label-column and "
+                "--text-pair-column"
+            )
+        tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.spec.vocab_size)
+        documents = read_documents(options.data, HELD_OUT, options.columns)
+        blocks = pack(documents, tokenizer, end_token(model.config), options.seq_len)
+        self._blocks = evenly_spaced(blocks, options.eval_blocks)
+        self.unit = f"blocks of {options.seq_len} tokens"
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def scores(self, loaded: LogitsModel) -> Metrics:
+        nats = [nats_of(loaded.logits(block), block) for block in _progress(self._blocks)]
+        counts = np.full(len(self._blocks), self._blocks.shape[1] - 1)
+        return perplexity_metrics(np.array(nats), counts)
 
 
-def _labelled_scores(
-    loaded: LogitsModel, model: Checkpoint, options: EvalOptions
-) -> tuple[int, Metrics]:
-    labels, encoder = Labels.of_model(model), ExampleEncoder(model, options.seq_len)
-    examples = read_examples(options.data, HELD_OUT)
-    truth = np.array([labels.number(example) for example in examples])
-    rows = [_outputs(loaded, encoder, model.spec, example) for example in _progress(examples)]
-    outputs = np.stack(rows).astype(np.float64)
-    if labels.names:
-        return len(examples), classification_metrics(outputs, truth)
-    return len(examples), regression_metrics(outputs[:, 0], truth)
+class _Labelled:
+    """Labelled examples, for the scores of a classifier or a regression."""
 
+    unit = "samples"
 
-def _outputs(loaded: LogitsModel, encoder: ExampleEncoder, spec: ModelSpec, example: Any) -> Floats:
-    encoded = encoder.encode(example)
-    types = encoded.token_types if spec.num_types > 1 else None
-    logits: Floats = loaded.logits(
-        np.array(encoded.ids), None if types is None else np.array(types)
-    )[0]
-    return logits
+    def __init__(self, model: Checkpoint, options: EvalOptions) -> None:
+        self._labels, self._spec = Labels.of_model(model), model.spec
+        self._encoder = ExampleEncoder(model, options.seq_len)
+        self._examples = read_examples(options.data, HELD_OUT, options.columns)
+        self._truth = np.array([self._labels.number(example) for example in self._examples])
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def scores(self, loaded: LogitsModel) -> Metrics:
+        rows = [self._outputs(loaded, example) for example in _progress(self._examples)]
+        outputs = np.stack(rows).astype(np.float64)
+        if self._labels.names:
+            return classification_metrics(outputs, self._truth)
+        return regression_metrics(outputs[:, 0], self._truth)
+
+    def _outputs(self, loaded: LogitsModel, example: Example) -> Floats:
+        encoded = self._encoder.encode(example)
+        types = encoded.token_types if self._spec.num_types > 1 else None
+        logits: Floats = loaded.logits(
+            np.array(encoded.ids), None if types is None else np.array(types)
+        )[0]
+        return logits
 
 
 def nats_of(logits: Floats, tokens: NDArray[np.int64]) -> float:

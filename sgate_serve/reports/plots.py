@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.bench.compare import PRUNED, Comparison
 from sgate_serve.bench.statistics import Estimate
-from sgate_serve.errors import SgateError
+from sgate_serve.errors import SgateError, writing
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.figures import revived_weights
 from sgate_serve.plan.placement import dense_spec
@@ -40,11 +40,17 @@ def new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Seque
     return figure, list(axes)
 
 
-def save_figure(figure: Any, path: Path) -> None:
-    """Write the figure; raise SgateError for an unsupported file type."""
-    if path.suffix not in FORMATS:
+def check_format(path: Path) -> None:
+    """Raise SgateError for an unsupported file type."""
+    if path.suffix.lower() not in FORMATS:
         raise SgateError(f"{path}: give a file name that ends in {', '.join(FORMATS)}")
-    figure.savefig(path, dpi=150)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write the figure; raise SgateError for an unsupported file type or an unwritable path."""
+    check_format(path)
+    with writing(path):
+        figure.savefig(path, dpi=150)
 
 
 # The user's own style does not apply: a dark one would make labels unreadable.

@@ -7,7 +7,7 @@ shapes of `protocol`.
 """
 
 from sgate_serve.server.lifecycle import serve
-from sgate_serve.server.loaded_model import LoadedModel
+from sgate_serve.server.served_model import ServedModel, ServedNames
 from sgate_serve.server.server_options import ServerOptions
 
-__all__ = ["LoadedModel", "ServerOptions", "serve"]
+__all__ = ["ServedModel", "ServedNames", "ServerOptions", "serve"]

@@ -14,10 +14,16 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Literal
 
-from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest, Request, TokenEvent
+from sgate_serve.engines.contract import (
+    EngineStats,
+    PooledOutput,
+    PoolingRequest,
+    Request,
+    TokenEvent,
+)
 from sgate_serve.errors import RequestError
-from sgate_serve.server.loaded_model import AnyEngine, LoadedModel
 from sgate_serve.server.request_group import EngineEvent, EventT, RequestGroup, is_last
+from sgate_serve.server.served_model import AnyEngine, ServedModel
 from sgate_serve.server.server_options import ServerOptions
 
 logger = logging.getLogger(__name__)
@@ -51,10 +57,10 @@ Command = Request | PoolingRequest | Abort | Stop
 class EngineDriver:
     """Runs one engine for all HTTP calls. Public methods must be called on the event loop."""
 
-    def __init__(self, load: Callable[[], LoadedModel], options: ServerOptions) -> None:
+    def __init__(self, load: Callable[[], ServedModel], options: ServerOptions) -> None:
         self.state: State = "loading"
         self.load_error: BaseException | None = None
-        self.loaded: LoadedModel | None = None
+        self.loaded: ServedModel | None = None
         self.stats = EngineStats(num_running=0, num_waiting=0, kv_cache_usage=0.0)
         self._load = load
         self._options = options
@@ -64,7 +70,7 @@ class EngineDriver:
         self._thread = Thread(target=self._run, name="engine", daemon=True)
 
     @property
-    def model(self) -> LoadedModel:
+    def model(self) -> ServedModel:
         """The loaded model; raises RequestError 503 while requests cannot be served."""
         self.check_ready()
         assert self.loaded is not None
@@ -148,7 +154,7 @@ class EngineDriver:
 
     # Called on the event loop, by the engine thread's `_post`.
 
-    def _finish_loading(self, model: LoadedModel) -> None:
+    def _finish_loading(self, model: ServedModel) -> None:
         self.loaded = model
         if self.state == "loading":
             self.state = "ready"

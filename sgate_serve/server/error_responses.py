@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
-from sgate_serve.errors import RequestError
+from sgate_serve.errors import RequestError, did_you_mean
 
 RETRY_AFTER_SECONDS = 2
 RETRYABLE = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
@@ -51,8 +52,9 @@ def as_request_error(error: Exception, request: Request) -> RequestError:
         case RequestValidationError():
             return RequestError(_malformed(error))
         case HTTPException(status_code=404):
+            near = did_you_mean(request.url.path, _paths(request))
             return RequestError(
-                f"there is no {request.url.path}; /docs lists the paths", status=404
+                f"there is no {request.url.path}; /docs lists the paths{near}", status=404
             )
         case HTTPException(status_code=405):
             return RequestError(
@@ -62,6 +64,11 @@ def as_request_error(error: Exception, request: Request) -> RequestError:
         case HTTPException(status_code=status, detail=detail):
             return RequestError(f"the request cannot be read: {detail}", status=status)
     return INTERNAL_ERROR
+
+
+def _paths(request: Request) -> list[str]:
+    """Return the paths of the app that a request came to."""
+    return [route.path for route in request.app.routes if isinstance(route, Route)]
 
 
 def _malformed(error: RequestValidationError) -> str:

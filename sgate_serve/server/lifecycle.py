@@ -14,8 +14,8 @@ import uvicorn
 from sgate_serve.errors import SgateError
 from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.request_log import start_logging
+from sgate_serve.server.served_model import ServedModel
 from sgate_serve.server.server_options import ServerOptions
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FLUSH_SECONDS = 5
 
 
-def serve(options: ServerOptions, load: Callable[[], LoadedModel]) -> int:
+def serve(options: ServerOptions, load: Callable[[], ServedModel]) -> int:
     """Serve until SIGTERM or SIGINT and return 0.
 
     The socket opens at once. `load` runs on the engine thread, and its exception is raised here.

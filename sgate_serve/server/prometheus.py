@@ -9,7 +9,7 @@ from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from sgate_serve.engines.base import EngineStats, FinishReason
+from sgate_serve.engines.contract import EngineStats, FinishReason
 
 LABELS = ("model_name",)
 FIRST_TOKEN_BUCKETS = (

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from sgate_serve.engines.base import PooledOutput, TokenEvent
+from sgate_serve.engines.contract import PooledOutput, TokenEvent
 from sgate_serve.errors import RequestError
 
 EngineEvent = TokenEvent | PooledOutput

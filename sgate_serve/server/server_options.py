@@ -3,10 +3,12 @@
 import re
 from dataclasses import dataclass
 
-from sgate_serve.errors import SgateError
+from sgate_serve.errors import SgateError, did_you_mean
 from sgate_serve.options import flag_of, option
 
 LOG_FORMATS = ("text", "json")
+# The groups of `sgate serve --help`.
+ADDRESS, LIMITS, LOG = "address, names and access", "limits", "log"
 # The form of a browser's `Origin` header: a scheme, a host and optionally a port, but no path.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -19,25 +21,39 @@ class ServerOptions:
     choices, not calls, and only those that wait for a slot.
     """
 
-    host: str = option("127.0.0.1", "address to listen on")
-    port: int = option(8000, "port to listen on; 0 picks a free one")
+    host: str = option("127.0.0.1", "address to listen on", group=ADDRESS)
+    port: int = option(8000, "port to listen on; 0 picks a free one", group=ADDRESS)
     api_key: str | None = option(
         None,
         "key that clients must send (default: $SGATE_API_KEY, if set)",
         is_secret=True,
+        group=ADDRESS,
     )
     allow_origin: tuple[str, ...] = option(
         (),
         "web origins whose pages may call this server (CORS), separated by commas; * for all "
         "(default: none)",
+        group=ADDRESS,
     )
-    max_queue: int = option(1024, "how many prompts and choices may wait; more get a 429")
+    served_model_name: tuple[str, ...] = option(
+        (),
+        "names of the model in requests, separated by commas; responses have the first "
+        "(default: the folder's name)",
+        group=ADDRESS,
+    )
+    max_queue: int = option(
+        1024, "how many prompts and choices may wait; more get a 429", group=LIMITS
+    )
     request_timeout_seconds: float | None = option(
-        None, "the longest a request may take, waiting included (default: no limit)"
+        None, "the longest a request may take, waiting included (default: no limit)", group=LIMITS
     )
-    max_body_bytes: int = option(32 * 1024**2, "largest request body, in bytes")
-    grace_seconds: float = option(30.0, "how long running requests may continue after SIGTERM")
-    log_format: str = option("text", "format of the log: text, or json for one object per line")
+    max_body_bytes: int = option(32 * 1024**2, "largest request body, in bytes", group=LIMITS)
+    grace_seconds: float = option(
+        30.0, "how long running requests may continue after SIGTERM", group=LIMITS
+    )
+    log_format: str = option(
+        "text", "format of the log: text, or json for one object per line", group=LOG
+    )
 
     def __post_init__(self) -> None:
         if self.api_key == "":
@@ -51,6 +67,7 @@ class ServerOptions:
         if self.log_format not in LOG_FORMATS:
             raise SgateError(
                 f"log_format is {self.log_format!r}; it must be {' or '.join(LOG_FORMATS)}"
+                f"{did_you_mean(self.log_format, LOG_FORMATS)}"
             )
         for origin in self.allow_origin:
             if origin != "*" and not ORIGIN.fullmatch(origin):

@@ -1,7 +1,7 @@
 """Incremental detokenization: tokens to text, one by one, and only whole characters."""
 
+import codecs
 from collections.abc import Callable, Sequence
-from itertools import product
 
 # Tokens of the prompt that are decoded before the first new token, so that a decoder which strips
 # the first space of a text (Metaspace) does not strip one in the middle. The number is vLLM's.
@@ -12,6 +12,8 @@ MAX_HELD_TOKENS = 32
 MAX_CONTINUATION = 3
 REPLACEMENT = "\ufffd"
 
+TokenBytes = Callable[[int], bytes]
+
 
 class Detokenizer:
     """Turns tokens into text one by one, holding back incomplete characters.
@@ -20,12 +22,20 @@ class Detokenizer:
     of `push` and `flush` concatenate to the decoding of all tokens, with one exception: when a run
     of byte tokens (`<0xE7>`) becomes invalid, the decoder replaces even its complete characters,
     which were already shown here.
+
+    `token_bytes` returns the bytes that a token adds to a decoded text.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int]) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        token_bytes: TokenBytes,
+        prompt: Sequence[int],
+    ) -> None:
         self._decode = decode
-        self._window, self._num_context = _context(decode, prompt)
-        self._context_text = decode(self._window[: self._num_context])
+        self._window = _tail(token_bytes, prompt)
+        self._num_context, complete = _whole(token_bytes, self._window)
+        self._context_text = decode(self._window[: self._num_context]) + complete
         self._num_shown = len(self._context_text)
 
     def push(self, token: int) -> str:
@@ -61,20 +71,27 @@ class Detokenizer:
         return shown
 
 
-def _context(
-    decode: Callable[[Sequence[int]], str], prompt: Sequence[int]
-) -> tuple[list[int], int]:
-    """Return the last tokens of a prompt, and the number of them that are whole characters.
-
-    More tokens may be needed to start with a whole character, and the prompt may end within one. Of
-    all such cuts, the first without broken characters is taken, if there is any.
-    """
-    offsets = range(MAX_CONTINUATION + 1)
-    for num_cut, num_more in product(offsets, offsets):
+def _tail(token_bytes: TokenBytes, prompt: Sequence[int]) -> list[int]:
+    """Return the last tokens of a prompt, more of them if the first would begin in a character."""
+    for num_more in range(MAX_CONTINUATION + 1):
         tokens = list(prompt[-NUM_CONTEXT_TOKENS - num_more :])
-        num_context = max(0, len(tokens) - num_cut)
-        text = decode(tokens[:num_context])
-        if not text.startswith(REPLACEMENT) and not text.endswith(REPLACEMENT):
-            return tokens, num_context
-    tokens = list(prompt[-NUM_CONTEXT_TOKENS:])
-    return tokens, len(tokens)
+        text = b"".join(map(token_bytes, tokens))
+        if not text or text[0] & 0xC0 != 0x80:
+            return tokens
+    return list(prompt[-NUM_CONTEXT_TOKENS:])
+
+
+def _whole(token_bytes: TokenBytes, tokens: Sequence[int]) -> tuple[int, str]:
+    """Return how many tokens end before an incomplete last character, and the text after them.
+
+    That text is what the next token has in front of the incomplete character. A U+FFFD that is in
+    the text itself is a character like any other, so bytes decide, not the decoded text.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(b"".join(map(token_bytes, tokens)))
+    num_pending = len(decoder.getstate()[0])
+    num_whole, last = len(tokens), b""
+    while len(last) < num_pending:
+        num_whole -= 1
+        last = token_bytes(tokens[num_whole]) + last
+    return num_whole, last[: len(last) - num_pending].decode("utf-8", "replace")

@@ -4,10 +4,11 @@ Missing files are not errors here: without `tokenizer.json` there is no codec, a
 template only chats are refused.
 """
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,20 @@ from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.json_fields import read_json
 from sgate_serve.text.chat_template import ChatTemplate
 from sgate_serve.text.detokenization import Detokenizer
+from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, VOCABULARY_FILES, read_settings
+from sgate_serve.text.tokenizer_loading import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+LOWERCASE = {"type": "Lowercase"}  # in the notation of tokenizer.json
 METASPACE = "\u2581"
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
+# What decoding joins to the text before it if the tokenizer cleans up; only " ' " loses two spaces.
+CLEANED_UP = {
+    **{f" {end}": end for end in ".?!,"},
+    " ' ": "'",
+    **{f" {end}": end for end in ("n't", "'m", "'s", "'ve", "'re")},
+}
 
 
 def _byte_alphabet() -> dict[str, bytes]:
@@ -48,10 +56,14 @@ class EncodedTexts:
 
 @dataclass(frozen=True)
 class TextCodec:
-    """A folder's tokenizer and chat template."""
+    """A folder's tokenizer and chat template, and the settings of the tokenizer's class."""
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    cleans_up: bool = False
+    marks_segments: bool = True
+    truncation_side: str = "right"
 
     @classmethod
     def load(cls, folder: Path) -> "TextCodec | None":
@@ -59,27 +71,23 @@ class TextCodec:
 
         Raises CheckpointError for files that exist but cannot be read.
         """
-        path = folder / TOKENIZER_FILE
-        if not path.exists():
+        if not (folder / TOKENIZER_FILE).exists():
             logger.warning(
-                "%s has no %s: only prompts of token ids work; copy the base model's tokenizer "
-                "files there",
+                "%s has no %s: only prompts of token ids work; %s",
                 folder,
                 TOKENIZER_FILE,
+                _remedy(folder),
             )
             return None
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing narrower
-            raise CheckpointError(
-                f"{path} cannot be read by the tokenizers library: {error}"
-            ) from error
-        # Settings from training, stored in some files, that would truncate or pad every prompt.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        config_path = folder / TOKENIZER_CONFIG_FILE
-        config = read_json(config_path) if config_path.exists() else {}
-        return cls(tokenizer, ChatTemplate.load(folder, config, special_tokens(config)))
+        loaded = load_tokenizer(folder)
+        return cls(
+            loaded.tokenizer,
+            ChatTemplate.load(folder, read_settings(folder), loaded.special_tokens),
+            loaded.special_tokens,
+            loaded.cleans_up,
+            loaded.marks_segments,
+            loaded.truncation_side,
+        )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Return the token ids of a prompt, with the special tokens that the tokenizer adds."""
@@ -105,13 +113,14 @@ class TextCodec:
                     "special tokens; allow more",
                     param="truncate_prompt_tokens",
                 )
-            _truncate(first, second, max_tokens - num_special)
+            _truncate(first, second, max_tokens - num_special, self.truncation_side)
         whole = self.tokenizer.post_process(first, second, True)
         types = tuple(whole.type_ids)
-        return EncodedTexts(tuple(whole.ids), types if any(types) else None)
+        has_types = self.marks_segments and any(types)
+        return EncodedTexts(tuple(whole.ids), types if has_types else None)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_special_tokens: bool = False
+        self, messages: Sequence[Mapping[str, Any]], *, add_special_tokens: bool = False
     ) -> tuple[int, ...]:
         """Return the token ids of a conversation, ending where the assistant's turn begins.
 
@@ -129,7 +138,8 @@ class TextCodec:
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of tokens, by default without special tokens."""
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        return _cleaned_up(text) if self.cleans_up else text
 
     def token_names(self, tokens: Sequence[int]) -> list[str]:
         """Return the vocabulary's name of each token, empty for an unknown id."""
@@ -147,6 +157,15 @@ class TextCodec:
         if BYTE_PIECE.fullmatch(piece):
             return bytes.fromhex(piece[3:5])
         return piece.replace(METASPACE, " ").encode()
+
+    def text_bytes(self, token: int) -> bytes:
+        """Return the bytes that a token adds to a decoded text: none if it is special."""
+        return b"" if token in self._special_ids else self.token_bytes(token)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self.tokenizer.get_added_tokens_decoder()
+        return frozenset(index for index, token in added.items() if token.special)
 
     @cached_property
     def _added_ids(self) -> frozenset[int]:
@@ -166,28 +185,48 @@ class TextCodec:
         return frozenset(special[text] for text in texts if text in special)
 
     def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
-        return Detokenizer(self.decode, prompt)
+        return Detokenizer(self.decode, self.text_bytes, prompt)
+
+    def lower_cased(self) -> "TextCodec":
+        """Return the codec with texts put into lower case first, as sentence-transformers does."""
+        contents = json.loads(self.tokenizer.to_str())
+        stage = contents["normalizer"]
+        is_several = stage is not None and stage["type"] == "Sequence"
+        stages = stage["normalizers"] if is_several else [stage] if stage is not None else []
+        if LOWERCASE not in stages:
+            contents["normalizer"] = {"type": "Sequence", "normalizers": [LOWERCASE, *stages]}
+        tokenizer = Tokenizer.from_str(json.dumps(contents, ensure_ascii=False))
+        tokenizer.encode_special_tokens = self.tokenizer.encode_special_tokens
+        return replace(self, tokenizer=tokenizer)
 
 
-def _truncate(first: Encoding, second: Encoding | None, room: int) -> None:
+def _truncate(first: Encoding, second: Encoding | None, room: int, side: str) -> None:
     """Truncate to `room` tokens in all, as transformers' `longest_first` does."""
     if second is None:
-        first.truncate(room)
+        first.truncate(room, direction=side)
         return
     shorter, longer = (second, first) if len(first) > len(second) else (first, second)
     # The longer one gets what the shorter one leaves, but at least half.
-    longer.truncate(max(room - len(shorter), (room + 1) // 2))
-    shorter.truncate(room - len(longer))
+    longer.truncate(max(room - len(shorter), (room + 1) // 2), direction=side)
+    shorter.truncate(room - len(longer), direction=side)
 
 
-def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return `bos_token`, `eos_token` and the like as variables of a template."""
-    tokens: dict[str, str] = {}
-    for name, value in config.items():
-        text = value.get("content") if isinstance(value, dict) else value
-        if name.endswith("_token") and isinstance(text, str):
-            tokens[name] = text
-    return tokens
+def _remedy(folder: Path) -> str:
+    """Return how to give the folder a `tokenizer.json`."""
+    found = next((name for name in VOCABULARY_FILES if (folder / name).exists()), None)
+    if found is None:
+        return "copy the base model's tokenizer files there"
+    return (
+        f"make one from {found} with transformers: "
+        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    )
+
+
+def _cleaned_up(text: str) -> str:
+    """Drop the spaces that transformers' `clean_up_tokenization` drops, in its order."""
+    for spaced, joined in CLEANED_UP.items():
+        text = text.replace(spaced, joined)
+    return text
 
 
 def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]:
@@ -203,19 +242,17 @@ def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]
         if value is not None:
             ids.update(_token_ids(value, path))
             break
-    config_path = folder / TOKENIZER_CONFIG_FILE
-    if codec is not None and config_path.exists():
-        eos = codec.tokenizer.token_to_id(
-            special_tokens(read_json(config_path)).get("eos_token", "")
-        )
+    if codec is not None:
+        eos = codec.tokenizer.token_to_id(codec.special_tokens.get("eos_token", ""))
         ids.update(() if eos is None else (eos,))
     return frozenset(ids)
 
 
 def _token_ids(value: Any, path: Path) -> list[int]:
+    """Return the ids in a config's field; negative ones mean that there is no such token."""
     ids = value if isinstance(value, list) else [value]
-    if not all(type(index) is int and index >= 0 for index in ids):
+    if not all(type(index) is int for index in ids):
         raise CheckpointError(
             f"{path}: eos_token_id is {value!r}; it must be a token id or a list of token ids"
         )
-    return ids
+    return [index for index in ids if index >= 0]

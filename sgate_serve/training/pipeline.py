@@ -58,6 +58,8 @@ def run_training(options: TrainOptions) -> TrainResult:
         (resume_run_dir if options.resume else start_run_dir)(run_dir, options.to_json())
     state.wait_for_everyone()
     base = train_dense_base(task, given, options)
+    # Before training, which takes long enough for someone to edit the folder.
+    digest = base.digest if state.is_main_process else None
     gates, deltas, stages = _train(task, base, options)
     metrics = {
         **_removal(gates, base, deltas),
@@ -73,7 +75,7 @@ def run_training(options: TrainOptions) -> TrainResult:
         with activity("saving", is_brief=True), new_folder(options.out) as writer:
             if base is not given:
                 shutil.copytree(base.folder, writer.path(BASE_DIR))
-            gates.stage(writer, deltas)
+            replace(gates, base_digest=digest).stage(writer, deltas)
             writer.write_json(METRICS_FILE, metrics)
         shutil.rmtree(run_dir)
     state.wait_for_everyone()

@@ -8,29 +8,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.errors import TrainingError
+from sgate_serve.checkpoint.writer import check_unused, check_writable
+from sgate_serve.errors import CheckpointError, TrainingError, writing
+from sgate_serve.json_fields import read_json
 
 OPTIONS_FILE = "options.json"
 
 
 def run_dir_of(out: Path) -> Path:
-    return out.with_name(out.name + ".work")
+    """Return the run folder next to `out`, which may be `.` or end in `..`."""
+    own = out if out.name not in ("", "..") else out.resolve()
+    return own.with_name(own.name + ".work")
 
 
 def check_empty(out: Path) -> None:
-    """Raise TrainingError if `out` cannot take the result; called before hours of training."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise TrainingError(f"{out} is not empty; give a new folder or remove this one")
+    """Raise TrainingError if `out` cannot take the result; called before hours of training.
+
+    Raises OutputError naming the folder if the system refuses to write it.
+    """
+    try:
+        check_unused(out)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from error
+    check_writable(out)
+    check_writable(run_dir_of(out))
 
 
 def start_run_dir(run_dir: Path, options: Mapping[str, Any]) -> None:
     """Create the folder; raise TrainingError if it holds an interrupted run."""
-    if run_dir.exists():
+    unfinished = run_dir / f".{OPTIONS_FILE}"
+    if run_dir.exists() and set(run_dir.iterdir()) - {unfinished}:
         raise TrainingError(
             f"{run_dir} holds an interrupted run; continue it with --resume, or remove it"
         )
-    run_dir.mkdir(parents=True)
-    (run_dir / OPTIONS_FILE).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    with writing(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        # Replaced at once, so that an interruption leaves either nothing or a run to resume.
+        unfinished.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(run_dir / OPTIONS_FILE)
 
 
 def resume_run_dir(run_dir: Path, options: Mapping[str, Any]) -> None:
@@ -38,7 +53,7 @@ def resume_run_dir(run_dir: Path, options: Mapping[str, Any]) -> None:
     record = run_dir / OPTIONS_FILE
     if not record.exists():
         raise TrainingError(f"{record} is missing, so there is no run to resume; drop --resume")
-    started = json.loads(record.read_text(encoding="utf-8"))
+    started = read_json(record)
     changed = [name for name, value in options.items() if started.get(name) != value]
     if changed:
         raise TrainingError(

@@ -1,11 +1,28 @@
 """`train`: from a dense base and data to a gates folder. It imports torch only when called."""
 
 from sgate_serve.environment import check_installed
-from sgate_serve.errors import TrainingError
+from sgate_serve.errors import TrainingError, did_you_mean
 from sgate_serve.progress import activity
 from sgate_serve.training.train_options import TrainOptions, TrainResult
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
+
+
+def check_packages() -> None:
+    """Raise TrainingError naming the packages that training needs and that are not installed."""
+    check_installed("training needs", PACKAGES, "train", TrainingError)
+
+
+def check_logger(name: str) -> None:
+    """Raise TrainingError unless transformers' Trainer can log to `name` here."""
+    from transformers.integrations import get_available_reporting_integrations
+
+    known = ("none", "all", *get_available_reporting_integrations())
+    if name not in known:
+        raise TrainingError(
+            f"--report-to {name} is not installed here, or is not a logger of transformers; "
+            f"install it, or use one of {', '.join(known)}{did_you_mean(name, known)}"
+        )
 
 
 def train(options: TrainOptions) -> TrainResult:
@@ -16,8 +33,9 @@ def train(options: TrainOptions) -> TrainResult:
     out of reach, a loss that is not finite, or too little memory; CheckpointError for a bad base.
     In a distributed run every process returns the same, and the main one writes.
     """
-    check_installed("training needs", PACKAGES, "train", TrainingError)
+    check_packages()
     options.check()
+    check_logger(options.report_to)
     with activity("loading torch and transformers", is_brief=True):
         from sgate_serve.training.pipeline import run_training
         from sgate_serve.training.quiet import quiet_libraries

@@ -7,7 +7,8 @@ from typing import Any
 
 from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
 from sgate_serve.data.hub import is_dataset_name
-from sgate_serve.errors import TrainingError
+from sgate_serve.data.records import Columns
+from sgate_serve.errors import TrainingError, did_you_mean
 from sgate_serve.options import flag_of, option, required
 
 COUPLED, ROW_COL = "coupled", "row-col"
@@ -32,6 +33,9 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "gates_with": (NONE, BIAS, LORA),
     "recovery": (LORA, BIAS, FULL, HEAD, NONE),
 }
+# The groups of `sgate train --help`.
+DATA, REMOVED, TRAINED = "data", "what is removed", "trained gates, with --method gates"
+RECOVERY, RUN = "training and recovery", "the run and its result"
 # Adam's peak learning rate for each tuning; fewer parameters need larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
@@ -44,83 +48,116 @@ class TrainOptions:
     data: Path = required(
         "training data: .txt, .jsonl or .csv with `text`; for classification .jsonl or .csv with "
         "`text`, `label` and optionally `text_pair`; or a name of the datasets library, such as "
-        "glue/sst2"
+        "glue/sst2",
+        group=DATA,
     )
-    out: Path = required("folder to write, new or empty: gates, metrics.json and training.png")
+    out: Path = required(
+        "folder to write, new or empty: gates, metrics.json and training.png", group=RUN
+    )
     target: float = option(
         0.3,
         "fraction to remove of the weights of attention and MLP linears, above 0 and below 1",
+        group=REMOVED,
     )
     eval_data: Path | None = option(
         None,
         "held-out data (default: a tenth of the training data, or a dataset's validation split)",
+        group=DATA,
     )
-    task: str = option(CAUSAL_LM, "task of the model: causal-lm or classification")
+    text_column: str = option("text", "column of the text in .jsonl, .csv or a dataset", group=DATA)
+    text_pair_column: str = option(
+        "text_pair", "column of the second text of each pair, for classification", group=DATA
+    )
+    label_column: str = option("label", "column of the label, for classification", group=DATA)
+    task: str = option(CAUSAL_LM, "task of the model: causal-lm or classification", group=DATA)
     method: str = option(
         FISHER,
         "how the mask is found: fisher, wanda, magnitude and random score the gates once, gates "
         "trains them, dense removes nothing",
+        group=REMOVED,
     )
     gates: str = option(
         COUPLED,
         "what each gate controls: coupled (an MLP unit, head or KV group) or row-col (a row or "
         "column of a linear)",
+        group=REMOVED,
     )
     balance: str | None = option(
         None,
         "how MLP units and attention groups share the target: joint closes those that cost least "
         "by their Fisher scores, even closes the same share of both (default: joint for coupled "
         "gates with method fisher or gates, else even)",
+        group=REMOVED,
     )
     gate_block: int = option(
-        1, "close MLP units in blocks of this many, so that widths are multiples of it"
+        1,
+        "close MLP units in blocks of this many, so that widths are multiples of it",
+        group=REMOVED,
     )
     relaxation: str | None = option(
         None,
         "how trained gates are relaxed: straight-through, gaussian or hard-concrete (default: "
         "straight-through for coupled gates, gaussian for row-col)",
+        group=TRAINED,
     )
     gates_with: str | None = option(
         None,
         "what is trained together with the gates: none, bias or lora (default: the --recovery if "
         "it is one of these and gates are coupled, else none)",
+        group=TRAINED,
     )
     kurtosis: bool = option(
-        False, "weigh the pressure on row-col gates by kurtosis, as the papers do"
+        False, "weigh the pressure on row-col gates by kurtosis, as the papers do", group=TRAINED
     )
-    steps: int = option(600, "optimizer steps of gates and recovery together")
+    steps: int = option(600, "optimizer steps of gates and recovery together", group=RECOVERY)
     dense_steps: int | None = option(
         None,
         "LoRA steps on the dense model before anything is removed (default: --steps if a head must "
         "be added, else 0); the trained base is then OUT/base",
+        group=RECOVERY,
     )
     gate_share: float = option(
-        0.5, "share of the steps that trains gates; the rest is for the recovery"
+        0.5, "share of the steps that trains gates; the rest is for the recovery", group=TRAINED
     )
-    batch_size: int = option(8, "blocks or examples per step")
-    seq_len: int = option(256, "tokens in each block of text, or the most tokens of an example")
-    gate_learning_rate: float = option(0.02, "Adam's learning rate for gate logits")
+    batch_size: int = option(8, "blocks or examples per step", group=RECOVERY)
+    seq_len: int = option(
+        256, "tokens in each block of text, or the most tokens of an example", group=DATA
+    )
+    gate_learning_rate: float = option(0.02, "Adam's learning rate for gate logits", group=TRAINED)
     learning_rate: float | None = option(
         None,
         "Adam's peak learning rate for everything else (default: depends on what is trained, 1e-3 "
         "for lora)",
+        group=RECOVERY,
     )
     recovery: str = option(
-        LORA, "what is trained under the final mask: lora, bias, full, head or none"
+        LORA, "what is trained under the final mask: lora, bias, full, head or none", group=RECOVERY
     )
-    lora_rank: int = option(16, "rank of LoRA, which is on every linear of the blocks")
+    lora_rank: int = option(
+        16, "rank of LoRA, which is on every linear of the blocks", group=RECOVERY
+    )
     distill: float = option(
-        0.0, "weight of distillation from the dense model in the loss, from 0 to 1"
+        0.0, "weight of distillation from the dense model in the loss, from 0 to 1", group=RECOVERY
     )
-    eval_blocks: int = option(128, "blocks of held-out text to measure, at most")
-    save_steps: int = option(100, "steps between checkpoints")
-    seed: int = option(0, "seed of the data split, a new head, the data order and the noise")
-    bf16: bool = option(False, "compute in bf16")
-    gradient_checkpointing: bool = option(False, "recompute activations to save memory")
-    gradient_accumulation: int = option(1, "batches per optimizer step")
-    report_to: str = option("none", "logger of transformers' Trainer, such as tensorboard or wandb")
-    resume: bool = option(False, "continue from the last checkpoint of an interrupted run")
-    dry_run: bool = option(False, "show what would be gated and trained, and write nothing")
+    eval_blocks: int = option(128, "blocks of held-out text to measure, at most", group=DATA)
+    save_steps: int = option(100, "steps between checkpoints", group=RUN)
+    seed: int = option(
+        0, "seed of the data split, a new head, the data order and the noise", group=RUN
+    )
+    bf16: bool = option(False, "compute in bf16", group=RECOVERY)
+    gradient_checkpointing: bool = option(
+        False, "recompute activations to save memory", group=RECOVERY
+    )
+    gradient_accumulation: int = option(1, "batches per optimizer step", group=RECOVERY)
+    report_to: str = option(
+        "none", "logger of transformers' Trainer, such as tensorboard or wandb", group=RUN
+    )
+    resume: bool = option(
+        False, "continue from the last checkpoint of an interrupted run", group=RUN
+    )
+    dry_run: bool = option(
+        False, "show what would be gated and trained, and write nothing", group=RUN
+    )
 
     def check(self) -> None:
         """Raise TrainingError for a bad value, or an option without effect."""
@@ -129,6 +166,7 @@ class TrainOptions:
             if value not in supported and value != self._default_of(name):
                 raise TrainingError(
                     f"{flag_of(name)} {value}: this release supports {', '.join(supported)}"
+                    f"{did_you_mean(str(value), supported)}"
                 )
         self._check_ranges()
         self._check_together()
@@ -137,12 +175,16 @@ class TrainOptions:
         if not 0 < self.target < 1:
             raise TrainingError(
                 f"--target {self.target}: give the fraction of block weights to remove, above 0 "
-                "and below 1"
+                f"and below 1{_meant(self.target)}"
             )
         if not 0 < self.gate_share < 1:
-            raise TrainingError(f"--gate-share {self.gate_share}: must lie between 0 and 1")
+            raise TrainingError(
+                f"--gate-share {self.gate_share}: must lie between 0 and 1{_meant(self.gate_share)}"
+            )
         if not 0 <= self.distill <= 1:
-            raise TrainingError(f"--distill {self.distill}: must lie between 0 and 1")
+            raise TrainingError(
+                f"--distill {self.distill}: must lie between 0 and 1{_meant(self.distill)}"
+            )
         for name, least in (("steps", 2), ("seq_len", 2), ("dense_steps", 0)):
             _check_at_least(name, getattr(self, name), least)
         for name in ("batch_size", "lora_rank", "gate_block", "gradient_accumulation"):
@@ -175,6 +217,21 @@ class TrainOptions:
             )
         if self.task == CAUSAL_LM and self.recovery == HEAD:
             raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
+
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        """Raise TrainingError for a column that the task or the files do not have."""
+        if self.task == CAUSAL_LM:
+            for name in ("text_pair_column", "label_column"):
+                if getattr(self, name) != self._default_of(name):
+                    raise TrainingError(
+                        f"{flag_of(name)} is for --task {CLASSIFICATION}: text alone trains a "
+                        "causal LM"
+                    )
+        is_text = all(path.suffix == ".txt" for path in (self.data, self.eval_data or self.data))
+        if is_text and self.text_column != self._default_of("text_column"):
+            raise TrainingError("--text-column is for .jsonl, .csv and datasets; .txt has none")
 
     def _default_of(self, name: str) -> Any:
         return type(self).__dataclass_fields__[name].default
@@ -218,6 +275,10 @@ class TrainOptions:
             self.data if self.eval_data is None and is_dataset_name(self.data) else self.eval_data
         )
 
+    @property
+    def columns(self) -> Columns:
+        return Columns(self.text_column, self.text_pair_column, self.label_column)
+
     def rate_of(self, tuning: str) -> float:
         """Return the peak learning rate of a tuning."""
         return self.learning_rate or LEARNING_RATES[tuning]
@@ -240,3 +301,8 @@ class TrainResult:
 def _check_at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise TrainingError(f"{flag_of(name)} {value}: give a whole number of at least {least}")
+
+
+def _meant(value: float) -> str:
+    """Return a question about the fraction that a percentage was meant to be."""
+    return f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""

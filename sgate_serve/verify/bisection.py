@@ -3,14 +3,18 @@
 import numpy as np
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.engines.loaded import LogitsModel, Tokens
+from sgate_serve.engines.model_protocols import LogitsModel, Tokens
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import BlockFold, Plan
 from sgate_serve.verify.comparison import RELATIVE_TOLERANCE
 
 
 def first_different_layer(
-    reference: TorchModel, engine: LogitsModel, prompt: Tokens, plan: Plan | None = None
+    reference: TorchModel,
+    engine: LogitsModel,
+    prompt: Tokens,
+    plan: Plan | None = None,
+    types: Tokens | None = None,
 ) -> str:
     """Compare the residual stream after every layer; name the first layer that differs.
 
@@ -19,13 +23,13 @@ def first_different_layer(
     """
     kept = None if plan is None else plan.hidden
     shifted = set() if plan is None else layers_with_moved_constants(plan, reference.spec)
-    streams = engine.residuals(prompt)
+    streams = engine.residuals(prompt, types)
     if streams is None:
         return (
             f"{engine.name} does not expose residual streams; verify with --engine torch to find "
             "the layer"
         )
-    pairs = zip(reference.residuals(prompt), streams, strict=True)
+    pairs = zip(reference.residuals(prompt, types), streams, strict=True)
     for layer, (wide, found) in enumerate(pairs):
         if layer in shifted:
             continue

@@ -12,6 +12,7 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.options import option
 from sgate_serve.verify.output_kind import TOKENS, OutputKind
+from sgate_serve.verify.rounding import FAIL_ABOVE, RANDOM_TOKENS, WARN_ABOVE, Quantization
 
 CERTIFICATE_FILE = "verification.json"
 CERTIFICATE_FIELDS: Mapping[str, Kind] = {
@@ -26,7 +27,7 @@ QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NU
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """The models to compare, the engine, and the random prompts."""
+    """The models to compare, the engine, and the prompts."""
 
     checkpoint: str
     out: str
@@ -34,66 +35,31 @@ class VerifyOptions:
     engine: str = option(
         "auto", "auto, torch, onnx or vllm; auto is onnx if OUT holds a graph, else torch"
     )
-    num_prompts: int = option(4, "random prompts to compare")
-    prompt_tokens: int = option(48, "token ids in each prompt")
+    num_prompts: int = option(4, "random prompts to compare, in addition to a long one")
+    prompt_tokens: int = option(48, "token ids in each random prompt")
     seed: int = option(0, "seed of the prompts")
     gates_kind: str | None = option(
         None, "what --gates is: sgate, finegates or peft (default: detected)"
     )
-    max_divergence: float | None = option(
-        None, "for quantized weights: fail above this mean KL divergence, in nats per token or text"
+    data: Path | None = option(
+        None, "text, .txt, .jsonl or .csv: compare outputs on it, and measure rounding there"
     )
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """The cost of rounded weights on one engine, compared with the masked dense model in fp32.
-
-    `mean_kl` is KL(reference ‖ quantized) in nats per token or text, `greedy_agreement` the
-    fraction of tokens or texts with the same best logit; both are None unless the outputs are the
-    logits of a choice.
-    """
-
-    precision: str
-    engine: str
-    engine_version: str
-    max_abs_diff: float
-    mean_kl: float | None
-    greedy_agreement: float | None
-    max_divergence: float | None
-
-    @property
-    def excess(self) -> str | None:
-        """A description of the excess over the limit, or None."""
-        # Not `>`: a NaN must count as above.
-        if self.max_divergence is None or (self.mean_kl or 0.0) <= self.max_divergence:
-            return None
-        return (
-            f"{self.precision} diverges by {self.mean_kl:.2e} nats, above "
-            f"--max-divergence {self.max_divergence:g}"
-        )
-
-    def line(self, outputs: OutputKind) -> str:
-        """Return the result in one line."""
-        text = (
-            f"{self.precision} on {self.engine} {self.engine_version}: max abs {outputs.name} "
-            f"difference {self.max_abs_diff:.2e}"
-        )
-        if self.mean_kl is None or self.greedy_agreement is None:
-            return text
-        return (
-            f"{text}, mean KL divergence {self.mean_kl:.2e} nats per {outputs.per}, "
-            f"{self.greedy_agreement:.1%} of the {outputs.choice} equal"
-        )
+    max_divergence: float | None = option(
+        None,
+        "for quantized weights: fail above this mean KL divergence, in nats per token or text "
+        f"(default: fail above {FAIL_ABOVE:g}, warn above {WARN_ABOVE:g})",
+    )
 
 
 @dataclass(frozen=True)
 class Verification:
     """The comparison on one engine; `difference` describes its first failure, None if it holds.
 
-    Differences are of `outputs`, in fp32 on both sides. A token or class counts as a tie, not a
-    failure, if the best two reference logits are closer than ten tolerances. For rounded weights
-    the comparison is with the model before rounding, and `quantization` is the cost of rounding.
+    `max_abs_diff` and the counts are of `outputs`, in fp32 on both sides. A token or class counts
+    as a tie, not a failure, if the best two reference logits are closer than ten tolerances. For
+    rounded weights the comparison is with the model before rounding, and `quantization` is the cost
+    of rounding. A part of the folder, such as its tensors, is None if it was not compared;
+    `not_checked` says in words what the verdict does not cover.
     """
 
     passed: bool
@@ -111,6 +77,14 @@ class Verification:
     versions: dict[str, str]
     quantization: Quantization | None = None
     outputs: OutputKind = TOKENS
+    differences: tuple[str, ...] = ()
+    config_equal: bool | None = None
+    files_equal: bool | None = None
+    graph_equal: bool | None = None
+    base_read_alike: bool | None = None
+    batch_max_abs_diff: float | None = None
+    segments: tuple[tuple[int, ...] | None, ...] = ()
+    not_checked: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,7 +104,21 @@ class Verification:
             card.write_text(f"{before}{CARD_START}\n{said}\n{CARD_END}{after}", encoding="utf-8")
 
     def lines(self) -> Iterator[str]:
-        """Yield the report as lines of text."""
+        """Yield the report as lines of text: proven, measured, not checked, and the verdict."""
+        proven = "" if self.quantization is None else "proven: "
+        yield from (f"{proven}{line}" for line in self._exact_lines())
+        if self.quantization is not None:
+            yield from self.quantization.lines(self.outputs)
+        yield from (f"not checked: {what}" for what in self.not_checked)
+        if not self.passed:
+            yield f"DIFFERS: {self.difference}"
+            yield from (f"also: {difference}" for difference in self.differences[1:])
+        elif self.quantization is None:
+            yield "verified"
+        else:
+            yield f"verified: the plan; {self.quantization.precision} is a measured approximation"
+
+    def _exact_lines(self) -> Iterator[str]:
         before = "" if self.quantization is None else ", before quantization"
         yield (
             f"{self.engine} {self.engine_version}{before}: max abs {self.outputs.name} difference "
@@ -139,14 +127,27 @@ class Verification:
         if self.outputs.choice is not None:
             tied = f", {self.ties} of the others ties" if self.ties else ""
             yield f"{self.tokens_equal} of {self.num_tokens} {self.outputs.choice} equal{tied}"
+        if self.batch_max_abs_diff is not None:
+            yield f"in one batch: max abs difference {self.batch_max_abs_diff:.2e}"
+        is_int8 = self.quantization is not None and self.quantization.precision == INT8
+        how = f" in {INT8}" if is_int8 else ""
         if self.tensors_equal is not None:
-            verdict = "equal" if self.tensors_equal else "do NOT equal"
-            is_int8 = self.quantization is not None and self.quantization.precision == INT8
-            how = f" in {INT8}" if is_int8 else ""
-            yield f"stored tensors {verdict} the plan's rewriting{how} of the masked dense model"
-        if self.quantization is not None:
-            yield self.quantization.line(self.outputs)
-        yield "verified" if self.passed else f"DIFFERS: {self.difference}"
+            verb = "equal" if self.tensors_equal else "do NOT equal"
+            yield f"stored tensors {verb} the plan's rewriting{how} of the masked dense model"
+        if self.config_equal is not None:
+            yield f"config.json {_equals(self.config_equal)} that of the base's conversion"
+        if self.files_equal is not None:
+            verb = "equal" if self.files_equal else "do NOT equal"
+            yield f"the files next to them {verb} those of the base's conversion"
+        if self.graph_equal is not None:
+            yield f"the ONNX graph {_equals(self.graph_equal)} that of the stored tensors"
+        if self.base_read_alike is not None:
+            alike = "as" if self.base_read_alike else "NOT as"
+            yield f"the base is read {alike} transformers reads it"
+
+
+def _equals(is_equal: bool) -> str:
+    return "equals" if is_equal else "does NOT equal"
 
 
 def read_certificate(path: Path) -> dict[str, Any]:
@@ -173,6 +174,8 @@ def certificate_line(certificate: Mapping[str, Any] | None) -> str:
     if certificate is None:
         return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
     outcome = "verified" if certificate["passed"] else "verification FAILED"
+    if "config_equal" not in certificate:
+        outcome += " (by an older release, which compared neither config.json nor the graph)"
     rounded = certificate.get("quantization")
     before = "" if rounded is None else ", before quantization"
     line = (
@@ -183,4 +186,5 @@ def certificate_line(certificate: Mapping[str, Any] | None) -> str:
         return line
     if rounded.get("mean_kl") is None:
         return f"{line}; {rounded['precision']} differs by {rounded['max_abs_diff']:.2e}"
-    return f"{line}; {rounded['precision']} diverges by {rounded['mean_kl']:.2e} nats"
+    data = rounded.get("data") or RANDOM_TOKENS
+    return f"{line}; {rounded['precision']} diverges by {rounded['mean_kl']:.2e} nats on {data}"

@@ -1,24 +1,20 @@
-"""The cost of rounding: the distance of outputs from those of the masked dense model in fp32.
-
-The weights of an int8 folder are rounded, as are those of an ONNX graph in fp16, int8 or int4.
-Quantization is an approximation, so its cost is information; `--max-divergence` makes it a check.
-"""
+"""The distance of a rounded model's outputs from those of the masked dense model in fp32."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from converters.masked import MaskedCheckpoint
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.loaded import Floats, LogitsModel, Tokens
+from sgate_serve.engines.model_protocols import Floats, LogitsModel
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.verify.certificate import Quantization
-from sgate_serve.verify.comparison import paired_outputs
+from sgate_serve.verify.comparison import row_blocks
 from sgate_serve.verify.output_kind import output_kind
 
 
@@ -54,27 +50,42 @@ def exact_model(out: Checkpoint, masked: MaskedCheckpoint, plan: Plan | None) ->
     return TorchModel.rewritten(masked, plan)
 
 
-def measure_quantization(
-    reference: TorchModel,
-    engine: LogitsModel,
-    rounding: str,
-    prompts: list[Tokens],
-    limit: float | None,
-) -> Quantization:
-    """Teacher-force the prompts through the masked dense model and a rounded model."""
-    expected, found = paired_outputs(reference.logits, engine.logits, prompts)
-    is_choice = output_kind(reference.spec).choice is not None
-    return Quantization(
-        precision=rounding,
-        engine=engine.name,
-        engine_version=engine.version,
-        max_abs_diff=float(np.abs(expected - found).max()),
-        mean_kl=mean_kl(expected, found) if is_choice else None,
-        greedy_agreement=(
-            float((expected.argmax(-1) == found.argmax(-1)).mean()) if is_choice else None
-        ),
-        max_divergence=limit,
-    )
+@dataclass
+class Divergence:
+    """Collects the distance of two models' outputs, prompt by prompt."""
+
+    max_abs_diff: float = 0.0
+    num_rows: int = 0
+    divergence: float = 0.0
+    num_equal: int = 0
+    squared_error: float = 0.0
+    squared_size: float = 0.0
+
+    def add(self, expected: Floats, found: Floats) -> None:
+        """Add one prompt's outputs, [rows, outputs] each."""
+        for wide, narrow in row_blocks(expected, found):
+            difference = np.abs(wide - narrow)
+            self.max_abs_diff = float(np.maximum(self.max_abs_diff, difference.max()))
+            self.num_rows += len(narrow)
+            self.divergence += mean_kl(wide, narrow) * len(narrow)
+            self.num_equal += int((wide.argmax(-1) == narrow.argmax(-1)).sum())
+            self.squared_error += float(np.square(difference, dtype=np.float64).sum())
+            self.squared_size += float(np.square(wide, dtype=np.float64).sum())
+
+    @property
+    def mean_kl(self) -> float:
+        """KL(softmax(expected) ‖ softmax(found)) in nats, per row."""
+        return self.divergence / self.num_rows
+
+    @property
+    def agreement(self) -> float:
+        """The fraction of rows with the same largest output."""
+        return self.num_equal / self.num_rows
+
+    @property
+    def relative_error(self) -> float:
+        """The root mean square of the differences over that of the expected outputs."""
+        return math.sqrt(self.squared_error / max(self.squared_size, np.finfo(float).tiny))
 
 
 def mean_kl(expected: Floats, found: Floats) -> float:

@@ -41,6 +41,7 @@ def test_defaults_follow_from_what_is_given() -> None:
 def test_partial_rotary_factor_counts_only_where_transformers_reads_it() -> None:
     assert spec_of(head_dim=8, partial_rotary_factor=0.5).rotary_dims(0) == 8
     phi = LLAMA | {"model_type": "phi3", "partial_rotary_factor": 0.5, "hidden_size": 32}
+    phi["pad_token_id"] = 0
     assert ModelSpec.from_config(phi, "config.json").rotary_dims(0) == 4
 
 
@@ -90,7 +91,10 @@ def test_both_spellings_of_rope(spelling: dict[str, Any]) -> None:
             LLAMA | {"hidden_size": "wide"},
             "hidden_size must be a whole number of at least 1, found 'wide'",
         ),
-        (LLAMA | {"vocab_size": None}, "vocab_size must be a whole number, found None"),
+        (
+            LLAMA | {"vocab_size": None},
+            "vocab_size must be a whole number of at least 1, found null; transformers refuses it",
+        ),
         (LLAMA | {"head_dim": 4, "num_key_value_heads": 3}, "4 query heads, not a multiple of"),
         (LLAMA | {"head_dim": 3}, "layer 0: head_dim 3 must be even and positive"),
         (SGATE | {"sgate": {"version": 3}}, "sgate format version 3, this release reads 1 and 2"),
@@ -113,5 +117,9 @@ def test_configs_that_cannot_be_a_model_are_refused(config: dict[str, Any], mess
 def test_stock_shape_needs_a_head_count_that_divides_the_hidden_size(
     changes: dict[str, Any], expected: bool
 ) -> None:
-    assert is_stock_shape(spec_of(**changes)) is expected
+    uneven = SGATE | {"per_layer_config": {}} | changes
+    assert is_stock_shape(ModelSpec.from_config(uneven, "config.json")) is expected
+    if not expected:
+        with pytest.raises(CheckpointError, match="hidden_size 12 is not a multiple of num_att"):
+            spec_of(**changes)
     assert not is_stock_shape(ModelSpec.from_config(SGATE, "config.json"))

@@ -13,11 +13,10 @@ from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 STUB = "stub"
 ROW = EngineRow(
-    target="nowhere:NoSlots",
+    generation="nowhere:NoSlots",
     reads="model",
     when="in tests",
     modules=(),
-    install="-",
     timed="tests.bench.stub_engine:StubTimed",
 )
 

@@ -57,7 +57,12 @@ def test_record_of_a_real_comparison(
     assert (record["beside"], record["beside_folders"]) == ({}, {})
     assert record["order"] == [DENSE, PRUNED, DENSE_AGAIN, DENSE_AGAIN, PRUNED, DENSE]
     assert record["workload"]["seed"] == 0 and record["hardware"]["cpus"] >= 1
-    assert len(list(comparison_lines(record))) == 4
+    assert [line.split()[0] for line in comparison_lines(record)][:4] == [
+        "phase",
+        "decode_batch_1",
+        "decode_batch_8",
+        "prefill",
+    ]
     plot_comparison(result, tmp_path / "plot.svg")
     assert "decode, batch 8" in (tmp_path / "plot.svg").read_text()
 
@@ -119,7 +124,33 @@ def test_each_model_beside_has_its_own_speedup(
     assert record["workload"]["engine_arguments"] == ("--any", "7")
     lines = list(comparison_lines(record))
     assert [line for line in lines if line.endswith(":")] == ["pruned:", "masked:", "other:"]
-    assert lines[-1].split()[:2] == ["prefill", "4.00x"]
+    assert lines[-2].split()[:2] == ["prefill", "4.00x"]
+    assert lines[-1].startswith(
+        "masked: this run shows no difference from dense in decode_batch_2, decode_batch_16, prefi"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "interval", "floor", "is_shown"),
+    [
+        (1.4, (1.3, 1.5), (0.9, 1.1), True),
+        (0.7, (0.6, 0.8), (0.9, 1.1), True),
+        # The floor alone is as far from 1, or the interval includes no change.
+        (1.2, (1.1, 1.3), (0.8, 1.25), False),
+        (1.2, (0.95, 1.5), (0.99, 1.01), False),
+    ],
+)
+def test_an_effect_that_the_noise_covers_is_called_so(
+    ratio: float, interval: tuple[float, float], floor: tuple[float, float], is_shown: bool
+) -> None:
+    speedup = {"ratio": ratio, "ci": interval, "ideal": 1.5, "efficiency": ratio / 1.5}
+    record = {
+        "engine": "onnx",
+        "speedups": {"onnx": {"prefill": speedup}},
+        "floor": {"prefill": {"ratio": 1.0, "ci": floor}},
+    }
+    says = [line for line in comparison_lines(record) if "shows no difference" in line]
+    assert len(says) == (not is_shown)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +286,8 @@ def test_record_of_classifiers(classifiers: tuple[Checkpoint, Checkpoint]) -> No
         assert speedup["ideal"] == pytest.approx(dense / pruned)
     assert record["workload"]["prefill_tokens"] == 8
     assert [tokens_per_run(workload, phase) for phase in phases(workload)] == [8, 24]
-    assert len(list(comparison_lines(record))) == 3
+    rows = [line.split()[0] for line in comparison_lines(record)]
+    assert rows[:3] == ["phase", "batch_1", "batch_3"]
 
 
 def test_models_of_another_kind_than_the_workload_are_refused(

@@ -1,5 +1,6 @@
 """Model folders: every way in which a file can be broken, and writing all or nothing."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.reader import Checkpoint, find_folder
+from sgate_serve.checkpoint.location import find_folder
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
 from sgate_serve.checkpoint.writer import STAGING_DIR, TensorHeader, new_folder
 from sgate_serve.errors import CheckpointError
@@ -32,11 +34,16 @@ def arrays() -> dict[str, NDArray[np.float32]]:
     return {name: generator.random(shape, np.float32) for name, shape in SHAPES.items()}
 
 
-def write(folder: Path, values: dict[str, NDArray[Any]], shard_bytes: int = 2**30) -> Path:
+def write(
+    folder: Path,
+    values: dict[str, NDArray[Any]],
+    shard_bytes: int = 2**30,
+    config: dict[str, Any] = CONFIG,
+) -> Path:
     names = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
     headers = [TensorHeader(name, names[a.dtype], a.shape) for name, a in values.items()]
     with new_folder(folder) as writer:
-        writer.write_json("config.json", CONFIG)
+        writer.write_json("config.json", config)
         writer.write_weights(headers, values.values(), shard_bytes)
     return folder
 
@@ -58,14 +65,57 @@ def test_fingerprint_depends_on_content_and_not_on_sharding(tmp_path: Path) -> N
     changed = arrays()
     changed[UP][0, 0] += 1
     one, shards, other = (
-        Checkpoint.open(write(tmp_path / name, values, size)).fingerprint
+        Checkpoint.open(write(tmp_path / name, values, size))
         for name, values, size in (
             ("one", arrays(), 2**30),
             ("shards", arrays(), 600),
             ("other", changed, 2**30),
         )
     )
-    assert one == shards != other
+    assert one.fingerprint == shards.fingerprint != other.fingerprint
+    assert one.digest == shards.digest != other.digest
+
+
+def test_the_digest_is_the_documented_one(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write(tmp_path / "model", arrays()))
+    digest = hashlib.sha256(json.dumps(CONFIG, sort_keys=True).encode() + b"\n")
+    for name, value in sorted(arrays().items()):
+        content = hashlib.sha256(value.tobytes()).hexdigest()
+        entry = [name, list(value.shape), "F32", content]
+        digest.update(json.dumps(entry).encode() + b"\n")
+    assert checkpoint.digest == digest.hexdigest()
+
+
+def test_the_digest_sees_a_byte_that_the_fingerprint_does_not(tmp_path: Path) -> None:
+    table = np.zeros((4096, 8), np.float32)
+    found = []
+    for row in (1000, 2000):
+        table[row] += 1
+        values = arrays() | {"model.embed_tokens.weight": table}
+        folder = write(tmp_path / f"{row}", values, config=CONFIG | {"vocab_size": 4096})
+        found.append(Checkpoint.open(folder))
+    assert found[0].fingerprint == found[1].fingerprint
+    assert found[0].digest != found[1].digest
+
+
+@pytest.mark.parametrize(
+    ("change", "is_same"),
+    [
+        ({"rms_norm_eps": 1e-3}, False),
+        ({"rope_theta": 5.0}, False),
+        ({"pad_token_id": 3}, False),
+        ({"unheard_of": True}, False),
+        ({"eos_token_id": 3, "_name_or_path": "x", "torch_dtype": "float32"}, True),
+        ({"transformers_version": "5", "use_cache": False, "label2id": {"a": 0}}, True),
+    ],
+)
+def test_the_digest_covers_what_the_config_says_of_the_function(
+    tmp_path: Path, change: dict[str, Any], is_same: bool
+) -> None:
+    folder = write(tmp_path / "model", arrays())
+    before = Checkpoint.open(folder).digest
+    (folder / "config.json").write_text(json.dumps(CONFIG | change))
+    assert (Checkpoint.open(folder).digest == before) is is_same
 
 
 def test_a_truncated_file_is_refused_with_the_tensor_and_the_remedy(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from converters.explain import format_indices
 from sgate_serve import progress
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.cli import COMMANDS, main
+from sgate_serve.cli import COMMANDS
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
+from tests.commands.running import run
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save
@@ -28,17 +29,6 @@ def base(tmp_path: Path) -> Checkpoint:
     checkpoint = save(dense_llama(), tmp_path / "base")
     write_gates(checkpoint, tmp_path / "gates", **random_gates(checkpoint, 5, 0.4))
     return checkpoint
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
-    """Run a command in this process; return exit status, stdout and stderr."""
-    capsys.readouterr()
-    try:
-        status = main([str(word) for word in words])
-    except SystemExit as stopped:
-        status = int(str(stopped.code))
-    out, err = capsys.readouterr()
-    return status, out, err
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
@@ -198,7 +188,7 @@ def test_bench_compare_measures_a_model_beside(
     ("words", "message"),
     [
         (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["plan"], "the following arguments are required: checkpoint"),
+        (["plan"], "the following arguments are required: CHECKPOINT"),
         (["plan", "/nowhere/at/all"], "no such folder"),
         (["inspect", "BASE", "--plot", "w.bmp"], "w.bmp: give a file name that ends in .png"),
         (["convert", "BASE", "--out", "BASE"], "is not empty; give a new folder"),
@@ -270,9 +260,7 @@ def test_train_without_torch_names_the_extra(base: Checkpoint) -> None:
         [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout) == (2, "")
-    assert 'training needs torch, not installed here; run: pip install "sgate-serve[train]"' in (
-        result.stderr
-    )
+    assert re.search(r'training needs torch, not installed here; run: .*\[train\]"', result.stderr)
     assert result.stderr.count("\n") == 1
 
 
@@ -282,7 +270,7 @@ def test_plots_name_the_extra_that_they_need(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, _, error = run(capsys, "inspect", base.folder, "--plot", base.folder / "w.png")
     assert status == 2
-    assert 'needs matplotlib, not installed here; run: pip install "sgate-serve[plot]"' in error
+    assert re.search(r'needs matplotlib, not installed here; run: .*\[plot\]"', error)
 
 
 def test_train_says_what_it_would_do_and_what_came_of_it(
@@ -373,3 +361,42 @@ sys.exit(main(sys.argv[1:]))
     found = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr[-2000:]
     assert "perplexity" in found.stdout
+
+
+def test_columns_with_other_names_are_trained_on_and_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "bert", kind=1)
+    lines = write_examples(tmp_path / "data.jsonl", 40, labels=(0, 1)).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    table = "\n".join(["stars,body", *(f"{row['label']},{row['text']}" for row in rows)])
+    (tmp_path / "data.csv").write_text(table, encoding="utf-8")
+    data: list[str | Path] = ["--data", tmp_path / "data.csv", "--seq-len", "24"]
+    train = [
+        "train",
+        model,
+        "--task",
+        "classification",
+        *data,
+        "--dry-run",
+        "--out",
+        tmp_path / "g",
+    ]
+    status, _, err = run(capsys, *train)
+    assert (
+        status == 2
+        and "each record needs a class or, for a regression, a float, and its columns are stars"
+        in err
+    )
+    columns = ("--text-column", "body", "--label-column", "stars")
+    status, out, err = run(capsys, *train, *columns)
+    assert status == 0 and "36 samples, 4 held out" in out, err
+    status, out, err = run(capsys, "eval", model, *data, *columns, "--engine", "torch")
+    assert status == 0, err
+    head, titles, *scores = out.splitlines()
+    assert head.endswith("n = 40 samples") and titles.split() == ["score", "95%", "interval"]
+    assert all(re.fullmatch(r"\w+ +-?\d\.\d{4} +\S+ to \S+", line) for line in scores)
+    causal = write_model(tmp_path / "llama", "llama")
+    words = ("eval", causal, "--data", tmp_path / "data.csv", *columns)
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "is a causal LM, scored on text alone; drop --label-column" in err

@@ -1,5 +1,6 @@
 """The ONNX graph of small models against transformers: dense, padded, biased, uneven."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -145,11 +146,14 @@ def test_graph_interface_and_metadata(tmp_path: Path) -> None:
     assert [v.name for v in graph.graph.inputs] == [*tokens, *rows, *past, "logit_index"]
     assert [value.name for value in graph.graph.outputs] == [*present, "logits"]
     assert graph.opset_imports[""] == 21 and graph.ir_version == 10
+    weights = (tmp_path / "onnx" / "model.onnx.data").read_bytes()
     assert graph.metadata_props == {
         "sgate.onnx_version": "3",
         "sgate.kind": "generate",
         "sgate.family": "llama",
         "sgate.fingerprint": checkpoint.fingerprint,
+        "sgate.digest": checkpoint.digest,
+        "sgate.weights_digest": hashlib.sha256(weights).hexdigest(),
         "sgate.capacity": "256",
         "sgate.num_layers": "5",
         "sgate.precision": "fp32",

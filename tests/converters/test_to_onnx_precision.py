@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from converters.convert import ConvertOptions, convert
 from converters.to_onnx import write_onnx
+from converters.to_onnx.comparison import first_difference
 from converters.to_onnx.integer_blocks import round_to_4_bits, round_to_8_bits
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
@@ -95,6 +96,7 @@ def test_every_family_in_every_precision(
     for precision, error in (("fp16", 0.02), ("int8", 0.2), ("int4", 1.0)):
         found = all_logits(runner_of(checkpoint, precision), tokens)
         assert 0 < relative_error(found, exact) < error
+        assert first_difference(checkpoint, out / precision, PRECISIONS[precision]) is None
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)

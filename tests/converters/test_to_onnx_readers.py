@@ -1,5 +1,6 @@
 """The ONNX graphs of models that read texts: what is in them, and that they are well-formed."""
 
+import hashlib
 from pathlib import Path
 
 import onnx
@@ -56,11 +57,15 @@ def test_interface_of_an_encoder(
 
 def test_metadata_of_a_classifier(tmp_path: Path) -> None:
     metadata = written(tmp_path, ZOO["roberta"][1]).metadata_props
+    model = Checkpoint.open(tmp_path / "model")
+    weights = (tmp_path / "onnx" / "model.onnx.data").read_bytes()
     assert metadata == {
         "sgate.onnx_version": "3",
         "sgate.kind": "classify",
         "sgate.family": "roberta",
-        "sgate.fingerprint": Checkpoint.open(tmp_path / "model").fingerprint,
+        "sgate.fingerprint": model.fingerprint,
+        "sgate.digest": model.digest,
+        "sgate.weights_digest": hashlib.sha256(weights).hexdigest(),
         # Of 64 rows of the table, those behind the padding id.
         "sgate.capacity": "62",
         "sgate.num_layers": "2",
@@ -71,6 +76,7 @@ def test_metadata_of_a_classifier(tmp_path: Path) -> None:
         "sgate.num_types": "2",
         "sgate.padding_id": "1",
         "sgate.logit_token": "first",
+        "sgate.padding_position": "62",
     }
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -17,7 +18,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import CheckpointError, EngineError
 from tests.families.small_models import SIZES
 from tests.small_llama import dense_llama, random_tokens, reference_logits, save
 
@@ -72,14 +73,27 @@ def test_other_rope_types_are_refused_by_name(rope_type: str) -> None:
         inverse_frequencies({"rope_type": rope_type, "rope_theta": 1e4}, 16)
 
 
-def test_partial_rotation_is_refused_where_transformers_has_none(tmp_path: Path) -> None:
-    checkpoint = save(dense_llama(), tmp_path / "m")
+@pytest.mark.parametrize(("scaled", "is_refused"), [({}, False), (ROPES[1], True)])
+def test_partial_rotation_is_ignored_or_refused_where_transformers_has_none(
+    tmp_path: Path, scaled: dict[str, Any], is_refused: bool
+) -> None:
+    model = dense_llama()
+    checkpoint = save(model, tmp_path / "m")
     path = checkpoint.folder / "config.json"
     config = json.loads(path.read_text())
-    config["rope_parameters"]["partial_rotary_factor"] = 0.5
+    config["rope_parameters"] |= {"partial_rotary_factor": 0.5, **scaled}
     path.write_text(json.dumps(config))
-    with pytest.raises(EngineError, match=r"does not support partial_rotary_factor \(family llama"):
-        write_onnx(Checkpoint.open(checkpoint.folder), tmp_path / "onnx")
+    if is_refused:
+        # In transformers too, the first forward fails.
+        with pytest.raises(CheckpointError, match=r"partial_rotary_factor 0.5 with rope_type 'lin"):
+            Checkpoint.open(checkpoint.folder)
+        return
+    write_onnx(Checkpoint.open(checkpoint.folder), tmp_path / "onnx")
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float32)
+    tokens, options = random_tokens(20), SlotOptions(slots=1, max_model_len=20, threads=1)
+    found = all_logits(load_runner(tmp_path / "onnx", options), tokens)
+    expected = reference_logits(loaded, tokens)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_missing_rope_value_is_named() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.data.documents import read_documents
-from sgate_serve.data.hub import HELD_OUT, TRAIN
+from sgate_serve.data.hub import HELD_OUT, TRAIN, is_dataset_name
 from sgate_serve.data.records import read_examples
 from sgate_serve.errors import TrainingError
 
@@ -39,12 +39,31 @@ def test_a_dataset_without_the_split_is_refused(tmp_path: Path) -> None:
 def test_a_name_that_is_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets", reason="the extra `data` is not installed")
     with pytest.raises(TrainingError, match="nowhere is not a file, and datasets cannot load it"):
-        read_examples(tmp_path / "nowhere", TRAIN)
+        read_examples(Path("nowhere"), TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_name"),
+    [
+        ("glue/sst2", True),
+        ("imdb", True),
+        ("owner/set-v1.2", True),
+        ("data.json", False),
+        ("owner/data.tsv", False),
+        ("a/b/c", False),
+        ("../data", False),
+        ("~/data", False),
+        ("/data", False),
+    ],
+)
+def test_what_looks_like_a_path_is_no_name(name: str, is_name: bool) -> None:
+    assert is_dataset_name(Path(name)) == is_name
 
 
 def test_a_name_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgate_serve.environment.find_spec", lambda name: None)
     with pytest.raises(
-        TrainingError, match=r'sst2 is not a file; .*pip install "sgate-serve\[data\]"'
+        TrainingError,
+        match=r'sst2 is not a file; give a .*dataset run: .*install.* -e ".*\[data\]"',
     ):
         read_examples(Path("glue/sst2"), TRAIN)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.data.examples import Labels
-from sgate_serve.data.records import Example, read_examples
+from sgate_serve.data.records import Columns, Example, read_examples
 from sgate_serve.errors import TrainingError
 
 
@@ -67,9 +67,63 @@ def test_a_label_without_a_place_is_refused(
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("text")
     with pytest.raises(
         TrainingError, match=r"data\.txt: labelled data must be \.jsonl or \.csv, or"
     ):
         read_examples(tmp_path / "data.txt")
-    with pytest.raises(TrainingError, match=r"data\.csv cannot be read as UTF-8 text"):
+    with pytest.raises(TrainingError, match=r"data\.csv: no such file; did you mean .*data\.txt"):
         read_examples(tmp_path / "data.csv")
+
+
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("first,second,target\na,b,1\nc,d,0\n")
+    examples = read_examples(path, columns=Columns("first", "second", "target"))
+    assert [(e.text, e.text_pair, e.label) for e in examples] == [("a", "b", 1), ("c", "d", 0)]
+    single = read_examples(path, columns=Columns(text="second", label="target"))
+    assert [(e.text, e.text_pair) for e in single] == [("b", None), ("d", None)]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            Columns(),
+            "1: no `label`; .* its columns are txt, target: choose one with --label-column",
+        ),
+        (Columns(label="targets"), "1: no `targets`; .*--label-column; did you mean target"),
+        (
+            Columns(label="target"),
+            "1: no string `text`; .*: choose one with --text-column; did you mean t",
+        ),
+        (
+            Columns("txt", "other", "target"),
+            "1: no string `other`; .* are txt, target: choose one with --text-pair-column",
+        ),
+    ],
+)
+def test_a_missing_column_is_answered_with_those_that_exist(
+    tmp_path: Path, columns: Columns, message: str
+) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("txt,target\na,1\nb,0\n")
+    with pytest.raises(TrainingError, match=rf"data\.csv, record {message}"):
+        read_examples(path, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("true", "1: `label` is True; each record needs a class"),
+        ("[1]", r"1: `label` is \[1\]; each record"),
+        ('""', "1: `label` is ''; each record needs"),
+        ("null", "1: `label` is None; each record needs"),
+        ("NaN", "1: label nan is not a number; correct it"),
+    ],
+)
+def test_a_label_that_is_none_is_shown(tmp_path: Path, label: str, message: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"text": "a", "label": {label}}}\n{{"text": "b", "label": 0.5}}')
+    with pytest.raises(TrainingError, match=rf"data\.jsonl, line {message}"):
+        read_examples(path)

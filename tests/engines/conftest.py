@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.engines.loaded import LoadedEngine
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.model_protocols import LoadedEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.table import ENGINES, ONNX, VLLM, load_engine
 from tests.engines.uneven_model import (
     FAMILIES,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sgate_serve.engines.base import Engine, FinishReason, Request, SamplingParams
+from sgate_serve.engines.contract import Engine, FinishReason, Request, SamplingParams
 from sgate_serve.engines.runner import Runner, TokenChunk
 from sgate_serve.engines.sampling import Logits
 from tests.small_llama import random_tokens

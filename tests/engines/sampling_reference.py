@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from sgate_serve.engines.base import SamplingParams
+from sgate_serve.engines.contract import SamplingParams
 
 
 def adjusted(

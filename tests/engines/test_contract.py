@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sgate_serve.engines.base import EngineStats, Request, SamplingParams
+from sgate_serve.engines.contract import EngineStats, Request, SamplingParams
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.engines.loaded import LoadedEngine
+from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.errors import RequestError
 from tests.engines.drive import Answer, greedy, prompt, run, step
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sgate_serve.engines.base import Request, SamplingParams, TokenEvent, TokenLogprobs
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.contract import Request, SamplingParams, TokenEvent, TokenLogprobs
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.token_logprobs import token_logprobs
 from tests.engines.drive import prompt
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel

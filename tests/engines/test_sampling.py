@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import SamplingParams
+from sgate_serve.engines.contract import SamplingParams
 from sgate_serve.engines.sampling import Sampler, choose_tokens
 from tests.engines.sampling_reference import adjusted, distribution
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from sgate_serve.engines.base import Request, SamplingParams
+from sgate_serve.engines.contract import Request, SamplingParams
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.engines.scheduler import SlotEngine
-from sgate_serve.engines.sequences import share_chunk
+from sgate_serve.engines.scheduler import share_chunk
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.errors import EngineError, RequestError
 from tests.engines.drive import Answer, greedy, prompt, step
 

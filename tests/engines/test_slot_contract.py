@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sgate_serve.engines.base import EngineStats, Request, TokenEvent
+from sgate_serve.engines.contract import EngineStats, Request, TokenEvent
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 from tests.engines.drive import Answer, greedy, prompt, step
 from tests.engines.test_contract import ragged_requests
 from tests.engines.uneven_model import SIZES, UnevenModel

@@ -7,7 +7,7 @@ import pytest
 
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.timed import TimedSlotEngine
 from sgate_serve.onnx_format.precision import PRECISIONS
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from converters.convert import open_masked
 from converters.to_onnx import write_onnx
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.engines.loaded import LoadedEngine
+from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.loaders.torch_model import TorchModel
 from tests.families.test_equivalence import converted

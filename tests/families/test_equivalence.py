@@ -131,6 +131,7 @@ def test_sliding_windows_are_read_as_transformers_reads_them(
     config: dict[str, Any], expected: list[int | None]
 ) -> None:
     sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4}
+    sizes["num_key_value_heads"] = 4
     spec = ModelSpec.from_config(
         sizes | {"intermediate_size": 8, "vocab_size": 9} | config, "config.json"
     )
@@ -150,6 +151,8 @@ def test_a_new_family_is_one_table_entry(tmp_path: Path, monkeypatch: pytest.Mon
     )
     for module in ("architecture.config", "checkpoint.reader"):
         monkeypatch.setattr(f"sgate_serve.{module}.FAMILIES", {**FAMILIES, "toy": toy})
+    # As if transformers, which does not know the family, were not installed.
+    monkeypatch.setattr("converters.second_reading.missing_packages", lambda names: names)
     model = small_model(LLAMA)
     renames = {
         "model.layers.": "decoder.blocks.",

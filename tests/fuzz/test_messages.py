@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sgate_serve.architecture.config_fields import DECIMAL
 from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -56,11 +57,13 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
         ({"vocab_size": 0}, "vocab_size must be a whole number of at least 1, found 0"),
         ({"head_dim": 10**30}, "head_dim must be a whole number, found 1000"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers must be a whole number from 1 to 10000"),
-        ({"rms_norm_eps": "tiny"}, "rms_norm_eps must be a positive number, found 'tiny'"),
-        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number, found nan"),
-        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number, found 1000"),
+        ({"rms_norm_eps": "tiny"}, f"rms_norm_eps must be {DECIMAL.words}, found 'tiny'"),
+        ({"rms_norm_eps": float("nan")}, f"rms_norm_eps must be {DECIMAL.words}, found nan"),
+        ({"rms_norm_eps": 10**400}, f"rms_norm_eps must be {DECIMAL.words}, found 1000"),
+        ({"rms_norm_eps": 1}, f"rms_norm_eps must be {DECIMAL.words}, found 1"),
         ({"tie_word_embeddings": "false"}, "must be true or false, found 'false'"),
-        ({"hidden_act": ["silu"]}, r"hidden_act must be a string, found \['silu'\]"),
+        ({"hidden_act": ["silu"]}, r"hidden_act must be the name of an act.*, found \['silu'\]"),
+        ({"hidden_act": "prelu"}, "hidden_act must be the name of an activation without weights"),
         ({"model_type": []}, r"model_type must be a string, found \[\]"),
         ({"rope_parameters": "linear"}, "rope_parameters must be an object, found 'linear'"),
         (
@@ -75,7 +78,10 @@ def entry(start: Any, end: Any, shape: Any) -> dict[str, Any]:
             {"rope_parameters": {"sliding_attention": {"rope_theta": "x"}}},
             r"rope_parameters\[sliding_attention\]: rope_theta must be a positive number, found",
         ),
-        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be a positive number, found 0"),
+        (
+            {"model_type": "gemma2", "query_pre_attn_scalar": 0},
+            "query_pre_attn_scalar must be a whole number of at least 1, found 0",
+        ),
         ({"num_labels": 0}, "num_labels must be a whole number of at least 1, found 0"),
         ({"num_labels": "2"}, "num_labels must be a whole number of at least 1, found '2'"),
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
@@ -104,12 +110,18 @@ def test_config_fields_of_another_type(change: dict[str, Any], message: str) -> 
         ModelSpec.from_config(CONFIG | change, "a/config.json")
 
 
-def test_null_fields_have_their_defaults() -> None:
-    nulls = {"rope_theta": None, "rope_parameters": {"rope_theta": None, "factor": None}}
+def test_null_is_read_where_transformers_reads_it_and_refused_elsewhere() -> None:
+    nulls = {"head_dim": None, "num_key_value_heads": None, "rope_parameters": {"factor": None}}
     spec = ModelSpec.from_config(CONFIG | nulls | {"per_layer_config": {"0": None}}, "config.json")
-    rope = Rope({"rope_theta": 10000.0, "rope_type": "default"})
+    rope = Rope({"rope_theta": 10000.0, "rope_type": "default", "factor": None})
     assert spec.ropes == (rope,) * len(spec.layers)
-    assert spec.has_uniform_layers
+    assert spec.has_uniform_layers and spec.layers[0].num_kv_heads == 4
+    for field in ("rms_norm_eps", "tie_word_embeddings", "vocab_size"):
+        with pytest.raises(CheckpointError, match=f"a/config.json: {field} must be .*, found null"):
+            ModelSpec.from_config(CONFIG | {field: None}, "a/config.json")
+    for null in ({"rope_theta": None}, {"rope_parameters": {"rope_theta": None}}):
+        with pytest.raises(CheckpointError, match="rope_type 'default' needs rope_theta; without"):
+            ModelSpec.from_config(CONFIG | {"rope_parameters": None} | null, "a/config.json")
 
 
 @pytest.mark.parametrize("name", ["config.json", PLAN_FILE, CERTIFICATE_FILE])

@@ -1,5 +1,6 @@
 """The gates folder: round trip, folding, and one test for each way it can be wrong."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -175,6 +176,23 @@ def test_gates_of_another_base_are_refused(base: Checkpoint) -> None:
     gates = replace(make_gates(base), base_fingerprint="0" * 64)
     with pytest.raises(GatesError, match=r"trained on base 000000000000…, but .*base is [0-9a-f]"):
         gates.check(base)
+
+
+def test_gates_of_a_base_that_was_edited_are_refused(base: Checkpoint, tmp_path: Path) -> None:
+    written = stored(tmp_path / "g", replace(make_gates(base), base_digest=base.digest))
+    assert written.base_digest == base.digest
+    written.check(base)
+    older = stored(tmp_path / "old", make_gates(base))
+    assert older.base_digest is None
+    # The fingerprint does not cover the config, nor what is far from the edges of a tensor.
+    (base.folder / "config.json").write_text(json.dumps({**CONFIG, "rms_norm_eps": 0.5}))
+    edited = Checkpoint.open(base.folder)
+    older.check(edited)
+    written.check(edited, whole_base=False)
+    with pytest.raises(
+        GatesError, match=r"config.json or weights of .*base were edited after these"
+    ):
+        written.check(edited)
 
 
 def test_gates_of_another_family_are_refused(base: Checkpoint) -> None:

@@ -10,7 +10,7 @@ import pytest
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
-from sgate_serve.engines.loaded import EngineModel
+from sgate_serve.engines.model_protocols import EngineModel
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.timed import TimedSizes, TimedSlotEngine
 from sgate_serve.engines.vllm.precision import stored_precision

@@ -141,6 +141,7 @@ def test_json_round_trip_and_the_way_back_to_the_dense_spec(tmp_path: Path) -> N
         folds=tuple(SPELLED_FOLDS),
         merges=(Merge("heads", 0, (2, 3)),),
         removals=(Removal("hidden", (7,), "7 residual dimension", "nothing writes it"),),
+        base_digest="d" * 64,
     )
     write_plan(plan, path)
     assert read_plan(path) == plan
@@ -153,6 +154,12 @@ def test_plan_without_the_field_uniform_is_read_as_one_of_uneven_layers() -> Non
     assert plan_from_json(value, "plan.json").target == Target(8, 2, "vllm", uniform=False)
     value["target"] = {**value["target"], "uniform": True}
     assert plan_from_json(value, "plan.json").target == Target(8, 2, "vllm", uniform=True)
+
+
+def test_plans_from_before_digests_are_read() -> None:
+    value = plan_to_json(replace(PLAN, base_digest="d" * 64))
+    assert value.pop("base_digest") == "d" * 64
+    assert plan_from_json(value, "plan.json") == PLAN
 
 
 def test_folds_are_spelled_as_the_format_says() -> None:
@@ -172,6 +179,7 @@ def test_folds_are_spelled_as_the_format_says() -> None:
         {"hidden": [1.5]},
         {"version": None},
         {"extra_biases": 1},
+        {"base_digest": 7},
     ],
 )
 def test_malformed_json_is_a_plan_error(change: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
+from sgate_serve.engines.contract import EngineStats, PooledOutput, PoolingRequest
 from sgate_serve.errors import RequestError
 
 

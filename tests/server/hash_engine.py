@@ -10,7 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sgate_serve.engines.base import EngineStats, Request, SamplingParams, TokenEvent, TokenLogprobs
+from sgate_serve.engines.contract import (
+    EngineStats,
+    Request,
+    SamplingParams,
+    TokenEvent,
+    TokenLogprobs,
+)
 from sgate_serve.errors import RequestError
 
 

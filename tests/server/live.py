@@ -12,7 +12,7 @@ import httpx
 
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.lifecycle import DrainingServer, address, open_listener
-from sgate_serve.server.loaded_model import AnyEngine, LoadedModel
+from sgate_serve.server.served_model import AnyEngine, ServedModel
 from sgate_serve.server.server_options import ServerOptions
 from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
@@ -36,12 +36,12 @@ def speaking(text: str, **options: Any) -> HashEngine:
     return HashEngine(VOCAB_SIZE, script=[*token_ids(text), EOS_ID], **options)
 
 
-def model_of(engine: AnyEngine, codec: TextCodec | None = CODEC) -> LoadedModel:
-    return LoadedModel(engine, MODEL, codec, frozenset({EOS_ID}))
+def model_of(engine: AnyEngine, codec: TextCodec | None = CODEC) -> ServedModel:
+    return ServedModel(engine, MODEL, codec, frozenset({EOS_ID}))
 
 
 @contextmanager
-def serving(load: Callable[[], LoadedModel], **options: Any) -> Iterator[httpx.Client]:
+def serving(load: Callable[[], ServedModel], **options: Any) -> Iterator[httpx.Client]:
     """Run a server until the block ends; yields a client whose base is the server's address."""
     chosen = ServerOptions(**{"grace_seconds": 2.0, **options})
     with open_listener(chosen.host, 0) as listener:
@@ -66,7 +66,7 @@ def serving_engine(
 
 
 @contextmanager
-def serving_model(model: LoadedModel, **options: Any) -> Iterator[httpx.Client]:
+def serving_model(model: ServedModel, **options: Any) -> Iterator[httpx.Client]:
     """Run a server of a model, ready when the block begins."""
     with serving(lambda: model, **options) as client:
         wait_until(lambda: client.get("/health").status_code == 200)

@@ -10,7 +10,7 @@ import httpx
 from converters.to_onnx import write_onnx
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.table import load_engine
-from sgate_serve.server import LoadedModel
+from sgate_serve.server import ServedModel
 from tests.server.live import serving, wait_until
 from tests.small_llama import dense_llama, save
 from tests.text_model import CHAT_TEMPLATE, EOS, write_tokenizer
@@ -31,9 +31,9 @@ def tiny_folder(folder: Path) -> Path:
 def serving_folder(folder: Path, slots: int, **options: Any) -> Iterator[httpx.Client]:
     """Run a server of the folder, ready when the block begins."""
 
-    def load() -> LoadedModel:
+    def load() -> ServedModel:
         engine = load_engine("onnx", folder / "onnx", SlotOptions(slots=slots, threads=1))
-        return LoadedModel.from_folder(engine, folder)
+        return ServedModel.from_folder(engine, folder)
 
     with serving(load, **options) as client:
         wait_until(lambda: client.get("/health").status_code == 200)

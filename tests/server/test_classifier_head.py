@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sgate_serve.server.classifier_head import ClassifierHead
-from sgate_serve.server.loaded_model import LoadedModel
+from sgate_serve.server.served_model import ServedModel
 from tests.server.hash_encoder import HashEncoder
 
 
@@ -29,6 +29,6 @@ def test_scores_of_extreme_logits_do_not_overflow() -> None:
 
 def test_a_model_has_the_head_that_it_is_given(tmp_path: Path) -> None:
     head = ClassifierHead(("no", "yes"), "single_label_classification")
-    loaded = LoadedModel.from_folder(HashEncoder(100), tmp_path, "classify", head=head)
+    loaded = ServedModel.from_folder(HashEncoder(100), tmp_path, "classify", head=head)
     assert loaded.head is head
-    assert LoadedModel.from_folder(HashEncoder(100), tmp_path, "embed").head is None
+    assert ServedModel.from_folder(HashEncoder(100), tmp_path, "embed").head is None

@@ -1,11 +1,13 @@
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sgate_serve import __version__
-from sgate_serve.server.loaded_model import LoadedModel
+from sgate_serve.server.served_model import ServedModel, ServedNames
 from tests.server.hash_engine import HashEngine
 from tests.server.live import (
     MODEL,
@@ -14,6 +16,7 @@ from tests.server.live import (
     refusal,
     serving,
     serving_engine,
+    serving_model,
     wait_until,
 )
 
@@ -21,7 +24,7 @@ from tests.server.live import (
 def test_socket_opens_before_the_model_is_loaded() -> None:
     may_load = threading.Event()
 
-    def load() -> LoadedModel:
+    def load() -> ServedModel:
         may_load.wait()
         return model_of(HashEngine(VOCAB_SIZE))
 
@@ -51,6 +54,34 @@ def test_models_lists_the_served_model(client: httpx.Client) -> None:
     response = client.get("/v1/models/gpt")
     assert response.status_code == 404
     assert refusal(response)["code"] == "model_not_found"
+
+
+def test_every_served_name_is_listed_and_an_alias_only_accepted() -> None:
+    model = replace(
+        model_of(HashEngine(VOCAB_SIZE)), more_names=("second",), aliases=("/models/tiny",)
+    )
+    with serving_model(model) as client:
+        ids = [card["id"] for card in client.get("/v1/models").json()["data"]]
+        assert ids == [MODEL, "second"]
+        assert client.get("/v1/models/second").json()["id"] == "second"
+        for name in (MODEL, "second", "/models/tiny"):
+            body = {"model": name, "prompt": "a", "max_tokens": 1}
+            answer = client.post("/v1/completions", json=body)
+            assert (answer.status_code, answer.json()["model"]) == (200, MODEL)
+        answer = client.post("/v1/completions", json={"model": "third", "prompt": "a"})
+        assert f"this server has '{MODEL}', 'second'" in refusal(answer)["message"]
+
+
+def test_a_model_is_named_after_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my-pruned"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for location in (str(folder), f"{folder}/", ".", "../my-pruned/"):
+        names = ServedNames.of(location)
+        assert names.listed == ("my-pruned",)
+        assert {location, str(folder)} <= set(names.aliases)
+    assert ServedNames.of(".", ["a", "b", "a"]) == ServedNames(("a", "b"))
+    assert ServedNames.of("owner/model") == ServedNames(("owner/model",), ("model",))
 
 
 def test_version_and_documentation(client: httpx.Client) -> None:

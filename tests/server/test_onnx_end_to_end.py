@@ -10,7 +10,7 @@ import torch
 from openai import OpenAI
 
 from sgate_serve.engines.table import load_engine
-from sgate_serve.server import LoadedModel
+from sgate_serve.server import ServedModel
 from tests.server.onnx_server import serving_folder, tiny_folder
 from tests.server.test_openai_sdk import LENIENT, OPTIONS
 from tests.small_llama import dense_llama, reference_greedy, reference_logits
@@ -32,7 +32,7 @@ def openai_client(folder: Path) -> Iterator[OpenAI]:
 
 def test_greedy_text_is_the_references(openai_client: OpenAI, folder: Path) -> None:
     [model] = openai_client.models.list().data
-    assert model.id == str(folder)
+    assert model.id == folder.name
     answer = openai_client.completions.create(
         model=folder.name,
         prompt=PROMPTS,
@@ -40,7 +40,7 @@ def test_greedy_text_is_the_references(openai_client: OpenAI, folder: Path) -> N
         temperature=0,
         extra_body={"return_token_ids": True, "ignore_eos": True},
     )
-    loaded = LoadedModel.from_folder(load_engine("onnx", folder / "onnx"), folder)
+    loaded = ServedModel.from_folder(load_engine("onnx", folder / "onnx"), folder)
     codec = loaded.require_codec("prompt")
     reference = dense_llama(vocab_size=loaded.engine.vocab_size)
     for prompt, choice in zip(PROMPTS, answer.choices, strict=True):
@@ -94,7 +94,7 @@ def test_parameters_act_through_the_sdk(openai_client: OpenAI, folder: Path) -> 
 
 
 def test_echoed_scores_are_the_references(openai_client: OpenAI, folder: Path) -> None:
-    loaded = LoadedModel.from_folder(load_engine("onnx", folder / "onnx"), folder)
+    loaded = ServedModel.from_folder(load_engine("onnx", folder / "onnx"), folder)
     codec = loaded.require_codec("prompt")
     reference = dense_llama(vocab_size=loaded.engine.vocab_size)
     prompts = [list(codec.encode(prompt)) for prompt in PROMPTS]

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from sgate_serve.errors import CheckpointError, SgateError
-from sgate_serve.server import LoadedModel, ServerOptions, serve
+from sgate_serve.server import ServedModel, ServerOptions, serve
 from sgate_serve.server.lifecycle import address, open_listener
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, wait_until
@@ -18,12 +18,12 @@ from tests.server.live import VOCAB_SIZE, wait_until
 # A whole server process: argument 1 is the grace period, 2 the seconds that loading takes.
 PROGRAM = """
 import sys, time
-from sgate_serve.server import LoadedModel, ServerOptions, serve
+from sgate_serve.server import ServedModel, ServerOptions, serve
 from tests.server.hash_engine import HashEngine
 
 def load():
     time.sleep(float(sys.argv[2]))
-    return LoadedModel(HashEngine(100, step_seconds=0.02), "tiny")
+    return ServedModel(HashEngine(100, step_seconds=0.02), "tiny")
 
 sys.exit(serve(ServerOptions(port=0, grace_seconds=float(sys.argv[1])), load))
 """
@@ -102,7 +102,7 @@ def accepts(url: str) -> bool:
 def test_what_loading_raises_is_raised_by_serve(
     error: BaseException, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load() -> LoadedModel:
+    def load() -> ServedModel:
         raise error
 
     with pytest.raises(type(error)) as raised:
@@ -116,7 +116,7 @@ def test_serve_gives_the_signal_handlers_back() -> None:
     engine = HashEngine(VOCAB_SIZE)
     timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGTERM])
     timer.start()
-    assert serve(ServerOptions(port=0), lambda: LoadedModel(engine, "tiny")) == 0
+    assert serve(ServerOptions(port=0), lambda: ServedModel(engine, "tiny")) == 0
     timer.join()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
@@ -126,7 +126,7 @@ def test_address_that_cannot_be_had_is_named() -> None:
         port = taken.getsockname()[1]
         message = rf"cannot listen on 127\.0\.0\.1, port {port}: .*; choose another host or port"
         with pytest.raises(SgateError, match=message):
-            serve(ServerOptions(port=port), lambda: LoadedModel(HashEngine(VOCAB_SIZE), "tiny"))
+            serve(ServerOptions(port=port), lambda: ServedModel(HashEngine(VOCAB_SIZE), "tiny"))
     with pytest.raises(SgateError, match="cannot listen on no such host, port 0: "):
         open_listener("no such host", 0)
     with pytest.raises(SgateError, match="port 70000: "):

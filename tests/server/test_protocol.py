@@ -1,15 +1,21 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
+from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.protocol.strict_body import StrictBody
+from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED, NEUTRAL
+from sgate_serve.text.chat_template import ChatTemplate
+from tests.text_model import BOS, chat_template
 
 USER = {"role": "user", "content": "hi"}
 
 
-def refused(kind: type[CompletionRequest] | type[ChatRequest], body: Any) -> RequestError:
+def refused(kind: type[StrictBody], body: Any) -> RequestError:
     with pytest.raises(RequestError) as raised:
         kind.model_validate(body)
     assert raised.value.status == 400
@@ -107,9 +113,43 @@ def test_missing_and_empty_fields_are_named() -> None:
 
 def test_unknown_field_is_named() -> None:
     error = refused(CompletionRequest, {"prompt": "x", "temprature": 0})
-    assert str(error) == "`temprature` is not a known field; leave it out"
+    assert str(error) == (
+        "`temprature` is not a known field; leave it out; did you mean temperature?"
+    )
     assert error.param == "temprature"
     assert refused(ChatRequest, {"messages": [USER], "prompt": "x"}).param == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param", "meant"),
+    [
+        (CompletionRequest, {"promt": "x"}, "promt", "prompt"),
+        (CompletionRequest, {"prompt": "x", "max_token": 1}, "max_token", "max_tokens"),
+        (
+            CompletionRequest,
+            {"prompt": "x", "stream": True, "stream_options": {"include_usages": True}},
+            "stream_options.include_usages",
+            "include_usage",
+        ),
+        (ChatRequest, {"message": [USER]}, "message", "messages"),
+        (
+            ChatRequest,
+            {"messages": [{"role": "user", "contents": "x"}]},
+            "messages.0.contents",
+            "content",
+        ),
+        (ClassifyRequest, {"input": "x", "text_pairs": "y"}, "text_pairs", "text_pair"),
+        (EmbeddingRequest, {"inputs": "x"}, "inputs", "input"),
+        (TokenizeRequest, {"promt": "x"}, "promt", "prompt"),
+        (DetokenizeRequest, {"token": [1]}, "token", "tokens"),
+    ],
+)
+def test_misspelt_fields_are_answered_with_the_one_that_was_meant(
+    kind: type[StrictBody], body: dict[str, Any], param: str, meant: str
+) -> None:
+    error = refused(kind, body)
+    assert error.param == param
+    assert str(error).endswith(f"not a known field; leave it out; did you mean {meant}?")
 
 
 @pytest.mark.parametrize("body", [None, 5, "x", [], [{"prompt": "x"}]])
@@ -172,9 +212,15 @@ def test_stream_options_need_a_stream() -> None:
     assert str(error) == "`stream_options` is only for `stream: true`; leave it out"
 
 
-def test_text_parts_are_joined_by_newlines() -> None:
+def test_text_parts_are_joined_by_newlines_unless_the_template_reads_parts() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     body = ChatRequest.model_validate(
         {"messages": [{"role": "user", "content": parts, "name": "ann"}]}
     )
-    assert body.messages[0].variables == {"role": "user", "content": "one\ntwo", "name": "ann"}
+    message = body.messages[0].variables
+    assert message == {"role": "user", "content": parts, "name": "ann"}
+    assert chat_template().render([message]) == f"{BOS}user: one\ntwo\nassistant:"
+    source = "{% for part in messages[0].content %}[{{ part.text }}]{% endfor %}"
+    template = ChatTemplate.load(Path(), {"chat_template": source}, {})
+    assert template is not None
+    assert template.render([message]) == "[one][two]"

@@ -106,6 +106,8 @@ def test_unknown_path_and_method(client: httpx.Client) -> None:
     response = client.get("/v1/audio/speech")
     assert response.status_code == 404
     assert refusal(response)["message"] == "there is no /v1/audio/speech; /docs lists the paths"
+    near = refusal(client.post("/v1/chat/completion", json={}))["message"]
+    assert near.endswith("/docs lists the paths; did you mean /v1/chat/completions?")
     response = client.get("/v1/completions")
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"

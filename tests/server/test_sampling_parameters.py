@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sgate_serve.engines.base import SamplingParams
+from sgate_serve.engines.contract import SamplingParams
 from tests.server.hash_engine import HashEngine
 from tests.server.live import EOS_ID, VOCAB_SIZE, refusal, serving_engine, speaking, token_ids
 

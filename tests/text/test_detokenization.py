@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -85,6 +85,9 @@ def test_pieces_are_the_decoding_of_all(kind: str, text: str) -> None:
 
 @pytest.mark.parametrize("kind", CODECS)
 @given(text=TEXTS, more=TEXTS)
+@example(text="a\ufffd", more="b")
+@example(text="\ufffd\ufffd\ufffd\ufffd", more="座")
+@example(text="\ufffd", more="\ufffd")
 def test_pieces_follow_a_prompt(kind: str, text: str, more: str) -> None:
     codec = CODECS[kind]
     prompt, tokens = codec.encode(text), codec.encode(more, add_special_tokens=False)
@@ -117,6 +120,15 @@ def test_character_begun_by_the_prompt_is_completed_and_no_other_repeated() -> N
         assert streamed(codec, tokens, byte_pieces("🚀")) == ["", "", "", "🚀", ""]
 
 
+def test_text_before_a_character_begun_by_the_prompt_is_not_repeated() -> None:
+    """The last token of the prompt is a letter and the first byte of a character."""
+    vocab = {token: index for index, token in enumerate(["ð", "Ł", "ļ", "Ģ", "a", "að"])}
+    codec = TextCodec(Tokenizer(models.BPE(vocab, [("a", "ð")])))
+    codec.tokenizer.decoder = decoders.ByteLevel()
+    assert codec.decode([4, 5]) == f"aa{REPLACEMENT}"
+    assert streamed(codec, [4, 5], [1, 2, 3, 4]) == ["", "", "🚀", "a", ""]
+
+
 def test_invalid_bytes_do_not_take_back_characters_that_were_shown() -> None:
     codec = CODECS["byte fallback"]
     cat, rocket = byte_pieces("猫"), byte_pieces("🚀")
@@ -144,7 +156,7 @@ def test_endless_tokens_without_text_keep_the_window_small(kind: str) -> None:
         decoded.append(len(tokens))
         return codec.decode(tokens)
 
-    detokenizer = Detokenizer(decode, [])
+    detokenizer = Detokenizer(decode, codec.text_bytes, [])
     text = "".join(detokenizer.push(token) for token in [*letter, *[special] * 500, *letter])
     assert text == "a a"
     assert max(decoded) <= MAX_HELD_TOKENS + 2

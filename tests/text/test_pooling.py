@@ -13,7 +13,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import PoolingOptions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.serving import load_pooling_engine
-from sgate_serve.text.pooling import Pooling, module_files
+from sgate_serve.text.pooling import Pooling
+from sgate_serve.text.sentence_files import module_files
 from sgate_serve.text.tokenization import TextCodec
 from tests.families.zoo import ZOO, build
 
@@ -63,6 +64,111 @@ def test_longest_text_is_read(tmp_path: Path) -> None:
     assert Pooling.of(tmp_path).max_tokens == 256
     settings.write_text('{"max_seq_length": "long"}')
     with pytest.raises(CheckpointError, match="max_seq_length must be a whole number of at least"):
+        Pooling.of(tmp_path)
+
+
+def test_longest_text_is_else_the_tokenizers(tmp_path: Path) -> None:
+    write_modules(tmp_path, ("Transformer", "Pooling"), {"pooling_mode": "mean"})
+    assert Pooling.of(tmp_path).max_tokens is None
+    tokenizer = tmp_path / "tokenizer_config.json"
+    tokenizer.write_text('{"model_max_length": 64}')
+    assert Pooling.of(tmp_path).max_tokens == 64
+    (tmp_path / "sentence_roberta_config.json").write_text('{"max_seq_length": 32}')
+    assert Pooling.of(tmp_path).max_tokens == 32
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": null}')
+    assert Pooling.of(tmp_path).max_tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        ({}, ""),
+        ({"prompts": {"query": "q: "}}, ""),
+        ({"prompts": {"query": "q: "}, "default_prompt_name": "query"}, "q: "),
+        ({"prompts": {"query": "q: "}, "default_prompt_name": None}, ""),
+        ({"prompts": {}, "default_prompt_name": "document"}, ""),
+        ({"similarity_fn_name": "dot", "__version__": {}, "model_type": None, "other": 1}, ""),
+        ({"prompts": {"query": 3}}, "prompts: query must be a string, found 3"),
+        ({"prompts": [], "default_prompt_name": "a"}, "prompts must be an object"),
+        ({"default_prompt_name": "a"}, "default_prompt_name is 'a', but the prompts are 'query'"),
+        ({"model_type": "SparseEncoder"}, "model_type is 'SparseEncoder'; this release supports"),
+    ],
+)
+def test_default_prompt(tmp_path: Path, prompts: dict[str, Any], expected: str) -> None:
+    write_modules(tmp_path, ("Transformer", "Pooling"), {"pooling_mode": "mean"})
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    if " " in expected.rstrip():
+        with pytest.raises(CheckpointError, match=f"config_sentence_transformers.json: {expected}"):
+            Pooling.of(tmp_path)
+    else:
+        assert Pooling.of(tmp_path).prompt == expected
+
+
+NEUTRAL = {
+    "max_seq_length": 12,
+    "do_lower_case": False,
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "processing_kwargs": {},
+    "tokenizer_name_or_path": None,
+    "query_length": 32,
+    "unpad_inputs": True,
+    "model_args": {"trust_remote_code": True, "torch_dtype": "float16"},
+    "processor_kwargs": {"padding_side": "left"},
+}
+MESSAGES = {"message": {"method": "forward", "method_output_name": "last_hidden_state"}}
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("sentence_bert_config.json", "transformer_task", "fill-mask"),
+        ("sentence_bert_config.json", "module_output_name", "sentence_embedding"),
+        ("sentence_bert_config.json", "modality_config", MESSAGES),
+        ("sentence_bert_config.json", "processing_kwargs", {"text": {"max_length": 3}}),
+        ("sentence_bert_config.json", "tokenizer_name_or_path", "elsewhere"),
+        ("sentence_bert_config.json", "tokenizer_args", {"do_lower_case": True}),
+        ("sentence_bert_config.json", "config_kwargs", {"num_hidden_layers": 1}),
+        ("sentence_bert_config.json", "a_new_setting", 1),
+        ("1_Pooling/config.json", "include_prompt", False),
+        ("1_Pooling/config.json", "a_new_setting", 1),
+        ("2_Normalize/config.json", "module_input_name", "token_embeddings"),
+    ],
+)
+def test_settings_are_applied_or_refused_by_name(
+    tmp_path: Path, file: str, key: str, value: Any
+) -> None:
+    write_modules(tmp_path, ("Transformer", "Pooling", "Normalize"), {})
+    prompts = {"prompts": {"query": "q: "}, "default_prompt_name": "query"}
+    contents: dict[str, dict[str, Any]] = {
+        "config_sentence_transformers.json": prompts,
+        "sentence_bert_config.json": NEUTRAL,
+        "1_Pooling/config.json": {"embedding_dimension": 48, "include_prompt": True},
+        "2_Normalize/config.json": {"module_input_name": "sentence_embedding"},
+    }
+    for name, value_of in contents.items():
+        (tmp_path / name).write_text(json.dumps(value_of))
+    assert Pooling.of(tmp_path) == Pooling("mean", True, 12, "q: ", lower_case=False)
+    (tmp_path / file).write_text(json.dumps({**contents[file], key: value}))
+    with pytest.raises(
+        CheckpointError, match=rf"{file}: {key}[\w.]* is .*, which this release does"
+    ):
+        Pooling.of(tmp_path)
+
+
+def test_prompt_may_be_left_out_of_the_pooling_where_there_is_none(tmp_path: Path) -> None:
+    write_modules(tmp_path, ("Transformer", "Pooling"), {"pooling_mode": ["cls"]})
+    pooling = {"pooling_mode": ["cls"], "include_prompt": False}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    assert Pooling.of(tmp_path) == Pooling("cls")
+
+
+def test_module_of_another_package_is_refused(tmp_path: Path) -> None:
+    write_modules(tmp_path, ("Transformer", "Pooling"), {"pooling_mode": "mean"})
+    text = (tmp_path / "modules.json").read_text()
+    (tmp_path / "modules.json").write_text(text.replace(f"{CLASSES}Transformer", "own.Transformer"))
+    with pytest.raises(CheckpointError, match=r"modules.json: found own.Transformer in ''"):
         Pooling.of(tmp_path)
 
 

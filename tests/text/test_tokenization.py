@@ -186,7 +186,13 @@ def test_stop_token_ids_come_from_generation_config_then_config(tmp_path: Path) 
     assert read_stop_token_ids(tmp_path, load(tmp_path)) == {8, 9, eos}
 
 
-@pytest.mark.parametrize("value", ["x", [1, "x"], -1, True])
+def test_negative_stop_token_ids_mean_none(tmp_path: Path) -> None:
+    for value, expected in ((-1, set()), ([-1, 7], {7})):
+        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
+        assert read_stop_token_ids(tmp_path, None) == expected
+
+
+@pytest.mark.parametrize("value", ["x", [1, "x"], -1.0, True])
 def test_stop_token_id_that_is_no_id_is_refused(tmp_path: Path, value: object) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": value}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="it must be a token id or a list of token ids"):

@@ -1,6 +1,7 @@
 """Classifiers the whole way: data, a new head, every method and recovery, conversion, scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sgate_serve.plan.figures import removed
 from sgate_serve.reports.evaluation import EvalOptions, evaluate
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.masks.selection import TOLERANCE, compile_gates
+from sgate_serve.training.tasks.classification import pad_token
 from sgate_serve.training.train_options import DENSE, FISHER, GATES, MAGNITUDE, RANDOM, WANDA
 from tests.training.labelled_text import DENSE_STEPS, options_of, write_examples, write_model
 
@@ -156,14 +158,16 @@ def test_a_recovery_changes_what_it_says(
 def test_lora_trains_as_many_parameters_as_the_overview_says(
     trained: TrainOptions, data: Path, tmp_path: Path
 ) -> None:
-    from sgate_serve.training.phases.tuning import Tuning, num_trainable, tuned
+    from sgate_serve.training.phases.tuning import Tuning, tuned
 
     options = options_of(trained.out / "base", data, tmp_path / "gates", dry_run=True)
     phases = train(options).metrics["phases"]
     assert not options.out.exists() and not list(tmp_path.iterdir())
     model = AutoModelForSequenceClassification.from_pretrained(options.base)
     with tuned(model, Checkpoint.open(options.base).spec, Tuning("lora", 2, 0)):
-        assert phases["recovery"]["trained_parameters"] == num_trainable(model)
+        assert phases["recovery"]["trained_parameters"] == sum(
+            p.numel() for p in model.parameters() if p.requires_grad
+        )
 
 
 def test_regression_scores_numbers(base: Path, tmp_path: Path) -> None:
@@ -274,3 +278,10 @@ def test_runs_repeat(trained: TrainOptions, base: Path, data: Path, tmp_path: Pa
     for key, values in first.values.items():
         np.testing.assert_array_equal(second.values[key], values)
     assert metrics_of(again.out)["scores"] == metrics_of(trained.out)["scores"]
+
+
+def test_batches_are_not_padded_with_negative_ids(base: Path) -> None:
+    model = Checkpoint.open(base)
+    for ids, expected in (((-1, 5), 5), ((-1, -1), 0), ((3, 5), 3)):
+        config = dict(zip(("pad_token_id", "eos_token_id"), ids, strict=True))
+        assert pad_token(replace(model, config={**model.config, **config})) == expected

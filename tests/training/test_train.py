@@ -119,6 +119,7 @@ def check_promises(options: TrainOptions) -> dict[str, Any]:
     assert gates.granularity == options.gates
     sites = GRANULARITIES[options.gates].sites(base.spec)
     assert gates.values.keys() == {site.gate.key for site in sites}
+    assert gates.base_digest == base.digest
     values = {value for array in gates.values.values() for value in array.tolist()}
     assert (values == {0.0, 1.0}) == (options.gates == COUPLED)
     assert not {value for value in values if 0 < value < NOISE}
@@ -254,7 +255,7 @@ def test_an_interrupted_run_is_neither_overwritten_nor_mixed_up(options: TrainOp
 def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> None:
     options.out.mkdir()
     (options.out / "note").write_text("mine")
-    with pytest.raises(TrainingError, match="gates is not empty; give a new folder or remove"):
+    with pytest.raises(TrainingError, match="gates is not empty; give a new folder"):
         train(options)
     assert not run_dir_of(options.out).exists()
 
@@ -285,6 +286,15 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
         ({"recovery": "adapter"}, "--recovery adapter: this release supports lora, bias, full"),
         ({"target": 0.0}, r"--target 0\.0: give the fraction of block weights to remove, above"),
         ({"target": 1.0}, r"--target 1\.0: give the fraction"),
+        ({"target": 30}, r"--target 30: give the fraction .* below 1; did you mean 0\.3\?"),
+        ({"method": "fischer"}, "--method fischer: this release supports .*; did you mean fisher"),
+        ({"gate_share": 50.0}, r"must lie between 0 and 1; did you mean 0\.5\?"),
+        ({"label_column": "stars"}, "--label-column is for --task classification: text alone"),
+        (
+            {"text_column": "body", "data": Path("a.txt")},
+            "--text-column is for .jsonl, .csv and datasets; .txt has none",
+        ),
+        ({"report_to": "wandbe"}, "--report-to wandbe is not installed here, or is not a logger"),
         ({"target": 0.99}, r"--target 0\.99: the nearest that this model can reach is 0\.\d+"),
         ({"gate_share": 1.0}, r"--gate-share 1\.0: must lie between 0 and 1"),
         ({"steps": 1}, "--steps 1: give a whole number of at least 2"),
@@ -329,7 +339,7 @@ def test_missing_packages_are_named_with_their_remedy(
     options: TrainOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sgate_serve.environment.find_spec", lambda name: name != "peft" or None)
-    with pytest.raises(TrainingError, match=r'needs peft, .* pip install "sgate-serve\[train\]"'):
+    with pytest.raises(TrainingError, match=r'needs peft, .* run: .*install.*\[train\]"$'):
         train(options)
 
 
@@ -346,6 +356,18 @@ def test_held_out_data_may_be_given(options: TrainOptions, tmp_path: Path) -> No
     spaced = held[:: len(held) // 2][:2]
     assert len(given.held_out) > 3
     np.testing.assert_array_equal(blocks_of(limited.held_out), spaced)
+
+
+def test_the_end_of_a_text_without_blank_lines_is_held_out(
+    options: TrainOptions, tmp_path: Path
+) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("".join(f"line {number}\n" for number in range(900)))
+    options = replace(options, eval_blocks=999)
+    data = read_data(Checkpoint.open(options.base), replace(options, data=text))
+    assert data.notes == ("the data is a single document, so its last tenth is held out",)
+    assert 0.08 < len(data.held_out) / (len(data.train) + len(data.held_out)) < 0.14
+    assert read_data(Checkpoint.open(options.base), options).notes == ()
 
 
 def blocks_of(samples: Samples) -> np.ndarray:

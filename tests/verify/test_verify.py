@@ -1,5 +1,6 @@
 """Verification: it holds for real conversions and names the layer that was tampered with."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError
+from sgate_serve.onnx_format.names import META_WEIGHTS_DIGEST, stored_text
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.comparison import compare_logits
-from sgate_serve.verify.verification import random_prompts, verify
+from sgate_serve.verify.prompts import Prompt, random_prompts
+from sgate_serve.verify.verification import verify
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
 
@@ -49,7 +52,7 @@ def test_a_real_conversion_holds(folders: dict[str, Path], engine: str) -> None:
     result = verify(options(folders, engine))
     assert result.passed and result.difference is None
     assert result.tensors_equal is True
-    assert result.tokens_equal + result.ties == result.num_tokens == 4 * 48
+    assert result.tokens_equal + result.ties == result.num_tokens == 4 * 48 + 160
     assert result.max_abs_diff < result.tolerance
     assert (result.engine, result.versions["sgate-serve"]) == (engine, "0.1.0")
 
@@ -100,8 +103,15 @@ def test_tampered_graph_weights_name_the_layer(folders: dict[str, Path]) -> None
     )
     target = folders["base"].parent / "other-out"
     convert(ConvertOptions(str(other.folder), target, gates, ("hf", "onnx")))
-    weights = Path("onnx") / "model.onnx.data"
-    (folders["out"] / weights).write_bytes((target / weights).read_bytes())
+    own, data = folders["out"] / "onnx", (target / "onnx" / "model.onnx.data").read_bytes()
+    (own / "model.onnx.data").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.onnx\.data was edited or damaged after it"):
+        verify(options(folders, "onnx"))
+    # As a wrong converter would write it, with a record that fits.
+    graph = (own / "model.onnx").read_bytes()
+    recorded = str(stored_text(graph, META_WEIGHTS_DIGEST)).encode()
+    found = hashlib.sha256(data).hexdigest().encode()
+    (own / "model.onnx").write_bytes(graph.replace(recorded, found))
     result = verify(options(folders, "onnx"))
     assert not result.passed and result.tensors_equal is True
     assert result.difference is not None
@@ -130,7 +140,7 @@ def test_tensors_of_several_dtypes_keep_theirs(tmp_path: Path) -> None:
 def test_ties_are_no_failures_and_differences_are() -> None:
     expected = np.array([[1.0, 1.0 + 1e-5, 0.0], [0.0, 3.0, 1.0]], np.float32)
     swapped = np.array([[1.0 + 1e-5, 1.0, 0.0], [0.0, 3.0, 1.0]], np.float32)
-    prompt = [np.zeros(2, np.int64)]
+    prompt = [Prompt(np.zeros(2, np.int64))]
     tied = compare_logits(lambda _: expected, lambda _: swapped, prompt)
     assert (tied.holds, tied.tokens_equal, tied.ties) == (True, 1, 1)
     wrong = np.array([[1.0, 1.0 + 1e-5, 0.0], [4.0, 3.0, 1.0]], np.float32)
@@ -141,9 +151,9 @@ def test_ties_are_no_failures_and_differences_are() -> None:
 
 
 def test_prompts_are_seeded(folders: dict[str, Path]) -> None:
-    spec = Checkpoint.open(folders["base"]).spec
-    first, again = (random_prompts(options(folders, "torch"), spec) for _ in range(2))
-    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    base = Checkpoint.open(folders["base"])
+    first, again = (random_prompts(options(folders, "torch"), base, "torch") for _ in range(2))
+    assert all((a.tokens == b.tokens).all() for a, b in zip(first, again, strict=True))
 
 
 def test_folders_that_cannot_belong_together(folders: dict[str, Path], tmp_path: Path) -> None:

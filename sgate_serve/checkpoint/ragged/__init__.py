@@ -31,6 +31,7 @@ from sgate_serve.json_fields import TEXTS
 MODEL_TYPES: Mapping[str, str] = {"nemotron-nas": "llama", "deci": "llama"}
 # Remote code is never run, so our configs do not name any.
 LEFT_OUT = frozenset({"auto_map"})
+SIZES = (HEADS, KV_HEADS, HEAD_DIM, UNITS)
 
 __all__ = ["normalize_config"]
 
@@ -49,17 +50,29 @@ def normalize_config(
     if model_type not in FAMILIES:
         return config, None
     stock = {key: value for key, value in config.items() if key not in claim_keys(config)}
+    # Other tools write null for a size that each layer has of its own.
+    stock = {key: value for key, value in stock.items() if value is not None or key not in SIZES}
     stock["model_type"] = model_type
-    family, depth = FAMILIES[model_type], stock.get("num_hidden_layers")
+    family, is_stock = FAMILIES[model_type], stored_type == model_type
     check_config(stock, source, family)
+    depth, hidden = stock.get("num_hidden_layers"), stock.get("hidden_size")
+    if is_stock and not claim_keys(config):
+        # Its class has a default for each size that the config leaves out.
+        defaults = {size: _class_default(family, size) for size in SIZES if size not in config}
+        stock = {size: default for size, default in defaults.items() if default} | stock
+    elif not is_stock and not (depth and hidden):
+        key = "hidden_size" if depth else "num_hidden_layers"
+        raise CheckpointError(f"{source}: {key} must be a whole number, found None")
     headers = Headers(tensors, family, source)
-    is_stock = stored_type == model_type
-    if not depth or not stock.get("hidden_size") or stock.get(HEAD_DIM) == 0:
-        # The reader of the config reports what is missing.
+    if not depth or not hidden or stock.get(HEAD_DIM) == 0:
+        # The reader of the config reports what is wrong.
         return config if is_stock else stock, None
     if not headers.has_blocks(depth):
         return config if is_stock else stock, None
-    claims = list(read_claims(config, depth, stock["hidden_size"], source))
+    if HEAD_DIM not in family.fields and headers.has_whole_heads(depth, hidden):
+        # transformers does not read it in such a family.
+        stock.pop(HEAD_DIM, None)
+    claims = list(read_claims(config, depth, hidden, source))
     layers = _layer_sizes(stock, headers, claims)
     for claim in claims:
         headers.check(claim, layers[claim.layer])
@@ -79,10 +92,16 @@ def _in_words(claims: Sequence[Claim], layers: Sequence[Sizes], biases: Sequence
     return f"sizes of each layer from {keys}" + (f" ({', '.join(notes)})" if notes else "")
 
 
+def _class_default(family: Family, size: str) -> int:
+    """Return the size that a config of the family has without stating it; 0 if it follows."""
+    field = family.fields.get(size)
+    return (None if field is None else field.default) or 0
+
+
 def _dense_sizes(stock: Mapping[str, Any], family: Family) -> Sizes:
     """Return the sizes that a config without overrides gives every layer; 0 if it gives none."""
     heads = stock.get(HEADS) or 0
-    default = family.defaults.get(HEAD_DIM) or stock["hidden_size"] // max(heads, 1)
+    default = _class_default(family, HEAD_DIM) or stock["hidden_size"] // max(heads, 1)
     return {
         HEADS: heads,
         KV_HEADS: (stock.get(KV_HEADS) if family.has_kv_heads else None) or heads,
@@ -106,7 +125,7 @@ def _layer_sizes(
     known = [claimed.get(layer) or stock.get(HEAD_DIM) or implied[layer] for layer in range(depth)]
     default = 0
     if not all(known):
-        default = next(filter(None, implied), 0) or headers.family.defaults.get(HEAD_DIM, 0)
+        default = next(filter(None, implied), 0) or _class_default(headers.family, HEAD_DIM)
         default = default or _dense_head_dim(stock, widths, headers.source)
     return [headers.sizes(layer, widths[layer], known[layer] or default) for layer in range(depth)]
 

@@ -59,6 +59,10 @@ class Headers:
     def has_blocks(self, depth: int) -> bool:
         return any(self._has(layer, (*ATTENTION_ROLES, *MLP_ROLES)) for layer in range(depth))
 
+    def has_whole_heads(self, depth: int, hidden: int) -> bool:
+        """Say whether no layer lost heads, in a family whose heads are together hidden wide."""
+        return all(self.widths(layer).query == hidden for layer in range(depth))
+
     def widths(self, layer: int) -> Widths:
         """Read one layer's widths; a block must have all its linears, matching, or none."""
         query = kv = units = 0

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ import onnxruntime as ort
 
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
-from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.onnx.kv_cache import bytes_per_token, past_inputs
 from sgate_serve.engines.onnx.runner import OnnxRunner, RunnerSizes, open_session
-from sgate_serve.engines.scheduler import SlotEngine
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names
@@ -53,7 +54,7 @@ class OnnxEngine(SlotEngine):
         logger.info("onnx engine: prefill_chunk=%d", chunk)
         return cls(folder, runner, chunk)
 
-    def residuals(self, tokens: Tokens) -> list[Floats]:
+    def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats]:
         """Return the residual stream after each layer, from a second copy of the graph."""
         return residuals(self._folder, tokens)
 
@@ -151,10 +152,13 @@ def prefill_chunk(options: SlotOptions) -> int:
     return chunk
 
 
-def residuals(folder: Path, tokens: Tokens) -> list[Floats]:
+def residuals(
+    folder: Path, tokens: Tokens, own_feeds: Mapping[str, Any] = MappingProxyType({})
+) -> list[Floats]:
     """Return the residual stream after each layer, [s, hidden] each, for `tokens` [s].
 
-    The graph is loaded again with these values as outputs: for verification, not for serving.
+    `own_feeds` replace inputs that do not follow from the number of tokens. The graph is loaded
+    again with these values as outputs: for verification, not for serving.
     """
     import onnx_ir as ir  # slow to import, and not needed for serving
 
@@ -169,7 +173,7 @@ def residuals(folder: Path, tokens: Tokens) -> list[Floats]:
         model.graph.outputs.append(values[name])
     graph = ir.to_proto(model).SerializeToString()
     session = open_session(graph, folder, num_cpus())
-    streams = session.run(wanted, _prefill_feeds(session, tokens))
+    streams = session.run(wanted, _prefill_feeds(session, tokens, own_feeds))
     return [stream.astype(np.float32) for stream in streams]
 
 
@@ -208,7 +212,7 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
     return RunnerSizes(slots, length, tokens, prefill_chunk(options), multiple)
 
 
-def _prefill_feeds(session: Any, tokens: Tokens) -> dict[str, Any]:
+def _prefill_feeds(session: Any, tokens: Tokens, own_feeds: Mapping[str, Any]) -> dict[str, Any]:
     """Return the inputs of one call with an empty cache as long as `tokens`."""
     length = len(tokens)
     feeds: dict[str, Any] = {
@@ -221,6 +225,7 @@ def _prefill_feeds(session: Any, tokens: Tokens) -> dict[str, Any]:
         names.TOTAL_SEQUENCE_LENGTH: np.array(length, np.int32),
         names.QUERY_SEQLENS: np.array([length], np.int32),
         names.LOGIT_INDEX: np.array([length - 1], np.int64),
+        **own_feeds,
     }
     for past in past_inputs(session):
         feeds[past.name] = np.zeros((1, past.heads, length, past.width), past.dtype)

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
+from sgate_serve.engines.contract import EngineStats, PooledOutput, PoolingRequest
 from sgate_serve.engines.engine_options import PoolingOptions
-from sgate_serve.engines.loaded import Floats, Tokens
+from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.onnx.engine import residuals
 from sgate_serve.engines.onnx.pooling_runner import OnnxPoolingRunner, PoolingGraphInfo, TokenRow
-from sgate_serve.engines.requests import check_pooling_request
+from sgate_serve.engines.request_checks import check_pooling_request
 from sgate_serve.environment import num_cpus
-from sgate_serve.onnx_format.names import EMBED
+from sgate_serve.onnx_format import names
 from sgate_serve.text.pooling import Pooling
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class PoolingSizes:
 
 
 class OnnxPoolingEngine:
-    """A `LoadedPoolingEngine` (engines/loaded.py) over an `OnnxPoolingRunner`."""
+    """A `LoadedPoolingEngine` (engines/model_protocols.py) over an `OnnxPoolingRunner`."""
 
     name = "onnx"
     version = str(ort.__version__)
@@ -76,6 +76,7 @@ class OnnxPoolingEngine:
         check_pooling_request(
             request, self.max_model_len, self.vocab_size, self.runner.info.num_types
         )
+        self.runner.info.check_padding(request.prompt)
         self._waiting.append(request)
 
     def abort(self, request_id: str) -> None:
@@ -107,6 +108,8 @@ class OnnxPoolingEngine:
         self, prompts: Sequence[Tokens], types: Sequence[Tokens | None] | None = None
     ) -> list[Floats]:
         """Return logits [labels] or last hidden states [s, hidden], bypassing the queue."""
+        for prompt in prompts:
+            self.runner.info.check_padding(prompt)
         types = types or [None] * len(prompts)
         return self.runner.forward([TokenRow(*pair) for pair in zip(prompts, types, strict=True)])
 
@@ -114,16 +117,19 @@ class OnnxPoolingEngine:
         """Return the outputs for one prompt: logits [1, labels] or states [s, hidden]."""
         return np.atleast_2d(self.encode([tokens], [types])[0])
 
-    def residuals(self, tokens: Tokens) -> list[Floats]:
+    def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats]:
         """Return the residual stream after each layer, from a second copy of the graph."""
-        return residuals(self.runner.folder, tokens)
+        feeds = {names.POSITION_IDS: self.runner.info.positions(tokens)}
+        if types is not None:
+            feeds[names.TOKEN_TYPE_IDS] = types
+        return residuals(self.runner.folder, tokens, feeds)
 
     def close(self) -> None:
         """Drop the runner, and with it the model."""
         del self.runner
 
     def _pooled(self, values: Floats) -> Floats:
-        is_states = self.runner.info.kind == EMBED
+        is_states = self.runner.info.kind == names.EMBED
         return self.pooling.apply(values) if is_states else np.array(values)
 
     def _next_batches(self) -> list[list[PoolingRequest]]:

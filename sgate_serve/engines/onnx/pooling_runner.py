@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.checkpoint.tensor_files import Array
-from sgate_serve.engines.loaded import Floats
+from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.engines.onnx.engine import GraphInfo, graph_path
 from sgate_serve.engines.onnx.runner import Ints, open_session, ramps
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.onnx_format import names
 
 
@@ -29,12 +30,18 @@ class TokenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolingGraphInfo(GraphInfo):
-    """The metadata of a graph of a pooling model."""
+    """The metadata of a graph of a pooling model.
+
+    `padding_position` is the position of padding tokens if they have one of their own, and
+    `counts_padding` says that a graph of an older release lacks it although its family has one.
+    """
 
     vocab_size: int
     num_types: int
     padding_id: int | None
     logit_token: str
+    padding_position: int | None = None
+    counts_padding: bool = False
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], source: Path) -> "PoolingGraphInfo":
@@ -46,13 +53,37 @@ class PoolingGraphInfo(GraphInfo):
                 "a causal language model"
             )
         padding = metadata[names.META_PADDING_ID]
+        position = metadata.get(names.META_PADDING_POSITION)
+        family = FAMILIES.get(metadata[names.META_FAMILY])
         return cls(
             **vars(info),
             vocab_size=int(metadata[names.META_VOCAB_SIZE]),
             num_types=int(metadata[names.META_NUM_TYPES]),
             padding_id=int(padding) if padding else None,
             logit_token=metadata[names.META_LOGIT_TOKEN],
+            padding_position=int(position) if position else None,
+            counts_padding=family is not None and family.has_padded_positions and not position,
         )
+
+    def check_padding(self, tokens: Sequence[int] | Ints) -> None:
+        """Raise RequestError for a padding token to which the graph would give a wrong position."""
+        if self.counts_padding and self.padding_id in tokens:
+            raise RequestError(
+                f"the text holds the padding token, id {self.padding_id}, whose position this "
+                "model's graph does not have: an older release wrote it; convert the model again, "
+                "or leave the token out",
+                param="prompt",
+            )
+
+    def positions(self, tokens: Ints) -> Ints:
+        """Return the position [s] of each token of a text.
+
+        If padding tokens have a position of their own, the others do not count them.
+        """
+        if self.padding_position is None:
+            return np.arange(len(tokens))
+        is_real = tokens != self.padding_id
+        return np.where(is_real, np.cumsum(is_real) - 1, self.padding_position)
 
 
 class OnnxPoolingRunner:
@@ -88,7 +119,7 @@ class OnnxPoolingRunner:
         packed = {
             names.INPUT_IDS: np.concatenate([row.tokens for row in rows]),
             names.TOKEN_TYPE_IDS: np.concatenate([self._types(row) for row in rows]),
-            names.POSITION_IDS: within,
+            names.POSITION_IDS: np.concatenate([self.info.positions(row.tokens) for row in rows]),
             names.PACK_INDEX: which * longest + within,
             names.LOGIT_INDEX: starts + [self._logit_position(row) for row in rows],
         }

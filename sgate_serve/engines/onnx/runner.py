@@ -17,6 +17,7 @@ from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
+from sgate_serve.environment import install_command
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.precision import Precision
@@ -188,7 +189,7 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
     if PROVIDERS[device] not in ort.get_available_providers():
         raise EngineError(
             f"this ONNX Runtime {ort.__version__} has no {PROVIDERS[device]}; for device {device} "
-            'run: pip install "sgate-serve[gpu]", then pip uninstall onnxruntime'
+            f"run: {install_command('gpu')}, then uninstall onnxruntime with the same pip"
         )
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

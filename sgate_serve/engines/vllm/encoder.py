@@ -73,6 +73,12 @@ class UnevenEncoderStack(nn.Module):
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.embedding(input_ids)
 
+    def table_rows(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return which row of the position table each token adds."""
+        if self.model_context.spec.family.has_padded_positions:
+            positions = positions_without_padding(input_ids == self.first_position - 1, positions)
+        return positions + self.first_position
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -83,7 +89,7 @@ class UnevenEncoderStack(nn.Module):
         # Decoding also clears the bit in the ids, in place.
         types = _decode_token_type_ids(input_ids)
         hidden = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        hidden = hidden + self.positions(positions + self.first_position)
+        hidden = hidden + self.positions(self.table_rows(input_ids, positions))
         if self.types is not None:
             hidden = hidden + self.types(types)
         hidden = self.embedding_norm(hidden)
@@ -143,6 +149,17 @@ class UnevenEncoderEmbedder(UnevenEncoder):
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.pooler = DispatchPooler.for_embedding(vllm_config.model_config.pooler_config)
+
+
+def positions_without_padding(is_padding: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the positions [t] of packed texts in which padding tokens do not count.
+
+    Those have the position -1. `positions` count from 0 in each text.
+    """
+    before = is_padding.cumsum(0) - is_padding.long()
+    # vLLM pads batches with any positions.
+    starts = (torch.arange(len(positions), device=positions.device) - positions).clamp(min=0)
+    return torch.where(is_padding, -1, positions - before + before[starts])
 
 
 def encoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> UnevenAttention:

@@ -21,9 +21,15 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import EngineStats, FinishReason, Request, SamplingParams, TokenEvent
+from sgate_serve.engines.contract import (
+    EngineStats,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenEvent,
+)
 from sgate_serve.engines.engine_options import SlotOptions
-from sgate_serve.engines.requests import check_request
+from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.errors import EngineError, RequestError
@@ -49,7 +55,7 @@ FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "
 
 
 class VllmEngine:
-    """A `LoadedEngine` (engines/loaded.py) over an `LLMEngine` whose steps run in this thread."""
+    """A `LoadedEngine` over an `LLMEngine` whose steps run in this thread."""
 
     name = "vllm"
     version = str(vllm.__version__)
@@ -121,7 +127,7 @@ class VllmEngine:
         data = self._run(tokens, params).outputs.data
         return np.atleast_2d(data.float().numpy())
 
-    def residuals(self, tokens: NDArray[np.int64]) -> None:
+    def residuals(self, tokens: NDArray[np.int64], types: NDArray[np.int64] | None = None) -> None:
         """Return None, since vLLM does not expose its residual stream."""
 
     def close(self) -> None:

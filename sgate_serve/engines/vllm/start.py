@@ -15,6 +15,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.executor import Executor
 
+from sgate_serve.engines.vllm.reading import config_overrides
 from sgate_serve.environment import cpu_ids
 from sgate_serve.errors import EngineError
 
@@ -37,7 +38,8 @@ def engine_args(folder: Path, arguments: Sequence[str], **defaults: Any) -> Engi
     Raises EngineError for words that vLLM does not know.
     """
     parser = EngineArgs.add_cli_args(_Parser())
-    parser.set_defaults(model=str(folder), **defaults)
+    overrides = config_overrides(folder, arguments)
+    parser.set_defaults(model=str(folder), hf_overrides=overrides, **defaults)
     return EngineArgs.from_cli_args(parser.parse_args(list(arguments)))
 
 

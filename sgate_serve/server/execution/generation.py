@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from sgate_serve.engines.base import FinishReason, TokenEvent, TokenLogprobs
+from sgate_serve.engines.contract import FinishReason, TokenEvent, TokenLogprobs
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.execution.jobs import Job
 from sgate_serve.server.execution.stop_strings import StopStrings

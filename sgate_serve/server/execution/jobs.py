@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from sgate_serve.engines.base import Request, SamplingParams
+from sgate_serve.engines.contract import Request, SamplingParams
 from sgate_serve.errors import RequestError
-from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.protocol.generation_requests import (
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
 )
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, TokenIds, as_list
+from sgate_serve.server.served_model import ServedModel
 
 # Clients may send any 64-bit seed, but generators take no negative ones.
 SEED_MODULUS = 2**64
@@ -40,7 +40,7 @@ class Job:
         )
 
 
-def completion_job(body: CompletionRequest, model: LoadedModel) -> Job:
+def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
     """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
     texts = as_list(body.prompt)
@@ -63,7 +63,7 @@ def completion_job(body: CompletionRequest, model: LoadedModel) -> Job:
     return Job(requests, body.stop_strings, echo, body.n)
 
 
-def chat_job(body: ChatRequest, model: LoadedModel) -> Job:
+def chat_job(body: ChatRequest, model: ServedModel) -> Job:
     """Render and encode a conversation; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
     codec = model.require_codec("messages")
@@ -93,20 +93,20 @@ def _requests(
     )
 
 
-def _encode(prompt: str | TokenIds, model: LoadedModel) -> tuple[int, ...]:
+def _encode(prompt: str | TokenIds, model: ServedModel) -> tuple[int, ...]:
     if isinstance(prompt, str):
         return model.require_codec("prompt").encode(prompt)
     model.check_ids(prompt, "prompt")
     return tuple(prompt)
 
 
-def _echo(body: CompletionRequest, prompt: str | TokenIds, model: LoadedModel) -> str:
+def _echo(body: CompletionRequest, prompt: str | TokenIds, model: ServedModel) -> str:
     if not body.echo:
         return ""
     return prompt if isinstance(prompt, str) else model.require_codec("echo").decode(prompt)
 
 
-def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> SamplingParams:
+def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> SamplingParams:
     """Return the sampling parameters; a stop string that is a special token becomes an id."""
     if body.min_tokens > max_tokens:
         raise RequestError(
@@ -139,7 +139,7 @@ def _sampling(body: GenerationRequest, model: LoadedModel, max_tokens: int) -> S
     )
 
 
-def _check_length(prompt: tuple[int, ...], max_tokens: int, model: LoadedModel, param: str) -> None:
+def _check_length(prompt: tuple[int, ...], max_tokens: int, model: ServedModel, param: str) -> None:
     limit = model.engine.max_model_len
     if not prompt:
         raise RequestError(

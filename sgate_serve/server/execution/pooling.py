@@ -7,17 +7,17 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import PoolingRequest
+from sgate_serve.engines.contract import PoolingRequest
 from sgate_serve.errors import RequestError
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.prometheus import ServerMetrics
 from sgate_serve.server.protocol.pooling_requests import PoolingBody
 from sgate_serve.server.protocol.strict_body import TokenIds
+from sgate_serve.server.served_model import ServedModel
 from sgate_serve.text.tokenization import EncodedTexts
 
 
-def pooling_requests(body: PoolingBody, model: LoadedModel) -> list[PoolingRequest]:
+def pooling_requests(body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
     """Encode the inputs; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
     limit = _limit(body, model)
@@ -53,7 +53,7 @@ async def pooled(
     return [vectors[request.request_id] for request in requests]
 
 
-def _limit(body: PoolingBody, model: LoadedModel) -> int | None:
+def _limit(body: PoolingBody, model: ServedModel) -> int | None:
     """Return the number of tokens to truncate each input to, or None for no truncation."""
     limit, asked = model.engine.max_model_len, body.truncate_prompt_tokens
     if asked is not None and asked > limit:
@@ -66,15 +66,15 @@ def _limit(body: PoolingBody, model: LoadedModel) -> int | None:
 
 
 def _encode(
-    text: str | TokenIds, text_pair: str | None, model: LoadedModel, limit: int | None
+    text: str | TokenIds, text_pair: str | None, model: ServedModel, limit: int | None
 ) -> EncodedTexts:
     if isinstance(text, str):
-        return model.require_codec("input").encode_texts(text, text_pair, limit)
+        return model.require_codec("input").encode_texts(model.prompt + text, text_pair, limit)
     model.check_ids(text, "input")
     return EncodedTexts(tuple(text[:limit]), None)
 
 
-def _check_length(tokens: Sequence[int], model: LoadedModel) -> None:
+def _check_length(tokens: Sequence[int], model: ServedModel) -> None:
     limit = model.engine.max_model_len
     if not tokens:
         raise RequestError(

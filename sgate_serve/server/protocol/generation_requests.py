@@ -4,7 +4,7 @@ The field descriptions are shown at /docs and in error messages.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -155,14 +155,9 @@ class Message(StrictModel):
     name: str | None = None
 
     @property
-    def variables(self) -> dict[str, str]:
-        """The message as a chat template sees it, its text parts joined by newlines as in vLLM."""
-        if isinstance(self.content, str):
-            text = self.content
-        else:
-            text = "\n".join(part.text for part in self.content)
-        named = {} if self.name is None else {"name": self.name}
-        return {"role": self.role, "content": text, **named}
+    def variables(self) -> dict[str, Any]:
+        """The message as the client sent it, for a chat template."""
+        return self.model_dump(exclude_none=True)
 
 
 class ChatRequest(GenerationRequest):

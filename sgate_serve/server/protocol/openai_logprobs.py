@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sgate_serve.engines.base import TokenLogprobs
+from sgate_serve.engines.contract import TokenLogprobs
 from sgate_serve.text.tokenization import TextCodec
 
 Json = dict[str, Any]

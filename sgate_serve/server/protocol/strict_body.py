@@ -5,8 +5,8 @@ RequestError whose `param` is the path of the bad value.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,10 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-from sgate_serve.errors import RequestError
+from sgate_serve.errors import RequestError, did_you_mean
 from sgate_serve.server.protocol.unsupported_parameters import drop_neutral, drop_nulls
 
 MAX_SHOWN_VALUE = 60
+# Pydantic's names of errors.
+UNKNOWN, MISSING = "extra_forbidden", "missing"
 
 TokenIds = list[int]
 
@@ -69,13 +71,18 @@ class StrictBody(StrictModel):
         to the member that was meant.
         """
         found = [(_path(detail["loc"], fields), detail) for detail in error.errors()]
-        (path, value), detail = max(found, key=lambda entry: (len(entry[0][0]), entry[0][0]))
+        # If a field is missing, a misspelt one next to it is the cause.
+        (path, value), detail = max(
+            found,
+            key=lambda entry: (len(entry[0][0]), entry[1]["type"] != MISSING, entry[0][0]),
+        )
         param = ".".join(str(part) for part in path)
-        if detail["type"] == "extra_forbidden":
-            return RequestError(f"`{param}` is not a known field; leave it out", param=param)
+        if detail["type"] == UNKNOWN:
+            hint = did_you_mean(str(path[-1]), _field_names(cls, path))
+            return RequestError(f"`{param}` is not a known field; leave it out{hint}", param=param)
         field = cls.model_fields.get(str(path[0]))
         expected = f"; expected {field.description}" if field else ""
-        if detail["type"] == "missing":
+        if detail["type"] == MISSING:
             return RequestError(f"`{param}` is missing{expected}", param=param)
         shown = repr(value)
         if len(shown) > MAX_SHOWN_VALUE:
@@ -101,6 +108,28 @@ def _check_unicode(body: dict[str, Any]) -> None:
             f"the body has {error.object[error.start]!r}, half of a surrogate pair; send whole "
             "characters"
         ) from error
+
+
+def _field_names(body: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:
+    """Return the known fields of the object at the end of `path`, of any kind it may be."""
+    kinds = {body}
+    for part in path[:-1]:
+        if isinstance(part, str):
+            kinds = {
+                kind
+                for each in kinds
+                if part in each.model_fields
+                for kind in _models_in(each.model_fields[part].annotation)
+            }
+    return {name for kind in kinds for name in kind.model_fields}
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the bodies that a type such as `list[Message] | None` names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _path(loc: tuple[int | str, ...], body: Any) -> tuple[tuple[int | str, ...], Any]:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import PoolingRequest
+from sgate_serve.engines.contract import PoolingRequest
 from sgate_serve.server.execution.pooling import pooled, pooling_requests
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
 from sgate_serve.server.protocol.pooling_responses import classes_json, embeddings_json, unit_length

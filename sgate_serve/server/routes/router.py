@@ -9,12 +9,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
 from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
+from sgate_serve.server.served_model import ServedModel
 
 
 def create_router(driver: EngineDriver) -> APIRouter:
@@ -48,15 +48,16 @@ class ServerEndpoints:
         return router
 
     async def list_models(self) -> JSONResponse:
-        """List the one model that is served."""
-        card = self._model_card(self._service.driver.model)
-        return JSONResponse({"object": "list", "data": [card]})
+        """List the one model that is served, under each of its names."""
+        model = self._service.driver.model
+        cards = [self._model_card(model, name) for name in model.names]
+        return JSONResponse({"object": "list", "data": cards})
 
     async def show_model(self, name: str) -> JSONResponse:
         """Describe the served model."""
         model = self._service.driver.model
         model.check_name(name)
-        return JSONResponse(self._model_card(model))
+        return JSONResponse(self._model_card(model, name if name in model.names else model.name))
 
     async def show_health(self) -> JSONResponse:
         """Answer 200 when requests can be served, 503 while loading, stopping or after a crash."""
@@ -73,9 +74,9 @@ class ServerEndpoints:
         """Return the version of sgate-serve."""
         return JSONResponse({"version": __version__})
 
-    def _model_card(self, model: LoadedModel) -> dict[str, Any]:
+    def _model_card(self, model: ServedModel, name: str) -> dict[str, Any]:
         return {
-            "id": model.name,
+            "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "sgate-serve",

@@ -3,8 +3,8 @@
 from starlette.requests import Request
 
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.loaded_model import LoadedModel, ServedTask
 from sgate_serve.server.prometheus import ServerMetrics
+from sgate_serve.server.served_model import ServedModel, ServedTask
 
 
 class Service:
@@ -23,7 +23,7 @@ class Service:
             self._metrics = ServerMetrics(model.name, model.engine.max_model_len)
         return self._metrics
 
-    def model_for(self, task: ServedTask, request: Request) -> LoadedModel:
+    def model_for(self, task: ServedTask, request: Request) -> ServedModel:
         """Return the model; raise RequestError 503 if there is none, 400 if its task differs."""
         model = self.driver.model
         model.check_task(task, request.url.path)

@@ -6,9 +6,9 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from sgate_serve.server.loaded_model import LoadedModel
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.routes.service import Service
+from sgate_serve.server.served_model import ServedModel
 
 
 class TokenEndpoints:
@@ -34,7 +34,7 @@ class TokenEndpoints:
         return JSONResponse(await asyncio.to_thread(_detokenize, body, model))
 
 
-def _tokenize(body: TokenizeRequest, model: LoadedModel) -> dict[str, Any]:
+def _tokenize(body: TokenizeRequest, model: ServedModel) -> dict[str, Any]:
     model.check_name(body.model)
     adds = body.add_special_tokens
     if body.prompt is not None:
@@ -52,7 +52,7 @@ def _tokenize(body: TokenizeRequest, model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def _detokenize(body: DetokenizeRequest, model: LoadedModel) -> dict[str, str]:
+def _detokenize(body: DetokenizeRequest, model: ServedModel) -> dict[str, str]:
     model.check_name(body.model)
     codec = model.require_codec("tokens")
     model.check_ids(body.tokens, "tokens")

@@ -68,5 +68,5 @@ def write_base(model: nn.Module, source: Path, folder: Path) -> None:
     with new_folder(folder) as writer:
         saved: Any = model
         saved.save_pretrained(writer.staging, max_shard_size="1000GB")
-        copy_companions(source, writer, spec_of(model).task)
+        copy_companions(source, writer, spec_of(model).task, saved.config.to_dict())
         writer.last = [SINGLE_FILE]

@@ -98,11 +98,6 @@ def tuned(model: nn.Module, spec: ModelSpec, tuning: Tuning) -> Iterator[tuple[s
     model.requires_grad_(False)
 
 
-def num_trainable(model: nn.Module) -> int:
-    """Count the parameters that are trainable now."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 def _train(model: nn.Module, names: tuple[str, ...]) -> None:
     for name in names:
         model.get_parameter(name).requires_grad_(True)

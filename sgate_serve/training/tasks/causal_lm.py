@@ -25,6 +25,8 @@ from sgate_serve.training.tasks.evaluate import causal_lm_metrics
 from sgate_serve.training.tasks.training_data import TrainingData, block_samples
 from sgate_serve.training.train_options import TrainOptions
 
+SINGLE_DOCUMENT = "the data is a single document, so its last tenth is held out"
+
 
 class CausalLMTask:
     """Text in blocks of --seq-len tokens; the base brings its own head."""
@@ -37,7 +39,7 @@ class CausalLMTask:
             )
         self.data = read_data(base, options)
         self.needs_head, self.num_labels = False, 0
-        self.notes: tuple[str, ...] = ()
+        self.notes = self.data.notes
 
     def open_model(self, folder: Path) -> nn.Module:
         return load_frozen(folder)
@@ -49,16 +51,17 @@ class CausalLMTask:
 def read_data(base: Checkpoint, options: TrainOptions) -> TrainingData:
     """Read, split and pack the text; raise TrainingError if there is too little."""
     tokenizer = read_tokenizer(base.folder / "tokenizer.json", base.spec.vocab_size)
-    documents = read_documents(options.data)
-    source = options.held_out_source
+    documents = read_documents(options.data, columns=options.columns)
+    source, notes = options.held_out_source, tuple[str, ...]()
     if source is None:
+        notes = (SINGLE_DOCUMENT,) if len(documents) == 1 else ()
         documents, held_out = split_documents(documents, options.seed)
     else:
-        held_out = read_documents(source, HELD_OUT)
+        held_out = read_documents(source, HELD_OUT, options.columns)
     end = end_token(base.config)
     blocks, rest = (pack(part, tokenizer, end, options.seq_len) for part in (documents, held_out))
     rest = evenly_spaced(rest, options.eval_blocks)
-    return TrainingData(block_samples(blocks), block_samples(rest))
+    return TrainingData(block_samples(blocks), block_samples(rest), notes=notes)
 
 
 def load_frozen(folder: Path) -> nn.Module:

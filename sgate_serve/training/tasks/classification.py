@@ -88,9 +88,9 @@ def read_split(options: TrainOptions) -> tuple[list[Example], list[Example]]:
 
     Raises TrainingError for unreadable data or a single example.
     """
-    examples = read_examples(options.data)
+    examples = read_examples(options.data, columns=options.columns)
     if options.held_out_source is not None:
-        return examples, read_examples(options.held_out_source, HELD_OUT)
+        return examples, read_examples(options.held_out_source, HELD_OUT, options.columns)
     if len(examples) < 2:
         raise TrainingError(f"{options.data} has a single example; give more, or use --eval-data")
     random.Random(options.seed).shuffle(examples)
@@ -104,6 +104,7 @@ def pad_token(base: Checkpoint) -> int:
         value = base.config.get(name)
         if isinstance(value, list):
             value = value[0] if value else None
-        if value is not None:
+        # Negative ids mean that there is no such token.
+        if value is not None and value >= 0:
             return int(value)
     return 0

@@ -1,6 +1,6 @@
 """Training and held-out samples of both tasks, as tensors, and their batches."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,6 @@ from sgate_serve.data.documents import Blocks
 
 Sample = dict[str, Tensor]
 Batch = dict[str, Tensor]
-Collate = Callable[[Sequence[Sample]], Batch]
 
 
 class Samples(Dataset[Sample]):
@@ -30,11 +29,15 @@ class Samples(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training samples, the held-out samples, and the token that pads a batch."""
+    """The training samples, the held-out samples, and the token that pads a batch.
+
+    `notes` tell the user how the samples were made.
+    """
 
     train: Samples
     held_out: Samples
     pad_token: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def is_ragged(self) -> bool:

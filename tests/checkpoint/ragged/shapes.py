@@ -18,6 +18,7 @@ CONFIG: Config = {
     "head_dim": 8,
     "intermediate_size": 20,
     "vocab_size": 11,
+    "pad_token_id": 0,
     "tie_word_embeddings": True,
 }
 # The remaining layers: two KV heads of three, no attention, no MLP.

@@ -5,7 +5,7 @@ module tree is the FineGates authors', so its state dict is their layout.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +164,9 @@ class GatedLlama:
             values[f"{name}.columns"] = module.gates_columns.read_outs
             if module.bias is not None:
                 biases[f"{name}.bias"] = module.bias.detach().numpy()
-        Gates("by hand", "llama", "row-col", self.base.fingerprint, values).write(folder, biases)
+        base = self.base
+        gates = Gates("by hand", "llama", "row-col", base.fingerprint, values)
+        replace(gates, base_digest=base.digest).write(folder, biases)
         return folder
 
     def save(self, kind: str, folder: Path) -> Path:

@@ -1,8 +1,10 @@
 """Masks of each kind, converted, against a model that applies its gates at run time."""
 
 import json
+import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from converters.convert import ConvertOptions, convert, open_masked
-from converters.importers import KINDS
+from converters.importers import KINDS, read_gates
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.loaded import Floats
+from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.gates import Gates
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import LayerPlan, Plan
@@ -256,3 +258,16 @@ def test_the_command_says_the_kind_aloud(tmp_path: Path, kind: str, title: str) 
         [*words, "--gates", str(gates), "--gates-kind", kind], capture_output=True, text=True
     )
     assert (result.returncode, result.stderr) == (0, f"gates: {title}, 21 linears\n")
+
+
+def test_gates_from_before_digests_come_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gated = GatedLlama.wrap(dense_llama(), tmp_path / "base")
+    gates = replace(Gates.read(gated.save("sgate", tmp_path / "new")), base_digest=None)
+    gates.write(tmp_path / "old")
+    with caplog.at_level(logging.WARNING):
+        read_gates(tmp_path / "new", gated.base)
+        assert not caplog.text
+        read_gates(tmp_path / "old", gated.base)
+    assert "only the first and last 4 KiB of each tensor are compared with" in caplog.text

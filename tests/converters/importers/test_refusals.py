@@ -16,6 +16,7 @@ from tests.small_llama import dense_llama
 DOWN = "model.layers.0.mlp.down_proj"
 ROWS, COLUMNS = f"{DOWN}.gates_rows._gates_logits", f"{DOWN}.gates_columns._gates_logits"
 PEFT = "base_model.model."
+ADAPTER = "adapter_model.safetensors"
 
 Tensors = dict[str, Tensor]
 
@@ -145,13 +146,33 @@ def test_places_that_hold_no_gates(gated: GatedLlama, tmp_path: Path) -> None:
     base = gated.base.folder
     with pytest.raises(GatesError, match="nowhere: no such file or folder; give the folder"):
         open_masked(base, tmp_path / "nowhere")
-    with pytest.raises(
-        GatesError, match=r"base holds no gates; this release reads sgate gates folder"
-    ):
+    with pytest.raises(GatesError, match=r"base holds no gates: it is a model folder; give the f"):
         open_masked(base, base)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GatesError, match=r"empty holds no gates; this release reads sgate gates f"):
+        open_masked(base, tmp_path / "empty")
     (tmp_path / "gates.safetensors").write_bytes(b"short")
     with pytest.raises(GatesError, match="no safetensors header"):
         open_masked(base, tmp_path / "gates.safetensors")
+    (tmp_path / "text.txt").write_text("The cat sat on the mat.")
+    with pytest.raises(GatesError, match=r"text\.txt is not a safetensors file; --gates takes a g"):
+        open_masked(base, tmp_path / "text.txt")
+
+
+def test_places_near_gates(gated: GatedLlama, tmp_path: Path) -> None:
+    base = gated.base.folder
+    gated.save_sgate(tmp_path / "run" / "gates")
+    with pytest.raises(GatesError, match=r"run holds no gates; did you mean .*run/gates\?"):
+        open_masked(base, tmp_path / "run")
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({f"{PEFT}x.lora_A.weight": torch.ones(2, 2)}, lora / ADAPTER)
+    for location in (lora, lora / ADAPTER):
+        with pytest.raises(
+            GatesError, match=r"holds no gates: it is a PEFT adapter \(LORA\); merge"
+        ):
+            open_masked(base, location)
 
 
 def test_several_kinds_in_one_place_want_a_choice(gated: GatedLlama, tmp_path: Path) -> None:

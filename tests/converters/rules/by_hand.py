@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
     "head_dim": HEAD_DIM,
     "intermediate_size": UNITS,
     "vocab_size": 5,
+    "pad_token_id": 0,
 }
 GPT2_SIZES: dict[str, Any] = {
     "n_layer": 1,
@@ -33,6 +34,7 @@ GPT2_SIZES: dict[str, Any] = {
     "n_head": HEADS,
     "n_inner": UNITS,
     "vocab_size": 5,
+    "pad_token_id": 0,
 }
 ENCODER_SIZES: dict[str, Any] = {
     "num_hidden_layers": 1,
@@ -40,6 +42,7 @@ ENCODER_SIZES: dict[str, Any] = {
     "num_attention_heads": HEADS,
     "intermediate_size": UNITS,
     "vocab_size": 5,
+    "pad_token_id": 0,
 }
 
 

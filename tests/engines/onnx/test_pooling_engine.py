@@ -4,15 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import EngineStats, PooledOutput, PoolingRequest
+from sgate_serve.engines.contract import EngineStats, PooledOutput, PoolingRequest
 from sgate_serve.engines.engine_options import PoolingOptions
-from sgate_serve.engines.loaded import LoadedPoolingEngine
+from sgate_serve.engines.model_protocols import LoadedPoolingEngine
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.onnx.pooling_engine import (
     SORTED_BATCHES,
@@ -24,6 +25,7 @@ from sgate_serve.engines.onnx.pooling_engine import (
 from sgate_serve.engines.onnx.pooling_runner import OnnxPoolingRunner
 from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.loaders.torch_model import TorchModel
+from sgate_serve.onnx_format.names import META_PADDING_POSITION
 from sgate_serve.text.pooling import Pooling
 from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build
 from tests.small_llama import dense_llama, save
@@ -76,6 +78,8 @@ def test_values_are_those_of_the_reference_in_ragged_batches(
     tmp_path: Path, variant: Variant
 ) -> None:
     model, prompts = model_of(variant, tmp_path), texts()
+    # Users can write "<pad>": in RoBERTa it has a position of its own, which others do not count.
+    prompts[1][[0, 6, 7, -1]] = prompts[2][0] = variant.config["pad_token_id"]
     runner = OnnxPoolingRunner.load(tmp_path / "onnx", 1)
     encoder = OnnxPoolingEngine(runner, PoolingSizes(64, 1000), Pooling())
     oracle = TorchModel.converted(model.folder)
@@ -86,6 +90,22 @@ def test_values_are_those_of_the_reference_in_ragged_batches(
         np.testing.assert_allclose(rows, expected, atol=2e-4 * np.abs(expected).max())
         (alone,) = encoder.encode([prompt])
         np.testing.assert_allclose(alone, found, atol=1e-6 * np.abs(found).max())
+
+
+def test_graph_without_a_position_for_padding_refuses_it_inside_a_text(tmp_path: Path) -> None:
+    """Releases before the position of padding tokens was stored wrote such graphs."""
+    model_of(ZOO["roberta"][1], tmp_path)
+    graph = ir.load(tmp_path / "onnx" / "model.onnx")
+    del graph.metadata_props[META_PADDING_POSITION]
+    ir.save(graph, tmp_path / "onnx" / "model.onnx")
+    encoder = OnnxPoolingEngine.load(tmp_path / "onnx", ONE_THREAD)
+    for add in (encoder.add, lambda request: encoder.encode([np.array(request.prompt)])):
+        with pytest.raises(
+            RequestError, match=r"text holds the padding token, id 1,.* convert the"
+        ):
+            add(PoolingRequest("a", (0, 7, 1, 2)))
+    encoder.add(PoolingRequest("b", (0, 7, 9, 2)))
+    assert len(drain(encoder)) == 1
 
 
 def test_token_types_are_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from converters.quantize import quantize
 from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import PoolingOptions
-from sgate_serve.engines.loaded import LoadedPoolingEngine
+from sgate_serve.engines.model_protocols import LoadedPoolingEngine
 from sgate_serve.engines.onnx.pooling_runner import OnnxPoolingRunner, TokenRow
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.serving import load_pooling_engine

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import Request
+from sgate_serve.engines.contract import Request
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.table import load_engine
 from sgate_serve.errors import EngineError
@@ -72,6 +74,30 @@ def test_pairs_are_read_with_their_segments(tmp_path: Path) -> None:
         with pytest.raises(EngineError, match="zeros and then ones only"):
             engine.logits(tokens, pair[::-1])
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_padding_tokens_in_a_text_have_a_position_of_their_own(tmp_path: Path) -> None:
+    out = converted(ZOO["roberta"][1], tmp_path, skip=0)["out"]
+    tokens = np.array(prompt(12))
+    padded = tokens.copy()
+    padded[[0, 4, 5, -1]] = Checkpoint.open(out).config["pad_token_id"]
+    reference = load_logits_model("torch", Checkpoint.open(out), len(tokens))
+    with vllm_engine(out) as engine:
+        found = [engine.logits(each) for each in (tokens, padded)]
+    expected = [reference.logits(each) for each in (tokens, padded)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_positions_of_packed_texts_do_not_count_padding() -> None:
+    from sgate_serve.engines.vllm.encoder import positions_without_padding
+
+    texts = [torch.tensor(text) for text in ([5, 1, 6, 1, 1, 7], [1, 1, 8], [9, 4], [1])]
+    counted = torch.cat([torch.arange(len(text)) for text in texts])
+    # transformers adds the padding id, here 1, and gives padding itself that position.
+    embed = RobertaEmbeddings.create_position_ids_from_input_ids
+    expected = torch.cat([embed(text[None], 1)[0] for text in texts])
+    found = positions_without_padding(torch.cat(texts) == 1, counted)
+    assert (found + 2).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("name", ["down_proj.weight", "input_layernorm.weight", "lm_head.weight"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.base import Request
+from sgate_serve.engines.contract import Request
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.table import load_engine
 from sgate_serve.loaders.torch_model import TorchModel

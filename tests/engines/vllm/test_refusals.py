@@ -89,7 +89,7 @@ def test_options_that_vllms_server_lacks(options: ServerOptions, flag: str, llam
     from sgate_serve.engines.vllm.server import command_line
 
     with pytest.raises(EngineError, match=f"{flag} is not an option of vLLM's server; give vLLM's"):
-        command_line(llama, options, "out", [])
+        command_line(llama, options, ["out"], [])
 
 
 def test_the_command_serves_under_both_names_and_hides_the_key(
@@ -99,14 +99,14 @@ def test_the_command_serves_under_both_names_and_hides_the_key(
 
     options = ServerOptions(host="0.0.0.0", port=81, api_key="hidden")
     with caplog.at_level(logging.WARNING):
-        command = command_line(llama, options, "some/where", ["--dtype", "float32"])
+        command = command_line(llama, options, ["where", "some/where"], ["--dtype", "float32"])
     words = " ".join(command)
-    assert "--host 0.0.0.0 --port 81 --served-model-name some/where where " in words
+    assert "--host 0.0.0.0 --port 81 --served-model-name where some/where " in words
     assert "hidden" not in words
     assert words.endswith("--skip-tokenizer-init --dtype float32")
     assert "has no tokenizer: only prompts of token ids work" in caplog.text
     (llama / "tokenizer.json").write_text("{}")
-    assert "--skip-tokenizer-init" not in command_line(llama, options, "a", [])
+    assert "--skip-tokenizer-init" not in command_line(llama, options, ["a"], [])
 
 
 def test_the_key_goes_by_the_environment(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sgate_serve.engines.base import Request
+from sgate_serve.engines.contract import Request
 from sgate_serve.engines.table import load_engine
 from sgate_serve.environment import cpu_ids
 from tests.engines.drive import greedy, prompt, run

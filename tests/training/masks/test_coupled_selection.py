@@ -21,7 +21,7 @@ def spec_of(heads: int, kv_heads: int, *, layers: int = 3, mlp_units: int = 96) 
     config = {
         "model_type": "llama",
         "num_hidden_layers": layers,
-        "hidden_size": 32,
+        "hidden_size": 48,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
         "head_dim": 8,

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.base import Engine, PoolingEngine
+from sgate_serve.engines.contract import Engine, PoolingEngine
 from sgate_serve.onnx_format.precision import Precision
 
 Floats = NDArray[np.float32]
@@ -43,7 +43,7 @@ class LogitsModel(EngineModel, Protocol):
         `types` [T] are the segment ids of a text pair; None means segment 0 everywhere.
         """
 
-    def residuals(self, tokens: Tokens) -> list[Floats] | None:
+    def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats] | None:
         """Return the residual stream [T, hidden] after each layer, or None if it is not exposed."""
 
 

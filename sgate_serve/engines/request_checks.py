@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from sgate_serve.engines.base import PoolingRequest, Request, SamplingParams
+from sgate_serve.engines.contract import PoolingRequest, Request, SamplingParams
 from sgate_serve.errors import RequestError
 
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from sgate_serve.engines.base import EngineStats, PooledOutput, TokenEvent
+from sgate_serve.engines.contract import EngineStats, PooledOutput, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.classifier_head import ClassifierHead
+from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
 
 ServedTask = Literal["generate", "embed", "classify"]
@@ -38,10 +39,35 @@ class AnyEngine(Protocol):
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class ServedNames:
+    """The names that a model is listed under, and aliases that requests may use as well."""
+
+    listed: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, location: str, chosen: Sequence[str] = ()) -> "ServedNames":
+        """Return the `chosen` names of a model folder or hub id, or else those of its location.
+
+        A folder has its own name, and its path as an alias; a hub id also goes by its last part.
+        """
+        if chosen:
+            return cls(tuple(dict.fromkeys(chosen)))
+        path = Path(location)
+        if not path.is_dir():
+            return cls((location,), (path.name,))
+        # The path may be `.` or end in a slash.
+        name = path.resolve().name or location
+        return cls((name,), tuple(dict.fromkeys((location, str(path), str(path.resolve())))))
+
+
+@dataclass(frozen=True)
+class ServedModel:
     """A loaded engine, the name it is served under, and its codec if the folder has a tokenizer.
 
-    Only a classifier has a `head`. With `normalize`, embeddings are scaled to length 1.
+    Responses carry `name`. Requests may also use `more_names`, which are listed too, and `aliases`.
+    Only a classifier has a `head`. Embeddings are of `prompt` and the text; with `normalize`, they
+    are scaled to length 1.
     """
 
     engine: AnyEngine
@@ -51,6 +77,9 @@ class LoadedModel:
     task: ServedTask = "generate"
     head: ClassifierHead | None = None
     normalize: bool = False
+    prompt: str = ""
+    more_names: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     @classmethod
     def from_folder(
@@ -59,24 +88,37 @@ class LoadedModel:
         folder: Path,
         task: ServedTask = "generate",
         *,
-        name: str | None = None,
+        names: ServedNames | None = None,
         head: ClassifierHead | None = None,
-        normalize: bool = False,
-    ) -> "LoadedModel":
-        """Combine an engine with the text files of `folder`, whose path is the default name.
+        pooling: Pooling | None = None,
+    ) -> "ServedModel":
+        """Combine an engine with the text files of `folder`, after which it is named by default.
 
-        A classifier needs its head. Raises CheckpointError for files that cannot be read.
+        A classifier needs its head, an embedding model its pooling. Raises CheckpointError for
+        files that cannot be read.
         """
-        codec = TextCodec.load(folder)
+        codec, pooling = TextCodec.load(folder), pooling or Pooling()
+        if codec is not None and pooling.lower_case:
+            codec = codec.lower_cased()
+        names = names or ServedNames.of(str(folder))
+        first, *others = names.listed
         return cls(
             engine,
-            name or str(folder),
+            first,
             codec,
             read_stop_token_ids(folder, codec),
             task,
             head,
-            normalize,
+            pooling.normalize,
+            pooling.prompt,
+            tuple(others),
+            names.aliases,
         )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names under which the model is listed."""
+        return (self.name, *self.more_names)
 
     def check_task(self, task: ServedTask, path: str) -> None:
         """Raise RequestError naming the right endpoint unless the model has this task."""
@@ -89,10 +131,12 @@ class LoadedModel:
             )
 
     def check_name(self, requested: str | None) -> None:
-        """Raise RequestError 404 unless `requested` is the name or its last path component."""
-        if requested not in (None, self.name, Path(self.name).name):
+        """Raise RequestError 404 unless `requested` is absent, a name, or the last part of one."""
+        short = (Path(name).name for name in self.names)
+        if requested is not None and requested not in (*self.names, *self.aliases, *short):
+            listed = ", ".join(map(repr, self.names))
             raise RequestError(
-                f"the model {requested!r} is not served here; this server has {self.name!r}",
+                f"the model {requested!r} is not served here; this server has {listed}",
                 param="model",
                 status=404,
                 code="model_not_found",

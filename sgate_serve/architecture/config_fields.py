@@ -1,0 +1,350 @@
+"""The fields of transformers' config classes: the values that each accepts, and its default.
+
+A config.json means what transformers reads in it, so this table repeats the classes of transformers
+5.19; `tests/families/test_config_classes.py` compares it with the installed ones. It may refuse
+values that a class accepts, never the reverse.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sgate_serve.json_fields import (
+    FLAG,
+    MAX_SIZE,
+    OBJECT,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    TEXTS,
+    WHOLE,
+    Kind,
+    is_number,
+    is_whole,
+)
+
+# The deepest published models have a few hundred layers; a spec holds one shape for each.
+MAX_LAYERS = 10_000
+LAYERS = Kind(
+    f"a whole number from 1 to {MAX_LAYERS}",
+    lambda value: is_whole(value) and 1 <= value <= MAX_LAYERS,
+)
+# Some classes tell 30 from 30.0 and refuse the first.
+DECIMAL = Kind(
+    "a positive number with a decimal point",
+    lambda value: isinstance(value, float) and POSITIVE.accepts(value),
+)
+FRACTION = Kind(
+    "a number with a decimal point from 0.0 to 1.0",
+    lambda value: isinstance(value, float) and 0 <= value <= 1,
+)
+SHARE = Kind("a number above 0, at most 1", lambda value: POSITIVE.accepts(value) and value <= 1)
+RATE = Kind("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_SIZE
+
+
+INTEGER = Kind("a whole number, possibly negative", _is_integer)
+TOKEN_IDS = Kind(
+    "a token id or a list of token ids",
+    lambda value: _is_integer(value) or (isinstance(value, list) and all(map(_is_integer, value))),
+)
+TRUE = Kind("true", lambda value: value is True)
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+DTYPE = Kind(f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES)
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+PROBLEM = Kind(f"one of {', '.join(PROBLEMS)}", lambda value: value in PROBLEMS)
+LABEL_NAMES = Kind(
+    "an object of label names",
+    lambda value: isinstance(value, Mapping) and all(map(TEXT.accepts, value.values())),
+)
+LABEL_IDS = Kind(
+    "an object of label numbers",
+    lambda value: (
+        isinstance(value, Mapping)
+        and any(all(map(kind.accepts, value.values())) for kind in (INTEGER, TEXT))
+    ),
+)
+# The attention kernels that compute the same function and need no other package.
+KERNELS = ("eager", "sdpa")
+KERNEL = Kind(f"one of {', '.join(KERNELS)}", lambda value: value in KERNELS)
+# The remote code that a folder offers; it is never run.
+CLASS_NAMES = Kind(
+    "an object of class names",
+    lambda value: (
+        isinstance(value, dict)
+        and all(TEXT.accepts(names) or TEXTS.accepts(names) for names in value.values())
+    ),
+)
+# Those of transformers' ACT2FN without weights of their own.
+ACTIVATION_NAMES = frozenset(
+    {
+        *("gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python"),
+        *("gelu_python_tanh", "gelu_pytorch_tanh", "hardswish", "laplace", "leaky_relu", "linear"),
+        *("mish", "quick_gelu", "relu", "relu2", "relu6", "sigmoid", "silu", "sqrtsoftplus"),
+        *("swish", "tanh"),
+    }
+)
+ACTIVATION = Kind(
+    "the name of an activation without weights that transformers has",
+    lambda value: isinstance(value, str) and value in ACTIVATION_NAMES,
+)
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """One field of a config: its values, what its absence means, and whether it may be null."""
+
+    kind: Kind
+    default: Any = None
+    is_nullable: bool = False
+
+
+Fields = Mapping[str, ConfigField]
+
+
+def _nullable(kind: Kind, default: Any = None) -> ConfigField:
+    return ConfigField(kind, default, is_nullable=True)
+
+
+def _changed(fields: Fields, **defaults: Any) -> dict[str, ConfigField]:
+    """Return fields with other defaults."""
+    return {**fields, **{key: replace(fields[key], default=new) for key, new in defaults.items()}}
+
+
+_EVERY: Fields = {
+    "transformers_version": _nullable(TEXT),
+    "architectures": _nullable(TEXTS),
+    "output_hidden_states": _nullable(FLAG, False),
+    # The models of transformers use their own layers' outputs by name.
+    "return_dict": ConfigField(TRUE, True),
+    "dtype": _nullable(DTYPE),
+    "chunk_size_feed_forward": ConfigField(WHOLE, 0),
+    "is_encoder_decoder": ConfigField(FLAG, False),
+    "id2label": _nullable(LABEL_NAMES),
+    "label2id": _nullable(LABEL_IDS),
+    "problem_type": _nullable(PROBLEM),
+    "vocab_size": ConfigField(SIZE),
+    "initializer_range": ConfigField(FRACTION, 0.02),
+    "pad_token_id": _nullable(INTEGER),
+    "bos_token_id": _nullable(INTEGER),
+    "eos_token_id": _nullable(TOKEN_IDS),
+    "tie_word_embeddings": ConfigField(FLAG, False),
+}
+_DECODER: Fields = {
+    **_EVERY,
+    "hidden_size": ConfigField(SIZE, 4096),
+    "intermediate_size": ConfigField(WHOLE),
+    "num_hidden_layers": ConfigField(LAYERS, 32),
+    "num_attention_heads": ConfigField(WHOLE, 32),
+    "num_key_value_heads": ConfigField(WHOLE),
+    "hidden_act": ConfigField(ACTIVATION, "silu"),
+    "max_position_embeddings": ConfigField(SIZE),
+    "rms_norm_eps": ConfigField(DECIMAL, 1e-6),
+    "use_cache": ConfigField(FLAG, True),
+    "rope_parameters": _nullable(OBJECT),
+    "attention_dropout": ConfigField(RATE, 0.0),
+}
+_LLAMA: Fields = {
+    **_changed(
+        _DECODER,
+        vocab_size=32000,
+        intermediate_size=11008,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "num_key_value_heads": _nullable(WHOLE),
+    "head_dim": _nullable(WHOLE),
+    "attention_bias": ConfigField(FLAG, False),
+    "mlp_bias": ConfigField(FLAG, False),
+    "attention_dropout": _nullable(RATE, 0.0),
+    "pretraining_tp": _nullable(INTEGER, 1),
+}
+_MISTRAL: Fields = {
+    **_changed(
+        _DECODER,
+        vocab_size=32000,
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "head_dim": _nullable(WHOLE),
+    "sliding_window": _nullable(SIZE, 4096),
+}
+_QWEN2: Fields = {
+    **_changed(_DECODER, vocab_size=151936, intermediate_size=22016, max_position_embeddings=32768),
+    "num_key_value_heads": _nullable(WHOLE, 32),
+    "use_sliding_window": ConfigField(FLAG, False),
+    "sliding_window": _nullable(SIZE, 4096),
+    "max_window_layers": ConfigField(WHOLE, 28),
+    "layer_types": _nullable(TEXTS),
+}
+_QWEN3: Fields = {
+    **_QWEN2,
+    "head_dim": ConfigField(WHOLE, 128),
+    "attention_bias": ConfigField(FLAG, False),
+}
+_PHI3: Fields = {
+    **_changed(
+        _DECODER,
+        vocab_size=32064,
+        hidden_size=3072,
+        intermediate_size=8192,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        pad_token_id=32000,
+        bos_token_id=1,
+        eos_token_id=32000,
+    ),
+    "num_key_value_heads": _nullable(WHOLE),
+    "resid_pdrop": ConfigField(RATE, 0.0),
+    "embd_pdrop": ConfigField(RATE, 0.0),
+    "original_max_position_embeddings": ConfigField(SIZE, 4096),
+    "sliding_window": _nullable(SIZE),
+}
+_GEMMA2: Fields = {
+    **{
+        key: field
+        for key, field in _changed(
+            _DECODER,
+            vocab_size=256000,
+            hidden_size=2304,
+            intermediate_size=9216,
+            num_hidden_layers=26,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=8192,
+            pad_token_id=0,
+            bos_token_id=2,
+            eos_token_id=1,
+            tie_word_embeddings=True,
+        ).items()
+        if key != "hidden_act"
+    },
+    "head_dim": ConfigField(WHOLE, 256),
+    "hidden_activation": ConfigField(ACTIVATION, "gelu_pytorch_tanh"),
+    "attention_bias": ConfigField(FLAG, False),
+    "attention_dropout": _nullable(RATE, 0.0),
+    "query_pre_attn_scalar": ConfigField(SIZE, 256),
+    "sliding_window": _nullable(SIZE, 4096),
+    "layer_types": _nullable(TEXTS),
+    "final_logit_softcapping": _nullable(DECIMAL, 30.0),
+    "attn_logit_softcapping": _nullable(DECIMAL, 50.0),
+    "use_bidirectional_attention": _nullable(FLAG),
+}
+_GEMMA3: Fields = _changed(
+    _GEMMA2,
+    vocab_size=262_208,
+    max_position_embeddings=131_072,
+    final_logit_softcapping=None,
+    attn_logit_softcapping=None,
+    use_bidirectional_attention=False,
+)
+_GPT2: Fields = {
+    **_changed(
+        _EVERY, vocab_size=50257, bos_token_id=50256, eos_token_id=50256, tie_word_embeddings=True
+    ),
+    "n_positions": ConfigField(SIZE, 1024),
+    "n_embd": ConfigField(SIZE, 768),
+    "n_layer": ConfigField(LAYERS, 12),
+    "n_head": ConfigField(WHOLE, 12),
+    "n_inner": _nullable(WHOLE),
+    "activation_function": ConfigField(ACTIVATION, "gelu_new"),
+    "resid_pdrop": ConfigField(RATE, 0.1),
+    "embd_pdrop": ConfigField(RATE, 0.1),
+    "attn_pdrop": ConfigField(RATE, 0.1),
+    "layer_norm_epsilon": ConfigField(DECIMAL, 1e-5),
+    "summary_type": ConfigField(TEXT, "cls_index"),
+    "summary_use_proj": ConfigField(FLAG, True),
+    "summary_activation": _nullable(TEXT),
+    "summary_proj_to_labels": ConfigField(FLAG, True),
+    "summary_first_dropout": ConfigField(RATE, 0.1),
+    "scale_attn_weights": ConfigField(FLAG, True),
+    "use_cache": ConfigField(FLAG, True),
+    "scale_attn_by_inverse_layer_idx": ConfigField(FLAG, False),
+    "reorder_and_upcast_attn": ConfigField(FLAG, False),
+    "add_cross_attention": ConfigField(FLAG, False),
+}
+_BERT: Fields = {
+    **_changed(_EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
+    "hidden_size": ConfigField(SIZE, 768),
+    "num_hidden_layers": ConfigField(LAYERS, 12),
+    "num_attention_heads": ConfigField(WHOLE, 12),
+    "intermediate_size": ConfigField(WHOLE, 3072),
+    "hidden_act": ConfigField(ACTIVATION, "gelu"),
+    "hidden_dropout_prob": ConfigField(RATE, 0.1),
+    "attention_probs_dropout_prob": ConfigField(RATE, 0.1),
+    "max_position_embeddings": ConfigField(SIZE, 512),
+    "type_vocab_size": ConfigField(SIZE, 2),
+    "layer_norm_eps": ConfigField(DECIMAL, 1e-12),
+    "use_cache": ConfigField(FLAG, True),
+    "classifier_dropout": _nullable(RATE),
+    "is_decoder": ConfigField(FLAG, False),
+    "add_cross_attention": ConfigField(FLAG, False),
+}
+_ROBERTA: Fields = _changed(_BERT, vocab_size=50265, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+_DISTILBERT: Fields = {
+    **_changed(_EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
+    "max_position_embeddings": ConfigField(SIZE, 512),
+    "sinusoidal_pos_embds": ConfigField(FLAG, False),
+    "n_layers": ConfigField(LAYERS, 6),
+    "n_heads": ConfigField(WHOLE, 12),
+    "dim": ConfigField(SIZE, 768),
+    "hidden_dim": ConfigField(WHOLE, 3072),
+    "dropout": ConfigField(RATE, 0.1),
+    "attention_dropout": ConfigField(RATE, 0.1),
+    "activation": ConfigField(ACTIVATION, "gelu"),
+    "qa_dropout": ConfigField(RATE, 0.1),
+    "seq_classif_dropout": ConfigField(RATE, 0.2),
+}
+
+CONFIG_CLASSES: Mapping[str, Fields] = {
+    "LlamaConfig": _LLAMA,
+    "MistralConfig": _MISTRAL,
+    "Qwen2Config": _QWEN2,
+    "Qwen3Config": _QWEN3,
+    "Phi3Config": _PHI3,
+    "Gemma2Config": _GEMMA2,
+    "Gemma3TextConfig": _GEMMA3,
+    "GPT2Config": _GPT2,
+    "BertConfig": _BERT,
+    "RobertaConfig": _ROBERTA,
+    "DistilBertConfig": _DISTILBERT,
+}
+
+# Keys that are no field of a class and that its code takes all the same.
+_EVERYWHERE: Fields = {
+    "num_labels": ConfigField(SIZE),
+    "torch_dtype": _nullable(DTYPE),
+    "output_attentions": ConfigField(FLAG, False),
+    "auto_map": ConfigField(CLASS_NAMES),
+    "attn_implementation": _nullable(KERNEL),
+    "_attn_implementation": _nullable(KERNEL),
+}
+_ROTARY: Fields = {
+    **_EVERYWHERE,
+    "rope_theta": _nullable(POSITIVE, 10_000.0),
+    "rope_scaling": _nullable(OBJECT),
+    "partial_rotary_factor": _nullable(SHARE),
+    "original_max_position_embeddings": _nullable(SIZE),
+}
+EXTRA_KEYS: Mapping[str, Fields] = {
+    **dict.fromkeys(CONFIG_CLASSES, _EVERYWHERE),
+    **dict.fromkeys(("LlamaConfig", "MistralConfig", "Qwen3Config", "Gemma2Config"), _ROTARY),
+    "Qwen2Config": {**_ROTARY, "head_dim": ConfigField(WHOLE)},
+    "Phi3Config": {
+        **{key: field for key, field in _ROTARY.items() if key not in _PHI3},
+        "partial_rotary_factor": ConfigField(SHARE, 1.0),
+        "head_dim": ConfigField(WHOLE),
+    },
+    "Gemma3TextConfig": {
+        **_changed(_ROTARY, rope_theta=1_000_000.0),
+        "rope_local_base_freq": _nullable(POSITIVE, 10_000.0),
+        "sliding_window_pattern": ConfigField(SIZE, 6),
+    },
+}

@@ -1,0 +1,89 @@
+"""Fits a config to the stored tensors where transformers does: tied heads, poolers, unused tensors.
+
+The config says what a model's class builds, the files what was saved. Where both are right and
+differ, the rules here are those of transformers 5.19 (`PreTrainedModel.tie_weights`,
+`_load_pretrained_model`); a test compares the two.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sgate_serve.architecture.family import BASE
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.tensor_files import TensorInfo
+
+TIED_KEY = "tie_word_embeddings"
+# Values compared at a time: both tensors are mapped, and most differ early.
+COMPARED = 2**22
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A spec and a config that describe the tensors; `notes` say in words what was decided."""
+
+    config: Mapping[str, Any]
+    spec: ModelSpec
+    tensors: Mapping[str, TensorInfo]
+    notes: tuple[str, ...] = ()
+
+
+def fit(config: Mapping[str, Any], spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> Fitted:
+    """Apply every rule; no tensor is read but a tied head that is stored next to its embedding."""
+    fitted = _fit_head(Fitted(config, spec, tensors)) if spec.tied_head else None
+    return _fit_pooler(fitted or Fitted(config, spec, tensors))
+
+
+def is_unused(name: str, spec: ModelSpec) -> bool:
+    """Say whether a tensor is outside the stack and is not on top of it for this task.
+
+    transformers warns of such tensors and leaves them out: heads of other tasks, a value head.
+    """
+    family = spec.family
+    on_top = {name for head in family.tasks.values() for name in head.tensors}
+    return name in on_top or not name.startswith(f"{family.prefix}.")
+
+
+def _fit_head(fitted: Fitted) -> Fitted:
+    """Untie a head that has other values than the embedding; use it as the embedding if alone."""
+    spec, tensors = fitted.spec, fitted.tensors
+    head_name, table_name = f"{spec.family.head}.weight", f"{spec.family.embedding}.weight"
+    head, table = tensors.get(head_name), tensors.get(table_name)
+    if head is None:
+        return fitted
+    if table is None:
+        others = {name: info for name, info in tensors.items() if name != head_name}
+        return replace(fitted, tensors={table_name: head, **others})
+    if have_same_values(head, table):
+        return fitted
+    note = (
+        f"{head_name} has other values than the embedding, so it is not tied, though config.json "
+        f"says {TIED_KEY}: that is how transformers loads it"
+    )
+    return Fitted(
+        {**fitted.config, TIED_KEY: False}, replace(spec, tied_head=False), tensors, (note,)
+    )
+
+
+def _fit_pooler(fitted: Fitted) -> Fitted:
+    spec, names = fitted.spec, fitted.spec.head.tensors
+    if spec.task != BASE or not names or any(name in fitted.tensors for name in names):
+        return fitted
+    note = "no pooler is stored: only the states of tokens are the model's"
+    return replace(fitted, spec=replace(spec, lacks_pooler=True), notes=(*fitted.notes, note))
+
+
+def have_same_values(one: TensorInfo, other: TensorInfo) -> bool:
+    """Compare two tensors as `torch.equal` does, in a type that rounds neither."""
+    if one.shape != other.shape:
+        return False
+    left, right = one.read().reshape(-1), other.read().reshape(-1)
+    for start in range(0, left.size, COMPARED):
+        a, b = left[start : start + COMPARED], right[start : start + COMPARED]
+        if a.dtype == b.dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8)):
+            continue
+        if not np.array_equal(a.astype(np.float64), b.astype(np.float64)):
+            return False
+    return True

@@ -1,0 +1,41 @@
+"""A request that a slot engine runs: its tokens so far, and how many of them are cached."""
+
+from dataclasses import dataclass, field
+
+from sgate_serve.engines.contract import Request, TokenLogprobs
+from sgate_serve.engines.sampling import Sampler
+
+
+@dataclass
+class Sequence:
+    """A request with its tokens so far, prompt first, and the number of them in the KV cache."""
+
+    request: Request
+    sampler: Sampler
+    tokens: list[int]
+    slot: int = -1
+    num_cached: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: Request) -> "Sequence":
+        sampler = Sampler.start(request.sampling, request.prompt)
+        return cls(request, sampler, list(request.prompt))
+
+    @property
+    def num_left(self) -> int:
+        """The number of tokens that are not in the KV cache yet."""
+        return len(self.tokens) - self.num_cached
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.num_generated > 0 and self.num_left == 1
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether the next tokens are of a prompt whose log-probabilities are still to be sent."""
+        return self.request.sampling.prompt_logprobs is not None and not self.num_generated

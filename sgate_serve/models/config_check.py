@@ -1,0 +1,196 @@
+"""The second opinion on a config.json: what transformers' own classes make of it.
+
+A `ModelSpec` is read without transformers. Here its constants are compared with those of the config
+and the model that the Auto classes build from the same folder, on the meta device, so that no
+weight is read. A difference, or a config that transformers refuses, is an error.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.utils import logging as transformers_logging
+
+from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION, SLIDING_ATTENTION
+from sgate_serve.architecture.rope import LONGROPE, OLD_TYPE, PARTIAL, Rope
+from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.checkpoint.int8 import CONFIG_KEY
+from sgate_serve.errors import CheckpointError
+from sgate_serve.json_fields import read_json
+from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.refusals import refusals_named
+
+ACTIVATIONS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activation")
+EPSILONS = ("variance_epsilon", "eps")
+HEAD_WIDTHS = ("head_dim", "attention_head_size")
+# Neither side rotates by a fixed number of dimensions.
+PROPORTIONAL = "proportional"
+# One constant: the name of its field, our value, and transformers'.
+Pair = tuple[str, Any, Any]
+
+
+def check_reading(folder: Path, source: Path | None = None) -> None:
+    """Compare what `ModelSpec` and transformers' Auto classes read in the folder's config.json.
+
+    Whether stored weights untie a head is not asked here. Raises CheckpointError naming the file
+    (`source`, if it will have another place), the field and both values, or transformers' own
+    reason for refusing the config.
+    """
+    source = source or folder / "config.json"
+    spec = ModelSpec.from_config(read_json(folder / "config.json"), str(source))
+    with refusals_named(source), _quiet():
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        if hasattr(config, CONFIG_KEY):
+            # Only weights are quantized: the classes and constants are those of the float model.
+            del config.quantization_config
+        if spec.task == CAUSAL_LM and not spec.tied_head:
+            # The stored tensors decide in the end: transformers unties a head that has its own.
+            config.tie_word_embeddings = False
+        with torch.device("meta"):
+            model: PreTrainedModel = AUTO_CLASSES[spec.task].from_config(config)
+        pairs = list(_pairs(spec, model))
+    for field, ours, theirs in pairs:
+        if not _is_equal(ours, theirs):
+            raise CheckpointError(
+                f"{source}: {field} is {ours} as sgate reads it and {theirs} as transformers "
+                f"{transformers.__version__} does; write it in config.json as transformers reads it"
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' remarks on a config: what matters here is an error."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _is_equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, int | float):
+        return math.isclose(ours, theirs, rel_tol=1e-12)
+    return bool(ours == theirs)
+
+
+def _pairs(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    """Yield every constant that both sides derive."""
+    config = model.config
+    name = type(model).__name__.removeprefix(SGATE_CLASS_PREFIX)
+    yield "the model class", spec.head.model_class, name
+    yield from _sizes(spec, model)
+    yield from _forward_constants(spec, model)
+    if spec.family.is_rotary:
+        yield from _ropes(spec, model)
+    for index, window in enumerate(spec.windows):
+        yield f"the window of layer {index}", window, _window(config, index)
+
+
+def _sizes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    config, keys = model.config, spec.family.keys
+    yield "num_hidden_layers", len(spec.layers), config.num_hidden_layers
+    key = "max_position_embeddings"
+    yield keys.get(key, key), spec.num_positions, config.max_position_embeddings
+    if spec.task == CLASSIFICATION:
+        yield "num_labels", spec.num_labels, config.num_labels
+    if spec.task == CAUSAL_LM:
+        yield "tie_word_embeddings", spec.tied_head, bool(config.tie_word_embeddings)
+    prefix = "" if model.base_model is not model else f"{spec.family.prefix}."
+    theirs = {f"{prefix}{name}": tuple(p.shape) for name, p in model.named_parameters()}
+    if spec.lacks_pooler:
+        # What is not stored transformers fills at random, and nothing here reads it.
+        theirs = {name: shape for name, shape in theirs.items() if name not in _pooler(spec)}
+    ours = {
+        name: shape
+        for name, shape in spec.tensor_shapes().items()
+        if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}"))
+    }
+    for name in sorted({*ours, *theirs}):
+        yield f"the shape of {name}", ours.get(name), theirs.get(name)
+
+
+def _pooler(spec: ModelSpec) -> Collection[str]:
+    return spec.family.tasks[spec.task].tensors.keys()
+
+
+def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    config, keys = model.config, spec.family.keys
+    for layer_name, module in model.named_modules():
+        for eps in (getattr(module, name) for name in EPSILONS if hasattr(module, name)):
+            yield f"{keys.get('norm_eps', 'eps')} of {layer_name}", spec.norm_eps, float(eps)
+    expected = repr(ACT2FN[spec.activation])
+    for index, layer in enumerate(spec.layers):
+        for name, module in _layer(spec, model, index).named_modules():
+            if name.rpartition(".")[2] in ACTIVATIONS:
+                key = keys.get("hidden_act", "hidden_act")
+                yield f"{key} of layer {index}", expected, repr(module)
+            if layer.num_heads and hasattr(module, "scaling"):
+                where = f"of layer {index}"
+                yield f"the scale {where}", spec.attention_scales[index], float(module.scaling)
+                width = next(getattr(module, key) for key in HEAD_WIDTHS if hasattr(module, key))
+                yield f"head_dim {where}", layer.head_dim, width
+    for key, cap in (
+        ("attn_logit_softcapping", spec.attention_softcap),
+        ("final_logit_softcapping", spec.logit_softcap),
+    ):
+        yield key, cap, getattr(config, key) if key in config.__dataclass_fields__ else None
+    embedding = model.get_input_embeddings()
+    scale = getattr(embedding, "scalar_embed_scale", None)
+    yield "the scale of embeddings", spec.embedding_scale, None if scale is None else float(scale)
+    if spec.family.has_padded_positions:
+        padding = model.base_model.embeddings.padding_idx
+        yield "the first position", spec.first_position, padding + 1
+    if not spec.is_encoder:
+        yield "is_causal", True, bool(getattr(config, "is_causal", True))
+
+
+def _layer(spec: ModelSpec, model: PreTrainedModel, index: int) -> torch.nn.Module:
+    name = spec.family.layer_name(index).removeprefix(f"{spec.family.prefix}.")
+    layer: torch.nn.Module = model.base_model.get_submodule(name)
+    return layer
+
+
+def _window(config: PreTrainedConfig, index: int) -> int | None:
+    """Return the window that a layer's mask has in transformers, as its model class builds it."""
+    known = config.__dataclass_fields__
+    if "sliding_window" not in known:
+        return None
+    if "layer_types" in known and config.layer_types[index] != SLIDING_ATTENTION:
+        return None
+    window: int | None = config.sliding_window
+    return window
+
+
+def _ropes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    config = model.config
+    # Built once more, because the tables of the model above have no values.
+    rotary = type(model.base_model.rotary_emb)(config)
+    for index, rope in enumerate(spec.ropes):
+        assert rope is not None, "a rotary family"
+        settings, prefix = config.rope_parameters, ""
+        if spec.family.has_rope_by_type:
+            layer_type = config.layer_types[index]
+            settings, prefix = settings[layer_type], f"{layer_type}_"
+        ours, theirs = _settings(rope), _settings(Rope(settings))
+        for key in sorted({*ours, *theirs}):
+            yield f"{key} of layer {index}", ours.get(key), theirs.get(key)
+        if rope.rope_type != PROPORTIONAL:
+            pairs = -(-spec.rotary_dims(index) // 2)
+            yield f"rotary pairs of layer {index}", pairs, len(getattr(rotary, f"{prefix}inv_freq"))
+
+
+def _settings(rope: Rope) -> dict[str, Any]:
+    """Return the settings that count: without old names, and with a whole head spelled out."""
+    derived = {"factor"} if rope.rope_type == LONGROPE else set()
+    settings = {k: v for k, v in rope.settings.items() if k != OLD_TYPE and k not in derived}
+    return {PARTIAL: 1.0, **settings}

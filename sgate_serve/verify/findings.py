@@ -1,0 +1,58 @@
+"""What a verification has found: the differences, causes first, and what it did not look at."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sgate_serve.engines.table import ONNX
+from sgate_serve.loaders.graph_cache import graph_precision, has_onnx
+from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
+from sgate_serve.onnx_format.precision import FP32
+from sgate_serve.verify.outputs import Comparable, Outputs
+from sgate_serve.verify.prompts import PromptSet, has_padding, reads_padding, unreached
+from sgate_serve.verify.reading import Reading
+from sgate_serve.verify.stored_parts import StoredParts
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found before any output: `no_plan` says why stored parts were not compared."""
+
+    pair: Comparable
+    no_plan: str | None
+    prompts: PromptSet
+    parts: StoredParts | None
+    reading: Reading
+
+    @property
+    def causes(self) -> list[str]:
+        """Differences that explain other outputs."""
+        found = [self.reading.difference]
+        found += [] if self.parts is None else [self.parts.tensor, self.parts.config]
+        return [difference for difference in found if difference is not None]
+
+    def differences(self, outputs: Outputs) -> list[str]:
+        """Return all differences: causes, then outputs, then what outputs do not show."""
+        file = None if self.parts is None else self.parts.file
+        excess = None if outputs.quantization is None else outputs.quantization.excess
+        others = [each for each in (file, self.no_plan, excess) if each is not None]
+        return [*self.causes, *outputs.differences, *others]
+
+    def not_checked(self, outputs: Outputs) -> Iterator[str]:
+        """Yield what the verdict does not cover."""
+        out, engine = self.pair.out, self.prompts.engine
+        if self.no_plan is not None:
+            yield "stored tensors, config.json, tokenizer and settings files: there is no plan"
+        if self.reading.not_compared is not None:
+            yield self.reading.not_compared
+        yield from unreached(out.spec, self.prompts.all)
+        if has_padding(out) and not reads_padding(out, engine):
+            yield f"padding ids inside texts, which {engine} does not treat as transformers does"
+        if outputs.batch_diff is None:
+            yield "several texts in one batch"
+        yield f"outputs on other engines than {engine}"
+        if engine != ONNX and has_onnx(out) and graph_precision(out).name != FP32:
+            yield f"the cost of rounding in {ONNX_DIR}/{GRAPH_FILE} (--engine {ONNX})"
+        if outputs.quantization is not None and self.prompts.data is None:
+            yield "the cost of rounding on real text (--data FILE)"
+        if self.parts is not None and self.parts.other_files:
+            yield f"files that no conversion writes: {', '.join(self.parts.other_files)}"

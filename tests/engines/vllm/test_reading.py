@@ -1,0 +1,63 @@
+"""vLLM reads a stock folder as transformers does, or is kept from reading it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sgate_serve.engines.vllm.reading import config_overrides
+from sgate_serve.errors import EngineError
+from sgate_serve.server.server_options import ServerOptions
+from tests.engines.drive import prompt
+from tests.engines.vllm.start import vllm_engine
+from tests.families.zoo import ZOO, build
+
+pytestmark = pytest.mark.vllm
+
+UNTIED = {"tie_word_embeddings": False}
+
+
+@pytest.fixture
+def own_head(tmp_path: Path) -> Path:
+    """A folder whose config ties the head that it stores with values of its own."""
+    # A width of heads that vLLM's own Llama computes on a CPU.
+    build(ZOO["llama"][0], seed=0, head_dim=32).save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "config.json"
+    config = json.loads(path.read_text()) | {"tie_word_embeddings": True}
+    path.write_text(json.dumps(config))
+    return tmp_path / "base"
+
+
+def test_a_head_of_its_own_is_not_tied(own_head: Path) -> None:
+    from sgate_serve.engines.vllm.server import command_line
+
+    tokens = np.array(prompt(12))
+    reference = AutoModelForCausalLM.from_pretrained(own_head, dtype=torch.float32)
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(tokens)[None]).logits[0].log_softmax(-1)
+    with vllm_engine(own_head) as engine:
+        found = torch.from_numpy(engine.logits(tokens)).log_softmax(-1)
+    torch.testing.assert_close(found[1:], expected[1:], atol=1e-4, rtol=1e-4)
+    words = command_line(own_head, ServerOptions(), "base", [])
+    assert json.loads(words[words.index("--hf-overrides") + 1]) == UNTIED
+    with pytest.raises(EngineError, match=r"would replace .*false.* need; write that into its con"):
+        config_overrides(own_head, ["--hf-overrides={}"])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "model.fp16.safetensors"])
+def test_weights_that_transformers_does_not_load_are_refused(own_head: Path, name: str) -> None:
+    weights = own_head / "model.safetensors"
+    assert config_overrides(own_head, []) == UNTIED
+    if name.endswith(".json"):
+        shards = dict.fromkeys(load_file(weights), weights.name)
+        (own_head / name).write_text(json.dumps({"weight_map": shards}))
+    else:
+        save_file(load_file(weights), own_head / name, metadata={"format": "pt"})
+    with pytest.raises(
+        EngineError, match=rf"vLLM would read .*{name}, which .* move it to another"
+    ):
+        config_overrides(own_head, [])

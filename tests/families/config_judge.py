@@ -1,0 +1,144 @@
+"""transformers as the judge of a config: the outputs of its model, and those of our graph.
+
+Both have the same weights: every tensor's values follow from its name and shape. Our side reads the
+config by itself, writes the ONNX graph and runs it; graphs are kept by the spec they express.
+"""
+
+import json
+import zlib
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from transformers import AutoConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
+from sgate_serve.loaders.logits import load_onnx
+from sgate_serve.models import AUTO_CLASSES
+
+Outputs = NDArray[np.float32]
+Config = dict[str, Any]
+VOCABULARY = 31
+# Longer than every window here.
+TOKENS = np.array([5, 9, 3, 17, 8, 30, 9, 11, 2, 26, 14, 7, 12])
+
+SIZES: Config = {
+    "vocab_size": VOCABULARY,
+    "pad_token_id": 1,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "num_labels": 3,
+}
+DECODER: Config = SIZES | {
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 100.0,
+}
+GROUPED: Config = DECODER | {"head_dim": 16}
+WINDOW = 4
+GEMMA: Config = GROUPED | {"sliding_window": WINDOW, "query_pre_attn_scalar": 10}
+ENCODER: Config = {
+    k: v for k, v in DECODER.items() if k not in ("num_key_value_heads", "rope_theta")
+}
+BASES: dict[str, Config] = {
+    "llama": GROUPED,
+    "mistral": GROUPED | {"sliding_window": WINDOW},
+    "qwen2": DECODER
+    | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": GROUPED
+    | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "phi3": DECODER | {"sliding_window": WINDOW},
+    "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
+    "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
+    "gpt2": SIZES | {"n_embd": 32, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "bert": ENCODER,
+    "roberta": ENCODER,
+    "distilbert": SIZES
+    | {"dim": 32, "hidden_dim": 24, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
+}
+
+
+def config_of(family: str, task: str | None = None, **changes: Any) -> Config:
+    """Return a small config.json of a family, with some fields changed."""
+    fields = {"model_type": family, **BASES[family]}
+    if task is not None:
+        fields["architectures"] = [FAMILIES[family].tasks[task].model_class]
+    if "id2label" in changes:
+        del fields["num_labels"]
+    return fields | changes
+
+
+def theirs(config: Config, task: str, folder: Path) -> Outputs:
+    """Return the outputs of the model that transformers builds; raise whatever it raises."""
+    write_config(config, folder)
+    loaded = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if getattr(loaded, "attn_logit_softcapping", None):
+        loaded._attn_implementation = "eager"
+    with no_init_weights():
+        model: PreTrainedModel = AUTO_CLASSES[task].from_config(loaded, dtype=torch.float32)
+    model.tie_weights()
+    fill(model.eval())
+    with torch.no_grad():
+        output = model(torch.from_numpy(TOKENS)[None])
+    if "logits" in output:
+        return np.asarray(output.logits.reshape(-1, output.logits.shape[-1]).numpy())
+    return np.asarray(output.last_hidden_state[0].numpy())
+
+
+def fill(model: PreTrainedModel) -> None:
+    """Set every parameter to the values of its name, as a model with a head calls it."""
+    prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = weight(f"{prefix}{name}", tuple(parameter.shape))
+            parameter.copy_(torch.from_numpy(values))
+
+
+@cache
+def weight(name: str, shape: tuple[int, ...]) -> Outputs:
+    """Return random values: norms around 1 (or 0, for Gemma, which is as good), matrices wider."""
+    rng = np.random.default_rng(zlib.crc32(f"{name}{shape}".encode()))
+    if len(shape) == 1:
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
+    return rng.normal(0, 0.2, shape).astype(np.float32)
+
+
+class OurReading:
+    """Our outputs for configs; every spec is computed once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.known: dict[str, Outputs] = {}
+
+    def __call__(self, config: Config) -> Outputs:
+        """Return the outputs of our graph; raise SgateError if we refuse the config."""
+        spec = ModelSpec.from_config(config, "config.json")
+        padding = config.get("pad_token_id") if spec.task == "classification" else None
+        key = repr((replace(spec, family=FAMILIES["llama"]), spec.family.name, padding))
+        if key not in self.known:
+            folder = self.root / f"graph-{len(self.known)}"
+            write_config(config, folder)
+            tensors = {name: weight(name, shape) for name, shape in spec.tensor_shapes().items()}
+            save_file(tensors, folder / SINGLE_FILE)
+            engine = load_onnx(Checkpoint.open(folder))
+            self.known[key] = engine.logits(TOKENS)
+            engine.close()
+        return self.known[key]
+
+
+def write_config(config: Config, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))

@@ -1,0 +1,258 @@
+"""Every field of every family's config, unusual once and left out once, against transformers.
+
+Each is followed, refused by name, or without effect; the judge is transformers' own model.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sgate_serve.architecture.config_fields import CONFIG_CLASSES
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.errors import CheckpointError
+from sgate_serve.models.config_check import check_reading
+from tests.families.config_judge import (
+    BASES,
+    Config,
+    OurReading,
+    Outputs,
+    config_of,
+    theirs,
+    write_config,
+)
+from tests.families.config_values import (
+    FOLLOWED,
+    LINEAR,
+    LONGROPE,
+    REFUSED,
+    UNUSUAL,
+    WITHOUT_EFFECT,
+    followed_in,
+    refused_in,
+    unusual,
+)
+
+Judge = Callable[[Config], Outputs]
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+OWN_FIELDS = [(name, key) for name, family in FAMILIES.items() for key in family.fields]
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    return OurReading(tmp_path_factory.mktemp("graphs"))
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    """The outputs of transformers' model for a config, computed once for each config."""
+    folder, known = tmp_path_factory.mktemp("theirs"), dict[str, Outputs]()
+
+    def judge(config: Config) -> Outputs:
+        key = json.dumps(config, sort_keys=True)
+        if key not in known:
+            known[key] = theirs(config, task_of(config), folder)
+        return known[key]
+
+    return judge
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graph_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SGATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def task_of(config: Config) -> str:
+    return ModelSpec.from_config(config, "config.json").task
+
+
+def agree(found: Outputs, wanted: Outputs) -> bool:
+    scale = float(np.abs(wanted).max())
+    return found.shape == wanted.shape and float(np.abs(found - wanted).max()) < 2e-5 * scale
+
+
+def check_agree(found: Outputs, wanted: Outputs) -> None:
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=2e-5 * float(np.abs(wanted).max()), rtol=0)
+
+
+def changed(family: str, key: str) -> Config:
+    if key == "architectures":
+        entry = FAMILIES[family]
+        return config_of(family, architectures=[entry.tasks[entry.default_task].model_class])
+    return config_of(family, **{key: unusual(family, key)})
+
+
+def test_every_field_has_an_unusual_value() -> None:
+    assert not {key for _, key in OWN_FIELDS} - set(UNUSUAL)
+    assert len(UNUSUAL) == len(FOLLOWED) + len(REFUSED) + len(WITHOUT_EFFECT)
+    used = [followed_in(name) for name in FAMILIES] + [refused_in(name) for name in FAMILIES]
+    assert set().union(*used, {"num_labels", "id2label"}) == {*FOLLOWED, *REFUSED}
+
+
+@pytest.mark.parametrize(("family", "key"), OWN_FIELDS)
+def test_an_unusual_value_is_followed_refused_or_without_effect(
+    family: str, key: str, ours: Judge, expected: Judge
+) -> None:
+    config = changed(family, key)
+    if key in refused_in(family):
+        with pytest.raises(CheckpointError, match=f"config.json: .*{key}"):
+            ours(config)
+        return
+    plain, found = expected(config_of(family)), expected(config)
+    check_agree(ours(config), found)
+    assert agree(found, plain) != (key in followed_in(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fields_of_other_families_are_ignored_as_in_transformers(
+    family: str, ours: Judge, expected: Judge
+) -> None:
+    plain = expected(config_of(family))
+    for key in sorted(set(UNUSUAL) - set(FAMILIES[family].fields)):
+        config = changed(family, key)
+        if key in refused_in(family):
+            with pytest.raises(CheckpointError, match=f"config.json: .*{key}"):
+                ours(config)
+            continue
+        check_agree(ours(config), plain)
+        assert agree(expected(config), plain), key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("labels", [{}, {"num_labels": 4}, {"id2label": {"1": "yes", "0": "no"}}])
+def test_labels_are_counted_as_in_transformers(
+    family: str, labels: Config, ours: Judge, expected: Judge
+) -> None:
+    config = config_of(family, CLASSIFICATION)
+    config = {key: value for key, value in config.items() if key != "num_labels"} | labels
+    found = expected(config)
+    assert found.shape == (1, labels.get("num_labels", 2))
+    check_agree(ours(config), found)
+
+
+@pytest.mark.parametrize(("family", "key"), OWN_FIELDS)
+def test_a_field_left_out_has_the_default_of_its_class(
+    family: str, key: str, tmp_path: Path
+) -> None:
+    entry = FAMILIES[family]
+    full = {name: field.default for name, field in CONFIG_CLASSES[entry.config_class].items()}
+    config = {**full, "model_type": family, **BASES[family]}
+    # A width that every class's default number of heads divides.
+    own = {name: entry.keys.get(name, name) for name in ("hidden_size", "num_attention_heads")}
+    if key in (own["num_attention_heads"], "num_key_value_heads"):
+        config |= {own["hidden_size"]: 384, own["num_attention_heads"]: 32}
+    config = {name: value for name, value in config.items() if name != key}
+    if key == "pad_token_id" and family == "phi3":
+        with pytest.raises(CheckpointError, match="pad_token_id 32000, the default of its class,"):
+            ModelSpec.from_config(config, "config.json")
+        config["vocab_size"] = 32064
+    write_config(config, tmp_path)
+    check_reading(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_config_of_nothing_but_its_family_is_that_of_the_class(
+    family: str, tmp_path: Path
+) -> None:
+    write_config({"model_type": family}, tmp_path)
+    check_reading(tmp_path)
+
+
+# Spellings that meet in one config; the old one wins where transformers lets it.
+MEETING: list[tuple[str, Config]] = [
+    ("llama", {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 3.0}}),
+    ("llama", {"rope_scaling": {"type": "default", **LINEAR}}),
+    ("llama", {"rope_scaling": {}, "rope_parameters": LINEAR}),
+    ("llama", {"rope_scaling": LLAMA3, "original_max_position_embeddings": 8}),
+    ("llama", {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8}}),
+    ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}),
+    ("llama", {"sliding_window": 3, "layer_types": ["full_attention"] * 2}),
+    ("mistral", {"sliding_window": None}),
+    ("qwen2", {"layer_types": None, "max_window_layers": 2}),
+    ("qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 2}),
+    ("qwen3", {"rope_theta": 3.0, "rope_parameters": {"rope_theta": 50.0}}),
+    ("phi3", {"rope_scaling": {**LONGROPE, "type": "longrope", "factor": 3.0}}),
+    ("phi3", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 16}),
+    ("phi3", {"rope_scaling": {**LONGROPE, "rope_type": "yarn"}}),
+    (
+        "phi3",
+        {
+            "rope_scaling": {**LONGROPE, "rope_type": "su", "original_max_position_embeddings": 8},
+            "original_max_position_embeddings": 16,
+        },
+    ),
+    ("gemma2", {"sliding_window_pattern": 1, "attn_logit_softcapping": None}),
+    ("gemma3_text", {"rope_scaling": {"type": "linear", "factor": 3.0}}),
+    ("gemma3_text", {"rope_scaling": LINEAR, "rope_parameters": {"full_attention": LLAMA3}}),
+    ("gemma3_text", {"rope_parameters": {**LINEAR, "rope_theta": 3.0}}),
+    ("gemma3_text", {"rope_parameters": {"sliding_attention": LINEAR, "full_attention": None}}),
+    ("gemma3_text", {"original_max_position_embeddings": 8, "rope_scaling": LLAMA3}),
+    ("gpt2", {"n_inner": None, "scale_attn_by_inverse_layer_idx": True, "hidden_size": 32}),
+    ("bert", {"head_dim": 4, "pad_token_id": -1}),
+    ("roberta", {"pad_token_id": -1}),
+]
+
+
+@pytest.mark.parametrize(("family", "fields"), MEETING)
+def test_fields_that_meet_are_read_as_in_transformers(
+    family: str, fields: Config, ours: Judge, expected: Judge
+) -> None:
+    config = config_of(family, **fields)
+    check_agree(ours(config), expected(config))
+
+
+# Configs that transformers cannot use, or uses otherwise than its forward says.
+CONTRADICTING: list[tuple[str, Config, str]] = [
+    ("llama", {"tie_word_embeddings": None}, "tie_word_embeddings must be true or false, found nu"),
+    ("llama", {"rope_scaling": {"factor": 2.0, "rope_type": "su"}}, "rope_type 'su' is not one"),
+    ("llama", {"rope_scaling": {"rope_type": None}}, "rope_type None is not one that transformers"),
+    ("llama", {"rope_scaling": {"rope_type": "linear"}}, "rope_type 'linear' needs factor"),
+    ("llama", {"partial_rotary_factor": 0.5, "rope_scaling": LINEAR}, "rotates whole heads; remo"),
+    ("llama", {"hidden_size": 34, "head_dim": 8}, "hidden_size 34 is not a multiple of num_att"),
+    ("llama", {"num_labels": 3, "id2label": {"0": "a"}}, "num_labels is 3 and id2label names 1"),
+    ("llama", {"id2label": {"a": "b"}, "num_labels": 1}, "id2label has the key 'a'"),
+    ("llama", {"num_attention_heads": 0}, "a stock model has attention heads and MLP units"),
+    ("llama", {"pad_token_id": 31}, "pad_token_id 31 is not an id from -31 to 30"),
+    (
+        "llama",
+        {"num_labels": 1, "problem_type": "single_label_classification"},
+        'needs more than one label; transformers refuses it: write "regression"',
+    ),
+    ("mistral", {"layer_types": None}, "reads model_type mistral with layer_types as ministral"),
+    ("mistral", {"num_key_value_heads": None}, "num_key_value_heads must be .*, found null"),
+    (
+        "qwen2",
+        {"use_sliding_window": False, "layer_types": UNUSUAL["layer_types"]},
+        "layer 0 has s",
+    ),
+    ("qwen2", {"rope_parameters": {"full_attention": LINEAR}}, "has settings for full_attention"),
+    ("qwen2", {"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
+    ("qwen2", {"layer_types": ["full_attention", "conv"]}, "layer_types names 'conv'"),
+    ("phi3", {"layer_types": UNUSUAL["layer_types"]}, "layers of family phi3 are all alike"),
+    ("phi3", {"rope_scaling": {**LONGROPE, "rope_type": "su"}}, "needs original_max_position_emb"),
+    ("phi3", {"rope_scaling": LINEAR}, r"rope_type 'linear' is not .* \(longrope, default\)"),
+    ("phi3", {"rope_scaling": {**LONGROPE, "long_factor": [1.0]}}, "long_factor has 1 values for"),
+    (
+        "gemma3_text",
+        {"rope_scaling": LINEAR, "rope_parameters": LINEAR},
+        "transformers refuses bot",
+    ),
+    ("gpt2", {"hidden_size": 48}, "transformers reads hidden_size as n_embd; here they are 48 and"),
+    ("roberta", {"pad_token_id": None}, "pad_token_id is null; positions start after it"),
+]
+
+
+@pytest.mark.parametrize(("family", "fields", "message"), CONTRADICTING)
+def test_fields_that_contradict_each_other_are_refused_by_name(
+    family: str, fields: Config, message: str, ours: Judge
+) -> None:
+    with pytest.raises(CheckpointError, match=f"^config.json: .*{message}"):
+        ours(config_of(family, **fields))
