@@ -22,6 +22,8 @@ STYLE: Mapping[str, Any] = {"marker": "o", "markersize": 4, "capsize": 2, "linew
 DRAWN = (QUALITY, QUALITY_LM)
 # The scale is linear up to this change of perplexity, in percent, and logarithmic above it.
 LINEAR_PERCENT = 10
+# The distance of neighbouring methods on the axis of removed fractions.
+NUDGE = 0.003
 TICKS = (-10, -5, 0, 5, 10, 20, 50, 100, 200)
 
 
@@ -29,10 +31,16 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
     """Plot each method's change against dense over the removed fraction and over the speedup."""
     phase = phases_of(record["cells"])[1]
     figure, axes = new_figure(10, 3.6, panels=2)
-    # All methods remove the same fractions, so the points are nudged apart.
+    # All methods remove the same fractions, so the points are nudged apart; the label says so.
     panels: Mapping[str, tuple[float, Position]] = {
-        "fraction of block weights removed": (0.003, lambda cell: cell["removed"]),
-        f"{title_of(phase)} over dense, ONNX Runtime": (0.0, lambda cell: _speedup(cell, phase)),
+        f"fraction of block weights removed\n(methods moved apart by {NUDGE:g})": (
+            NUDGE,
+            lambda cell: cell["removed"],
+        ),
+        f"{title_of(phase)} over dense, times, ONNX Runtime": (
+            0.0,
+            lambda cell: _speedup(cell, phase),
+        ),
     }
     for axis, (title, (nudge, position)) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color=ACCENT, linestyle=":", label="dense")
@@ -46,7 +54,9 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
             axis.yaxis.set_major_locator(FixedLocator(TICKS))
         axis.yaxis.set_major_formatter("{x:+g}")
         axis.set(xlabel=title)
-    axes[0].set(ylabel=f"{score} against dense, {UNITS[score]}")
+    scale = f"\n(linear to ±{LINEAR_PERCENT}, then logarithmic)" if score == "perplexity" else ""
+    axes[0].set(ylabel=f"{score} against dense, {UNITS[score]}{scale}")
+    figure.suptitle(f"Quality of pruned models: {score}, ± standard errors", fontsize=10)
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     save_figure(figure, path)
 

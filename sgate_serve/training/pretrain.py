@@ -13,6 +13,7 @@ from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.data.documents import Blocks, pack, read_tokenizer
 from sgate_serve.errors import TrainingError
+from sgate_serve.progress import activity
 from sgate_serve.training.phases.trainer import Phase, best_device, run
 from sgate_serve.training.run_dir import (
     check_empty,
@@ -80,7 +81,8 @@ def pretrain(options: PretrainOptions) -> None:
     end: int | None = tokenizer.token_to_id(options.end_token)
     if end is None:
         raise TrainingError(f"{files[TOKENIZER_FILE]} has no token {options.end_token!r}")
-    blocks = pack(options.documents, tokenizer, end, options.seq_len)
+    with activity("tokenizing the text", is_brief=True):
+        blocks = pack(options.documents, tokenizer, end, options.seq_len)
     set_seed(options.seed)
     model = LlamaForCausalLM(llama_config(options, tokenizer.get_vocab_size(), end))
     model.to(best_device())

@@ -64,7 +64,7 @@ def test_record_of_a_real_comparison(
         "prefill",
     ]
     plot_comparison(result, tmp_path / "plot.svg")
-    assert "decode_batch_8" in (tmp_path / "plot.svg").read_text()
+    assert "decode, batch 8" in (tmp_path / "plot.svg").read_text()
 
 
 def test_model_beside_is_measured_in_the_same_rounds(

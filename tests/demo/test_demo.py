@@ -1,6 +1,7 @@
 """The demonstration's parts at the smallest size; the whole of it where minutes are at hand."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,8 +29,8 @@ from sgate_serve.demo.corpus import (
 from sgate_serve.demo.serving import running_server
 from sgate_serve.demo.shape import write_shape, write_shape_gates
 from sgate_serve.demo.sizes import DemoSizes
-from sgate_serve.demo.stages import Demo
-from sgate_serve.demo.walkthrough import REPORT_FILE, check_sizes
+from sgate_serve.demo.stages import Demo, Stage
+from sgate_serve.demo.walkthrough import REPORT_FILE, check_sizes, run_stages
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.gates import Gates
 from sgate_serve.plan import LayerPlan, Plan, Target
@@ -112,6 +113,22 @@ def test_stages_are_skipped_by_their_last_file(tmp_path: Path) -> None:
     assert [stage.is_done for stage in demo.stages[:2]] == [True, False]
     titles = [stage.title for stage in demo.stages]
     assert len(set(titles)) == len({stage.result for stage in demo.stages}) == len(titles)
+
+
+def test_each_stage_is_announced_once_and_says_how_long_it_took(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = tmp_path / "done"
+    stages = [Stage("write", done, done.touch), Stage("again", done, done.unlink)]
+    run_stages(stages)
+    run_stages(stages[:1])
+    out = re.sub(r"\d\.\d s", "T s", capsys.readouterr().out)
+    assert out.splitlines() == [
+        "[1/2] write",
+        "  done in T s",
+        f"[2/2] again: already done, in {done}",
+        f"[1/1] write: already done, in {done}",
+    ]
 
 
 def test_server_that_cannot_start_names_its_log(tmp_path: Path) -> None:
