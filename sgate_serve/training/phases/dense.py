@@ -78,7 +78,7 @@ def write_base(model: nn.Module, source: Path, folder: Path) -> None:
 def restore_cache(model: nn.Module, stored: Mapping[str, Any]) -> None:
     """Set a config's `use_cache` to what the base says: training turned it off for itself."""
     config: Any = model.config
-    if "use_cache" in stored or "use_cache" in config.__dataclass_fields__:
+    if "use_cache" in config.__dataclass_fields__:
         config.use_cache = stored.get("use_cache", True)
     else:
         del config.use_cache
