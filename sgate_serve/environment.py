@@ -15,6 +15,9 @@ from typing import Any
 from sgate_serve.errors import SgateError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+CPU_INFO = Path("/proc/cpuinfo")
+# Beginnings of the names that Linux has for vector and matrix instructions, of x86 and of Arm.
+VECTOR_FLAGS = ("amx", "avx", "fma", "f16c", "asimd", "bf16", "i8mm", "sve", "sme")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
 
 DISTRIBUTION = "sgate-serve"
@@ -68,9 +71,13 @@ def library_versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the CPU's name, the number of usable CPUs, usable memory in bytes, and GPU names."""
+    """Return the CPU's name and instructions, usable CPUs and memory in bytes, and GPU names.
+
+    CPUs of one name may differ in the instructions that decide how fast a product is.
+    """
     return {
         "cpu": _cpu_name(),
+        "cpu_flags": _cpu_flags(),
         "cpus": num_cpus(),
         "memory_bytes": memory_bytes(),
         "gpus": _gpu_names(),
@@ -195,8 +202,15 @@ def _control_group(file: str) -> list[str]:
 
 
 def _cpu_name() -> str:
-    names = _values_of("model name", Path("/proc/cpuinfo"))
+    names = _values_of("model name", CPU_INFO)
     return next(names, platform.processor() or platform.machine())
+
+
+def _cpu_flags() -> list[str]:
+    """Return the vector and matrix instructions of the first CPU; [] where Linux lists none."""
+    lines = (*_values_of("flags", CPU_INFO), *_values_of("Features", CPU_INFO))
+    flags = next(iter(lines), "").split()
+    return sorted({flag for flag in flags if flag.startswith(VECTOR_FLAGS)})
 
 
 def _gpu_names() -> list[str]:

@@ -39,6 +39,38 @@ def test_cpus_are_limited_by_the_container(group: Path, quota: str, expected: in
     assert num_cpus() == expected
 
 
+X86 = """processor\t: 0
+model name\t: Intel(R) Xeon(R) Processor @ 2.10GHz
+flags\t\t: fpu sse4_2 avx f16c avx2 avx512f avx512_vnni avx_vnni amx_bf16 amx_tile amx_int8 fma
+
+processor\t: 1
+model name\t: Intel(R) Xeon(R) Processor @ 2.10GHz
+flags\t\t: fpu avx
+"""
+ARM = """processor\t: 0
+Features\t: fp asimd evtstrm aes crc32 asimddp sve i8mm bf16
+CPU part\t: 0xd40
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "flags"),
+    [
+        (X86, "amx_bf16 amx_int8 amx_tile avx avx2 avx512_vnni avx512f avx_vnni f16c fma"),
+        (ARM, "asimd asimddp bf16 i8mm sve"),
+        ("", ""),
+    ],
+)
+def test_the_instructions_that_decide_about_speed_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, flags: str
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(content)
+    monkeypatch.setattr(environment, "CPU_INFO", file)
+    assert hardware()["cpu_flags"] == flags.split()
+    assert hardware()["cpu"] == "Intel(R) Xeon(R) Processor @ 2.10GHz" or content != X86
+
+
 def test_gpu_names_come_from_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "NVIDIA_DRIVER", tmp_path)
     assert hardware()["gpus"] == []

@@ -20,7 +20,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import OBJECT, TEXT, TEXTS, check_fields
+from sgate_serve.json_fields import OBJECT, SIZE, TEXT, TEXTS, check_fields
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
@@ -80,7 +80,7 @@ def check_sizes(get: ConfigReader, family: Family) -> None:
     rows = vocab if family.has_padding_row else None
     if family.has_padded_positions:
         rows = min(vocab, get.integer("max_position_embeddings"))
-    first = -1 if family.has_padded_positions else -vocab
+    first = 0 if family.has_padded_positions else -vocab
     if padding is not None and rows is not None and not first <= padding < rows:
         origin = "" if "pad_token_id" in get.values else ", the default of its class,"
         raise CheckpointError(
@@ -206,3 +206,7 @@ def _check_unread(get: ConfigReader, family: Family, types: list[bool] | None) -
             f"{source}: layer_types has layers of {SLIDING_ATTENTION}, and the layers of family "
             f"{family.name} are all alike in transformers; remove layer_types"
         )
+    window = get.values.get("sliding_window")
+    # The attention of such a family has no window, but the cache of transformers takes it.
+    if not family.is_encoder:
+        check_fields({"sliding_window": window}, {"sliding_window": SIZE}, source, CheckpointError)

@@ -322,6 +322,7 @@ _EVERYWHERE: Fields = {
     "num_labels": ConfigField(SIZE),
     "torch_dtype": _nullable(DTYPE),
     "output_attentions": ConfigField(FLAG, False),
+    "is_causal": ConfigField(FLAG, True),
     "auto_map": ConfigField(CLASS_NAMES),
     "attn_implementation": _nullable(KERNEL),
     "_attn_implementation": _nullable(KERNEL),

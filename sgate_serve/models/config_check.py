@@ -182,7 +182,9 @@ def _ropes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
             layer_type = config.layer_types[index]
             settings, prefix = settings[layer_type], f"{layer_type}_"
         ours, theirs = _settings(rope), _settings(Rope(settings))
-        for key in sorted({*ours, *theirs}):
+        # Where heads rotate whole, what a config says of a share is not read.
+        unread = set() if spec.family.has_partial_rotation else {PARTIAL}
+        for key in sorted({*ours, *theirs} - unread):
             yield f"{key} of layer {index}", ours.get(key), theirs.get(key)
         if rope.rope_type != PROPORTIONAL:
             pairs = -(-spec.rotary_dims(index) // 2)

@@ -19,6 +19,7 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.models.config_check import check_reading
 from tests.families.config_judge import (
     BASES,
+    TOKENS,
     Config,
     OurReading,
     Outputs,
@@ -127,6 +128,15 @@ def test_fields_of_other_families_are_ignored_as_in_transformers(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_a_padding_id_inside_a_text_is_read_as_in_transformers(
+    family: str, ours: Judge, expected: Judge
+) -> None:
+    for padding in (int(TOKENS[4]), int(TOKENS[-1])):
+        config = config_of(family, CLASSIFICATION, pad_token_id=padding)
+        check_agree(ours(config), expected(config))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("labels", [{}, {"num_labels": 4}, {"id2label": {"1": "yes", "0": "no"}}])
 def test_labels_are_counted_as_in_transformers(
     family: str, labels: Config, ours: Judge, expected: Judge
@@ -197,7 +207,7 @@ MEETING: list[tuple[str, Config]] = [
     ("gemma3_text", {"original_max_position_embeddings": 8, "rope_scaling": LLAMA3}),
     ("gpt2", {"n_inner": None, "scale_attn_by_inverse_layer_idx": True, "hidden_size": 32}),
     ("bert", {"head_dim": 4, "pad_token_id": -1}),
-    ("roberta", {"pad_token_id": -1}),
+    ("roberta", {"pad_token_id": 2}),
 ]
 
 
@@ -246,6 +256,7 @@ CONTRADICTING: list[tuple[str, Config, str]] = [
         "transformers refuses bot",
     ),
     ("gpt2", {"hidden_size": 48}, "transformers reads hidden_size as n_embd; here they are 48 and"),
+    ("roberta", {"pad_token_id": -1}, "pad_token_id -1 is not an id from 0 to 30"),
     ("roberta", {"pad_token_id": None}, "pad_token_id is null; positions start after it"),
 ]
 

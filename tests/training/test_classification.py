@@ -56,6 +56,14 @@ def accuracy(metrics: dict[str, Any], stage: str) -> float:
     return value
 
 
+def check_base_config(base: Path, written: Path) -> None:
+    """Nothing but the new head and the precision of the weights tells the configs apart."""
+    before, after = (json.loads((f / "config.json").read_text()) for f in (base, written))
+    changed = {key for key in before | after if before.get(key) != after.get(key)}
+    assert changed <= {"architectures", "id2label", "label2id", "problem_type", "pad_token_id"}
+    assert after.get("use_cache") == before.get("use_cache")
+
+
 def test_a_base_without_a_head_gets_one_and_is_written_beside_the_gates(
     trained: TrainOptions,
 ) -> None:
@@ -67,6 +75,7 @@ def test_a_base_without_a_head_gets_one_and_is_written_beside_the_gates(
     gates.check(base)
     assert {"classifier.weight", "bert.pooler.dense.weight"} <= gates.deltas.keys()
     assert (trained.out / "base" / "tokenizer.json").is_file()
+    check_base_config(Path(trained.base), trained.out / "base")
     assert abs(removed(compile_gates(base.spec, gates), base.spec) - 0.3) <= TOLERANCE
     assert metrics["removed"] == pytest.approx(0.3, abs=TOLERANCE)
     assert metrics["phases"].keys() == {"dense", "gates", "recovery"}
@@ -186,6 +195,7 @@ def test_a_decoder_becomes_a_classifier(data: Path, tmp_path: Path) -> None:
     train(options)
     metrics = metrics_of(options.out)
     assert accuracy(metrics, "recovered") > 0.8
+    check_base_config(base, options.out / "base")
     convert(ConvertOptions(str(options.out / "base"), tmp_path / "out", options.out))
     held_out = write_examples(tmp_path / "eval.jsonl", 40, seed=1)
     masked = evaluate(EvalOptions(str(options.out / "base"), held_out, options.out))

@@ -4,6 +4,7 @@ Its result is the base that the gates refer to, OUT/base. A base without a head 
 because gates identify their base by its tensors.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sgate_serve.checkpoint.companions import copy_companions
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
+from sgate_serve.json_fields import read_json
 from sgate_serve.progress import activity
 from sgate_serve.training.phases.recovery import recover
 from sgate_serve.training.phases.trainer import Phase
@@ -65,8 +67,18 @@ def spec_of(model: nn.Module) -> ModelSpec:
 
 def write_base(model: nn.Module, source: Path, folder: Path) -> None:
     """Write a model folder with the tokenizer and other companion files of `source`, atomically."""
+    restore_cache(model, read_json(source / "config.json"))
     with new_folder(folder) as writer:
         saved: Any = model
         saved.save_pretrained(writer.staging, max_shard_size="1000GB")
         copy_companions(source, writer, spec_of(model).task, saved.config.to_dict())
         writer.last = [SINGLE_FILE]
+
+
+def restore_cache(model: nn.Module, stored: Mapping[str, Any]) -> None:
+    """Set a config's `use_cache` to what the base says: training turned it off for itself."""
+    config: Any = model.config
+    if "use_cache" in config.__dataclass_fields__:
+        config.use_cache = stored.get("use_cache", True)
+    else:
+        del config.use_cache
