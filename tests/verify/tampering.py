@@ -48,7 +48,7 @@ def companion(name: str, text: str) -> Change:
     return change
 
 
-def graph_weight(name: str, rows: int | slice, amount: float = 1.0) -> Change:
+def graph_weight(name: str, rows: int | slice | tuple[int, int], amount: float = 1.0) -> Change:
     """Add to rows of a weight of the graph, with a record that fits, as a wrong converter would."""
 
     def change(folder: Path) -> None:
@@ -76,7 +76,7 @@ def graph_attribute(operator: str, name: str, value: float) -> Change:
         path = folder / "onnx" / GRAPH_FILE
         graph = ir.load(path)
         node = next(node for node in graph.graph if node.op_type == operator)
-        node.attributes.add(ir.AttrFloat32(name, value))
+        node.attributes.add(ir.convenience.convert_attribute(name, value))
         ir.save(graph, path)
 
     return change

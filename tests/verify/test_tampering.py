@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from converters.convert import ConvertOptions, convert
 from sgate_serve.errors import SgateError
 from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.stored_parts import GraphComparison
 from sgate_serve.verify.verification import verify
 from tests.text_model import write_tokenizer
 from tests.verify.tampering import (
@@ -83,7 +84,12 @@ TAMPERINGS: Mapping[str, tuple[str, str, Change, str]] = {
         *("bert", "onnx", graph_weight("position_embeddings", slice(200, None))),
         "position_embeddings.weight is not that of the folder's tensors; convert the model again",
     ),
-    "graph: segment 1": ("bert", "onnx", graph_weight("token_type", 1), "differ"),
+    "graph: segment 1": (
+        "bert",
+        "onnx",
+        graph_weight("token_type", 1),
+        "type_embeddings.weight is not",
+    ),
     "no plan": ("llama", "torch", both(EMBEDDING, no_plan), "sgate_plan.json is missing"),
     "plan of another": ("llama", "torch", both(EMBEDDING, plan_of_another_base), "for base 00000"),
     # More of the kind.
@@ -162,3 +168,31 @@ def test_tampering_is_found(converted: dict[str, Path], case: str, tmp_path: Pat
     assert said in "; ".join(result.differences)
     assert result.difference == result.differences[0]
     assert f"DIFFERS: {result.difference}" in result.lines()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        # What the norm over all dimensions does not take out again.
+        ("bert", graph_weight("token_type", (1, 5))),
+        ("bert", graph_weight("position_embeddings", (150, 5))),
+        ("llama", graph_weight(".cos", slice(130, None))),
+        ("mistral", graph_attribute("GroupQueryAttention", "local_window_size", 100)),
+    ],
+    ids=["segment 1", "late position", "second chunk", "window"],
+)
+def test_prompts_reach_it_without_the_comparison_of_graphs(
+    converted: dict[str, Path],
+    name: str,
+    change: Change,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = GraphComparison()
+    monkeypatch.setattr("sgate_serve.verify.outputs.compare_graph", lambda *_: nothing)
+    shutil.copytree(converted[name] / "out", tmp_path / "out")
+    change(tmp_path / "out")
+    result = verified(converted[name], tmp_path / "out", "onnx")
+    assert not result.passed and result.difference is not None
+    assert result.difference.startswith("first differing layer: 0, by ")
+    assert result.max_abs_diff > result.tolerance
