@@ -37,6 +37,7 @@ READ = {
     ("verify", "checkpoint"),
     ("verify", "out"),
     ("verify", "--gates"),
+    ("verify", "--data"),
     ("eval", "checkpoint"),
     ("eval", "--data"),
     ("eval", "--gates"),
