@@ -47,13 +47,16 @@ GOALS = {
     "plan_seconds": 10,
     "plan_peak_rss_bytes": 500 * 10**6,
 }
+# As the core installation: without torch and transformers, which conversion asks where they are.
 COMMAND = """
 import sys
+for name in ("torch", "transformers"):
+    sys.modules.setdefault(name, None)
 from sgate_serve.cli import main
 from sgate_serve.environment import peak_rss_bytes
 status = main(sys.argv[1:])
 print(peak_rss_bytes())
-sys.exit(status or ("torch was imported" if "torch" in sys.modules else 0))
+sys.exit(status or ("torch was imported" if sys.modules["torch"] else 0))
 """
 
 

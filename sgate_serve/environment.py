@@ -47,7 +47,6 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "safetensors",
         "shtab",
         "tokenizers",
-        "tqdm",
         "uvicorn",
     ),
     "eval": ("sklearn", "scipy"),

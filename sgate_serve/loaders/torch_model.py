@@ -19,6 +19,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
+from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.plan import Plan
@@ -58,7 +59,10 @@ class TorchModel:
         for a folder that it cannot load.
         """
         auto = AUTO_CLASSES[base.spec.task]
-        model = auto.from_pretrained(base.folder, dtype=torch.float32, attn_implementation="eager")
+        with hidden_bars():
+            model = auto.from_pretrained(
+                base.folder, dtype=torch.float32, attn_implementation="eager"
+            )
         return cls(model, base.spec)
 
     @classmethod

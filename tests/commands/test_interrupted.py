@@ -46,7 +46,7 @@ WORK: Mapping[str, tuple[list[str], str, str]] = {
 
 @pytest.fixture(autouse=True)
 def heard_interrupts() -> Iterator[None]:
-    """Hear SIGINT: shells start background jobs with the signal ignored, and children inherit it."""
+    """Hear SIGINT, which shells make background jobs, and so their children, ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -149,7 +149,7 @@ def test_a_new_family_is_one_table_entry(tmp_path: Path, monkeypatch: pytest.Mon
         embedding="decoder.embed",
         final_norm="decoder.final_norm",
     )
-    for module in ("architecture.config", "checkpoint.reader"):
+    for module in ("architecture.config", "checkpoint.names"):
         monkeypatch.setattr(f"sgate_serve.{module}.FAMILIES", {**FAMILIES, "toy": toy})
     # As if transformers, which does not know the family, were not installed.
     monkeypatch.setattr("converters.second_reading.missing_packages", lambda names: names)

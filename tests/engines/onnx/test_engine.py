@@ -116,7 +116,9 @@ def test_a_chunk_over_what_graphs_allow(folder: Path) -> None:
 
 
 def test_a_device_that_is_not_there(folder: Path) -> None:
-    with pytest.raises(EngineError, match=r"no CUDAExecutionProvider; for device cuda run: pip"):
+    with pytest.raises(
+        EngineError, match=r"no CUDAExecutionProvider; for device cuda run: .*pip install .*\[gpu\]"
+    ):
         load_runner(folder, OnnxOptions(device="cuda"))
     with pytest.raises(EngineError, match="engine option device is 'tpu'; give cpu or cuda"):
         OnnxOptions(device="tpu")
