@@ -86,7 +86,7 @@ def test_the_papers_start_is_their_normal_distribution_in_the_order_of_the_score
 def test_every_site_counts_the_weights_of_its_linear() -> None:
     spec = spec_of(8, 2)
     weights = {site.gate.key: site.unit_weights for site in row_col_sites(spec)}
-    assert weights["model.layers.1.self_attn.k_proj.rows"] == 32
+    assert weights["model.layers.1.self_attn.k_proj.rows"] == 48
     assert weights["model.layers.1.self_attn.k_proj.columns"] == 16
     assert weights["model.layers.1.mlp.down_proj.rows"] == 96
     assert len(weights) == 3 * 7 * 2
@@ -108,9 +108,9 @@ def test_row_col_sources_are_both_sides_of_each_linear() -> None:
     assert len(sources) == 3 * 7
     down = sources["model.layers.2.mlp.down_proj"]
     assert down.rows is not None and down.columns is not None
-    assert (down.rows().shape, down.columns().shape) == ((32,), (96,))
+    assert (down.rows().shape, down.columns().shape) == ((48,), (96,))
     logits = gates.scores()["model.layers.2.mlp.down_proj.rows"]
-    assert logits.shape == (32,)
+    assert logits.shape == (48,)
 
 
 def test_noise_is_drawn_in_training_only() -> None:
