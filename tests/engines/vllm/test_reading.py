@@ -43,7 +43,7 @@ def test_a_head_of_its_own_is_not_tied(own_head: Path) -> None:
     with vllm_engine(own_head) as engine:
         found = torch.from_numpy(engine.logits(tokens)).log_softmax(-1)
     torch.testing.assert_close(found[1:], expected[1:], atol=1e-4, rtol=1e-4)
-    words = command_line(own_head, ServerOptions(), "base", [])
+    words = command_line(own_head, ServerOptions(), ["base"], [])
     assert json.loads(words[words.index("--hf-overrides") + 1]) == UNTIED
     with pytest.raises(EngineError, match=r"would replace .*false.* need; write that into its con"):
         config_overrides(own_head, ["--hf-overrides={}"])

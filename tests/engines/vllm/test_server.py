@@ -71,7 +71,7 @@ def test_server_answers_with_the_references_tokens_and_ends(tmp_path: Path) -> N
     with served(out, port) as process:
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=60)
         models = client.get("/models").json()["data"]
-        assert [model["id"] for model in models] == [str(out), "out"]
+        assert [model["id"] for model in models] == ["out", str(out)]
         answer = client.post("/completions", json=body | {"return_token_ids": True})
         assert answer.status_code == 200, answer.text
         (choice,) = answer.json()["choices"]
