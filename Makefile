@@ -31,13 +31,15 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
-# Without a Python that works, is new enough and has pip, what is left of .venv is of no use: after a
-# start with an older Python, an interruption, or an upgrade of the system's Python.
+# A .venv whose Python is too old or gone, as after a start with another Python or an upgrade of the
+# system's, is of no use and made again; one without pip, as after an interruption, gets it.
 venv: $(VENV)/pyvenv.cfg
 
 $(VENV)/pyvenv.cfg: FORCE
-	@if $(BIN)/python $(NEW_ENOUGH) 2>/dev/null && $(BIN)/python -m pip --version >/dev/null 2>&1; \
-	then exit 0; fi; \
+	@if $(BIN)/python $(NEW_ENOUGH) 2>/dev/null; then \
+		$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --upgrade; \
+		exit; \
+	fi; \
 	for python in $(PYTHON); do \
 		if $$python $(NEW_ENOUGH) 2>/dev/null; then \
 			rm -rf $(VENV); \

@@ -73,6 +73,17 @@ def test_an_environment_that_works_is_kept(folder: Path) -> None:
     assert (folder / ".venv" / "mine").exists()
 
 
+def test_an_environment_without_pip_gets_it(folder: Path) -> None:
+    python = folder / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(NEW.replace("exit 0", '[ "$*" != "-m pip --version" ]'))
+    python.chmod(0o755)
+    (folder / ".venv" / "mine").touch()
+    assert make(folder, "venv").returncode == 0
+    assert "-m ensurepip --upgrade\n" in (folder / "calls").read_text()
+    assert (folder / ".venv" / "mine").exists()
+
+
 def test_the_check_of_the_version_is_that_of_the_package() -> None:
     needed = (MAKEFILE.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert 'requires-python = ">=3.11"' in needed
