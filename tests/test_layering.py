@@ -49,7 +49,7 @@ ROOMS: Mapping[str, set[str]] = {
     "demo": CORE
     | {"bench", "converters", "data", "gates", "models", "reports", "training", "verify"},
     "commands": CORE
-    | {"bench", "converters", "demo", "engines", "loaders", "models", "reports", "server"}
+    | {"bench", "converters", "demo", "engines", "loaders", "reports", "server"}
     | {"training", "verify"},
     # Commands are imported by name, so that `--help` stays light.
     "cli": {"__init__", "environment", "errors"},

@@ -1,5 +1,6 @@
 """`make` makes .venv with a Python that is new enough, and mends one that cannot work."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True)
+    """Run make, without the variables and flags of the one that may run these tests."""
+    inherited = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "PYTHON", "VENV")
+    env = {name: value for name, value in os.environ.items() if name not in inherited}
+    return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, text=True)
 
 
 def test_a_python_that_is_too_old_is_refused_before_anything_is_made(folder: Path) -> None:

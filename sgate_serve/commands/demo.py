@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_installed("demo needs", NEEDED, "demo")
     from sgate_serve.demo.walkthrough import demo
-    from sgate_serve.models.progress import hidden_bars
 
     options = options_from(args, DemoOptions)
     # Cache the graphs of the dense models in the demo's folder, not in the user's cache.
@@ -39,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
         raise OutputError(f"--dir {options.dir} is a file; give a folder")
     check_writable(options.dir)
     hint = f"repeat the command to continue in {options.dir}"
-    with how_to_continue(lambda: hint), hidden_bars():
+    with how_to_continue(lambda: hint):
         demo(options)
     return 0

@@ -40,11 +40,9 @@ def run(args: argparse.Namespace) -> int:
     plots = load_plots(
         None if options.dry_run else options.out / PLOT_FILE, f"{PLOT_FILE} of train"
     )
-    # These need torch, which is installed.
-    from sgate_serve.models.progress import hidden_bars
-
-    with how_to_continue(lambda: continuation(options)), hidden_bars():
+    with how_to_continue(lambda: continuation(options)):
         result = train(options)
+    # These need torch, which is installed.
     from sgate_serve.training.overview import overview_lines
     from sgate_serve.training.processes import processes
 
