@@ -8,10 +8,7 @@ from transformers.utils import logging
 
 @contextmanager
 def hidden_bars() -> Iterator[None]:
-    """Show no bars of transformers inside the block; the Trainer's bar of steps is not among them.
-
-    Afterwards they are as they were.
-    """
+    """Show no bars of transformers inside the block; afterwards they are as they were."""
     was_enabled = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -35,8 +35,8 @@ def train(options: TrainOptions) -> TrainResult:
     """
     check_packages()
     options.check()
-    check_logger(options.report_to)
     with activity("loading torch and transformers", is_brief=True):
+        check_logger(options.report_to)
         from sgate_serve.training.pipeline import run_training
         from sgate_serve.training.quiet import quiet_libraries
 

@@ -13,6 +13,7 @@ from converters.explain import format_indices
 from sgate_serve import progress
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import COMMANDS
+from sgate_serve.commands.train import metric_lines
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from tests.commands.running import run
 from tests.converters.test_convert import random_gates, write_gates
@@ -275,6 +276,18 @@ def test_plots_name_the_extra_that_they_need(
     status, _, error = run(capsys, "inspect", base.folder, "--plot", base.folder / "w.png")
     assert status == 2
     assert re.search(r'needs matplotlib, not installed here; run: .*\[plot\]"', error)
+
+
+def test_columns_of_the_training_table_never_run_together() -> None:
+    names = ("loss", "perplexity", "a_metric_with_a_long_name_indeed")
+    values = [{"value": 123456789.125, "standard_error": error} for error in (9876.5, None, 0.5)]
+    scores = dict(zip(names, values, strict=True))
+    lines = list(metric_lines({"dense": scores, "recovered": scores}))
+    header, *rows = (re.split(r" {3,}", line) for line in lines)
+    assert header == ["held out", *names]
+    cells = ["123456789.1250 ± 9876.5000", "123456789.1250", "123456789.1250 ± 0.5000"]
+    assert rows == [["dense", *cells], ["recovered", *cells]]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_train_says_what_it_would_do_and_what_came_of_it(
