@@ -70,23 +70,11 @@ def dense_shape(get: ConfigReader, family: Family) -> LayerShape:
 
 
 def check_sizes(get: ConfigReader, family: Family) -> None:
-    """Raise CheckpointError for sizes with which transformers cannot build a stock model.
+    """Raise CheckpointError for sizes with which transformers cannot build the model.
 
     Uneven models have other classes, and sizes of single layers that may be 0.
     """
-    vocab, padding = get.integer("vocab_size"), get("pad_token_id")
-    if family.has_padded_positions and padding is None:
-        raise CheckpointError(f"{get.source}: pad_token_id is null; positions start after it")
-    rows = vocab if family.has_padding_row else None
-    if family.has_padded_positions:
-        rows = min(vocab, get.integer("max_position_embeddings"))
-    first = 0 if family.has_padded_positions else -vocab
-    if padding is not None and rows is not None and not first <= padding < rows:
-        origin = "" if "pad_token_id" in get.values else ", the default of its class,"
-        raise CheckpointError(
-            f"{get.source}: pad_token_id {padding}{origin} is not an id from {first} to "
-            f"{rows - 1}, and transformers refuses it: give one that is"
-        )
+    _check_padding_id(get, family)
     if get.values.get("model_type") == SGATE_MODEL_TYPE:
         return
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
@@ -98,6 +86,23 @@ def check_sizes(get: ConfigReader, family: Family) -> None:
             f"{get.source}: {key} {hidden} is not a multiple of {own} {heads}; transformers "
             f"refuses such a config of family {family.name}"
         )
+
+
+def _check_padding_id(get: ConfigReader, family: Family) -> None:
+    """Refuse an id without a row in the embeddings, or in the positions that start after it."""
+    padding, rows = get("pad_token_id"), get.integer("vocab_size")
+    first = -rows
+    if family.has_padded_positions:
+        first, rows = 0, min(rows, get.integer("max_position_embeddings"))
+        if padding is None:
+            raise CheckpointError(f"{get.source}: pad_token_id is null; positions start after it")
+    if padding is None or not family.has_padding_row or first <= padding < rows:
+        return
+    origin = "" if "pad_token_id" in get.values else ", the default of its class,"
+    raise CheckpointError(
+        f"{get.source}: pad_token_id {padding}{origin} is not an id from {first} to {rows - 1}; "
+        "transformers refuses it: give one that is"
+    )
 
 
 def biased_roles(get: ConfigReader, family: Family) -> Iterator[str]:
