@@ -1,6 +1,6 @@
 """A model's architecture as vLLM's process sees it: our spec, vLLM's settings, the shards."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,22 @@ from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.errors import EngineError
 
 QUANTIZATIONS = (None, "compressed-tensors")
+
+
+def read_spec(config: dict[str, Any], source: str) -> ModelSpec:
+    """Read a config that vLLM has changed: --disable-sliding-window takes the window out of it.
+
+    Texts are then no longer than the window was, so attention is full; the layers keep their types,
+    which choose their rotary settings.
+    """
+    if config.get("sliding_window") is not None or "layer_types" not in config:
+        return ModelSpec.from_config(config, source)
+    unlimited = {
+        "sliding_window": config.get("max_position_embeddings"),
+        "use_sliding_window": True,
+    }
+    spec = ModelSpec.from_config(config | unlimited, source)
+    return replace(spec, windows=(None,) * len(spec.layers))
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class ModelContext:
         Raises EngineError, and CheckpointError for a config that is no model.
         """
         model_config = vllm_config.model_config
-        spec = ModelSpec.from_config(model_config.hf_config.to_dict(), f"{model_config.model}")
+        spec = read_spec(model_config.hf_config.to_dict(), f"{model_config.model}")
         if model_config.quantization not in QUANTIZATIONS:
             raise EngineError(
                 f"--quantization {model_config.quantization} is not supported for pruned models; "
