@@ -1,13 +1,14 @@
 """vLLM reads a stock folder as transformers does, or is kept from reading it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sgate_serve.engines.vllm.reading import config_overrides
 from sgate_serve.errors import EngineError
@@ -73,3 +74,14 @@ def test_default_prompt_of_an_embedding_model_is_refused(tmp_path: Path) -> None
     path.write_text(json.dumps({**prompts, "default_prompt_name": "query"}))
     with pytest.raises(EngineError, match="has the default prompt 'q: ', which vLLM does not put"):
         config_overrides(tmp_path, [])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "qwen2", "qwen3"])
+def test_a_window_that_vllm_takes_out_leaves_the_kinds_of_layers(family: str) -> None:
+    from sgate_serve.engines.vllm.config import read_spec
+
+    config = AutoConfig.for_model(family, **ZOO[family][1].config).to_dict()
+    with_window = read_spec(config, "config")
+    without = read_spec(config | {"sliding_window": None}, "config")
+    assert any(with_window.windows)
+    assert without == replace(with_window, windows=(None,) * len(with_window.layers))
