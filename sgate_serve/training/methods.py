@@ -20,6 +20,7 @@ from sgate_serve.training.gates.trained_gates import TrainedGates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.comparison import best_mask
 from sgate_serve.training.masks.importance import SCORING_BATCHES, fisher_scores, scores_of
+from sgate_serve.training.masks.reconstruction import calibration_batches, reconstruct
 from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.phases.gates import GateTraining, train_gates
 from sgate_serve.training.phases.trainer import Phase
@@ -35,12 +36,25 @@ COMPARISON_BATCHES = 12
 def find_gates(
     model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, gate_phase: Phase
 ) -> tuple[Gates, tuple[str, ...]]:
-    """Return gates that are exactly 0 or open, and the names of the tensors trained with them.
+    """Return gates that are exactly 0 or open, and the names of the tensors that changed with them.
 
-    Raises TrainingError if no selection meets the target.
+    Under coupled gates, what reads the units is refitted to those that stay. Raises TrainingError
+    if no selection meets the target.
     """
     if options.method == DENSE:
         return _open_gates(base, options), ()
+    gates, changed = _choose(model, base, data, options, gate_phase)
+    if options.gates == COUPLED:
+        masks = gates.masks(base.spec)
+        with activity("refitting to what stays"):
+            batches = calibration_batches(base.spec, data, options.batch_size, options.seed)
+            changed += reconstruct(model, base.spec, masks, batches)
+    return gates, tuple(dict.fromkeys(changed))
+
+
+def _choose(
+    model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, gate_phase: Phase
+) -> tuple[Gates, tuple[str, ...]]:
     granularity, spec = GRANULARITIES[options.gates], base.spec
 
     def select(ranking: Ranking) -> Gates:

@@ -147,7 +147,11 @@ def _weight_scores(
 
 
 def matrix_of(model: nn.Module, gate: GateSite) -> Tensor:
-    """Return the weights [out, in] of a gate's linear, which GPT-2 stores as [in, out]."""
-    linear = model.get_submodule(gate.module)
+    """Return the weights [out, in] of a gate's linear."""
+    return linear_matrix(model.get_submodule(gate.module))
+
+
+def linear_matrix(linear: nn.Module) -> Tensor:
+    """Return the weights [out, in] of a linear, which GPT-2 stores as [in, out]."""
     weight = linear.get_parameter("weight")
     return weight if isinstance(linear, nn.Linear) else weight.T

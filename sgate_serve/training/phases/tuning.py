@@ -17,6 +17,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.training.train_options import BIAS, FULL, HEAD, LORA, NONE
 
 LORA_ALPHA_PER_RANK = 2
+PARTS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,13 @@ def embedding_tensors(spec: ModelSpec) -> frozenset[str]:
 def untouched_tensors(spec: ModelSpec, kinds: Sequence[str]) -> frozenset[str]:
     """Return the tensors that do not change until the last of several tunings has ended.
 
-    LoRA changes a weight only when it is merged, at its end.
+    LoRA changes a weight only when it is merged, at its end. Reconstruction refits the linears that
+    write to the residual stream.
     """
     *before, last = kinds
     if set(before) <= {NONE} and last in (LORA, HEAD, NONE):
-        return frozenset(spec.tensor_shapes()).difference(head_tensors(spec))
+        refitted = (f"{name}.{part}" for name in BlockLinears.of(spec).writers for part in PARTS)
+        return frozenset(spec.tensor_shapes()).difference(head_tensors(spec), refitted)
     return embedding_tensors(spec)
 
 

@@ -54,7 +54,8 @@ def test_the_teacher_shares_what_no_training_changes(
     own = dict(model.named_parameters())
     shared = {name for name, p in distillation.teacher.named_parameters() if own[name] is p}
     assert "model.embed_tokens.weight" in shared
-    assert ("model.layers.0.mlp.down_proj.weight" in shared) is shares_blocks
+    assert ("model.layers.0.mlp.up_proj.weight" in shared) is shares_blocks
+    assert "model.layers.0.mlp.down_proj.weight" not in shared
     # Adapters and trained weights do not reach the teacher.
     with tuned(model, spec, Tuning(kinds[-1], 4, 0)), torch.no_grad():
         for parameter in model.parameters():
