@@ -81,6 +81,24 @@ class EngineDriver:
         if self.state != "ready":
             raise self._unavailable()
 
+    def check_room(self, num_new: int) -> None:
+        """Raise RequestError 429 if the queue has no room for `num_new`, 400 if it never could.
+
+        Requests are waiting if they have not ended and were not running after the last step.
+        """
+        limit = self._options.max_queue
+        if num_new > limit:
+            raise RequestError(
+                f"this call has {num_new} prompts and choices, but the queue of this server holds "
+                f"{limit}; send fewer in one call"
+            )
+        if len(self._groups) - self.stats.num_running + num_new > limit:
+            raise RequestError(
+                f"the queue of this server, which holds {limit}, is full; try again later",
+                status=429,
+                code="queue_full",
+            )
+
     def start(self) -> None:
         """Start loading; must be called on the event loop that will receive the events."""
         self._loop = asyncio.get_running_loop()
@@ -109,31 +127,13 @@ class EngineDriver:
         self, requests: Sequence[Request | PoolingRequest], group: RequestGroup[EventT]
     ) -> RequestGroup[EventT]:
         self.check_ready()
-        self._check_room(len(requests))
+        self.check_room(len(requests))
         if self._options.request_timeout_seconds is not None:
             group.end_after(self._options.request_timeout_seconds)
         for request in requests:
             self._groups[request.request_id] = group
             self._commands.put(request)
         return group
-
-    def _check_room(self, num_new: int) -> None:
-        """Raise RequestError 429 if the queue has no room for `num_new`, 400 if it never could.
-
-        Requests are waiting if they have not ended and were not running after the last step.
-        """
-        limit = self._options.max_queue
-        if num_new > limit:
-            raise RequestError(
-                f"this call has {num_new} prompts and choices, but the queue of this server holds "
-                f"{limit}; send fewer in one call"
-            )
-        if len(self._groups) - self.stats.num_running + num_new > limit:
-            raise RequestError(
-                f"the queue of this server, which holds {limit}, is full; try again later",
-                status=429,
-                code="queue_full",
-            )
 
     def _abort(self, request_id: str) -> None:
         self._groups.pop(request_id, None)

@@ -85,8 +85,11 @@ def test_unknown_model_is_a_404_like_openais(client: httpx.Client) -> None:
         (b"{", "the body is not JSON: Expecting property name enclosed in double quotes at char"),
         (b"", "the body must be a JSON object sent with Content-Type: application/json"),
         (b"[]", "the body must be a JSON object"),
-        (b"\xff", "the request cannot be read: There was an error parsing the body"),
-        (b"[" * 50_000, "the request cannot be read: There was an error parsing the body"),
+        (b'{"a":"\xff"}', "the body is not JSON: it has a byte that is not UTF-8 at 6"),
+        (b"[" * 50_000, "the body is nested too deeply; at most 32 levels are read"),
+        (b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", "the body is nested too deeply; at most 32"),
+        (b'{"seed":' + b"9" * 5000 + b"}", "the body cannot be read: Exceeds the limit"),
+        (b'{"user":{' + b'"":0,' * 17_000 + b'"b":1}}', "have 17002 members; at most 16384 are"),
         (b'{"prompt": "x", "temperature": NaN}', "`temperature` is nan"),
     ],
 )

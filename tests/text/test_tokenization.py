@@ -130,21 +130,20 @@ def test_chat_template_is_found_and_rendered(tmp_path: Path, place: str) -> None
     if place == "file":
         (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     codec = load(tmp_path)
-    ids = codec.encode_chat([{"role": "user", "content": "the cat"}])
-    text = codec.tokenizer.decode(list(ids), skip_special_tokens=False)
+    text = codec.render_chat([{"role": "user", "content": "the cat"}])
     assert text == f"{BOS}user: the cat\nassistant:"
 
 
 def test_missing_chat_template_names_the_remedy(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     with pytest.raises(RequestError, match=r"no chat template; use /v1/completions, or put"):
-        load(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
+        load(tmp_path).render_chat([{"role": "user", "content": "hi"}])
 
 
 def test_template_that_refuses_is_a_refused_request(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, chat_template=CHAT_TEMPLATE)
     with pytest.raises(RequestError, match="template refused the messages: no developer here"):
-        load(tmp_path).encode_chat([{"role": "developer", "content": "hi"}])
+        load(tmp_path).render_chat([{"role": "developer", "content": "hi"}])
 
 
 @pytest.mark.parametrize("template", ["{% if %}", 5, [{"name": "default", "template": 5}], ["x"]])

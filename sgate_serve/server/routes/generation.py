@@ -22,8 +22,10 @@ from sgate_serve.server.protocol.generation_responses import (
     ResponseHead,
     ResponseWriter,
 )
+from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import EventStream, EventWriter, until_disconnect
+from sgate_serve.server.served_model import ServedModel
 
 
 class GenerationEndpoints:
@@ -33,7 +35,7 @@ class GenerationEndpoints:
         self._service = service
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(route_class=BodyRoute)
         router.add_api_route("/v1/completions", self.complete, methods=["POST"])
         router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
         return router
@@ -41,16 +43,24 @@ class GenerationEndpoints:
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         model = self._service.model_for("generate", request)
-        job = await asyncio.to_thread(completion_job, body, model)
+        self._service.driver.check_room(body.num_choices)
+        work = asyncio.to_thread(completion_job, body, model)
+        job = await until_disconnect(request.receive, work)
         head = _head(f"cmpl-{request.state.request_id}", body, model.name)
         return await self._run(job, body, request, CompletionWriter(head))
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = self._service.model_for("generate", request)
-        job = await asyncio.to_thread(chat_job, body, model)
+        self._service.driver.check_room(body.num_choices)
+        job = await until_disconnect(request.receive, self._chat_job(body, model))
         head = _head(f"chatcmpl-{request.state.request_id}", body, model.name)
         return await self._run(job, body, request, ChatWriter(head))
+
+    async def _chat_job(self, body: ChatRequest, model: ServedModel) -> Job:
+        model.check_name(body.model)
+        text = await self._service.render(body.messages, model)
+        return await asyncio.to_thread(chat_job, body, text, model)
 
     async def _run(
         self, job: Job, body: GenerationRequest, request: Request, writer: ResponseWriter

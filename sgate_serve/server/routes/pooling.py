@@ -10,10 +10,16 @@ from numpy.typing import NDArray
 
 from sgate_serve.engines.contract import PoolingRequest
 from sgate_serve.server.execution.pooling import pooled, pooling_requests
-from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.protocol.pooling_requests import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    PoolingBody,
+)
 from sgate_serve.server.protocol.pooling_responses import classes_json, embeddings_json, unit_length
+from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import until_disconnect
+from sgate_serve.server.served_model import ServedModel
 
 
 class PoolingEndpoints:
@@ -23,7 +29,7 @@ class PoolingEndpoints:
         self._service = service
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(route_class=BodyRoute)
         router.add_api_route("/v1/embeddings", self.embed, methods=["POST"])
         router.add_api_route("/classify", self.classify, methods=["POST"])
         return router
@@ -31,7 +37,7 @@ class PoolingEndpoints:
     async def embed(self, body: EmbeddingRequest, request: Request) -> JSONResponse:
         """Return the embedding of each text."""
         model = self._service.model_for("embed", request)
-        requests = await asyncio.to_thread(pooling_requests, body, model)
+        requests = await self._requests(body, request, model)
         vectors = await self._run(requests, request, model.name)
         if model.normalize:
             vectors = [unit_length(vector) for vector in vectors]
@@ -41,10 +47,17 @@ class PoolingEndpoints:
         """Return the best label of each text or pair, and the scores of all labels."""
         model = self._service.model_for("classify", request)
         assert model.head is not None
-        requests = await asyncio.to_thread(pooling_requests, body, model)
+        requests = await self._requests(body, request, model)
         logits = await self._run(requests, request, model.name)
         content = classes_json(logits, model.head, model.name, _num_tokens(requests))
         return JSONResponse({"id": f"classify-{request.state.request_id}", **content})
+
+    async def _requests(
+        self, body: PoolingBody, request: Request, model: ServedModel
+    ) -> list[PoolingRequest]:
+        self._service.driver.check_room(len(body.inputs))
+        work = asyncio.to_thread(pooling_requests, body, model)
+        return await until_disconnect(request.receive, work)
 
     async def _run(
         self, requests: Sequence[PoolingRequest], request: Request, model_name: str
