@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.error_responses import install_handlers
-from sgate_serve.server.middleware import ApiKey, BodyLimit
+from sgate_serve.server.middleware import ApiKey, BodyLimit, Deadline
 from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes.router import create_router
 from sgate_serve.server.server_options import ServerOptions
@@ -32,6 +32,7 @@ def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     if options.api_key is not None:
         app.add_middleware(ApiKey, api_key=options.api_key)
+    app.add_middleware(Deadline, driver=driver)
     app.add_middleware(RequestLog)
     if options.allow_origin:
         # Outermost, as a preflight carries no key and the page must be able to read errors.

@@ -39,9 +39,12 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     added = dict(headers or {})
     if error.status in RETRYABLE:
         added["retry-after"] = str(RETRY_AFTER_SECONDS)
-    # ASCII, because a message may quote half a surrogate pair, which UTF-8 cannot carry.
-    content = json.dumps(error_body(error))
-    return Response(content, error.status, added, "application/json")
+    return Response(error_json(error), error.status, added, "application/json")
+
+
+def error_json(error: RequestError) -> str:
+    """Return the body of an error in ASCII, as it may quote what UTF-8 cannot carry."""
+    return json.dumps(error_body(error))
 
 
 def as_request_error(error: Exception, request: Request) -> RequestError:

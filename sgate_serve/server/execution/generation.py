@@ -86,10 +86,18 @@ class ChoiceDecoder:
 
 
 class Generation:
-    """A running job. It must be closed, which frees the slots of unfinished requests."""
+    """A running job. It must be closed, which frees the slots of unfinished requests.
+
+    It fails at `deadline`, in the loop's time, or never if that is None.
+    """
 
     def __init__(
-        self, job: Job, driver: EngineDriver, codec: TextCodec | None, metrics: ServerMetrics
+        self,
+        job: Job,
+        driver: EngineDriver,
+        codec: TextCodec | None,
+        metrics: ServerMetrics,
+        deadline: float | None,
     ) -> None:
         self._decoders = {
             request.request_id: ChoiceDecoder(index, job, codec)
@@ -101,7 +109,7 @@ class Generation:
         }
         self._num_prompt_tokens = sum(job.num_prompt_tokens)
         self._num_generated = 0
-        self._group = driver.open(job.requests)
+        self._group = driver.open(job.requests, deadline)
 
     @property
     def num_choices(self) -> int:

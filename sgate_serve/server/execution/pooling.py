@@ -31,7 +31,10 @@ def pooling_requests(body: PoolingBody, model: ServedModel) -> list[PoolingReque
 
 
 async def pooled(
-    requests: Sequence[PoolingRequest], driver: EngineDriver, metrics: ServerMetrics
+    requests: Sequence[PoolingRequest],
+    driver: EngineDriver,
+    metrics: ServerMetrics,
+    deadline: float | None,
 ) -> list[NDArray[np.float32]]:
     """Return the engine's outputs in the order of the requests.
 
@@ -40,7 +43,7 @@ async def pooled(
     start = perf_counter()
     lengths = {request.request_id: len(request.prompt) for request in requests}
     vectors: dict[str, NDArray[np.float32]] = {}
-    group = driver.open_pooling(requests)
+    group = driver.open_pooling(requests, deadline)
     try:
         async for output in group:
             vectors[output.request_id] = output.values

@@ -69,8 +69,9 @@ class GenerationEndpoints:
 
         A stream starts only when its first token is there, so that errors before it have a status.
         """
-        model = self._service.driver.model
-        generation = Generation(job, self._service.driver, model.codec, self._service.metrics)
+        service, deadline = self._service, request.state.deadline
+        model = service.driver.model
+        generation = Generation(job, service.driver, model.codec, service.metrics, deadline)
 
         def end() -> None:
             generation.close()

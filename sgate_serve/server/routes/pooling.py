@@ -63,7 +63,8 @@ class PoolingEndpoints:
         self, requests: Sequence[PoolingRequest], request: Request, model_name: str
     ) -> list[NDArray[np.float32]]:
         request.state.log.update(model=model_name, prompt_tokens=_num_tokens(requests))
-        work = pooled(requests, self._service.driver, self._service.metrics)
+        service, deadline = self._service, request.state.deadline
+        work = pooled(requests, service.driver, service.metrics, deadline)
         return await until_disconnect(request.receive, work)
 
 
