@@ -10,6 +10,7 @@ from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.error_responses import install_handlers
 from sgate_serve.server.middleware import ApiKey, BodyLimit, Deadline
+from sgate_serve.server.openapi import state_responses
 from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes.router import create_router
 from sgate_serve.server.server_options import ServerOptions
@@ -26,6 +27,7 @@ def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
 
     app = FastAPI(title="sgate-serve", version=__version__, lifespan=lifespan)
     app.include_router(create_router(driver))
+    state_responses(app, options)
     install_handlers(app)
     # Each wraps those added before it: the log sees every request, and the key is checked before a
     # body is read.

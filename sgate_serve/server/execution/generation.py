@@ -1,5 +1,6 @@
 """Runs a job on the engine and turns its token events into text, choice by choice."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -129,7 +130,10 @@ class Generation:
         """Yield the delta of each event; raise RequestError if the engine refuses or fails."""
         async for event in self._group:
             decoder = self._decoders[event.request_id]
-            delta = decoder.push(event)
+            if event.prompt_logprobs:  # those of a long prompt take a while
+                delta = await asyncio.to_thread(decoder.push, event)
+            else:
+                delta = decoder.push(event)
             self._record(event, decoder.finish_reason)
             yield delta
 

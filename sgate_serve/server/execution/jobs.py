@@ -16,6 +16,8 @@ from sgate_serve.server.served_model import ServedModel
 
 # Clients may send any 64-bit seed, but generators take no negative ones.
 SEED_MODULUS = 2**64
+# Log-probabilities of one call, unless it has a single choice. Each takes about 500 bytes.
+MAX_LOGPROB_VALUES = 2**19
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
     model.check_name(body.model)
     texts = as_list(body.prompt)
     prompts = [_encode(prompt, body.max_tokens, model) for prompt in texts]
+    num_shown = sum(body.max_tokens + len(prompt) * body.echo for prompt in prompts)
+    _check_logprobs(body, num_shown, model)
     sampling = _sampling(body, model, body.max_tokens)
     if body.echo:
         sampling = replace(sampling, prompt_logprobs=body.logprobs)
@@ -60,6 +64,7 @@ def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
     # At least 1, so that the check below refuses a prompt that leaves no room.
     max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
     _check_length(prompt, max_tokens, model, "messages")
+    _check_logprobs(body, max_tokens, model)
     requests = _requests([prompt], _sampling(body, model, max_tokens), body.n)
     return Job(requests, body.stop_strings, ("",) * body.n, body.n)
 
@@ -143,4 +148,18 @@ def _check_length(prompt: Sequence[int], max_tokens: int, model: ServedModel, pa
             "more may be generated; shorten it or lower max_tokens",
             param=param,
             code="context_length_exceeded",
+        )
+
+
+def _check_logprobs(body: GenerationRequest, num_tokens: int, model: ServedModel) -> None:
+    """Refuse a call whose log-probabilities would take gigabytes; `num_tokens` are for each `n`."""
+    if body.num_logprobs is None:
+        return
+    num_each = 1 + body.num_logprobs
+    most = max(MAX_LOGPROB_VALUES, num_each * model.engine.max_model_len)
+    if body.n * num_tokens * num_each > most:
+        raise RequestError(
+            f"this call may have {body.n * num_tokens * num_each} log-probabilities, and at most "
+            f"{most} are returned; lower n, max_tokens or `logprobs`, or send fewer prompts",
+            param="logprobs",
         )

@@ -20,7 +20,7 @@ class BodyRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        kind = self.body_field.field_info.annotation if self.body_field else None
+        kind: Any = self.body_field.field_info.annotation if self.body_field else None
         assert kind is None or issubclass(kind, StrictBody)
 
         async def read_and_handle(request: Request) -> Response:

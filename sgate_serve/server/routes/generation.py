@@ -3,10 +3,9 @@
 import asyncio
 import time
 from contextlib import ExitStack
-from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from sgate_serve.server.execution.generation import Delta, Generation, joined
 from sgate_serve.server.execution.jobs import Job, chat_job, completion_job
@@ -23,6 +22,7 @@ from sgate_serve.server.protocol.generation_responses import (
     ResponseWriter,
 )
 from sgate_serve.server.routes.body_route import BodyRoute
+from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import EventStream, EventWriter, until_disconnect
 from sgate_serve.server.served_model import ServedModel
@@ -85,8 +85,7 @@ class GenerationEndpoints:
         with ExitStack() as cleanup:
             cleanup.callback(end)
             if not body.stream:
-                whole = _whole(generation, writer)
-                return JSONResponse(await until_disconnect(request.receive, whole))
+                return await until_disconnect(request.receive, _whole(generation, writer))
             deltas = generation.deltas()
             first = await until_disconnect(request.receive, anext(deltas))
             cleanup.pop_all()
@@ -107,8 +106,9 @@ def _head(response_id: str, body: GenerationRequest, model_name: str) -> Respons
     )
 
 
-async def _whole(generation: Generation, writer: ResponseWriter) -> dict[str, Any]:
+async def _whole(generation: Generation, writer: ResponseWriter) -> Response:
     deltas: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
     async for delta in generation.deltas():
         deltas[delta.index].append(delta)
-    return writer.body([joined(own) for own in deltas], generation.usage)
+    usage = generation.usage
+    return await json_answer(lambda: writer.body([joined(own) for own in deltas], usage))

@@ -1,13 +1,13 @@
 """The endpoints /tokenize and /detokenize, which need the tokenizer but not the engine."""
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.routes.body_route import BodyRoute
+from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import until_disconnect
 from sgate_serve.server.served_model import LONG_TEXT, ServedModel
@@ -25,22 +25,22 @@ class TokenEndpoints:
         router.add_api_route("/detokenize", self.detokenize, methods=["POST"])
         return router
 
-    async def tokenize(self, body: TokenizeRequest, request: Request) -> JSONResponse:
+    async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
         """Return the token ids of a prompt or of a conversation."""
         model = self._service.driver.model
-        return JSONResponse(await until_disconnect(request.receive, self._tokens(body, model)))
+        return await until_disconnect(request.receive, self._tokens(body, model))
 
-    async def _tokens(self, body: TokenizeRequest, model: ServedModel) -> dict[str, Any]:
+    async def _tokens(self, body: TokenizeRequest, model: ServedModel) -> Response:
         model.check_name(body.model)
         text = body.prompt
         if text is None:
             text = await self._service.render(body.messages or (), model)
-        return await asyncio.to_thread(_tokenize, text, body, model)
+        return await json_answer(lambda: _tokenize(text, body, model))
 
-    async def detokenize(self, body: DetokenizeRequest) -> JSONResponse:
+    async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Return the text of token ids, including special tokens."""
         model = self._service.driver.model
-        return JSONResponse(await asyncio.to_thread(_detokenize, body, model))
+        return await json_answer(lambda: _detokenize(body, model))
 
 
 def _tokenize(text: str, body: TokenizeRequest, model: ServedModel) -> dict[str, Any]:
