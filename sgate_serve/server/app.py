@@ -14,6 +14,7 @@ from sgate_serve.server.openapi import state_responses
 from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes.router import create_router
 from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.text.template_worker import shared_worker
 
 
 def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
@@ -23,6 +24,7 @@ def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         driver.start()
         yield
+        shared_worker().cancel()  # else the process would wait for a template that does not end
         await driver.stop()
 
     app = FastAPI(title="sgate-serve", version=__version__, lifespan=lifespan)

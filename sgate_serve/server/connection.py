@@ -17,6 +17,8 @@ from sgate_serve.server.error_responses import error_json
 
 MAX_HEADER_BYTES = 32 * 1024
 HEADER_SECONDS = 20.0
+# h11 takes about 40 µs for a chunk of one byte, so what is read at once must be little.
+READ_BYTES = 16 * 1024
 # How long a client may go on sending a body after its answer; it may read the answer only then.
 LINGER_SECONDS = 5.0
 REASONS = {
@@ -36,6 +38,7 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.max_size = READ_BYTES  # type: ignore[attr-defined]  # asyncio's own have it
         self._time(HEADER_SECONDS, self._refuse, 408)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -45,11 +48,7 @@ class BoundedConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.conn.their_state is h11.IDLE:
             self._begin()
-        # In pieces, as h11 looks at the size of incomplete headers only.
-        for start in range(0, len(data), MAX_HEADER_BYTES):
-            if self.transport.is_closing():
-                return
-            super().data_received(data[start : start + MAX_HEADER_BYTES])
+        super().data_received(data)
         if self.conn.their_state is not h11.IDLE and not self._is_answered():
             self._stop_timer()
 

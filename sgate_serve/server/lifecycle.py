@@ -53,6 +53,7 @@ class DrainingServer(uvicorn.Server):
         grace = int(options.grace_seconds) + FLUSH_SECONDS
         config = uvicorn.Config(
             create_app(driver, options),
+            loop="asyncio",
             http=BoundedConnection,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ws="none",

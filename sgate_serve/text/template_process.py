@@ -1,7 +1,7 @@
 """The process that compiles and renders chat templates: one JSON object a line in, one out.
 
-It ends when its input does. The system ends it when a job takes longer than JOB_SECONDS, even in
-the middle of a computation, and lets it have no more than MAX_MEMORY.
+It ends when its input does. The system ends it when a job takes longer than the seconds of its only
+argument, even in the middle of a computation, and lets it have no more than MAX_MEMORY.
 """
 
 import json
@@ -17,7 +17,6 @@ from jinja2 import Template
 from sgate_serve.text.content_parts import reads_parts
 from sgate_serve.text.template_environment import template_environment
 
-JOB_SECONDS = 5.0
 MAX_MEMORY = 2**30
 MAX_CHARACTERS = 2**24
 MAX_MESSAGE = 500
@@ -25,12 +24,12 @@ MAX_MESSAGE = 500
 ENVIRONMENT = template_environment()
 
 
-def main() -> None:
+def main(job_seconds: float) -> None:
     """Answer jobs until there are no more."""
     with suppress(ValueError, OSError):  # macOS knows no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     for line in sys.stdin.buffer:
-        signal.setitimer(signal.ITIMER_REAL, JOB_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, job_seconds)
         answer = json.dumps(_answer(json.loads(line))).encode()
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout.buffer.write(answer + b"\n")
@@ -65,4 +64,4 @@ def _brief(error: Exception) -> str:
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError):
-        main()
+        main(float(sys.argv[1]))

@@ -14,7 +14,8 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-from sgate_serve.text.template_process import JOB_SECONDS
+# A template of a conversation takes milliseconds.
+JOB_SECONDS = 5.0
 
 
 class ChatTemplateError(Exception):
@@ -22,9 +23,13 @@ class ChatTemplateError(Exception):
 
 
 class TemplateWorker:
-    """One process that does one job after the other, for any thread that asks."""
+    """One process that does one job after the other, for any thread that asks.
 
-    def __init__(self) -> None:
+    A job that takes longer than `job_seconds` fails.
+    """
+
+    def __init__(self, job_seconds: float = JOB_SECONDS) -> None:
+        self._job_seconds = job_seconds
         self._lock = Lock()
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
@@ -32,7 +37,7 @@ class TemplateWorker:
     def run(self, source: str, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return `text`, the rendered template, or `reads_parts` if there are no variables.
 
-        Raises ChatTemplateError, at the latest after JOB_SECONDS.
+        Raises ChatTemplateError, also for a template that does not end.
         """
         job = json.dumps({"source": source, "variables": variables}).encode() + b"\n"
         with self._lock:
@@ -44,17 +49,23 @@ class TemplateWorker:
             raise ChatTemplateError(answer["error"])
         return answer
 
+    def cancel(self) -> None:
+        """Let the job that runs now fail, if there is one; for any thread."""
+        if self._lock.locked() and self._process is not None:
+            self._process.kill()
+
     def close(self) -> None:
-        """End the process, also in the middle of a job."""
-        process = self._process
-        if process is not None:
-            process.kill()
-            process.communicate()
+        """End the process; no job may be running."""
+        if self._process is not None:
+            self._process.kill()
+            self._end()
 
     def _exchange(self, job: bytes) -> bytes:
         """Return the line that answers a job, incomplete if the process ended."""
-        if self._process is None or self._process.poll() is not None:
-            self._process = _start()
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None:
+            self._process = self._start()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -64,16 +75,26 @@ class TemplateWorker:
         except BrokenPipeError:
             return b""
         except BaseException:  # an interrupt, after which its answer belongs to nobody
-            self._process.kill()
+            self.close()
             raise
 
+    def _start(self) -> "subprocess.Popen[bytes]":
+        module = "sgate_serve.text.template_process"
+        return subprocess.Popen(
+            [sys.executable, "-m", module, str(self._job_seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,  # so that Ctrl-C reaches only us
+        )
+
     def _end(self) -> str:
-        """Reap a process that did not answer, and return the reason."""
+        """Reap a process that has ended, or is about to, and return the reason."""
         assert self._process is not None
-        status = self._process.wait()
-        self._process = None
+        self._process.communicate()  # closes the pipes too
+        status, self._process = self._process.returncode, None
         if status == -signal.SIGALRM:
-            return f"it takes longer than {JOB_SECONDS:g} s"
+            return f"it takes longer than {self._job_seconds:g} s"
         return f"its process ended with status {status}"
 
 
@@ -81,14 +102,3 @@ class TemplateWorker:
 def shared_worker() -> TemplateWorker:
     """Return the worker of all templates of this process."""
     return TemplateWorker()
-
-
-def _start() -> "subprocess.Popen[bytes]":
-    # In a session of its own, so that Ctrl-C reaches only us.
-    return subprocess.Popen(
-        [sys.executable, "-m", "sgate_serve.text.template_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        start_new_session=True,
-    )

@@ -11,7 +11,7 @@ from typing import Any
 from sgate_serve.errors import RequestError
 from sgate_serve.server.excerpt import cut
 
-MAX_VALUES = 2**20
+MAX_VALUES = 2**19
 MAX_MEMBERS = 2**14
 MAX_DEPTH = 32
 
