@@ -238,7 +238,7 @@ def test_template_that_never_ends_is_a_400(endless: Callable[[float], TextCodec]
 def test_chats_that_wait_for_a_template_keep_no_one_else_waiting(
     endless: Callable[[float], TextCodec],
 ) -> None:
-    options = {"codec": endless(2.0), "request_timeout_seconds": 1.0}
+    options: dict[str, Any] = {"codec": endless(2.0), "request_timeout_seconds": 1.0}
     with serving_engine(HashEngine(VOCAB_SIZE), **options) as client:
         hanging = [hang_on(client, CHAT, "/v1/chat/completions") for _ in range(40)]
         with health_answers(client):
@@ -254,7 +254,7 @@ def test_chats_that_wait_for_a_template_keep_no_one_else_waiting(
 
 
 def test_time_limit_counts_a_body_that_comes_slowly() -> None:
-    options = {"request_timeout_seconds": 0.5}
+    options: dict[str, Any] = {"request_timeout_seconds": 0.5}
     with serving_engine(HashEngine(VOCAB_SIZE), **options) as client, connected(client) as peer:
         peer.sendall(HEAD[:-2])
         time.sleep(0.4)

@@ -62,7 +62,7 @@ def calls(client: httpx.Client) -> Iterator[httpx.Response]:
 
 
 def test_what_is_sent_is_stated() -> None:
-    options = {"api_key": "k", "max_body_bytes": 5000, "max_queue": 4}
+    options: dict[str, Any] = {"api_key": "k", "max_body_bytes": 5000, "max_queue": 4}
     with serving_engine(HashEngine(VOCAB_SIZE), **options) as client:
         headers = {"authorization": "Bearer k"}
         schema = client.get("/openapi.json", headers=headers).json()
