@@ -9,7 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.error_responses import install_handlers
-from sgate_serve.server.middleware import ApiKey, BodyLimit, Deadline
+from sgate_serve.server.middleware import ApiKey, BodyLimit, Deadline, Drain
 from sgate_serve.server.openapi import state_responses
 from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes.router import create_router
@@ -36,6 +36,7 @@ def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     if options.api_key is not None:
         app.add_middleware(ApiKey, api_key=options.api_key)
+    app.add_middleware(Drain)
     app.add_middleware(Deadline, driver=driver)
     app.add_middleware(RequestLog)
     if options.allow_origin:

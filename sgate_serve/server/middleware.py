@@ -5,6 +5,8 @@ Plain ASGI, because Starlette's BaseHTTPMiddleware would hide that a client hung
 
 import asyncio
 import secrets
+from contextlib import suppress
+from http import HTTPStatus
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +18,7 @@ from sgate_serve.server.paths import HEALTH_PATH
 
 # For all of a body; a slower client belongs behind a proxy that buffers requests.
 BODY_SECONDS = 60.0
+DRAIN_SECONDS = 3.0
 
 
 class ApiKey:
@@ -80,6 +83,42 @@ class Deadline:
             await error_response(self._driver.overdue())(scope, receive, send)
         finally:
             self._driver.unanswered.discard(limit)
+
+
+class Drain:
+    """Reads on for a moment before a request is refused whose body is still coming.
+
+    A client that is cut off while it sends never sees the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_whole = scope["type"] != "http" or not _has_body(Headers(scope=scope))
+
+        async def receive_and_note() -> Message:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = not message.get("more_body", False)
+            return message
+
+        async def drain_and_send(message: Message) -> None:
+            status = message.get("status")  # which only the start of a response has
+            if status not in (None, HTTPStatus.REQUEST_TIMEOUT) and not is_whole:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(DRAIN_SECONDS):
+                        while not is_whole:
+                            await receive_and_note()
+            await send(message)
+
+        await self._app(scope, receive_and_note, drain_and_send)
+
+
+def _has_body(headers: Headers) -> bool:
+    """Say whether a body comes unasked; with `Expect`, a client waits to be told so."""
+    is_announced = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    return is_announced and "expect" not in headers
 
 
 class BodyLimit:

@@ -195,11 +195,33 @@ def test_body_that_does_not_come_is_a_408(monkeypatch: pytest.MonkeyPatch) -> No
 def test_client_that_goes_on_sending_after_its_answer_is_cut_off(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(middleware, "DRAIN_SECONDS", 0.2)
     monkeypatch.setattr(connection, "LINGER_SECONDS", 0.3)
     with serving_engine(HashEngine(VOCAB_SIZE), api_key="k") as client, connected(client) as peer:
         peer.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n{")
         assert answer(peer).startswith(b"HTTP/1.1 401 Unauthorized\r\n")
         wait_until(lambda: not goes_on(peer))
+
+
+@pytest.mark.parametrize("ending", [b"Connection: close\r\n", b""])
+@pytest.mark.parametrize("key", ["k", "wrong"])
+def test_client_that_sends_a_body_too_large_sees_the_answer(ending: bytes, key: str) -> None:
+    options: dict[str, Any] = {"api_key": "k", "max_body_bytes": 1000}
+    head = HEAD + b"Authorization: Bearer " + key.encode() + b"\r\n" + ending
+    with serving_engine(HashEngine(VOCAB_SIZE), **options) as client, connected(client) as peer:
+        peer.sendall(head + b"Content-Length: 8000000\r\n\r\n" + b" " * 8_000_000)
+        received = answer(peer)
+    status = b"413 Request Entity Too Large" if key == "k" else b"401 Unauthorized"
+    assert received.startswith(b"HTTP/1.1 " + status)
+
+
+def test_client_that_asks_before_it_sends_is_refused_at_once() -> None:
+    with (
+        serving_engine(HashEngine(VOCAB_SIZE), max_body_bytes=9) as client,
+        connected(client) as peer,
+    ):
+        peer.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 10\r\n\r\n")
+        assert answer(peer).startswith(b"HTTP/1.1 413 ")
 
 
 def goes_on(peer: socket.socket) -> bool:
