@@ -275,6 +275,21 @@ def test_chats_that_wait_for_a_template_keep_no_one_else_waiting(
             peer.close()
 
 
+def test_chats_of_clients_that_hung_up_leave_the_queue_of_the_template(
+    endless: Callable[[float], TextCodec], caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level("INFO"),
+        serving_engine(HashEngine(VOCAB_SIZE), codec=endless(0.6)) as client,
+    ):
+        for _ in range(20):
+            hang_on(client, CHAT, "/v1/chat/completions").close()
+        wait_until(lambda: caplog.text.count("status=499") == 20)
+        start = time.monotonic()
+        assert client.post("/v1/chat/completions", json=CHAT).status_code == 400
+        assert time.monotonic() - start < 5  # not 20 times 0.6 s
+
+
 def test_time_limit_counts_a_body_that_comes_slowly() -> None:
     options: dict[str, Any] = {"request_timeout_seconds": 0.5}
     with serving_engine(HashEngine(VOCAB_SIZE), **options) as client, connected(client) as peer:
