@@ -37,6 +37,7 @@ LIBRARIES = (
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "": (
         "fastapi",
+        "h11",
         "huggingface_hub",
         "jinja2",
         "ml_dtypes",
@@ -44,6 +45,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "onnx_ir",
         "onnxruntime",
         "prometheus_client",
+        "pydantic",
         "safetensors",
         "shtab",
         "tokenizers",

@@ -137,8 +137,13 @@ def writing(path: Path, remedy: str | None = None) -> Iterator[None]:
         raise OutputError(line if remedy is None else f"{line}, or {remedy}") from error
 
 
+LONGEST_WORD = 200
+
+
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """Return `; did you mean X?` for the known word that is most like `word`, or an empty text."""
+    if len(word) > LONGEST_WORD:  # comparing takes time that grows with the square of it
+        return ""
     by_lower = {each.lower(): each for each in known}
     found = get_close_matches(word.lower(), by_lower, 1)
     return f"; did you mean {by_lower[found[0]]}?" if found else ""

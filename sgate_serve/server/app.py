@@ -9,10 +9,12 @@ from starlette.middleware.cors import CORSMiddleware
 from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.error_responses import install_handlers
-from sgate_serve.server.middleware import ApiKey, BodyLimit
+from sgate_serve.server.middleware import ApiKey, BodyLimit, Deadline, Drain
+from sgate_serve.server.openapi import state_responses
 from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes.router import create_router
 from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.text.template_worker import shared_worker
 
 
 def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
@@ -22,16 +24,20 @@ def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         driver.start()
         yield
+        shared_worker().cancel()  # else the process would wait for a template that does not end
         await driver.stop()
 
     app = FastAPI(title="sgate-serve", version=__version__, lifespan=lifespan)
     app.include_router(create_router(driver))
+    state_responses(app, options)
     install_handlers(app)
     # Each wraps those added before it: the log sees every request, and the key is checked before a
     # body is read.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     if options.api_key is not None:
         app.add_middleware(ApiKey, api_key=options.api_key)
+    app.add_middleware(Drain)
+    app.add_middleware(Deadline, driver=driver)
     app.add_middleware(RequestLog)
     if options.allow_origin:
         # Outermost, as a preflight carries no key and the page must be able to read errors.

@@ -61,6 +61,8 @@ class EngineDriver:
         self.state: State = "loading"
         self.load_error: BaseException | None = None
         self.loaded: ServedModel | None = None
+        # The limits of calls without an answer, which the shutdown ends.
+        self.unanswered: set[asyncio.Timeout] = set()
         self.stats = EngineStats(num_running=0, num_waiting=0, kv_cache_usage=0.0)
         self._load = load
         self._options = options
@@ -81,43 +83,7 @@ class EngineDriver:
         if self.state != "ready":
             raise self._unavailable()
 
-    def start(self) -> None:
-        """Start loading; must be called on the event loop that will receive the events."""
-        self._loop = asyncio.get_running_loop()
-        self._thread.start()
-
-    async def stop(self) -> None:
-        """Stop the thread after its current step, without waiting more than STOP_SECONDS."""
-        is_loading = self.loaded is None
-        self.end_requests()
-        self._commands.put(Stop())
-        if not is_loading:
-            await asyncio.to_thread(self._thread.join, STOP_SECONDS)
-
-    def open(self, requests: Sequence[Request]) -> RequestGroup[TokenEvent]:
-        """Queue the requests and return the group that yields their events and must be closed.
-
-        Raises RequestError 503 if the engine is not running, or 429 if the queue is full.
-        """
-        return self._queue(requests, RequestGroup[TokenEvent](_ids(requests), self._abort))
-
-    def open_pooling(self, requests: Sequence[PoolingRequest]) -> RequestGroup[PooledOutput]:
-        """Queue requests of an encoder, as `open` does."""
-        return self._queue(requests, RequestGroup[PooledOutput](_ids(requests), self._abort))
-
-    def _queue(
-        self, requests: Sequence[Request | PoolingRequest], group: RequestGroup[EventT]
-    ) -> RequestGroup[EventT]:
-        self.check_ready()
-        self._check_room(len(requests))
-        if self._options.request_timeout_seconds is not None:
-            group.end_after(self._options.request_timeout_seconds)
-        for request in requests:
-            self._groups[request.request_id] = group
-            self._commands.put(request)
-        return group
-
-    def _check_room(self, num_new: int) -> None:
+    def check_room(self, num_new: int) -> None:
         """Raise RequestError 429 if the queue has no room for `num_new`, 400 if it never could.
 
         Requests are waiting if they have not ended and were not running after the last step.
@@ -135,6 +101,65 @@ class EngineDriver:
                 code="queue_full",
             )
 
+    def start(self) -> None:
+        """Start loading; must be called on the event loop that will receive the events."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Stop the thread after its current step, without waiting more than STOP_SECONDS."""
+        is_loading = self.loaded is None
+        self.end_requests()
+        self._commands.put(Stop())
+        if not is_loading:
+            await asyncio.to_thread(self._thread.join, STOP_SECONDS)
+
+    def deadline(self, begin: float) -> float | None:
+        """Return when a call that began at `begin` must have ended; None for no limit."""
+        seconds = self._options.request_timeout_seconds
+        return None if seconds is None else begin + seconds
+
+    def overdue(self) -> RequestError:
+        """Return the error of a call that has no answer at its deadline or at the shutdown."""
+        if self.state != "ready":
+            return self._unavailable()
+        return RequestError(
+            f"the request took longer than {self._options.request_timeout_seconds:g} s, this "
+            "server's limit; ask for fewer tokens, or try again when it is less busy",
+            status=504,
+            code="request_timeout",
+        )
+
+    def open(self, requests: Sequence[Request], deadline: float | None) -> RequestGroup[TokenEvent]:
+        """Queue the requests and return the group that yields their events and must be closed.
+
+        Raises RequestError 503 if the engine is not running, or 429 if the queue is full.
+        """
+        group = RequestGroup[TokenEvent](_ids(requests), self._abort)
+        return self._queue(requests, group, deadline)
+
+    def open_pooling(
+        self, requests: Sequence[PoolingRequest], deadline: float | None
+    ) -> RequestGroup[PooledOutput]:
+        """Queue requests of an encoder, as `open` does."""
+        group = RequestGroup[PooledOutput](_ids(requests), self._abort)
+        return self._queue(requests, group, deadline)
+
+    def _queue(
+        self,
+        requests: Sequence[Request | PoolingRequest],
+        group: RequestGroup[EventT],
+        deadline: float | None,
+    ) -> RequestGroup[EventT]:
+        self.check_ready()
+        self.check_room(len(requests))
+        if deadline is not None:
+            group.end_at(deadline, self.overdue)
+        for request in requests:
+            self._groups[request.request_id] = group
+            self._commands.put(request)
+        return group
+
     def _abort(self, request_id: str) -> None:
         self._groups.pop(request_id, None)
         self._commands.put(Abort(request_id))
@@ -144,6 +169,9 @@ class EngineDriver:
         if self.state != "failed":
             self.state = "stopping"
         self._fail_groups(self._unavailable())
+        for limit in self.unanswered:
+            if not limit.expired():
+                limit.reschedule(self._loop.time())
 
     def _unavailable(self) -> RequestError:
         return RequestError(REASONS[self.state], status=503)

@@ -9,13 +9,13 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from sgate_serve.errors import RequestError, did_you_mean
+from sgate_serve.server.excerpt import cut
 
 RETRY_AFTER_SECONDS = 2
 RETRYABLE = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
@@ -39,9 +39,12 @@ def error_response(error: RequestError, headers: Mapping[str, str] | None = None
     added = dict(headers or {})
     if error.status in RETRYABLE:
         added["retry-after"] = str(RETRY_AFTER_SECONDS)
-    # ASCII, because a message may quote half a surrogate pair, which UTF-8 cannot carry.
-    content = json.dumps(error_body(error))
-    return Response(content, error.status, added, "application/json")
+    return Response(error_json(error), error.status, added, "application/json")
+
+
+def error_json(error: RequestError) -> str:
+    """Return the body of an error in ASCII, as it may quote what UTF-8 cannot carry."""
+    return json.dumps(error_body(error))
 
 
 def as_request_error(error: Exception, request: Request) -> RequestError:
@@ -49,16 +52,14 @@ def as_request_error(error: Exception, request: Request) -> RequestError:
     match error:
         case RequestError():
             return error
-        case RequestValidationError():
-            return RequestError(_malformed(error))
         case HTTPException(status_code=404):
-            near = did_you_mean(request.url.path, _paths(request))
-            return RequestError(
-                f"there is no {request.url.path}; /docs lists the paths{near}", status=404
-            )
+            path = request.scope["path"]
+            near = did_you_mean(path, _paths(request))
+            return RequestError(f"there is no {cut(path)}; /docs lists the paths{near}", status=404)
         case HTTPException(status_code=405):
+            path, method = cut(request.scope["path"]), cut(request.method)
             return RequestError(
-                f"{request.url.path} does not take {request.method}; /docs lists its methods",
+                f"{path} does not take {method}; /docs lists its methods",
                 status=405,
             )
         case HTTPException(status_code=status, detail=detail):
@@ -71,14 +72,6 @@ def _paths(request: Request) -> list[str]:
     return [route.path for route in request.app.routes if isinstance(route, Route)]
 
 
-def _malformed(error: RequestValidationError) -> str:
-    details = error.errors()[0]
-    if details["type"] == "json_invalid":
-        reason = details["ctx"]["error"]
-        return f"the body is not JSON: {reason} at character {details['loc'][-1]}"
-    return "the body must be a JSON object sent with Content-Type: application/json"
-
-
 def install_handlers(app: FastAPI) -> None:
     """Make the app answer every error with an OpenAI error body."""
 
@@ -86,5 +79,5 @@ def install_handlers(app: FastAPI) -> None:
         headers = error.headers if isinstance(error, HTTPException) else None
         return error_response(as_request_error(error, request), headers)
 
-    for kind in (RequestError, RequestValidationError, HTTPException):
+    for kind in (RequestError, HTTPException):
         app.add_exception_handler(kind, answer)

@@ -13,6 +13,7 @@ import uvicorn
 
 from sgate_serve.errors import SgateError
 from sgate_serve.server.app import create_app
+from sgate_serve.server.connection import MAX_HEADER_BYTES, BoundedConnection
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.request_log import start_logging
 from sgate_serve.server.served_model import ServedModel
@@ -52,6 +53,10 @@ class DrainingServer(uvicorn.Server):
         grace = int(options.grace_seconds) + FLUSH_SECONDS
         config = uvicorn.Config(
             create_app(driver, options),
+            loop="asyncio",
+            http=BoundedConnection,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            ws="none",
             lifespan="on",
             log_config=None,
             log_level="warning",

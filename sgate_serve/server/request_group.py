@@ -26,10 +26,10 @@ class RequestGroup(Generic[EventT]):
     def receive(self, item: EventT | RequestError) -> None:
         self._received.put_nowait(item)
 
-    def end_after(self, seconds: float) -> None:
-        """Abort the requests after `seconds`; the iterator then raises RequestError 504."""
+    def end_at(self, deadline: float, error: Callable[[], RequestError]) -> None:
+        """Abort the requests at a time of the loop; the iterator then raises `error`."""
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(seconds, self._time_out, seconds)
+        self._timer = loop.call_at(deadline, self._time_out, error)
 
     def __aiter__(self) -> "RequestGroup[EventT]":
         return self
@@ -60,18 +60,11 @@ class RequestGroup(Generic[EventT]):
         for request_id in tuple(self._open):
             self.abort(request_id)
 
-    def _time_out(self, seconds: float) -> None:
+    def _time_out(self, error: Callable[[], RequestError]) -> None:
         # They stay open in this group, so that even a slow reader still gets the error.
         for request_id in self._open:
             self._abort(request_id)
-        self.receive(
-            RequestError(
-                f"the request took longer than {seconds:g} s, this server's limit; ask for fewer "
-                "tokens, or try again when it is less busy",
-                status=504,
-                code="request_timeout",
-            )
-        )
+        self.receive(error())
 
 
 def is_last(event: EngineEvent) -> bool:

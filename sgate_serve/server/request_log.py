@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgate_serve.server.error_responses import as_request_error, error_response
+from sgate_serve.server.excerpt import cut
 from sgate_serve.server.paths import QUIET_PATHS
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 # nginx's status for a client that closed the connection; only ever logged.
 CLIENT_CLOSED = 499
 # A client's id is copied to a header and to log lines: no spaces, quotes or line breaks.
+MAX_PATH = 200
 SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 
@@ -78,7 +80,7 @@ def _log(scope: Scope, ending: Mapping[str, Any]) -> None:
     fields = {
         "id": scope["state"]["request_id"],
         "method": scope["method"],
-        "path": scope["path"],
+        "path": cut(scope["path"], MAX_PATH),
         **ending,
     }
     level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 from sgate_serve.engines.contract import EngineStats, PooledOutput, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.classifier_head import ClassifierHead
+from sgate_serve.server.excerpt import excerpt
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
 
@@ -18,6 +19,9 @@ SERVED_AT: Mapping[ServedTask, tuple[str, str]] = {
     "embed": ("an embedding model", "/v1/embeddings"),
     "classify": ("a classifier", "/classify"),
 }
+
+# Characters that are tokenized for any model, and where a text may be longer than the model's.
+SHORT_TEXT, LONG_TEXT = 2**16, 2**20
 
 
 class AnyEngine(Protocol):
@@ -136,10 +140,25 @@ class ServedModel:
         if requested is not None and requested not in (*self.names, *self.aliases, *short):
             listed = ", ".join(map(repr, self.names))
             raise RequestError(
-                f"the model {requested!r} is not served here; this server has {listed}",
+                f"the model {excerpt(requested)} is not served here; this server has {listed}",
                 param="model",
                 status=404,
                 code="model_not_found",
+            )
+
+    def check_text(self, text: str, param: str, least: int = SHORT_TEXT) -> None:
+        """Raise RequestError naming `param` if a text is too long to be tokenized.
+
+        Tokenizing takes a hundred bytes for each character. Texts of up to `least` characters pass.
+        """
+        limit = self.engine.max_model_len
+        longest = max(least, self.require_codec(param).max_characters(limit))
+        if len(text) > longest:
+            raise RequestError(
+                f"`{param}` has {len(text)} characters; this model holds {limit} tokens, so at "
+                f"most {longest} characters are read",
+                param=param,
+                code="context_length_exceeded",
             )
 
     def check_ids(self, tokens: Iterable[int], param: str) -> None:
@@ -148,7 +167,8 @@ class ServedModel:
         for token in tokens:
             if not 0 <= token < size:
                 raise RequestError(
-                    f"`{param}` has the token id {token}; this model's ids are 0 to {size - 1}",
+                    f"`{param}` has the token id {excerpt(token)}; this model's ids are 0 to "
+                    f"{size - 1}",
                     param=param,
                 )
 

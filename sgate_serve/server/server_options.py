@@ -47,7 +47,7 @@ class ServerOptions:
     request_timeout_seconds: float | None = option(
         None, "the longest a request may take, waiting included (default: no limit)", group=LIMITS
     )
-    max_body_bytes: int = option(32 * 1024**2, "largest request body, in bytes", group=LIMITS)
+    max_body_bytes: int = option(8 * 1024**2, "largest request body, in bytes", group=LIMITS)
     grace_seconds: float = option(
         30.0, "how long running requests may continue after SIGTERM", group=LIMITS
     )

@@ -92,7 +92,23 @@ class TextCodec:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Return the token ids of a prompt, with the special tokens that the tokenizer adds."""
-        return tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        return tuple(self._encoding(text, add_special_tokens=add_special_tokens).ids)
+
+    def _encoding(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        # Unlike `encode`, a batch lets other threads run meanwhile.
+        [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding
+
+    def max_characters(self, num_tokens: int) -> int:
+        """Return how long a text of so many tokens can be, if all are the longest there is.
+
+        Tokenizers that drop spaces or have a token for unknown words may make fewer tokens of it.
+        """
+        return num_tokens * self._longest_token
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def encode_texts(
         self, text: str, text_pair: str | None = None, max_tokens: int | None = None
@@ -102,10 +118,10 @@ class TextCodec:
         To fit `max_tokens`, the end of the longer text is cut. Raises RequestError if `max_tokens`
         leave no room for text.
         """
-        first = self.tokenizer.encode(text, add_special_tokens=False)
+        first = self._encoding(text, add_special_tokens=False)
         second = None
         if text_pair is not None:
-            second = self.tokenizer.encode(text_pair, add_special_tokens=False)
+            second = self._encoding(text_pair, add_special_tokens=False)
         if max_tokens is not None:
             num_special = self.tokenizer.num_special_tokens_to_add(text_pair is not None)
             if max_tokens <= num_special:
@@ -120,13 +136,11 @@ class TextCodec:
         has_types = self.marks_segments and any(types)
         return EncodedTexts(tuple(whole.ids), types if has_types else None)
 
-    def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_special_tokens: bool = False
-    ) -> tuple[int, ...]:
-        """Return the token ids of a conversation, ending where the assistant's turn begins.
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return a conversation as text, ending where the assistant's turn begins.
 
-        The template writes the special tokens; `add_special_tokens` adds the tokenizer's own.
-        Raises RequestError if there is no chat template, or if it refuses the messages.
+        The template writes the special tokens. Raises RequestError if there is no chat template, or
+        if it refuses the messages.
         """
         if self.chat_template is None:
             raise RequestError(
@@ -134,12 +148,12 @@ class TextCodec:
                 "chat_template.jinja into the model folder",
                 param="messages",
             )
-        text = self.chat_template.render(messages)
-        return self.encode(text, add_special_tokens=add_special_tokens)
+        return self.chat_template.render(messages)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of tokens, by default without special tokens."""
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        # Like encoding, a batch lets other threads run.
+        [text] = self.tokenizer.decode_batch([tokens], skip_special_tokens=skip_special_tokens)
         return _cleaned_up(text) if self.cleans_up else text
 
     def token_names(self, tokens: Sequence[int]) -> list[str]:

@@ -9,15 +9,17 @@ import httpx
 import pytest
 
 from sgate_serve.options import flag_of
-from sgate_serve.server import ServerOptions
+from sgate_serve.server import ServerOptions, connection, excerpt, middleware, served_model
 from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.protocol import generation_requests
+from sgate_serve.server.execution import jobs
+from sgate_serve.server.protocol import generation_requests, json_body
 from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, StrictBody
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED
+from sgate_serve.text import template_process, template_worker
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, model_of
 
@@ -74,6 +76,37 @@ def test_every_ignored_parameter_and_every_code_is_named() -> None:
 def test_every_limit_is_named() -> None:
     limits = {value for name, value in vars(generation_requests).items() if name.startswith("MAX_")}
     assert {str(limit) for limit in limits | {MAX_PROMPTS}} <= set(re.findall(r"\d+", PAGE))
+
+
+def test_every_limit_on_hostile_requests_is_named() -> None:
+    section = PAGE.partition("## Limits")[2].partition("\n## ")[0]
+    limits = {
+        connection.MAX_HEADER_BYTES,
+        connection.HEADER_SECONDS,
+        middleware.BODY_SECONDS,
+        json_body.MAX_VALUES,
+        json_body.MAX_MEMBERS,
+        json_body.MAX_DEPTH,
+        served_model.SHORT_TEXT,
+        served_model.LONG_TEXT,
+        template_worker.JOB_SECONDS,
+        template_process.MAX_CHARACTERS,
+        jobs.MAX_LOGPROB_VALUES,
+    }
+    assert {f"{limit:.0f}" for limit in limits} <= set(re.findall(r"\d+", section))
+    assert f"at most {excerpt.MAX_SHOWN} characters" in PAGE
+    mebibytes = ServerOptions().max_body_bytes // 2**20
+    assert f"by default {mebibytes} MiB" in PAGE
+
+
+def test_security_page_has_the_servers_limits() -> None:
+    page = (SERVER.parents[1] / "SECURITY.md").read_text(encoding="utf-8")
+    header, body = connection.HEADER_SECONDS, middleware.BODY_SECONDS
+    assert f"bodies end after {header:g} s and {body:g} s" in page
+    assert f"ended after {template_worker.JOB_SECONDS:g} s" in page
+    assert template_process.MAX_MEMORY == 2**30
+    assert "1 GiB of memory" in page
+    assert f"at most {excerpt.MAX_SHOWN} characters of a request" in page
 
 
 def test_every_metric_is_named(client: httpx.Client) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.parser import text_string_to_metric_families
 
 from sgate_serve import __version__
@@ -89,6 +90,14 @@ def test_version_and_documentation(client: httpx.Client) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/completions", "/v1/chat/completions", "/health"} <= paths.keys()
     assert client.get("/docs").status_code == 200
+
+
+def test_metrics_have_prometheus_content_type(client: httpx.Client) -> None:
+    response = client.get("/metrics")
+    assert response.headers["content-type"] == CONTENT_TYPE_LATEST
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    documented = client.get("/openapi.json").json()["paths"]["/metrics"]["get"]["responses"]
+    assert documented["200"]["content"].keys() == {CONTENT_TYPE_LATEST}
 
 
 def values_of(client: httpx.Client) -> dict[tuple[str, str | None], float]:

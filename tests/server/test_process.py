@@ -15,24 +15,34 @@ from sgate_serve.server.lifecycle import address, open_listener
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, wait_until
 
-# A whole server process: argument 1 is the grace period, 2 the seconds that loading takes.
+# A whole server process: argument 1 is the grace period, 2 the seconds that loading takes, 3 a chat
+# template, or empty for no tokenizer.
 PROGRAM = """
 import sys, time
 from sgate_serve.server import ServedModel, ServerOptions, serve
+from sgate_serve.text.chat_template import ChatTemplate
+from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
+from tests.text_model import byte_tokenizer
 
 def load():
     time.sleep(float(sys.argv[2]))
-    return ServedModel(HashEngine(100, step_seconds=0.02), "tiny")
+    codec = TextCodec(byte_tokenizer(), ChatTemplate(sys.argv[3], {})) if sys.argv[3] else None
+    return ServedModel(HashEngine(100, step_seconds=0.02), "tiny", codec)
 
 sys.exit(serve(ServerOptions(port=0, grace_seconds=float(sys.argv[1])), load))
 """
 
 
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
 @contextmanager
-def process(grace: float, load_seconds: float = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(
+    grace: float, load_seconds: float = 0, template: str = ""
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start a server process; yields it with its address, read from its first line."""
-    command = [sys.executable, "-c", PROGRAM, str(grace), str(load_seconds)]
+    command = [sys.executable, "-c", PROGRAM, str(grace), str(load_seconds), template]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:
@@ -88,6 +98,38 @@ def test_stream_that_outlasts_the_grace_period_ends_with_an_error_and_done() -> 
         assert rest[-1] == "data: [DONE]"
         run.communicate(timeout=10)
     assert run.returncode == 0
+
+
+def test_signal_ends_a_server_whose_clients_send_only_half() -> None:
+    body = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"
+    with process(grace=0.5) as (run, url):
+        wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        place = ("127.0.0.1", int(url.rpartition(":")[2]))
+        peers = [socket.create_connection(place) for _ in range(3)]
+        for peer, sent in zip(peers, (b"", b"GET / HTTP/1.1\r\nHost", body), strict=True):
+            peer.sendall(sent)
+        httpx.get(f"{url}/health")  # when it answers, it has read the others too
+        run.send_signal(signal.SIGTERM)
+        _, log = run.communicate(timeout=5)
+        assert b" 503 Service Unavailable" in peers[-1].recv(1000)
+        for peer in peers:
+            peer.close()
+    assert run.returncode == 0
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("template", ["{{ 10 ** (messages | length * 300000000) }}", ENDLESS])
+def test_signal_ends_a_server_whose_template_never_ends(template: str) -> None:
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    with process(grace=0.5, template=template) as (run, url):
+        wait_until(lambda: httpx.get(f"{url}/health").status_code == 200)
+        for _ in range(8):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=chat, timeout=0.1)
+        run.send_signal(signal.SIGTERM)
+        _, log = run.communicate(timeout=4)  # less than a template may take
+    assert run.returncode == 0
+    assert "Traceback" not in log
 
 
 def accepts(url: str) -> bool:

@@ -85,8 +85,11 @@ def test_unknown_model_is_a_404_like_openais(client: httpx.Client) -> None:
         (b"{", "the body is not JSON: Expecting property name enclosed in double quotes at char"),
         (b"", "the body must be a JSON object sent with Content-Type: application/json"),
         (b"[]", "the body must be a JSON object"),
-        (b"\xff", "the request cannot be read: There was an error parsing the body"),
-        (b"[" * 50_000, "the request cannot be read: There was an error parsing the body"),
+        (b'{"a":"\xff"}', "the body is not JSON: it has a byte that is not UTF-8 at 6"),
+        (b"[" * 50_000, "the body is nested too deeply; at most 32 levels are read"),
+        (b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", "the body is nested too deeply; at most 32"),
+        (b'{"seed":' + b"9" * 5000 + b"}", "the body cannot be read: Exceeds the limit"),
+        (b'{"user":{' + b'"":0,' * 17_000 + b'"b":1}}', "have 17002 members; at most 16384 are"),
         (b'{"prompt": "x", "temperature": NaN}', "`temperature` is nan"),
     ],
 )
@@ -94,6 +97,40 @@ def test_malformed_bodies_are_400(client: httpx.Client, content: bytes, message:
     response = client.post("/v1/completions", content=content, headers=JSON)
     assert response.status_code == 400
     assert message in refusal(response)["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": [1, "x", 2.5, None]}, "prompt.1"),
+        ({"prompt": ["x", "y", 5, None]}, "prompt.2"),
+        ({"prompt": [[1], [2, "x", "y"], ["z"]]}, "prompt.1.1"),
+        ({"prompt": "x", "stop": ["a", 5, 6]}, "stop.1"),
+        ({"prompt": "x", "temperature": "a", "top_p": "b", "seed": "c"}, "temperature"),
+        ({"prompt": [None], "logit_bias": {"x": 1, "y": 1}}, "prompt.0"),
+    ],
+)
+def test_the_first_wrong_item_is_named(
+    client: httpx.Client, body: dict[str, Any], param: str
+) -> None:
+    assert refusal(client.post("/v1/completions", json=body))["param"] == param
+
+
+def test_what_a_client_sent_is_quoted_in_part(client: httpx.Client) -> None:
+    long = "x" * 20_000
+    answers = [
+        client.post("/v1/completions", json={"prompt": "a", "model": long}),
+        client.post("/v1/completions", json={"prompt": "a", long: 1}),
+        client.post("/v1/completions", json={"prompt": "a", "temperature": [long] * 3}),
+        client.post("/v1/completions", json={"prompt": "a", "logit_bias": {long: 1}}),
+        client.post("/v1/completions", json={"prompt": [10**4000]}),
+        client.get(f"/v1/models/{long}"),
+        client.get(f"/{long}"),
+        client.request("PUT" + long, "/health"),
+    ]
+    for answer in answers:
+        assert refusal(answer)["message"]
+        assert len(answer.content) < 500
 
 
 def test_body_that_is_not_sent_as_json_is_a_400(client: httpx.Client) -> None:
@@ -135,8 +172,9 @@ def test_api_key_guards_everything_but_health(caplog: pytest.LogCaptureFixture) 
                 assert error["code"] == "invalid_api_key"
                 assert "send it as `Authorization: Bearer KEY`" in error["message"]
         assert client.get("/health").status_code == 200
-        right = [(b"authorization", "Bearer s3cret-é".encode())]
-        assert client.get("/v1/models", headers=right).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER"):
+            right = [(b"authorization", f"{scheme} s3cret-é".encode())]
+            assert client.get("/v1/models", headers=right).status_code == 200
     assert "s3cret" not in caplog.text
 
 

@@ -140,6 +140,10 @@ def joined(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": "\n".join(part["text"] for part in message["content"])}
 
 
+def encode_chat(codec: TextCodec, messages: list[dict[str, Any]]) -> tuple[int, ...]:
+    return codec.encode(codec.render_chat(messages), add_special_tokens=False)
+
+
 @pytest.mark.parametrize("kind", TEMPLATES)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(messages=st.lists(MESSAGE, min_size=1, max_size=4))
@@ -159,9 +163,9 @@ def test_conversations_have_transformers_tokens(
     except Exception:  # of the template
         assert messages != TURNS
         with pytest.raises(RequestError, match="the model's chat template refused the messages"):
-            codec.encode_chat(messages)
+            encode_chat(codec, messages)
         return
-    assert list(codec.encode_chat(messages)) == expected
+    assert list(encode_chat(codec, messages)) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.text.chat_template import ChatTemplate
+from sgate_serve.text.mistral_words import WORDS as MISTRAL_WORDS
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
+from sgate_serve.text.tokenizer_pipelines import QWEN2_WORDS
 from tests.text_model import (
     BOS,
     CHAT_TEMPLATE,
@@ -130,21 +133,20 @@ def test_chat_template_is_found_and_rendered(tmp_path: Path, place: str) -> None
     if place == "file":
         (tmp_path / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     codec = load(tmp_path)
-    ids = codec.encode_chat([{"role": "user", "content": "the cat"}])
-    text = codec.tokenizer.decode(list(ids), skip_special_tokens=False)
+    text = codec.render_chat([{"role": "user", "content": "the cat"}])
     assert text == f"{BOS}user: the cat\nassistant:"
 
 
 def test_missing_chat_template_names_the_remedy(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     with pytest.raises(RequestError, match=r"no chat template; use /v1/completions, or put"):
-        load(tmp_path).encode_chat([{"role": "user", "content": "hi"}])
+        load(tmp_path).render_chat([{"role": "user", "content": "hi"}])
 
 
 def test_template_that_refuses_is_a_refused_request(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, chat_template=CHAT_TEMPLATE)
     with pytest.raises(RequestError, match="template refused the messages: no developer here"):
-        load(tmp_path).encode_chat([{"role": "developer", "content": "hi"}])
+        load(tmp_path).render_chat([{"role": "developer", "content": "hi"}])
 
 
 @pytest.mark.parametrize("template", ["{% if %}", 5, [{"name": "default", "template": 5}], ["x"]])
@@ -223,3 +225,21 @@ def test_texts_need_room_beside_the_special_tokens(pair: str | None, num_special
     with pytest.raises(RequestError, match=f"{num_special} tokens leave no room for text in add"):
         codec.encode_texts("a", pair, num_special)
     assert len(codec.encode_texts("a", pair, num_special + 1).ids) == num_special + 1
+
+
+@pytest.mark.parametrize("words", [QWEN2_WORDS, MISTRAL_WORDS], ids=["qwen2", "mistral"])
+@pytest.mark.parametrize(
+    "unit", [" ", "\n", " \n", "a", "A", "aA", "'", "!", " .", "\r\n", "\u0301"]
+)
+def test_our_words_take_linear_time(words: str, unit: str) -> None:
+    split = pre_tokenizers.Split(Regex(words), "isolated")
+    start = time.monotonic()
+    assert split.pre_tokenize_str(unit * 100_000 + "\x01")
+    assert time.monotonic() - start < 3  # a hundred times what it takes, and less than a square
+
+
+def test_no_text_of_so_many_tokens_is_longer_than_it_can_be(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    codec = load(tmp_path)
+    for text in (*SENTENCES, EOS * 5, " " * 50):
+        assert len(text) <= codec.max_characters(len(codec.encode(text, add_special_tokens=False)))

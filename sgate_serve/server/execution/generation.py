@@ -1,5 +1,6 @@
 """Runs a job on the engine and turns its token events into text, choice by choice."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -86,10 +87,18 @@ class ChoiceDecoder:
 
 
 class Generation:
-    """A running job. It must be closed, which frees the slots of unfinished requests."""
+    """A running job. It must be closed, which frees the slots of unfinished requests.
+
+    It fails at `deadline`, in the loop's time, or never if that is None.
+    """
 
     def __init__(
-        self, job: Job, driver: EngineDriver, codec: TextCodec | None, metrics: ServerMetrics
+        self,
+        job: Job,
+        driver: EngineDriver,
+        codec: TextCodec | None,
+        metrics: ServerMetrics,
+        deadline: float | None,
     ) -> None:
         self._decoders = {
             request.request_id: ChoiceDecoder(index, job, codec)
@@ -101,7 +110,7 @@ class Generation:
         }
         self._num_prompt_tokens = sum(job.num_prompt_tokens)
         self._num_generated = 0
-        self._group = driver.open(job.requests)
+        self._group = driver.open(job.requests, deadline)
 
     @property
     def num_choices(self) -> int:
@@ -121,7 +130,10 @@ class Generation:
         """Yield the delta of each event; raise RequestError if the engine refuses or fails."""
         async for event in self._group:
             decoder = self._decoders[event.request_id]
-            delta = decoder.push(event)
+            if event.prompt_logprobs:  # those of a long prompt take a while
+                delta = await asyncio.to_thread(decoder.push, event)
+            else:
+                delta = decoder.push(event)
             self._record(event, decoder.finish_reason)
             yield delta
 

@@ -11,11 +11,13 @@ from sgate_serve.server.protocol.generation_requests import (
     CompletionRequest,
     GenerationRequest,
 )
-from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, TokenIds, as_list
+from sgate_serve.server.protocol.strict_body import TokenIds, as_list
 from sgate_serve.server.served_model import ServedModel
 
 # Clients may send any 64-bit seed, but generators take no negative ones.
 SEED_MODULUS = 2**64
+# Log-probabilities of one call, unless it has a single choice. Each takes about 500 bytes.
+MAX_LOGPROB_VALUES = 2**19
 
 
 @dataclass(frozen=True)
@@ -44,33 +46,25 @@ def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
     """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
     texts = as_list(body.prompt)
-    prompts = [_encode(prompt, model) for prompt in texts]
-    if not prompts:
-        raise RequestError("`prompt` is an empty list; send at least one prompt", param="prompt")
-    for prompt in prompts:
-        _check_length(prompt, body.max_tokens, model, "prompt")
+    prompts = [_encode(prompt, body.max_tokens, model) for prompt in texts]
+    num_shown = sum(body.max_tokens + len(prompt) * body.echo for prompt in prompts)
+    _check_logprobs(body, num_shown, model)
     sampling = _sampling(body, model, body.max_tokens)
     if body.echo:
         sampling = replace(sampling, prompt_logprobs=body.logprobs)
-    if len(prompts) * body.n > MAX_PROMPTS:
-        raise RequestError(
-            f"`n` is {body.n} for each of {len(prompts)} prompts; at most {MAX_PROMPTS} choices "
-            "are allowed in one call",
-            param="n",
-        )
     requests = _requests(prompts, sampling, body.n)
     echo = tuple(_echo(body, prompt, model) for prompt in texts for _ in range(body.n))
     return Job(requests, body.stop_strings, echo, body.n)
 
 
-def chat_job(body: ChatRequest, model: ServedModel) -> Job:
-    """Render and encode a conversation; raise RequestError naming what cannot be served."""
-    model.check_name(body.model)
-    codec = model.require_codec("messages")
-    prompt = codec.encode_chat([message.variables for message in body.messages])
+def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
+    """Encode a rendered conversation; raise RequestError naming what cannot be served."""
+    model.check_text(text, "messages")
+    prompt = model.require_codec("messages").encode(text, add_special_tokens=False)
     # At least 1, so that the check below refuses a prompt that leaves no room.
     max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
     _check_length(prompt, max_tokens, model, "messages")
+    _check_logprobs(body, max_tokens, model)
     requests = _requests([prompt], _sampling(body, model, max_tokens), body.n)
     return Job(requests, body.stop_strings, ("",) * body.n, body.n)
 
@@ -93,9 +87,12 @@ def _requests(
     )
 
 
-def _encode(prompt: str | TokenIds, model: ServedModel) -> tuple[int, ...]:
+def _encode(prompt: str | TokenIds, max_tokens: int, model: ServedModel) -> tuple[int, ...]:
+    """Return the tokens of a prompt, whose length is checked before any work on it."""
     if isinstance(prompt, str):
-        return model.require_codec("prompt").encode(prompt)
+        model.check_text(prompt, "prompt")
+        prompt = [*model.require_codec("prompt").encode(prompt)]
+    _check_length(prompt, max_tokens, model, "prompt")
     model.check_ids(prompt, "prompt")
     return tuple(prompt)
 
@@ -139,7 +136,7 @@ def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> S
     )
 
 
-def _check_length(prompt: tuple[int, ...], max_tokens: int, model: ServedModel, param: str) -> None:
+def _check_length(prompt: Sequence[int], max_tokens: int, model: ServedModel, param: str) -> None:
     limit = model.engine.max_model_len
     if not prompt:
         raise RequestError(
@@ -151,4 +148,18 @@ def _check_length(prompt: tuple[int, ...], max_tokens: int, model: ServedModel, 
             "more may be generated; shorten it or lower max_tokens",
             param=param,
             code="context_length_exceeded",
+        )
+
+
+def _check_logprobs(body: GenerationRequest, num_tokens: int, model: ServedModel) -> None:
+    """Refuse a call whose log-probabilities would take gigabytes; `num_tokens` are for each `n`."""
+    if body.num_logprobs is None:
+        return
+    num_each = 1 + body.num_logprobs
+    most = max(MAX_LOGPROB_VALUES, num_each * model.engine.max_model_len)
+    if body.n * num_tokens * num_each > most:
+        raise RequestError(
+            f"this call may have {body.n * num_tokens * num_each} log-probabilities, and at most "
+            f"{most} are returned; lower n, max_tokens or `logprobs`, or send fewer prompts",
+            param="logprobs",
         )

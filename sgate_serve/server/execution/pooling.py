@@ -13,7 +13,7 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.prometheus import ServerMetrics
 from sgate_serve.server.protocol.pooling_requests import PoolingBody
 from sgate_serve.server.protocol.strict_body import TokenIds
-from sgate_serve.server.served_model import ServedModel
+from sgate_serve.server.served_model import LONG_TEXT, SHORT_TEXT, ServedModel
 from sgate_serve.text.tokenization import EncodedTexts
 
 
@@ -31,7 +31,10 @@ def pooling_requests(body: PoolingBody, model: ServedModel) -> list[PoolingReque
 
 
 async def pooled(
-    requests: Sequence[PoolingRequest], driver: EngineDriver, metrics: ServerMetrics
+    requests: Sequence[PoolingRequest],
+    driver: EngineDriver,
+    metrics: ServerMetrics,
+    deadline: float | None,
 ) -> list[NDArray[np.float32]]:
     """Return the engine's outputs in the order of the requests.
 
@@ -40,7 +43,7 @@ async def pooled(
     start = perf_counter()
     lengths = {request.request_id: len(request.prompt) for request in requests}
     vectors: dict[str, NDArray[np.float32]] = {}
-    group = driver.open_pooling(requests)
+    group = driver.open_pooling(requests, deadline)
     try:
         async for output in group:
             vectors[output.request_id] = output.values
@@ -69,9 +72,15 @@ def _encode(
     text: str | TokenIds, text_pair: str | None, model: ServedModel, limit: int | None
 ) -> EncodedTexts:
     if isinstance(text, str):
+        # What is cut may be longer than the model holds.
+        least = SHORT_TEXT if limit is None else LONG_TEXT
+        model.check_text(text, "input", least)
+        model.check_text(text_pair or "", "text_pair", least)
         return model.require_codec("input").encode_texts(model.prompt + text, text_pair, limit)
-    model.check_ids(text, "input")
-    return EncodedTexts(tuple(text[:limit]), None)
+    tokens = text[:limit]
+    _check_length(tokens, model)
+    model.check_ids(tokens, "input")
+    return EncodedTexts(tuple(tokens), None)
 
 
 def _check_length(tokens: Sequence[int], model: ServedModel) -> None:

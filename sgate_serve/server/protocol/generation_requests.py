@@ -10,11 +10,13 @@ from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.strict_body import (
+    MAX_PROMPTS,
     PROMPTS_EXPECTED,
     Prompts,
     StrictBody,
     StrictModel,
     TokenIds,
+    as_list,
 )
 
 MAX_STOP_STRINGS = 16
@@ -23,7 +25,9 @@ MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 
-StopString = Annotated[str, Field(min_length=1)]
+# Every new token is compared with the beginnings of all stop strings.
+MAX_STOP_CHARACTERS = 1024
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 # JSON spells the keys of an object as strings.
 TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -78,9 +82,12 @@ class GenerationRequest(StrictBody):
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="a 64-bit integer that makes sampling reproducible"
     )
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)] = Field(
+    stop: (
+        StopString | Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS, fail_fast=True)]
+    ) = Field(
         default_factory=list,
-        description=f"a non-empty string or a list of at most {MAX_STOP_STRINGS} of them",
+        description=f"a string of 1 to {MAX_STOP_CHARACTERS} characters or a list of at most "
+        f"{MAX_STOP_STRINGS} of them",
     )
     stream: bool = Field(False, description="true or false")
     stream_options: StreamOptions | None = Field(
@@ -100,6 +107,11 @@ class GenerationRequest(StrictBody):
                 "`stream_options` is only for `stream: true`; leave it out", param="stream_options"
             )
         return self
+
+    @property
+    @abstractmethod
+    def num_choices(self) -> int:
+        """How many choices the whole call has."""
 
     @property
     @abstractmethod
@@ -136,6 +148,25 @@ class CompletionRequest(GenerationRequest):
             )
         return self
 
+    @model_validator(mode="after")
+    def _check_choices(self) -> Self:
+        if self.num_choices == 0:
+            raise RequestError(
+                "`prompt` is an empty list; send at least one prompt", param="prompt"
+            )
+        if self.num_choices > MAX_PROMPTS:
+            raise RequestError(
+                f"`n` is {self.n} for each of {self.num_choices // self.n} prompts; at most "
+                f"{MAX_PROMPTS} choices are allowed in one call",
+                param="n",
+            )
+        return self
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices the whole call has."""
+        return len(as_list(self.prompt)) * self.n
+
     @property
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens to show; None for no log-probabilities."""
@@ -151,7 +182,7 @@ class Message(StrictModel):
     """One message, of text only; tool calls are not supported."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
 
     @property
@@ -164,7 +195,9 @@ class ChatRequest(GenerationRequest):
     """The body of /v1/chat/completions; the default limit is the model's maximum length."""
 
     messages: list[Message] = Field(
-        min_length=1, description="a list of messages with `role` and text `content`"
+        min_length=1,
+        fail_fast=True,
+        description="a list of messages with `role` and text `content`",
     )
     max_tokens: int | None = Field(None, ge=1, description="a positive integer")
     max_completion_tokens: int | None = Field(
@@ -194,6 +227,11 @@ class ChatRequest(GenerationRequest):
                 "`top_logprobs` is only for `logprobs: true`; leave it out", param="top_logprobs"
             )
         return self
+
+    @property
+    def num_choices(self) -> int:
+        """How many choices the whole call has."""
+        return self.n
 
     @property
     def num_logprobs(self) -> int | None:

@@ -1,6 +1,6 @@
 """The request bodies of embeddings (OpenAI's fields) and classification (vLLM's)."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -61,7 +61,7 @@ class EmbeddingRequest(PoolingBody):
 class ClassifyRequest(PoolingBody):
     """The body of /classify; `text_pair` is the second text of each pair."""
 
-    text_pair: str | list[str] | None = Field(
+    text_pair: str | Annotated[list[str], Field(fail_fast=True)] | None = Field(
         None, description="a string if `input` is one, or a list of as many strings as `input` has"
     )
 

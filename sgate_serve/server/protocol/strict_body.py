@@ -4,9 +4,8 @@
 RequestError whose `param` is the path of the bad value.
 """
 
-import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -18,25 +17,30 @@ from pydantic import (
 )
 
 from sgate_serve.errors import RequestError, did_you_mean
-from sgate_serve.server.protocol.unsupported_parameters import drop_neutral, drop_nulls
+from sgate_serve.server.excerpt import cut, excerpt
+from sgate_serve.server.protocol.json_body import read_json
+from sgate_serve.server.protocol.unsupported_parameters import drop_neutral
 
-MAX_SHOWN_VALUE = 60
 # Pydantic's names of errors.
 UNKNOWN, MISSING = "extra_forbidden", "missing"
 
-TokenIds = list[int]
+# Every list stops at its first wrong item: an error for each would take gigabytes.
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
 
 MAX_PROMPTS = 1024
 
 Prompts = (
     str
     | TokenIds
-    | Annotated[list[str], Field(max_length=MAX_PROMPTS)]
-    | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS)]
+    | Annotated[list[str], Field(max_length=MAX_PROMPTS, fail_fast=True)]
+    | Annotated[list[TokenIds], Field(max_length=MAX_PROMPTS, fail_fast=True)]
 )
 PROMPTS_EXPECTED = (
     f"a string, a list of token ids, or a list of at most {MAX_PROMPTS} strings or lists of token "
     "ids"
+)
+NOT_AN_OBJECT = RequestError(
+    "the body must be a JSON object sent with Content-Type: application/json"
 )
 
 
@@ -52,12 +56,11 @@ class StrictBody(StrictModel):
     @model_validator(mode="wrap")
     @classmethod
     def _read(cls, body: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(body, cls):
+            return body  # read before, by `read_body`
         if not isinstance(body, dict):
-            raise RequestError(
-                "the body must be a JSON object sent with Content-Type: application/json"
-            )
-        _check_unicode(body)
-        fields = drop_neutral(drop_nulls(body), frozenset(cls.model_fields))
+            raise NOT_AN_OBJECT
+        fields = drop_neutral(body, frozenset(cls.model_fields))
         try:
             return handler(fields)
         except ValidationError as error:
@@ -67,16 +70,13 @@ class StrictBody(StrictModel):
     def _refusal(cls, error: ValidationError, fields: Mapping[str, Any]) -> RequestError:
         """Return the most specific of pydantic's errors, with the value, its path and a remedy.
 
-        For a union pydantic reports an error of every member; the one with the longest path belongs
-        to the member that was meant.
+        For a union pydantic reports an error of every member; the one with the longest path, or
+        else the one that got furthest in a list, belongs to the member that was meant.
         """
-        found = [(_path(detail["loc"], fields), detail) for detail in error.errors()]
-        # If a field is missing, a misspelt one next to it is the cause.
-        (path, value), detail = max(
-            found,
-            key=lambda entry: (len(entry[0][0]), entry[1]["type"] != MISSING, entry[0][0]),
-        )
-        param = ".".join(str(part) for part in path)
+        details = error.errors(include_url=False, include_context=False)
+        found = [(_path(detail["loc"], fields), detail) for detail in details]
+        (path, value), detail = max(found, key=lambda entry: _rank(entry[0][0], entry[1]["type"]))
+        param = ".".join(cut(str(part)) for part in path)
         if detail["type"] == UNKNOWN:
             hint = did_you_mean(str(path[-1]), _field_names(cls, path))
             return RequestError(f"`{param}` is not a known field; leave it out{hint}", param=param)
@@ -84,30 +84,33 @@ class StrictBody(StrictModel):
         expected = f"; expected {field.description}" if field else ""
         if detail["type"] == MISSING:
             return RequestError(f"`{param}` is missing{expected}", param=param)
-        shown = repr(value)
-        if len(shown) > MAX_SHOWN_VALUE:
-            shown = f"{shown[:MAX_SHOWN_VALUE]}…"
-        return RequestError(f"`{param}` is {shown}: {detail['msg']}{expected}", param=param)
+        return RequestError(
+            f"`{param}` is {excerpt(value)}: {detail['msg']}{expected}", param=param
+        )
+
+
+BodyT = TypeVar("BodyT", bound=StrictBody)
+
+
+def read_body(content: bytes, kind: type[BodyT]) -> BodyT:
+    """Return the bytes of a body as its model; raise RequestError naming what is wrong."""
+    return kind.model_validate(read_json(content))
 
 
 def as_list(prompts: Prompts) -> list[str | TokenIds]:
     """Return the prompts as a list, even a single one."""
     if isinstance(prompts, str):
         return [prompts]
-    token_ids = [item for item in prompts if isinstance(item, int)]
-    several = [item for item in prompts if not isinstance(item, int)]
-    return [token_ids] if token_ids else [*several]
+    is_ids = bool(prompts) and isinstance(prompts[0], int)
+    return [prompts] if is_ids else [*prompts]  # type: ignore[list-item]
 
 
-def _check_unicode(body: dict[str, Any]) -> None:
-    """Refuse lone surrogates, which JSON can escape but UTF-8 and tokenizers cannot encode."""
-    try:
-        json.dumps(body, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise RequestError(
-            f"the body has {error.object[error.start]!r}, half of a surrogate pair; send whole "
-            "characters"
-        ) from error
+def _rank(path: tuple[int | str, ...], kind: str) -> tuple[int, bool, list[int]]:
+    """Return how specific an error is; of equals, the first is meant.
+
+    If a field is missing, a misspelt one next to it is the cause.
+    """
+    return len(path), kind != MISSING, [part for part in path if isinstance(part, int)]
 
 
 def _field_names(body: type[BaseModel], path: tuple[int | str, ...]) -> set[str]:

@@ -1,6 +1,6 @@
 """The request bodies of /tokenize and /detokenize, which are vLLM's."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -13,8 +13,10 @@ class TokenizeRequest(StrictBody):
     """The body of /tokenize: a prompt or a conversation."""
 
     prompt: str | None = Field(None, description="a string, or `messages` instead")
-    messages: list[Message] | None = Field(
-        None, min_length=1, description="a list of messages, or `prompt` instead"
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+        None,
+        min_length=1,
+        description="a list of messages, or `prompt` instead",
     )
     add_special_tokens: bool | None = Field(
         None,

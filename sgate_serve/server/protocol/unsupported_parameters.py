@@ -61,15 +61,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-def drop_nulls(value: Any) -> Any:
-    """Return the JSON value without null members of objects, at any depth."""
-    if isinstance(value, dict):
-        return {name: drop_nulls(member) for name, member in value.items() if member is not None}
-    if isinstance(value, list):
-        return [drop_nulls(item) for item in value]
-    return value
-
-
 def drop_neutral(body: Mapping[str, Any], supported: frozenset[str]) -> dict[str, Any]:
     """Return the members of a request body that are supported or unknown.
 

@@ -3,10 +3,9 @@
 import asyncio
 import time
 from contextlib import ExitStack
-from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from sgate_serve.server.execution.generation import Delta, Generation, joined
 from sgate_serve.server.execution.jobs import Job, chat_job, completion_job
@@ -22,8 +21,11 @@ from sgate_serve.server.protocol.generation_responses import (
     ResponseHead,
     ResponseWriter,
 )
+from sgate_serve.server.routes.body_route import BodyRoute
+from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import EventStream, EventWriter, until_disconnect
+from sgate_serve.server.served_model import ServedModel
 
 
 class GenerationEndpoints:
@@ -33,7 +35,7 @@ class GenerationEndpoints:
         self._service = service
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(route_class=BodyRoute)
         router.add_api_route("/v1/completions", self.complete, methods=["POST"])
         router.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
         return router
@@ -41,16 +43,24 @@ class GenerationEndpoints:
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         model = self._service.model_for("generate", request)
-        job = await asyncio.to_thread(completion_job, body, model)
+        self._service.driver.check_room(body.num_choices)
+        work = asyncio.to_thread(completion_job, body, model)
+        job = await until_disconnect(request.receive, work)
         head = _head(f"cmpl-{request.state.request_id}", body, model.name)
         return await self._run(job, body, request, CompletionWriter(head))
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = self._service.model_for("generate", request)
-        job = await asyncio.to_thread(chat_job, body, model)
+        self._service.driver.check_room(body.num_choices)
+        job = await until_disconnect(request.receive, self._chat_job(body, model))
         head = _head(f"chatcmpl-{request.state.request_id}", body, model.name)
         return await self._run(job, body, request, ChatWriter(head))
+
+    async def _chat_job(self, body: ChatRequest, model: ServedModel) -> Job:
+        model.check_name(body.model)
+        text = await self._service.render(body.messages, model)
+        return await asyncio.to_thread(chat_job, body, text, model)
 
     async def _run(
         self, job: Job, body: GenerationRequest, request: Request, writer: ResponseWriter
@@ -59,8 +69,9 @@ class GenerationEndpoints:
 
         A stream starts only when its first token is there, so that errors before it have a status.
         """
-        model = self._service.driver.model
-        generation = Generation(job, self._service.driver, model.codec, self._service.metrics)
+        service, deadline = self._service, request.state.deadline
+        model = service.driver.model
+        generation = Generation(job, service.driver, model.codec, service.metrics, deadline)
 
         def end() -> None:
             generation.close()
@@ -74,8 +85,7 @@ class GenerationEndpoints:
         with ExitStack() as cleanup:
             cleanup.callback(end)
             if not body.stream:
-                whole = _whole(generation, writer)
-                return JSONResponse(await until_disconnect(request.receive, whole))
+                return await until_disconnect(request.receive, _whole(generation, writer))
             deltas = generation.deltas()
             first = await until_disconnect(request.receive, anext(deltas))
             cleanup.pop_all()
@@ -96,8 +106,9 @@ def _head(response_id: str, body: GenerationRequest, model_name: str) -> Respons
     )
 
 
-async def _whole(generation: Generation, writer: ResponseWriter) -> dict[str, Any]:
+async def _whole(generation: Generation, writer: ResponseWriter) -> Response:
     deltas: list[list[Delta]] = [[] for _ in range(generation.num_choices)]
     async for delta in generation.deltas():
         deltas[delta.index].append(delta)
-    return writer.body([joined(own) for own in deltas], generation.usage)
+    usage = generation.usage
+    return await json_answer(lambda: writer.body([joined(own) for own in deltas], usage))

@@ -5,15 +5,22 @@ from collections.abc import Sequence
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from sgate_serve.engines.contract import PoolingRequest
 from sgate_serve.server.execution.pooling import pooled, pooling_requests
-from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.protocol.pooling_requests import (
+    ClassifyRequest,
+    EmbeddingRequest,
+    PoolingBody,
+)
 from sgate_serve.server.protocol.pooling_responses import classes_json, embeddings_json, unit_length
+from sgate_serve.server.routes.body_route import BodyRoute
+from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import until_disconnect
+from sgate_serve.server.served_model import ServedModel
 
 
 class PoolingEndpoints:
@@ -23,34 +30,45 @@ class PoolingEndpoints:
         self._service = service
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(route_class=BodyRoute)
         router.add_api_route("/v1/embeddings", self.embed, methods=["POST"])
         router.add_api_route("/classify", self.classify, methods=["POST"])
         return router
 
-    async def embed(self, body: EmbeddingRequest, request: Request) -> JSONResponse:
+    async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
         """Return the embedding of each text."""
         model = self._service.model_for("embed", request)
-        requests = await asyncio.to_thread(pooling_requests, body, model)
+        requests = await self._requests(body, request, model)
         vectors = await self._run(requests, request, model.name)
         if model.normalize:
             vectors = [unit_length(vector) for vector in vectors]
-        return JSONResponse(embeddings_json(vectors, body, model.name, _num_tokens(requests)))
+        num_tokens = _num_tokens(requests)
+        return await json_answer(lambda: embeddings_json(vectors, body, model.name, num_tokens))
 
-    async def classify(self, body: ClassifyRequest, request: Request) -> JSONResponse:
+    async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """Return the best label of each text or pair, and the scores of all labels."""
         model = self._service.model_for("classify", request)
-        assert model.head is not None
-        requests = await asyncio.to_thread(pooling_requests, body, model)
+        head = model.head
+        assert head is not None
+        requests = await self._requests(body, request, model)
         logits = await self._run(requests, request, model.name)
-        content = classes_json(logits, model.head, model.name, _num_tokens(requests))
-        return JSONResponse({"id": f"classify-{request.state.request_id}", **content})
+        first = {"id": f"classify-{request.state.request_id}"}
+        num_tokens = _num_tokens(requests)
+        return await json_answer(lambda: first | classes_json(logits, head, model.name, num_tokens))
+
+    async def _requests(
+        self, body: PoolingBody, request: Request, model: ServedModel
+    ) -> list[PoolingRequest]:
+        self._service.driver.check_room(len(body.inputs))
+        work = asyncio.to_thread(pooling_requests, body, model)
+        return await until_disconnect(request.receive, work)
 
     async def _run(
         self, requests: Sequence[PoolingRequest], request: Request, model_name: str
     ) -> list[NDArray[np.float32]]:
         request.state.log.update(model=model_name, prompt_tokens=_num_tokens(requests))
-        work = pooled(requests, self._service.driver, self._service.metrics)
+        service, deadline = self._service, request.state.deadline
+        work = pooled(requests, service.driver, service.metrics, deadline)
         return await until_disconnect(request.receive, work)
 
 

@@ -1,9 +1,14 @@
-"""The state that all endpoints share: the driver, its model, and the metrics."""
+"""The state that all endpoints share: the driver, its model, the metrics and chat templates."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import Request
 
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.prometheus import ServerMetrics
+from sgate_serve.server.protocol.generation_requests import Message
 from sgate_serve.server.served_model import ServedModel, ServedTask
 
 
@@ -13,6 +18,8 @@ class Service:
     def __init__(self, driver: EngineDriver) -> None:
         self.driver = driver
         self._metrics: ServerMetrics | None = None
+        # A thread of its own, so that a slow template keeps only chats waiting.
+        self._renderer = ThreadPoolExecutor(1, "chat template")
 
     @property
     def metrics(self) -> ServerMetrics:
@@ -28,3 +35,13 @@ class Service:
         model = self.driver.model
         model.check_task(task, request.url.path)
         return model
+
+    async def render(self, messages: Sequence[Message], model: ServedModel) -> str:
+        """Return a conversation as text; raise RequestError if the chat template refuses it.
+
+        If cancelled, it leaves the queue of the templates.
+        """
+        codec = model.require_codec("messages")
+        variables = [message.variables for message in messages]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._renderer, codec.render_chat, variables)

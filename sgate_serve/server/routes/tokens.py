@@ -1,14 +1,16 @@
 """The endpoints /tokenize and /detokenize, which need the tokenizer but not the engine."""
 
-import asyncio
 from typing import Any
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
+from sgate_serve.server.routes.body_route import BodyRoute
+from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
-from sgate_serve.server.served_model import ServedModel
+from sgate_serve.server.routes.streaming import until_disconnect
+from sgate_serve.server.served_model import LONG_TEXT, ServedModel
 
 
 class TokenEndpoints:
@@ -18,32 +20,36 @@ class TokenEndpoints:
         self._service = service
 
     def router(self) -> APIRouter:
-        router = APIRouter()
+        router = APIRouter(route_class=BodyRoute)
         router.add_api_route("/tokenize", self.tokenize, methods=["POST"])
         router.add_api_route("/detokenize", self.detokenize, methods=["POST"])
         return router
 
-    async def tokenize(self, body: TokenizeRequest) -> JSONResponse:
+    async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
         """Return the token ids of a prompt or of a conversation."""
         model = self._service.driver.model
-        return JSONResponse(await asyncio.to_thread(_tokenize, body, model))
+        return await until_disconnect(request.receive, self._tokens(body, model))
 
-    async def detokenize(self, body: DetokenizeRequest) -> JSONResponse:
+    async def _tokens(self, body: TokenizeRequest, model: ServedModel) -> Response:
+        model.check_name(body.model)
+        text = body.prompt
+        if text is None:
+            text = await self._service.render(body.messages or (), model)
+        return await json_answer(lambda: _tokenize(text, body, model))
+
+    async def detokenize(self, body: DetokenizeRequest) -> Response:
         """Return the text of token ids, including special tokens."""
         model = self._service.driver.model
-        return JSONResponse(await asyncio.to_thread(_detokenize, body, model))
+        return await json_answer(lambda: _detokenize(body, model))
 
 
-def _tokenize(body: TokenizeRequest, model: ServedModel) -> dict[str, Any]:
-    model.check_name(body.model)
-    adds = body.add_special_tokens
-    if body.prompt is not None:
-        codec = model.require_codec("prompt")
-        tokens = codec.encode(body.prompt, add_special_tokens=adds is not False)
-    else:
-        codec = model.require_codec("messages")
-        messages = [message.variables for message in body.messages or ()]
-        tokens = codec.encode_chat(messages, add_special_tokens=adds is True)
+def _tokenize(text: str, body: TokenizeRequest, model: ServedModel) -> dict[str, Any]:
+    param = "messages" if body.prompt is None else "prompt"
+    # Special tokens of a conversation are written by its template.
+    adds = body.prompt is not None if body.add_special_tokens is None else body.add_special_tokens
+    model.check_text(text, param, LONG_TEXT)
+    codec = model.require_codec(param)
+    tokens = codec.encode(text, add_special_tokens=adds)
     return {
         "count": len(tokens),
         "max_model_len": model.engine.max_model_len,
