@@ -44,7 +44,7 @@ def find_gates(
     if options.method == DENSE:
         return _open_gates(base, options), ()
     gates, changed = _choose(model, base, data, options, gate_phase)
-    if options.gates == COUPLED:
+    if options.refits:
         masks = gates.masks(base.spec)
         with activity("refitting to what stays"):
             batches = calibration_batches(base.spec, data, options.batch_size, options.seed)

@@ -106,6 +106,12 @@ class TrainOptions:
         "it is one of these and gates are coupled, else none)",
         group=TRAINED,
     )
+    no_refit: bool = option(
+        False,
+        "leave the weights that read the units as they are, instead of refitting them to the units "
+        "that stay",
+        group=REMOVED,
+    )
     kurtosis: bool = option(
         False, "weigh the pressure on row-col gates by kurtosis, as the papers do", group=TRAINED
     )
@@ -211,6 +217,8 @@ class TrainOptions:
                 "--balance joint compares Fisher scores of coupled gates: use --method fisher or "
                 "gates, or drop it"
             )
+        if self.no_refit and self.gates == ROW_COL:
+            raise TrainingError("--no-refit is for coupled gates: row-col gates refit nothing")
         if self.gates == ROW_COL and self.gate_block > 1:
             raise TrainingError(
                 "--gate-block is for coupled gates: drop it, or drop --gates row-col"
@@ -239,6 +247,11 @@ class TrainOptions:
     @property
     def _has_costs(self) -> bool:
         return self.gates == COUPLED and self.method in (FISHER, GATES)
+
+    @property
+    def refits(self) -> bool:
+        """Say whether weights are refitted after the cut, as they are where units close."""
+        return self.gates == COUPLED and self.method != DENSE and not self.no_refit
 
     @property
     def is_joint(self) -> bool:
