@@ -85,7 +85,9 @@ class _Moments:
         for values in inputs:
             count += len(values)
             total = total + values.double().sum(dim=0)
-            squares = squares + (values.T @ values).double()
+            # Not in bf16, in which layers may run.
+            with torch.autocast(values.device.type, enabled=False):
+                squares = squares + (values.T @ values).double()
         return cls(total / count, squares / count)
 
 
