@@ -262,7 +262,10 @@ def _draw_removal(axis: Any, entries: Sequence[Mapping[str, float]]) -> None:
 
 def _training_title(metrics: Mapping[str, Any]) -> str:
     score = next(iter(metrics["scores"]["dense"]))
-    values = (f"{stage} {of[score]['value']:.3g}" for stage, of in metrics["scores"].items())
+    values = (
+        f"{stage.replace('_', ' ')} {of[score]['value']:.3g}"
+        for stage, of in metrics["scores"].items()
+    )
     return f"{metrics['removed']:.1%} of the block weights removed\nheld-out {score}: " + (
         ", ".join(values)
     )
