@@ -210,7 +210,7 @@ def test_a_decoder_becomes_a_classifier(data: Path, tmp_path: Path) -> None:
         {"gates_with": "bias", "gates": "row-col", "kurtosis": True},
         {"gate_block": 4},
         {"gradient_checkpointing": True, "gradient_accumulation": 2, "batch_size": 4},
-        {"bf16": True},
+        {"precision": "bf16"},
     ],
     ids=["hard-concrete", "row-col-lora", "row-col-bias", "blocks", "checkpointing", "bf16"],
 )

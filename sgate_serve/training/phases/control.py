@@ -14,9 +14,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from sgate_serve import __version__
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.environment import cache_dir
+from sgate_serve.environment import cache_dir, library_versions
 from sgate_serve.progress import activity
 from sgate_serve.training.deltas import round_to_base
 from sgate_serve.training.phases.distillation import Distillation
@@ -76,7 +75,7 @@ def file_of(task: TrainingTask, options: TrainOptions, digest: str) -> Path:
         "precision": precision_of(options),
         "device": best_device().type,
         "processes": processes().num_processes,
-        "version": __version__,
+        "versions": library_versions(),
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     return cache_dir() / CONTROLS_DIR / f"{name}.json"
