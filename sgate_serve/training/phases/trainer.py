@@ -1,6 +1,6 @@
 """One phase of training on transformers' Trainer: its settings, checkpoints, log and resumption.
 
-A run has up to three phases (dense, gates, recovery), each with a checkpoint folder of its own. A
+A run has up to four phases (dense, control, gates, recovery), each with a checkpoint folder of its own. A
 complete phase is loaded; an interrupted one continues from its last checkpoint. Checkpoints hold
 only trained tensors, not the frozen base.
 """
