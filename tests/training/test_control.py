@@ -15,6 +15,7 @@ from sgate_serve.training.phases.control import APART, CONTROLS_DIR, file_of
 from sgate_serve.training.tasks.causal_lm import CausalLMTask
 from tests.small_llama import dense_llama, save
 from tests.text_model import SENTENCES, write_tokenizer
+from tests.training.test_train import PowerCutError, count_steps
 
 
 @pytest.fixture
@@ -107,6 +108,25 @@ def test_what_shapes_the_control_is_part_of_its_key(
 
 def test_the_options_apart_from_the_key_exist() -> None:
     assert set(APART) <= TrainOptions.__dataclass_fields__.keys()
+
+
+def test_an_interrupted_control_continues(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight = replace(options, out=tmp_path / "straight")
+    train(straight)
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "empty"))
+    count_steps(monkeypatch, limit=3)
+    with pytest.raises(PowerCutError):
+        train(options)
+    monkeypatch.undo()
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "empty"))
+    taken = count_steps(monkeypatch)
+    train(replace(options, resume=True))
+    # Of the control's six steps two were kept; the recovery takes six.
+    assert len(taken) == 4 + 6
+    losses = [metrics_of(one)["scores"]["dense_trained"]["loss"] for one in (straight, options)]
+    assert losses[0]["value"] == pytest.approx(losses[1]["value"], abs=1e-6)
 
 
 def test_a_damaged_entry_of_the_cache_is_replaced(options: TrainOptions, tmp_path: Path) -> None:

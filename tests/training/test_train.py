@@ -202,12 +202,12 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     lora_run: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     cut = replace(lora_run, out=tmp_path / "cut")
-    _count_steps(monkeypatch, limit=steps)
+    count_steps(monkeypatch, limit=steps)
     with pytest.raises(PowerCutError):
         train(cut)
     monkeypatch.undo()
     assert not cut.out.exists()
-    taken = _count_steps(monkeypatch)
+    taken = count_steps(monkeypatch)
     train(replace(cut, resume=True))
     # Checkpoints are two steps apart, and five steps end a phase.
     assert len(taken) == 10 - (2 if steps == 3 else 7)
@@ -218,7 +218,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
         np.testing.assert_allclose(resumed.deltas[name].read(), info.read(), atol=1e-6)
 
 
-def _count_steps(monkeypatch: pytest.MonkeyPatch, limit: int = 1000) -> list[int]:
+def count_steps(monkeypatch: pytest.MonkeyPatch, limit: int = 1000) -> list[int]:
     """Note each training step in the list returned; cut the power after `limit` of them."""
     forward, taken = PartlyFrozen.forward, list[int]()
 

@@ -1,8 +1,8 @@
 """One phase of training on transformers' Trainer: its settings, checkpoints, log and resumption.
 
-A run has up to four phases (dense, control, gates, recovery), each with a checkpoint folder of its own. A
-complete phase is loaded; an interrupted one continues from its last checkpoint. Checkpoints hold
-only trained tensors, not the frozen base.
+A run has up to four phases (dense, control, gates, recovery), each with a checkpoint folder of its
+own. A complete phase is loaded; an interrupted one continues from its last checkpoint. Checkpoints
+hold only trained tensors, not the frozen base.
 """
 
 import json
@@ -166,13 +166,13 @@ class PhaseTrainer(Trainer):
         self.distillation = distillation
         # Losses are means, so the Trainer must average them over accumulated batches.
         self.model_accepts_loss_kwargs = False
-        self._tokens, self._seconds = 0, 0.0
+        self._tokens, self._counted_from = 0, 0.0
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
-        started = time.monotonic()
+        if not self._tokens:
+            self._counted_from = time.monotonic()
         self._tokens += inputs["input_ids"].numel() * self.args.world_size
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
-        self._seconds += time.monotonic() - started
         return loss
 
     def compute_loss(
@@ -192,9 +192,11 @@ class PhaseTrainer(Trainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower "
                 "--learning-rate or --gate-learning-rate, and check the data for broken records"
             )
-        if "loss" in logs and self._seconds:
-            logs = {**logs, TOKENS_PER_SECOND: round(self._tokens / self._seconds, 1)}
-            self._tokens, self._seconds = 0, 0.0
+        if "loss" in logs and self._tokens:
+            # The loss is known, so a GPU has done all that was counted.
+            seconds = time.monotonic() - self._counted_from
+            logs = {**logs, TOKENS_PER_SECOND: round(self._tokens / seconds, 1)}
+            self._tokens = 0
         super().log(logs, *args, **kwargs)
 
 
