@@ -110,6 +110,7 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
         steps=options.steps,
         batch_size=options.batch_size,
         seq_len=options.seq_len,
+        precision="fp32",
     )
     base = Checkpoint.open(options.base)
     task = TASKS[options.task](base, training)

@@ -120,7 +120,8 @@ class Table(ABC):
         options = TrainOptions(
             base=str(base),
             data=self.data / TRAIN_FILE,
-            eval_data=self.data / EVAL_FILE,
+            eval_data=(self.data / EVAL_FILE,),
+            precision="fp32",
             out=out,
             task=self.task,
             batch_size=self.options.batch_size,
@@ -129,7 +130,9 @@ class Table(ABC):
             seed=seed,
             save_steps=SAVE_STEPS,
         )
-        return replace(options, **flags)
+        options = replace(options, **flags)
+        # The records compare with a dense cell of their own.
+        return replace(options, no_control=options.has_control)
 
     def run(self) -> list[dict[str, Any]]:
         """Train the missing cells while time is left; return the records of all cells."""

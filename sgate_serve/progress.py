@@ -73,7 +73,9 @@ class Activity:
         return ", ".join([f"{self.name}: {counted} in {elapsed}", *self._values()])
 
     def _values(self) -> list[str]:
-        return [f"{name} {_number(value)}" for name, value in self.values.items()]
+        """Return each value after its name, or before it if that is a unit such as tokens/s."""
+        texts = {name: _number(value) for name, value in self.values.items()}
+        return [f"{v} {name}" if "/" in name else f"{name} {v}" for name, v in texts.items()]
 
     def tick(self) -> None:
         """Show the line if it is time to."""

@@ -23,9 +23,10 @@ def add_flags(
 ) -> None:
     """Add `--field-name` for every field of `options` except `leave_out`.
 
-    A field without default is required, a boolean is a switch, `X | None` takes an X, and a tuple
-    takes numbers or words separated by commas. With `keep_unset` a flag that is not given is None,
-    and its default is only shown. `--help` lists fields under their group, or else under `group`.
+    A field without default is required, a boolean is a switch, `X | None` takes an X, a tuple of
+    paths takes one each time it is given, and other tuples take numbers or words separated by
+    commas. With `keep_unset` a flag that is not given is None, and its default is only shown.
+    `--help` lists fields under their group, or else under `group`.
     """
     hints, groups = get_type_hints(options), dict[str, argparse._ArgumentGroup]()
     for field in fields(options):
@@ -118,6 +119,18 @@ def _add_flag(
     if hint is bool:
         parser.add_argument(flag, dest=field.name, action="store_true", help=text)
         return
+    metavar = field.name.rpartition("_")[2].upper()
+    if hint == tuple[Path, ...]:
+        parser.add_argument(
+            flag,
+            dest=field.name,
+            action=_Gathered,
+            type=Path,
+            default=(),
+            help=text,
+            metavar=metavar,
+        )
+        return
     required = field.default is MISSING and field.default_factory is MISSING
     default = None if required else field.default
     if isinstance(default, tuple):
@@ -132,8 +145,21 @@ def _add_flag(
         required=required,
         default=None if keep_unset else default,
         help=text,
-        metavar=field.name.rpartition("_")[2].upper(),
+        metavar=metavar,
     )
+
+
+class _Gathered(argparse.Action):
+    """Gathers the values of a flag that is given several times in a tuple."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
 def _reader(hint: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sgate_serve.commands.flags import add_flags, options_from
@@ -10,6 +11,8 @@ from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.training.train_options import TrainOptions, TrainResult
 
 PLOT_FILE = "training.png"
+HEADLINE = "perplexity"
+LABELS = {"dense_trained": "dense, trained as long"}
 
 
 EXAMPLES = """\
@@ -72,7 +75,9 @@ def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
         f"{result.out}: {metrics['removed']:.2%} of the block linears will be removed, "
         f"{metrics['removed_overall']:.2%} of all parameters ({metrics['method']})"
     )
-    yield from metric_lines(metrics["scores"])
+    yield from metric_lines(metrics["scores"], metrics["scores_elsewhere"])
+    peak = metrics["peak_rss_bytes"] / 2**30
+    yield f"computed in {metrics['precision']}; at most {peak:.1f} GiB of memory"
     yield from (f"note: {note}" for note in metrics["notes"])
     has_base = (result.out / "base").is_dir()
     base = result.out / "base" if has_base else options.base
@@ -81,11 +86,20 @@ def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
     yield f"next: sgate convert {base} --gates {result.out} --to hf,onnx --out {result.out}-pruned"
 
 
-def metric_lines(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a table with a row for each stage and a column for each metric, with its error."""
-    rows = [["held out", *next(iter(stages.values()))]]
+def metric_lines(
+    stages: Mapping[str, Mapping[str, Any]],
+    elsewhere: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType({}),
+) -> Iterator[str]:
+    """Yield a table with a row for each stage and a column for each metric, with its error.
+
+    Of data `elsewhere`, by name and stage, only the score by which models are compared is shown.
+    """
+    columns = list(next(iter(stages.values())))
+    score = HEADLINE if HEADLINE in columns else columns[0]
+    rows = [["held out", *columns, *(f"{score} {name}" for name in elsewhere)]]
     for stage, values in stages.items():
-        rows.append([stage, *map(_cell, values.values())])
+        others = (scores[stage][score] for scores in elsewhere.values())
+        rows.append([LABELS.get(stage, stage), *map(_cell, (*values.values(), *others))])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *cells in rows:
         padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))

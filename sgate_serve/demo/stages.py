@@ -109,7 +109,9 @@ class Demo:
             TrainOptions(
                 base=str(self.folder / "dense"),
                 data=self.folder / "corpus" / TRAIN_FILE,
-                eval_data=self.folder / "corpus" / EVAL_FILE,
+                eval_data=(self.folder / "corpus" / EVAL_FILE,),
+                precision="fp32",
+                no_control=True,
                 out=out,
                 target=sizes.target,
                 method="gates",

@@ -1,7 +1,7 @@
 """Reads, checks and writes a gates folder: `gates.safetensors` and optional `deltas.safetensors`.
 
 Gates are fp32 read-outs in [0, 1]; a closed gate is exactly 0. Deltas are replacement values, in
-the dtype that was trained, of every weight that training changed, and biases that the base lacks;
+the dtype that was measured, of every weight that training changed, and biases that the base lacks;
 they are read only when needed. Gates of another base are refused.
 """
 

@@ -25,6 +25,8 @@ MODELS = (KEPT, "#5b8c5a", "#8a6bb1", "#c9963b", "#4aa3a2", "#7a5c4f", "#b0568f"
 ROW, GAP = 0.3, 0.8
 BLOCK_TITLES: Mapping[str, str] = {"mlp": "MLP", "attention": "attention"}
 OUTSIDE: Mapping[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
+# The phase of training that is drawn beside another one.
+CONTROL = "control"
 FORMATS = (".png", ".svg", ".pdf")
 
 # For each layer: how many there were, how many are stored, and how many of these are dead.
@@ -223,9 +225,16 @@ def _loss_unit(scores: Container[str]) -> str:
 
 
 def _draw_losses(axis: Any, logs: Mapping[str, Sequence[Mapping[str, float]]], unit: str) -> None:
-    """Draw the phases one after another; each point is the mean since the point before."""
-    start = 0.0
-    for (name, entries), color in zip(logs.items(), MODELS, strict=False):
+    """Draw the phases one after another; each point is the mean since the point before.
+
+    The dense control is drawn beside the recovery, whose training it has.
+    """
+    start, phases = 0.0, {name: log for name, log in logs.items() if name != CONTROL}
+    for (name, entries), color in zip(phases.items(), MODELS, strict=False):
+        if name == "recovery" and CONTROL in logs:
+            beside = [start + entry["step"] for entry in logs[CONTROL]]
+            values = [entry["loss"] for entry in logs[CONTROL]]
+            axis.plot(beside, values, color=NOTE, linestyle="--", label="dense control")
         steps = [start + entry["step"] for entry in entries]
         label = "gates, their penalty included" if name == "gates" else name
         losses = [entry["loss"] for entry in entries]
@@ -262,7 +271,10 @@ def _draw_removal(axis: Any, entries: Sequence[Mapping[str, float]]) -> None:
 
 def _training_title(metrics: Mapping[str, Any]) -> str:
     score = next(iter(metrics["scores"]["dense"]))
-    values = (f"{stage} {of[score]['value']:.3g}" for stage, of in metrics["scores"].items())
+    values = (
+        f"{stage.replace('_', ' ')} {of[score]['value']:.3g}"
+        for stage, of in metrics["scores"].items()
+    )
     return f"{metrics['removed']:.1%} of the block weights removed\nheld-out {score}: " + (
         ", ".join(values)
     )

@@ -14,6 +14,7 @@ from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.prunable_sites import num_block_weights
 from sgate_serve.training.phases.dense import num_dense_steps
 from sgate_serve.training.phases.tuning import BlockLinears, embedding_tensors, head_tensors
+from sgate_serve.training.precision import precision_of
 from sgate_serve.training.tasks.training_task import TrainingTask
 from sgate_serve.training.train_options import BIAS, DENSE, FULL, GATES, LORA, TrainOptions
 
@@ -29,6 +30,10 @@ def overview(base: Checkpoint, task: TrainingTask, options: TrainOptions) -> dic
     gates = sum(num_gates.values()) if options.method == GATES else 0
     phases = {
         "dense": (num_dense_steps(task, options), num_trained(spec, LORA, options.lora_rank)),
+        "control": (
+            options.recovery_steps if options.has_control else 0,
+            num_trained(spec, options.recovery, options.lora_rank),
+        ),
         "gates": (
             options.gate_steps,
             gates + num_trained(spec, options.gate_tuning, options.lora_rank),
@@ -42,7 +47,12 @@ def overview(base: Checkpoint, task: TrainingTask, options: TrainOptions) -> dic
         "parameters": spec.num_parameters,
         "block_weights": {block: num_block_weights(spec, block) for block in num_gates},
         "gates": {} if options.method == DENSE else num_gates,
-        "examples": {"train": len(task.data.train), "held_out": len(task.data.held_out)},
+        "examples": {
+            "train": len(task.data.train),
+            "held_out": len(task.data.held_out),
+            "elsewhere": {name: len(part) for name, part in task.data.elsewhere.items()},
+        },
+        "precision": precision_of(options),
         "phases": {
             name: {"steps": steps, "trained_parameters": trained}
             for name, (steps, trained) in phases.items()
@@ -82,10 +92,13 @@ def overview_lines(values: Mapping[str, Any], options: TrainOptions) -> list[str
     gates = ", ".join(f"{count:,} of {block}" for block, count in values["gates"].items())
     weights = sum(values["block_weights"].values())
     examples = values["examples"]
+    elsewhere = (f", {count:,} of {name}" for name, count in examples["elsewhere"].items())
     lines = [
         f"model      {values['parameters']:,} parameters, {weights:,} of them block weights",
         f"gates      {options.gates}: {gates or 'none'}; target {options.target:.0%}",
-        f"data       {examples['train']:,} samples, {examples['held_out']:,} held out",
+        f"data       {examples['train']:,} samples, {examples['held_out']:,} held out"
+        + "".join(elsewhere),
+        f"precision  {values['precision']}",
     ]
     for name, phase in values["phases"].items():
         share = phase["trained_parameters"] / values["parameters"]

@@ -2,42 +2,46 @@
 
 import shutil
 import time
-from collections.abc import Container, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Container
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
-import torch
-from torch import nn
 
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.checkpoint.writer import new_folder
-from sgate_serve.data.metrics import Metrics
+from sgate_serve.environment import peak_rss_bytes
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates, with_added_biases
 from sgate_serve.plan import Masks
 from sgate_serve.plan.figures import Figures
 from sgate_serve.progress import activity
+from sgate_serve.training.deltas import round_to_base, stored_array
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.masks.masking import masked_by
 from sgate_serve.training.masks.selection import compile_gates
 from sgate_serve.training.methods import find_gates
 from sgate_serve.training.overview import overview
+from sgate_serve.training.phases.control import control_scores
 from sgate_serve.training.phases.dense import BASE_DIR, train_dense_base
 from sgate_serve.training.phases.distillation import Distillation
 from sgate_serve.training.phases.recovery import recover
-from sgate_serve.training.phases.trainer import Phase, log_of
+from sgate_serve.training.phases.trainer import Phase, log_of, speed_of
 from sgate_serve.training.phases.tuning import Tuning, untouched_tensors
+from sgate_serve.training.precision import autocast
 from sgate_serve.training.processes import processes
 from sgate_serve.training.run_dir import check_empty, resume_run_dir, run_dir_of, start_run_dir
+from sgate_serve.training.tasks.scores import Scores, measure, scores_json
 from sgate_serve.training.tasks.training_task import TASKS, TrainingTask
 from sgate_serve.training.train_options import DENSE, GATES, NONE, TrainOptions, TrainResult
 
 METRICS_FILE = "metrics.json"
-PHASES = ("dense", "gates", "recovery")
+DENSE_TRAINED = "dense_trained"
+KNOWN_CONTROL = (
+    "the dense control was trained and measured by an earlier run with the same base, data and "
+    "recovery"
+)
+PHASES = ("dense", "control", "gates", "recovery")
 
 
 def run_training(options: TrainOptions) -> TrainResult:
@@ -60,12 +64,24 @@ def run_training(options: TrainOptions) -> TrainResult:
     base = train_dense_base(task, given, options)
     # Before training, which takes long enough for someone to edit the folder.
     digest = base.digest if state.is_main_process else None
+    control, notes = {}, summary["notes"]
+    if options.has_control:
+        control[DENSE_TRAINED], is_known = control_scores(task, base, options, digest)
+        notes = [*notes, *([KNOWN_CONTROL] if is_known else [])]
     gates, deltas, stages = _train(task, base, options)
+    # The first stage is the dense model; the control comes after it.
+    stages = {"dense": stages["dense"], **control, **stages}
+    logs = {name: log_of(run_dir / name) for name in PHASES if (run_dir / name).exists()}
     metrics = {
         **_removal(gates, base, deltas),
-        "scores": {stage: _metrics_json(values) for stage, values in stages.items()},
+        **scores_json(stages),
         **summary,
-        "log": {name: log_of(run_dir / name) for name in PHASES if (run_dir / name).exists()},
+        "notes": notes,
+        "log": logs,
+        "tokens_per_second": {
+            name: value for name, log in logs.items() if (value := speed_of(log))
+        },
+        "peak_rss_bytes": peak_rss_bytes(),
         "seconds": time.monotonic() - started,
         "seed": options.seed,
         "options": options.to_json(),
@@ -97,11 +113,16 @@ def check_base(base: Checkpoint, options: TrainOptions) -> None:
 
 def _train(
     task: TrainingTask, base: Checkpoint, options: TrainOptions
-) -> tuple[Gates, dict[str, Array], dict[str, Metrics]]:
-    """Return the gates, the tensors that changed, and the metrics after each stage."""
+) -> tuple[Gates, dict[str, Array], dict[str, Scores]]:
+    """Return the gates, the tensors that changed, and the scores after each stage."""
     with activity("loading the model", is_brief=True):
         model = task.open_model(base.folder)
-    stages = {"dense": _metrics(task, model, "dense")}
+
+    def scores(stage: str, masks: Masks = MappingProxyType({})) -> Scores:
+        with autocast(options):
+            return measure(task, model, stage, masks)
+
+    stages = {"dense": scores("dense")}
     kinds = [*([options.gate_tuning] if options.method == GATES else []), options.recovery]
     distillation = Distillation.of(model, options.distill, untouched_tensors(base.spec, kinds))
 
@@ -110,35 +131,21 @@ def _train(
         return replace(Phase.of(options, folder, steps, rate), distillation=distillation)
 
     gate_phase = settings("gates", options.gate_steps, options.gate_tuning)
-    gates, changed = find_gates(model, base, task.data, options, gate_phase)
+    with autocast(options):
+        gates, changed = find_gates(model, base, task.data, options, gate_phase)
     masks = gates.masks(base.spec)
+    if options.recovery == NONE:
+        round_to_base(model, base, changed)
     is_dense = options.method == DENSE
-    stages["masked"] = stages["dense"] if is_dense else _metrics(task, model, "masked", masks)
+    stages["masked"] = stages["dense"] if is_dense else scores("masked", masks)
     stages["recovered"] = stages["masked"]
     if options.recovery != NONE:
         tuning = Tuning(options.recovery, options.lora_rank, options.seed)
         recovery = settings("recovery", options.recovery_steps, tuning.kind)
         changed += recover(model, base.spec, masks, tuning, task.data, recovery)
-        stages["recovered"] = _metrics(task, model, "recovered", masks)
-    return gates, {name: _array(model, name) for name in dict.fromkeys(changed)}, stages
-
-
-def _metrics(
-    task: TrainingTask, model: nn.Module, stage: str, masks: Masks = MappingProxyType({})
-) -> Metrics:
-    with activity(f"measuring the {stage} model"), masked_by(model, masks):
-        return task.metrics(model)
-
-
-def _array(model: nn.Module, name: str) -> Array:
-    array: Array = model.get_parameter(name).detach().to(torch.float32).cpu().numpy()
-    if not np.isfinite(array).all():
-        raise TrainingError(f"training ended with NaN or infinity in {name}; lower --learning-rate")
-    return array
-
-
-def _metrics_json(metrics: Metrics) -> Mapping[str, Any]:
-    return {name: asdict(value) for name, value in metrics.items()}
+        round_to_base(model, base, changed)
+        stages["recovered"] = scores("recovered", masks)
+    return gates, {name: stored_array(model, base, name) for name in dict.fromkeys(changed)}, stages
 
 
 def _removal(gates: Gates, base: Checkpoint, deltas: Container[str]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.data.documents import Blocks, pack, read_tokenizer
 from sgate_serve.errors import TrainingError
 from sgate_serve.progress import activity
-from sgate_serve.training.phases.trainer import Phase, best_device, run
+from sgate_serve.training.phases.trainer import Phase, run
+from sgate_serve.training.precision import best_device
 from sgate_serve.training.run_dir import (
     check_empty,
     resume_run_dir,

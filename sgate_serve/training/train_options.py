@@ -23,6 +23,7 @@ GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE = (
 )
 JOINT, EVEN = "joint", "even"
 LORA, BIAS, FULL, HEAD, NONE = "lora", "bias", "full", "head", "none"
+FP32, BF16 = "fp32", "bf16"
 
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "task": (CAUSAL_LM, CLASSIFICATION),
@@ -32,6 +33,7 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "relaxation": (STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE),
     "gates_with": (NONE, BIAS, LORA),
     "recovery": (LORA, BIAS, FULL, HEAD, NONE),
+    "precision": (FP32, BF16),
 }
 # The groups of `sgate train --help`.
 DATA, REMOVED, TRAINED = "data", "what is removed", "trained gates, with --method gates"
@@ -59,9 +61,10 @@ class TrainOptions:
         "fraction to remove of the weights of attention and MLP linears, above 0 and below 1",
         group=REMOVED,
     )
-    eval_data: Path | None = option(
-        None,
-        "held-out data (default: a tenth of the training data, or a dataset's validation split)",
+    eval_data: tuple[Path, ...] = option(
+        (),
+        "held-out data (default: a tenth of the training data, or a dataset's validation split); "
+        "given again, it names more data to measure, reported under the name of its file",
         group=DATA,
     )
     text_column: str = option("text", "column of the text in .jsonl, .csv or a dataset", group=DATA)
@@ -145,12 +148,22 @@ class TrainOptions:
     distill: float = option(
         0.0, "weight of distillation from the dense model in the loss, from 0 to 1", group=RECOVERY
     )
-    eval_blocks: int = option(128, "blocks of held-out text to measure, at most", group=DATA)
+    no_control: bool = option(
+        False,
+        "leave out the dense control: the dense model, trained as long as the recovery trains",
+        group=RUN,
+    )
+    eval_blocks: int = option(128, "blocks of each held-out text to measure, at most", group=DATA)
     save_steps: int = option(100, "steps between checkpoints", group=RUN)
     seed: int = option(
         0, "seed of the data split, a new head, the data order and the noise", group=RUN
     )
-    bf16: bool = option(False, "compute in bf16", group=RECOVERY)
+    precision: str | None = option(
+        None,
+        "what is computed in: fp32 or bf16; weights and their updates are fp32 in either (default: "
+        "bf16 where the GPU or CPU multiplies it in hardware, else fp32)",
+        group=RECOVERY,
+    )
     gradient_checkpointing: bool = option(
         False, "recompute activations to save memory", group=RECOVERY
     )
@@ -225,8 +238,23 @@ class TrainOptions:
             )
         if self.task == CAUSAL_LM and self.recovery == HEAD:
             raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
-
+        if self.no_control and self.method == DENSE:
+            raise TrainingError("--no-control: --method dense is its own control; drop one of them")
+        if self.no_control and self.recovery == NONE:
+            raise TrainingError("--no-control: without recovery there is no control; drop it")
+        self._check_eval_data()
         self._check_columns()
+
+    def _check_eval_data(self) -> None:
+        """Raise TrainingError for data to measure elsewhere whose names are the same."""
+        named: dict[str, Path] = {}
+        for path in self.eval_data[1:]:
+            other = named.setdefault(path.stem, path)
+            if other is not path:
+                raise TrainingError(
+                    f"--eval-data {other} and {path} would both be reported as {path.stem}; rename "
+                    "or drop one"
+                )
 
     def _check_columns(self) -> None:
         """Raise TrainingError for a column that the task or the files do not have."""
@@ -237,7 +265,7 @@ class TrainOptions:
                         f"{flag_of(name)} is for --task {CLASSIFICATION}: text alone trains a "
                         "causal LM"
                     )
-        is_text = all(path.suffix == ".txt" for path in (self.data, self.eval_data or self.data))
+        is_text = all(path.suffix == ".txt" for path in (self.data, *self.eval_data))
         if is_text and self.text_column != self._default_of("text_column"):
             raise TrainingError("--text-column is for .jsonl, .csv and datasets; .txt has none")
 
@@ -284,9 +312,19 @@ class TrainOptions:
     @property
     def held_out_source(self) -> Path | None:
         """Source of held-out data; None for a part of the training data."""
-        return (
-            self.data if self.eval_data is None and is_dataset_name(self.data) else self.eval_data
-        )
+        if self.eval_data:
+            return self.eval_data[0]
+        return self.data if is_dataset_name(self.data) else None
+
+    @property
+    def elsewhere(self) -> Mapping[str, Path]:
+        """More data to measure on, by the names that it is reported under."""
+        return {path.stem: path for path in self.eval_data[1:]}
+
+    @property
+    def has_control(self) -> bool:
+        """Say whether the dense model is also trained, as long as the recovery trains."""
+        return not self.no_control and self.method != DENSE and self.recovery != NONE
 
     @property
     def columns(self) -> Columns:
@@ -300,7 +338,7 @@ class TrainOptions:
         """Return the options that shape the result (`resume` does not) as JSON values."""
         left_out = ("resume", "dry_run", "report_to")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+        return {name: _json_of(value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -309,6 +347,12 @@ class TrainResult:
 
     out: Path
     metrics: Mapping[str, Any]
+
+
+def _json_of(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json_of(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _meant(value: float) -> str:

@@ -282,11 +282,14 @@ def test_columns_of_the_training_table_never_run_together() -> None:
     names = ("loss", "perplexity", "a_metric_with_a_long_name_indeed")
     values = [{"value": 123456789.125, "standard_error": error} for error in (9876.5, None, 0.5)]
     scores = dict(zip(names, values, strict=True))
-    lines = list(metric_lines({"dense": scores, "recovered": scores}))
+    stages = {"dense": scores, "dense_trained": scores, "recovered": scores}
+    lines = list(metric_lines(stages, {"man": stages, "essays": stages}))
     header, *rows = (re.split(r" {3,}", line) for line in lines)
-    assert header == ["held out", *names]
+    assert header == ["held out", *names, "perplexity man", "perplexity essays"]
     cells = ["123456789.1250 ± 9876.5000", "123456789.1250", "123456789.1250 ± 0.5000"]
-    assert rows == [["dense", *cells], ["recovered", *cells]]
+    cells += ["123456789.1250"] * 2
+    labels = ("dense", "dense, trained as long", "recovered")
+    assert rows == [[label, *cells] for label in labels]
     assert len({len(line) for line in lines}) == 1
 
 
@@ -300,29 +303,38 @@ def test_train_says_what_it_would_do_and_what_came_of_it(
     model = write_model(tmp_path / "bert")
     data = write_examples(tmp_path / "train.jsonl", 60)
     held_out = write_examples(tmp_path / "eval.jsonl", 30, seed=1)
+    elsewhere = write_examples(tmp_path / "else where.jsonl", 20, seed=2)
     words: list[str | Path] = ["train", model, "--task", "classification", "--data", data]
-    words += ["--eval-data", held_out]
+    words += ["--eval-data", held_out, "--eval-data", elsewhere, "--precision", "fp32"]
     words += ["--steps", "4", "--seq-len", "24", "--out", tmp_path / "gates"]
     status, out, _ = run(capsys, *words, "--dry-run")
     assert status == 0 and not (tmp_path / "gates").exists()
     assert "gates      coupled: 192 of mlp, 8 of attention; target 30%" in out
-    assert "dense      4 steps of 8, " in out and "data       60 samples, 30 held out" in out
+    assert "dense      4 steps of 8, " in out and "data       60 samples, 30 held out, 20 of" in out
+    assert "control    4 steps of 8, " in out and "precision  fp32" in out
     status, out, err = run(capsys, *words)
     assert status == 0
     assert (tmp_path / "gates" / "training.png").stat().st_size > 10_000
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
-    assert rows["held"][2:] == ["accuracy", "macro_f1", "matthews"]
+    assert rows["held"][2:] == ["accuracy", "macro_f1", "matthews", "accuracy", "else", "where"]
     # One line for each phase, and none from the libraries.
     shown = [re.sub(r" in [\d.]+ (s|min)", "", line) for line in err.splitlines()]
-    assert [re.sub(r"loss \d\.\d+", "loss", line) for line in shown] == [
-        "dense: 4 steps, loss",
+    assert [re.sub(r"loss \d.*tokens/s", "loss and speed", line) for line in shown] == [
+        "dense: 4 steps, loss and speed",
+        "control: 4 steps, loss and speed",
+        "measuring the trained dense model: 4 batches",
+        "measuring the trained dense model on else where: 3 batches",
         "measuring the dense model: 4 batches",
+        "measuring the dense model on else where: 3 batches",
         "scoring (fisher): 8 batches",
         "measuring the masked model: 4 batches",
-        "recovery: 4 steps, loss",
+        "measuring the masked model on else where: 3 batches",
+        "recovery: 4 steps, loss and speed",
         "measuring the recovered model: 4 batches",
+        "measuring the recovered model on else where: 3 batches",
     ]
-    assert {"dense", "masked", "recovered"} <= rows.keys()
+    assert {"dense", "dense,", "masked", "recovered"} <= rows.keys()
+    assert "computed in fp32; at most " in out
     base = tmp_path / "gates" / "base"
     assert f"next: sgate convert {base} --gates {tmp_path / 'gates'} --to hf,onnx --out" in out
     converted = tmp_path / "pruned"

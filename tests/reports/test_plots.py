@@ -175,6 +175,15 @@ def test_losses_have_a_unit_and_phases_follow_each_other(
     assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
 
 
+def test_the_control_is_drawn_beside_the_recovery(drawn: Drawn) -> None:
+    scores, phases = {"loss": 3.1, "perplexity": 22.2}, ("dense", "control", "recovery")
+    (axis,) = drawn(plots.plot_training, metrics(scores, phases)).axes
+    assert legend_of(axis) == ["dense", "dense control", "recovery"]
+    control, recovery = (axis.lines[number] for number in (1, 2))
+    assert control.get_linestyle() == "--"
+    assert [*control.get_xdata()] == [*recovery.get_xdata()] == [15, 20]
+
+
 def test_goals_of_gates_show_below_the_lines_that_meet_them(drawn: Drawn) -> None:
     figure = drawn(plots.plot_training, metrics({"loss": 3.1, "perplexity": 22.2}, ("gates",)))
     losses, removal = figure.axes

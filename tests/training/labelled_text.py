@@ -56,5 +56,7 @@ def options_of(base: Path, data: Path, out: Path, **changes: Any) -> TrainOption
         learning_rate=0.01,
         lora_rank=2,
         save_steps=50,
+        precision="fp32",
     )
-    return replace(options, **changes)
+    options = replace(options, **changes)
+    return replace(options, no_control="no_control" not in changes and options.has_control)

@@ -210,7 +210,7 @@ def test_a_decoder_becomes_a_classifier(data: Path, tmp_path: Path) -> None:
         {"gates_with": "bias", "gates": "row-col", "kurtosis": True},
         {"gate_block": 4},
         {"gradient_checkpointing": True, "gradient_accumulation": 2, "batch_size": 4},
-        {"bf16": True},
+        {"precision": "bf16"},
     ],
     ids=["hard-concrete", "row-col-lora", "row-col-bias", "blocks", "checkpointing", "bf16"],
 )
@@ -269,7 +269,7 @@ def test_data_that_cannot_be_learnt_is_refused(
 def test_a_label_without_a_place_is_refused(trained: TrainOptions, tmp_path: Path) -> None:
     held_out = tmp_path / "eval.jsonl"
     held_out.write_text('{"text": "a", "label": "dog"}')
-    options = options_of(trained.out / "base", trained.data, tmp_path / "g", eval_data=held_out)
+    options = options_of(trained.out / "base", trained.data, tmp_path / "g", eval_data=(held_out,))
     message = r"line 1: label 'dog' is not one of the 2 classes \(cat, gate\); correct it, or add"
     with pytest.raises(TrainingError, match=message):
         train(options)

@@ -37,6 +37,8 @@ def test_gates_train_convert_and_verify(
         gates=gates,
         recovery=recovery,
         eval_blocks=4,
+        precision="fp32",
+        no_control=True,
     )
     result = train(options)
     assert abs(result.metrics["removed"] - options.target) <= 0.01

@@ -27,13 +27,19 @@ def options(tmp_path: Path) -> dict[str, Any]:
     rng, data = random.Random(0), tmp_path / "text.jsonl"
     texts = [{"text": ". ".join(rng.choices(SENTENCES[:2], k=6))} for _ in range(40)]
     data.write_text("\n".join(json.dumps(text) for text in texts), encoding="utf-8")
-    return {"base": str(tmp_path / "base"), "data": data, "steps": 4, "seq_len": 16}
+    return {
+        "base": str(tmp_path / "base"),
+        "data": data,
+        "steps": 4,
+        "seq_len": 16,
+        "precision": "fp32",
+    }
 
 
 def run_in_two(out: Path, *words: str, **options: Any) -> tuple[str, str]:
     """Return what `sgate train` writes to stdout and stderr under torchrun."""
     flags = {"data": "--data", "steps": "--steps", "seq_len": "--seq-len", "method": "--method"}
-    flags |= {"batch_size": "--batch-size"}
+    flags |= {"batch_size": "--batch-size", "precision": "--precision"}
     named = [part for name, flag in flags.items() for part in (flag, str(options[name]))]
     command = [*LAUNCH, "-m", "sgate_serve.cli", "train", options["base"], "--out", str(out)]
     command += [*named, *words]

@@ -93,6 +93,8 @@ def options_of(base: Path, text: Path, out: Path) -> TrainOptions:
         lora_rank=2,
         eval_blocks=8,
         save_steps=2,
+        precision="fp32",
+        no_control=True,
     )
 
 
@@ -176,7 +178,7 @@ def test_trained_gates_convert_to_a_model_that_equals_them(lora_run: TrainOption
 
 
 def test_without_recovery_only_what_reads_the_units_is_refitted(options: TrainOptions) -> None:
-    options = replace(options, recovery="none", target=0.5)
+    options = replace(options, recovery="none", no_control=False, target=0.5)
     losses = {}
     for no_refit in (True, False):
         own = replace(options, no_refit=no_refit, out=options.out.with_name(f"gates-{no_refit}"))
@@ -210,12 +212,12 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     lora_run: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     cut = replace(lora_run, out=tmp_path / "cut")
-    _count_steps(monkeypatch, limit=steps)
+    count_steps(monkeypatch, limit=steps)
     with pytest.raises(PowerCutError):
         train(cut)
     monkeypatch.undo()
     assert not cut.out.exists()
-    taken = _count_steps(monkeypatch)
+    taken = count_steps(monkeypatch)
     train(replace(cut, resume=True))
     # Checkpoints are two steps apart, and five steps end a phase.
     assert len(taken) == 10 - (2 if steps == 3 else 7)
@@ -226,7 +228,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
         np.testing.assert_allclose(resumed.deltas[name].read(), info.read(), atol=1e-6)
 
 
-def _count_steps(monkeypatch: pytest.MonkeyPatch, limit: int = 1000) -> list[int]:
+def count_steps(monkeypatch: pytest.MonkeyPatch, limit: int = 1000) -> list[int]:
     """Note each training step in the list returned; cut the power after `limit` of them."""
     forward, taken = PartlyFrozen.forward, list[int]()
 
@@ -274,6 +276,19 @@ def test_an_out_folder_that_is_not_empty_is_refused(options: TrainOptions) -> No
     ("changes", "message"),
     [
         ({"task": "tagging"}, "--task tagging: this release supports causal-lm, classification"),
+        (
+            {"method": "dense", "no_control": True},
+            "--no-control: --method dense is its own control; drop one",
+        ),
+        (
+            {"recovery": "none", "no_control": True},
+            "--no-control: without recovery there is no control; drop it",
+        ),
+        (
+            {"eval_data": (Path("a.txt"), Path("b/man.txt"), Path("c/man.jsonl"))},
+            "--eval-data b/man.txt and c/man.jsonl would both be reported as man; rename or drop",
+        ),
+        ({"precision": "fp16"}, "--precision fp16: this release supports fp32, bf16"),
         ({"method": "taylor"}, "--method taylor: this release supports gates, fisher, wanda"),
         ({"relaxation": "stg"}, "--relaxation stg: this release supports straight-through, gau"),
         ({"gates_with": "full"}, "--gates-with full: this release supports none, bias, lora"),
@@ -357,12 +372,12 @@ def test_held_out_data_may_be_given(options: TrainOptions, tmp_path: Path) -> No
     held_out = tmp_path / "eval.txt"
     held_out.write_text("nothing of this is trained on. " * 10)
     base = Checkpoint.open(options.base)
-    given = read_data(base, replace(options, eval_data=held_out))
+    given = read_data(base, replace(options, eval_data=(held_out,)))
     split = read_data(base, options)
     assert len(given.train) > len(split.train)
     held, other = blocks_of(given.held_out), blocks_of(split.held_out)
     assert not (held[:, None] == other[None]).all(axis=2).any()
-    limited = read_data(base, replace(options, eval_data=held_out, eval_blocks=2))
+    limited = read_data(base, replace(options, eval_data=(held_out,), eval_blocks=2))
     spaced = held[:: len(held) // 2][:2]
     assert len(given.held_out) > 3
     np.testing.assert_array_equal(blocks_of(limited.held_out), spaced)

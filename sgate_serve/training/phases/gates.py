@@ -13,6 +13,7 @@ from sgate_serve.training.gates.initialization import GateInitialization
 from sgate_serve.training.gates.trained_gates import TrainedGates
 from sgate_serve.training.masks.masking import masked_linears
 from sgate_serve.training.masks.prunable_sites import BLOCK_KINDS
+from sgate_serve.training.phases.lean_steps import lean_steps
 from sgate_serve.training.phases.trainer import PartlyFrozen, Phase, PhaseTrainer, run
 from sgate_serve.training.phases.tuning import Tuning, tuned
 from sgate_serve.training.tasks.training_data import TrainingData
@@ -123,6 +124,6 @@ def train_gates(
             distillation=phase.distillation,
             training=training,
         )
-        with masked_linears(model, gates.sources()):
+        with masked_linears(model, gates.sources()), lean_steps(model, spec, phase):
             run(trainer, phase.name)
     return names

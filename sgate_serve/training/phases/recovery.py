@@ -5,6 +5,7 @@ from torch import nn
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.plan import Masks
 from sgate_serve.training.masks.masking import masked_by
+from sgate_serve.training.phases.lean_steps import lean_steps
 from sgate_serve.training.phases.trainer import PartlyFrozen, Phase, PhaseTrainer, run
 from sgate_serve.training.phases.tuning import Tuning, tuned
 from sgate_serve.training.tasks.training_data import TrainingData
@@ -27,6 +28,6 @@ def recover(
             data_collator=data.collate,
             distillation=phase.distillation,
         )
-        with masked_by(model, masks):
+        with masked_by(model, masks), lean_steps(model, spec, phase):
             run(trainer, phase.name)
     return names

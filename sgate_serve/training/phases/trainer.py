@@ -1,15 +1,17 @@
 """One phase of training on transformers' Trainer: its settings, checkpoints, log and resumption.
 
-A run has up to three phases (dense, gates, recovery), each with a checkpoint folder of its own. A
-complete phase is loaded; an interrupted one continues from its last checkpoint. Checkpoints hold
-only trained tensors, not the frozen base.
+A run has up to four phases (dense, control, gates, recovery), each with a checkpoint folder of its
+own. A complete phase is loaded; an interrupted one continues from its last checkpoint. Checkpoints
+hold only trained tensors, not the frozen base.
 """
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,11 +24,14 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from sgate_serve.errors import TrainingError
 from sgate_serve.progress import Activity, activity
 from sgate_serve.training.phases.distillation import Distillation
-from sgate_serve.training.train_options import TrainOptions
+from sgate_serve.training.precision import best_device, precision_of
+from sgate_serve.training.train_options import BF16, TrainOptions
 
 LOGS_PER_PHASE = 20
+TOKENS_PER_SECOND = "tokens_per_second"
 LOGGED = (
     "loss",
+    TOKENS_PER_SECOND,
     "goal_mlp",
     "goal_attention",
     "expected_mlp",
@@ -67,7 +72,7 @@ class Phase:
             warmup_steps=steps // 20,
             save_steps=options.save_steps,
             seed=options.seed,
-            bf16=options.bf16,
+            bf16=precision_of(options) == BF16,
             gradient_checkpointing=options.gradient_checkpointing,
             gradient_accumulation=options.gradient_accumulation,
             report_to=options.report_to,
@@ -116,10 +121,6 @@ class Phase:
         return arguments
 
 
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 class PartlyFrozen(nn.Module):
     """A partly frozen model whose state dict holds only the trainable tensors."""
 
@@ -155,13 +156,24 @@ def _drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata
 
 
 class PhaseTrainer(Trainer):
-    """The Trainer with a distillation loss; it stops when the loss is not finite."""
+    """The Trainer with a distillation loss; it stops when the loss is not finite.
+
+    Its log holds the tokens that all processes take in a second, padding included.
+    """
 
     def __init__(self, *, distillation: Distillation | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.distillation = distillation
         # Losses are means, so the Trainer must average them over accumulated batches.
         self.model_accepts_loss_kwargs = False
+        self._tokens, self._counted_from = 0, 0.0
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not self._tokens:
+            self._counted_from = time.monotonic()
+        self._tokens += inputs["input_ids"].numel() * self.args.world_size
+        loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, **kwargs: Any
@@ -169,7 +181,9 @@ class PhaseTrainer(Trainer):
         outputs = model(**inputs)
         loss = outputs.loss
         if self.distillation is not None:
-            loss = self.distillation.loss(loss, outputs.logits, inputs)
+            # Only the model's own forward is under the Trainer's autocast.
+            with self.accelerator.autocast():
+                loss = self.distillation.loss(loss, outputs.logits, inputs)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -178,6 +192,11 @@ class PhaseTrainer(Trainer):
                 f"the loss is {logs['loss']} at step {self.state.global_step}: lower "
                 "--learning-rate or --gate-learning-rate, and check the data for broken records"
             )
+        if "loss" in logs and self._tokens:
+            # The loss is known, so a GPU has done all that was counted.
+            seconds = time.monotonic() - self._counted_from
+            logs = {**logs, TOKENS_PER_SECOND: round(self._tokens / seconds, 1)}
+            self._tokens = 0
         super().log(logs, *args, **kwargs)
 
 
@@ -196,7 +215,10 @@ class _Reporting(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any
     ) -> None:
         if "loss" in logs:
-            self.shown.report(state.global_step, args.max_steps, "step", loss=logs["loss"])
+            values = {"loss": logs["loss"]}
+            if TOKENS_PER_SECOND in logs:
+                values["tokens/s"] = logs[TOKENS_PER_SECOND]
+            self.shown.report(state.global_step, args.max_steps, "step", **values)
 
 
 def run(trainer: Trainer, name: str) -> None:
@@ -217,8 +239,11 @@ def run(trainer: Trainer, name: str) -> None:
 
 
 def _train_from(trainer: Trainer, last: Path | None) -> None:
+    # Inside another autocast, the Trainer's would keep bf16 copies of weights from step to step.
+    outer = torch.autocast(trainer.args.device.type, enabled=False)
     try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with outer:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(error) from error
     except RuntimeError as error:
@@ -245,6 +270,12 @@ def log_of(folder: Path) -> list[dict[str, float]]:
         for entry in history
         if "loss" in entry
     ]
+
+
+def speed_of(log: Sequence[Mapping[str, float]]) -> float | None:
+    """Return the median tokens per second of a phase's log, or None if it holds none."""
+    speeds = [entry[TOKENS_PER_SECOND] for entry in log if TOKENS_PER_SECOND in entry]
+    return median(speeds) if speeds else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:

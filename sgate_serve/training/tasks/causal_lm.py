@@ -20,9 +20,9 @@ from sgate_serve.data.documents import (
 from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.errors import TrainingError
-from sgate_serve.training.phases.trainer import best_device
+from sgate_serve.training.precision import best_device
 from sgate_serve.training.tasks.evaluate import causal_lm_metrics
-from sgate_serve.training.tasks.training_data import TrainingData, block_samples
+from sgate_serve.training.tasks.training_data import Samples, TrainingData, block_samples
 from sgate_serve.training.train_options import TrainOptions
 
 SINGLE_DOCUMENT = "the data is a single document, so its last tenth is held out"
@@ -44,8 +44,8 @@ class CausalLMTask:
     def open_model(self, folder: Path) -> nn.Module:
         return load_frozen(folder)
 
-    def metrics(self, model: nn.Module) -> Metrics:
-        return causal_lm_metrics(model, self.data.held_out, self.data.pad_token)
+    def metrics(self, model: nn.Module, samples: Samples) -> Metrics:
+        return causal_lm_metrics(model, samples, self.data.pad_token)
 
 
 def read_data(base: Checkpoint, options: TrainOptions) -> TrainingData:
@@ -59,9 +59,17 @@ def read_data(base: Checkpoint, options: TrainOptions) -> TrainingData:
     else:
         held_out = read_documents(source, HELD_OUT, options.columns)
     end = end_token(base.config)
-    blocks, rest = (pack(part, tokenizer, end, options.seq_len) for part in (documents, held_out))
-    rest = evenly_spaced(rest, options.eval_blocks)
-    return TrainingData(block_samples(blocks), block_samples(rest), notes=notes)
+
+    def measured(texts: list[str]) -> Samples:
+        blocks = pack(texts, tokenizer, end, options.seq_len)
+        return block_samples(evenly_spaced(blocks, options.eval_blocks))
+
+    elsewhere = {
+        name: measured(read_documents(path, HELD_OUT, options.columns))
+        for name, path in options.elsewhere.items()
+    }
+    train = block_samples(pack(documents, tokenizer, end, options.seq_len))
+    return TrainingData(train, measured(held_out), notes=notes, elsewhere=elsewhere)
 
 
 def load_frozen(folder: Path) -> nn.Module:

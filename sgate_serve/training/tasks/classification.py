@@ -1,6 +1,7 @@
 """The classification task, which includes regression: labelled texts and a head."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sgate_serve.data.metrics import Metrics
 from sgate_serve.data.records import Example, read_examples
 from sgate_serve.errors import TrainingError
 from sgate_serve.progress import counted
-from sgate_serve.training.phases.trainer import best_device
+from sgate_serve.training.precision import best_device
 from sgate_serve.training.tasks.evaluate import classifier_metrics
 from sgate_serve.training.tasks.training_data import Sample, Samples, TrainingData
 from sgate_serve.training.train_options import TrainOptions
@@ -37,12 +38,18 @@ class ClassificationTask:
         self.num_labels = self.labels.num_outputs
         self._has_types = base.spec.num_types > 1
         self._encoder = ExampleEncoder(base, options.seq_len)
+        elsewhere = {
+            name: read_examples(path, HELD_OUT, options.columns)
+            for name, path in options.elsewhere.items()
+        }
         self.data = TrainingData(
-            Samples([self._sample(example) for example in counted(train, "example")]),
-            Samples([self._sample(example) for example in counted(held_out, "example")]),
+            self._samples(train),
+            self._samples(held_out),
             pad_token(base),
+            elsewhere={name: self._samples(part) for name, part in elsewhere.items()},
         )
-        full, total = self._encoder.num_full, len(train) + len(held_out)
+        total = sum(map(len, (train, held_out, *elsewhere.values())))
+        full = self._encoder.num_full
         note = f"{full} of {total} texts fill --seq-len {options.seq_len} or were cut"
         self.notes: tuple[str, ...] = (note,) if full else ()
         self._seed = options.seed
@@ -67,8 +74,11 @@ class ClassificationTask:
         frozen: nn.Module = model.requires_grad_(False).to(best_device())
         return frozen
 
-    def metrics(self, model: nn.Module) -> Metrics:
-        return classifier_metrics(model, self.data.held_out, self.data.pad_token)
+    def metrics(self, model: nn.Module, samples: Samples) -> Metrics:
+        return classifier_metrics(model, samples, self.data.pad_token)
+
+    def _samples(self, examples: Sequence[Example]) -> Samples:
+        return Samples([self._sample(example) for example in counted(examples, "example")])
 
     def _sample(self, example: Example) -> Sample:
         encoded = self._encoder.encode(example)

@@ -63,21 +63,26 @@ def perplexity(model: nn.Module, blocks: Blocks, batch_size: int = BATCH_SIZE) -
 def _outputs(
     model: nn.Module, samples: Samples, pad_token: int, batch_size: int
 ) -> Iterator[tuple[Batch, Tensor]]:
-    """Yield each batch with its logits in fp32, in the order of the samples."""
+    """Yield each batch with its logits, in the order of the samples."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     for start in counted(range(0, len(samples), batch_size), "batch"):
         part = samples.samples[start : start + batch_size]
         batch = on_device(collate(part, pad_token), device)
-        yield batch, model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
+        yield batch, model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     model.train(was_training)
 
 
 def _nats(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return the negative log likelihood [batch, seq_len - 1] of the tokens after the first."""
-    targets = ids[:, 1:]
-    losses = nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none"
+    """Return the negative log likelihood [batch, seq_len - 1] of the tokens after the first.
+
+    One sample at a time, as its logits in fp32 are large.
+    """
+    pairs = zip(logits, ids, strict=True)
+    return torch.stack(
+        [
+            nn.functional.cross_entropy(own[:-1].float(), tokens[1:], reduction="none")
+            for own, tokens in pairs
+        ]
     )
-    return losses.view(targets.shape)

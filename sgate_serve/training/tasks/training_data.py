@@ -1,7 +1,8 @@
 """Training and held-out samples of both tasks, as tensors, and their batches."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,13 +32,15 @@ class Samples(Dataset[Sample]):
 class TrainingData:
     """The training samples, the held-out samples, and the token that pads a batch.
 
-    `notes` tell the user how the samples were made.
+    `elsewhere` holds more samples to measure on, by name. `notes` tell the user how the samples
+    were made.
     """
 
     train: Samples
     held_out: Samples
     pad_token: int = 0
     notes: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Samples] = field(default_factory=dict)
 
     @property
     def is_ragged(self) -> bool:
@@ -46,6 +49,19 @@ class TrainingData:
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         return collate(samples, self.pad_token)
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all samples, in their order, and of the names of those elsewhere."""
+        state = hashlib.sha256()
+        parts = {"train": self.train, "held out": self.held_out, **self.elsewhere}
+        for name, samples in parts.items():
+            state.update(f"{name} {len(samples)} {self.pad_token}".encode())
+            for sample in samples.samples:
+                for key, tensor in sample.items():
+                    state.update(f"{key} {tensor.dtype} {list(tensor.shape)}".encode())
+                    state.update(tensor.contiguous().numpy().tobytes())
+        return state.hexdigest()
 
     def shuffled_batches(self, size: int, count: int, seed: int) -> list[Batch]:
         """Return `count` random batches of training samples, or fewer if there are not enough."""

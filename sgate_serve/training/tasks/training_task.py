@@ -11,7 +11,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.training.tasks.causal_lm import CausalLMTask
 from sgate_serve.training.tasks.classification import ClassificationTask
-from sgate_serve.training.tasks.training_data import TrainingData
+from sgate_serve.training.tasks.training_data import Samples, TrainingData
 from sgate_serve.training.train_options import TrainOptions
 
 
@@ -30,8 +30,8 @@ class TrainingTask(Protocol):
     def open_model(self, folder: Path) -> nn.Module:
         """Load a frozen model in fp32, on the GPU if there is one."""
 
-    def metrics(self, model: nn.Module) -> Metrics:
-        """Measure a model on the held-out data."""
+    def metrics(self, model: nn.Module, samples: Samples) -> Metrics:
+        """Measure a model on held-out samples."""
 
 
 TASKS: Mapping[str, Callable[[Checkpoint, TrainOptions], TrainingTask]] = {

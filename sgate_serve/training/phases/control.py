@@ -1,0 +1,112 @@
+"""The dense control: the dense model, trained as the masked one is recovered, and measured.
+
+It tells what the recovery's training does to the model apart from what pruning does. Neither target
+nor method shapes it, so its scores are remembered in the user's cache, and the next run with the
+same base, data and recovery takes them from there.
+"""
+
+import gc
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.environment import cache_dir, library_versions
+from sgate_serve.progress import activity
+from sgate_serve.training.deltas import round_to_base
+from sgate_serve.training.phases.distillation import Distillation
+from sgate_serve.training.phases.recovery import recover
+from sgate_serve.training.phases.trainer import Phase
+from sgate_serve.training.phases.tuning import Tuning, untouched_tensors
+from sgate_serve.training.precision import autocast, best_device, precision_of
+from sgate_serve.training.processes import agreed, processes
+from sgate_serve.training.run_dir import run_dir_of
+from sgate_serve.training.tasks.scores import Scores, measure
+from sgate_serve.training.tasks.training_task import TrainingTask
+from sgate_serve.training.train_options import TrainOptions
+
+CONTROL = "control"
+CONTROLS_DIR = "controls"
+# Options that do not shape the control: what is removed and how, where files are, what costs only
+# time or memory, and what the key holds in another form. Any other option is part of the key.
+APART = (
+    *("target", "method", "gates", "balance", "gate_block", "relaxation", "gates_with"),
+    *("kurtosis", "gate_learning_rate", "gate_share", "base", "data", "eval_data", "out"),
+    *("text_column", "text_pair_column", "label_column", "seq_len", "eval_blocks"),
+    *("steps", "dense_steps", "learning_rate", "precision", "save_steps", "report_to"),
+    *("gradient_checkpointing", "no_control", "resume", "dry_run"),
+)
+
+
+def control_scores(
+    task: TrainingTask, base: Checkpoint, options: TrainOptions, digest: str | None
+) -> tuple[Scores, bool]:
+    """Return the control's scores, and whether an earlier run measured them.
+
+    `digest` is that of the base, in the main process. The trained model is not kept.
+    """
+    is_main = processes().is_main_process
+    file = file_of(task, options, digest) if is_main and digest is not None else None
+    known = agreed(None if file is None else _read(file))
+    if known is not None:
+        with activity("control, as an earlier run measured it"):
+            return known, True
+    scores = _train_and_measure(task, base, options)
+    # Trainer and model refer to each other; without them there is room for the next model.
+    gc.collect()
+    if file is not None:
+        _write(file, scores)
+    return scores, False
+
+
+def file_of(task: TrainingTask, options: TrainOptions, digest: str) -> Path:
+    """Return where the cache keeps the scores: a hash of everything that shapes them."""
+    others = (field.name for field in fields(options) if field.name not in APART)
+    key = {
+        "base": digest,
+        "data": task.data.digest,
+        "options": {name: getattr(options, name) for name in others},
+        "steps": options.recovery_steps,
+        "learning_rate": options.rate_of(options.recovery),
+        "precision": precision_of(options),
+        "device": best_device().type,
+        "processes": processes().num_processes,
+        "versions": library_versions(),
+    }
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / CONTROLS_DIR / f"{name}.json"
+
+
+def _train_and_measure(task: TrainingTask, base: Checkpoint, options: TrainOptions) -> Scores:
+    with activity("loading the model", is_brief=True):
+        model = task.open_model(base.folder)
+    untouched = untouched_tensors(base.spec, [options.recovery])
+    distillation = Distillation.of(model, options.distill, untouched)
+    rate = options.rate_of(options.recovery)
+    phase = Phase.of(options, run_dir_of(options.out) / CONTROL, options.recovery_steps, rate)
+    tuning = Tuning(options.recovery, options.lora_rank, options.seed)
+    phase = replace(phase, distillation=distillation)
+    round_to_base(model, base, recover(model, base.spec, {}, tuning, task.data, phase))
+    with autocast(options):
+        return measure(task, model, "trained dense")
+
+
+def _read(file: Path) -> Scores | None:
+    """Return the scores in a file of the cache, or None if it is missing or damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        values: Any = json.loads(file.read_text(encoding="utf-8"))
+        return Scores.from_json(values)
+    return None
+
+
+def _write(file: Path, scores: Scores) -> None:
+    """Remember the scores; a cache that cannot be written costs a repetition, not the run."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(scores.to_json(), indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(file)
