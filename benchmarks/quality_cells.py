@@ -32,6 +32,8 @@ MASKED, VLLM = "masked", "vllm"
 RECORDED_METRICS = (
     "method",
     "scores",
+    "scores_elsewhere",
+    "tokens_per_second",
     "phases",
     "parameters",
     "examples",
