@@ -24,7 +24,6 @@ from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.options import option
 from sgate_serve.training import TrainOptions
-from sgate_serve.training.train_options import DENSE
 
 TARGETS = (0.2, 0.3, 0.4)
 # Text of the recovery's kind, held out, and text of other kinds.
@@ -96,9 +95,8 @@ class SmolLM2Table(Table):
             "data": self.data / f"{TRAIN}.txt",
             "eval_data": tuple(texts),
             "eval_blocks": self.own.eval_blocks,
+            # As the machine computes fastest: bf16 where it can.
             "precision": None,
-            # The dense model trained as long has a cell of its own.
-            "no_control": flags.get("method") != DENSE,
         }
         return super().train_options(base, out, seed, **own | flags)
 
