@@ -133,8 +133,12 @@ class Table(ABC):
             save_steps=SAVE_STEPS,
         )
         options = replace(options, **flags)
-        # The records compare with a dense cell of their own.
-        return replace(options, no_control=options.has_control)
+        # The records compare with a dense cell of their own, and are older than the refitting.
+        return replace(
+            options,
+            no_control=options.has_control,
+            no_refit=flags.get("no_refit", options.refits),
+        )
 
     def run(self) -> list[dict[str, Any]]:
         """Train the missing cells while time is left; return the records of all cells."""

@@ -8,6 +8,7 @@ from benchmarks.speed_tables import interval_cell
 
 SCALES = {"accuracy": (100.0, "{:.1f} ± {:.1f}%"), "perplexity": (1.0, "{:.2f} ± {:.2f}")}
 UNITS = {"accuracy": "points", "perplexity": "%"}
+STAGES = ("masked", "recovered")
 CHANGES = {"accuracy": "{:+.1f}{} points", "perplexity": "{:+.1f}{}%"}
 
 
@@ -138,3 +139,32 @@ def equality_sentence(record: Mapping[str, Any]) -> str:
     listed = (f"{max(of):.1g} on {name} ({len(of)} scored)" for name, of in sorted(gaps.items()))
     shown = ", ".join(listed)
     return f"Scores of converted models differ from those of masked ones by at most {shown}."
+
+
+def smollm2_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a row for each cell of SmolLM2's table: perplexities, and those over dense's.
+
+    A cell with several seeds shows its first seed's perplexities, and the mean of the others.
+    """
+    firsts = {cell["cell"]: cell for cell in reversed(record["cells"])}
+    texts = list(next(iter(firsts.values()))["scores_elsewhere"])
+    yield from _header(
+        "held out, before recovery",
+        "after recovery",
+        *(f"{text.replace('_', ' ')}, after" for text in texts),
+        "over dense trained as long: held out",
+        "other texts",
+    )
+    for name in sorted(firsts, key=lambda name: (round(firsts[name]["removed"], 2), name)):
+        cell, over = firsts[name], record["summary"][name]
+        yield _row(
+            f"{name} ({cell['removed_overall']:.0%} of all parameters)"
+            if cell["removed"]
+            else name,
+            *(f"{cell['scores'][stage]['perplexity']['value']:.2f}" for stage in STAGES),
+            *(
+                f"{cell['scores_elsewhere'][text]['recovered']['perplexity']['value']:.2f}"
+                for text in texts
+            ),
+            *(f"{over[kind] - 1:+.0%}" for kind in ("in_domain", "out_of_domain")),
+        )

@@ -97,6 +97,7 @@ class SmolLM2Table(Table):
             "eval_blocks": self.own.eval_blocks,
             # As the machine computes fastest: bf16 where it can.
             "precision": None,
+            "no_refit": False,
         }
         return super().train_options(base, out, seed, **own | flags)
 

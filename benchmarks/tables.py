@@ -14,6 +14,7 @@ from benchmarks.quality_tables import (
     balance_sentence,
     gate_cost_sentence,
     quality_blocks,
+    smollm2_rows,
 )
 from benchmarks.speed_tables import (
     encoder_rows,
@@ -39,6 +40,7 @@ VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT, STREAMING = "footprint", "streaming"
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
+SMOLLM2 = "smollm2"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
     QUALITY: "accuracy",
@@ -134,6 +136,7 @@ def read_records() -> dict[str, Any]:
         *ENGINE_RUNS,
         *SPEED_RUNS,
         *QUALITY_RECORDS,
+        SMOLLM2,
         GATE_COST,
         BALANCE,
     )
@@ -181,6 +184,7 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
 
 def training_blocks(records: Mapping[str, Any]) -> dict[str, str]:
     return {
+        "smollm2": "\n".join(smollm2_rows(records[SMOLLM2])),
         **quality_blocks("quality", records[QUALITY], "accuracy"),
         "balance": balance_sentence(records[BALANCE]),
         **quality_blocks("quality-docstrings", records[QUALITY_PAIRS], "accuracy"),
