@@ -39,5 +39,10 @@ def run(args: argparse.Namespace) -> int:
     check_writable(options.dir)
     hint = f"repeat the command to continue in {options.dir}"
     with how_to_continue(lambda: hint):
-        demo(options)
+        if options.real:
+            from sgate_serve.demo.real import real_demo
+
+            real_demo(options.dir)
+        else:
+            demo(options)
     return 0

@@ -84,6 +84,22 @@ def stream_answers(url: str, max_tokens: int, show: Callable[[str], None]) -> di
     return {"completion": {"prompt": PROMPT, **completion}, "chat": {"prompt": QUESTION, **chat}}
 
 
+def ask(url: str, questions: Sequence[str], max_tokens: int) -> dict[str, str]:
+    """Return the greedy chat answer to each question."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    model = client.models.list().data[0].id
+    answers = {}
+    for question in questions:
+        messages: Any = [{"role": "user", "content": question}]
+        answer = client.chat.completions.create(
+            model=model, messages=messages, temperature=0, max_tokens=max_tokens
+        )
+        answers[question] = answer.choices[0].message.content or ""
+    return answers
+
+
 def _collect(stream: Any, show: Callable[[str], None]) -> dict[str, Any]:
     text, usage = "", None
     for chunk in stream:

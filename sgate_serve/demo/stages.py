@@ -136,18 +136,8 @@ class Demo:
 
     def verify(self) -> None:
         """Verify on both engines; keep the certificate of the one that serves."""
-        from sgate_serve.verify.verification import verify
-
-        dense, pruned = str(self.folder / "dense"), self.folder / "pruned"
-        for engine in ("torch", "onnx"):
-            options = VerifyOptions(dense, str(pruned), self.folder / "gates", engine)
-            with activity(f"verifying on {engine}", is_brief=True):
-                result = verify(options)
-            for line in result.lines():
-                say(f"  {line}")
-            if not result.passed:
-                raise EngineError(f"{pruned} differs from the masked model: {result.difference}")
-        result.write(pruned)
+        verify_on("torch", self.folder)
+        verify_on("onnx", self.folder)
 
     def measure_perplexity(self) -> None:
         from sgate_serve.demo.perplexity import held_out_perplexity
@@ -195,6 +185,24 @@ class Demo:
             result = compare(dense, pruned, "onnx", workload)
         plot_comparison(result, self.folder / plot)
         write_json(self.folder / record, result.to_json())
+
+
+def verify_on(engine: str, folder: Path) -> None:
+    """Verify the pruned model of a demonstration, and write its certificate.
+
+    Raises EngineError if it differs from the masked one.
+    """
+    from sgate_serve.verify.verification import verify
+
+    pruned = folder / "pruned"
+    options = VerifyOptions(str(folder / "dense"), str(pruned), folder / "gates", engine)
+    with activity(f"verifying on {engine}", is_brief=True):
+        result = verify(options)
+    for line in result.lines():
+        say(f"  {line}")
+    if not result.passed:
+        raise EngineError(f"{pruned} differs from the masked model: {result.difference}")
+    result.write(pruned)
 
 
 def say(text: str) -> None:

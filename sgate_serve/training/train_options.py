@@ -223,18 +223,10 @@ class TrainOptions:
                     raise TrainingError(
                         f"{flag_of(name)} is for trained gates: add --method gates, or drop it"
                     )
-        if self.gates != ROW_COL and self.kurtosis:
-            raise TrainingError("--kurtosis is for row-col gates: add --gates row-col, or drop it")
         if self.balance == JOINT and not self._has_costs:
             raise TrainingError(
                 "--balance joint compares Fisher scores of coupled gates: use --method fisher or "
                 "gates, or drop it"
-            )
-        if self.no_refit and self.gates == ROW_COL:
-            raise TrainingError("--no-refit is for coupled gates: row-col gates refit nothing")
-        if self.gates == ROW_COL and self.gate_block > 1:
-            raise TrainingError(
-                "--gate-block is for coupled gates: drop it, or drop --gates row-col"
             )
         if self.task == CAUSAL_LM and self.recovery == HEAD:
             raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
@@ -242,8 +234,19 @@ class TrainOptions:
             raise TrainingError("--no-control: --method dense is its own control; drop one of them")
         if self.no_control and self.recovery == NONE:
             raise TrainingError("--no-control: without recovery there is no control; drop it")
+        self._check_granularity()
         self._check_eval_data()
         self._check_columns()
+
+    def _check_granularity(self) -> None:
+        """Raise TrainingError for an option of the other granularity."""
+        if self.gates != ROW_COL and self.kurtosis:
+            raise TrainingError("--kurtosis is for row-col gates: add --gates row-col, or drop it")
+        for name in ("gate_block", "no_refit"):
+            if self.gates == ROW_COL and getattr(self, name) != self._default_of(name):
+                raise TrainingError(
+                    f"{flag_of(name)} is for coupled gates: drop it, or drop --gates row-col"
+                )
 
     def _check_eval_data(self) -> None:
         """Raise TrainingError for data to measure elsewhere whose names are the same."""

@@ -327,6 +327,7 @@ def test_train_says_what_it_would_do_and_what_came_of_it(
         "measuring the dense model: 4 batches",
         "measuring the dense model on else where: 3 batches",
         "scoring (fisher): 8 batches",
+        "refitting to what stays: 2 layers",
         "measuring the masked model: 4 batches",
         "measuring the masked model on else where: 3 batches",
         "recovery: 4 steps, loss and speed",
