@@ -168,3 +168,20 @@ def smollm2_rows(record: Mapping[str, Any]) -> Iterator[str]:
             ),
             *(f"{over[kind] - 1:+.0%}" for kind in ("in_domain", "out_of_domain")),
         )
+
+
+def smollm2_sentence(record: Mapping[str, Any]) -> str:
+    """Say what the default costs at each target, over the dense model trained as long."""
+    options, summary = record["options"], record["summary"]
+    tokens = options["steps"] * options["batch_size"] * options["seq_len"]
+    costs = "; ".join(
+        f"{name.removeprefix('default ')} removed {of['in_domain'] - 1:+.0%} "
+        f"({of['out_of_domain'] - 1:+.0%} on other kinds of text)"
+        for name, of in sorted(summary.items())
+        if name.startswith("default ") and name.endswith("%") and "," not in name
+    )
+    return (
+        f"On a real model, SmolLM2-135M-Instruct, recovered on {tokens / 1000:.0f} thousand tokens "
+        f"of documentation: perplexity of held-out documentation over the dense model trained as "
+        f"long: {costs}."
+    )

@@ -15,6 +15,7 @@ from benchmarks.quality_tables import (
     gate_cost_sentence,
     quality_blocks,
     smollm2_rows,
+    smollm2_sentence,
 )
 from benchmarks.speed_tables import (
     encoder_rows,
@@ -147,7 +148,10 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return page → name → text of every generated block."""
     results = result_block(records["demo"])
     return {
-        "README.md": {"results": results},
+        "README.md": {
+            "results": results,
+            "smollm2-summary": smollm2_sentence(records[SMOLLM2]),
+        },
         "docs/demo.md": {"results": results, "demo-output": demo_output(records["demo"])},
         "docs/training.md": training_blocks(records),
         "docs/speed.md": speed_blocks(records),

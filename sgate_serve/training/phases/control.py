@@ -38,7 +38,7 @@ APART = (
     *("kurtosis", "gate_learning_rate", "gate_share", "base", "data", "eval_data", "out"),
     *("text_column", "text_pair_column", "label_column", "seq_len", "eval_blocks"),
     *("steps", "dense_steps", "learning_rate", "precision", "save_steps", "report_to"),
-    *("gradient_checkpointing", "no_control", "resume", "dry_run"),
+    *("gradient_checkpointing", "no_control", "no_refit", "resume", "dry_run"),
 )
 
 
