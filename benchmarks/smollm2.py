@@ -36,7 +36,7 @@ MOST_PAGES = 200
 class SmolLM2Options(TableOptions):
     """The texts, and the training of each cell."""
 
-    root: str = option("/", "root of a Debian with python3-doc, debian-handbook and manpages")
+    root: str = option("/", "root of a Debian with python3.11-doc, debian-handbook and manpages")
     dir: str = option("smollm2", "working folder; a started one is continued")
     start_steps: int = option(0, "unused: every cell starts from the model as it is")
     steps: int = option(200, "steps of each cell")
@@ -123,7 +123,7 @@ def write_texts(folder: Path, root: Path) -> None:
 
 def python_docs(root: Path) -> Iterator[str]:
     """Yield the sources of Python's documentation, without its long list of changes."""
-    for file in _files(root, "usr/share/doc/python3*/html/_sources/**/*.rst.txt"):
+    for file in _files(root, "usr/share/doc/python3*-doc/html/_sources/**/*.rst.txt"):
         if "changelog" not in file.name:
             yield file.read_text(encoding="utf-8")
 

@@ -12,7 +12,7 @@ from benchmarks.smollm2 import IN_DOMAIN, TRAIN, summary_of, write_texts
 
 def test_texts_are_split_by_file(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    sources = root / "usr/share/doc/python3.11/html/_sources/library"
+    sources = root / "usr/share/doc/python3.11-doc/html/_sources/library"
     sources.mkdir(parents=True)
     for number in range(8):
         (sources / f"{number}.rst.txt").write_text(f"page {number}\n")

@@ -172,6 +172,9 @@ class PhaseTrainer(Trainer):
         if not self._tokens:
             self._counted_from = time.monotonic()
         self._tokens += inputs["input_ids"].numel() * self.args.world_size
+        # Inside another autocast, even a disabled one, the Trainer's own would go on with bf16
+        # copies of trained weights as they were in the first step.
+        torch.clear_autocast_cache()
         loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         return loss
 
@@ -239,7 +242,7 @@ def run(trainer: Trainer, name: str) -> None:
 
 
 def _train_from(trainer: Trainer, last: Path | None) -> None:
-    # Inside another autocast, the Trainer's would keep bf16 copies of weights from step to step.
+    # Only the model's own forward is under the Trainer's autocast.
     outer = torch.autocast(trainer.args.device.type, enabled=False)
     try:
         with outer:

@@ -14,8 +14,10 @@ from sgate_serve.training.phases import head_loss
 from sgate_serve.training.phases.distillation import Distillation
 from sgate_serve.training.phases.head_loss import has_plain_head, loss_without_logits
 from sgate_serve.training.phases.lean_steps import lean_steps
-from sgate_serve.training.phases.trainer import Phase
+from sgate_serve.training.phases.recovery import recover
+from sgate_serve.training.phases.trainer import Phase, log_of
 from sgate_serve.training.phases.tuning import Tuning, tuned
+from sgate_serve.training.tasks.training_data import Samples, TrainingData
 from sgate_serve.training.train_options import LORA
 from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, random_tokens
@@ -93,6 +95,21 @@ def test_in_bf16_frozen_weights_are_cast_once_and_come_back(tmp_path: Path) -> N
             assert parameter.dtype == torch.float32
         for name, value in before.items():
             assert torch.equal(weights[name], value)
+
+
+def test_every_step_in_bf16_uses_the_weights_of_the_one_before(tmp_path: Path) -> None:
+    block = torch.from_numpy(random_tokens(16))
+    data = TrainingData(Samples([{"input_ids": block, "labels": block}] * 4), Samples([]))
+    losses = {}
+    for bf16 in (False, True):
+        model, folder = dense_llama(), tmp_path / str(bf16)
+        phase = replace(phase_of(folder, bf16=bf16), steps=20)
+        # As around the training of gates.
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            recover(model, spec_of(model), {}, Tuning(LORA, 3, seed=0), data, phase)
+        losses[bf16] = [entry["loss"] for entry in log_of(folder)]
+    assert losses[False][-1] < losses[False][0] / 10
+    assert losses[True][-1] == pytest.approx(losses[False][-1], rel=0.3)
 
 
 def test_distillation_keeps_the_logits(tmp_path: Path) -> None:
