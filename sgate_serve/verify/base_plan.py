@@ -6,6 +6,7 @@ from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import FLOAT_DTYPES
 from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.gates import gates_fingerprint
 from sgate_serve.plan import PLAN_FILE, Plan
@@ -76,7 +77,7 @@ def rounded_like(masked: MaskedCheckpoint, plan: Plan | None, out: Checkpoint) -
     stored = out.tensors[embedding].dtype
     if plan is None:
         return masked if stored == masked.dtype(embedding) else replace(masked, precision=stored)
-    types = {info.dtype for info in out.tensors.values()} & {"F64", "F32", "F16", "BF16"}
+    types = {info.dtype for info in out.tensors.values()} & FLOAT_DTYPES
     for precision in (None, *sorted(types)):
         rounded = replace(masked, precision=precision)
         headers, _ = stored_tensors(rounded, plan, out.is_int8)

@@ -47,7 +47,7 @@ class VerifyOptions:
     )
     max_divergence: float | None = option(
         None,
-        "for quantized weights: fail above this mean KL divergence, in nats per token or text "
+        "for rounded weights: fail above this mean KL divergence, in nats per token or text "
         f"(default: fail above {FAIL_ABOVE:g}, warn above {WARN_ABOVE:g})",
     )
 
@@ -122,7 +122,7 @@ class Verification:
             yield f"verified: the plan; {self.quantization.precision} is a measured approximation"
 
     def _exact_lines(self) -> Iterator[str]:
-        before = "" if self.quantization is None else ", before quantization"
+        before = _before(None if self.quantization is None else asdict(self.quantization))
         yield (
             f"{self.engine} {self.engine_version}{before}: max abs {self.outputs.name} difference "
             f"{self.max_abs_diff:.2e} (tolerance {self.tolerance:.2e})"
@@ -151,6 +151,16 @@ class Verification:
 
 def _equals(is_equal: bool) -> str:
     return "equals" if is_equal else "does NOT equal"
+
+
+def _before(quantization: Mapping[str, Any] | None) -> str:
+    """Say which weights the proof is about: both sides have those of a narrower float type."""
+    if quantization is None:
+        return ""
+    precision, stored = quantization["precision"], quantization.get("stored")
+    if stored is None:
+        return ", before quantization"
+    return f", rounded to {stored} alike" + (", before quantization" * (precision != stored))
 
 
 def read_certificate(path: Path) -> dict[str, Any]:
@@ -188,7 +198,7 @@ def certificate_line(certificate: Mapping[str, Any] | None) -> str:
     if "config_equal" not in certificate:
         outcome += " (by an older release, which compared neither config.json nor the graph)"
     rounded = certificate.get("quantization")
-    before = "" if rounded is None else ", before quantization"
+    before = _before(rounded)
     line = (
         f"{outcome} on {certificate['engine']} {certificate['engine_version']}{before}: "
         f"max abs difference {certificate['max_abs_diff']:.2e}"

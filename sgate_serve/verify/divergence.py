@@ -52,8 +52,13 @@ def exact_model(out: Checkpoint, masked: MaskedCheckpoint, plan: Plan | None) ->
 
 @dataclass
 class Divergence:
-    """Collects the distance of two models' outputs, prompt by prompt."""
+    """Collects the distance of two models' outputs, prompt by prompt.
 
+    Errors of logits (`is_choice`) are those of their distances from the mean of their row: what all
+    have in common changes no probability.
+    """
+
+    is_choice: bool = False
     max_abs_diff: float = 0.0
     num_rows: int = 0
     divergence: float = 0.0
@@ -69,8 +74,13 @@ class Divergence:
             self.num_rows += len(narrow)
             self.divergence += mean_kl(wide, narrow) * len(narrow)
             self.num_equal += int((wide.argmax(-1) == narrow.argmax(-1)).sum())
-            self.squared_error += float(np.square(difference, dtype=np.float64).sum())
-            self.squared_size += float(np.square(wide, dtype=np.float64).sum())
+            error, size = (self._counted(rows) for rows in (wide - narrow, wide))
+            self.squared_error += float(np.square(error).sum())
+            self.squared_size += float(np.square(size).sum())
+
+    def _counted(self, rows: Floats) -> NDArray[np.float64]:
+        values = rows.astype(np.float64)
+        return values - values.mean(axis=-1, keepdims=True) if self.is_choice else values
 
     @property
     def mean_kl(self) -> float:

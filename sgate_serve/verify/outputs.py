@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from converters.masked import MaskedCheckpoint
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import PRECISION_NAMES
 from sgate_serve.engines.model_protocols import Floats, LogitsModel, Tokens
 from sgate_serve.loaders.logits import load_logits_model, rounding_of
 from sgate_serve.loaders.torch_model import TorchModel
@@ -24,13 +25,37 @@ from sgate_serve.verify.rounding import Quantization
 from sgate_serve.verify.stored_parts import GraphComparison, compare_graph
 
 
+WIDE = frozenset({"F32", "F64"})
+
+
 @dataclass(frozen=True)
 class Comparable:
-    """A converted folder, and the masked dense model that it must equal by `plan`."""
+    """A converted folder, and the masked dense model that it must equal by `plan`.
+
+    `masked` is rounded to the floating-point type that the folder stores.
+    """
 
     out: Checkpoint
     masked: MaskedCheckpoint
     plan: Plan | None
+
+    @property
+    def unrounded(self) -> MaskedCheckpoint:
+        """The masked dense model in the types of the base."""
+        return replace(self.masked, precision=None)
+
+    @property
+    def narrowed(self) -> str | None:
+        """The precision that weights of the base were narrowed to; None if rounding lost nothing.
+
+        Nothing is lost to fp32 or fp64, since all outputs are computed in fp32.
+        """
+        precision, whole = self.masked.precision, self.unrounded
+        if precision is None or precision in WIDE:
+            return None
+        if all(whole.dtype(name) == precision for name in self.masked.spec.tensor_shapes()):
+            return None
+        return PRECISION_NAMES[precision]
 
 
 @dataclass(frozen=True)
@@ -73,13 +98,17 @@ class BatchEncoder(Protocol):
 class Models:
     """The loaded models: the masked dense one, the exact converted one, and the one served.
 
-    The last two are the same unless the served weights are rounded to `rounding`.
+    The last two are the same unless the engine rounds weights further than the folder. `unrounded`
+    is the masked dense model with the base's own numbers, the same as `reference` unless the folder
+    narrowed them to the type `stored`. `rounding` names what the served weights were rounded to.
     """
 
+    unrounded: TorchModel
     reference: TorchModel
     exact: LogitsModel
     served: LogitsModel
     rounding: str
+    stored: str | None
 
     @property
     def is_rounded(self) -> bool:
@@ -95,14 +124,18 @@ def compare_outputs(
     divergence that would have no effect.
     """
     graph = compare_graph(pair.out, prompts.engine)
+    is_choice = output_kind(pair.out.spec).choice is not None
     with _loaded(pair, prompts, limit) as models:
         # Logits are compared prompt by prompt; the outputs of a pooling model are few and are kept.
-        comparison, cost, expected = OutputComparison(), Divergence(), list[Floats]()
+        comparison, cost, expected = OutputComparison(), Divergence(is_choice), list[Floats]()
         for prompt in prompts.all:
             wanted = models.reference.logits(prompt.tokens, prompt.types)
             comparison.add(wanted, models.exact.logits(prompt.tokens, prompt.types))
             if models.is_rounded and prompts.measures(prompt):
-                cost.add(wanted, models.served.logits(prompt.tokens, prompt.types))
+                cost.add(
+                    models.unrounded.logits(prompt.tokens, prompt.types),
+                    models.served.logits(prompt.tokens, prompt.types),
+                )
             if pair.out.spec.task != CAUSAL_LM:
                 expected.append(wanted)
         compared, difference = comparison.result(), None
@@ -129,13 +162,18 @@ def _loaded(pair: Comparable, prompts: PromptSet, limit: float | None) -> Iterat
     with ExitStack() as stack:
         served = load_logits_model(prompts.engine, pair.out, prompts.longest)
         stack.callback(served.close)
-        rounding = rounding_of(pair.out, served)
-        check_limit(limit, pair.out, served.name, rounding)
+        rounding, narrowed = rounding_of(pair.out, served), pair.narrowed
         exact = served
+        check_limit(limit, pair.out, served.name, narrowed or rounding)
         if rounding != FP32:
             exact = exact_model(pair.out, pair.masked, pair.plan)
             stack.callback(exact.close)
-        yield Models(TorchModel.masked_dense(pair.masked), exact, served, rounding)
+        reference = unrounded = TorchModel.masked_dense(pair.masked)
+        if narrowed is not None:
+            unrounded = TorchModel.masked_dense(pair.unrounded)
+        if rounding == FP32 and narrowed is not None:
+            rounding = narrowed
+        yield Models(unrounded, reference, exact, served, rounding, narrowed)
 
 
 def _batch_diff(
@@ -156,7 +194,7 @@ def _batch_diff(
 def _quantization(
     models: Models, cost: Divergence, prompts: PromptSet, limit: float | None
 ) -> Quantization:
-    is_choice = output_kind(models.reference.spec).choice is not None
+    is_choice = cost.is_choice
     return Quantization(
         precision=models.rounding,
         engine=models.served.name,
@@ -165,6 +203,7 @@ def _quantization(
         mean_kl=cost.mean_kl if is_choice else None,
         greedy_agreement=cost.agreement if is_choice else None,
         max_divergence=limit,
-        relative_error=None if is_choice else cost.relative_error,
+        relative_error=cost.relative_error,
         data=prompts.data,
+        stored=models.stored,
     )

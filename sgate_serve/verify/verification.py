@@ -3,8 +3,9 @@
 Four independent checks. The stored parts must be what the conversion of the base writes, byte for
 byte. The ONNX graph must be what the stored tensors give. The base, as it is read here, must equal
 transformers' own model of it. And the outputs of an engine must equal those of the masked dense
-model. For an int8 folder, or a graph in another precision than fp32, the last one uses the model
-before rounding, and the error of rounding is measured.
+model. Where the folder stores a narrower float type than the base, the last one rounds the masked
+model alike; for int8, or a graph in another precision than fp32, it uses the model before rounding.
+What all rounding costs is measured against the masked model as the base stores it.
 """
 
 from converters.convert import open_masked
@@ -26,7 +27,7 @@ def verify(options: VerifyOptions) -> Verification:
     """Compare the masked dense model with the converted one on one engine.
 
     Models are loaded one after the other where they can: at most two at a time, three if weights
-    are rounded. Raises SgateError for bad input; a difference is a result, not an error.
+    are rounded, four if both the folder and its graph are. Raises SgateError for bad input; a difference is a result, not an error.
     """
     out = Checkpoint.open(options.out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
