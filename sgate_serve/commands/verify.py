@@ -31,12 +31,15 @@ def run(args: argparse.Namespace) -> int:
     for name in ("num_prompts", "prompt_tokens"):
         check_at_least(name, getattr(args, name), 1, EngineError)
     folder = find_folder(args.out)
-    check_file(folder / CERTIFICATE_FILE)
+    # A base that is compared with itself is no conversion, and nothing is written into it.
+    is_base = find_folder(args.checkpoint).samefile(folder)
+    check_file(None if is_base else folder / CERTIFICATE_FILE)
     from sgate_serve.verify.verification import verify
 
     result = verify(options_from(args, VerifyOptions))
-    with writing(folder):
-        result.write(folder)
+    if not is_base:
+        with writing(folder):
+            result.write(folder)
     if args.json:
         print_json(result.to_json())
     else:

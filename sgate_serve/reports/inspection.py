@@ -56,7 +56,7 @@ class Inspection:
 
     @property
     def certificate_is_current(self) -> bool | None:
-        """Say whether the certificate is about the model as it is now; None without one."""
+        """Say whether the certificate is about the folder as it is now; None without one."""
         return None if self.certificate is None else is_current(self.certificate, self.folder)
 
     def to_json(self) -> dict[str, Any]:
@@ -136,7 +136,10 @@ class Inspection:
                 yield advice
         yield certificate_line(self.certificate)
         if self.certificate_is_current is False:
-            yield "edited since then: config.json or weights are not those of the certificate"
+            yield (
+                "edited since then: config.json, weights, tokenizer or settings files or the graph "
+                "are not those of the certificate"
+            )
 
 
 def precision(folder: Checkpoint) -> str:

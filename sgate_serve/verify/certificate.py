@@ -12,6 +12,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.options import option
+from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.output_kind import TOKENS, OutputKind
 from sgate_serve.verify.rounding import FAIL_ABOVE, RANDOM_TOKENS, WARN_ABOVE, Quantization
 
@@ -21,6 +22,13 @@ CERTIFICATE_FIELDS: Mapping[str, Kind] = {
     "engine": TEXT,
     "engine_version": TEXT,
     "max_abs_diff": NUMBER,
+}
+OPTIONAL_FIELDS: Mapping[str, Kind] = {
+    "quantization": OBJECT,
+    "model_digest": TEXT,
+    "files_digest": TEXT,
+    "base_fingerprint": TEXT,
+    "base_digest": TEXT,
 }
 # For rounded weights; `mean_kl` is null unless outputs are logits of tokens or classes.
 QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NUMBER}
@@ -60,8 +68,9 @@ class Verification:
     as a tie, not a failure, if the best two reference logits are closer than ten tolerances. For
     rounded weights the comparison is with the model before rounding, and `quantization` is the cost
     of rounding. A part of the folder, such as its tensors, is None if it was not compared;
-    `not_checked` says in words what the verdict does not cover. `model_digest` is that of the
-    folder: after any edit the verdict is about another model.
+    `not_checked` says in words what the verdict does not cover. `model_digest` and `files_digest`
+    are those of the folder: after any edit the verdict is about another model, config, tokenizer or
+    graph. `base_fingerprint` and `base_digest` say which base it was compared with.
     """
 
     passed: bool
@@ -88,6 +97,9 @@ class Verification:
     segments: tuple[tuple[int, ...] | None, ...] = ()
     not_checked: tuple[str, ...] = ()
     model_digest: str | None = None
+    files_digest: str | None = None
+    base_fingerprint: str | None = None
+    base_digest: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,7 +179,7 @@ def read_certificate(path: Path) -> dict[str, Any]:
     """Read a stored certificate; raise CheckpointError naming the file if it is malformed."""
     certificate = read_json(path)
     _check_complete(certificate, CERTIFICATE_FIELDS, str(path))
-    check_fields(certificate, {"quantization": OBJECT}, str(path), CheckpointError)
+    check_fields(certificate, OPTIONAL_FIELDS, str(path), CheckpointError)
     rounded = certificate.get("quantization")
     if rounded is not None:
         _check_complete(rounded, QUANTIZATION_FIELDS, f"{path}: quantization")
@@ -183,11 +195,13 @@ def _check_complete(values: Mapping[str, Any], kinds: Mapping[str, Kind], source
 
 
 def is_current(certificate: Mapping[str, Any], model: Checkpoint) -> bool:
-    """Say whether a certificate is about the model that its folder holds now.
+    """Say whether a certificate is about the model, files and graph that its folder holds now.
 
     Certificates of older releases do not say; they count as current.
     """
-    return certificate.get("model_digest") in (None, model.digest)
+    if certificate.get("model_digest") not in (None, model.digest):
+        return False
+    return certificate.get("files_digest") in (None, files_digest(model))
 
 
 def certificate_line(certificate: Mapping[str, Any] | None) -> str:
@@ -199,8 +213,10 @@ def certificate_line(certificate: Mapping[str, Any] | None) -> str:
         outcome += " (by an older release, which compared neither config.json nor the graph)"
     rounded = certificate.get("quantization")
     before = _before(rounded)
+    base = certificate.get("base_fingerprint")
+    against = "" if base is None else f" against base {base:.12}…"
     line = (
-        f"{outcome} on {certificate['engine']} {certificate['engine_version']}{before}: "
+        f"{outcome} on {certificate['engine']} {certificate['engine_version']}{against}{before}: "
         f"max abs difference {certificate['max_abs_diff']:.2e}"
     )
     if rounded is None:

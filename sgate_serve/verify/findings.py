@@ -12,6 +12,8 @@ from sgate_serve.verify.prompts import PromptSet, has_padding, reads_padding, un
 from sgate_serve.verify.reading import Reading
 from sgate_serve.verify.stored_parts import StoredParts
 
+STORED = "stored tensors, config.json, tokenizer and settings files"
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -41,7 +43,9 @@ class Findings:
         """Yield what the verdict does not cover."""
         out, engine = self.pair.out, self.prompts.engine
         if self.no_plan is not None:
-            yield "stored tensors, config.json, tokenizer and settings files: there is no plan"
+            yield f"{STORED}: there is no plan"
+        elif self.parts is None:
+            yield f"{STORED}: the base is compared with itself, and gets no certificate"
         if self.reading.not_compared is not None:
             yield self.reading.not_compared
         yield from unreached(out.spec, self.prompts.all)

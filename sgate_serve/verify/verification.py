@@ -15,6 +15,7 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.models.config_check import check_reading
 from sgate_serve.verify.base_plan import check_same_model, plan_of, rounded_like
 from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.findings import Findings
 from sgate_serve.verify.output_kind import output_kind
 from sgate_serve.verify.outputs import Comparable, Outputs, compare_outputs
@@ -88,4 +89,7 @@ def _verification(options: VerifyOptions, found: Findings, outputs: Outputs) -> 
         ),
         not_checked=tuple(found.not_checked(outputs)),
         model_digest=found.pair.out.digest,
+        files_digest=files_digest(found.pair.out),
+        base_fingerprint=found.pair.masked.base.fingerprint,
+        base_digest=found.pair.masked.base.digest,
     )
