@@ -24,7 +24,6 @@ from sgate_serve.verify.prompts import Prompt, PromptSet
 from sgate_serve.verify.rounding import Quantization
 from sgate_serve.verify.stored_parts import GraphComparison, compare_graph
 
-
 WIDE = frozenset({"F32", "F64"})
 
 

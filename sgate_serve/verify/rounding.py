@@ -14,8 +14,8 @@ from sgate_serve.verify.output_kind import OutputKind
 # (0.01 on SmolLM2-135M), 0.5 is 65% and another model in practice (int4 there: 0.4 to 0.5).
 WARN_ABOVE, FAIL_ABOVE = 0.05, 0.5
 # Of states and values, whose divergence is undefined: the relative error (root mean square). At 0.1
-# the cosine with the exact embedding is 0.995, at 0.5 it is 0.87. Of logits it counts as well: where
-# they are small, all probabilities are alike and no divergence shows that rounding took the rest.
+# the cosine with the exact embedding is 0.995, at 0.5 it is 0.87. Of logits it counts as well:
+# where they are small, probabilities are alike, and no divergence shows what rounding took.
 WARN_ERROR_ABOVE, FAIL_ERROR_ABOVE = 0.1, 0.5
 RANDOM_TOKENS = "random tokens"
 
@@ -25,11 +25,12 @@ class Quantization:
     """The cost of rounded weights on one engine, compared with the masked dense model in fp32.
 
     `stored` is the float type that weights of the base were narrowed to in the folder, None if it
-    keeps their values; `precision` is what the engine computed with. `mean_kl` is KL(reference ‖ quantized) in nats per token or text, `greedy_agreement` the
-    fraction of tokens or texts with the same best logit; both are None unless the outputs are the
-    logits of a choice. `relative_error` is the root mean square of the differences over that of
-    the outputs, for logits both less the mean of their row. `data` names the text that was measured
-    on, None for random tokens.
+    keeps their values; `precision` is what the engine computed with. `mean_kl` is KL(reference ‖
+    quantized) in nats per token or text, `greedy_agreement` the fraction of tokens or texts with
+    the same best logit; both are None unless the outputs are the logits of a choice.
+    `relative_error` is the root mean square of the differences over that of the outputs, for logits
+    both less the mean of their row. `data` names the text that was measured on, None for random
+    tokens.
     """
 
     precision: str

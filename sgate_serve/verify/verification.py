@@ -28,7 +28,8 @@ def verify(options: VerifyOptions) -> Verification:
     """Compare the masked dense model with the converted one on one engine.
 
     Models are loaded one after the other where they can: at most two at a time, three if weights
-    are rounded, four if both the folder and its graph are. Raises SgateError for bad input; a difference is a result, not an error.
+    are rounded, four if both the folder and its graph are. Raises SgateError for bad input; a
+    difference is a result, not an error.
     """
     out = Checkpoint.open(options.out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
