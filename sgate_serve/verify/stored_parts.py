@@ -80,14 +80,14 @@ def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) 
 
 
 def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> str | None:
-    """Return the first stored tensor that differs from the plan's rewriting, or is not part of it.
+    """Return the first tensor that differs from the plan's rewriting, is missing, or is too many.
 
     Names in the files count: transformers looks tensors up by them.
     """
     headers, arrays = stored_tensors(masked, plan, out.is_int8)
     for header, array in zip(headers, arrays, strict=True):
-        info = out.tensors[header.name]
-        if info.name != masked.base.written_name(header.name):
+        info = out.tensors.get(header.name)
+        if info is None or info.name != masked.base.written_name(header.name):
             return header.name
         stored = info.read()
         if array.shape != stored.shape or DTYPE_NAMES[array.dtype] != DTYPE_NAMES[stored.dtype]:

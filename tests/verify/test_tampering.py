@@ -27,6 +27,7 @@ from tests.verify.tampering import (
     plan_of_another_base,
     tensor,
     without,
+    without_tensor,
 )
 
 SIZES: dict[str, Any] = {
@@ -58,6 +59,7 @@ def swapped(old: Mapping[str, Any]) -> list[str]:
     return list(reversed(old["layer_types"]))
 
 
+TIED = config(tie_word_embeddings=True)
 EMBEDDING = tensor("model.embed_tokens.weight", 399, 5.0)
 # Model, engine, change, and what the difference says.
 TAMPERINGS: Mapping[str, tuple[str, str, Change, str]] = {
@@ -67,7 +69,7 @@ TAMPERINGS: Mapping[str, tuple[str, str, Change, str]] = {
     "layer_types": ("gemma2", "auto", config(layer_types=swapped), "layer_types is ["),
     "query scale": ("gemma2", "auto", config(query_pre_attn_scalar=64), "query_pre_attn_scalar"),
     "final cap": ("gemma2", "auto", config(final_logit_softcapping=5.0), "final_logit_softcap"),
-    "tied flag": ("llama", "auto", config(tie_word_embeddings=True), "tie_word_embeddings is True"),
+    "tied flag": ("llama", "auto", TIED, "tie_word_embeddings is True"),
     "positions": ("llama", "torch", config(max_position_embeddings=64), "max_position_embeddi"),
     "window": ("mistral", "torch", config(sliding_window=64), "sliding_window is 64, and"),
     "no window": ("mistral", "torch", config(sliding_window=None), "sliding_window is None, and"),
@@ -108,6 +110,10 @@ TAMPERINGS: Mapping[str, tuple[str, str, Change, str]] = {
     "no tokenizer": ("llama", "torch", lambda f: (f / "tokenizer.json").unlink(), "is missing"),
     "template": ("llama", "torch", companion("chat_template.jinja", "x"), "jinja is there, and"),
     "pooling": ("bert", "torch", companion("modules.json", "[]"), "modules.json is there, and"),
+    "no head": (
+        *("llama", "torch", both(without_tensor("lm_head.weight"), TIED)),
+        "outside the layers: tensor lm_head.weight",
+    ),
     "own head": (
         *("gemma2", "torch", further_tensor("lm_head.weight", "model.embed_tokens.weight")),
         "outside the layers: tensor lm_head.weight",
