@@ -192,4 +192,6 @@ def _blocks(codec: TextCodec, documents: Sequence[str], size: int) -> Iterator[t
 
 def _spread(items: Sequence[Item], count: int) -> Sequence[Item]:
     """Return at most `count` of the items, spread over all: the first may be of one kind."""
-    return items[:: max(1, len(items) // count)][:count]
+    if len(items) <= count:
+        return items
+    return [items[index * len(items) // count] for index in range(count)]

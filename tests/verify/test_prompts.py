@@ -1,5 +1,6 @@
 """The prompts of a verification: how far they reach, pairs, padding ids, and texts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,19 @@ def test_texts_of_a_classifier_are_cut_at_its_positions(tmp_path: Path) -> None:
     write_tokenizer(model.folder)
     found = text_prompts(text_file(tmp_path, 12_000), model, "onnx")
     assert {len(prompt.tokens) for prompt in found} == {64} and len(found) <= TEXT_PROMPTS
+
+
+@pytest.mark.parametrize(("documents", "reached"), [(40, 37), (400, 375), (4000, 3750)])
+def test_texts_are_of_the_whole_file(tmp_path: Path, documents: int, reached: int) -> None:
+    """The last documents may be of another kind than the first."""
+    model = model_of(ZOO["bert"][1], tmp_path, vocab_size=400)
+    write_tokenizer(model.folder)
+    texts = ["the cat sat" if index < reached else "a dog" for index in range(documents)]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found = text_prompts(data, model, "onnx")
+    assert len(found) == TEXT_PROMPTS
+    assert len({tuple(prompt.tokens.tolist()) for prompt in found}) == 2
 
 
 def test_texts_need_the_models_own_tokenizer(tmp_path: Path) -> None:
