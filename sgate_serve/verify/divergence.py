@@ -14,7 +14,7 @@ from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.verify.comparison import row_blocks
+from sgate_serve.verify.comparison import lacking_rows, row_blocks
 from sgate_serve.verify.output_kind import output_kind
 
 
@@ -55,10 +55,12 @@ class Divergence:
     """Collects the distance of two models' outputs, prompt by prompt.
 
     Errors of logits (`is_choice`) are those of their distances from the mean of their row: what all
-    have in common changes no probability.
+    have in common changes no probability. `has_pooled` is that of an `OutputComparison`.
     """
 
     is_choice: bool = False
+    has_pooled: bool = False
+    lacking: str | None = None
     max_abs_diff: float = 0.0
     num_rows: int = 0
     divergence: float = 0.0
@@ -68,6 +70,7 @@ class Divergence:
 
     def add(self, expected: Floats, found: Floats) -> None:
         """Add one prompt's outputs, [rows, outputs] each."""
+        self.lacking = self.lacking or lacking_rows(expected, found, self.has_pooled)
         for wide, narrow in row_blocks(expected, found):
             difference = np.abs(wide - narrow)
             self.max_abs_diff = float(np.maximum(self.max_abs_diff, difference.max()))
@@ -85,12 +88,12 @@ class Divergence:
     @property
     def mean_kl(self) -> float:
         """KL(softmax(expected) ‖ softmax(found)) in nats, per row."""
-        return self.divergence / self.num_rows
+        return self.divergence / self.num_rows if self.num_rows else math.nan
 
     @property
     def agreement(self) -> float:
         """The fraction of rows with the same largest output."""
-        return self.num_equal / self.num_rows
+        return self.num_equal / self.num_rows if self.num_rows else math.nan
 
     @property
     def relative_error(self) -> float:

@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.table import ONNX
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP32
+from sgate_serve.verify.output_kind import output_kind
 from sgate_serve.verify.outputs import Comparable, Outputs
 from sgate_serve.verify.prompts import PromptSet, has_padding, reads_padding, unreached
 from sgate_serve.verify.reading import Reading
@@ -51,7 +53,8 @@ class Findings:
         yield from unreached(out.spec, self.prompts.all)
         if has_padding(out) and not reads_padding(out, engine):
             yield f"padding ids inside texts, which {engine} does not treat as transformers does"
-        if outputs.batch_diff is None:
+        yield from _unshown(outputs, out)
+        if outputs.batch is None:
             yield "several texts in one batch"
         yield f"outputs on other engines than {engine}"
         if engine != ONNX and has_onnx(out) and graph_precision(out).name != FP32:
@@ -60,3 +63,17 @@ class Findings:
             yield "the cost of rounding on real text (--data FILE)"
         if self.parts is not None and self.parts.other_files:
             yield f"files that no conversion writes: {', '.join(self.parts.other_files)}"
+
+
+def _unshown(outputs: Outputs, out: Checkpoint) -> Iterator[str]:
+    """Yield what equal outputs do not show: values near zero, and choices that are mostly ties."""
+    compared, kind = outputs.compared, output_kind(out.spec)
+    if compared.scale <= compared.tolerance:
+        yield (
+            f"a difference of outputs: all are within the tolerance of zero ({compared.scale:.1e})"
+        )
+    if kind.choice is not None and 2 * compared.undecided > compared.num_tokens:
+        yield (
+            f"{kind.choice}, mostly: in {compared.undecided} of {compared.num_tokens} the best two "
+            "logits are as close as in a tie"
+        )

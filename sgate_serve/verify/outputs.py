@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from converters.masked import MaskedCheckpoint
-from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import PRECISION_NAMES
 from sgate_serve.engines.model_protocols import Floats, LogitsModel, Tokens
@@ -56,12 +56,19 @@ class Comparable:
             return None
         return PRECISION_NAMES[precision]
 
+    @property
+    def has_pooled(self) -> bool:
+        """Whether the last row of the reference is a pooled state."""
+        spec = self.masked.spec
+        return spec.task == BASE and bool(spec.head.tensors)
+
 
 @dataclass(frozen=True)
 class Outputs:
     """The comparison of outputs, before rounding, and what rounding costs.
 
-    `batch_diff` is the largest difference in one batch of all prompts, None if none was run.
+    `batch` is the comparison in one batch of all prompts, None if none was run. `lacking` says in
+    words that the measured outputs lack rows.
     """
 
     engine: str
@@ -69,16 +76,22 @@ class Outputs:
     graph: GraphComparison
     compared: LogitComparison
     difference: str | None = None
-    batch_diff: float | None = None
+    batch: LogitComparison | None = None
     quantization: Quantization | None = None
+    lacking: str | None = None
 
     @property
     def differences(self) -> list[str]:
         """Differences of the outputs, and of the graph that gave them."""
         found = [] if self.difference is None else [self.difference]
-        # Not `>`: a NaN must count as different.
-        if self.batch_diff is not None and not self.batch_diff <= self.compared.tolerance:
-            found.append(f"texts of different lengths in one batch differ by {self.batch_diff:.2e}")
+        found += [] if self.lacking is None else [self.lacking]
+        if self.batch is not None:
+            together = "texts of different lengths in one batch"
+            if self.batch.lacking is not None:
+                found.append(f"{together}: {self.engine} {self.batch.lacking}")
+            # Not `>`: a NaN must count as different.
+            if not self.batch.max_abs_diff <= self.compared.tolerance:
+                found.append(f"{together} differ by {self.batch.max_abs_diff:.2e}")
         found += [] if self.graph.difference is None else [self.graph.difference]
         return found
 
@@ -126,7 +139,8 @@ def compare_outputs(
     is_choice = output_kind(pair.out.spec).choice is not None
     with _loaded(pair, prompts, limit) as models:
         # Logits are compared prompt by prompt; the outputs of a pooling model are few and are kept.
-        comparison, cost, expected = OutputComparison(), Divergence(is_choice), list[Floats]()
+        comparison, expected = OutputComparison(pair.has_pooled), list[Floats]()
+        cost = Divergence(is_choice, pair.has_pooled)
         for prompt in prompts.all:
             wanted = models.reference.logits(prompt.tokens, prompt.types)
             comparison.add(wanted, models.exact.logits(prompt.tokens, prompt.types))
@@ -137,23 +151,33 @@ def compare_outputs(
                 )
             if pair.out.spec.task != CAUSAL_LM:
                 expected.append(wanted)
-        compared, difference = comparison.result(), None
-        if not compared.holds and bisects:
-            worst = prompts.all[compared.worst]
-            difference = first_different_layer(
-                models.reference, models.exact, worst.tokens, pair.plan, worst.types
-            )
-        elif not compared.holds:
-            difference = f"outputs differ by {compared.max_abs_diff:.2e}"
+        compared = comparison.result()
+        bisected = prompts.all[compared.worst] if bisects else None
         return Outputs(
             engine=models.exact.name,
             engine_version=models.exact.version,
             graph=graph,
             compared=compared,
-            difference=difference,
-            batch_diff=_batch_diff(models.exact, prompts.all, expected),
+            difference=_difference(models, compared, pair.plan, bisected),
+            batch=_together(models.exact, prompts.all, expected, pair.has_pooled),
             quantization=_quantization(models, cost, prompts, limit) if models.is_rounded else None,
+            lacking=None if cost.lacking is None else f"{models.served.name} {cost.lacking}",
         )
+
+
+def _difference(
+    models: Models, compared: LogitComparison, plan: Plan | None, bisected: Prompt | None
+) -> str | None:
+    """Say how outputs differ: by missing rows, or from which layer on for the prompt to bisect."""
+    if compared.holds:
+        return None
+    if compared.lacking is not None:
+        return f"{models.exact.name} {compared.lacking}"
+    if bisected is None:
+        return f"outputs differ by {compared.max_abs_diff:.2e}"
+    return first_different_layer(
+        models.reference, models.exact, bisected.tokens, plan, bisected.types
+    )
 
 
 @contextmanager
@@ -175,19 +199,20 @@ def _loaded(pair: Comparable, prompts: PromptSet, limit: float | None) -> Iterat
         yield Models(unrounded, reference, exact, served, rounding, narrowed)
 
 
-def _batch_diff(
-    engine: LogitsModel, prompts: Sequence[Prompt], expected: Sequence[Floats]
-) -> float | None:
-    """Return the largest difference in one batch of all prompts, whose lengths differ.
+def _together(
+    engine: LogitsModel, prompts: Sequence[Prompt], expected: Sequence[Floats], has_pooled: bool
+) -> LogitComparison | None:
+    """Compare one batch of all prompts, whose lengths differ.
 
     None for an engine that reads texts one by one.
     """
     if not expected or not isinstance(engine, BatchEncoder):
         return None
+    comparison = OutputComparison(has_pooled)
     found = engine.encode([p.tokens for p in prompts], [p.types for p in prompts])
-    together = map(np.atleast_2d, found)
-    pairs = zip(expected, together, strict=True)
-    return float(np.max([np.abs(wide[: len(rows)] - rows).max() for wide, rows in pairs]))
+    for wide, rows in zip(expected, found, strict=True):
+        comparison.add(wide, np.atleast_2d(rows))
+    return comparison.result()
 
 
 def _quantization(

@@ -83,7 +83,7 @@ def _verification(options: VerifyOptions, found: Findings, outputs: Outputs) -> 
         files_equal=None if parts is None else parts.file is None,
         graph_equal=outputs.graph.is_equal,
         base_read_alike=found.reading.is_alike,
-        batch_max_abs_diff=outputs.batch_diff,
+        batch_max_abs_diff=None if outputs.batch is None else outputs.batch.max_abs_diff,
         segments=tuple(
             None if prompt.types is None else tuple(prompt.types.tolist())
             for prompt in found.prompts.all

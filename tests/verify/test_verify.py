@@ -16,8 +16,7 @@ from sgate_serve.onnx_format.names import META_WEIGHTS_DIGEST, stored_text
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.reports.inspection import Inspection
 from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
-from sgate_serve.verify.comparison import compare_logits
-from sgate_serve.verify.prompts import Prompt, random_prompts
+from sgate_serve.verify.prompts import random_prompts
 from sgate_serve.verify.verification import verify
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
@@ -145,19 +144,6 @@ def test_tensors_of_several_dtypes_keep_theirs(tmp_path: Path) -> None:
     assert tensors["model.norm.weight"].dtype == "F32"
     assert tensors["model.embed_tokens.weight"].dtype == "BF16"
     assert verify(VerifyOptions(str(base.folder), str(tmp_path / "out"), gates, "torch")).passed
-
-
-def test_ties_are_no_failures_and_differences_are() -> None:
-    expected = np.array([[1.0, 1.0 + 1e-5, 0.0], [0.0, 3.0, 1.0]], np.float32)
-    swapped = np.array([[1.0 + 1e-5, 1.0, 0.0], [0.0, 3.0, 1.0]], np.float32)
-    prompt = [Prompt(np.zeros(2, np.int64))]
-    tied = compare_logits(lambda _: expected, lambda _: swapped, prompt)
-    assert (tied.holds, tied.tokens_equal, tied.ties) == (True, 1, 1)
-    wrong = np.array([[1.0, 1.0 + 1e-5, 0.0], [4.0, 3.0, 1.0]], np.float32)
-    different = compare_logits(lambda _: expected, lambda _: wrong, prompt)
-    assert (different.holds, different.tokens_equal, different.ties) == (False, 1, 0)
-    nothing = compare_logits(lambda _: expected, lambda _: expected * np.nan, prompt)
-    assert not nothing.holds
 
 
 def test_prompts_are_seeded(folders: dict[str, Path]) -> None:
