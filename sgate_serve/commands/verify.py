@@ -3,6 +3,7 @@
 import argparse
 
 from sgate_serve.checkpoint.location import find_folder
+from sgate_serve.checkpoint.writer import check_writable
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.environment import check_installed
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     folder = find_folder(args.out)
     # A base that is compared with itself is no conversion, and nothing is written into it.
     is_base = find_folder(args.checkpoint).samefile(folder)
-    check_file(None if is_base else folder / CERTIFICATE_FILE)
+    if not is_base:
+        check_file(folder / CERTIFICATE_FILE)
+        check_writable(folder)
     from sgate_serve.verify.verification import verify
 
     result = verify(options_from(args, VerifyOptions))

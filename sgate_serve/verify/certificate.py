@@ -9,6 +9,7 @@ from typing import Any
 from converters.model_card import CARD_END, CARD_FILE, CARD_START
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.writer import replace_text
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
 from sgate_serve.options import option
@@ -107,7 +108,7 @@ class Verification:
     def write(self, folder: Path) -> None:
         """Write the certificate into the converted folder, and its result into the model card."""
         text = json.dumps(self.to_json(), indent=2) + "\n"
-        (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
+        replace_text(folder / CERTIFICATE_FILE, text)
         card = folder / CARD_FILE
         if not card.exists():
             return
@@ -116,7 +117,7 @@ class Verification:
         _, ended, after = rest.partition(CARD_END)
         if found and ended:
             said = "\n".join(f"- {line}" for line in self.lines())
-            card.write_text(f"{before}{CARD_START}\n{said}\n{CARD_END}{after}", encoding="utf-8")
+            replace_text(card, f"{before}{CARD_START}\n{said}\n{CARD_END}{after}")
 
     def lines(self) -> Iterator[str]:
         """Yield the report as lines of text: proven, measured, not checked, and the verdict."""

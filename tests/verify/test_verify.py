@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from converters.convert import ConvertOptions, convert
+from converters.model_card import CARD_FILE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError, GatesError
 from sgate_serve.onnx_format.names import META_WEIGHTS_DIGEST, stored_text
@@ -158,6 +159,39 @@ def test_folders_that_cannot_belong_together(folders: dict[str, Path], tmp_path:
         verify(VerifyOptions(str(folders["base"]), str(other.folder), folders["gates"]))
     with pytest.raises(EngineError, match="unknown engine 'tgi'; use one of: onnx, torch, vllm"):
         verify(options(folders, "tgi"))
+
+
+def test_certificate_and_card_are_replaced_whole(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's cache both are links to blobs that other snapshots may share."""
+    out, blobs = folders["out"], folders["out"].parent / "blobs"
+    blobs.mkdir()
+    result = verify(options(folders, "torch"))
+    names = (CERTIFICATE_FILE, CARD_FILE)
+    (out / CERTIFICATE_FILE).write_text("old")
+    before = {name: (out / name).read_text() for name in names}
+    for name in names:
+        (out / name).rename(blobs / name)
+        (out / name).symlink_to(blobs / name)
+    (blobs / CARD_FILE).chmod(0o640)
+    result.write(out)
+    assert {name: (blobs / name).read_text() for name in names} == before
+    assert not any((out / name).is_symlink() for name in names)
+    assert (out / CARD_FILE).stat().st_mode & 0o777 == 0o640
+    written = {name: (out / name).read_text() for name in names}
+    assert written[CERTIFICATE_FILE] != "old" and "- verified" in written[CARD_FILE]
+    listed = sorted(out.iterdir())
+
+    def interrupted(path: Path, text: str, encoding: str) -> int:
+        path.write_bytes(text.encode(encoding)[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result.write(out)
+    assert {name: (out / name).read_text() for name in names} == written
+    assert sorted(out.iterdir()) == listed
 
 
 def test_certificate_is_json(folders: dict[str, Path]) -> None:
