@@ -76,6 +76,7 @@ def test_no_number_is_negative_or_beyond_what_libraries_take(
     [
         (["trian", "BASE", "--data", "x"], "invalid choice: 'trian' .*; did you mean train?"),
         (["bench", "comapre", "BASE", "BASE"], "; did you mean compare?"),
+        (["--", "convert"], "sgate: give the command first, not --"),
         (["--verison"], "unknown option --verison; did you mean --version?"),
         (["--print-completion", "bsah"], "; did you mean bash?"),
         (["train", "-target", "0.3"], "unknown option -target; did you mean --target?"),
