@@ -52,9 +52,6 @@ def check_reading(folder: Path, source: Path | None = None) -> None:
         if hasattr(config, CONFIG_KEY):
             # Only weights are quantized: the classes and constants are those of the float model.
             del config.quantization_config
-        if spec.task == CAUSAL_LM and not spec.tied_head:
-            # The stored tensors decide in the end: transformers unties a head that has its own.
-            config.tie_word_embeddings = False
         with torch.device("meta"):
             model: PreTrainedModel = AUTO_CLASSES[spec.task].from_config(config)
         pairs = list(_pairs(spec, model))

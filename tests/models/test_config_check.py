@@ -77,6 +77,7 @@ MISREADINGS: dict[str, tuple[str, Misreading]] = {
         ),
     ),
     "tie_word_embeddings": ("llama", lambda s: replace(s, tied_head=True)),
+    "tie_word_embeddings is False": ("gemma2", lambda s: replace(s, tied_head=False)),
     "the shape of lm_head.weight": ("qwen2", lambda s: replace(s, vocab_size=30)),
     "the shape of model.layers.0.self_attn.k_proj.bias": (
         "llama",
