@@ -8,8 +8,8 @@ from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import EngineError, writing
-from sgate_serve.options import check_at_least
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
+from sgate_serve.verify.verify_options import VerifyOptions
 
 EXAMPLES = """\
 examples:
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_installed("verify needs", ("torch", "transformers"), "train", EngineError)
-    for name in ("num_prompts", "prompt_tokens"):
-        check_at_least(name, getattr(args, name), 1, EngineError)
+    options = options_from(args, VerifyOptions)
+    options.check()
     folder = find_folder(args.out)
     # A base that is compared with itself is no conversion, and nothing is written into it.
     is_base = find_folder(args.checkpoint).samefile(folder)
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(folder)
     from sgate_serve.verify.verification import verify
 
-    result = verify(options_from(args, VerifyOptions))
+    result = verify(options)
     if not is_base:
         with writing(folder):
             result.write(folder)

@@ -12,10 +12,12 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import replace_text
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
-from sgate_serve.options import option
 from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.output_kind import TOKENS, OutputKind
-from sgate_serve.verify.rounding import FAIL_ABOVE, RANDOM_TOKENS, WARN_ABOVE, Quantization
+from sgate_serve.verify.rounding import RANDOM_TOKENS, Quantization
+
+# Moved; sgate_serve/demo still imports it from here.
+from sgate_serve.verify.verify_options import VerifyOptions as VerifyOptions
 
 CERTIFICATE_FILE = "verification.json"
 CERTIFICATE_FIELDS: Mapping[str, Kind] = {
@@ -33,32 +35,6 @@ OPTIONAL_FIELDS: Mapping[str, Kind] = {
 }
 # For rounded weights; `mean_kl` is null unless outputs are logits of tokens or classes.
 QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NUMBER}
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    """The models to compare, the engine, and the prompts."""
-
-    checkpoint: str
-    out: str
-    gates: Path | None = option(None, "gates folder of any kind, or its safetensors file")
-    engine: str = option(
-        "auto", "auto, torch, onnx or vllm; auto is onnx if OUT holds a graph, else torch"
-    )
-    num_prompts: int = option(4, "random prompts to compare, in addition to a long one")
-    prompt_tokens: int = option(48, "token ids in each random prompt")
-    seed: int = option(0, "seed of the prompts")
-    gates_kind: str | None = option(
-        None, "what --gates is: sgate, finegates or peft (default: detected)"
-    )
-    data: Path | None = option(
-        None, "text, .txt, .jsonl or .csv: compare outputs on it, and measure rounding there"
-    )
-    max_divergence: float | None = option(
-        None,
-        "for rounded weights: fail above this mean KL divergence, in nats per token or text "
-        f"(default: fail above {FAIL_ABOVE:g}, warn above {WARN_ABOVE:g})",
-    )
 
 
 @dataclass(frozen=True)
@@ -170,10 +146,9 @@ def _before(quantization: Mapping[str, Any] | None) -> str:
     """Say which weights the proof is about: both sides have those of a narrower float type."""
     if quantization is None:
         return ""
-    precision, stored = quantization["precision"], quantization.get("stored")
-    if stored is None:
-        return ", before quantization"
-    return f", rounded to {stored} alike" + (", before quantization" * (precision != stored))
+    stored = quantization.get("stored")
+    alike = "" if stored is None else f", rounded to {stored} alike"
+    return alike if quantization["precision"] == stored else f"{alike}, before quantization"
 
 
 def read_certificate(path: Path) -> dict[str, Any]:

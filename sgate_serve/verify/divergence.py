@@ -19,12 +19,10 @@ from sgate_serve.verify.output_kind import output_kind
 
 
 def check_limit(limit: float | None, out: Checkpoint, engine: str, rounding: str) -> None:
-    """Raise EngineError if the limit is not a valid number, or would have no effect on `engine`."""
+    """Raise EngineError if the limit would have no effect on `engine`."""
     if limit is None:
         return
     option = f"--max-divergence {limit:g}"
-    if not 0 <= limit < math.inf:
-        raise EngineError(f"{option}: give a number of nats, at least 0")
     if rounding == FP32:
         raise EngineError(f"{option}: {out.folder} is not quantized on {engine}; omit the option")
     if output_kind(out.spec).choice is None:

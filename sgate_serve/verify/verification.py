@@ -14,7 +14,7 @@ from sgate_serve.environment import library_versions
 from sgate_serve.errors import CheckpointError
 from sgate_serve.models.config_check import check_reading
 from sgate_serve.verify.base_plan import check_same_model, plan_of, rounded_like
-from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.certificate import Verification
 from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.findings import Findings
 from sgate_serve.verify.output_kind import output_kind
@@ -22,6 +22,7 @@ from sgate_serve.verify.outputs import Comparable, Outputs, compare_outputs
 from sgate_serve.verify.prompts import make_prompts
 from sgate_serve.verify.reading import compare_reading
 from sgate_serve.verify.stored_parts import compare_stored_parts
+from sgate_serve.verify.verify_options import VerifyOptions
 
 
 def verify(options: VerifyOptions) -> Verification:
@@ -31,6 +32,7 @@ def verify(options: VerifyOptions) -> Verification:
     are rounded, four if both the folder and its graph are. Raises SgateError for bad input; a
     difference is a result, not an error.
     """
+    options.check()
     out = Checkpoint.open(options.out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
     if masked.base.layout is None:

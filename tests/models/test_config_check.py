@@ -15,8 +15,8 @@ from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import CheckpointError
 from sgate_serve.models.config_check import check_reading
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.config_judge import config_of, write_config
 from tests.families.config_values import LINEAR as LINEAR_ROPE
 from tests.families.zoo import VARIANTS, ZOO, Variant, build

@@ -18,8 +18,9 @@ from sgate_serve.gates import Gates, gates_fingerprint
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.verify.base_plan import plan_of, rounded_like
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
 from tests.verify.tampering import tensor

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from converters.convert import ConvertOptions, convert
 from sgate_serve.engines.onnx.engine import OnnxEngine
 from sgate_serve.engines.onnx.pooling_engine import OnnxPoolingEngine
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.comparison import LogitComparison, OutputComparison, tolerance_of
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import ZOO, build
 from tests.small_llama import dense_llama, save
 

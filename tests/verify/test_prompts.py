@@ -11,7 +11,6 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.engine import DEFAULT_PREFILL_CHUNK
 from sgate_serve.errors import EngineError
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.prompts import (
     PAST_WINDOW,
     REACH,
@@ -23,6 +22,8 @@ from sgate_serve.verify.prompts import (
     text_prompts,
     unreached,
 )
+from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import ZOO, Variant, build
 from tests.text_model import write_tokenizer
 
@@ -117,9 +118,11 @@ def test_padding_ids_are_among_the_tokens_where_they_matter(
         (replace(OPTIONS, prompt_tokens=-1), "--prompt-tokens -1"),
     ],
 )
-def test_numbers_below_1_are_refused(tmp_path: Path, options: VerifyOptions, flag: str) -> None:
-    with pytest.raises(EngineError, match=f"{flag}: give at least 1"):
-        random_prompts(options, model_of(ZOO["llama"][0], tmp_path), "onnx")
+def test_numbers_below_1_are_refused(options: VerifyOptions, flag: str) -> None:
+    with pytest.raises(EngineError, match=f"{flag}: give a whole number of at least 1"):
+        options.check()
+    with pytest.raises(EngineError, match=f"{flag}: give a whole number of at least 1"):
+        verify(options)
 
 
 def text_file(root: Path, words: int) -> Path:

@@ -13,9 +13,10 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import main
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.plan import PLAN_FILE
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from sgate_serve.verify.divergence import mean_kl
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO

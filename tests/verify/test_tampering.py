@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.errors import SgateError
-from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.certificate import Verification
 from sgate_serve.verify.stored_parts import GraphComparison
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.text_model import write_tokenizer
 from tests.verify.tampering import (
     Change,

@@ -16,9 +16,10 @@ from sgate_serve.errors import CheckpointError, EngineError, GatesError
 from sgate_serve.onnx_format.names import META_WEIGHTS_DIGEST, stored_text
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.reports.inspection import Inspection
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from sgate_serve.verify.prompts import random_prompts
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
 from tests.verify.tampering import (
