@@ -1,11 +1,11 @@
 """Finds the folder that a location names: a local path, or a repository on the Hugging Face hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from sgate_serve.checkpoint.other_layouts import describe_file, names_inside
+from sgate_serve.checkpoint.other_layouts import describe_file
 from sgate_serve.errors import CheckpointError
 
 # Everything that a command may read of a repository; weights for other frameworks are left there.
@@ -42,7 +42,7 @@ def find_folder(location: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(describe_file(path))
     name = str(location)
-    near = get_close_matches(path.name, list(names_inside(path.parent)), n=1)
+    near = get_close_matches(path.name, list(_names_inside(path.parent)), n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else None
     if HUB_ID.fullmatch(name):
         return _download(name, hint)
@@ -66,3 +66,11 @@ def _download(name: str, hint: str | None) -> Path:
         raise CheckpointError(
             f"{name}: no such folder here, and the hub did not answer with it ({reason}); {remedy}"
         ) from error
+
+
+def _names_inside(folder: Path) -> Iterator[str]:
+    """Yield the names of the folders in a folder, none if it cannot be listed."""
+    try:
+        yield from (path.name for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return

@@ -37,6 +37,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PRECISION_NAMES: Mapping[str, str] = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 FLOAT_DTYPES = frozenset(PRECISION_NAMES)
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 * 2**20

@@ -10,8 +10,8 @@ import json
 from sgate_serve.architecture.family import BASE
 from sgate_serve.checkpoint.companions import companion_names
 from sgate_serve.checkpoint.digests import file_digest
-from sgate_serve.checkpoint.other_layouts import CONFIG_FILE
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE
 
