@@ -127,9 +127,12 @@ def _merge_line(base: str, adapter: str, task: Any) -> str:
     )
 
 
-def resave_remedy(folder: Path) -> str:
-    """Return the line that writes a folder's weights as safetensors, next to the others."""
-    name, place = _model_class(folder), repr(str(folder))
+def resave_remedy(folder: Path, place: str | None = None) -> str:
+    """Return the line that writes a folder's weights as safetensors, next to the others.
+
+    `place` names the folder that the line works in, if it is not this one.
+    """
+    name, place = _model_class(folder), repr(place or str(folder))
     return (
         f'write them as safetensors once: python -c "from transformers import {name} as M; '
         f'M.from_pretrained({place}).save_pretrained({place})"'
