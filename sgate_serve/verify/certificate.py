@@ -24,9 +24,10 @@ CERTIFICATE_FIELDS: Mapping[str, Kind] = {
     "passed": FLAG,
     "engine": TEXT,
     "engine_version": TEXT,
-    "max_abs_diff": NUMBER,
 }
 OPTIONAL_FIELDS: Mapping[str, Kind] = {
+    # Null if an engine gave no outputs; then nothing is verified.
+    "max_abs_diff": NUMBER,
     "quantization": OBJECT,
     "model_digest": TEXT,
     "files_digest": TEXT,
@@ -41,13 +42,15 @@ QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NU
 class Verification:
     """The comparison on one engine; `difference` describes its first failure, None if it holds.
 
-    `max_abs_diff` and the counts are of `outputs`, in fp32 on both sides. A token or class counts
-    as a tie, not a failure, if the best two reference logits are closer than ten tolerances. For
-    rounded weights the comparison is with the model before rounding, and `quantization` is the cost
-    of rounding. A part of the folder, such as its tensors, is None if it was not compared;
-    `not_checked` says in words what the verdict does not cover. `model_digest` and `files_digest`
-    are those of the folder: after any edit the verdict is about another model, config, tokenizer or
-    graph. `base_fingerprint` and `base_digest` say which base it was compared with.
+    `max_abs_diff` and the counts are of `outputs`, in fp32 on both sides. No tokens are counted,
+    and the version is empty, if the engine gave no outputs for a folder that differs. A token or
+    class counts as a tie, not a failure, if the best two reference logits are closer than ten
+    tolerances. For rounded weights the comparison is with the model before rounding, or with one
+    rounded to the float type that is stored, and `quantization` is the cost of rounding. A part of
+    the folder, such as its tensors, is None if it was not compared; `not_checked` says in words
+    what the verdict does not cover. `model_digest` and `files_digest` are those of the folder:
+    after any edit the verdict is about another model, config, tokenizer or graph.
+    `base_fingerprint` and `base_digest` say which base it was compared with.
     """
 
     passed: bool
@@ -79,7 +82,10 @@ class Verification:
     base_digest: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        value = asdict(self)
+        if not self.num_tokens:
+            value |= {"max_abs_diff": None, "tolerance": None}
+        return value
 
     def write(self, folder: Path) -> None:
         """Write the certificate into the converted folder, and its result into the model card."""
@@ -110,7 +116,7 @@ class Verification:
         else:
             yield f"verified: the plan; {self.quantization.precision} is a measured approximation"
 
-    def _exact_lines(self) -> Iterator[str]:
+    def _output_lines(self) -> Iterator[str]:
         before = _before(None if self.quantization is None else asdict(self.quantization))
         yield (
             f"{self.engine} {self.engine_version}{before}: max abs {self.outputs.name} difference "
@@ -119,6 +125,10 @@ class Verification:
         if self.outputs.choice is not None:
             tied = f", {self.ties} of the others ties" if self.ties else ""
             yield f"{self.tokens_equal} of {self.num_tokens} {self.outputs.choice} equal{tied}"
+
+    def _exact_lines(self) -> Iterator[str]:
+        if self.num_tokens:
+            yield from self._output_lines()
         if self.batch_max_abs_diff is not None:
             yield f"in one batch: max abs difference {self.batch_max_abs_diff:.2e}"
         is_int8 = self.quantization is not None and self.quantization.precision == INT8
@@ -156,6 +166,8 @@ def read_certificate(path: Path) -> dict[str, Any]:
     certificate = read_json(path)
     _check_complete(certificate, CERTIFICATE_FIELDS, str(path))
     check_fields(certificate, OPTIONAL_FIELDS, str(path), CheckpointError)
+    if certificate["passed"]:
+        _check_complete(certificate, {"max_abs_diff": NUMBER}, str(path))
     rounded = certificate.get("quantization")
     if rounded is not None:
         _check_complete(rounded, QUANTIZATION_FIELDS, f"{path}: quantization")
@@ -187,14 +199,15 @@ def certificate_line(certificate: Mapping[str, Any] | None) -> str:
     outcome = "verified" if certificate["passed"] else "verification FAILED"
     if "config_equal" not in certificate:
         outcome += " (by an older release, which compared neither config.json nor the graph)"
-    rounded = certificate.get("quantization")
+    rounded, difference = certificate.get("quantization"), certificate.get("max_abs_diff")
     before = _before(rounded)
     base = certificate.get("base_fingerprint")
     against = "" if base is None else f" against base {base:.12}…"
-    line = (
-        f"{outcome} on {certificate['engine']} {certificate['engine_version']}{against}{before}: "
-        f"max abs difference {certificate['max_abs_diff']:.2e}"
-    )
+    engine = f"{certificate['engine']} {certificate['engine_version']}".strip()
+    line = f"{outcome} on {engine}{against}{before}: "
+    if difference is None:
+        return f"{line}outputs were not compared"
+    line += f"max abs difference {difference:.2e}"
     if rounded is None:
         return line
     if rounded.get("mean_kl") is None:

@@ -43,13 +43,22 @@ class Findings:
 
     def not_checked(self, outputs: Outputs) -> Iterator[str]:
         """Yield what the verdict does not cover."""
-        out, engine = self.pair.out, self.prompts.engine
         if self.no_plan is not None:
             yield f"{STORED}: there is no plan"
         elif self.parts is None:
             yield f"{STORED}: the base is compared with itself, and gets no certificate"
         if self.reading.not_compared is not None:
             yield self.reading.not_compared
+        if outputs.compared.num_tokens:
+            yield from self._not_compared(outputs)
+        else:
+            yield "outputs, the ONNX graph and the cost of rounding"
+        if self.parts is not None and self.parts.other_files:
+            yield f"files that no conversion writes: {', '.join(self.parts.other_files)}"
+
+    def _not_compared(self, outputs: Outputs) -> Iterator[str]:
+        """Yield the outputs that were not compared, while others were."""
+        out, engine = self.pair.out, self.prompts.engine
         yield from unreached(out.spec, self.prompts.all)
         if has_padding(out) and not reads_padding(out, engine):
             yield f"padding ids inside texts, which {engine} does not treat as transformers does"
@@ -61,8 +70,6 @@ class Findings:
             yield f"the cost of rounding in {ONNX_DIR}/{GRAPH_FILE} (--engine {ONNX})"
         if outputs.quantization is not None and self.prompts.data is None:
             yield "the cost of rounding on real text (--data FILE)"
-        if self.parts is not None and self.parts.other_files:
-            yield f"files that no conversion writes: {', '.join(self.parts.other_files)}"
 
 
 def _unshown(outputs: Outputs, out: Checkpoint) -> Iterator[str]:

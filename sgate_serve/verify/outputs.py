@@ -80,6 +80,13 @@ class Outputs:
     quantization: Quantization | None = None
     lacking: str | None = None
 
+    @classmethod
+    def not_compared(cls, engine: str, reason: str) -> "Outputs":
+        """Return what is known where an engine gave no outputs for the reason given."""
+        nothing = LogitComparison(0.0, 0.0, num_tokens=0, tokens_equal=0, ties=0)
+        said = f"outputs on {engine} were not compared: {reason}"
+        return cls(engine, "", GraphComparison(), nothing, said)
+
     @property
     def differences(self) -> list[str]:
         """Differences of the outputs, and of the graph that gave them."""

@@ -11,7 +11,7 @@ What all rounding costs is measured against the masked model as the base stores 
 from converters.convert import open_masked
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import library_versions
-from sgate_serve.errors import CheckpointError
+from sgate_serve.errors import SystemFailure
 from sgate_serve.models.config_check import check_reading
 from sgate_serve.verify.base_plan import check_same_model, plan_of, rounded_like
 from sgate_serve.verify.certificate import Verification
@@ -48,17 +48,14 @@ def verify(options: VerifyOptions) -> Verification:
 
 
 def _outputs(options: VerifyOptions, found: Findings) -> Outputs:
-    """Compare outputs; if an engine cannot run a folder that differs, the error names the cause."""
+    """Compare outputs; a folder that differs may also be one that the engine does not run."""
     causes, limit = found.causes, options.max_divergence
     try:
         return compare_outputs(found.pair, found.prompts, limit, bisects=not causes)
-    except Exception as error:
-        if not causes:
+    except Exception as error:  # engines have no common class of errors
+        if not causes or isinstance(error, MemoryError) or SystemFailure.of(error) is not None:
             raise
-        raise CheckpointError(
-            f"{found.pair.out.folder}: {causes[0]}; and {found.prompts.engine} does not run it: "
-            f"{error}"
-        ) from error
+        return Outputs.not_compared(found.prompts.engine, " ".join(str(error).split()))
 
 
 def _verification(options: VerifyOptions, found: Findings, outputs: Outputs) -> Verification:
