@@ -19,6 +19,7 @@ from sgate_serve.architecture.sgate_config import (
 from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
 from sgate_serve.checkpoint.companions import copy_companions
 from sgate_serve.checkpoint.int8 import CONFIG_KEY, float_linears, int8_config
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.json_form import write_plan
@@ -49,8 +50,8 @@ def write_hf(
     # A config cannot say that the pooler is missing.
     planned = replace(pruned_spec(plan, masked.spec), lacks_pooler=False)
     assert written == planned, "the written config is read otherwise"
-    writer.write_json("config.json", config)
-    check_with_transformers(writer.staging, writer.folder / "config.json")
+    writer.write_json(CONFIG_FILE, config)
+    check_with_transformers(writer.staging, writer.folder / CONFIG_FILE)
     write_plan(plan, writer.path(PLAN_FILE))
     copy_companions(masked.base.folder, writer, masked.spec.task, config)
     with activity("writing", is_brief=True):

@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = words[0] if words else "--help"
     if name not in COMMANDS:
         # A misspelt command is to be named before flags that only the right one knows.
-        _top_parser().parse_args([name] if not name.startswith("-") else words or [name])
+        parser = _top_parser()
+        parser.parse_args([name] if not name.startswith("-") else words or [name])
+        parser.error(f"give the command first, not {name}")
     try:
         _start_output()
         status = _run(name, words[1:])

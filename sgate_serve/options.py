@@ -1,6 +1,7 @@
 """Fields of options dataclasses, and the names and values of their command-line flags."""
 
 import argparse
+import math
 import re
 from dataclasses import field
 from typing import Any
@@ -36,9 +37,11 @@ def whole(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """Read a number; raise ArgumentTypeError with the one that a percentage or comma may mean."""
+    """Read a finite number; raise ArgumentTypeError with what a percentage or comma may mean."""
     try:
-        return float(text)
+        if "_" in text or not math.isfinite(value := float(text)):
+            raise ValueError
+        return value
     except ValueError as error:
         percent, comma = PERCENT.fullmatch(text), DECIMAL_COMMA.fullmatch(text)
         meant = f"{float(percent[1]) / 100:g}" if percent else text.replace(",", ".")

@@ -13,11 +13,11 @@ from converters.importers import finegates, peft, sgate
 from converters.importers.source import GatesSource
 from sgate_serve.checkpoint.other_layouts import (
     ADAPTER_CONFIG,
-    CONFIG_FILE,
     adapter_kind,
     merge_remedy,
 )
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import GatesError, did_you_mean
 from sgate_serve.gates import Gates
 

@@ -8,6 +8,7 @@ the wrapped linear; they and `modules_to_save` are stored as whole tensors.
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
 from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.other_layouts import ADAPTER_CONFIG
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError, GatesError
@@ -15,7 +16,6 @@ from sgate_serve.gates import Gates
 from sgate_serve.json_fields import read_json
 
 TITLE = "PEFT FINEGATES adapter"
-CONFIG_FILE = "adapter_config.json"
 FILES = ("adapter_model.safetensors",)
 # Their suffixes of gate names, and ours.
 SIDES = {".finegates_rows": ".rows", ".finegates_columns": ".columns"}
@@ -54,7 +54,7 @@ def _own_names(source: GatesSource) -> dict[str, TensorInfo]:
 
 def check_config(source: GatesSource) -> None:
     """Raise GatesError unless the adapter's config says that its type is FINEGATES."""
-    file = source.folder / CONFIG_FILE
+    file = source.folder / ADAPTER_CONFIG
     if not file.exists():
         raise GatesError(f"{file} is missing; copy it from where the adapter was saved")
     try:

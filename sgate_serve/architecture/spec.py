@@ -321,8 +321,8 @@ class ModelSpec:
 def is_stock_shape(spec: ModelSpec) -> bool:
     """Say whether the stock model class of the family can hold this spec as it is.
 
-    transformers' config validation requires the hidden size to be a multiple of the head count;
-    where it derives the width of a head from the two, they must match exactly.
+    The config validation of most families requires the hidden size to be a multiple of the head
+    count; where the width of a head is derived from the two, it must be the one that they give.
     """
     first = spec.layers[0]
     if not spec.has_uniform_layers or not first.num_heads or not first.mlp_units:
@@ -331,6 +331,7 @@ def is_stock_shape(spec: ModelSpec) -> bool:
         return False
     if spec.head_units != spec.hidden_size:
         return False
-    if not spec.family.has_stated_head_width:
-        return first.num_heads * first.head_dim == spec.hidden_size
-    return spec.hidden_size % first.num_heads == 0
+    width, rest = divmod(spec.hidden_size, first.num_heads)
+    if not spec.family.has_stated_head_width and width != first.head_dim:
+        return False
+    return not spec.family.divides_hidden_size or rest == 0

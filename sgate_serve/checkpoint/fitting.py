@@ -32,8 +32,8 @@ class Fitted:
 
 def fit(config: Mapping[str, Any], spec: ModelSpec, tensors: Mapping[str, TensorInfo]) -> Fitted:
     """Apply every rule; no tensor is read but a tied head that is stored next to its embedding."""
-    fitted = _fit_head(Fitted(config, spec, tensors)) if spec.tied_head else None
-    return _fit_pooler(fitted or Fitted(config, spec, tensors))
+    fitted = Fitted(config, spec, tensors)
+    return _fit_pooler(_fit_head(fitted) if spec.tied_head else fitted)
 
 
 def is_unused(name: str, spec: ModelSpec) -> bool:

@@ -5,14 +5,13 @@ work. Every answer ends a sentence that names the path.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from sgate_serve.checkpoint.writer import STAGING_DIR
 
-CONFIG_FILE = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 GATES_FILES = ("gates.safetensors", "deltas.safetensors")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -128,9 +127,12 @@ def _merge_line(base: str, adapter: str, task: Any) -> str:
     )
 
 
-def resave_remedy(folder: Path) -> str:
-    """Return the line that writes a folder's weights as safetensors, next to the others."""
-    name, place = _model_class(folder), repr(str(folder))
+def resave_remedy(folder: Path, place: str | None = None) -> str:
+    """Return the line that writes a folder's weights as safetensors, next to the others.
+
+    `place` names the folder that the line works in, if it is not this one.
+    """
+    name, place = _model_class(folder), repr(place or str(folder))
     return (
         f'write them as safetensors once: python -c "from transformers import {name} as M; '
         f'M.from_pretrained({place}).save_pretrained({place})"'
@@ -170,11 +172,3 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def names_inside(folder: Path) -> Iterator[str]:
-    """Yield the names of the folders in a folder, none if it cannot be listed."""
-    try:
-        yield from (path.name for path in folder.iterdir() if path.is_dir())
-    except OSError:
-        return

@@ -27,10 +27,10 @@ from sgate_serve.checkpoint.int8 import (
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.missing import why_missing
 from sgate_serve.checkpoint.names import canonical_names
-from sgate_serve.checkpoint.other_layouts import CONFIG_FILE, describe_folder
+from sgate_serve.checkpoint.other_layouts import describe_folder
 from sgate_serve.checkpoint.ragged import normalize_config
 from sgate_serve.checkpoint.side_files import check_plain_weights, check_side_files
-from sgate_serve.checkpoint.tensor_files import FLOAT_DTYPES, Array, TensorInfo
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, FLOAT_DTYPES, Array, TensorInfo
 from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import read_json

@@ -10,6 +10,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.checkpoint.other_layouts import ADAPTER_CONFIG, adapter_kind, merge_beside_remedy
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 
 # Keys of config.json that make transformers or vLLM read something else, and what to do.
@@ -39,7 +40,7 @@ def check_side_files(folder: Path, config: Mapping[str, Any]) -> None:
     for key, remedy in REDIRECTIONS.items():
         if config.get(key):
             raise CheckpointError(
-                f"{folder / 'config.json'}: {key} {brief(config[key])} is not followed; {remedy}"
+                f"{folder / CONFIG_FILE}: {key} {brief(config[key])} is not followed; {remedy}"
             )
 
 

@@ -33,8 +33,11 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+# The floating-point types, by the names that precisions have elsewhere.
+PRECISION_NAMES: Mapping[str, str] = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+FLOAT_DTYPES = frozenset(PRECISION_NAMES)
 
+CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100 * 2**20

@@ -1,11 +1,12 @@
 """Writes model folders all or nothing, tensor by tensor.
 
 Files are staged in a hidden folder inside the target and moved into place at the end, the weights
-index last, so its presence means that the folder is complete.
+index last, so its presence means that the folder is complete. Later changes replace whole files.
 """
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -119,6 +120,21 @@ def file_header(headers: list[TensorHeader], metadata: Mapping[str, str]) -> byt
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file of an existing folder whole or not at all.
+
+    A link, such as those of the hub's cache, is replaced; the file that it leads to stays as it is.
+    """
+    staged = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        staged.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, staged)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.server.server_options import ServerOptions
 
@@ -94,7 +95,7 @@ def reader_of(
 
     options = parse_pooling_options(engine, arguments)
     if model.spec.task != BASE:
-        head = head_of(model.config, str(model.folder / "config.json"))
+        head = head_of(model.config, str(model.folder / CONFIG_FILE))
         return lambda: ServedModel.from_folder(
             load_pooling_engine(engine, model, options),
             model.folder,

@@ -3,12 +3,13 @@
 import argparse
 
 from sgate_serve.checkpoint.location import find_folder
+from sgate_serve.checkpoint.writer import check_writable
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import EngineError, writing
-from sgate_serve.options import check_at_least
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
+from sgate_serve.verify.verify_options import VerifyOptions
 
 EXAMPLES = """\
 examples:
@@ -28,15 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_installed("verify needs", ("torch", "transformers"), "train", EngineError)
-    for name in ("num_prompts", "prompt_tokens"):
-        check_at_least(name, getattr(args, name), 1, EngineError)
+    options = options_from(args, VerifyOptions)
+    options.check()
     folder = find_folder(args.out)
-    check_file(folder / CERTIFICATE_FILE)
+    # A base that is compared with itself is no conversion, and nothing is written into it.
+    is_base = find_folder(args.checkpoint).samefile(folder)
+    if not is_base:
+        check_file(folder / CERTIFICATE_FILE)
+        check_writable(folder)
     from sgate_serve.verify.verification import verify
 
-    result = verify(options_from(args, VerifyOptions))
-    with writing(folder):
-        result.write(folder)
+    result = verify(options)
+    if not is_base:
+        with writing(folder):
+            result.write(folder)
     if args.json:
         print_json(result.to_json())
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sgate_serve.architecture.config import label_names
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.data.records import Example
 from sgate_serve.errors import TrainingError
 from sgate_serve.text.tokenization import EncodedTexts, TextCodec
@@ -44,7 +45,7 @@ class Labels:
         count = model.spec.num_labels
         if count == 1:
             return cls(())
-        names = label_names(model.config, str(model.folder / "config.json"))
+        names = label_names(model.config, str(model.folder / CONFIG_FILE))
         return cls(names or tuple(map(str, range(count))))
 
     @property

@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
@@ -97,7 +98,7 @@ def load_runner(folder: Path, options: SlotOptions) -> TorchRunner:
     if length > spec.max_positions:
         raise EngineError(
             f"max_model_len {length} exceeds the {spec.max_positions} positions of "
-            f"{folder / 'config.json'}; give at most that"
+            f"{folder / CONFIG_FILE}; give at most that"
         )
     if options.threads:
         torch.set_num_threads(options.threads)

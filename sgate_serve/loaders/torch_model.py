@@ -16,6 +16,7 @@ from converters.rewrite import rewritten_tensors, tensor_headers
 from converters.to_hf import hf_config
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
@@ -145,7 +146,7 @@ def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) ->
         config.sgate = {k: v for k, v in config.sgate.items() if k != "lowered"}
     if masked.base.spec.tied_head and not masked.spec.tied_head:
         config.tie_word_embeddings = False
-    with no_init_weights(), refusals_named(masked.base.folder / "config.json"):
+    with no_init_weights(), refusals_named(masked.base.folder / CONFIG_FILE):
         model: PreTrainedModel = AUTO_CLASSES[masked.spec.task].from_config(config, dtype=dtype)
     model.tie_weights()
     _add_biases(model, masked)

@@ -22,6 +22,7 @@ from sgate_serve.architecture.rope import LONGROPE, OLD_TYPE, PARTIAL, Rope
 from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import read_json
 from sgate_serve.models import AUTO_CLASSES
@@ -43,8 +44,8 @@ def check_reading(folder: Path, source: Path | None = None) -> None:
     (`source`, if it will have another place), the field and both values, or transformers' own
     reason for refusing the config.
     """
-    source = source or folder / "config.json"
-    spec = ModelSpec.from_config(read_json(folder / "config.json"), str(source))
+    source = source or folder / CONFIG_FILE
+    spec = ModelSpec.from_config(read_json(folder / CONFIG_FILE), str(source))
     with refusals_named(source), _quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -52,9 +53,6 @@ def check_reading(folder: Path, source: Path | None = None) -> None:
         if hasattr(config, CONFIG_KEY):
             # Only weights are quantized: the classes and constants are those of the float model.
             del config.quantization_config
-        if spec.task == CAUSAL_LM and not spec.tied_head:
-            # The stored tensors decide in the end: transformers unties a head that has its own.
-            config.tie_word_embeddings = False
         with torch.device("meta"):
             model: PreTrainedModel = AUTO_CLASSES[spec.task].from_config(config)
         pairs = list(_pairs(spec, model))

@@ -13,6 +13,7 @@ from sgate_serve.architecture.config import family_of
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Family
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 
 
 class UnevenConfigMixin:
@@ -58,5 +59,5 @@ class SGateConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
         """Return the config of the family in the block `sgate`; raise CheckpointError if none."""
-        family = family_of(config_dict, str(config_dict.get("_name_or_path") or "config.json"))
+        family = family_of(config_dict, str(config_dict.get("_name_or_path") or CONFIG_FILE))
         return CONFIGS[family.name].from_dict(config_dict, **kwargs)

@@ -14,7 +14,7 @@ from transformers.initialization import no_init_weights
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weights
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, Array
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
@@ -25,7 +25,7 @@ def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
 
     Raises CheckpointError naming the file if transformers refuses it.
     """
-    with refusals_named(checkpoint.folder / "config.json"):
+    with refusals_named(checkpoint.folder / CONFIG_FILE):
         return config_from({k: v for k, v in checkpoint.config.items() if k != CONFIG_KEY})
 
 

@@ -16,6 +16,7 @@ from sgate_serve.architecture.family import ATTENTION, MLP, Family
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 from sgate_serve.models.configuration import CONFIGS
 from sgate_serve.models.layers import (
@@ -62,7 +63,7 @@ def shrink(model: PreTrainedModel) -> None:
     It is idempotent: some families' classifiers build their stack by AutoModel, which has narrowed
     it already.
     """
-    spec = ModelSpec.from_config(model.config.to_dict(), "config.json")
+    spec = ModelSpec.from_config(model.config.to_dict(), CONFIG_FILE)
     if spec.lowered and getattr(model.config, CONFIG_KEY, None) is not None:
         raise CheckpointError(
             "from_pretrained: compressed-tensors does not support linears with index vectors; load "

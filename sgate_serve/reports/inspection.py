@@ -10,6 +10,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import PRECISION_NAMES
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx
 from sgate_serve.onnx_format.names import (
     GRAPH_FILE,
@@ -31,7 +32,6 @@ from sgate_serve.verify.certificate import (
 )
 
 PREFILL_TOKENS = 512
-PRECISIONS: Mapping[str, str] = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Inspection:
 
     @property
     def certificate_is_current(self) -> bool | None:
-        """Say whether the certificate is about the model as it is now; None without one."""
+        """Say whether the certificate is about the folder as it is now; None without one."""
         return None if self.certificate is None else is_current(self.certificate, self.folder)
 
     def to_json(self) -> dict[str, Any]:
@@ -136,13 +136,16 @@ class Inspection:
                 yield advice
         yield certificate_line(self.certificate)
         if self.certificate_is_current is False:
-            yield "edited since then: config.json or weights are not those of the certificate"
+            yield (
+                "edited since then: config.json, weights, tokenizer or settings files or the graph "
+                "are not those of the certificate"
+            )
 
 
 def precision(folder: Checkpoint) -> str:
     """Return the precision of most stored weights: int8, or the embedding's float type."""
     embedding = folder.tensors[f"{folder.spec.family.embedding}.weight"]
-    return INT8 if folder.is_int8 else PRECISIONS[embedding.dtype]
+    return INT8 if folder.is_int8 else PRECISION_NAMES[embedding.dtype]
 
 
 def _graph(folder: Checkpoint) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ them. They count only if there is a `modules.json`, as in sentence-transformers.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -145,7 +146,7 @@ def _longest(folder: Path) -> int | None:
     settings = read_settings(folder)
     check_fields(settings, kinds, str(folder / TOKENIZER_CONFIG_FILE), CheckpointError)
     length = settings.get("model_max_length")
-    return None if length is None else int(length)
+    return None if length is None or math.isinf(length) else int(length)
 
 
 def _default_prompt(folder: Path) -> str:

@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import FLOAT_DTYPES
 from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.gates import gates_fingerprint
 from sgate_serve.plan import PLAN_FILE, Plan
@@ -16,7 +18,7 @@ from sgate_serve.plan.json_form import read_plan
 class BasePlan:
     """The plan that made a folder from this base, or the reason why there is none.
 
-    A folder compared with itself needs no plan: both are None.
+    A base compared with itself needs no plan: both are None.
     """
 
     plan: Plan | None = None
@@ -26,11 +28,18 @@ class BasePlan:
 def plan_of(out: Checkpoint, masked: MaskedCheckpoint) -> BasePlan:
     """Read the plan in `out`, if it is of this base.
 
-    Raises PlanError for a plan that cannot rewrite the model, GatesError for one of other gates.
+    Raises PlanError for a plan that cannot rewrite the model, GatesError for one of other gates,
+    and CheckpointError for a conversion that is given as its own base, which would prove nothing.
     """
     path, base = out.folder / PLAN_FILE, masked.base
-    if masked.gates is None and out.folder.samefile(base.folder):
-        return BasePlan()
+    if out.folder.samefile(base.folder):
+        if path.exists() or out.stored_config.get("model_type") == SGATE_MODEL_TYPE:
+            raise CheckpointError(
+                f"{out.folder} is a conversion, and would be compared with itself; give the base "
+                "that it was converted from"
+            )
+        if masked.gates is None:
+            return BasePlan()
     if not path.exists():
         return BasePlan(
             missing=f"{path} is missing, and without it nothing says what the tensors, config.json "
@@ -76,7 +85,7 @@ def rounded_like(masked: MaskedCheckpoint, plan: Plan | None, out: Checkpoint) -
     stored = out.tensors[embedding].dtype
     if plan is None:
         return masked if stored == masked.dtype(embedding) else replace(masked, precision=stored)
-    types = {info.dtype for info in out.tensors.values()} & {"F64", "F32", "F16", "BF16"}
+    types = {info.dtype for info in out.tensors.values()} & FLOAT_DTYPES
     for precision in (None, *sorted(types)):
         rounded = replace(masked, precision=precision)
         headers, _ = stored_tensors(rounded, plan, out.is_int8)

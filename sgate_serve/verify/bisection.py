@@ -6,7 +6,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.model_protocols import LogitsModel, Tokens
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import BlockFold, Plan
-from sgate_serve.verify.comparison import RELATIVE_TOLERANCE
+from sgate_serve.verify.comparison import tolerance_of
 
 
 def first_different_layer(
@@ -36,10 +36,9 @@ def first_different_layer(
         expected = wide if kept is None else wide[:, list(kept)]
         if expected.shape != found.shape:
             return f"the residual stream is {found.shape[1]} wide and no plan says which dimensions"
-        scale = max(1.0, float(np.abs(expected).max()))
         difference = float(np.abs(expected - found).max())
         # Not `>`: a NaN must count as different.
-        if not difference <= RELATIVE_TOLERANCE * scale:
+        if not difference <= tolerance_of(float(np.abs(expected).max())):
             return f"first differing layer: {layer}, by {difference:.2e} in the residual stream"
     return "after the last layer: the final norm or the head"
 

@@ -9,59 +9,48 @@ from typing import Any
 from converters.model_card import CARD_END, CARD_FILE, CARD_START
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.writer import replace_text
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import FLAG, NUMBER, OBJECT, TEXT, Kind, check_fields, read_json
-from sgate_serve.options import option
+from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.output_kind import TOKENS, OutputKind
-from sgate_serve.verify.rounding import FAIL_ABOVE, RANDOM_TOKENS, WARN_ABOVE, Quantization
+from sgate_serve.verify.rounding import RANDOM_TOKENS, Quantization
+
+# Moved; sgate_serve/demo still imports it from here.
+from sgate_serve.verify.verify_options import VerifyOptions as VerifyOptions
 
 CERTIFICATE_FILE = "verification.json"
 CERTIFICATE_FIELDS: Mapping[str, Kind] = {
     "passed": FLAG,
     "engine": TEXT,
     "engine_version": TEXT,
+}
+OPTIONAL_FIELDS: Mapping[str, Kind] = {
+    # Null if an engine gave no outputs; then nothing is verified.
     "max_abs_diff": NUMBER,
+    "quantization": OBJECT,
+    "model_digest": TEXT,
+    "files_digest": TEXT,
+    "base_fingerprint": TEXT,
+    "base_digest": TEXT,
 }
 # For rounded weights; `mean_kl` is null unless outputs are logits of tokens or classes.
 QUANTIZATION_FIELDS: Mapping[str, Kind] = {"precision": TEXT, "max_abs_diff": NUMBER}
 
 
 @dataclass(frozen=True)
-class VerifyOptions:
-    """The models to compare, the engine, and the prompts."""
-
-    checkpoint: str
-    out: str
-    gates: Path | None = option(None, "gates folder of any kind, or its safetensors file")
-    engine: str = option(
-        "auto", "auto, torch, onnx or vllm; auto is onnx if OUT holds a graph, else torch"
-    )
-    num_prompts: int = option(4, "random prompts to compare, in addition to a long one")
-    prompt_tokens: int = option(48, "token ids in each random prompt")
-    seed: int = option(0, "seed of the prompts")
-    gates_kind: str | None = option(
-        None, "what --gates is: sgate, finegates or peft (default: detected)"
-    )
-    data: Path | None = option(
-        None, "text, .txt, .jsonl or .csv: compare outputs on it, and measure rounding there"
-    )
-    max_divergence: float | None = option(
-        None,
-        "for quantized weights: fail above this mean KL divergence, in nats per token or text "
-        f"(default: fail above {FAIL_ABOVE:g}, warn above {WARN_ABOVE:g})",
-    )
-
-
-@dataclass(frozen=True)
 class Verification:
     """The comparison on one engine; `difference` describes its first failure, None if it holds.
 
-    `max_abs_diff` and the counts are of `outputs`, in fp32 on both sides. A token or class counts
-    as a tie, not a failure, if the best two reference logits are closer than ten tolerances. For
-    rounded weights the comparison is with the model before rounding, and `quantization` is the cost
-    of rounding. A part of the folder, such as its tensors, is None if it was not compared;
-    `not_checked` says in words what the verdict does not cover. `model_digest` is that of the
-    folder: after any edit the verdict is about another model.
+    `max_abs_diff` and the counts are of `outputs`, in fp32 on both sides. No tokens are counted,
+    and the version is empty, if the engine gave no outputs for a folder that differs. A token or
+    class counts as a tie, not a failure, if the best two reference logits are closer than ten
+    tolerances. For rounded weights the comparison is with the model before rounding, or with one
+    rounded to the float type that is stored, and `quantization` is the cost of rounding. A part of
+    the folder, such as its tensors, is None if it was not compared; `not_checked` says in words
+    what the verdict does not cover. `model_digest` and `files_digest` are those of the folder:
+    after any edit the verdict is about another model, config, tokenizer or graph.
+    `base_fingerprint` and `base_digest` say which base it was compared with.
     """
 
     passed: bool
@@ -88,14 +77,20 @@ class Verification:
     segments: tuple[tuple[int, ...] | None, ...] = ()
     not_checked: tuple[str, ...] = ()
     model_digest: str | None = None
+    files_digest: str | None = None
+    base_fingerprint: str | None = None
+    base_digest: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        value = asdict(self)
+        if not self.num_tokens:
+            value |= {"max_abs_diff": None, "tolerance": None}
+        return value
 
     def write(self, folder: Path) -> None:
         """Write the certificate into the converted folder, and its result into the model card."""
         text = json.dumps(self.to_json(), indent=2) + "\n"
-        (folder / CERTIFICATE_FILE).write_text(text, encoding="utf-8")
+        replace_text(folder / CERTIFICATE_FILE, text)
         card = folder / CARD_FILE
         if not card.exists():
             return
@@ -104,7 +99,7 @@ class Verification:
         _, ended, after = rest.partition(CARD_END)
         if found and ended:
             said = "\n".join(f"- {line}" for line in self.lines())
-            card.write_text(f"{before}{CARD_START}\n{said}\n{CARD_END}{after}", encoding="utf-8")
+            replace_text(card, f"{before}{CARD_START}\n{said}\n{CARD_END}{after}")
 
     def lines(self) -> Iterator[str]:
         """Yield the report as lines of text: proven, measured, not checked, and the verdict."""
@@ -121,8 +116,8 @@ class Verification:
         else:
             yield f"verified: the plan; {self.quantization.precision} is a measured approximation"
 
-    def _exact_lines(self) -> Iterator[str]:
-        before = "" if self.quantization is None else ", before quantization"
+    def _output_lines(self) -> Iterator[str]:
+        before = _before(None if self.quantization is None else asdict(self.quantization))
         yield (
             f"{self.engine} {self.engine_version}{before}: max abs {self.outputs.name} difference "
             f"{self.max_abs_diff:.2e} (tolerance {self.tolerance:.2e})"
@@ -130,6 +125,10 @@ class Verification:
         if self.outputs.choice is not None:
             tied = f", {self.ties} of the others ties" if self.ties else ""
             yield f"{self.tokens_equal} of {self.num_tokens} {self.outputs.choice} equal{tied}"
+
+    def _exact_lines(self) -> Iterator[str]:
+        if self.num_tokens:
+            yield from self._output_lines()
         if self.batch_max_abs_diff is not None:
             yield f"in one batch: max abs difference {self.batch_max_abs_diff:.2e}"
         is_int8 = self.quantization is not None and self.quantization.precision == INT8
@@ -153,11 +152,22 @@ def _equals(is_equal: bool) -> str:
     return "equals" if is_equal else "does NOT equal"
 
 
+def _before(quantization: Mapping[str, Any] | None) -> str:
+    """Say which weights the proof is about: both sides have those of a narrower float type."""
+    if quantization is None:
+        return ""
+    stored = quantization.get("stored")
+    alike = "" if stored is None else f", rounded to {stored} alike"
+    return alike if quantization["precision"] == stored else f"{alike}, before quantization"
+
+
 def read_certificate(path: Path) -> dict[str, Any]:
     """Read a stored certificate; raise CheckpointError naming the file if it is malformed."""
     certificate = read_json(path)
     _check_complete(certificate, CERTIFICATE_FIELDS, str(path))
-    check_fields(certificate, {"quantization": OBJECT}, str(path), CheckpointError)
+    check_fields(certificate, OPTIONAL_FIELDS, str(path), CheckpointError)
+    if certificate["passed"]:
+        _check_complete(certificate, {"max_abs_diff": NUMBER}, str(path))
     rounded = certificate.get("quantization")
     if rounded is not None:
         _check_complete(rounded, QUANTIZATION_FIELDS, f"{path}: quantization")
@@ -173,11 +183,13 @@ def _check_complete(values: Mapping[str, Any], kinds: Mapping[str, Kind], source
 
 
 def is_current(certificate: Mapping[str, Any], model: Checkpoint) -> bool:
-    """Say whether a certificate is about the model that its folder holds now.
+    """Say whether a certificate is about the model, files and graph that its folder holds now.
 
     Certificates of older releases do not say; they count as current.
     """
-    return certificate.get("model_digest") in (None, model.digest)
+    if certificate.get("model_digest") not in (None, model.digest):
+        return False
+    return certificate.get("files_digest") in (None, files_digest(model))
 
 
 def certificate_line(certificate: Mapping[str, Any] | None) -> str:
@@ -187,12 +199,15 @@ def certificate_line(certificate: Mapping[str, Any] | None) -> str:
     outcome = "verified" if certificate["passed"] else "verification FAILED"
     if "config_equal" not in certificate:
         outcome += " (by an older release, which compared neither config.json nor the graph)"
-    rounded = certificate.get("quantization")
-    before = "" if rounded is None else ", before quantization"
-    line = (
-        f"{outcome} on {certificate['engine']} {certificate['engine_version']}{before}: "
-        f"max abs difference {certificate['max_abs_diff']:.2e}"
-    )
+    rounded, difference = certificate.get("quantization"), certificate.get("max_abs_diff")
+    before = _before(rounded)
+    base = certificate.get("base_fingerprint")
+    against = "" if base is None else f" against base {base:.12}…"
+    engine = f"{certificate['engine']} {certificate['engine_version']}".strip()
+    line = f"{outcome} on {engine}{against}{before}: "
+    if difference is None:
+        return f"{line}outputs were not compared"
+    line += f"max abs difference {difference:.2e}"
     if rounded is None:
         return line
     if rounded.get("mean_kl") is None:

@@ -1,13 +1,12 @@
 """Compare the outputs of two models for the same prompts, within the tolerance of fp32."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.engines.model_protocols import Floats
-from sgate_serve.verify.prompts import Prompt
 
 # Reordered fp32 sums differ by about 1e-6 of the logits' scale; a wrong weight by far more.
 RELATIVE_TOLERANCE = 1e-4
@@ -15,14 +14,14 @@ TIE_TOLERANCES = 10
 # Rows are compared a few at a time: a row has as many logits as the vocabulary has tokens.
 ROWS = 64
 
-Outputs = Callable[[Prompt], Floats]
-
 
 @dataclass(frozen=True)
 class LogitComparison:
     """Two models over all prompts: the largest difference and the greedy tokens.
 
-    `worst` is the index of the prompt with the largest difference.
+    `undecided` counts the rows whose best two reference logits are as close as those of a tie.
+    `worst` is the index of the prompt with the largest difference. `lacking` says in words
+    that rows are missing, None if all are there.
     """
 
     max_abs_diff: float
@@ -30,33 +29,39 @@ class LogitComparison:
     num_tokens: int
     tokens_equal: int
     ties: int
+    undecided: int = 0
     worst: int = 0
+    lacking: str | None = None
 
     @property
     def tolerance(self) -> float:
-        return RELATIVE_TOLERANCE * max(1.0, self.scale)
+        return tolerance_of(self.scale)
 
     @property
     def holds(self) -> bool:
         unequal = self.num_tokens - self.tokens_equal - self.ties
-        return self.max_abs_diff <= self.tolerance and unequal == 0
+        return self.max_abs_diff <= self.tolerance and unequal == 0 and self.lacking is None
 
 
 @dataclass
 class OutputComparison:
     """Collects what a comparison needs, prompt by prompt; the outputs themselves are not kept.
 
-    An engine may omit the last row of a base model's outputs, its pooled state.
+    With `has_pooled` the last expected row is the pooled state of a base model, which an engine may
+    omit.
     """
 
+    has_pooled: bool = False
     differences: list[float] = field(default_factory=list)
     scale: float = 0.0
     # For each row, whether the greedy choice is the same, and the lead of the best reference logit.
     equal: list[NDArray[np.bool_]] = field(default_factory=list)
     leads: list[Floats] = field(default_factory=list)
+    lacking: str | None = None
 
     def add(self, expected: Floats, found: Floats) -> None:
         """Add one prompt's outputs, [rows, outputs] each."""
+        self.lacking = self.lacking or lacking_rows(expected, found, self.has_pooled)
         difference = 0.0
         for wide, narrow in row_blocks(expected, found):
             difference = float(np.maximum(difference, np.abs(wide - narrow).max()))  # keeps a NaN
@@ -69,30 +74,36 @@ class OutputComparison:
         self.differences.append(difference)
 
     def result(self) -> LogitComparison:
-        equal, leads = np.concatenate(self.equal), np.concatenate(self.leads)
-        tolerance = RELATIVE_TOLERANCE * max(1.0, self.scale)
+        equal = np.concatenate([np.empty(0, np.bool_), *self.equal])
+        leads = np.concatenate([np.empty(0, np.float32), *self.leads])
+        is_close = leads < TIE_TOLERANCES * tolerance_of(self.scale)
         return LogitComparison(
             max_abs_diff=float(np.max(self.differences)),
             scale=self.scale,
             num_tokens=len(equal),
             tokens_equal=int(equal.sum()),
-            ties=int((~equal & (leads < TIE_TOLERANCES * tolerance)).sum()),
+            ties=int((~equal & is_close).sum()),
+            undecided=int(is_close.sum()),
             worst=int(np.argmax(self.differences)),
+            lacking=self.lacking,
         )
 
 
-def compare_logits(
-    reference: Outputs, engine: Outputs, prompts: Sequence[Prompt]
-) -> LogitComparison:
-    """Teacher-force the same prompts through both; compare logits and greedy tokens."""
-    comparison = OutputComparison()
-    for prompt in prompts:
-        comparison.add(reference(prompt), engine(prompt))
-    return comparison.result()
+def tolerance_of(scale: float) -> float:
+    """Return how far outputs of at most `scale` may differ; outputs below 1 as far as 1 itself."""
+    return RELATIVE_TOLERANCE * max(1.0, scale)
+
+
+def lacking_rows(expected: Floats, found: Floats, has_pooled: bool) -> str | None:
+    """Say in words that outputs lack rows; with `has_pooled` the last one may be missing."""
+    if len(expected) - len(found) in (0, int(has_pooled)):
+        return None
+    return f"returned {len(found)} of {len(expected)} rows"
 
 
 def row_blocks(expected: Floats, found: Floats) -> Iterator[tuple[Floats, Floats]]:
-    """Yield a few rows of both at a time; rows that only `expected` has are left out."""
-    for start in range(0, len(found), ROWS):
-        span = slice(start, min(start + ROWS, len(found)))
+    """Yield a few rows of both at a time; rows that only one of them has are left out."""
+    length = min(len(expected), len(found))
+    for start in range(0, length, ROWS):
+        span = slice(start, min(start + ROWS, length))
         yield expected[span], found[span]

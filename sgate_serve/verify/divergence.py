@@ -14,17 +14,15 @@ from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.verify.comparison import row_blocks
+from sgate_serve.verify.comparison import lacking_rows, row_blocks
 from sgate_serve.verify.output_kind import output_kind
 
 
 def check_limit(limit: float | None, out: Checkpoint, engine: str, rounding: str) -> None:
-    """Raise EngineError if the limit is not a valid number, or would have no effect on `engine`."""
+    """Raise EngineError if the limit would have no effect on `engine`."""
     if limit is None:
         return
     option = f"--max-divergence {limit:g}"
-    if not 0 <= limit < math.inf:
-        raise EngineError(f"{option}: give a number of nats, at least 0")
     if rounding == FP32:
         raise EngineError(f"{option}: {out.folder} is not quantized on {engine}; omit the option")
     if output_kind(out.spec).choice is None:
@@ -52,8 +50,15 @@ def exact_model(out: Checkpoint, masked: MaskedCheckpoint, plan: Plan | None) ->
 
 @dataclass
 class Divergence:
-    """Collects the distance of two models' outputs, prompt by prompt."""
+    """Collects the distance of two models' outputs, prompt by prompt.
 
+    Errors of logits (`is_choice`) are those of their distances from the mean of their row: what all
+    have in common changes no probability. `has_pooled` is that of an `OutputComparison`.
+    """
+
+    is_choice: bool = False
+    has_pooled: bool = False
+    lacking: str | None = None
     max_abs_diff: float = 0.0
     num_rows: int = 0
     divergence: float = 0.0
@@ -63,24 +68,30 @@ class Divergence:
 
     def add(self, expected: Floats, found: Floats) -> None:
         """Add one prompt's outputs, [rows, outputs] each."""
+        self.lacking = self.lacking or lacking_rows(expected, found, self.has_pooled)
         for wide, narrow in row_blocks(expected, found):
             difference = np.abs(wide - narrow)
             self.max_abs_diff = float(np.maximum(self.max_abs_diff, difference.max()))
             self.num_rows += len(narrow)
             self.divergence += mean_kl(wide, narrow) * len(narrow)
             self.num_equal += int((wide.argmax(-1) == narrow.argmax(-1)).sum())
-            self.squared_error += float(np.square(difference, dtype=np.float64).sum())
-            self.squared_size += float(np.square(wide, dtype=np.float64).sum())
+            error, size = (self._counted(rows) for rows in (wide - narrow, wide))
+            self.squared_error += float(np.square(error).sum())
+            self.squared_size += float(np.square(size).sum())
+
+    def _counted(self, rows: Floats) -> NDArray[np.float64]:
+        values = rows.astype(np.float64)
+        return values - values.mean(axis=-1, keepdims=True) if self.is_choice else values
 
     @property
     def mean_kl(self) -> float:
         """KL(softmax(expected) ‖ softmax(found)) in nats, per row."""
-        return self.divergence / self.num_rows
+        return self.divergence / self.num_rows if self.num_rows else math.nan
 
     @property
     def agreement(self) -> float:
         """The fraction of rows with the same largest output."""
-        return self.num_equal / self.num_rows
+        return self.num_equal / self.num_rows if self.num_rows else math.nan
 
     @property
     def relative_error(self) -> float:

@@ -20,7 +20,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import logits_engine
 from sgate_serve.text.tokenization import TextCodec
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
-from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.verify_options import VerifyOptions
 
 # The long prompt ends after the first chunk of a prompt that the onnx engine reads, 128 tokens,
 # and after a sliding window if that takes at most LONGEST tokens.
@@ -67,7 +67,7 @@ class PromptSet:
 def make_prompts(options: VerifyOptions, out: Checkpoint, base: Checkpoint) -> PromptSet:
     """Return the prompts of a verification, texts read by the base's tokenizer.
 
-    Raises SgateError as `random_prompts` and `text_prompts` do.
+    Raises SgateError as `text_prompts` does.
     """
     engine = logits_engine(options.engine, out)
     random = random_prompts(options, out, engine)
@@ -88,11 +88,8 @@ def random_prompts(options: VerifyOptions, model: Checkpoint, engine: str) -> li
     """Return `num_prompts` prompts of `prompt_tokens` uniformly random ids, and a longer one.
 
     Every second prompt is a pair if the model has segments. Padding ids that change a model's
-    outputs are among the tokens. Raises EngineError for numbers below 1.
+    outputs are among the tokens.
     """
-    for name, value in (("prompts", options.num_prompts), ("prompt-tokens", options.prompt_tokens)):
-        if value < 1:
-            raise EngineError(f"--{'num-' * (name == 'prompts')}{name} {value}: give at least 1")
     spec, generator = model.spec, np.random.default_rng(options.seed)
     length = min(options.prompt_tokens, spec.max_positions)
     lengths = [length] * options.num_prompts
@@ -192,4 +189,6 @@ def _blocks(codec: TextCodec, documents: Sequence[str], size: int) -> Iterator[t
 
 def _spread(items: Sequence[Item], count: int) -> Sequence[Item]:
     """Return at most `count` of the items, spread over all: the first may be of one kind."""
-    return items[:: max(1, len(items) // count)][:count]
+    if len(items) <= count:
+        return items
+    return [items[index * len(items) // count] for index in range(count)]

@@ -23,16 +23,14 @@ from sgate_serve.architecture.family import BASE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.companions import companion_names, copy_companions
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.checkpoint.tensor_files import DTYPE_NAMES, INDEX_FILE
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, DTYPE_NAMES, INDEX_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.engines.table import ONNX
-from sgate_serve.json_fields import read_json
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
-CONFIG_FILE = "config.json"
 # Compared in other ways, or read by people only.
 OWN_FILES = frozenset({CONFIG_FILE, PLAN_FILE, CERTIFICATE_FILE, CARD_FILE, INDEX_FILE})
 OWN_FILES |= {f"{ONNX_DIR}/{name}" for name in (GRAPH_FILE, WEIGHTS_FILE)}
@@ -62,7 +60,6 @@ class GraphComparison:
 def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> StoredParts:
     """Compare the tensors, the config and the other files of `out` with what the plan gives."""
     tensor = first_different_tensor(masked, plan, out)
-    stored = read_json(out.folder / CONFIG_FILE)
     config = written_config(masked, plan, out.is_int8)
     with TemporaryDirectory() as root:
         writer = FolderWriter(Path(root))
@@ -73,21 +70,21 @@ def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) 
     others = _files_in(out.folder) - expected - weights - OWN_FILES
     return StoredParts(
         tensor=None if tensor is None else describe_tensor(out.spec, tensor),
-        config=next(_different_keys(stored, config, ""), None),
+        config=next(_different_keys(out.stored_config, config, ""), None),
         file=file,
         other_files=tuple(sorted(others)),
     )
 
 
 def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> str | None:
-    """Return the first stored tensor that differs from the plan's rewriting, or is not part of it.
+    """Return the first tensor that differs from the plan's rewriting, is missing, or is too many.
 
     Names in the files count: transformers looks tensors up by them.
     """
     headers, arrays = stored_tensors(masked, plan, out.is_int8)
     for header, array in zip(headers, arrays, strict=True):
-        info = out.tensors[header.name]
-        if info.name != masked.base.written_name(header.name):
+        info = out.tensors.get(header.name)
+        if info is None or info.name != masked.base.written_name(header.name):
             return header.name
         stored = info.read()
         if array.shape != stored.shape or DTYPE_NAMES[array.dtype] != DTYPE_NAMES[stored.dtype]:

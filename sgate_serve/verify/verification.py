@@ -3,31 +3,36 @@
 Four independent checks. The stored parts must be what the conversion of the base writes, byte for
 byte. The ONNX graph must be what the stored tensors give. The base, as it is read here, must equal
 transformers' own model of it. And the outputs of an engine must equal those of the masked dense
-model. For an int8 folder, or a graph in another precision than fp32, the last one uses the model
-before rounding, and the error of rounding is measured.
+model. Where the folder stores a narrower float type than the base, the last one rounds the masked
+model alike; for int8, or a graph in another precision than fp32, it uses the model before rounding.
+What all rounding costs is measured against the masked model as the base stores it.
 """
 
 from converters.convert import open_masked
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import library_versions
-from sgate_serve.errors import CheckpointError
+from sgate_serve.errors import SystemFailure
 from sgate_serve.models.config_check import check_reading
 from sgate_serve.verify.base_plan import check_same_model, plan_of, rounded_like
-from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.verify.certificate import Verification
+from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.findings import Findings
 from sgate_serve.verify.output_kind import output_kind
 from sgate_serve.verify.outputs import Comparable, Outputs, compare_outputs
 from sgate_serve.verify.prompts import make_prompts
 from sgate_serve.verify.reading import compare_reading
 from sgate_serve.verify.stored_parts import compare_stored_parts
+from sgate_serve.verify.verify_options import VerifyOptions
 
 
 def verify(options: VerifyOptions) -> Verification:
     """Compare the masked dense model with the converted one on one engine.
 
     Models are loaded one after the other where they can: at most two at a time, three if weights
-    are rounded. Raises SgateError for bad input; a difference is a result, not an error.
+    are rounded, four if both the folder and its graph are. Raises SgateError for bad input; a
+    difference is a result, not an error.
     """
+    options.check()
     out = Checkpoint.open(options.out)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
     if masked.base.layout is None:
@@ -43,17 +48,14 @@ def verify(options: VerifyOptions) -> Verification:
 
 
 def _outputs(options: VerifyOptions, found: Findings) -> Outputs:
-    """Compare outputs; if an engine cannot run a folder that differs, the error names the cause."""
+    """Compare outputs; a folder that differs may also be one that the engine does not run."""
     causes, limit = found.causes, options.max_divergence
     try:
         return compare_outputs(found.pair, found.prompts, limit, bisects=not causes)
-    except Exception as error:
-        if not causes:
+    except Exception as error:  # engines have no common class of errors
+        if not causes or isinstance(error, MemoryError) or SystemFailure.of(error) is not None:
             raise
-        raise CheckpointError(
-            f"{found.pair.out.folder}: {causes[0]}; and {found.prompts.engine} does not run it: "
-            f"{error}"
-        ) from error
+        return Outputs.not_compared(found.prompts.engine, " ".join(str(error).split()))
 
 
 def _verification(options: VerifyOptions, found: Findings, outputs: Outputs) -> Verification:
@@ -80,11 +82,14 @@ def _verification(options: VerifyOptions, found: Findings, outputs: Outputs) -> 
         files_equal=None if parts is None else parts.file is None,
         graph_equal=outputs.graph.is_equal,
         base_read_alike=found.reading.is_alike,
-        batch_max_abs_diff=outputs.batch_diff,
+        batch_max_abs_diff=None if outputs.batch is None else outputs.batch.max_abs_diff,
         segments=tuple(
             None if prompt.types is None else tuple(prompt.types.tolist())
             for prompt in found.prompts.all
         ),
         not_checked=tuple(found.not_checked(outputs)),
         model_digest=found.pair.out.digest,
+        files_digest=files_digest(found.pair.out),
+        base_fingerprint=found.pair.masked.base.fingerprint,
+        base_digest=found.pair.masked.base.digest,
     )

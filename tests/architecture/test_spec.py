@@ -3,6 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.shapes import LayerShape
@@ -108,6 +111,30 @@ def test_both_spellings_of_rope(spelling: dict[str, Any]) -> None:
 def test_configs_that_cannot_be_a_model_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         ModelSpec.from_config(config, "config.json")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2"])
+@pytest.mark.parametrize("heads", [4, 6])
+@pytest.mark.parametrize("head_dim", [10, 16])
+def test_stock_shapes_are_those_that_transformers_builds(
+    family: str, heads: int, head_dim: int
+) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": heads, "num_key_value_heads": 2}
+    sizes |= {"num_hidden_layers": 2, "intermediate_size": 8, "vocab_size": 9, "pad_token_id": 0}
+    # Phi-3 derives the width.
+    stated = {} if family == "phi3" else {"head_dim": head_dim}
+    base = {"version": 1, "family": family, "base_model_type": family}
+    uniform = {"model_type": "sgate", "sgate": base, "per_layer_config": {}}
+    spec = ModelSpec.from_config({**sizes, "head_dim": head_dim, **uniform}, "config.json")
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.for_model(family, **sizes, **stated)
+            model = AutoModelForCausalLM.from_config(config)
+    except StrictDataclassError:
+        assert not is_stock_shape(spec)
+        return
+    found = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    assert is_stock_shape(spec) is (spec.tensor_shapes() == found)
 
 
 @pytest.mark.parametrize(

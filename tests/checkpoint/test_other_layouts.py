@@ -1,5 +1,6 @@
 """Folders that users really have: each refusal says what is there and the line that mends it."""
 
+import errno
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import CheckpointError
+from sgate_serve.errors import CheckpointError, OutputError
 from tests.small_llama import dense_llama
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -203,6 +204,51 @@ def test_a_name_that_is_nowhere_gets_the_nearest(
     (tmp_path / "pruned").mkdir()
     with pytest.raises(CheckpointError, match=expected):
         find_folder(name)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "expected"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), OutputError, "/cache/hub: No space left; free"),
+        (PermissionError(errno.EACCES, "Denied", "/x/refs"), OutputError, "/x/refs: Denied; ch"),
+        (ConnectionError(errno.ECONNREFUSED, "Refused"), CheckpointError, "hub did not answer"),
+        (PermissionError(errno.EPERM, "Not permitted"), CheckpointError, "hub did not answer"),
+        (OSError("offline"), CheckpointError, "the hub did not answer with it .offline."),
+    ],
+)
+def test_a_full_disk_is_not_taken_for_a_missing_network(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, kind: type[Exception], expected: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "/cache/hub")
+    with pytest.raises(kind, match=expected) as caught:
+        find_folder("some/model")
+    assert ("or set HF_HOME to another folder" in str(caught.value)) is (kind is OutputError)
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_repository_of_pickles_gets_the_line_that_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_sharded: bool
+) -> None:
+    """Pickles are not downloaded, so the folder alone does not show them."""
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    stored = {"pytorch_model.bin.index.json" if is_sharded else "pytorch_model.bin"}
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda _, file: file in stored)
+    with pytest.raises(CheckpointError) as caught:
+        find_folder("some/model")
+    said = str(caught.value)
+    assert said.startswith("some/model: its weights are a pickle (pytorch_model.bin")
+    assert "run `hf download some/model --local-dir DIR`, write them as safetensors once" in said
+    assert "BertModel as M; M.from_pretrained('DIR').save_pretrained('DIR')" in said
+    stored.clear()
+    assert find_folder("some/model") == tmp_path
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda *_: 1 / 0)
+    (tmp_path / WEIGHTS).touch()
+    assert find_folder("some/model") == tmp_path
 
 
 def test_a_single_file_wins_over_an_old_index(base: Path, caplog: pytest.LogCaptureFixture) -> None:

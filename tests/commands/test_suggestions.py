@@ -76,12 +76,17 @@ def test_no_number_is_negative_or_beyond_what_libraries_take(
     [
         (["trian", "BASE", "--data", "x"], "invalid choice: 'trian' .*; did you mean train?"),
         (["bench", "comapre", "BASE", "BASE"], "; did you mean compare?"),
+        (["--", "convert"], "sgate: give the command first, not --"),
         (["--verison"], "unknown option --verison; did you mean --version?"),
         (["--print-completion", "bsah"], "; did you mean bash?"),
         (["train", "-target", "0.3"], "unknown option -target; did you mean --target?"),
         (["train", "BASE", "--target=30%"], "'30%': give a number; did you mean 0.3?"),
         (["train", "BASE", "--target", "0,3"], "'0,3': give a number; did you mean 0.3?"),
         (["train", "BASE", "--target", "many"], "'many': give a number (see"),
+        (["train", "BASE", "--target", "nan"], "'nan': give a number (see"),
+        (["verify", "BASE", "OUT", "--max-divergence", "inf"], "'inf': give a number (see"),
+        (["verify", "BASE", "OUT", "--max-divergence", "1e999"], "'1e999': give a number (see"),
+        (["verify", "BASE", "OUT", "--max-divergence", "1_0"], "'1_0': give a number (see"),
         (["serve", "BASE", "--engine", "onxx"], "unknown engine 'onxx'; .*; did you mean onnx?"),
         (["serve", "BASE", "--", "--slot", "4"], "unrecognized .*; did you mean --slots?"),
         (

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ def largest_file(num_bytes: int) -> Iterator[None]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = save(dense_llama(vocab_size=400), tmp_path / "base").folder
     write_tokenizer(base)
+    shutil.copytree(base, tmp_path / "copy")
     (tmp_path / "text.txt").write_text("the cat sat on the mat\n" * 900)
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
     # The server sets up the log of its process.
@@ -44,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TRAIN = "train BASE --data TEXT --out NEW --steps 2 --seq-len 16"
 PLACES = {
     "BASE": "base",
+    "COPY": "copy",
     "TEXT": "text.txt",
     "NEW": "new",
     "PLOT": "new.png",
@@ -59,7 +62,7 @@ PLACES = {
         ("convert BASE --out NEW", 0, "new"),
         ("convert BASE --out NEW", 20_000, "new"),
         ("convert BASE --out NEW --to hf,onnx", 300_000, "new"),
-        ("verify BASE BASE --engine torch", 0, "base"),
+        ("verify BASE COPY --engine torch", 0, "copy"),
         ("eval BASE --data TEXT --seq-len 16 --engine onnx", 0, "or set SGATE_CACHE to another"),
         ("inspect BASE --plot PLOT", 1_000, "new.png"),
         ("serve BASE --port 0", 0, "or set SGATE_CACHE to another folder"),

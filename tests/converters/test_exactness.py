@@ -18,8 +18,8 @@ from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import BlockFold, Merge, Target
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.exactness import Example, check, write_base, write_random_gates
 from tests.converters.zeroing import WAYS, Weights, unwrite
 from tests.families.zoo import VARIANTS, ZOO, Variant

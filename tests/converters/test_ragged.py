@@ -17,8 +17,8 @@ from sgate_serve.cli import main
 from sgate_serve.engines.torch import TorchEngine
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.reports.inspection import Inspection
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.checkpoint.ragged.layouts import LAYOUTS, rewrite_config
 from tests.small_llama import (
     UNEVEN,

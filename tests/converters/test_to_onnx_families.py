@@ -20,8 +20,8 @@ from sgate_serve.engines.runner import all_logits
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.names import MAX_CHUNK
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import VOCABULARY, ZOO, build
 from tests.small_llama import random_tokens
 

@@ -20,8 +20,8 @@ from sgate_serve.engines.runner import all_logits
 from sgate_serve.gates import Gates
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import Plan
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.engines.drive import decode, prefill
 from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build
 from tests.small_llama import random_tokens

@@ -21,8 +21,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError
 from sgate_serve.gates.keys import linear_sites
 from sgate_serve.models import AUTO_CLASSES
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.small_models import small_model
 from tests.families.zoo import VARIANTS, Variant, build, token_batch

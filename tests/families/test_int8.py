@@ -15,8 +15,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, PlanError
 from sgate_serve.models import MODELS
 from sgate_serve.models.loading import config_from, load_model
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.test_equivalence import converted
 from tests.families.zoo import VARIANTS, ZOO, Variant, build, token_batch
 

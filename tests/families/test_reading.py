@@ -15,10 +15,10 @@ from converters.convert import ConvertOptions, convert
 from converters.masked import MaskedCheckpoint
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.models import loading
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.prompts import random_prompts
 from sgate_serve.verify.reading import Reading, compare_reading
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import VARIANTS, ZOO, Variant, build
 
 

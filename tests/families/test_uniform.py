@@ -18,8 +18,8 @@ from sgate_serve.gates.keys import linear_sites
 from sgate_serve.loaders.torch_model import dense_model
 from sgate_serve.plan import Plan, Target
 from sgate_serve.plan.figures import Figures
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.float64 import logits64
 from tests.families.zoo import AUTO_CLASSES, VARIANTS, Variant, build, token_batch

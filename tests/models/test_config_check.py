@@ -15,8 +15,8 @@ from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import CheckpointError
 from sgate_serve.models.config_check import check_reading
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.config_judge import config_of, write_config
 from tests.families.config_values import LINEAR as LINEAR_ROPE
 from tests.families.zoo import VARIANTS, ZOO, Variant, build
@@ -77,6 +77,7 @@ MISREADINGS: dict[str, tuple[str, Misreading]] = {
         ),
     ),
     "tie_word_embeddings": ("llama", lambda s: replace(s, tied_head=True)),
+    "tie_word_embeddings is False": ("gemma2", lambda s: replace(s, tied_head=False)),
     "the shape of lm_head.weight": ("qwen2", lambda s: replace(s, vocab_size=30)),
     "the shape of model.layers.0.self_attn.k_proj.bias": (
         "llama",

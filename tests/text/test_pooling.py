@@ -73,6 +73,15 @@ def test_longest_text_is_else_the_tokenizers(tmp_path: Path) -> None:
     tokenizer = tmp_path / "tokenizer_config.json"
     tokenizer.write_text('{"model_max_length": 64}')
     assert Pooling.of(tmp_path).max_tokens == 64
+    for value, expected in (("Infinity", None), ("1e30", 10**30), ("12.5", 12)):
+        tokenizer.write_text(f'{{"model_max_length": {value}}}')
+        found = Pooling.of(tmp_path).max_tokens
+        assert found is expected or found == pytest.approx(expected)
+    for value in ("NaN", "-Infinity"):
+        tokenizer.write_text(f'{{"model_max_length": {value}}}')
+        with pytest.raises(CheckpointError, match="model_max_length must be a positive number"):
+            Pooling.of(tmp_path)
+    tokenizer.write_text('{"model_max_length": 64}')
     (tmp_path / "sentence_roberta_config.json").write_text('{"max_seq_length": 32}')
     assert Pooling.of(tmp_path).max_tokens == 32
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": null}')

@@ -105,6 +105,18 @@ def further_tensor(name: str, source: str) -> Change:
     return change
 
 
+def without_tensor(name: str) -> Change:
+    """Store one tensor less."""
+
+    def change(folder: Path) -> None:
+        path = folder / "model.safetensors"
+        tensors = load_file(path)
+        del tensors[name]
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return change
+
+
 def plan_of_another_base(folder: Path) -> None:
     path = folder / PLAN_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_fingerprint": "0" * 64}))

@@ -10,17 +10,20 @@ import pytest
 import torch
 
 from converters.convert import ConvertOptions, convert, open_masked
+from converters.model_card import CARD_FILE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import main
-from sgate_serve.errors import GatesError
+from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.gates import Gates, gates_fingerprint
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.verify.base_plan import plan_of, rounded_like
-from sgate_serve.verify.certificate import VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
+from tests.verify.tampering import tensor
 
 
 @pytest.fixture
@@ -89,10 +92,31 @@ def test_a_folder_without_plan_is_not_verified(options: VerifyOptions) -> None:
     assert any(line.startswith("not checked: stored tensors, config") for line in result.lines())
 
 
+def test_a_conversion_is_not_compared_with_itself(
+    options: VerifyOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken one would pass, and its certificate of failure be replaced."""
+    out = Path(options.out)
+    tensor("model.norm.weight", 0, 1.0)(out)
+    assert main(["verify", options.checkpoint, options.out, "--gates", str(options.gates)]) == 1
+    kept = [(out / name).read_bytes() for name in (CERTIFICATE_FILE, CARD_FILE)]
+    capsys.readouterr()
+    assert main(["verify", f"{out}/../out", options.out]) == 2
+    assert "with itself; give the base that it was converted from" in capsys.readouterr().err
+    assert [(out / name).read_bytes() for name in (CERTIFICATE_FILE, CARD_FILE)] == kept
+    (out / PLAN_FILE).unlink()
+    with pytest.raises(CheckpointError, match="is a conversion, and would be compared with itself"):
+        verify(replace(options, checkpoint=options.out, gates=None))
+
+
 def test_a_base_verifies_as_itself_and_a_copy_does_not(
     options: VerifyOptions, tmp_path: Path
 ) -> None:
-    assert verify(VerifyOptions(options.checkpoint, options.checkpoint)).passed
+    result = verify(VerifyOptions(options.checkpoint, options.checkpoint))
+    assert result.passed and any("compared with itself" in what for what in result.not_checked)
+    before = sorted(Path(options.checkpoint).iterdir())
+    assert main(["verify", options.checkpoint, options.checkpoint]) == 0
+    assert sorted(Path(options.checkpoint).iterdir()) == before
     shutil.copytree(options.checkpoint, tmp_path / "copy")
     assert not verify(VerifyOptions(options.checkpoint, str(tmp_path / "copy"))).passed
 

@@ -13,8 +13,8 @@ from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.verify.bisection import first_different_layer
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.small_llama import dense_llama, random_tokens, save
 from tests.verify.test_verify import tamper
 

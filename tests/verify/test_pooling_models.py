@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import ZOO, Variant, build
 from tests.verify.test_verify import tamper
 

@@ -1,5 +1,6 @@
 """The prompts of a verification: how far they reach, pairs, padding ids, and texts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.engine import DEFAULT_PREFILL_CHUNK
 from sgate_serve.errors import EngineError
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.prompts import (
     PAST_WINDOW,
     REACH,
@@ -22,6 +22,8 @@ from sgate_serve.verify.prompts import (
     text_prompts,
     unreached,
 )
+from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import ZOO, Variant, build
 from tests.text_model import write_tokenizer
 
@@ -116,9 +118,11 @@ def test_padding_ids_are_among_the_tokens_where_they_matter(
         (replace(OPTIONS, prompt_tokens=-1), "--prompt-tokens -1"),
     ],
 )
-def test_numbers_below_1_are_refused(tmp_path: Path, options: VerifyOptions, flag: str) -> None:
-    with pytest.raises(EngineError, match=f"{flag}: give at least 1"):
-        random_prompts(options, model_of(ZOO["llama"][0], tmp_path), "onnx")
+def test_numbers_below_1_are_refused(options: VerifyOptions, flag: str) -> None:
+    with pytest.raises(EngineError, match=f"{flag}: give a whole number of at least 1"):
+        options.check()
+    with pytest.raises(EngineError, match=f"{flag}: give a whole number of at least 1"):
+        verify(options)
 
 
 def text_file(root: Path, words: int) -> Path:
@@ -146,6 +150,19 @@ def test_texts_of_a_classifier_are_cut_at_its_positions(tmp_path: Path) -> None:
     write_tokenizer(model.folder)
     found = text_prompts(text_file(tmp_path, 12_000), model, "onnx")
     assert {len(prompt.tokens) for prompt in found} == {64} and len(found) <= TEXT_PROMPTS
+
+
+@pytest.mark.parametrize(("documents", "reached"), [(40, 37), (400, 375), (4000, 3750)])
+def test_texts_are_of_the_whole_file(tmp_path: Path, documents: int, reached: int) -> None:
+    """The last documents may be of another kind than the first."""
+    model = model_of(ZOO["bert"][1], tmp_path, vocab_size=400)
+    write_tokenizer(model.folder)
+    texts = ["the cat sat" if index < reached else "a dog" for index in range(documents)]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    found = text_prompts(data, model, "onnx")
+    assert len(found) == TEXT_PROMPTS
+    assert len({tuple(prompt.tokens.tolist()) for prompt in found}) == 2
 
 
 def test_texts_need_the_models_own_tokenizer(tmp_path: Path) -> None:

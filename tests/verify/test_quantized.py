@@ -6,15 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import main
 from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.plan import PLAN_FILE
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from sgate_serve.verify.divergence import mean_kl
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO
@@ -119,6 +121,45 @@ def test_graphs_in_other_precisions_are_measured_and_the_plan_proven(
     assert rewritten in "\n".join(result.lines())
     strict = verify(replace(options, out=str(out), max_divergence=1e-9))
     assert not strict.passed and f"{precision} diverges by" in str(strict.difference)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("engine", ["torch", "onnx"])
+def test_narrower_floats_are_measured_against_those_of_the_base(
+    options: VerifyOptions, tmp_path: Path, precision: str, engine: str
+) -> None:
+    convert(ConvertOptions(options.checkpoint, tmp_path / "n", options.gates, precision=precision))
+    narrow = replace(options, out=str(tmp_path / "n"), engine=engine)
+    result = verify(narrow)
+    found = result.quantization
+    assert result.passed and result.max_abs_diff < result.tolerance
+    assert found is not None and found.mean_kl is not None and found.relative_error is not None
+    assert (found.precision, found.stored, found.engine) == (precision, precision, engine)
+    assert {"fp16": 1e-5, "bf16": 1e-4}[precision] < found.relative_error < 0.05
+    lines = list(result.lines())
+    assert f"rounded to {precision} alike: max abs logit difference" in lines[0]
+    assert lines[-1] == f"verified: the plan; {precision} is a measured approximation"
+    assert not verify(replace(narrow, max_divergence=1e-12)).passed
+    # What is narrow already loses nothing.
+    again = str(tmp_path / "again")
+    convert(ConvertOptions(narrow.out, Path(again), precision=precision))
+    assert verify(VerifyOptions(narrow.out, again, engine=engine)).quantization is None
+
+
+@pytest.mark.parametrize("to", [("hf",), ("hf", "onnx")])
+def test_rounding_that_leaves_nothing_fails(
+    options: VerifyOptions, tmp_path: Path, to: tuple[str, ...]
+) -> None:
+    """All logits become zero. The probabilities of such a base are alike, so no KL shows it."""
+    model = dense_llama()
+    with torch.no_grad():
+        model.lm_head.weight *= 1e-8
+    base = save(model, tmp_path / "small")
+    convert(ConvertOptions(str(base.folder), tmp_path / "fp16", to=to, precision="fp16"))
+    assert not Checkpoint.open(tmp_path / "fp16").read("lm_head.weight").any()
+    result = verify(VerifyOptions(str(base.folder), str(tmp_path / "fp16")))
+    assert not result.passed and result.tensors_equal
+    assert "fp16 has a relative error of 1.00e+00 on random tokens" in str(result.difference)
 
 
 def test_an_int8_folder_is_measured_on_onnx_as_well(options: VerifyOptions) -> None:

@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.verify.certificate import (
-    CERTIFICATE_FILE,
-    VerifyOptions,
-    certificate_line,
-    read_certificate,
-)
+from sgate_serve.verify.certificate import CERTIFICATE_FILE, certificate_line, read_certificate
 from sgate_serve.verify.output_kind import CLASSES, HIDDEN_STATES, TOKENS
 from sgate_serve.verify.rounding import (
     FAIL_ABOVE,
@@ -22,6 +17,7 @@ from sgate_serve.verify.rounding import (
     Quantization,
 )
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import ZOO, build
 from tests.text_model import write_tokenizer
 

@@ -1,5 +1,6 @@
 """What differs from a conversion is found, wherever it is: the table of tamperings."""
 
+import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,10 +11,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.errors import SgateError
-from sgate_serve.verify.certificate import Verification, VerifyOptions
+from sgate_serve.cli import main
+from sgate_serve.verify.certificate import (
+    CERTIFICATE_FILE,
+    Verification,
+    certificate_line,
+    read_certificate,
+)
 from sgate_serve.verify.stored_parts import GraphComparison
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.text_model import write_tokenizer
 from tests.verify.tampering import (
     Change,
@@ -27,6 +34,7 @@ from tests.verify.tampering import (
     plan_of_another_base,
     tensor,
     without,
+    without_tensor,
 )
 
 SIZES: dict[str, Any] = {
@@ -58,6 +66,7 @@ def swapped(old: Mapping[str, Any]) -> list[str]:
     return list(reversed(old["layer_types"]))
 
 
+TIED = config(tie_word_embeddings=True)
 EMBEDDING = tensor("model.embed_tokens.weight", 399, 5.0)
 # Model, engine, change, and what the difference says.
 TAMPERINGS: Mapping[str, tuple[str, str, Change, str]] = {
@@ -67,7 +76,7 @@ TAMPERINGS: Mapping[str, tuple[str, str, Change, str]] = {
     "layer_types": ("gemma2", "auto", config(layer_types=swapped), "layer_types is ["),
     "query scale": ("gemma2", "auto", config(query_pre_attn_scalar=64), "query_pre_attn_scalar"),
     "final cap": ("gemma2", "auto", config(final_logit_softcapping=5.0), "final_logit_softcap"),
-    "tied flag": ("llama", "auto", config(tie_word_embeddings=True), "tie_word_embeddings is True"),
+    "tied flag": ("llama", "auto", TIED, "tie_word_embeddings is True"),
     "positions": ("llama", "torch", config(max_position_embeddings=64), "max_position_embeddi"),
     "window": ("mistral", "torch", config(sliding_window=64), "sliding_window is 64, and"),
     "no window": ("mistral", "torch", config(sliding_window=None), "sliding_window is None, and"),
@@ -108,6 +117,10 @@ TAMPERINGS: Mapping[str, tuple[str, str, Change, str]] = {
     "no tokenizer": ("llama", "torch", lambda f: (f / "tokenizer.json").unlink(), "is missing"),
     "template": ("llama", "torch", companion("chat_template.jinja", "x"), "jinja is there, and"),
     "pooling": ("bert", "torch", companion("modules.json", "[]"), "modules.json is there, and"),
+    "no head": (
+        *("llama", "torch", both(without_tensor("lm_head.weight"), TIED)),
+        "outside the layers: tensor lm_head.weight",
+    ),
     "own head": (
         *("gemma2", "torch", further_tensor("lm_head.weight", "model.embed_tokens.weight")),
         "outside the layers: tensor lm_head.weight",
@@ -159,15 +172,58 @@ def test_tampering_is_found(converted: dict[str, Path], case: str, tmp_path: Pat
     name, engine, change, said = TAMPERINGS[case]
     shutil.copytree(converted[name] / "out", tmp_path / "out")
     change(tmp_path / "out")
-    try:
-        result = verified(converted[name], tmp_path / "out", engine)
-    except SgateError as error:
-        assert said in str(error)
-        return
+    result = verified(converted[name], tmp_path / "out", engine)
     assert not result.passed
     assert said in "; ".join(result.differences)
     assert result.difference == result.differences[0]
     assert f"DIFFERS: {result.difference}" in result.lines()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (config(rope_parameters=rope_theta), "rope_theta is 500"),
+        (config(rms_norm_eps=1e-2), "rms_norm_eps is 0.01"),
+        (config(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    ],
+    ids=["rope_theta", "rms_norm_eps", "hidden_act"],
+)
+def test_a_config_that_no_longer_fits_its_graph_is_a_failed_check(
+    converted: dict[str, Path],
+    change: Change,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(converted["llama"] / "out", tmp_path / "out")
+    change(tmp_path / "out")
+    base, out = str(converted["llama"] / "base"), str(tmp_path / "out")
+    assert main(["verify", base, out]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (differs,) = (line for line in lines if line.startswith("DIFFERS: "))
+    assert said in differs and "the conversion of this base writes" in differs
+    (also,) = (line for line in lines if line.startswith("also: "))
+    assert also.startswith("also: outputs on onnx were not compared: ") and "edited" in also
+    assert "not checked: outputs, the ONNX graph and the cost of rounding" in lines
+    assert not any("max abs" in line for line in lines)
+    stored = read_certificate(tmp_path / "out" / CERTIFICATE_FILE)
+    assert (stored["max_abs_diff"], stored["num_tokens"], stored["engine"]) == (None, 0, "onnx")
+    line = certificate_line(stored)
+    assert line.startswith("verification FAILED on onnx against base")
+    assert line.endswith(": outputs were not compared")
+
+
+def test_a_failure_of_the_system_is_none_of_the_folder(
+    converted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    shutil.copytree(converted["llama"] / "out", tmp_path / "out")
+    config(rms_norm_eps=1e-2)(tmp_path / "out")
+    monkeypatch.setattr("sgate_serve.verify.outputs.compare_graph", full)
+    with pytest.raises(OSError, match="No space left"):
+        verified(converted["llama"], tmp_path / "out", "onnx")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,17 +10,26 @@ import pytest
 import torch
 
 from converters.convert import ConvertOptions, convert
+from converters.model_card import CARD_FILE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError, GatesError
 from sgate_serve.onnx_format.names import META_WEIGHTS_DIGEST, stored_text
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.reports.inspection import Inspection
-from sgate_serve.verify.certificate import VerifyOptions
-from sgate_serve.verify.comparison import compare_logits
-from sgate_serve.verify.prompts import Prompt, random_prompts
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
+from sgate_serve.verify.prompts import random_prompts
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
+from tests.verify.tampering import (
+    Change,
+    companion,
+    config,
+    graph_attribute,
+    graph_weight,
+    no_plan,
+)
 
 ENGINES = ("torch", "onnx")
 
@@ -138,19 +148,6 @@ def test_tensors_of_several_dtypes_keep_theirs(tmp_path: Path) -> None:
     assert verify(VerifyOptions(str(base.folder), str(tmp_path / "out"), gates, "torch")).passed
 
 
-def test_ties_are_no_failures_and_differences_are() -> None:
-    expected = np.array([[1.0, 1.0 + 1e-5, 0.0], [0.0, 3.0, 1.0]], np.float32)
-    swapped = np.array([[1.0 + 1e-5, 1.0, 0.0], [0.0, 3.0, 1.0]], np.float32)
-    prompt = [Prompt(np.zeros(2, np.int64))]
-    tied = compare_logits(lambda _: expected, lambda _: swapped, prompt)
-    assert (tied.holds, tied.tokens_equal, tied.ties) == (True, 1, 1)
-    wrong = np.array([[1.0, 1.0 + 1e-5, 0.0], [4.0, 3.0, 1.0]], np.float32)
-    different = compare_logits(lambda _: expected, lambda _: wrong, prompt)
-    assert (different.holds, different.tokens_equal, different.ties) == (False, 1, 0)
-    nothing = compare_logits(lambda _: expected, lambda _: expected * np.nan, prompt)
-    assert not nothing.holds
-
-
 def test_prompts_are_seeded(folders: dict[str, Path]) -> None:
     base = Checkpoint.open(folders["base"])
     first, again = (random_prompts(options(folders, "torch"), base, "torch") for _ in range(2))
@@ -163,6 +160,39 @@ def test_folders_that_cannot_belong_together(folders: dict[str, Path], tmp_path:
         verify(VerifyOptions(str(folders["base"]), str(other.folder), folders["gates"]))
     with pytest.raises(EngineError, match="unknown engine 'tgi'; use one of: onnx, torch, vllm"):
         verify(options(folders, "tgi"))
+
+
+def test_certificate_and_card_are_replaced_whole(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the hub's cache both are links to blobs that other snapshots may share."""
+    out, blobs = folders["out"], folders["out"].parent / "blobs"
+    blobs.mkdir()
+    result = verify(options(folders, "torch"))
+    names = (CERTIFICATE_FILE, CARD_FILE)
+    (out / CERTIFICATE_FILE).write_text("old")
+    before = {name: (out / name).read_text() for name in names}
+    for name in names:
+        (out / name).rename(blobs / name)
+        (out / name).symlink_to(blobs / name)
+    (blobs / CARD_FILE).chmod(0o640)
+    result.write(out)
+    assert {name: (blobs / name).read_text() for name in names} == before
+    assert not any((out / name).is_symlink() for name in names)
+    assert (out / CARD_FILE).stat().st_mode & 0o777 == 0o640
+    written = {name: (out / name).read_text() for name in names}
+    assert written[CERTIFICATE_FILE] != "old" and "- verified" in written[CARD_FILE]
+    listed = sorted(out.iterdir())
+
+    def interrupted(path: Path, text: str, encoding: str) -> int:
+        path.write_bytes(text.encode(encoding)[:9])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result.write(out)
+    assert {name: (out / name).read_text() for name in names} == written
+    assert sorted(out.iterdir()) == listed
 
 
 def test_certificate_is_json(folders: dict[str, Path]) -> None:
@@ -178,18 +208,70 @@ def test_graph_of_other_weights_is_refused(folders: dict[str, Path]) -> None:
         verify(options(folders, "onnx"))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        config(eos_token_id=9),
+        companion("generation_config.json", '{"eos_token_id": 9}'),
+        companion("tokenizer.json", "{}"),
+        companion("chat_template.jinja", "x"),
+        companion("modules.json", "[]"),
+        graph_attribute("SkipSimplifiedLayerNormalization", "epsilon", 1e-7),
+        graph_weight("embed_tokens", 0),
+        lambda folder: shutil.rmtree(folder / "onnx"),
+        no_plan,
+    ],
+    ids=[
+        "end",
+        "generation",
+        "tokenizer",
+        "template",
+        "pooling",
+        "node",
+        "weight",
+        "graph",
+        "plan",
+    ],
+)
+def test_an_edit_of_anything_certified_shows(folders: dict[str, Path], change: Change) -> None:
+    """None of these changes the digest of the model."""
+    verify(options(folders, "torch")).write(folders["out"])
+    digest = Checkpoint.open(folders["out"]).digest
+    (folders["out"] / "notes.md").write_text("of no effect")
+    assert Inspection.of(folders["out"]).certificate_is_current is True
+    change(folders["out"])
+    assert Checkpoint.open(folders["out"]).digest == digest
+    assert Inspection.of(folders["out"]).certificate_is_current is False
+
+
+def test_certificates_of_older_releases_count_as_current(folders: dict[str, Path]) -> None:
+    verify(options(folders, "torch")).write(folders["out"])
+    path = folders["out"] / CERTIFICATE_FILE
+    stored = json.loads(path.read_text())
+    new = {"model_digest", "files_digest", "base_fingerprint", "base_digest"}
+    path.write_text(json.dumps({key: stored[key] for key in stored if key not in new}))
+    companion("generation_config.json", "{}")(folders["out"])
+    assert Inspection.of(folders["out"]).certificate_is_current is True
+    path.write_text(json.dumps(stored | {"base_fingerprint": 7}))
+    with pytest.raises(CheckpointError, match="base_fingerprint must be"):
+        Inspection.of(folders["out"])
+
+
 def test_an_edit_after_the_proof_or_the_conversion_shows(folders: dict[str, Path]) -> None:
     verify(options(folders, "torch")).write(folders["out"])
     proven = Inspection.of(folders["out"])
     assert proven.to_json()["certificate_is_current"] is True
-    assert list(proven.lines())[-1].startswith("verified on torch")
+    base = Checkpoint.open(folders["base"])
+    line = list(proven.lines())[-1]
+    assert line.startswith("verified on torch") and f"against base {base.fingerprint[:12]}…" in line
+    assert proven.certificate is not None and proven.certificate["base_digest"] == base.digest
     # Neither edit is among the bytes that a fingerprint covers.
     for name in ("out", "base"):
         path = folders[name] / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.5}))
     edited = Inspection.of(folders["out"])
     assert edited.to_json()["certificate_is_current"] is False
-    assert list(edited.lines())[-1].startswith("edited since then: config.json or weights are not")
+    assert list(edited.lines())[-1].startswith("edited since then: config.json, weights, tokenizer")
     with pytest.raises(GatesError, match="were edited after these gates were trained"):
         verify(options(folders, "torch"))
     result = verify(VerifyOptions(str(folders["base"]), str(folders["out"]), engine="torch"))

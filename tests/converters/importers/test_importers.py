@@ -21,8 +21,8 @@ from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.gates import Gates
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import LayerPlan, Plan
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.importers.gated_llama import (
     LINEARS,
     GatedLlama,

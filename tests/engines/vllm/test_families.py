@@ -15,8 +15,8 @@ from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.table import load_engine
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import load_logits_model
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine
 from tests.families.test_equivalence import DECODERS, check_verified, converted

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.test_equivalence import converted
 from tests.families.zoo import VARIANTS
 

@@ -14,8 +14,8 @@ from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import Target
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import write_gates
 from tests.engines.vllm.start import vllm_engine
 from tests.families.test_equivalence import check_verified, converted
