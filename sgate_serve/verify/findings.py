@@ -47,6 +47,8 @@ class Findings:
         yield from unreached(out.spec, self.prompts.all)
         if has_padding(out) and not reads_padding(out, engine):
             yield f"padding ids inside texts, which {engine} does not treat as transformers does"
+        if not outputs.compared.num_tokens:
+            yield f"any outputs: {engine} does not run the graph"
         if outputs.batch_diff is None:
             yield "several texts in one batch"
         yield f"outputs on other engines than {engine}"

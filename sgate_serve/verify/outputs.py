@@ -1,5 +1,6 @@
 """The outputs of a converted folder on one engine against those of the masked dense model."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from converters.masked import MaskedCheckpoint
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.model_protocols import Floats, LogitsModel, Tokens
+from sgate_serve.engines.table import ONNX
+from sgate_serve.environment import library_versions
+from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.logits import load_logits_model, rounding_of
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
@@ -33,11 +37,16 @@ class Comparable:
     plan: Plan | None
 
 
+# Not a number, so that no check of it holds.
+NOTHING = LogitComparison(math.nan, scale=0.0, num_tokens=0, tokens_equal=0, ties=0)
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The comparison of outputs, before rounding, and what rounding costs.
 
-    `batch_diff` is the largest difference in one batch of all prompts, None if none was run.
+    `compared` is `NOTHING` if a graph that differs does not run. `batch_diff` is the largest
+    difference in one batch of all prompts, None if none was run.
     """
 
     engine: str
@@ -91,10 +100,30 @@ def compare_outputs(
 ) -> Outputs:
     """Load the folder on its engine and compare the outputs of every prompt.
 
-    With `bisects`, a difference is traced to its layer. Raises EngineError for a `limit` on the
-    divergence that would have no effect.
+    With `bisects`, a difference is traced to its layer. A graph that differs and does not run is a
+    result. Raises EngineError for a `limit` on the divergence that would have no effect.
     """
     graph = compare_graph(pair.out, prompts.engine)
+    try:
+        return _compared(pair, prompts, limit, graph, bisects=bisects)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of the engine, or of outputs that have other shapes
+        if graph.difference is None or prompts.engine != ONNX:
+            raise
+        reason = f"{graph.difference}; and {ONNX} does not run it: {error}"
+        version = library_versions().get("onnxruntime", "")
+        return Outputs(ONNX, version, GraphComparison(False, reason), NOTHING)
+
+
+def _compared(
+    pair: Comparable,
+    prompts: PromptSet,
+    limit: float | None,
+    graph: GraphComparison,
+    *,
+    bisects: bool,
+) -> Outputs:
     with _loaded(pair, prompts, limit) as models:
         # Logits are compared prompt by prompt; the outputs of a pooling model are few and are kept.
         comparison, cost, expected = OutputComparison(), Divergence(), list[Floats]()
