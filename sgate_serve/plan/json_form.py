@@ -124,6 +124,11 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
         raise PlanError(f"{source} is not a plan of this release: {error!r:.200}") from error
 
 
+def with_added_fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored plan's JSON object with what plans of older releases lack, as it is read."""
+    return {**value, "target": {**ADDED_FIELDS[Target], **value["target"]}}
+
+
 _COUNTS = ("dense_hidden", "dense_head_units", "closed", "dead")
 
 

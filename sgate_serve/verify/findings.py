@@ -11,6 +11,7 @@ from sgate_serve.verify.outputs import Comparable, Outputs
 from sgate_serve.verify.prompts import PromptSet, has_padding, reads_padding, unreached
 from sgate_serve.verify.reading import Reading
 from sgate_serve.verify.stored_parts import StoredParts
+from sgate_serve.verify.stored_plan import PlanComparison
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Findings:
     prompts: PromptSet
     parts: StoredParts | None
     reading: Reading
+    plan: PlanComparison | None = None
 
     @property
     def causes(self) -> list[str]:
@@ -34,7 +36,8 @@ class Findings:
         """Return all differences: causes, then outputs, then what outputs do not show."""
         file = None if self.parts is None else self.parts.file
         excess = None if outputs.quantization is None else outputs.quantization.excess
-        others = [each for each in (file, self.no_plan, excess) if each is not None]
+        plan = None if self.plan is None else self.plan.difference
+        others = [each for each in (plan, file, self.no_plan, excess) if each is not None]
         return [*self.causes, *outputs.differences, *others]
 
     def not_checked(self, outputs: Outputs) -> Iterator[str]:
@@ -42,6 +45,8 @@ class Findings:
         out, engine = self.pair.out, self.prompts.engine
         if self.no_plan is not None:
             yield "stored tensors, config.json, tokenizer and settings files: there is no plan"
+        if self.plan is not None:
+            yield from self.plan.not_compared
         if self.reading.not_compared is not None:
             yield self.reading.not_compared
         yield from unreached(out.spec, self.prompts.all)
