@@ -68,7 +68,9 @@ def index_prices(plan: Plan) -> list[int | None]:
     # A gather for each role alone costs more.
     prices = {min(costs), min(costs) // (1 + SPLIT_LAUNCHES)}
     known = TARGETS.get(plan.target.engine)
-    return [None] if known is None or known.index_price in prices else sorted(prices)
+    if known is None or known.index_price in prices:
+        return [None]
+    return [*sorted(prices)]
 
 
 def _first_difference(masked: MaskedCheckpoint, plan: Plan, stored: Any) -> str | None:
@@ -80,7 +82,8 @@ def _first_difference(masked: MaskedCheckpoint, plan: Plan, stored: Any) -> str 
         expected = json.loads(json.dumps(plan_to_json(made)))
         expected |= {key: None for key in OPTIONAL if stored.get(key) is None}
         found.append(list(islice(_differences(stored, expected, ""), MOST)))
-    return next(iter(min(found, key=len)), None)
+    fewest = min(found, key=len)
+    return fewest[0] if fewest else None
 
 
 def _differences(found: Any, expected: Any, path: str) -> Iterator[str]:
