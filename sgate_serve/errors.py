@@ -8,6 +8,7 @@ library meets it. Any other exception is a bug and keeps its traceback.
 import errno
 import os
 import re
+import resource
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,6 +87,10 @@ REMEDIES: Mapping[int, str] = {
 }
 
 
+# What a file that is written meets, never one that is read.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
 @dataclass(frozen=True)
 class SystemFailure:
     """A refusal of the operating system: the reason, the remedy, and the path if it is known."""
@@ -98,13 +103,16 @@ class SystemFailure:
     def of(cls, error: BaseException) -> "SystemFailure | None":
         """Return the failure that an exception reports or was raised from; None for any other."""
         if isinstance(error, OSError) and error.errno is not None:
-            path = None if error.filename is None else str(os.fsdecode(error.filename))
+            named = error.filename
+            if error.errno in NO_ROOM and error.filename2 is not None:
+                named = error.filename2  # a copy's target: its source is the first
+            path = None if named is None else str(os.fsdecode(named))
             return cls._numbered(error.errno, path, error.strerror)
         found = RUST_NUMBER.search(str(error))
         if found:
             return cls._numbered(int(found[1]), None, None)
         if isinstance(error, RuntimeError | OSError) and UNNUMBERED.search(str(error)):
-            return cls("a file cannot be written in full", REMEDIES[errno.ENOSPC], None)
+            return cls("a file cannot be written in full", _remedy_without_number(), None)
         return None if error.__cause__ is None else cls.of(error.__cause__)
 
     @classmethod
@@ -117,6 +125,13 @@ class SystemFailure:
         place = "" if named is None else f"{named}: "
         remedy = "" if self.remedy is None else f"; {self.remedy}"
         return f"{place}{self.reason}{remedy}"
+
+
+def _remedy_without_number() -> str:
+    """Return what helps against a write that fails without saying why."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    raised = "" if limit == resource.RLIM_INFINITY else "raise the limit on files (ulimit -f), "
+    return f"{raised}{REMEDIES[errno.ENOSPC]}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The Plan as JSON: written next to the model, read back with every field checked."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from reprlib import repr as brief
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sgate_serve.architecture.family import ATTENTION_ROLES, BLOCKS, MLP_ROLES
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import PlanError
-from sgate_serve.json_fields import FLAG, INDICES, TEXT, TEXTS, WHOLE, Kind, read_json
+from sgate_serve.json_fields import FLAG, INDICES, OBJECT, TEXT, TEXTS, WHOLE, Kind, read_json
 from sgate_serve.plan import (
     AXES,
     PLAN_FORMAT,
@@ -37,6 +37,9 @@ ROLES = (*ATTENTION_ROLES, *MLP_ROLES)
 UNITS, VALUE_DIMS, HEAD_UNITS = "mlp_units", "value_dims", "head_units"
 COLUMNS = {f"{role}.columns": role for role in ROLES}
 SOURCES = {UNITS, VALUE_DIMS, HEAD_UNITS, *BLOCKS, *COLUMNS}
+OBJECTS = Kind(
+    "a list of objects", lambda v: isinstance(v, list | tuple) and all(map(OBJECT.accepts, v))
+)
 OPTIONAL_TEXT = Kind("a string or null", lambda value: value is None or isinstance(value, str))
 KEPT = Kind("a list of whole numbers or null", lambda v: v is None or INDICES.accepts(v))
 
@@ -105,23 +108,43 @@ def plan_from_json(value: Mapping[str, Any], source: str) -> Plan:
             f"{brief(found[1])}, expected {PLAN_FORMAT} version {PLAN_VERSION}; convert again"
         )
     try:
-        return Plan(
-            family=_typed(value, "family", TEXT),
-            base_fingerprint=_typed(value, "base_fingerprint", TEXT),
-            target=_read(Target, value["target"]),
-            layers=tuple(_read_layer(layer) for layer in value["layers"]),
-            **{key: _typed(value, key, WHOLE) for key in _COUNTS},
-            hidden=_kept(value, "hidden"),
-            head_units=_kept(value, "head_units"),
-            folds=tuple(_read_fold(fold) for fold in value["folds"]),
-            merges=_read_all(Merge, value["merges"]),
-            extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
-            removals=_read_all(Removal, value["removals"]),
-            base_digest=_optional_text(value, "base_digest"),
-            gates_fingerprint=_optional_text(value, "gates_fingerprint"),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PlanError(f"{source} is not a plan of this release: {error!r:.200}") from error
+        return _read_whole(value)
+    except _MalformedError as error:
+        raise PlanError(
+            f"{source} is not a plan of this release: {error.key} {error.reason}; convert the base "
+            "again"
+        ) from error
+
+
+class _MalformedError(Exception):
+    """The path of a key in a stored plan, and what is wrong with it in words."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key, self.reason = key, reason
+
+
+def _read_whole(value: Mapping[str, Any]) -> Plan:
+    return Plan(
+        family=_typed(value, "family", TEXT),
+        base_fingerprint=_typed(value, "base_fingerprint", TEXT),
+        target=_one(value, "target", lambda each: _read(Target, each)),
+        layers=_all(value, "layers", _read_layer),
+        **{key: _typed(value, key, WHOLE) for key in _COUNTS},
+        hidden=_kept(value, "hidden"),
+        head_units=_kept(value, "head_units"),
+        folds=_all(value, "folds", _read_fold),
+        merges=_all(value, "merges", lambda each: _read(Merge, each)),
+        extra_biases=tuple(_typed(value, "extra_biases", TEXTS)),
+        removals=_all(value, "removals", lambda each: _read(Removal, each)),
+        base_digest=_optional_text(value, "base_digest"),
+        gates_fingerprint=_optional_text(value, "gates_fingerprint"),
+    )
+
+
+def with_added_fields(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stored plan's JSON object with what plans of older releases lack, as it is read."""
+    return {**value, "target": {**ADDED_FIELDS[Target], **value["target"]}}
 
 
 _COUNTS = ("dense_hidden", "dense_head_units", "closed", "dead")
@@ -163,16 +186,36 @@ def _read_fold(value: Mapping[str, Any]) -> Fold:
 def _read_layer(value: Mapping[str, Any]) -> LayerPlan:
     return LayerPlan(
         index=_typed(value, "index", WHOLE),
-        dense=_read(LayerShape, value["dense"]),
+        dense=_one(value, "dense", lambda each: _read(LayerShape, each)),
         **{axis: tuple(_typed(value, axis, INDICES)) for axis in AXES},
-        lowerings=_read_all(Lowering, value["lowerings"]),
-        removals=_read_all(Removal, value["removals"]),
-        revivals=_read_all(Revival, value["revivals"]),
+        lowerings=_all(value, "lowerings", lambda each: _read(Lowering, each)),
+        removals=_all(value, "removals", lambda each: _read(Removal, each)),
+        revivals=_all(value, "revivals", lambda each: _read(Revival, each)),
     )
 
 
-def _read_all(kind: type[Value], values: Any) -> tuple[Value, ...]:
-    return tuple(_read(kind, value) for value in values)
+def _all(
+    value: Mapping[str, Any], key: str, read: Callable[[Mapping[str, Any]], Value]
+) -> tuple[Value, ...]:
+    """Read a list of JSON objects."""
+    return tuple(
+        _object(each, f"{key}[{index}]", read)
+        for index, each in enumerate(_typed(value, key, OBJECTS))
+    )
+
+
+def _one(value: Mapping[str, Any], key: str, read: Callable[[Mapping[str, Any]], Value]) -> Value:
+    """Read a JSON object."""
+    return _object(_typed(value, key, OBJECT), key, read)
+
+
+def _object(
+    value: Mapping[str, Any], path: str, read: Callable[[Mapping[str, Any]], Value]
+) -> Value:
+    try:
+        return read(value)
+    except _MalformedError as error:
+        raise _MalformedError(f"{path}.{error.key}", error.reason) from error
 
 
 def _read(kind: type[Value], value: Mapping[str, Any]) -> Value:
@@ -194,6 +237,8 @@ def _optional_text(value: Mapping[str, Any], key: str) -> str | None:
 
 
 def _typed(value: Mapping[str, Any], key: str, kind: Kind) -> Any:
+    if key not in value:
+        raise _MalformedError(key, "is missing")
     if not kind.accepts(value[key]):
-        raise ValueError(f"{key} must be {kind.words}, found {brief(value[key])}")
+        raise _MalformedError(key, f"must be {kind.words}, found {brief(value[key])}")
     return value[key]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, models, processors
 
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import read_json
@@ -78,6 +78,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
             f"{folder / TOKENIZER_CONFIG_FILE}: the special tokens of {name} cannot be applied "
             f"({error}); restore the tokenizer files of the base model"
         ) from error
+    _check_unknown(files, tokenizer)
     if has_fixed_words(config, files.settings, tokenizer):
         split_into_mistrals_words(tokenizer)
     return _loaded(tokenizer, files, pipeline, named)
@@ -122,6 +123,19 @@ def _check_vocabulary(
         f"{files.folder / TOKENIZER_CONFIG_FILE}: the tokenizer class {name} does not fit "
         f"{TOKENIZER_FILE}, which has {found}; {remedy}"
     )
+
+
+def _check_unknown(files: TokenizerFiles, tokenizer: Tokenizer) -> None:
+    """Raise CheckpointError if the first word that the vocabulary lacks would be an error."""
+    model = tokenizer.model
+    if not isinstance(model, models.WordPiece | models.WordLevel):
+        return
+    if model.token_to_id(model.unk_token) is None:
+        raise CheckpointError(
+            f"{files.folder / TOKENIZER_FILE}: the vocabulary lacks {model.unk_token!r}, the token "
+            f"for unknown words (unk_token, there or in {TOKENIZER_CONFIG_FILE}); restore the "
+            "tokenizer files of the base model"
+        )
 
 
 def _parsed(files: TokenizerFiles) -> Tokenizer:

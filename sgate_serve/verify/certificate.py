@@ -72,6 +72,7 @@ class Verification:
     config_equal: bool | None = None
     files_equal: bool | None = None
     graph_equal: bool | None = None
+    plan_equal: bool | None = None
     base_read_alike: bool | None = None
     batch_max_abs_diff: float | None = None
     segments: tuple[tuple[int, ...] | None, ...] = ()
@@ -141,6 +142,8 @@ class Verification:
         if self.files_equal is not None:
             verb = "equal" if self.files_equal else "do NOT equal"
             yield f"the files next to them {verb} those of the base's conversion"
+        if self.plan_equal is not None:
+            yield f"sgate_plan.json {_equals(self.plan_equal)} the plan of this base, made again"
         if self.graph_equal is not None:
             yield f"the ONNX graph {_equals(self.graph_equal)} that of the stored tensors"
         if self.base_read_alike is not None:

@@ -13,6 +13,7 @@ from sgate_serve.verify.outputs import Comparable, Outputs
 from sgate_serve.verify.prompts import PromptSet, has_padding, reads_padding, unreached
 from sgate_serve.verify.reading import Reading
 from sgate_serve.verify.stored_parts import StoredParts
+from sgate_serve.verify.stored_plan import PlanComparison
 
 STORED = "stored tensors, config.json, tokenizer and settings files"
 
@@ -26,6 +27,7 @@ class Findings:
     prompts: PromptSet
     parts: StoredParts | None
     reading: Reading
+    plan: PlanComparison | None = None
 
     @property
     def causes(self) -> list[str]:
@@ -38,7 +40,8 @@ class Findings:
         """Return all differences: causes, then outputs, then what outputs do not show."""
         file = None if self.parts is None else self.parts.file
         excess = None if outputs.quantization is None else outputs.quantization.excess
-        others = [each for each in (file, self.no_plan, excess) if each is not None]
+        plan = None if self.plan is None else self.plan.difference
+        others = [each for each in (plan, file, self.no_plan, excess) if each is not None]
         return [*self.causes, *outputs.differences, *others]
 
     def not_checked(self, outputs: Outputs) -> Iterator[str]:
@@ -47,12 +50,16 @@ class Findings:
             yield f"{STORED}: there is no plan"
         elif self.parts is None:
             yield f"{STORED}: the base is compared with itself, and gets no certificate"
+        if self.plan is not None:
+            yield from self.plan.not_compared
         if self.reading.not_compared is not None:
             yield self.reading.not_compared
         if outputs.compared.num_tokens:
             yield from self._not_compared(outputs)
-        else:
+        elif outputs.graph.is_equal is None:
             yield "outputs, the ONNX graph and the cost of rounding"
+        else:
+            yield f"any outputs: {self.prompts.engine} does not run the graph"
         if self.parts is not None and self.parts.other_files:
             yield f"files that no conversion writes: {', '.join(self.parts.other_files)}"
 

@@ -12,6 +12,9 @@ from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import PRECISION_NAMES
 from sgate_serve.engines.model_protocols import Floats, LogitsModel, Tokens
+from sgate_serve.engines.table import ONNX
+from sgate_serve.environment import library_versions
+from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.logits import load_logits_model, rounding_of
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
@@ -63,12 +66,15 @@ class Comparable:
         return spec.task == BASE and bool(spec.head.tensors)
 
 
+NOTHING = LogitComparison(0.0, scale=0.0, num_tokens=0, tokens_equal=0, ties=0)
+
+
 @dataclass(frozen=True)
 class Outputs:
     """The comparison of outputs, before rounding, and what rounding costs.
 
-    `batch` is the comparison in one batch of all prompts, None if none was run. `lacking` says in
-    words that the measured outputs lack rows.
+    `compared` is `NOTHING` if no outputs were compared. `batch` is the comparison in one batch of
+    all prompts, None if none was run. `lacking` says in words that the measured outputs lack rows.
     """
 
     engine: str
@@ -83,9 +89,8 @@ class Outputs:
     @classmethod
     def not_compared(cls, engine: str, reason: str) -> "Outputs":
         """Return what is known where an engine gave no outputs for the reason given."""
-        nothing = LogitComparison(0.0, 0.0, num_tokens=0, tokens_equal=0, ties=0)
         said = f"outputs on {engine} were not compared: {reason}"
-        return cls(engine, "", GraphComparison(), nothing, said)
+        return cls(engine, "", GraphComparison(), NOTHING, said)
 
     @property
     def differences(self) -> list[str]:
@@ -139,10 +144,30 @@ def compare_outputs(
 ) -> Outputs:
     """Load the folder on its engine and compare the outputs of every prompt.
 
-    With `bisects`, a difference is traced to its layer. Raises EngineError for a `limit` on the
-    divergence that would have no effect.
+    With `bisects`, a difference is traced to its layer. A graph that differs and does not run is a
+    result. Raises EngineError for a `limit` on the divergence that would have no effect.
     """
     graph = compare_graph(pair.out, prompts.engine)
+    try:
+        return _compared(pair, prompts, limit, graph, bisects=bisects)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of the engine, or of outputs that have other shapes
+        if graph.difference is None or prompts.engine != ONNX:
+            raise
+        reason = f"{graph.difference}; and {ONNX} does not run it: {error}"
+        version = library_versions().get("onnxruntime", "")
+        return Outputs(ONNX, version, GraphComparison(False, reason), NOTHING)
+
+
+def _compared(
+    pair: Comparable,
+    prompts: PromptSet,
+    limit: float | None,
+    graph: GraphComparison,
+    *,
+    bisects: bool,
+) -> Outputs:
     is_choice = output_kind(pair.out.spec).choice is not None
     with _loaded(pair, prompts, limit) as models:
         # Logits are compared prompt by prompt; the outputs of a pooling model are few and are kept.

@@ -30,6 +30,7 @@ LONGEST = 1040
 # Logits of one prompt that a comparison may hold: 1 GiB in fp32. vLLM makes an object of each.
 MAX_LOGITS, MAX_LOGITS_OF_VLLM = 2**28, 2**22
 TEXT_PROMPTS, TEXT_TOKENS, TEXT_DOCUMENTS = 16, 256, 256
+DEFAULT_TOKENS: int = VerifyOptions.prompt_tokens
 
 Item = TypeVar("Item")
 
@@ -88,12 +89,19 @@ def random_prompts(options: VerifyOptions, model: Checkpoint, engine: str) -> li
     """Return `num_prompts` prompts of `prompt_tokens` uniformly random ids, and a longer one.
 
     Every second prompt is a pair if the model has segments. Padding ids that change a model's
-    outputs are among the tokens.
+    outputs are among the tokens. Raises EngineError for more tokens than the engine gives outputs
+    of; the default is cut to them.
     """
     spec, generator = model.spec, np.random.default_rng(options.seed)
-    length = min(options.prompt_tokens, spec.max_positions)
+    longest = longest_prompt(engine, spec)
+    if options.prompt_tokens > longest and options.prompt_tokens != DEFAULT_TOKENS:
+        raise EngineError(
+            f"--prompt-tokens {options.prompt_tokens} exceeds the {longest} positions of "
+            f"{model.folder} on {engine}; give at most that"
+        )
+    length = min(options.prompt_tokens, longest)
     lengths = [length] * options.num_prompts
-    reach = min(_reach(engine, spec), longest_prompt(engine, spec))
+    reach = min(_reach(engine, spec), longest)
     lengths += [reach] if reach > length else []
     prompts = [generator.integers(0, spec.vocab_size, length) for length in lengths]
     _put_padding(prompts, model, engine)

@@ -26,6 +26,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, DTYPE_NAMES, INDEX_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.engines.table import ONNX
+from sgate_serve.errors import writing
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
@@ -61,7 +62,7 @@ def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) 
     """Compare the tensors, the config and the other files of `out` with what the plan gives."""
     tensor = first_different_tensor(masked, plan, out)
     config = written_config(masked, plan, out.is_int8)
-    with TemporaryDirectory() as root:
+    with TemporaryDirectory() as root, writing(Path(root), "set TMPDIR to another folder"):
         writer = FolderWriter(Path(root))
         copy_companions(masked.base.folder, writer, masked.spec.task, config)
         expected = _files_in(writer.staging)

@@ -1,11 +1,12 @@
 """Run a verification: what is stored, how the base is read, then the outputs of an engine.
 
-Four independent checks. The stored parts must be what the conversion of the base writes, byte for
-byte. The ONNX graph must be what the stored tensors give. The base, as it is read here, must equal
-transformers' own model of it. And the outputs of an engine must equal those of the masked dense
-model. Where the folder stores a narrower float type than the base, the last one rounds the masked
-model alike; for int8, or a graph in another precision than fp32, it uses the model before rounding.
-What all rounding costs is measured against the masked model as the base stores it.
+Five independent checks. The stored parts must be what the conversion of the base writes, byte for
+byte. The plan must be what the rules make of the base. The ONNX graph must be what the stored
+tensors give. The base, as it is read here, must equal transformers' own model of it. And the
+outputs of an engine must equal those of the masked dense model. Where the folder stores a narrower
+float type than the base, the last one rounds the masked model alike; for int8, or a graph in
+another precision than fp32, it uses the model before rounding. What all rounding costs is measured
+against the masked model as the base stores it.
 """
 
 from converters.convert import open_masked
@@ -22,6 +23,7 @@ from sgate_serve.verify.outputs import Comparable, Outputs, compare_outputs
 from sgate_serve.verify.prompts import make_prompts
 from sgate_serve.verify.reading import compare_reading
 from sgate_serve.verify.stored_parts import compare_stored_parts
+from sgate_serve.verify.stored_plan import compare_plan
 from sgate_serve.verify.verify_options import VerifyOptions
 
 
@@ -43,7 +45,9 @@ def verify(options: VerifyOptions) -> Verification:
     plan, prompts = made_by.plan, make_prompts(options, out, masked.base)
     parts = None if plan is None else compare_stored_parts(masked, plan, out)
     reading = compare_reading(masked.base, prompts.random)
-    found = Findings(Comparable(out, masked, plan), made_by.missing, prompts, parts, reading)
+    again = None if plan is None else compare_plan(masked, plan, out)
+    pair = Comparable(out, masked, plan)
+    found = Findings(pair, made_by.missing, prompts, parts, reading, again)
     return _verification(options, found, _outputs(options, found))
 
 
@@ -81,6 +85,7 @@ def _verification(options: VerifyOptions, found: Findings, outputs: Outputs) -> 
         config_equal=None if parts is None else parts.config is None,
         files_equal=None if parts is None else parts.file is None,
         graph_equal=outputs.graph.is_equal,
+        plan_equal=None if found.plan is None else found.plan.is_equal,
         base_read_alike=found.reading.is_alike,
         batch_max_abs_diff=None if outputs.batch is None else outputs.batch.max_abs_diff,
         segments=tuple(

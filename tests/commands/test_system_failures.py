@@ -62,10 +62,12 @@ PLACES = {
         ("convert BASE --out NEW", 0, "new"),
         ("convert BASE --out NEW", 20_000, "new"),
         ("convert BASE --out NEW --to hf,onnx", 300_000, "new"),
+        ("convert BASE --out NEW", 3_000, "new/.sgate-incomplete/tokenizer.json: File too large"),
         ("verify BASE COPY --engine torch", 0, "copy"),
         ("eval BASE --data TEXT --seq-len 16 --engine onnx", 0, "or set SGATE_CACHE to another"),
         ("inspect BASE --plot PLOT", 1_000, "new.png"),
         ("serve BASE --port 0", 0, "or set SGATE_CACHE to another folder"),
+        ("serve BASE --port 0", 1_000, "in full; raise the limit on files (ulimit -f), free some"),
         ("bench compare BASE BASE --rounds 1 --json FULL", None, "/dev/full: No space left on"),
         ("demo --quick --dir NEW", 0, "new"),
         (TRAIN, 0, "new.work"),
@@ -106,6 +108,28 @@ def test_a_failure_names_the_path_and_the_remedy(
     with pytest.raises(OutputError) as raised, writing(tmp_path):
         raise OSError(number, os.strerror(number), path)
     assert str(raised.value) == f"{path or tmp_path}: {os.strerror(number)}; {remedy}"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_copy_that_finds_no_room_names_its_target(tmp_path: Path, number: int) -> None:
+    with pytest.raises(OutputError, match=r"^/to/target: "), writing(tmp_path):
+        raise OSError(number, os.strerror(number), "/from/source", None, "/to/target")
+    with pytest.raises(OutputError, match=r"^/from/source: "), writing(tmp_path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), "/from/source", None, "/to/target")
+
+
+def test_verify_names_the_folder_for_its_copies(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, new, tmp = (str(folder / name) for name in ("base", "new", "tmp"))
+    Path(tmp).mkdir()
+    monkeypatch.setattr("tempfile.tempdir", tmp)
+    assert run(capsys, "convert", base, "--out", new)[0] == 0
+    with largest_file(3_000):
+        status, _, err = run(capsys, "verify", base, new, "--engine", "torch")
+    assert status == 2 and err.startswith(f"sgate verify: {tmp}/")
+    assert "tokenizer.json: File too large; raise the limit" in err
+    assert err.endswith("or set TMPDIR to another folder\n")
 
 
 def test_libraries_of_other_languages_tell_the_same() -> None:

@@ -229,7 +229,7 @@ def test_claimed_sizes_are_never_allocated(tmp_path: Path) -> None:
         ({"dense_hidden": float("inf")}, "dense_hidden must be a whole number, found inf"),
         ({"family": []}, r"family must be a string, found \[\]"),
         ({"extra_biases": "abc"}, "extra_biases must be a list of strings, found 'abc'"),
-        ({"layers": [{"dense": []}]}, r"KeyError\('index'\)"),
+        ({"layers": [{"dense": []}]}, r"layers\[0\]\.index is missing; convert the base again"),
         (
             {"layers": [{"index": 0, "dense": {"num_heads": True}}]},
             "num_heads must be a whole number",

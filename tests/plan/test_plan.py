@@ -168,23 +168,51 @@ def test_folds_are_spelled_as_the_format_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "said"),
     [
-        {"layers": 3},
-        {"layers": [{"index": 0}]},
-        {"target": {"align": "wide", "tensor_parallel": 1, "engine": None}},
-        {"target": {"align": 1, "tensor_parallel": 1, "engine": None, "uniform": 1}},
-        {"target": {"align": 1, "tensor_parallel": 1, "uniform": False}},
-        {"folds": [{"source": "air", "layer": 0, "indices": [], "target": ""}]},
-        {"hidden": [1.5]},
-        {"version": None},
-        {"extra_biases": 1},
-        {"base_digest": 7},
+        ({"layers": 3}, "layers must be a list of objects, found 3"),
+        ({"layers": [4]}, "layers must be a list of objects, found [4]"),
+        ({"layers": [{"index": 0}]}, "layers[0].dense is missing"),
+        ({"layers": [{"index": 0, "dense": {}}]}, "layers[0].dense.num_heads is missing"),
+        ({"target": None}, "target must be an object, found None"),
+        (
+            {"target": {"align": "wide", "tensor_parallel": 1, "engine": None}},
+            "target.align must be a whole number, found 'wide'",
+        ),
+        (
+            {"target": {"align": 1, "tensor_parallel": 1, "engine": None, "uniform": 1}},
+            "target.uniform must be true or false, found 1",
+        ),
+        (
+            {"target": {"align": 1, "tensor_parallel": 1, "uniform": False}},
+            "target.engine is missing",
+        ),
+        (
+            {"folds": [{"source": "air", "layer": 0, "indices": [], "target": ""}]},
+            "folds[0].source must be one of ",
+        ),
+        ({"hidden": [1.5]}, "hidden must be a list of whole numbers or null, found [1.5]"),
+        ({"version": None}, "format 'sgate-plan' version None, expected sgate-plan version 2"),
+        ({"extra_biases": 1}, "extra_biases must be a list of strings, found 1"),
+        ({"base_digest": 7}, "base_digest must be a string or null, found 7"),
     ],
 )
-def test_malformed_json_is_a_plan_error(change: dict[str, Any]) -> None:
-    with pytest.raises(PlanError, match=r"broken.json is not a plan of this release"):
+def test_malformed_json_is_a_plan_error(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(PlanError) as caught:
         plan_from_json(plan_to_json(PLAN) | change, "broken.json")
+    assert str(caught.value).startswith(f"broken.json is not a plan of this release: {said}")
+    assert str(caught.value).endswith(("; convert the base again", "; convert again"))
+
+
+@pytest.mark.parametrize("key", sorted({*plan_to_json(PLAN)} - {"format", "version"}))
+def test_a_missing_key_is_named(key: str) -> None:
+    value = plan_to_json(PLAN)
+    del value[key]
+    if key in ("base_digest", "gates_fingerprint"):
+        assert plan_from_json(value, "old.json") == PLAN
+        return
+    with pytest.raises(PlanError, match=rf"release: {key} is missing; convert the base again$"):
+        plan_from_json(value, "broken.json")
 
 
 @pytest.mark.parametrize(

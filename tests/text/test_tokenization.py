@@ -1,7 +1,9 @@
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -55,6 +57,15 @@ def test_no_tokenizer_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_broken_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": 1}', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read by the token"):
+        TextCodec.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [models.WordLevel, models.WordPiece])
+def test_a_vocabulary_without_the_token_for_unknown_words_is_refused(
+    tmp_path: Path, kind: Callable[..., Any]
+) -> None:
+    Tokenizer(kind({"the": 0}, unk_token="[UNK]")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: the vocabulary lacks '\[UNK\]'"):
         TextCodec.load(tmp_path)
 
 

@@ -241,6 +241,7 @@ def test_every_class_of_transformers_is_built_refused_or_reads_the_file_as_it_st
         ("qwen2", {}, "transformers reads every qwen2 so; give the base's own files"),
         ("llama", {"init_inputs": [1]}, "init_inputs is not supported; remove it, or save"),
         ("llama", {"fast_tokenizer_files": ["tokenizer.4.0.json"]}, "fast_tokenizer_files is not"),
+        ("bert", {"unk_token": "NEW"}, "the vocabulary lacks 'NEW', the token for unknown words"),
         ("llama", {"legacy": "yes"}, "tokenizer_config.json: legacy must be true or false"),
         ("llama", {"truncation_side": "top"}, 'truncation_side must be "left" or "right"'),
         ("llama", {"added_tokens_decoder": {"x": {}}}, "special or added tokens in tokenizer_conf"),

@@ -82,6 +82,20 @@ def graph_attribute(operator: str, name: str, value: float) -> Change:
     return change
 
 
+def graph_metadata(key: str, value: str | None = None) -> Change:
+    """Set a key of the graph's metadata, or remove it."""
+
+    def change(folder: Path) -> None:
+        path = folder / "onnx" / GRAPH_FILE
+        graph = ir.load(path)
+        del graph.metadata_props[key]
+        if value is not None:
+            graph.metadata_props[key] = value
+        ir.save(graph, path)
+
+    return change
+
+
 def tensor(name: str, row: int, amount: float) -> Change:
     """Add to one row of a stored tensor."""
 

@@ -12,6 +12,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.engine import DEFAULT_PREFILL_CHUNK
 from sgate_serve.errors import EngineError
 from sgate_serve.verify.prompts import (
+    DEFAULT_TOKENS,
     PAST_WINDOW,
     REACH,
     TEXT_PROMPTS,
@@ -64,6 +65,19 @@ def test_a_long_prompt_that_is_asked_for_is_the_longest(tmp_path: Path) -> None:
     model = model_of(ZOO["llama"][0], tmp_path, max_position_embeddings=300)
     options = VerifyOptions("base", "out", num_prompts=2, prompt_tokens=300)
     assert [len(p.tokens) for p in random_prompts(options, model, "torch")] == [300, 300]
+
+
+@pytest.mark.parametrize(("engine", "most"), [("onnx", 30), ("torch", 30), ("vllm", 29)])
+def test_prompts_longer_than_the_model_reads_are_refused(
+    tmp_path: Path, engine: str, most: int
+) -> None:
+    model = model_of(ZOO["llama"][0], tmp_path, max_position_embeddings=30)
+    for tokens in (most, DEFAULT_TOKENS):
+        options = VerifyOptions("base", "out", num_prompts=2, prompt_tokens=tokens)
+        assert [len(p.tokens) for p in random_prompts(options, model, engine)] == [most, most]
+    said = f"--prompt-tokens {most + 1} exceeds the {most} positions of .* on {engine}; give at mo"
+    with pytest.raises(EngineError, match=said):
+        random_prompts(replace(options, prompt_tokens=most + 1), model, engine)
 
 
 def test_engines_end_prompts_where_they_must() -> None:

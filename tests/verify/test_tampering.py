@@ -29,6 +29,7 @@ from tests.verify.tampering import (
     config,
     further_tensor,
     graph_attribute,
+    graph_metadata,
     graph_weight,
     no_plan,
     plan_of_another_base,
@@ -177,6 +178,33 @@ def test_tampering_is_found(converted: dict[str, Path], case: str, tmp_path: Pat
     assert said in "; ".join(result.differences)
     assert result.difference == result.differences[0]
     assert f"DIFFERS: {result.difference}" in result.lines()
+
+
+DAMAGED: Mapping[str, tuple[str, Change, str]] = {
+    "capacity": ("llama", graph_metadata("sgate.capacity"), "metadata sgate.capacity is None, not"),
+    "kind": ("llama", graph_metadata("sgate.kind"), "metadata sgate.kind is None, not 'generate'"),
+    "layers": ("llama", graph_metadata("sgate.num_layers", "x"), "metadata sgate.num_layers is"),
+    "segments": ("bert", graph_metadata("sgate.num_types"), "metadata sgate.num_types is None"),
+    "axis": ("llama", graph_attribute("Gather", "axis", 1), "node Gather_"),
+    "heads": ("bert", graph_attribute("MultiHeadAttention", "num_heads", 3), "node MultiHeadAtt"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_graph_that_does_not_run_is_a_result(
+    converted: dict[str, Path], case: str, tmp_path: Path
+) -> None:
+    name, change, said = DAMAGED[case]
+    shutil.copytree(converted[name] / "out", tmp_path / "out")
+    change(tmp_path / "out")
+    result = verified(converted[name], tmp_path / "out", "onnx")
+    assert not result.passed and result.num_tokens == 0 and result.graph_equal is False
+    (difference,) = result.differences
+    graph = tmp_path / "out" / "onnx" / "model.onnx"
+    assert difference.startswith(f"{graph}: {said}"), difference
+    assert f"; and onnx does not run it: {graph}: " in difference
+    assert "any outputs: onnx does not run the graph" in result.not_checked
+    assert list(result.lines())[-1] == f"DIFFERS: {difference}"
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,14 @@ import onnxruntime as ort
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.model_protocols import Floats, Tokens
+from sgate_serve.engines.onnx.graph_metadata import REMEDY, GraphMetadata, cannot_run
 from sgate_serve.engines.onnx.kv_cache import bytes_per_token, past_inputs
-from sgate_serve.engines.onnx.runner import OnnxRunner, RunnerSizes, open_session
+from sgate_serve.engines.onnx.runner import (
+    OnnxRunner,
+    RunnerSizes,
+    check_interface,
+    open_session,
+)
 from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
@@ -72,7 +78,8 @@ class GraphInfo:
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], source: Path) -> "GraphInfo":
-        """Parse metadata_props; raise EngineError for a graph of another format version."""
+        """Parse metadata_props; raise EngineError for another format version or bad values."""
+        found = GraphMetadata(metadata, source)
         version = metadata.get(names.META_VERSION)
         if version != str(names.FORMAT_VERSION):
             raise EngineError(
@@ -80,13 +87,13 @@ class GraphInfo:
                 f"{names.FORMAT_VERSION}; convert the model again"
             )
         return cls(
-            kind=metadata[names.META_KIND],
-            capacity=int(metadata[names.META_CAPACITY]),
-            num_layers=int(metadata[names.META_NUM_LAYERS]),
+            kind=found.text(names.META_KIND, (names.GENERATE, names.CLASSIFY, names.EMBED)),
+            capacity=found.whole(names.META_CAPACITY, least=1),
+            num_layers=found.whole(names.META_NUM_LAYERS),
             # Graphs written before these keys existed are fp32.
             precision=metadata.get(names.META_PRECISION, FP32),
-            block=int(metadata.get(names.META_BLOCK, 0)),
-            row_multiple=int(metadata.get(names.META_ROW_MULTIPLE, 1)),
+            block=found.whole(names.META_BLOCK, 0),
+            row_multiple=found.whole(names.META_ROW_MULTIPLE, 1, least=1),
         )
 
     @property
@@ -112,7 +119,8 @@ class GraphInfo:
 def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     """Load the graph in `folder` with a KV cache of the requested size.
 
-    Raises EngineError for a graph that does not generate text, or has another precision.
+    Raises EngineError for a graph that does not generate text, has another precision, or does not
+    run.
     """
     own = OnnxOptions.of(options)
     path = graph_path(folder)
@@ -129,6 +137,7 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
             f"{path} is a graph in {info.precision}, not in {own.precision}; give the model "
             "folder, from which such a graph is built, or omit --precision"
         )
+    check_interface(session, path)
     sizes = choose_sizes(own, info, bytes_per_token(session))
     logger.info(
         "onnx engine: weights %s, slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d "
@@ -141,7 +150,9 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
         sizes.cache_tokens,
         sizes.cache_tokens * bytes_per_token(session) / 2**20,
     )
-    return OnnxRunner(session, info.held, sizes, own.device)
+    runner = OnnxRunner(session, path, info.held, sizes, own.device)
+    runner.try_out()
+    return runner
 
 
 def prefill_chunk(options: SlotOptions) -> int:
@@ -169,11 +180,16 @@ def residuals(
     values = {value.name: value for node in model.graph for value in node.outputs}
     floats = ir.DataType.FLOAT16 if info.precision == FP16 else ir.DataType.FLOAT
     for name in wanted:
+        if name not in values:
+            raise EngineError(f"{path}: value {name} is missing; {REMEDY}")
         values[name].type = ir.TensorType(floats)
         model.graph.outputs.append(values[name])
     graph = ir.to_proto(model).SerializeToString()
     session = open_session(graph, folder, num_cpus())
-    streams = session.run(wanted, _prefill_feeds(session, tokens, own_feeds))
+    try:
+        streams = session.run(wanted, _prefill_feeds(session, tokens, own_feeds))
+    except Exception as error:  # ONNX Runtime's exception classes have no common base
+        raise cannot_run(path, error) from error
     return [stream.astype(np.float32) for stream in streams]
 
 

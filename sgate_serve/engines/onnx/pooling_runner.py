@@ -15,6 +15,7 @@ from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.engines.onnx.engine import GraphInfo, graph_path
+from sgate_serve.engines.onnx.graph_metadata import GraphMetadata, cannot_run
 from sgate_serve.engines.onnx.runner import Ints, open_session, ramps
 from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.onnx_format import names
@@ -45,24 +46,24 @@ class PoolingGraphInfo(GraphInfo):
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], source: Path) -> "PoolingGraphInfo":
-        """Parse metadata_props; raise EngineError for another format version or a generator."""
+        """Parse metadata_props; raise EngineError as `GraphInfo` does, or for a generator."""
         info = GraphInfo.read(metadata, source)
         if info.kind == names.GENERATE:
             raise EngineError(
                 f"{source} generates text; it is not a graph to classify or embed with: load it as "
                 "a causal language model"
             )
-        padding = metadata[names.META_PADDING_ID]
-        position = metadata.get(names.META_PADDING_POSITION)
-        family = FAMILIES.get(metadata[names.META_FAMILY])
+        found, key = GraphMetadata(metadata, source), names.META_PADDING_POSITION
+        position = found.whole(key) if metadata.get(key) else None
+        family = FAMILIES.get(found.text(names.META_FAMILY))
         return cls(
             **vars(info),
-            vocab_size=int(metadata[names.META_VOCAB_SIZE]),
-            num_types=int(metadata[names.META_NUM_TYPES]),
-            padding_id=int(padding) if padding else None,
-            logit_token=metadata[names.META_LOGIT_TOKEN],
-            padding_position=int(position) if position else None,
-            counts_padding=family is not None and family.has_padded_positions and not position,
+            vocab_size=found.whole(names.META_VOCAB_SIZE, least=1),
+            num_types=found.whole(names.META_NUM_TYPES),
+            padding_id=found.optional_integer(names.META_PADDING_ID),
+            logit_token=found.text(names.META_LOGIT_TOKEN, (names.FIRST, names.LAST)),
+            padding_position=position,
+            counts_padding=position is None and family is not None and family.has_padded_positions,
         )
 
     def check_padding(self, tokens: Sequence[int] | Ints) -> None:
@@ -95,18 +96,35 @@ class OnnxPoolingRunner:
 
     @classmethod
     def load(cls, folder: Path, threads: int) -> "OnnxPoolingRunner":
-        """Load `model.onnx`; raise EngineError if it is missing, unreadable or of another kind."""
+        """Load `model.onnx`; raise EngineError if it is missing, does not fit or does not run."""
         path = graph_path(folder)
         session = open_session(str(path), folder, threads)
         metadata = session.get_modelmeta().custom_metadata_map
-        return cls(folder, session, PoolingGraphInfo.read(metadata, path))
+        runner = cls(folder, session, PoolingGraphInfo.read(metadata, path))
+        runner.try_out()
+        return runner
+
+    def try_out(self) -> None:
+        """Run the ids at the ends of tables; raise EngineError if the graph does not run."""
+        info = self.info
+        tokens = [info.vocab_size - 1, 0]
+        if info.padding_id is not None and 0 <= info.padding_id < info.vocab_size:
+            tokens.append(info.padding_id)
+        row = np.array(tokens[: info.capacity], np.int64)
+        self.forward([TokenRow(row, np.full(len(row), max(info.num_types - 1, 0), np.int64))])
 
     def forward(self, rows: Sequence[TokenRow]) -> list[Floats]:
-        """Return the output of the graph for each row: logits [labels], or states [s, hidden]."""
+        """Return the output of the graph for each row: logits [labels], or states [s, hidden].
+
+        Raises EngineError if the graph does not run.
+        """
         counts = np.array([len(row.tokens) for row in rows])
         assert counts.min() > 0 and counts.max() <= self.info.capacity, "a row has no such length"
         feeds = {name: v for name, v in self._feeds(rows, counts).items() if name in self._wanted}
-        (values,) = self._session.run(None, feeds)
+        try:
+            (values,) = self._session.run(None, feeds)
+        except Exception as error:  # ONNX Runtime's exception classes have no common base
+            raise cannot_run(graph_path(self.folder), error) from error
         if self.info.kind == names.CLASSIFY:
             return list(values[: len(rows)])
         return np.split(values[: counts.sum()], np.cumsum(counts)[:-1])

@@ -14,7 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sgate_serve.checkpoint.tensor_files import Array
-from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
+from sgate_serve.engines.onnx.graph_metadata import REMEDY, cannot_run
+from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, TYPES, KvCache
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.environment import install_command
@@ -26,6 +27,16 @@ Ints = NDArray[np.int64]
 
 # Longer than the pause between two steps of a request, so threads are still awake for the next.
 SPIN_MICROSECONDS = 2000
+# What every call of a graph that generates is given, whatever its positions.
+CALL_INPUTS = (
+    names.INPUT_IDS,
+    names.UNPACK_INDEX,
+    names.PACK_INDEX,
+    names.SEQLENS_K,
+    names.TOTAL_SEQUENCE_LENGTH,
+    names.QUERY_SEQLENS,
+    names.LOGIT_INDEX,
+)
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 
 
@@ -70,9 +81,10 @@ class OnnxRunner:
     """A session and its KV cache; a `Runner` of engines/runner.py. Not thread-safe."""
 
     def __init__(
-        self, session: Any, precision: Precision, sizes: RunnerSizes, device: str = CPU
+        self, session: Any, path: Path, precision: Precision, sizes: RunnerSizes, device: str = CPU
     ) -> None:
-        self.session, self.precision, self.num_slots = session, precision, sizes.num_slots
+        self.session, self.path = session, path
+        self.precision, self.num_slots = precision, sizes.num_slots
         self.max_model_len, self.cache_tokens = sizes.max_model_len, sizes.cache_tokens
         shapes = {output.name: output.shape for output in session.get_outputs()}
         self.vocab_size = int(shapes[names.LOGITS][-1])
@@ -86,6 +98,7 @@ class OnnxRunner:
         """Append tokens to distinct slots; return the logits [n, vocab] in the order of chunks.
 
         The call spans all rows from the first slot to the last; rows without a chunk are idle.
+        Raises EngineError if the graph does not run.
         """
         slots = np.array([chunk.slot for chunk in chunks])
         counts = np.array([len(chunk.tokens) for chunk in chunks])
@@ -104,13 +117,22 @@ class OnnxRunner:
         self._fill(call.inputs, shape, tokens, slots, counts)
         ends = np.cumsum(counts)
         call.inputs[names.LOGIT_INDEX][: nums.sum()] = np.repeat(ends - nums, nums) + ramps(nums)
-        self.session.run_with_iobinding(call.binding)
+        try:
+            self.session.run_with_iobinding(call.binding)
+        except Exception as error:  # ONNX Runtime's exception classes have no common base
+            raise cannot_run(self.path, error) from error
         self.lengths[slots] += counts
         # A copy, since a later call overwrites the bound array.
         return call.logits[: nums.sum()].copy()
 
     def _padded(self, count: int) -> int:
         return -(-int(count) // self._multiple) * self._multiple
+
+    def try_out(self) -> None:
+        """Run the first and the last token; raise EngineError if the graph does not run."""
+        tokens = [0, self.vocab_size - 1][: self.max_model_len]
+        self.forward([TokenChunk(0, tokens, 1)])
+        self.release(0)
 
     def release(self, slot: int) -> None:
         """Discard the tokens of a slot."""
@@ -181,6 +203,24 @@ def ramps(counts: Ints) -> Ints:
     return ramp
 
 
+def check_interface(session: Any, path: Path) -> None:
+    """Raise EngineError unless a graph that generates has the inputs and outputs that we bind."""
+    found, outputs = session.get_inputs(), {value.name: value for value in session.get_outputs()}
+    missing = {*CALL_INPUTS} - {value.name for value in found}
+    missing |= {names.LOGITS} - outputs.keys()
+    if missing:
+        raise EngineError(f"{path}: it has no {', '.join(sorted(missing))}; {REMEDY}")
+    widths = [(outputs[names.LOGITS], outputs[names.LOGITS].shape[-1:])]
+    pasts = (value for value in found if value.name.startswith(names.PAST_PREFIX))
+    widths += [(past, past.shape[1::2] if len(past.shape) == 4 else []) for past in pasts]
+    for value, sizes in widths:
+        if value.type not in TYPES or not sizes or not all(isinstance(n, int) for n in sizes):
+            raise EngineError(
+                f"{path}: {value.name} is a {value.type} of {value.shape}, which this release does "
+                f"not read; {REMEDY}"
+            )
+
+
 def open_session(graph: str | bytes, folder: Path, threads: int, device: str = CPU) -> Any:
     """Load a graph, given as a path or as bytes, whose weights are in `folder`, onto a device.
 
@@ -194,7 +234,7 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised: a line in ONNX Runtime's log says no more
     # By default threads keep spinning long after a run and slow down whatever runs next: another
     # model of a benchmark, or the server's event loop.
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
@@ -209,5 +249,5 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
         reason = str(error).splitlines()[0]
         raise EngineError(
             f"{folder / names.GRAPH_FILE}: ONNX Runtime {ort.__version__} cannot load it "
-            f"({reason}); convert the model again"
+            f"({reason}); {REMEDY}"
         ) from error

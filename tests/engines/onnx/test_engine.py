@@ -1,7 +1,9 @@
 """The ONNX engine: sizes chosen from graph and machine, buffers in place, broken graphs."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,6 +12,8 @@ import pytest
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx import engine as onnx
 from sgate_serve.engines.onnx.engine import GraphInfo, OnnxEngine, choose_sizes, load_runner
+from sgate_serve.engines.onnx.graph_metadata import cannot_run
+from sgate_serve.engines.onnx.runner import CALL_INPUTS, check_interface
 from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.environment import num_cpus
 from sgate_serve.errors import EngineError
@@ -27,10 +31,17 @@ def folder(uneven: UnevenModel) -> Path:
     return uneven.folders["onnx"]
 
 
-def broken_copy(folder: Path, target: Path, metadata: dict[str, str]) -> Path:
-    """Copy a graph with changed metadata; the weights stay where they are."""
+def broken_copy(
+    folder: Path, target: Path, metadata: Mapping[str, str | None], **axis: int
+) -> Path:
+    """Copy a graph with other metadata or another Gather; the weights stay where they are."""
     graph = ir.load(folder / "model.onnx")
-    graph.metadata_props.update(metadata)
+    for key, value in metadata.items():
+        graph.metadata_props.pop(key, None)
+        graph.metadata_props.update({} if value is None else {key: value})
+    node = next(node for node in graph.graph if node.op_type == "Gather")
+    for name, place in axis.items():
+        node.attributes.add(ir.convenience.convert_attribute(name, place))
     target.mkdir()
     ir.save(graph, target / "model.onnx")
     (target / "model.onnx.data").hardlink_to(folder / "model.onnx.data")
@@ -207,6 +218,71 @@ def test_graph_of_another_version(folder: Path, tmp_path: Path) -> None:
         load_runner(newer, SIZES)
     with pytest.raises(EngineError, match=message):
         onnx.residuals(newer, random_tokens(3))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("capacity", None, "metadata sgate.capacity is missing"),
+        ("capacity", "0", "metadata sgate.capacity is '0', not a whole number of at least 1"),
+        ("kind", None, "metadata sgate.kind is missing"),
+        ("kind", "chat", "sgate.kind is 'chat', not one of generate, classify, embed"),
+        ("num_layers", None, "metadata sgate.num_layers is missing"),
+        ("num_layers", "ten", "sgate.num_layers is 'ten', not a whole number of at least 0"),
+        ("row_multiple", "0", "sgate.row_multiple is '0', not a whole number of at least 1"),
+        ("block", "-1", "sgate.block is '-1', not a whole number of at least 0"),
+    ],
+)
+def test_damaged_metadata(
+    folder: Path, tmp_path: Path, key: str, value: str | None, said: str
+) -> None:
+    damaged = broken_copy(folder, tmp_path / "damaged", {f"sgate.{key}": value})
+    with pytest.raises(EngineError) as caught:
+        load_runner(damaged, SIZES)
+    assert str(caught.value).startswith(f"{damaged / 'model.onnx'}: ")
+    assert str(caught.value).endswith(f"{said}; convert the model again")
+
+
+def test_a_graph_that_does_not_run_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    damaged = broken_copy(folder, tmp_path / "damaged", {}, axis=1)
+    said = r"damaged/model\.onnx: ONNX Runtime .* cannot run it \(.*Gather.*\); convert the model"
+    with pytest.raises(EngineError, match=said) as caught:
+        load_runner(damaged, SIZES)
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(EngineError, match=said):
+        onnx.residuals(damaged, random_tokens(3))
+
+
+def test_what_is_missing_of_a_graph_is_named(folder: Path, tmp_path: Path) -> None:
+    damaged = broken_copy(folder, tmp_path / "damaged", {})
+    graph = ir.load(damaged / "model.onnx")
+    (logits,) = (value for value in graph.graph.outputs if value.name == "logits")
+    logits.name = "scores"
+    ir.save(graph, damaged / "model.onnx")
+    with pytest.raises(EngineError, match=r"model\.onnx: it has no logits; convert the model"):
+        load_runner(damaged, SIZES)
+    (stream,) = (v for n in graph.graph for v in n.outputs if v.name == "layer.0.residual")
+    stream.name = "stream"
+    ir.save(graph, damaged / "model.onnx")
+    with pytest.raises(EngineError, match=r"value layer\.0\.residual is missing; convert the mod"):
+        onnx.residuals(damaged, random_tokens(3))
+
+
+def test_past_keys_of_another_type_are_refused(folder: Path) -> None:
+    value = SimpleNamespace(name="past_key_values.0.key", type="tensor(double)", shape=[1, 2, 3, 4])
+    inputs = [SimpleNamespace(name=name) for name in CALL_INPUTS]
+    logits = SimpleNamespace(name="logits", type="tensor(float)", shape=["n", 9])
+    session = SimpleNamespace(get_inputs=lambda: [*inputs, value], get_outputs=lambda: [logits])
+    with pytest.raises(EngineError, match=r"0\.key is a tensor\(double\) of \[1, 2, 3, 4\], which"):
+        check_interface(session, folder)
+
+
+def test_a_call_without_memory_is_no_damage() -> None:
+    error = cannot_run(Path("m.onnx"), RuntimeError("Failed to allocate memory for 9 bytes\nat x"))
+    assert str(error).endswith(
+        "cannot run it (Failed to allocate memory for 9 bytes); free some "
+        "memory, or ask for less of it"
+    )
 
 
 def test_truncated_weights(folder: Path, tmp_path: Path) -> None:

@@ -256,6 +256,33 @@ def test_graphs_of_the_other_kind_are_refused(tmp_path: Path) -> None:
         load_runner(tmp_path / "onnx")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("family", None, "sgate.family is missing"),
+        ("logit_token", None, "sgate.logit_token is missing"),
+        ("logit_token", "second", "sgate.logit_token is 'second', not one of first, last"),
+        ("num_types", None, "sgate.num_types is missing"),
+        ("padding_id", None, "sgate.padding_id is missing"),
+        ("padding_id", "x", "sgate.padding_id is 'x', not an integer"),
+        ("vocab_size", None, "sgate.vocab_size is missing"),
+        ("vocab_size", "9999999", r"cannot run it \(.*Gather.*\)"),
+        ("num_types", "9", r"cannot run it \(.*Gather.*\)"),
+        ("padding_position", "-1", "padding_position is '-1', not a whole number of at least 0"),
+        ("padding_position", "99999", r"cannot run it \(.*Gather.*\)"),
+    ],
+)
+def test_damaged_metadata(tmp_path: Path, key: str, value: str | None, said: str) -> None:
+    model_of(ZOO["roberta"][1], tmp_path)
+    path = tmp_path / "onnx" / "model.onnx"
+    graph = ir.load(path)
+    graph.metadata_props.pop(f"sgate.{key}")
+    graph.metadata_props.update({} if value is None else {f"sgate.{key}": value})
+    ir.save(graph, path)
+    with pytest.raises(EngineError, match=rf"model\.onnx: .*{said}; convert the model again$"):
+        OnnxPoolingEngine.load(tmp_path / "onnx")
+
+
 def test_missing_graph_is_named(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"model\.onnx is missing; write it with `sgate convert"):
         OnnxPoolingEngine.load(tmp_path)
