@@ -117,8 +117,8 @@ def write_rounded(
 def speed(root: Path, options: PrecisionOptions) -> dict[str, Any]:
     """Compare the random model in fp32 with itself in the other precisions."""
     write_shape(root / "shape", options.sizes)
-    folders = {name: _with_graph(root / "shape", root / f"shape-{name}", name) for name in TIMED}
-    dense = _with_graph(root / "shape", root / "shape-fp32", FP32)
+    folders = {name: with_graph(root / "shape", root / f"shape-{name}", name) for name in TIMED}
+    dense = with_graph(root / "shape", root / "shape-fp32", FP32)
     first, *others = TIMED
     beside = {name: folders[name] for name in others}
     record = compare(dense, folders[first], "onnx", options.workload, beside).to_json()
@@ -128,7 +128,7 @@ def speed(root: Path, options: PrecisionOptions) -> dict[str, Any]:
     }
 
 
-def _with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
+def with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
     """Create a folder with the same files and a graph of its own."""
     folder.mkdir()
     for file in source.iterdir():

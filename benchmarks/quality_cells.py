@@ -171,7 +171,7 @@ class Table(ABC):
     def _run_cell(self, cell: Cell, seed: int) -> None:
         file = self.root / str(seed) / f"{cell.name}.json"
         if not file.exists():
-            _write(file, self._trained(cell, seed, file.with_name(cell.name)))
+            write_record(file, self._trained(cell, seed, file.with_name(cell.name)))
         if seed == cell.seeds[0]:
             record = json.loads(file.read_text(encoding="utf-8"))
             if record["removed"]:
@@ -202,11 +202,11 @@ class Table(ABC):
         for engine in missing:
             model, mask = (base, gates) if engine == MASKED else (pruned, None)
             scores[engine] = self._scores(model, mask, engine)
-            _write(file, record)
+            write_record(file, record)
         if unmeasured:
             speed = compare(Checkpoint.open(base), Checkpoint.open(pruned), "onnx", self.workload)
             named = {"dense": base.name, "pruned": pruned.name}
-            _write(file, record | {"speed": speed.to_json() | named})
+            write_record(file, record | {"speed": speed.to_json() | named})
 
     def _scores(self, model: Path, gates: Path | None, engine: str) -> dict[str, float]:
         data, seq_len = self.data / EVAL_FILE, self.options.seq_len
@@ -222,7 +222,7 @@ class Table(ABC):
         return {name: value.value for name, value in evaluate(of).scores.items()}
 
 
-def _write(file: Path, record: Mapping[str, Any]) -> None:
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -154,6 +154,7 @@ def smollm2_rows(record: Mapping[str, Any]) -> Iterator[str]:
         *(f"{text.replace('_', ' ')}, after" for text in texts),
         "over dense trained as long: held out",
         "other texts",
+        *(f"int8 {title_of(phase)}" for phase in phases_of(record["cells"])),
     )
     for name in sorted(firsts, key=lambda name: (round(firsts[name]["removed"], 2), name)):
         cell, over = firsts[name], record["summary"][name]
@@ -167,6 +168,7 @@ def smollm2_rows(record: Mapping[str, Any]) -> Iterator[str]:
                 for text in texts
             ),
             *(f"{over[kind] - 1:+.0%}" for kind in ("in_domain", "out_of_domain")),
+            *(_speed(cell, phase) for phase in phases_of(record["cells"])),
         )
 
 

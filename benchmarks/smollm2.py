@@ -10,6 +10,7 @@ import gzip
 import html
 import random
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,9 +18,13 @@ from statistics import geometric_mean, mean
 from typing import Any
 
 from benchmarks.command import run_script
-from benchmarks.quality_cells import Cell, Table, TableOptions, record_of
+from benchmarks.precision import with_graph
+from benchmarks.quality_cells import Cell, Table, TableOptions, record_of, write_record
+from converters.convert import ConvertOptions, convert
 from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.options import option
@@ -43,6 +48,7 @@ class SmolLM2Options(TableOptions):
     batch_size: int = option(2, "blocks per step")
     seq_len: int = option(256, "tokens per block")
     seeds: str = option("0", "seeds to run, separated by commas")
+    rounds: int = option(5, "interleaved rounds of a speed comparison; 0 skips it")
     eval_blocks: int = option(32, "blocks of each text to measure")
 
 
@@ -87,7 +93,15 @@ class SmolLM2Table(Table):
         return folder
 
     def _add_converted(self, record: dict[str, Any], file: Path) -> None:
-        """Measure nothing: --rounds is for speed, which is to come."""
+        """Measure the speed of a default cell, and of the dense model, as int8 graphs, once."""
+        if "speed" in record or not self.own.rounds or not record["cell"].startswith("default"):
+            return
+        gates, base = file.with_suffix(""), self.start(record["seed"])
+        pruned = gates.with_name(f"{gates.name} pruned")
+        if not pruned.exists():
+            convert(ConvertOptions(str(base), pruned, gates))
+        speed = compare(_int8(base), _int8(pruned), "onnx", self.workload).to_json()
+        write_record(file, record | {"speed": speed | {"dense": "dense", "pruned": gates.name}})
 
     def train_options(self, base: str | Path, out: Path, seed: int, **flags: Any) -> TrainOptions:
         texts = (self.data / f"{name}.txt" for name in (IN_DOMAIN, *OUT_OF_DOMAIN))
@@ -100,6 +114,13 @@ class SmolLM2Table(Table):
             "no_refit": False,
         }
         return super().train_options(base, out, seed, **own | flags)
+
+
+def _int8(folder: Path) -> Checkpoint:
+    """Return the model with an int8 graph, in a folder beside its own."""
+    int8 = folder.with_name(f"{folder.name} int8")
+    shutil.rmtree(int8, ignore_errors=True)
+    return with_graph(folder, int8, "int8")
 
 
 def write_texts(folder: Path, root: Path) -> None:
