@@ -56,6 +56,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "plot": ("matplotlib",),
     "train": ("accelerate", "peft", "torch", "transformers"),
     "demo": ("openai",),
+    "real": ("gguf",),
     "vllm": ("vllm",),
 }
 
@@ -134,9 +135,9 @@ def install_command(extra: str) -> str:
     extras = f"[{extra}]" if extra else ""
     clone = Path(__file__).parents[1]
     if (clone / "pyproject.toml").is_file():
-        return f'{_installer()} -e "{clone}{extras}"'
+        return pip_command(f'-e "{clone}{extras}"')
     source = _installed_from()
-    return f'{_installer()} "{DISTRIBUTION}{extras}{source and f" @ {source}"}"'
+    return pip_command(f'"{DISTRIBUTION}{extras}{source and f" @ {source}"}"')
 
 
 def missing_package_line(module: str) -> str | None:
@@ -149,6 +150,11 @@ def missing_package_line(module: str) -> str | None:
     if extra is None:
         return None
     return f"{package} is not installed here; run: {install_command(extra)}"
+
+
+def pip_command(arguments: str) -> str:
+    """Return the command that installs `arguments` into the running Python."""
+    return f"{_installer()} {arguments}"
 
 
 def _installer() -> str:

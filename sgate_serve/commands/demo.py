@@ -23,7 +23,9 @@ NEEDED = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example:\n  sgate demo --quick --dir my-demo"
+    parser.epilog = (
+        "examples:\n  sgate demo --quick --dir my-demo\n  sgate demo --real --dir my-real"
+    )
     add_flags(parser, DemoOptions)
 
 
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     hint = f"repeat the command to continue in {options.dir}"
     with how_to_continue(lambda: hint):
         if options.real:
+            check_installed("demo --real needs", (*NEEDED, "gguf"), "real")
             from sgate_serve.demo.real import real_demo
 
             real_demo(options.dir)

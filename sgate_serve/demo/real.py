@@ -16,7 +16,7 @@ from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.demo.corpus import EVAL_FILE, TRAIN_FILE, is_held_out, read_sources
 from sgate_serve.demo.serving import ask, running_server
-from sgate_serve.demo.smollm2 import write_smollm2
+from sgate_serve.demo.smollm2 import find_smollm2, write_smollm2
 from sgate_serve.demo.stages import COMPARE_FILE, Stage, say, verify_on, write_json
 from sgate_serve.gates import GATES_FILE
 from sgate_serve.json_fields import read_json
@@ -162,6 +162,7 @@ def real_demo(folder: Path) -> None:
     from sgate_serve.training.quiet import quiet_libraries
 
     demo = RealDemo(folder)
+    find_smollm2()
     with quiet_libraries(), quiet_logs():
         run_stages(demo.stages)
     for line in demo.report_lines():
