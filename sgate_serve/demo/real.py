@@ -1,169 +1,196 @@
-"""`sgate demo --real`: SmolLM2-135M-Instruct is pruned, verified, and asked beside the dense model.
+"""The demonstration on a real model: SmolLM2 is pruned, served in int8, and asked beside itself."""
 
-It recovers on sources of Python's standard library and on chats that the dense model answered.
-"""
-
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.compare import compare, comparison_lines
 from sgate_serve.bench.workload import Workload
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
-from sgate_serve.demo.corpus import EVAL_FILE, TRAIN_FILE, is_held_out, read_sources
+from sgate_serve.demo.real_text import ASKED, HELD_OUT_CHAT, HELD_OUT_TEXT, TEXT_FILE, write_text
 from sgate_serve.demo.serving import ask, running_server
-from sgate_serve.demo.smollm2 import find_smollm2, write_smollm2
-from sgate_serve.demo.stages import COMPARE_FILE, Stage, say, verify_on, write_json
+from sgate_serve.demo.sizes import RealSizes
+from sgate_serve.demo.smollm2 import write_smollm2
+from sgate_serve.demo.stages import (
+    COMPARE_FILE,
+    COMPARE_PLOT,
+    PERPLEXITY_FILE,
+    SERVED_FILE,
+    Stage,
+    verify_on,
+    write_json,
+)
 from sgate_serve.gates import GATES_FILE
 from sgate_serve.json_fields import read_json
 from sgate_serve.progress import activity
+from sgate_serve.reports.evaluation import EvalOptions, evaluate
+from sgate_serve.reports.inspection import Inspection
+from sgate_serve.reports.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
-CHATS_FILE, ANSWERS_FILE = "chats.jsonl", "answers.json"
-TARGET, STEPS = 0.2, 60
-NUM_TOKENS = 64
-# The dense model's answers to these are text to recover on; every eighth is only measured on.
-SUBJECTS = (
-    "the sun", "bread", "a bicycle", "rain", "music", "the heart", "a library", "iron", "winter",
-    "a river", "trees", "bees", "money", "sleep", "the moon", "glass", "a computer", "salt",
-    "a city", "horses", "paper", "light", "a map", "fire",
-)  # fmt: skip
-ORDERS = ("What is {}?", "Tell me something interesting about {}.")
-STAGES = ("dense", "masked", "recovered")
-QUESTIONS = (
-    "What is the capital of France?",
-    "Why is the sky blue?",
-    "Name three fruits.",
-    "How do I read a file line by line in Python?",
-)
+# Both are int8, so that they differ in what was removed alone.
+SERVED = {"dense": "dense-int8", "pruned": "pruned"}
+HELD_OUT_FILES = {"help topics": HELD_OUT_TEXT, "own chats": HELD_OUT_CHAT}
 
 
 @dataclass(frozen=True)
 class RealDemo:
-    """The stages of one demonstration in `folder`, each skipped if its result exists."""
+    """One demonstration: its folder, its sizes, and a method for each stage."""
 
     folder: Path
+    sizes: RealSizes
 
     @property
     def stages(self) -> list[Stage]:
         at = self.folder
         return [
-            Stage("SmolLM2-135M as a model folder", at / "dense" / SINGLE_FILE, self.write_dense),
-            Stage("text to recover on", at / "corpus" / TRAIN_FILE, self.make_corpus),
-            Stage("choose, cut, refit and recover", at / "gates" / GATES_FILE, self.train_gates),
-            Stage("convert to HF and ONNX", at / "pruned" / SINGLE_FILE, self.convert),
+            Stage("unpack SmolLM2-135M-Instruct", at / "dense" / SINGLE_FILE, self.unpack),
+            Stage("the dense model in int8", at / "dense-int8" / SINGLE_FILE, self.quantize),
+            Stage("text and the model's own chats", at / "corpus" / TEXT_FILE, self.make_text),
+            Stage("prune and recover", at / "gates" / GATES_FILE, self.prune),
+            Stage("convert to int8 HF and ONNX", at / "pruned" / SINGLE_FILE, self.convert),
             Stage("verify on onnx", at / "pruned" / CERTIFICATE_FILE, self.verify),
-            Stage("serve both and ask", at / ANSWERS_FILE, self.ask),
+            Stage("held-out perplexity", at / PERPLEXITY_FILE, self.measure_perplexity),
+            Stage("serve both and ask", at / SERVED_FILE, self.serve),
             Stage("compare speed", at / COMPARE_FILE, self.compare),
         ]
 
-    def write_dense(self) -> None:
-        with activity("dequantizing the weights", is_brief=True):
+    def unpack(self) -> None:
+        with activity("dequantizing", is_brief=True):
             write_smollm2(self.folder / "dense")
 
-    def make_corpus(self) -> None:
-        """Write the library's sources, and chats in the form of the model's template."""
-        from sgate_serve.demo.chats import answered_chats
+    def quantize(self) -> None:
+        self._convert("dense-int8", None)
 
-        prompts = [order.format(subject) for order in ORDERS for subject in SUBJECTS]
-        chats = answered_chats(self.folder / "dense", prompts, NUM_TOKENS)
-        sources = [text for _, text in read_sources()]
-        parts = {
-            TRAIN_FILE: [text for text in sources if not is_held_out(text)]
-            # As often as makes them a tenth of the text or so.
-            + [chat for index, chat in enumerate(chats) if index % 8] * 16,
-            EVAL_FILE: [text for text in sources if is_held_out(text)],
-            CHATS_FILE: chats[::8],
-        }
-        with new_folder(self.folder / "corpus") as writer:
-            for name, texts in parts.items():
-                lines = (json.dumps({"text": text}) + "\n" for text in texts)
-                writer.path(name).write_text("".join(lines), encoding="utf-8")
-            writer.last = [TRAIN_FILE]
+    def make_text(self) -> None:
+        dense, log = self.folder / "dense", self.folder / "chats.log"
+        with (
+            running_server(self.folder / "dense-int8", log) as url,
+            activity("the model writes chats"),
+            new_folder(self.folder / "corpus") as writer,
+        ):
+            write_text(writer, dense, url, self.sizes)
 
-    def train_gates(self) -> None:
-        out, corpus = self.folder / "gates", self.folder / "corpus"
+    def prune(self) -> None:
+        out, sizes = self.folder / "gates", self.sizes
         train(
             TrainOptions(
                 base=str(self.folder / "dense"),
-                data=corpus / TRAIN_FILE,
-                eval_data=(corpus / EVAL_FILE, corpus / CHATS_FILE),
-                out=out,
-                target=TARGET,
-                steps=STEPS,
-                batch_size=2,
-                eval_blocks=16,
+                data=self.folder / "corpus" / TEXT_FILE,
+                eval_data=tuple(self.folder / "corpus" / file for file in HELD_OUT_FILES.values()),
                 # It would take as long as the recovery.
                 no_control=True,
+                out=out,
+                target=sizes.target,
+                steps=sizes.steps,
+                batch_size=sizes.batch_size,
+                seq_len=sizes.seq_len,
+                eval_blocks=sizes.eval_blocks,
+                seed=sizes.seed,
                 resume=run_dir_of(out).exists(),
             )
         )
 
     def convert(self) -> None:
-        dense, pruned = self.folder / "dense", self.folder / "pruned"
+        self._convert("pruned", self.folder / "gates")
+
+    def _convert(self, name: str, gates: Path | None) -> None:
         with activity("converting", is_brief=True):
-            convert(ConvertOptions(str(dense), pruned, self.folder / "gates", to=("hf", "onnx")))
+            convert(
+                ConvertOptions(
+                    checkpoint=str(self.folder / "dense"),
+                    gates=gates,
+                    out=self.folder / name,
+                    to=("hf", "onnx"),
+                    precision=INT8,
+                )
+            )
 
     def verify(self) -> None:
         verify_on("onnx", self.folder)
 
-    def ask(self) -> None:
-        answers = {}
-        for name in ("dense", "pruned"):
-            log = self.folder / f"serve-{name}.log"
-            asking = activity(f"asking the {name} model", is_brief=True)
-            with running_server(self.folder / name, log) as url, asking:
-                answers[name] = ask(url, QUESTIONS, NUM_TOKENS)
-        write_json(self.folder / ANSWERS_FILE, answers)
+    def measure_perplexity(self) -> None:
+        values: dict[str, dict[str, float]] = {}
+        for kind, file in HELD_OUT_FILES.items():
+            for model, name in SERVED.items():
+                options = EvalOptions(
+                    checkpoint=str(self.folder / name),
+                    data=self.folder / "corpus" / file,
+                    seq_len=self.sizes.seq_len,
+                    eval_blocks=self.sizes.eval_blocks,
+                )
+                with activity(f"{kind}, {model}", is_brief=True):
+                    score = evaluate(options).scores["perplexity"]
+                values.setdefault(kind, {})[model] = score.value
+        write_json(self.folder / PERPLEXITY_FILE, values)
+
+    def serve(self) -> None:
+        answers: dict[str, dict[str, str]] = {prompt: {} for prompt in ASKED}
+        for model, name in SERVED.items():
+            with running_server(self.folder / name, self.folder / f"serve-{model}.log") as url:
+                found = ask(url, ASKED, self.sizes.max_tokens)
+            for prompt, answer in zip(ASKED, found, strict=True):
+                answers[prompt][model] = answer.text
+        write_json(self.folder / SERVED_FILE, answers)
 
     def compare(self) -> None:
-        dense, pruned = (Checkpoint.open(self.folder / name) for name in ("dense", "pruned"))
+        sizes = self.sizes
+        dense, pruned = (Checkpoint.open(self.folder / name) for name in SERVED.values())
+        workload = Workload(sizes.rounds, sizes.decode_steps, seed=sizes.seed)
         with activity("comparing", is_brief=True):
-            result = compare(dense, pruned, "onnx", Workload(rounds=3, decode_steps=8))
+            result = compare(dense, pruned, "onnx", workload)
+        plot_comparison(result, self.folder / COMPARE_PLOT)
         write_json(self.folder / COMPARE_FILE, result.to_json())
 
-    def report_lines(self) -> Iterator[str]:
-        metrics = read_json(self.folder / "gates" / "metrics.json")
-        yield ""
+
+def make_report(folder: Path) -> dict[str, Any]:
+    """Combine the stages' records into `report.json`."""
+    inspection = Inspection.of(folder / "pruned").to_json()
+    comparison = read_json(folder / COMPARE_FILE)
+    certificate = read_json(folder / "pruned" / CERTIFICATE_FILE)
+    models = {model: Checkpoint.open(folder / name) for model, name in SERVED.items()}
+    return {
+        "removed": inspection["removed"],
+        "removed_overall": inspection["removed_overall"],
+        "parameters": {model: found.spec.num_parameters for model, found in models.items()},
+        "bytes": {model: found.num_bytes for model, found in models.items()},
+        "perplexity": read_json(folder / PERPLEXITY_FILE),
+        "verification": {key: certificate[key] for key in ("engine", "engine_version", "passed")},
+        "served": read_json(folder / SERVED_FILE),
+        "speedups": comparison["speedups"],
+        "floor": comparison["floor"],
+        "comparison": comparison,
+    }
+
+
+def lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the report as lines of text."""
+    sizes = report["bytes"]
+    yield ""
+    yield (
+        f"removed          {report['removed']:.1%} of the block linears, "
+        f"{report['removed_overall']:.1%} of all parameters"
+    )
+    yield f"bytes, int8      {sizes['dense']:,} dense, {sizes['pruned']:,} pruned"
+    for kind, values in report["perplexity"].items():
         yield (
-            f"removed          {metrics['removed']:.1%} of the block linears, "
-            f"{metrics['removed_overall']:.1%} of all parameters"
+            f"perplexity       {values['dense']:.2f} dense, {values['pruned']:.2f} pruned "
+            f"on held-out {kind}"
         )
-        texts = {"sources": metrics["scores"], **metrics["scores_elsewhere"]}
-        for name, stages in texts.items():
-            values = (stages[stage]["perplexity"]["value"] for stage in STAGES)
-            shown = ", ".join(f"{v:.1f} {s}" for v, s in zip(values, STAGES, strict=True))
-            yield f"{'perplexity':<17}{name}: {shown}"
-        yield from answer_lines(read_json(self.folder / ANSWERS_FILE))
+    for prompt, answers in report["served"].items():
         yield ""
-        yield from comparison_lines(read_json(self.folder / COMPARE_FILE))
-        yield ""
-        yield f"serve it: sgate serve {self.folder / 'pruned'}"
-
-
-def answer_lines(answers: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
-    """Yield each question with the answer of both models."""
-    for question in QUESTIONS:
-        yield ""
-        yield question
-        for name in ("dense", "pruned"):
-            yield f"  {name:<8}{' '.join(answers[name][question].split())}"
-
-
-def real_demo(folder: Path) -> None:
-    """Run every stage that is not done yet, and print the results."""
-    from sgate_serve.demo.walkthrough import quiet_logs, run_stages
-    from sgate_serve.training.quiet import quiet_libraries
-
-    demo = RealDemo(folder)
-    find_smollm2()
-    with quiet_libraries(), quiet_logs():
-        run_stages(demo.stages)
-    for line in demo.report_lines():
-        say(line)
+        yield prompt
+        for model, text in answers.items():
+            yield f"  {model:<8}{' '.join(text.split())}"
+    yield ""
+    yield "speed in int8:"
+    yield from comparison_lines(report["comparison"])
+    yield ""
+    yield f"report: {folder / 'report.json'}; serve it: sgate serve {folder / 'pruned'}"

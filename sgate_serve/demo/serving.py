@@ -7,15 +7,19 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgate_serve.errors import EngineError
-from sgate_serve.progress import activity
+from sgate_serve.progress import activity, counted
 
 START_SECONDS = 60
 STOP_SECONDS = 30
+ANSWER_SECONDS = 600
+AT_ONCE = 8
 PROMPT = "def parse_args(self, args=None"
 QUESTION = "How do I read a file line by line?"
 
@@ -84,20 +88,29 @@ def stream_answers(url: str, max_tokens: int, show: Callable[[str], None]) -> di
     return {"completion": {"prompt": PROMPT, **completion}, "chat": {"prompt": QUESTION, **chat}}
 
 
-def ask(url: str, questions: Sequence[str], max_tokens: int) -> dict[str, str]:
-    """Return the greedy chat answer to each question."""
+@dataclass(frozen=True)
+class Answer:
+    """The text of a chat answer, and whether the model ended it itself."""
+
+    text: str
+    is_whole: bool
+
+
+def ask(url: str, prompts: Sequence[str], max_tokens: int) -> list[Answer]:
+    """Return greedy chat answers to `prompts`, several asked at a time."""
     from openai import OpenAI
 
-    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=ANSWER_SECONDS)
     model = client.models.list().data[0].id
-    answers = {}
-    for question in questions:
-        messages: Any = [{"role": "user", "content": question}]
-        answer = client.chat.completions.create(
-            model=model, messages=messages, temperature=0, max_tokens=max_tokens
-        )
-        answers[question] = answer.choices[0].message.content or ""
-    return answers
+
+    def answer(prompt: str) -> Answer:
+        messages: Any = [{"role": "user", "content": prompt}]
+        settings: Any = {"model": model, "max_tokens": max_tokens, "temperature": 0}
+        choice = client.chat.completions.create(messages=messages, **settings).choices[0]
+        return Answer(choice.message.content or "", choice.finish_reason == "stop")
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(counted(pool.map(answer, prompts), "answer", len(prompts)))
 
 
 def _collect(stream: Any, show: Callable[[str], None]) -> dict[str, Any]:

