@@ -123,8 +123,8 @@ class Evaluation:
 def evaluate(options: EvalOptions) -> Evaluation:
     """Evaluate a model; raise SgateError for data, gates or an engine that do not fit it."""
     check_extra_installed()
-    masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
-    model = masked.base
+    masked = _masked(options)
+    model = masked.base if masked is not None else Checkpoint.open(options.checkpoint)
     if model.spec.task == BASE:
         raise EngineError(
             f"{model.folder} is a {model.spec.head.model_class}, without a head to score; give a "
@@ -134,7 +134,7 @@ def evaluate(options: EvalOptions) -> Evaluation:
         check_engine(options.engine)
     # Read before the model is loaded, which may take long and build a graph.
     samples = (_Text if model.spec.task == CAUSAL_LM else _Labelled)(model, options)
-    if options.gates is None:
+    if masked is None:
         loaded = load_logits_model(options.engine, model, options.seq_len)
         precision = rounding_of(model, loaded)
     else:
@@ -144,6 +144,13 @@ def evaluate(options: EvalOptions) -> Evaluation:
         scores = samples.scores(loaded)
     engine = f"{loaded.name} {loaded.version}"
     return Evaluation(options, engine, precision, len(samples), scores, samples.unit)
+
+
+def _masked(options: EvalOptions) -> MaskedCheckpoint | None:
+    """Return the base with its gates; None without gates, where int8 folders are models too."""
+    if options.gates is None and options.gates_kind is None:
+        return None
+    return open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
 
 
 def _masked_dense(masked: MaskedCheckpoint, engine: str) -> LogitsModel:
