@@ -372,6 +372,11 @@ def test_eval_measures_the_perplexity_of_text(
     records = [json.loads(run(capsys, *words, "--engine", e)[1]) for e in ("torch", "onnx")]
     values = [record["scores"]["perplexity"]["value"] for record in records]
     assert values[0] == pytest.approx(values[1], rel=1e-4) and 200 < values[0] < 800
+    rounded = tmp_path / "int8"
+    assert run(capsys, "convert", model, "--precision", "int8", "--out", rounded)[0] == 0
+    record = json.loads(run(capsys, "eval", rounded, *words[2:], "--engine", "onnx")[1])
+    assert record["precision"] == "int8"
+    assert record["scores"]["perplexity"]["value"] == pytest.approx(values[0], rel=0.05)
 
 
 def test_eval_on_onnx_needs_no_torch(tmp_path: Path) -> None:
