@@ -177,13 +177,13 @@ def smollm2_sentence(record: Mapping[str, Any]) -> str:
     options, summary = record["options"], record["summary"]
     tokens = options["steps"] * options["batch_size"] * options["seq_len"]
     costs = "; ".join(
-        f"{name.removeprefix('default ')} removed {of['in_domain'] - 1:+.0%} "
-        f"({of['out_of_domain'] - 1:+.0%} on other kinds of text)"
+        f"{of['in_domain'] - 1:+.0%} with {name.removeprefix('default ')} of the block weights "
+        f"removed ({of['out_of_domain'] - 1:+.0%} on other kinds of text)"
         for name, of in sorted(summary.items())
-        if name.startswith("default ") and name.endswith("%") and "," not in name
+        if name.startswith("default ") and "," not in name
     )
     return (
-        f"On a real model, SmolLM2-135M-Instruct, recovered on {tokens / 1000:.0f} thousand tokens "
-        f"of documentation: perplexity of held-out documentation over the dense model trained as "
-        f"long: {costs}."
+        "What pruning costs a real model, SmolLM2-135M-Instruct, in perplexity on held-out "
+        f"documentation, over the dense model trained on the same {tokens / 1000:.0f} thousand "
+        f"tokens: {costs}."
     )
