@@ -104,7 +104,7 @@ def test_onnx_with_longrope_verifies_up_to_the_original_length(tmp_path: Path) -
     options = VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx", prompt_tokens=6)
     result = verify(options)
     assert result.passed and result.tensors_equal, result.difference
-    with pytest.raises(EngineError, match="7 tokens do not fit this runner's max_model_len of 6"):
+    with pytest.raises(EngineError, match=r"--prompt-tokens 7 exceeds the 6 positions of .* on onnx"):
         verify(replace(options, prompt_tokens=7))
 
 
