@@ -104,7 +104,7 @@ def test_onnx_with_longrope_verifies_up_to_the_original_length(tmp_path: Path) -
     options = VerifyOptions(str(at["base"]), str(at["out"]), at["gates"], "onnx", prompt_tokens=6)
     result = verify(options)
     assert result.passed and result.tensors_equal, result.difference
-    with pytest.raises(EngineError, match=r"--prompt-tokens 7 exceeds the 6 positions of .* on onnx"):
+    with pytest.raises(EngineError, match="--prompt-tokens 7 exceeds the 6 positions"):
         verify(replace(options, prompt_tokens=7))
 
 
