@@ -81,7 +81,8 @@ class TemplateWorker:
     def _start(self) -> "subprocess.Popen[bytes]":
         module = "sgate_serve.text.template_process"
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(self._job_seconds)],
+            # -P: whatever lies in the working folder is none of our modules.
+            [sys.executable, "-P", "-m", module, str(self._job_seconds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_one_process_starts_with_the_first_job_and_does_all(worker: TemplateWork
     with pytest.raises(ChatTemplateError, match="division by zero"):
         worker.run("{{ 1 / a }}", {"a": 0})
     assert pid(worker) == first
+
+
+def test_modules_of_the_working_folder_are_not_run(
+    worker: TemplateWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sgate_serve").mkdir()
+    for name in ("json.py", "sgate_serve/__init__.py"):
+        (tmp_path / name).write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    assert worker.run("{{ a }}", {"a": "b"}) == {"text": "b"}
 
 
 @pytest.mark.parametrize(
