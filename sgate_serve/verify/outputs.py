@@ -14,7 +14,6 @@ from sgate_serve.checkpoint.tensor_files import PRECISION_NAMES
 from sgate_serve.engines.model_protocols import Floats, LogitsModel, Tokens
 from sgate_serve.engines.table import ONNX
 from sgate_serve.environment import library_versions
-from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.logits import load_logits_model, rounding_of
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
@@ -150,8 +149,6 @@ def compare_outputs(
     graph = compare_graph(pair.out, prompts.engine)
     try:
         return _compared(pair, prompts, limit, graph, bisects=bisects)
-    except CheckpointError:
-        raise
     except Exception as error:  # of the engine, or of outputs that have other shapes
         if graph.difference is None or prompts.engine != ONNX:
             raise
