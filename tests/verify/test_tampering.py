@@ -1,6 +1,7 @@
 """What differs from a conversion is found, wherever it is: the table of tamperings."""
 
 import errno
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
