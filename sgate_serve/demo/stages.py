@@ -33,7 +33,8 @@ from sgate_serve.progress import activity
 from sgate_serve.reports.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.run_dir import run_dir_of
-from sgate_serve.verify.certificate import CERTIFICATE_FILE, VerifyOptions
+from sgate_serve.verify.certificate import CERTIFICATE_FILE
+from sgate_serve.verify.verify_options import VerifyOptions
 
 SERVED_FILE = "served.json"
 PERPLEXITY_FILE = "perplexity.json"

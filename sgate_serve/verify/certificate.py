@@ -16,9 +16,6 @@ from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.output_kind import TOKENS, OutputKind
 from sgate_serve.verify.rounding import RANDOM_TOKENS, Quantization
 
-# Moved; sgate_serve/demo still imports it from here.
-from sgate_serve.verify.verify_options import VerifyOptions as VerifyOptions
-
 CERTIFICATE_FILE = "verification.json"
 CERTIFICATE_FIELDS: Mapping[str, Kind] = {
     "passed": FLAG,

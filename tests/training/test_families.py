@@ -8,8 +8,8 @@ import pytest
 from converters.convert import ConvertOptions, convert
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.train_options import COUPLED, ROW_COL
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import ZOO, build
 from tests.text_model import SENTENCES, write_tokenizer
 

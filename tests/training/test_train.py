@@ -27,8 +27,8 @@ from sgate_serve.training.tasks.causal_lm import load_frozen, read_data
 from sgate_serve.training.tasks.evaluate import causal_lm_metrics
 from sgate_serve.training.tasks.training_data import Samples
 from sgate_serve.training.train_options import COUPLED, ROW_COL
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.small_llama import dense_llama, save
 from tests.text_model import SENTENCES, write_tokenizer
 from tests.training.masks.test_masking import fold

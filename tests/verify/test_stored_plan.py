@@ -13,9 +13,9 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.plan import PLAN_FILE, Target
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.verify.base_plan import rounded_like
-from sgate_serve.verify.certificate import VerifyOptions
 from sgate_serve.verify.stored_plan import PlanComparison, compare_plan, index_prices
 from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.small_llama import dense_llama, save
 
