@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.bench.compare import compare, comparison_lines
+from sgate_serve.bench.compare import comparison_lines
 from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -22,6 +22,7 @@ from sgate_serve.demo.stages import (
     PERPLEXITY_FILE,
     SERVED_FILE,
     Stage,
+    compare_in,
     verify_on,
     write_json,
 )
@@ -30,7 +31,6 @@ from sgate_serve.json_fields import read_json
 from sgate_serve.progress import activity
 from sgate_serve.reports.evaluation import EvalOptions, evaluate
 from sgate_serve.reports.inspection import Inspection
-from sgate_serve.reports.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
@@ -142,12 +142,9 @@ class RealDemo:
 
     def compare(self) -> None:
         sizes = self.sizes
-        dense, pruned = (Checkpoint.open(self.folder / name) for name in SERVED.values())
+        models = (self.folder / SERVED["dense"], self.folder / SERVED["pruned"])
         workload = Workload(sizes.rounds, sizes.decode_steps, seed=sizes.seed)
-        with activity("comparing", is_brief=True):
-            result = compare(dense, pruned, "onnx", workload)
-        plot_comparison(result, self.folder / COMPARE_PLOT)
-        write_json(self.folder / COMPARE_FILE, result.to_json())
+        compare_in(self.folder, models, workload, COMPARE_FILE, COMPARE_PLOT)
 
 
 def make_report(folder: Path) -> dict[str, Any]:

@@ -181,11 +181,19 @@ class Demo:
         self._compare(self.folder / "shape", workload, SHAPE_COMPARE_FILE, SHAPE_COMPARE_PLOT)
 
     def _compare(self, models: Path, workload: Workload, record: str, plot: str) -> None:
-        dense, pruned = (Checkpoint.open(models / name) for name in ("dense", "pruned"))
-        with activity("comparing", is_brief=True):
-            result = compare(dense, pruned, "onnx", workload)
-        plot_comparison(result, self.folder / plot)
-        write_json(self.folder / record, result.to_json())
+        folders = (models / "dense", models / "pruned")
+        compare_in(self.folder, folders, workload, record, plot)
+
+
+def compare_in(
+    folder: Path, models: tuple[Path, Path], workload: Workload, record: str, plot: str
+) -> None:
+    """Compare the dense and the pruned model on onnx; write record and plot to `folder`."""
+    dense, pruned = map(Checkpoint.open, models)
+    with activity("comparing", is_brief=True):
+        result = compare(dense, pruned, "onnx", workload)
+    plot_comparison(result, folder / plot)
+    write_json(folder / record, result.to_json())
 
 
 def verify_on(engine: str, folder: Path) -> None:
