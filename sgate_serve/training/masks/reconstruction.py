@@ -148,8 +148,10 @@ class _Stream:
             )
             for index in range(len(spec.layers))
         ]
+        stack: Any = model
         try:
-            model(**{name: tensor for name, tensor in given.items() if name != "labels"})
+            # Without the head, whose outputs would be the largest tensor by far.
+            stack.base_model(**{name: t for name, t in given.items() if name != "labels"})
         finally:
             for handle in handles:
                 handle.remove()
