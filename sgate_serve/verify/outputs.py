@@ -14,6 +14,7 @@ from sgate_serve.checkpoint.tensor_files import PRECISION_NAMES
 from sgate_serve.engines.model_protocols import Floats, LogitsModel, Tokens
 from sgate_serve.engines.table import ONNX
 from sgate_serve.environment import library_versions
+from sgate_serve.errors import SystemFailure
 from sgate_serve.loaders.logits import load_logits_model, rounding_of
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import FP32
@@ -150,11 +151,16 @@ def compare_outputs(
     try:
         return _compared(pair, prompts, limit, graph, bisects=bisects)
     except Exception as error:  # of the engine, or of outputs that have other shapes
-        if graph.difference is None or prompts.engine != ONNX:
+        if graph.difference is None or prompts.engine != ONNX or is_of_the_system(error):
             raise
         reason = f"{graph.difference}; and {ONNX} does not run it: {error}"
         version = library_versions().get("onnxruntime", "")
         return Outputs(ONNX, version, GraphComparison(False, reason), NOTHING)
+
+
+def is_of_the_system(error: Exception) -> bool:
+    """Say whether memory or the operating system failed, which says nothing about a folder."""
+    return isinstance(error, MemoryError) or SystemFailure.of(error) is not None
 
 
 def _compared(

@@ -12,14 +12,13 @@ against the masked model as the base stores it.
 from converters.convert import open_masked
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import library_versions
-from sgate_serve.errors import SystemFailure
 from sgate_serve.models.config_check import check_reading
 from sgate_serve.verify.base_plan import check_same_model, plan_of, rounded_like
 from sgate_serve.verify.certificate import Verification
 from sgate_serve.verify.certified_files import files_digest
 from sgate_serve.verify.findings import Findings
 from sgate_serve.verify.output_kind import output_kind
-from sgate_serve.verify.outputs import Comparable, Outputs, compare_outputs
+from sgate_serve.verify.outputs import Comparable, Outputs, compare_outputs, is_of_the_system
 from sgate_serve.verify.prompts import make_prompts
 from sgate_serve.verify.reading import compare_reading
 from sgate_serve.verify.stored_parts import compare_stored_parts
@@ -57,7 +56,7 @@ def _outputs(options: VerifyOptions, found: Findings) -> Outputs:
     try:
         return compare_outputs(found.pair, found.prompts, limit, bisects=not causes)
     except Exception as error:  # engines have no common class of errors
-        if not causes or isinstance(error, MemoryError) or SystemFailure.of(error) is not None:
+        if not causes or is_of_the_system(error):
             raise
         return Outputs.not_compared(found.prompts.engine, " ".join(str(error).split()))
 

@@ -242,15 +242,16 @@ def test_a_config_that_no_longer_fits_its_graph_is_a_failed_check(
     assert line.endswith(": outputs were not compared")
 
 
+@pytest.mark.parametrize("function", ["compare_graph", "load_logits_model"])
 def test_a_failure_of_the_system_is_none_of_the_folder(
-    converted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    function: str, converted: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     shutil.copytree(converted["llama"] / "out", tmp_path / "out")
     config(rms_norm_eps=1e-2)(tmp_path / "out")
-    monkeypatch.setattr("sgate_serve.verify.outputs.compare_graph", full)
+    monkeypatch.setattr(f"sgate_serve.verify.outputs.{function}", full)
     with pytest.raises(OSError, match="No space left"):
         verified(converted["llama"], tmp_path / "out", "onnx")
 
