@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import geometric_mean, mean
 from typing import Any
@@ -116,6 +117,7 @@ class SmolLM2Table(Table):
         return super().train_options(base, out, seed, **own | flags)
 
 
+@cache  # the dense model is compared with every cell
 def _int8(folder: Path) -> Checkpoint:
     """Return the model with an int8 graph, in a folder beside its own."""
     int8 = folder.with_name(f"{folder.name} int8")
