@@ -13,7 +13,7 @@ from sgate_serve.bench.compare import compare
 from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
-from sgate_serve.checkpoint.writer import new_folder
+from sgate_serve.checkpoint.writer import new_folder, replace_text
 from sgate_serve.demo.corpus import (
     END_TOKEN,
     EVAL_FILE,
@@ -220,9 +220,7 @@ def say(text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a stage's record atomically, as its presence means that the stage is done."""
-    unfinished = path.with_name(f".{path.name}.incomplete")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def _show(text: str) -> None:

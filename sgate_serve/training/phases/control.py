@@ -8,13 +8,13 @@ same base, data and recovery takes them from there.
 import gc
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.writer import replace_text
 from sgate_serve.environment import cache_dir, library_versions
 from sgate_serve.progress import activity
 from sgate_serve.training.deltas import round_to_base
@@ -107,6 +107,4 @@ def _write(file: Path, scores: Scores) -> None:
     """Remember the scores; a cache that cannot be written costs a repetition, not the run."""
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(scores.to_json(), indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(file)
+        replace_text(file, json.dumps(scores.to_json(), indent=2) + "\n")
