@@ -19,6 +19,7 @@ from sgate_serve.training.gates.relaxations import RELAXATIONS
 from sgate_serve.training.gates.trained_gates import TrainedGates
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.comparison import best_mask
+from sgate_serve.training.masks.given_mask import is_to_refit, load_deltas, read_mask
 from sgate_serve.training.masks.importance import SCORING_BATCHES, fisher_scores, scores_of
 from sgate_serve.training.masks.reconstruction import calibration_batches, reconstruct
 from sgate_serve.training.masks.selection import Ranking
@@ -36,15 +37,20 @@ COMPARISON_BATCHES = 12
 def find_gates(
     model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, gate_phase: Phase
 ) -> tuple[Gates, tuple[str, ...]]:
-    """Return gates that are exactly 0 or open, and the names of the tensors that changed with them.
+    """Return the gates, and the names of the tensors that changed with them.
 
-    Under coupled gates, what reads the units is refitted to those that stay. Raises TrainingError
-    if no selection meets the target.
+    They are those given by `--mask`, or exactly 0 or open. Under coupled gates, what reads the
+    units is refitted to those that stay. Raises TrainingError if no selection meets the target.
     """
     if options.method == DENSE:
         return _open_gates(base, options), ()
-    gates, changed = _choose(model, base, data, options, gate_phase)
-    if options.refits:
+    if options.mask is None:
+        gates, changed = _choose(model, base, data, options, gate_phase)
+        refits = options.refits
+    else:
+        gates = read_mask(base, options)
+        changed, refits = load_deltas(model, gates), is_to_refit(gates, options)
+    if refits:
         masks = gates.masks(base.spec)
         with activity("refitting to what stays"):
             batches = calibration_batches(base.spec, data, options.batch_size, options.seed)

@@ -95,7 +95,9 @@ def overview_lines(values: Mapping[str, Any], options: TrainOptions) -> list[str
     elsewhere = (f", {count:,} of {name}" for name, count in examples["elsewhere"].items())
     lines = [
         f"model      {values['parameters']:,} parameters, {weights:,} of them block weights",
-        f"gates      {options.gates}: {gates or 'none'}; target {options.target:.0%}",
+        f"gates      {options.gates}: {gates or 'none'}; target {options.target:.0%}"
+        if options.mask is None
+        else f"gates      of {options.mask}",
         f"data       {examples['train']:,} samples, {examples['held_out']:,} held out"
         + "".join(elsewhere),
         f"precision  {values['precision']}",

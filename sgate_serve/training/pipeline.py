@@ -19,6 +19,7 @@ from sgate_serve.plan.figures import Figures
 from sgate_serve.progress import activity
 from sgate_serve.training.deltas import round_to_base, stored_array
 from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.masks.given_mask import read_mask
 from sgate_serve.training.masks.selection import compile_gates
 from sgate_serve.training.methods import find_gates
 from sgate_serve.training.overview import overview
@@ -53,6 +54,11 @@ def run_training(options: TrainOptions) -> TrainResult:
     check_base(given, options)
     with activity("reading and tokenizing the data", is_brief=True):
         task = TASKS[options.task](given, options)
+    if options.mask is not None and task.needs_head:
+        raise TrainingError(
+            f"--mask {options.mask}: {given.folder} lacks a classification head, so it is not the "
+            "model of this mask; give the folder `base` beside the gates"
+        )
     summary = overview(given, task, options)
     if options.dry_run:
         return TrainResult(options.out, summary)
@@ -106,7 +112,9 @@ def check_base(base: Checkpoint, options: TrainOptions) -> None:
         raise TrainingError(
             f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"
         )
-    if options.method != DENSE:
+    if options.mask is not None:
+        read_mask(base, options)
+    elif options.method != DENSE:
         granularity = GRANULARITIES[options.gates]
         granularity.check_reachable(base.spec, options.target, options.gate_block)
 
@@ -124,7 +132,9 @@ def _train(
 
     stages = {"dense": scores("dense")}
     kinds = [*([options.gate_tuning] if options.method == GATES else []), options.recovery]
-    distillation = Distillation.of(model, options.distill, untouched_tensors(base.spec, kinds))
+    # Weights of a given mask may replace any tensor.
+    untouched = untouched_tensors(base.spec, kinds) if options.mask is None else ()
+    distillation = Distillation.of(model, options.distill, untouched)
 
     def settings(name: str, steps: int, tuning: str) -> Phase:
         folder, rate = run_dir_of(options.out) / name, options.rate_of(tuning)

@@ -85,6 +85,12 @@ class TrainOptions:
         "column of a linear)",
         group=REMOVED,
     )
+    mask: Path | None = option(
+        None,
+        "recover a mask that exists instead of looking for one: whatever `sgate convert --gates` "
+        "takes; weights that belong to it are its start",
+        group=REMOVED,
+    )
     balance: str | None = option(
         None,
         "how MLP units and attention groups share the target: joint closes those that cost least "
@@ -234,9 +240,18 @@ class TrainOptions:
             raise TrainingError("--no-control: --method dense is its own control; drop one of them")
         if self.no_control and self.recovery == NONE:
             raise TrainingError("--no-control: without recovery there is no control; drop it")
+        self._check_mask()
         self._check_granularity()
         self._check_eval_data()
         self._check_columns()
+
+    def _check_mask(self) -> None:
+        """Raise TrainingError for an option that a given mask makes ineffective."""
+        for name in ("target", "method", "gates", "balance", "gate_block", "dense_steps"):
+            if self.mask is not None and getattr(self, name) != self._default_of(name):
+                raise TrainingError(
+                    f"{flag_of(name)} has no effect on a given mask: drop it, or --mask"
+                )
 
     def _check_granularity(self) -> None:
         """Raise TrainingError for an option of the other granularity."""

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import CheckpointError, TrainingError
+from sgate_serve.errors import CheckpointError, SgateError, TrainingError
 from sgate_serve.gates import DELTAS_FILE, Gates
 from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.training import TrainOptions, train
@@ -397,3 +397,63 @@ def test_the_end_of_a_text_without_blank_lines_is_held_out(
 
 def blocks_of(samples: Samples) -> np.ndarray:
     return np.stack([sample["input_ids"].numpy() for sample in samples.samples])
+
+
+def test_a_given_mask_is_recovered_from_its_own_weights(
+    lora_run: TrainOptions, tmp_path: Path
+) -> None:
+    given = Gates.read(lora_run.out)
+    options = replace(
+        lora_run, out=tmp_path / "again", mask=lora_run.out, method="fisher", gates=COUPLED
+    )
+    metrics = train(options).metrics
+    gates, before = Gates.read(options.out), json.loads((lora_run.out / "metrics.json").read_text())
+    assert gates.method == given.method
+    assert gates.granularity == given.granularity
+    assert all(np.array_equal(gates.values[key], values) for key, values in given.values.items())
+    assert metrics["removed"] == before["removed"]
+    assert loss_of(metrics, "masked") == pytest.approx(loss_of(before, "recovered"), abs=1e-5)
+    base = Checkpoint.open(options.base)
+    held_out = read_data(base, options).held_out
+    recovered = causal_lm_metrics(masked_with_deltas(base, gates), held_out, 0)["loss"]
+    assert loss_of(metrics, "recovered") == pytest.approx(recovered.value, abs=1e-4)
+    assert loss_of(metrics, "recovered") != loss_of(metrics, "masked")
+
+
+def test_a_given_mask_without_weights_is_refitted(
+    options: TrainOptions, base: Path, tmp_path: Path
+) -> None:
+    found = replace(options, method="fisher", recovery="none", no_refit=True, no_control=False)
+    train(found)
+    mask = tmp_path / "mask"
+    replace(Gates.read(found.out), deltas={}).write(mask)
+    by_hand = replace(found, out=tmp_path / "refitted", no_refit=False)
+    train(by_hand)
+    again = replace(by_hand, out=tmp_path / "again", mask=mask, target=0.3)
+    train(again)
+    wanted, deltas = (Gates.read(run.out).deltas for run in (by_hand, again))
+    assert deltas.keys() == wanted.keys()
+    assert deltas
+    for name, info in wanted.items():
+        np.testing.assert_array_equal(deltas[name].read(), info.read())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": 0.2}, "--target has no effect on a given mask"),
+        ({"method": "wanda"}, "--method has no effect on a given mask"),
+        ({"dense_steps": 2}, "--dense-steps has no effect"),
+        ({"mask": Path("nowhere")}, "no such file or folder"),
+        ({"mask": "open"}, "every gate is open"),
+    ],
+)
+def test_a_given_mask_is_refused_before_any_work(
+    options: TrainOptions, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    dense = replace(options, method="dense", recovery="none", no_control=False, out=tmp_path / "x")
+    train(dense)
+    changes = {**changes, "mask": tmp_path / "x"} if changes.get("mask") == "open" else changes
+    with pytest.raises(SgateError, match=message):
+        train(replace(options, **({"mask": dense.out, "method": "fisher"} | changes)))
+    assert not run_dir_of(options.out).exists()

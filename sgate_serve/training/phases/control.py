@@ -34,7 +34,7 @@ CONTROLS_DIR = "controls"
 # Options that do not shape the control: what is removed and how, where files are, what costs only
 # time or memory, and what the key holds in another form. Any other option is part of the key.
 APART = (
-    *("target", "method", "gates", "balance", "gate_block", "relaxation", "gates_with"),
+    *("target", "method", "mask", "gates", "balance", "gate_block", "relaxation", "gates_with"),
     *("kurtosis", "gate_learning_rate", "gate_share", "base", "data", "eval_data", "out"),
     *("text_column", "text_pair_column", "label_column", "seq_len", "eval_blocks"),
     *("steps", "dense_steps", "learning_rate", "precision", "save_steps", "report_to"),

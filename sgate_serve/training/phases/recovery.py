@@ -6,6 +6,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.plan import Masks
 from sgate_serve.training.masks.masking import masked_by
 from sgate_serve.training.phases.lean_steps import lean_steps
+from sgate_serve.training.phases.narrow_mlps import narrow_mlps
 from sgate_serve.training.phases.trainer import PartlyFrozen, Phase, PhaseTrainer, run
 from sgate_serve.training.phases.tuning import Tuning, tuned
 from sgate_serve.training.tasks.training_data import TrainingData
@@ -20,7 +21,7 @@ def recover(
     phase: Phase,
 ) -> tuple[str, ...]:
     """Tune `model` in place under `masks`; return the names of the tensors that changed."""
-    with tuned(model, spec, tuning) as names:
+    with narrow_mlps(model, spec, masks) as masks, tuned(model, spec, tuning) as names:
         trainer = PhaseTrainer(
             model=PartlyFrozen(model),
             args=phase.arguments(is_ragged=data.is_ragged),
