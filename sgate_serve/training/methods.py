@@ -5,11 +5,11 @@ the same selection.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from torch import nn
 
-from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import Gates
 from sgate_serve.progress import activity
@@ -21,6 +21,7 @@ from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.comparison import best_mask
 from sgate_serve.training.masks.given_mask import is_to_refit, load_deltas, read_mask
 from sgate_serve.training.masks.importance import SCORING_BATCHES, fisher_scores, scores_of
+from sgate_serve.training.masks.known_scores import known_scores
 from sgate_serve.training.masks.reconstruction import calibration_batches, reconstruct
 from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.phases.gates import GateTraining, train_gates
@@ -69,7 +70,7 @@ def _choose(
     batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
     changed: tuple[str, ...] = ()
     if options.method == GATES:
-        gates, training = _gates_to_train(model, spec, batches, options)
+        gates, training = _gates_to_train(model, base, data, batches, options)
         changed = train_gates(model, spec, gates, data, training, gate_phase)
         method = f"{options.gate_relaxation} gates, augmented Lagrangian, top-k snap"
         groups = training.initial.num_groups
@@ -82,8 +83,8 @@ def _choose(
             return agreed(best), changed
     else:
         sites = granularity.sites(spec)
-        with activity(f"scoring ({options.method})"):
-            scores = agreed(scores_of(options.method, model, sites, batches, options.seed))
+        compute = partial(scores_of, options.method, model, sites, batches, options.seed)
+        scores = known_scores(options.method, sites, base, data, options, compute)
         method = f"one-shot {options.method} scores, top-k snap"
         groups = num_groups_of(spec, scores, options)
         ranking = Ranking(scores, None, options.gate_block, method, groups)
@@ -93,13 +94,17 @@ def _choose(
 
 
 def _gates_to_train(
-    model: nn.Module, spec: ModelSpec, batches: Sequence[Batch], options: TrainOptions
+    model: nn.Module,
+    base: Checkpoint,
+    data: TrainingData,
+    batches: Sequence[Batch],
+    options: TrainOptions,
 ) -> tuple[TrainedGates, GateTraining]:
     """Return gates initialized by their Fisher scores, and the settings of their training."""
-    granularity = GRANULARITIES[options.gates]
+    granularity, spec = GRANULARITIES[options.gates], base.spec
     sites = granularity.sites(spec)
-    with activity(f"scoring ({FISHER})"):
-        scores = agreed(fisher_scores(model, sites, batches))
+    compute = partial(fisher_scores, model, sites, batches)
+    scores = known_scores(FISHER, sites, base, data, options, compute)
     with activity("measuring kurtosis", is_brief=True):
         pressure = kurtosis_pressure(model, sites, batches) if options.kurtosis else None
     with activity("choosing where to start", is_brief=True):

@@ -1,6 +1,8 @@
 """The dense control: what it measures, that it leaves no trace, and when it is reused."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates import Gates
-from sgate_serve.training import TrainOptions, train
+from sgate_serve.training import TrainOptions, methods, train
+from sgate_serve.training.masks.known_scores import SCORES_DIR
 from sgate_serve.training.phases.control import APART, CONTROLS_DIR, file_of
 from sgate_serve.training.tasks.causal_lm import CausalLMTask
 from tests.small_llama import dense_llama, save
@@ -158,3 +161,36 @@ def test_more_held_out_files_have_scores_of_their_own(
     assert metrics["options"]["eval_data"] == [str(man), str(essays), str(man)]
     assert metrics["tokens_per_second"].keys() == {"control", "recovery"}
     assert metrics["precision"] == "fp32" and metrics["peak_rss_bytes"] > 2**26
+
+
+def test_scores_are_found_once_for_all_targets(
+    options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = replace(options, target=0.2, out=tmp_path / "alone")
+    train(alone)
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "fresh"))
+    train(options)
+    (file,) = (tmp_path / "fresh" / SCORES_DIR).glob("*.json")
+    scored: list[str] = []
+    monkeypatch.setattr(methods, "scores_of", lambda method, *_: scored.append(method))
+    shared = replace(alone, out=tmp_path / "shared")
+    train(shared)
+    assert not scored
+    for key, values in Gates.read(alone.out).values.items():
+        np.testing.assert_array_equal(Gates.read(shared.out).values[key], values)
+    monkeypatch.undo()
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "fresh"))
+    whole = file.read_text(encoding="utf-8")
+    for damaged in (
+        "{",
+        "[]",
+        "{}",
+        re.sub(r"\d[-.e\d]*,", "null,", whole),
+        whole.replace("[", "[1.0, "),
+    ):
+        file.write_text(damaged, encoding="utf-8")
+        train(replace(shared, out=tmp_path / "again"))
+        assert file.read_text(encoding="utf-8") == whole
+        shutil.rmtree(tmp_path / "again")
+    train(replace(options, out=tmp_path / "seeded", seed=1))
+    assert len(list(file.parent.glob("*.json"))) == 2

@@ -6,23 +6,19 @@ same base, data and recovery takes them from there.
 """
 
 import gc
-import hashlib
-import json
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.checkpoint.writer import replace_text
-from sgate_serve.environment import cache_dir, library_versions
 from sgate_serve.progress import activity
+from sgate_serve.training import remembered
 from sgate_serve.training.deltas import round_to_base
 from sgate_serve.training.phases.distillation import Distillation
 from sgate_serve.training.phases.recovery import recover
 from sgate_serve.training.phases.trainer import Phase
 from sgate_serve.training.phases.tuning import Tuning, untouched_tensors
-from sgate_serve.training.precision import autocast, best_device, precision_of
+from sgate_serve.training.precision import autocast
 from sgate_serve.training.processes import agreed, processes
 from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.training.tasks.scores import Scores, measure
@@ -59,26 +55,19 @@ def control_scores(
     # Trainer and model refer to each other; without them there is room for the next model.
     gc.collect()
     if file is not None:
-        _write(file, scores)
+        remembered.write(file, scores.to_json())
     return scores, False
 
 
 def file_of(task: TrainingTask, options: TrainOptions, digest: str) -> Path:
-    """Return where the cache keeps the scores: a hash of everything that shapes them."""
-    others = (field.name for field in fields(options) if field.name not in APART)
-    key = {
-        "base": digest,
-        "data": task.data.digest,
-        "options": {name: getattr(options, name) for name in others},
+    """Return where the cache keeps the scores."""
+    names = (field.name for field in fields(options) if field.name not in APART)
+    others = {
+        **{name: getattr(options, name) for name in names},
         "steps": options.recovery_steps,
         "learning_rate": options.rate_of(options.recovery),
-        "precision": precision_of(options),
-        "device": best_device().type,
-        "processes": processes().num_processes,
-        "versions": library_versions(),
     }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache_dir() / CONTROLS_DIR / f"{name}.json"
+    return remembered.file_of(CONTROLS_DIR, digest, task.data, options, others)
 
 
 def _train_and_measure(task: TrainingTask, base: Checkpoint, options: TrainOptions) -> Scores:
@@ -97,14 +86,6 @@ def _train_and_measure(task: TrainingTask, base: Checkpoint, options: TrainOptio
 
 def _read(file: Path) -> Scores | None:
     """Return the scores in a file of the cache, or None if it is missing or damaged."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        values: Any = json.loads(file.read_text(encoding="utf-8"))
-        return Scores.from_json(values)
+    with suppress(KeyError, TypeError, AttributeError):
+        return Scores.from_json(remembered.read(file))
     return None
-
-
-def _write(file: Path, scores: Scores) -> None:
-    """Remember the scores; a cache that cannot be written costs a repetition, not the run."""
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(file, json.dumps(scores.to_json(), indent=2) + "\n")
