@@ -36,8 +36,9 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "precision": (FP32, BF16),
 }
 # The groups of `sgate train --help`.
-DATA, REMOVED, TRAINED = "data", "what is removed", "trained gates, with --method gates"
+DATA, REMOVED = "data", "what is removed"
 RECOVERY, RUN = "training and recovery", "the run and its result"
+RESEARCH = "for research, as the defaults do better"
 # Adam's peak learning rate for each tuning; fewer parameters need larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
@@ -79,12 +80,6 @@ class TrainOptions:
         "trains them, dense removes nothing",
         group=REMOVED,
     )
-    gates: str = option(
-        COUPLED,
-        "what each gate controls: coupled (an MLP unit, head or KV group) or row-col (a row or "
-        "column of a linear)",
-        group=REMOVED,
-    )
     mask: Path | None = option(
         None,
         "recover a mask that exists instead of looking for one: whatever `sgate convert --gates` "
@@ -103,27 +98,6 @@ class TrainOptions:
         "close MLP units in blocks of this many, so that widths are multiples of it",
         group=REMOVED,
     )
-    relaxation: str | None = option(
-        None,
-        "how trained gates are relaxed: straight-through, gaussian or hard-concrete (default: "
-        "straight-through for coupled gates, gaussian for row-col)",
-        group=TRAINED,
-    )
-    gates_with: str | None = option(
-        None,
-        "what is trained together with the gates: none, bias or lora (default: the --recovery if "
-        "it is one of these and gates are coupled, else none)",
-        group=TRAINED,
-    )
-    no_refit: bool = option(
-        False,
-        "leave the weights that read the units as they are, instead of refitting them to the units "
-        "that stay",
-        group=REMOVED,
-    )
-    kurtosis: bool = option(
-        False, "weigh the pressure on row-col gates by kurtosis, as the papers do", group=TRAINED
-    )
     steps: int = option(600, "optimizer steps of gates and recovery together", group=RECOVERY)
     dense_steps: int | None = option(
         None,
@@ -131,14 +105,10 @@ class TrainOptions:
         "be added, else 0); the trained base is then OUT/base",
         group=RECOVERY,
     )
-    gate_share: float = option(
-        0.5, "share of the steps that trains gates; the rest is for the recovery", group=TRAINED
-    )
     batch_size: int = option(8, "blocks or examples per step", group=RECOVERY)
     seq_len: int = option(
         256, "tokens in each block of text, or the most tokens of an example", group=DATA
     )
-    gate_learning_rate: float = option(0.02, "Adam's learning rate for gate logits", group=TRAINED)
     learning_rate: float | None = option(
         None,
         "Adam's peak learning rate for everything else (default: depends on what is trained, 1e-3 "
@@ -182,6 +152,37 @@ class TrainOptions:
     )
     dry_run: bool = option(
         False, "show what would be gated and trained, and write nothing", group=RUN
+    )
+    gates: str = option(
+        COUPLED,
+        "what each gate controls: coupled (an MLP unit, head or KV group) or row-col (a row or "
+        "column of a linear)",
+        group=RESEARCH,
+    )
+    no_refit: bool = option(
+        False,
+        "leave the weights that read the units as they are, instead of refitting them to the units "
+        "that stay",
+        group=RESEARCH,
+    )
+    gate_share: float = option(
+        0.5, "share of the steps that trains gates; the rest is for the recovery", group=RESEARCH
+    )
+    gate_learning_rate: float = option(0.02, "Adam's learning rate for gate logits", group=RESEARCH)
+    relaxation: str | None = option(
+        None,
+        "how trained gates are relaxed: straight-through, gaussian or hard-concrete (default: "
+        "straight-through for coupled gates, gaussian for row-col)",
+        group=RESEARCH,
+    )
+    gates_with: str | None = option(
+        None,
+        "what is trained together with the gates: none, bias or lora (default: the --recovery if "
+        "it is one of these and gates are coupled, else none)",
+        group=RESEARCH,
+    )
+    kurtosis: bool = option(
+        False, "weigh the pressure on row-col gates by kurtosis, as the papers do", group=RESEARCH
     )
 
     def check(self) -> None:

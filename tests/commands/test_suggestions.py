@@ -246,8 +246,8 @@ def test_help_of_train_is_in_groups_with_examples(capsys: pytest.CaptureFixture[
         "data",
         "the run and its result",
         "what is removed",
-        "trained gates, with --method gates",
         "training and recovery",
+        "for research, as the defaults do better",
         "examples",
         "afterwards",
     ]
