@@ -21,6 +21,8 @@ from sgate_serve.options import option
 
 LORA_STEP, GATES_ALONE, GATES_WITH_LORA = "LoRA", "gates alone", "gates beside LoRA"
 VARIANTS = (LORA_STEP, GATES_ALONE, GATES_WITH_LORA)
+# That of the record.
+LORA_RANK = 16
 WARM_UP = 2
 
 
@@ -110,6 +112,7 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
         steps=options.steps,
         batch_size=options.batch_size,
         seq_len=options.seq_len,
+        lora_rank=LORA_RANK,
         precision="fp32",
     )
     base = Checkpoint.open(options.base)
@@ -118,7 +121,7 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
     phase = Phase.of(training, folder / "work", options.steps, training.rate_of(LORA))
     before = memory_of(os.getpid())["rss_bytes"]
     if variant == LORA_STEP:
-        recover(model, base.spec, {}, Tuning(LORA, training.lora_rank, 0), task.data, phase)
+        recover(model, base.spec, {}, Tuning(LORA, LORA_RANK, 0), task.data, phase)
     else:
         find_gates(model, base, task.data, training, phase)
     return int(memory_of(os.getpid())["peak_rss_bytes"] - before)

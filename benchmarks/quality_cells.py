@@ -133,9 +133,11 @@ class Table(ABC):
             save_steps=SAVE_STEPS,
         )
         options = replace(options, **flags)
-        # The records compare with a dense cell of their own, and are older than the refitting.
+        # The records compare with a dense cell of their own, and are older than the refitting and
+        # than the default rank.
         return replace(
             options,
+            lora_rank=flags.get("lora_rank", 16),
             no_control=options.has_control,
             no_refit=flags.get("no_refit", options.refits),
         )

@@ -111,7 +111,7 @@ def _gates_to_train(
         initial = granularity.initialize(spec, scores, options)
     relaxation = RELAXATIONS[options.gate_relaxation]
     gates = TrainedGates(sites, initial.logits, granularity.removal(spec), relaxation, pressure)
-    tuning = Tuning(options.gate_tuning, options.lora_rank, options.seed)
+    tuning = Tuning(options.gate_tuning, options.rank_for(spec.hidden_size), options.seed)
     return gates, GateTraining(initial, options.gate_learning_rate, tuning)
 
 

@@ -24,23 +24,24 @@ def overview(base: Checkpoint, task: TrainingTask, options: TrainOptions) -> dic
     spec = base.spec
     if task.needs_head:
         spec = replace(spec, task=CLASSIFICATION, num_labels=task.num_labels)
+    rank = options.rank_for(spec.hidden_size)
     num_gates: dict[str, int] = {}
     for site in GRANULARITIES[options.gates].sites(spec):
         num_gates[site.block] = num_gates.get(site.block, 0) + site.gate.num_gates
     gates = sum(num_gates.values()) if options.method == GATES else 0
     phases = {
-        "dense": (num_dense_steps(task, options), num_trained(spec, LORA, options.lora_rank)),
+        "dense": (num_dense_steps(task, options), num_trained(spec, LORA, rank)),
         "control": (
             options.recovery_steps if options.has_control else 0,
-            num_trained(spec, options.recovery, options.lora_rank),
+            num_trained(spec, options.recovery, rank),
         ),
         "gates": (
             options.gate_steps,
-            gates + num_trained(spec, options.gate_tuning, options.lora_rank),
+            gates + num_trained(spec, options.gate_tuning, rank),
         ),
         "recovery": (
             options.recovery_steps,
-            num_trained(spec, options.recovery, options.lora_rank),
+            num_trained(spec, options.recovery, rank),
         ),
     }
     return {

@@ -150,7 +150,7 @@ def _train(
     stages["masked"] = stages["dense"] if is_dense else scores("masked", masks)
     stages["recovered"] = stages["masked"]
     if options.recovery != NONE:
-        tuning = Tuning(options.recovery, options.lora_rank, options.seed)
+        tuning = Tuning(options.recovery, options.rank_for(base.spec.hidden_size), options.seed)
         recovery = settings("recovery", options.recovery_steps, tuning.kind)
         changed += recover(model, base.spec, masks, tuning, task.data, recovery)
         round_to_base(model, base, changed)

@@ -39,6 +39,7 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
 DATA, REMOVED = "data", "what is removed"
 RECOVERY, RUN = "training and recovery", "the run and its result"
 RESEARCH = "for research, as the defaults do better"
+MOST_RANK = 64
 # Adam's peak learning rate for each tuning; fewer parameters need larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
 
@@ -118,8 +119,11 @@ class TrainOptions:
     recovery: str = option(
         LORA, "what is trained under the final mask: lora, bias, full, head or none", group=RECOVERY
     )
-    lora_rank: int = option(
-        16, "rank of LoRA, which is on every linear of the blocks", group=RECOVERY
+    lora_rank: int | None = option(
+        None,
+        "rank of LoRA, which is on every linear of the blocks (default: an eighth of the hidden "
+        "size, at most 64)",
+        group=RECOVERY,
     )
     distill: float = option(
         0.0, "weight of distillation from the dense model in the loss, from 0 to 1", group=RECOVERY
@@ -213,7 +217,9 @@ class TrainOptions:
             )
         for name, least in (("steps", 2), ("seq_len", 2), ("dense_steps", 0)):
             check_at_least(name, getattr(self, name), least, TrainingError)
-        for name in ("batch_size", "lora_rank", "gate_block", "gradient_accumulation"):
+        if self.lora_rank is not None:
+            check_at_least("lora_rank", self.lora_rank, 1, TrainingError)
+        for name in ("batch_size", "gate_block", "gradient_accumulation"):
             check_at_least(name, getattr(self, name), 1, TrainingError)
         for name in ("eval_blocks", "save_steps"):
             check_at_least(name, getattr(self, name), 1, TrainingError)
@@ -348,6 +354,10 @@ class TrainOptions:
     @property
     def columns(self) -> Columns:
         return Columns(self.text_column, self.text_pair_column, self.label_column)
+
+    def rank_for(self, hidden_size: int) -> int:
+        """Return the rank of LoRA in a model of this width."""
+        return self.lora_rank or max(min(hidden_size // 8, MOST_RANK), 1)
 
     def rate_of(self, tuning: str) -> float:
         """Return the peak learning rate of a tuning."""

@@ -77,7 +77,7 @@ def _train_and_measure(task: TrainingTask, base: Checkpoint, options: TrainOptio
     distillation = Distillation.of(model, options.distill, untouched)
     rate = options.rate_of(options.recovery)
     phase = Phase.of(options, run_dir_of(options.out) / CONTROL, options.recovery_steps, rate)
-    tuning = Tuning(options.recovery, options.lora_rank, options.seed)
+    tuning = Tuning(options.recovery, options.rank_for(base.spec.hidden_size), options.seed)
     phase = replace(phase, distillation=distillation)
     round_to_base(model, base, recover(model, base.spec, {}, tuning, task.data, phase))
     with autocast(options):

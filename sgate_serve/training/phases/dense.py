@@ -47,7 +47,7 @@ def train_dense_base(task: TrainingTask, base: Checkpoint, options: TrainOptions
         with activity("loading the model", is_brief=True):
             model = task.open_model(base.folder)
         if steps:
-            tuning = Tuning(LORA, options.lora_rank, options.seed)
+            tuning = Tuning(LORA, options.rank_for(base.spec.hidden_size), options.seed)
             rate = options.rate_of(LORA)
             phase = Phase.of(options, run_dir / PHASE, steps, rate)
             recover(model, spec_of(model), {}, tuning, task.data, phase)
