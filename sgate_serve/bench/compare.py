@@ -20,6 +20,7 @@ from sgate_serve.bench.workload import (
     AnyWorkload,
     Measure,
     PoolingWorkload,
+    SizedWorkload,
     phases,
     tokens_per_run,
 )
@@ -171,7 +172,7 @@ def compare(
         raise EngineError(f"--beside {taken}: the comparison already has a model of that name")
     models = {DENSE: dense, PRUNED: pruned, **beside}
     for model in models.values():
-        _check_fits(model, workload)
+        check_fits(model, workload)
     with loaded({**models, DENSE_AGAIN: dense}, engine, workload) as timed:
         times = measure_rounds(phases(workload), timed, workload.rounds)
         precisions = {name: timed[name].precision for name in models}
@@ -201,7 +202,7 @@ def compare(
     )
 
 
-def _check_fits(model: Checkpoint, workload: AnyWorkload) -> None:
+def check_fits(model: Checkpoint, workload: SizedWorkload) -> None:
     """Raise EngineError for a model of another kind than the workload's, or too short for it."""
     check = check_pooling_model if isinstance(workload, PoolingWorkload) else check_generative
     check(model)
@@ -214,7 +215,7 @@ def _check_fits(model: Checkpoint, workload: AnyWorkload) -> None:
 
 @contextmanager
 def loaded(
-    models: Mapping[str, Checkpoint], engine: str, workload: AnyWorkload
+    models: Mapping[str, Checkpoint], engine: str, workload: SizedWorkload
 ) -> Iterator[Mapping[str, TimedModel]]:
     """Load the models in order; close all of them when the context ends, also on an error."""
     with ExitStack() as stack:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,6 +14,26 @@ from sgate_serve.options import flag_of, option
 Measure = Callable[[Any], float]
 
 PREFILL = "prefill"
+
+
+class SizedWorkload(Protocol):
+    """What decides how a model is loaded to be timed."""
+
+    @property
+    def length_flags(self) -> str:
+        """The flags that decide `model_len`, for errors."""
+
+    @property
+    def engine_arguments(self) -> tuple[str, ...]:
+        """Command-line words for the engine."""
+
+    @property
+    def sizes(self) -> TimedSizes:
+        """The sizes that an engine must support."""
+
+    @property
+    def model_len(self) -> int:
+        """The tokens that one row must be able to hold."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class Workload:
     engine_arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_counts(self, ("rounds", "decode_steps", "context_tokens", "prefill_tokens"))
+        check_counts(self, ("rounds", "decode_steps", "context_tokens", "prefill_tokens"))
         _check_batches(self.batches)
 
     length_flags = "--prefill-tokens or --decode-steps"
@@ -67,7 +87,7 @@ class PoolingWorkload:
     engine_arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_counts(self, ("rounds", "prefill_tokens"))
+        check_counts(self, ("rounds", "prefill_tokens"))
         _check_batches(self.batches)
 
     length_flags = "--prefill-tokens"
@@ -102,7 +122,8 @@ def tokens_per_run(workload: AnyWorkload, phase: str) -> int:
     return batch * workload.decode_steps
 
 
-def _check_counts(workload: AnyWorkload, names: tuple[str, ...]) -> None:
+def check_counts(workload: object, names: tuple[str, ...]) -> None:
+    """Raise EngineError naming the first field of `names` that is below 1."""
     for name in names:
         if getattr(workload, name) < 1:
             raise EngineError(f"{flag_of(name)} {getattr(workload, name)}: must be at least 1")

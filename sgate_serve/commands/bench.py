@@ -1,13 +1,14 @@
-"""`sgate bench compare`: times dense and pruned models, interleaved in one run."""
+"""`sgate bench`: compares models in one run, or measures throughput or latency without a server."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
 from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.bench.offline import LatencyWorkload, OfflineWorkload, ThroughputWorkload
 from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, Workload
-from sgate_serve.commands.flags import add_flags
+from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import check_file, load_plots, print_lines, write_json
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.options import flag_of
@@ -23,6 +24,20 @@ examples:
   sgate bench compare my-model my-pruned --rounds 25 -- --precision int8
   sgate bench compare my-model my-pruned --beside masked=my-masked-model
 """
+
+
+OFFLINE_EPILOG = """\
+ENGINE ARGS, after `--`: those of `sgate serve` that the options above do not set
+
+examples:
+  sgate bench {name} my-model
+  sgate bench {name} my-model my-pruned --json speed.json -- --precision int8
+"""
+# The workload and the description of each kind that runs requests without a server.
+OFFLINE: Mapping[str, tuple[type[OfflineWorkload], str]] = {
+    "throughput": (ThroughputWorkload, "requests and tokens per second of a full queue"),
+    "latency": (LatencyWorkload, "seconds that a batch of requests takes"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,19 +60,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FOLDER",
         help="another model to time in the same rounds, such as the masked dense one; repeatable",
     )
-    compare.add_argument(
-        "--engine", default="onnx", help="auto, onnx, torch or vllm (default: onnx)"
-    )
-    output = compare.add_argument_group("output")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write the record to this file")
+    _add_engine(compare)
+    output = _add_output(compare)
     output.add_argument(
         "--plot", type=Path, metavar="FILE", help="plot the comparison to this file"
     )
     # The models decide which workload it is, and so its defaults.
     add_flags(compare, Workload, leave_out={"engine_arguments"}, keep_unset=True, group="workload")
+    for name, (workload, text) in OFFLINE.items():
+        offline = kinds.add_parser(
+            name,
+            help=text,
+            usage=f"sgate bench {name} MODEL [MODEL ...] [options] [-- ENGINE ARGS]",
+            description=f"{text}; several models are interleaved, and compared with the first",
+            epilog=OFFLINE_EPILOG.format(name=name),
+        )
+        offline.set_defaults(engine_arguments=[])
+        offline.add_argument("models", metavar="MODEL", nargs="+", help="model folder or hub id")
+        _add_engine(offline)
+        _add_output(offline)
+        add_flags(offline, workload, leave_out={"engine_arguments"}, group="workload")
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine", default="onnx", help="auto, onnx, torch or vllm (default: onnx)"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", type=Path, metavar="FILE", help="write the record to this file")
+    return output
 
 
 def run(args: argparse.Namespace) -> int:
+    return _run_compare(args) if args.kind == "compare" else _run_offline(args)
+
+
+def _run_offline(args: argparse.Namespace) -> int:
+    from sgate_serve.bench.offline import measure_offline, offline_lines
+    from sgate_serve.checkpoint.reader import Checkpoint
+    from sgate_serve.engines.table import choose_engine
+
+    check_file(args.json, "--json")
+    workload_class, _ = OFFLINE[args.kind]
+    arguments = tuple(args.engine_arguments)
+    workload = options_from(args, workload_class, engine_arguments=arguments)
+    models = [Checkpoint.open(folder) for folder in args.models]
+    record = measure_offline(models, choose_engine(args.engine), workload)
+    print_lines(offline_lines(record))
+    if args.json is not None:
+        write_json(record, args.json)
+    return 0
+
+
+def _run_compare(args: argparse.Namespace) -> int:
     from sgate_serve.bench.compare import compare, comparison_lines
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sgate_serve.engines.contract import Request, SamplingParams
 from sgate_serve.engines.model_protocols import EngineModel, PoolingModel
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.slot_engine import SlotEngine
@@ -44,6 +45,14 @@ class TimedDecoder(TimedModel, Protocol):
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
         """Time the prefill of one prompt of `num_tokens`."""
 
+    def generate_seconds(
+        self, requests: int, input_tokens: int, output_tokens: int, generator: np.random.Generator
+    ) -> float:
+        """Time `requests` that arrive together, from their arrival to the last token.
+
+        Each generates exactly `output_tokens` greedily, as the engine schedules them.
+        """
+
 
 class TimedPoolingEngine:
     """A pooling model that can be timed. Queueing and pooling are not timed."""
@@ -65,7 +74,10 @@ class TimedPoolingEngine:
 
 
 class TimedSlotEngine:
-    """A `TimedDecoder` over the runner of a slot engine. Scheduling and sampling are not timed."""
+    """A `TimedDecoder` over a slot engine.
+
+    Decode steps and prefills are timed on its runner, without scheduling and sampling.
+    """
 
     def __init__(self, engine: SlotEngine) -> None:
         self.name, self.version, self.precision = engine.name, engine.version, engine.precision
@@ -97,6 +109,22 @@ class TimedSlotEngine:
         seconds = time.perf_counter() - start
         self._engine.runner.release(0)
         return seconds
+
+    def generate_seconds(
+        self, requests: int, input_tokens: int, output_tokens: int, generator: np.random.Generator
+    ) -> float:
+        """Queue all requests and step the engine, sampling included, until none is left."""
+        sampling = SamplingParams(max_tokens=output_tokens, temperature=0.0)
+        queue = [
+            Request(str(index), tuple(self._tokens(input_tokens, generator)), sampling)
+            for index in range(requests)
+        ]
+        start = time.perf_counter()
+        for request in queue:
+            self._engine.add(request)
+        while self._engine.has_work():
+            self._engine.step()
+        return time.perf_counter() - start
 
     def close(self) -> None:
         self._engine.close()

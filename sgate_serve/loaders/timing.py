@@ -27,8 +27,8 @@ from sgate_serve.options import flag_of
 # Options of slot engines that a workload dictates → the flags that do so, or the reason.
 DICTATED: Mapping[str, str] = MappingProxyType(
     {
-        "slots": "the largest of --batches decides it",
-        "max_model_len": "--context-tokens, --decode-steps and --prefill-tokens decide it",
+        "slots": "the largest of --batches, or --batch-size or --max-num-seqs, decides it",
+        "max_model_len": "the lengths of the workload decide it",
         "prefill_chunk": "a timed prompt is processed in one call",
     }
 )

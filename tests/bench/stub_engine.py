@@ -59,6 +59,12 @@ class StubTimed:
         self.calls.append((num_tokens,))
         return num_tokens * self._seconds_per_token
 
+    def generate_seconds(
+        self, requests: int, input_tokens: int, output_tokens: int, generator: np.random.Generator
+    ) -> float:
+        self.calls.append((requests, input_tokens, output_tokens))
+        return requests * (input_tokens + output_tokens) * self._seconds_per_token
+
     def close(self) -> None:
         self.num_closed += 1
 

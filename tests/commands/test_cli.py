@@ -186,6 +186,23 @@ def test_bench_compare_measures_a_model_beside(
 
 
 @pytest.mark.parametrize(
+    ("kind", "count"), [("throughput", "--num-prompts"), ("latency", "--batch-size")]
+)
+def test_bench_measures_requests_without_a_server(
+    base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, count: str
+) -> None:
+    sizes = ("--input-len", "8", "--output-len", "2", "--num-iters", "1", count, "3")
+    file, engine = ("--json", tmp_path / "o.json"), ("--", "--threads", "1", "--precision", "int8")
+    status, out, _ = run(capsys, "bench", kind, base.folder, *sizes, *file, *engine)
+    assert status == 0
+    assert out.startswith("onnx: 3 requests") and str(base.folder) in out.splitlines()[-1]
+    record = json.loads((tmp_path / "o.json").read_text())
+    assert record["models"][str(base.folder)]["precision"] == "int8"
+    assert record["workload"]["engine_arguments"] == ["--threads", "1", "--precision", "int8"]
+    assert record["floor"] is None
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["frobnicate"], "invalid choice: 'frobnicate'"),
@@ -210,6 +227,9 @@ def test_bench_compare_measures_a_model_beside(
             "--beside a: given for",
         ),
         (["bench", "compare", "BASE", "BASE", "--", "--slots", "4"], "--slots cannot be set here"),
+        (["bench", "latency", "BASE", "--output-len", "0"], "--output-len 0: must be at least 1"),
+        (["bench", "throughput", "BASE", "BASE"], "a model is given twice"),
+        (["bench", "latency", "BASE", "--", "--slots", "4"], "--batch-size or --max-num-seqs"),
         (["train", "BASE", "--data", "d.txt", "--out", "o", "--gates", "rows"], "--gates rows"),
         (["verify", "BASE", "BASE", "--num-prompts", "0"], "--num-prompts 0: give a whole number"),
         (["verify", "BASE", "BASE", "--prompt-tokens", "0"], "of at least 1"),

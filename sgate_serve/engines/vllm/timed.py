@@ -98,6 +98,16 @@ class TimedVllm:
         self._finish()
         return time.perf_counter() - start
 
+    def generate_seconds(
+        self, requests: int, input_tokens: int, output_tokens: int, generator: np.random.Generator
+    ) -> float:
+        """Time all requests from their arrival to the last token."""
+        start = time.perf_counter()
+        for _ in range(requests):
+            self._add(input_tokens, output_tokens, generator)
+        self._finish()
+        return time.perf_counter() - start
+
     def close(self) -> None:
         stop_engine(self._engine)
 
