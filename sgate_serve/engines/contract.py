@@ -70,7 +70,8 @@ class TokenEvent:
 
     `token` is None if the request ended without a new visible token (stop tokens are never shown).
     `finish_reason` is None while the request continues. The first event of a request carries the
-    log-probabilities of its prompt if they were requested.
+    log-probabilities of its prompt if they were requested. `num_cached` tokens of the prompt were
+    in the KV cache before.
     """
 
     request_id: str
@@ -78,15 +79,22 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    num_cached: int = 0
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """A snapshot for /metrics: running and queued requests, and the fraction of KV cache in use."""
+    """A snapshot for /metrics: running and queued requests, and the fraction of KV cache in use.
+
+    `prefix_queries` and `prefix_hits` count the prompt tokens so far that were looked up, and that
+    were found, in the KV cache.
+    """
 
     num_running: int
     num_waiting: int
     kv_cache_usage: float
+    prefix_queries: int = 0
+    prefix_hits: int = 0
 
 
 class Engine(Protocol):

@@ -25,6 +25,7 @@ class Runner(Protocol):
     """A model with a KV cache of `num_slots` rows; each slot holds the tokens of one request.
 
     All slots together hold at most `cache_tokens`. `precision` is the format of the weights.
+    `shares_prefixes` says whether tokens may stay in an idle slot, and move to another one.
     """
 
     num_slots: int
@@ -32,12 +33,19 @@ class Runner(Protocol):
     cache_tokens: int
     vocab_size: int
     precision: Precision
+    shares_prefixes: bool
 
     def forward(self, chunks: Sequence[TokenChunk]) -> Logits:
         """Append tokens to distinct slots; return the logits [n, vocab] in the order of chunks."""
 
     def release(self, slot: int) -> None:
         """Discard the tokens of a slot."""
+
+    def share(self, source: int, slot: int, length: int) -> None:
+        """Let `slot` hold the first `length` tokens of `source`, which may be `slot` itself.
+
+        Only a runner that `shares_prefixes` is asked for it.
+        """
 
 
 def all_logits(runner: Runner, tokens: NDArray[np.int64], chunk: int | None = None) -> Logits:

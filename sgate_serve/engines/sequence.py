@@ -2,30 +2,44 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from sgate_serve.engines.contract import Request, TokenLogprobs
+from sgate_serve.engines.prefix_cache import Ids
 from sgate_serve.engines.sampling import Sampler
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
-    """A request with its tokens so far, prompt first, and the number of them in the KV cache."""
+    """A request with its tokens so far, prompt first, and the number of them in the KV cache.
+
+    `prompt` is an array to compare with.
+    """
 
     request: Request
     sampler: Sampler
     tokens: list[int]
+    prompt: Ids
     slot: int = -1
     num_cached: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    # Of the prompt, how many tokens the KV cache held when the request was admitted first.
+    num_shared: int = 0
 
     @classmethod
     def of(cls, request: Request) -> "Sequence":
         sampler = Sampler.start(request.sampling, request.prompt)
-        return cls(request, sampler, list(request.prompt))
+        return cls(request, sampler, list(request.prompt), np.array(request.prompt, np.int64))
 
     @property
     def num_left(self) -> int:
         """The number of tokens that are not in the KV cache yet."""
         return len(self.tokens) - self.num_cached
+
+    @property
+    def cached_prompt(self) -> Ids:
+        """The part of the prompt that is in the KV cache."""
+        return self.prompt[: self.num_cached]
 
     @property
     def num_generated(self) -> int:

@@ -5,7 +5,8 @@ every decoding sequence gets its last token, and sequences whose prompt is not f
 one chunk. A long prompt therefore delays running streams by one chunk at most. A request is
 admitted if its tokens fit into the KV cache together with those already running. If the cache
 overflows as completions grow, the newest sequence is preempted: it frees its slot, returns to the
-front of the queue and is processed again later.
+front of the queue and is processed again later. What an ended sequence leaves in its slot stays
+there while nobody needs the room, and a sequence that begins alike does not process it again.
 """
 
 from collections import deque
@@ -22,12 +23,16 @@ from sgate_serve.engines.contract import (
     TokenLogprobs,
 )
 from sgate_serve.engines.model_protocols import Floats, Tokens
+from sgate_serve.engines.prefix_cache import PrefixCache, num_common
 from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.runner import Runner, all_logits
 from sgate_serve.engines.sampling import Logits, choose_tokens
 from sgate_serve.engines.scheduler import ScheduledChunk, schedule
 from sgate_serve.engines.sequence import Sequence
 from sgate_serve.engines.token_logprobs import token_logprobs
+
+# A prompt is not begun while another one that runs computes so many tokens more of its beginning.
+WORTH_WAITING = 16
 
 
 class SlotEngine:
@@ -44,6 +49,8 @@ class SlotEngine:
         self.max_model_len, self.vocab_size = runner.max_model_len, runner.vocab_size
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
+        self._kept = PrefixCache()
+        self._prefix_queries = self._prefix_hits = 0
 
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
@@ -73,40 +80,92 @@ class SlotEngine:
     def stats(self) -> EngineStats:
         cached = sum(sequence.num_cached for sequence in self._running.values())
         usage = cached / self.runner.cache_tokens
-        return EngineStats(len(self._running), len(self._waiting), usage)
+        shared = self._prefix_queries, self._prefix_hits
+        return EngineStats(len(self._running), len(self._waiting), usage, *shared)
 
     def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
         """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle engine."""
         assert types is None, "a causal language model has no token types"
+        self.forget_prefixes()
         return all_logits(self.runner, tokens, self.prefill_chunk)
 
     def residuals(self, tokens: Tokens, types: Tokens | None = None) -> list[Floats] | None:
         """Return None, since a runner does not expose its residual stream."""
         return None
 
+    def forget_prefixes(self) -> None:
+        """Empty all idle slots."""
+        self._make_room(self.runner.cache_tokens)
+
     def close(self) -> None:
         """Drop the runner, and with it the model and its KV cache."""
         del self.runner
 
     def _admit(self) -> None:
-        # Lowest slot first, so that the rows of a call are close together.
+        for sequence in [*self._waiting]:
+            held = sum(len(other.tokens) for other in self._running.values())
+            held += len(sequence.tokens)
+            is_full = len(self._running) == self.runner.num_slots
+            if is_full or held > self.runner.cache_tokens:
+                return
+            source, length = self._shared_prefix(sequence)
+            if not self._is_worth_waiting(sequence, length):
+                self._waiting.remove(sequence)
+                self._place(sequence, source, length)
+                self._make_room(held)
+
+    def _shared_prefix(self, sequence: Sequence) -> tuple[int, int]:
+        """Return the slot that holds most of a sequence's prompt, and how many tokens."""
+        if not self._shares(sequence):
+            return -1, 0
+        running = ((other.slot, other.cached_prompt) for other in self._running.values())
+        return self._kept.longest(sequence.prompt, running)
+
+    def _is_worth_waiting(self, sequence: Sequence, length: int) -> bool:
+        """Say whether a running prompt soon holds much more of this one than the `length` now."""
+        return self._shares(sequence) and any(
+            num_common(sequence.prompt[:-1], other.prompt) >= length + WORTH_WAITING
+            for other in self._running.values()
+            if self._shares(other) and other.num_left > 1
+        )
+
+    def _shares(self, sequence: Sequence) -> bool:
+        # Log-probabilities of a prompt need the logits at all of its positions.
+        return self.runner.shares_prefixes and not sequence.needs_prompt_logprobs
+
+    def _place(self, sequence: Sequence, source: int, length: int) -> None:
+        """Run a sequence in a slot, with `length` tokens that `source` holds of its prompt."""
+        sequence.slot = slot = self._slot_for(source, length)
+        sequence.num_cached = length
+        if length:
+            self.runner.share(source, slot, length)
+        if slot in self._kept:
+            self._kept.drop(slot)
+            if not length:
+                self.runner.release(slot)
+        if self.runner.shares_prefixes and not sequence.num_generated:
+            sequence.num_shared = length
+            self._prefix_queries += len(sequence.tokens)
+            self._prefix_hits += length
+        self._running[sequence.request.request_id] = sequence
+
+    def _slot_for(self, source: int, length: int) -> int:
+        """Return the slot that a new sequence takes, which shares `length` tokens of `source`.
+
+        It is the source if that is idle and the sequence continues all of it; else the lowest empty
+        slot, so that the rows of a call are close together; else the idle slot used least recently.
+        """
+        if source in self._kept and length == self._kept.length(source):
+            return source
         taken = {sequence.slot for sequence in self._running.values()}
         free = (slot for slot in range(self.runner.num_slots) if slot not in taken)
-        held = sum(len(sequence.tokens) for sequence in self._running.values())
-        for slot in free:
-            if not self._waiting:
-                return
-            held += len(self._waiting[0].tokens)
-            if held > self.runner.cache_tokens:
-                return
-            sequence = self._waiting.popleft()
-            sequence.slot = slot
-            self._running[sequence.request.request_id] = sequence
+        empty = next((slot for slot in free if slot not in self._kept), None)
+        return self._kept.oldest() if empty is None else empty
 
     def _preempt(self) -> None:
         """Free the slot of the newest sequence and put it at the front of the queue."""
-        sequence = next(reversed(self._running.values()))
-        self._release(sequence)
+        _, sequence = self._running.popitem()
+        self.runner.release(sequence.slot)
         sequence.num_cached = 0
         if not sequence.num_generated:
             sequence.prompt_logprobs.clear()
@@ -116,8 +175,10 @@ class SlotEngine:
         """Return the chunks of this step; sequences are preempted until these fit the cache."""
         while True:
             scheduled = schedule([*self._running.values()], self.prefill_chunk)
-            cached = sum(sequence.num_cached for sequence in self._running.values())
-            if cached + sum(chunk.num_tokens for chunk in scheduled) <= self.runner.cache_tokens:
+            needed = sum(sequence.num_cached for sequence in self._running.values())
+            needed += sum(chunk.num_tokens for chunk in scheduled)
+            self._make_room(needed)
+            if needed <= self.runner.cache_tokens:
                 return scheduled
             self._preempt()
 
@@ -156,7 +217,12 @@ class SlotEngine:
             return self._end(sequence, "stop", prompt_logprobs)
         sequence.tokens.append(token)
         limit = min(sampling.max_tokens, self.max_model_len - len(request.prompt))
-        event = TokenEvent(request.request_id, token, prompt_logprobs=prompt_logprobs)
+        event = TokenEvent(
+            request.request_id,
+            token,
+            prompt_logprobs=prompt_logprobs,
+            num_cached=sequence.num_shared,
+        )
         if sequence.num_generated < limit:
             return event
         self._release(sequence)
@@ -167,12 +233,28 @@ class SlotEngine:
     ) -> TokenEvent:
         """End a request without a new token."""
         self._release(sequence)
-        request_id = sequence.request.request_id
-        return TokenEvent(request_id, None, reason, prompt_logprobs=prompt_logprobs)
+        return TokenEvent(
+            sequence.request.request_id,
+            None,
+            reason,
+            prompt_logprobs=prompt_logprobs,
+            num_cached=sequence.num_shared,
+        )
 
     def _release(self, sequence: Sequence) -> None:
-        self.runner.release(sequence.slot)
+        """End a running sequence; what its slot holds stays for those that begin alike."""
         del self._running[sequence.request.request_id]
+        if self.runner.shares_prefixes and sequence.num_cached:
+            self._kept.keep(sequence.slot, sequence.tokens[: sequence.num_cached])
+        else:
+            self.runner.release(sequence.slot)
+
+    def _make_room(self, num_tokens: int) -> None:
+        """Empty idle slots, the least recently used first, until running ones can hold so much."""
+        while self._kept and num_tokens + self._kept.num_tokens > self.runner.cache_tokens:
+            slot = self._kept.oldest()
+            self._kept.drop(slot)
+            self.runner.release(slot)
 
 
 def _with_logprobs(

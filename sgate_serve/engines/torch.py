@@ -58,6 +58,8 @@ class TorchRunner:
     """A transformers model with one cache per slot; a `Runner` of engines/runner.py."""
 
     precision = PRECISIONS[FP32]
+    # A cache with a sliding window has no beginning to share.
+    shares_prefixes = False
 
     def __init__(self, model: Any, num_slots: int, max_model_len: int) -> None:
         self.model, self.num_slots, self.max_model_len = model, num_slots, max_model_len
@@ -73,6 +75,9 @@ class TorchRunner:
 
     def release(self, slot: int) -> None:
         self._caches[slot], self._lengths[slot] = DynamicCache(), 0
+
+    def share(self, source: int, slot: int, length: int) -> None:
+        raise NotImplementedError
 
     @torch.inference_mode()
     def _append(self, chunk: TokenChunk) -> Logits:

@@ -41,6 +41,13 @@ class ServerMetrics:
         self._running = self._gauge("num_requests_running", "Requests in a slot.")
         self._waiting = self._gauge("num_requests_waiting", "Requests in the queue.")
         self._cache = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
+        self._prefix_queries = self._counter(
+            "prefix_cache_queries", "Prompt tokens looked up in the KV cache."
+        )
+        self._prefix_hits = self._counter(
+            "prefix_cache_hits", "Prompt tokens found in the KV cache."
+        )
+        self._counted = EngineStats(0, 0, 0.0)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed.")
         self._generated_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._ended = Counter(
@@ -72,10 +79,13 @@ class ServerMetrics:
         )
 
     def render(self, stats: EngineStats) -> bytes:
-        """Return Prometheus' text format, with the gauges set to the engine's `stats`."""
+        """Return Prometheus' text format, with what the engine's `stats` say."""
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._cache.set(stats.kv_cache_usage)
+        self._prefix_queries.inc(stats.prefix_queries - self._counted.prefix_queries)
+        self._prefix_hits.inc(stats.prefix_hits - self._counted.prefix_hits)
+        self._counted = stats
         return generate_latest(self.registry)
 
     def clock(self, num_prompt_tokens: int) -> "RequestClock":

@@ -40,6 +40,12 @@ def step(engine: Engine, answers: Mapping[str, Answer]) -> None:
         answer.finish_reason = event.finish_reason
 
 
+def load_of(engine: Engine) -> tuple[int, int, float]:
+    """Return the running and the waiting requests, and the usage of the cache."""
+    stats = engine.stats()
+    return stats.num_running, stats.num_waiting, stats.kv_cache_usage
+
+
 def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str, Answer]:
     """Answer all requests; one arrives every `every` steps, or all at once for 0."""
     answers = {request.request_id: Answer() for request in requests}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sgate_serve.engines.contract import EngineStats, Request, SamplingParams
+from sgate_serve.engines.contract import Request, SamplingParams
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.errors import RequestError
-from tests.engines.drive import Answer, greedy, prompt, run, step
+from tests.engines.drive import Answer, greedy, load_of, prompt, run, step
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
 from tests.small_llama import random_tokens
 
@@ -47,6 +47,26 @@ def test_each_request_gets_the_tokens_of_its_solo_run(engine: LoadedEngine) -> N
     together = run(engine, ragged_requests(), every=2)
     for request in ragged_requests():
         assert run(engine, [request]) == {request.request_id: together[request.request_id]}
+
+
+def test_requests_that_begin_alike_get_the_reference_tokens(
+    engine: LoadedEngine, served: UnevenModel
+) -> None:
+    start, rng = prompt(14, seed=5), np.random.default_rng(0)
+    turns = [start]
+    for _ in range(2):
+        turns.append((*turns[-1], *served.greedy(turns[-1], 3), *prompt(2, int(rng.integers(99)))))
+    # Turns of a chat, the same prompt again and twice at once, shorter and longer ones that share
+    # a part, and one that shares nothing.
+    others = [start, start, start[:9], start[:1], (*start[:11], *prompt(6, 8)), prompt(7, 9)]
+    for every in (0, 1, 4):
+        requests = [
+            Request(f"{every}.{index}", tokens, greedy(3 + index % 4))
+            for index, tokens in enumerate([*turns, *others, *turns[::-1]])
+        ]
+        for request, answer in zip(requests, run(engine, requests, every).values(), strict=True):
+            expected = served.greedy(request.prompt, request.sampling.max_tokens)
+            assert answer == Answer(expected, "length")
 
 
 @pytest.mark.parametrize(("slots", "chunk"), [(1, 1), (2, 7), (2, 20), (2, 100)])
@@ -126,7 +146,7 @@ def test_without_a_seed_runs_differ(engine: LoadedEngine) -> None:
 def test_stats_count_requests_and_the_cache_that_they_use(engine: LoadedEngine) -> None:
     requests = [Request(f"r{seed}", prompt(6, seed), greedy(20)) for seed in range(5)]
     answers = {request.request_id: Answer() for request in requests}
-    assert engine.stats() == EngineStats(0, 0, 0.0)
+    assert load_of(engine) == (0, 0, 0.0)
     for request in requests:
         engine.add(request)
     for _ in range(4):
@@ -141,7 +161,7 @@ def test_stats_count_requests_and_the_cache_that_they_use(engine: LoadedEngine) 
     assert 0 < aborted.kv_cache_usage < running.kv_cache_usage
     while engine.has_work():
         step(engine, answers)
-    assert engine.stats() == EngineStats(0, 0, 0.0)
+    assert load_of(engine) == (0, 0, 0.0)
 
 
 def test_nothing_is_left_of_aborted_requests(engine: LoadedEngine) -> None:
@@ -149,7 +169,7 @@ def test_nothing_is_left_of_aborted_requests(engine: LoadedEngine) -> None:
     engine.step()
     engine.abort("a")
     assert not engine.has_work()
-    assert engine.stats() == EngineStats(0, 0, 0.0)
+    assert load_of(engine) == (0, 0, 0.0)
 
 
 def test_sizes_are_those_asked_for(engine: LoadedEngine) -> None:

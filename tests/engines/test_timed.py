@@ -17,6 +17,7 @@ class RecordingRunner:
 
     num_slots, max_model_len, cache_tokens, vocab_size = 4, 32, 128, 7
     precision = PRECISIONS["int4"]
+    shares_prefixes = False
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, object]] = []
@@ -35,6 +36,9 @@ class RecordingRunner:
         for chunk in chunks:
             self.num_held[chunk.slot] += len(chunk.tokens)
         return np.zeros((len(chunks), self.vocab_size), np.float32)
+
+    def share(self, source: int, slot: int, length: int) -> None:
+        raise AssertionError("not asked for")
 
     def release(self, slot: int) -> None:
         self.calls.append(("release", slot))

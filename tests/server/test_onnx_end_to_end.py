@@ -138,3 +138,36 @@ def test_chat_scores_stream_through_the_sdk(openai_client: OpenAI, folder: Path)
     assert len(entries) == 6
     for entry in entries:
         assert entry.logprob == entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
+
+
+def test_turns_of_a_chat_are_read_once(folder: Path) -> None:
+    with serving_folder(folder, slots=2) as client:
+        messages = [{"role": "user", "content": "the cat sat on the mat"}]
+        bodies, usages = [], []
+        for _ in range(3):
+            body = {
+                "model": folder.name,
+                "messages": [*messages],
+                "max_tokens": 6,
+                "temperature": 0,
+            }
+            answer = client.post("/v1/chat/completions", json=body).json()
+            bodies.append((body, answer["choices"]))
+            usages.append(answer["usage"])
+            messages += [answer["choices"][0]["message"], {"role": "user", "content": "and then"}]
+        metrics = client.get("/metrics").text
+    details = [usage.get("prompt_tokens_details", {}).get("cached_tokens", 0) for usage in usages]
+    assert details[0] == 0
+    for before, usage, cached in zip(usages, usages[1:], details[1:], strict=False):
+        assert 0 < cached < usage["prompt_tokens"]
+        # All of the turn before, up to where its answer is written as a message.
+        assert cached >= before["prompt_tokens"] - 1
+    label = f'{{model_name="{folder.name}"}}'
+    assert f"vllm:prefix_cache_hits_total{label} {float(sum(details))}" in metrics
+    looked_up = float(sum(usage["prompt_tokens"] for usage in usages))
+    assert f"vllm:prefix_cache_queries_total{label} {looked_up}" in metrics
+    for body, choices in bodies:
+        with serving_folder(folder, slots=1) as client:
+            alone = client.post("/v1/chat/completions", json=body).json()
+        assert alone["choices"] == choices
+        assert "prompt_tokens_details" not in alone["usage"]

@@ -90,6 +90,12 @@ class KvCache:
         flat = np.frombuffer(self._maps[name], past.dtype)
         return flat.reshape(-1, past.heads, self._length, past.width)
 
+    def copy(self, source: int, slot: int, length: int) -> None:
+        """Copy the first `length` tokens of one slot in host memory to another one."""
+        for past in self._pasts:
+            array = self.array(past.name)
+            array[slot, :, :length] = array[source, :, :length]
+
     def release(self, slot: int) -> None:
         """Return the pages of a slot to the system; their content is never read again."""
         if self._device != CPU or not hasattr(mmap, "MADV_DONTNEED"):

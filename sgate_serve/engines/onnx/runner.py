@@ -92,6 +92,8 @@ class OnnxRunner:
         self.cache = KvCache(session, sizes.num_slots, sizes.max_model_len + sizes.chunk, device)
         self._device, self._chunk, self._multiple = device, sizes.chunk, sizes.row_multiple
         self._wanted = {value.name for value in session.get_inputs()}
+        # Keys and values on a GPU are not copied.
+        self.shares_prefixes = device == CPU
         self._decode_calls: dict[_Shape, _Call] = {}
 
     def forward(self, chunks: Sequence[TokenChunk]) -> Logits:
@@ -138,6 +140,13 @@ class OnnxRunner:
         """Discard the tokens of a slot."""
         self.lengths[slot] = 0
         self.cache.release(slot)
+
+    def share(self, source: int, slot: int, length: int) -> None:
+        """Let `slot` hold the first `length` tokens of `source`, which may be `slot` itself."""
+        assert length <= self.lengths[source], "there are fewer tokens to share"
+        if source != slot:
+            self.cache.copy(source, slot, length)
+        self.lengths[slot] = length
 
     def _fill(
         self, inputs: dict[str, Array], shape: _Shape, tokens: Ints, slots: Ints, counts: Ints

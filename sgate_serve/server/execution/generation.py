@@ -26,10 +26,11 @@ class Delta:
 
 @dataclass(frozen=True)
 class Usage:
-    """Prompt and generated tokens, over all choices."""
+    """Prompt and generated tokens, over all choices; some of a prompt may have been cached."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 class ChoiceDecoder:
@@ -110,6 +111,13 @@ class Generation:
         }
         self._num_prompt_tokens = sum(job.num_prompt_tokens)
         self._num_generated = 0
+        # Those that are counted, and whose number of cached tokens is not known yet.
+        self._uncounted = {
+            request.request_id
+            for request, num_tokens in zip(job.requests, job.num_prompt_tokens, strict=True)
+            if num_tokens
+        }
+        self._num_cached = 0
         self._group = driver.open(job.requests, deadline)
 
     @property
@@ -119,7 +127,7 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage(self._num_prompt_tokens, self._num_generated)
+        return Usage(self._num_prompt_tokens, self._num_generated, self._num_cached)
 
     @property
     def finish_reasons(self) -> list[FinishReason]:
@@ -147,6 +155,9 @@ class Generation:
         """Count the event, and free the slot of a choice ended by a stop string."""
         clock = self._clocks[event.request_id]
         clock.read_prompt()
+        if event.request_id in self._uncounted:
+            self._uncounted.remove(event.request_id)
+            self._num_cached += event.num_cached
         if event.token is not None:
             self._num_generated += 1
             clock.token()

@@ -118,8 +118,11 @@ class ChatWriter:
 
 
 def usage_json(usage: Usage) -> Json:
+    """Return `usage`, with the cached tokens of the prompts if there are any, as vLLM does."""
+    details = {"prompt_tokens_details": {"cached_tokens": usage.cached_tokens}}
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        **(details if usage.cached_tokens else {}),
     }
