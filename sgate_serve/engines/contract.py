@@ -23,7 +23,8 @@ class SamplingParams:
     `logit_bias` holds pairs of a token id and the number added to its logit. Stop tokens are
     suppressed before `min_tokens` tokens. `logprobs` requests the log-probability of each new token
     and of that many most likely tokens, `prompt_logprobs` the same for the prompt. With
-    `max_tokens` 0 only the prompt is processed.
+    `max_tokens` 0 only the prompt is processed. Up to `drafted_tokens` at a time may be looked up
+    in the request's own text, which changes no token.
     """
 
     max_tokens: int = 16
@@ -40,6 +41,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    drafted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class EngineStats:
     """A snapshot for /metrics: running and queued requests, and the fraction of KV cache in use.
 
     `prefix_queries` and `prefix_hits` count the prompt tokens so far that were looked up, and that
-    were found, in the KV cache.
+    were found, in the KV cache; the last three the drafts, their tokens, and those that were right.
     """
 
     num_running: int
@@ -95,6 +97,9 @@ class EngineStats:
     kv_cache_usage: float
     prefix_queries: int = 0
     prefix_hits: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Engine(Protocol):
@@ -111,7 +116,10 @@ class Engine(Protocol):
         """Drop a running or waiting request and free its slot; unknown ids are ignored."""
 
     def step(self) -> Sequence[TokenEvent]:
-        """Admit waiting requests, then advance every running one by at most one token."""
+        """Admit waiting requests, then advance running ones.
+
+        A request gets one token at most, or several that were drafted, each in an event of its own.
+        """
 
     def has_work(self) -> bool:
         """Return whether a request is running or waiting."""

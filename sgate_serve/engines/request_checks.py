@@ -73,6 +73,7 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
         ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "from 0 to max_tokens"),
         ("min_tokens", not sampling.min_tokens or tokens_left > 0, "0 if every token stops"),
+        ("drafted_tokens", sampling.drafted_tokens >= 0, "0 or more"),
         ("logprobs", sampling.logprobs is None or sampling.logprobs >= 0, "0 or more"),
         ("prompt_logprobs", (sampling.prompt_logprobs or 0) >= 0, "0 or more"),
         ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "above 0 and finite"),

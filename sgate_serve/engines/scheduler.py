@@ -14,10 +14,15 @@ LOGPROBS_CHUNK = 128
 
 @dataclass(frozen=True)
 class ScheduledChunk:
-    """The next `num_tokens` tokens of a sequence, scheduled for one step."""
+    """The next `num_tokens` tokens of a sequence, scheduled for one step, and a draft of more."""
 
     sequence: Sequence
     num_tokens: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def num_fed(self) -> int:
+        return self.num_tokens + len(self.draft)
 
     @property
     def is_last(self) -> bool:
@@ -31,14 +36,16 @@ class ScheduledChunk:
 
     @property
     def num_logits(self) -> int:
-        return self.num_tokens if self.sequence.needs_prompt_logprobs else int(self.is_sampled)
+        if self.sequence.needs_prompt_logprobs:
+            return self.num_tokens
+        return self.is_sampled + len(self.draft)
 
     @property
     def token_chunk(self) -> TokenChunk:
         """The runner's input."""
         start = self.sequence.num_cached
         tokens = self.sequence.tokens[start : start + self.num_tokens]
-        return TokenChunk(self.sequence.slot, tokens, self.num_logits)
+        return TokenChunk(self.sequence.slot, [*tokens, *self.draft], self.num_logits)
 
     def keep_prompt_logprobs(self, logits: Logits) -> None:
         """Store the prompt's log-probabilities from the chunk's logits [num_tokens, vocab]."""

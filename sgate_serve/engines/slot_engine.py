@@ -24,6 +24,7 @@ from sgate_serve.engines.contract import (
 )
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.prefix_cache import PrefixCache, num_common
+from sgate_serve.engines.prompt_lookup import drafted
 from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.runner import Runner, all_logits
 from sgate_serve.engines.sampling import Logits, choose_tokens
@@ -51,6 +52,7 @@ class SlotEngine:
         self._running: dict[str, Sequence] = {}
         self._kept = PrefixCache()
         self._prefix_queries = self._prefix_hits = 0
+        self._num_drafts = self._num_drafted = self._num_accepted = 0
 
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
@@ -80,8 +82,16 @@ class SlotEngine:
     def stats(self) -> EngineStats:
         cached = sum(sequence.num_cached for sequence in self._running.values())
         usage = cached / self.runner.cache_tokens
-        shared = self._prefix_queries, self._prefix_hits
-        return EngineStats(len(self._running), len(self._waiting), usage, *shared)
+        return EngineStats(
+            num_running=len(self._running),
+            num_waiting=len(self._waiting),
+            kv_cache_usage=usage,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            drafts=self._num_drafts,
+            draft_tokens=self._num_drafted,
+            accepted_tokens=self._num_accepted,
+        )
 
     def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
         """Return the logits [s, vocab] at every position of `tokens` [s]; needs an idle engine."""
@@ -175,12 +185,23 @@ class SlotEngine:
         """Return the chunks of this step; sequences are preempted until these fit the cache."""
         while True:
             scheduled = schedule([*self._running.values()], self.prefill_chunk)
+            scheduled = [self._with_draft(chunk) for chunk in scheduled]
             needed = sum(sequence.num_cached for sequence in self._running.values())
-            needed += sum(chunk.num_tokens for chunk in scheduled)
+            needed += sum(chunk.num_fed for chunk in scheduled)
             self._make_room(needed)
             if needed <= self.runner.cache_tokens:
                 return scheduled
             self._preempt()
+
+    def _with_draft(self, chunk: ScheduledChunk) -> ScheduledChunk:
+        """Add a draft to the chunk of a decoding sequence whose request asks for it."""
+        sequence = chunk.sequence
+        wanted = sequence.request.sampling.drafted_tokens
+        if not (wanted and sequence.is_decoding and self.runner.shares_prefixes):
+            return chunk
+        room = self._limit(sequence.request) - sequence.num_generated - 1
+        count = min(wanted, room, self.prefill_chunk - 1)
+        return replace(chunk, draft=drafted(sequence.tokens, count))
 
     def _receive(self, scheduled: list[ScheduledChunk], logits: Logits) -> list[TokenEvent]:
         """Store prompt log-probabilities, choose the tokens that are due, end finished requests."""
@@ -192,11 +213,43 @@ class SlotEngine:
         ended = [chunk.sequence for chunk in scheduled if chunk.is_last and not chunk.is_sampled]
         for chunk in scheduled:
             chunk.sequence.num_cached += chunk.num_tokens
-        sequences = [scheduled[index].sequence for index in sampled]
-        events = self._sample(sequences, logits, ends[sampled] - 1)
+        drafts = [scheduled[index].draft for index in sampled]
+        rows = ends[sampled] - 1 - np.array([len(draft) for draft in drafts], np.int64)
+        events = self._sample([scheduled[index].sequence for index in sampled], logits, rows)
+        if any(drafts):
+            events += self._verify([scheduled[index] for index in sampled], logits, rows)
         for sequence in ended:
             events.append(self._end(sequence, "length", tuple(sequence.prompt_logprobs)))
         return events
+
+    def _verify(
+        self, chunks: list[ScheduledChunk], logits: Logits, rows: NDArray[np.int64]
+    ) -> list[TokenEvent]:
+        """Choose on along each draft while it is right; forget the rest of it.
+
+        `rows` are those of the logits before the drafts.
+        """
+        events: list[TokenEvent] = []
+        self._num_drafts += sum(bool(chunk.draft) for chunk in chunks)
+        self._num_drafted += sum(len(chunk.draft) for chunk in chunks)
+        going, depth = [*zip(chunks, rows.tolist(), strict=True)], 0
+        while going := [pair for pair in going if self._is_right(pair[0], depth)]:
+            depth += 1
+            sequences = [chunk.sequence for chunk, _ in going]
+            for sequence in sequences:
+                sequence.num_cached += 1
+            self._num_accepted += len(going)
+            events += self._sample(sequences, logits, np.array([row for _, row in going]) + depth)
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if chunk.draft and sequence.request.request_id in self._running:
+                self.runner.share(sequence.slot, sequence.slot, sequence.num_cached)
+        return events
+
+    def _is_right(self, chunk: ScheduledChunk, depth: int) -> bool:
+        """Say whether a sequence goes on, and its last token is the one drafted at `depth`."""
+        is_running = chunk.sequence.request.request_id in self._running
+        return is_running and chunk.sequence.tokens[-1:] == [*chunk.draft[depth : depth + 1]]
 
     def _sample(
         self, sequences: list[Sequence], logits: Logits, rows: NDArray[np.int64]
@@ -209,6 +262,10 @@ class SlotEngine:
         events = [self._advance(*pair) for pair in zip(sequences, tokens, strict=True)]
         return _with_logprobs(events, sequences, own)
 
+    def _limit(self, request: Request) -> int:
+        """Return how many tokens a request generates at most."""
+        return min(request.sampling.max_tokens, self.max_model_len - len(request.prompt))
+
     def _advance(self, sequence: Sequence, token: int) -> TokenEvent:
         """Record a new token; end the request at a stop token or a limit."""
         request, sampling = sequence.request, sequence.request.sampling
@@ -216,14 +273,13 @@ class SlotEngine:
         if token in sampling.stop_token_ids:
             return self._end(sequence, "stop", prompt_logprobs)
         sequence.tokens.append(token)
-        limit = min(sampling.max_tokens, self.max_model_len - len(request.prompt))
         event = TokenEvent(
             request.request_id,
             token,
             prompt_logprobs=prompt_logprobs,
             num_cached=sequence.num_shared,
         )
-        if sequence.num_generated < limit:
+        if sequence.num_generated < self._limit(request):
             return event
         self._release(sequence)
         return replace(event, finish_reason="length")
@@ -245,6 +301,8 @@ class SlotEngine:
         """End a running sequence; what its slot holds stays for those that begin alike."""
         del self._running[sequence.request.request_id]
         if self.runner.shares_prefixes and sequence.num_cached:
+            # Without the rest of a draft.
+            self.runner.share(sequence.slot, sequence.slot, sequence.num_cached)
             self._kept.keep(sequence.slot, sequence.tokens[: sequence.num_cached])
         else:
             self.runner.release(sequence.slot)

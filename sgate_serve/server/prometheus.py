@@ -47,6 +47,11 @@ class ServerMetrics:
         self._prefix_hits = self._counter(
             "prefix_cache_hits", "Prompt tokens found in the KV cache."
         )
+        self._drafts = self._counter("spec_decode_num_drafts", "Drafts looked up in prompts.")
+        self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens drafted.")
+        self._accepted_tokens = self._counter(
+            "spec_decode_num_accepted_tokens", "Drafted tokens that were right."
+        )
         self._counted = EngineStats(0, 0, 0.0)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed.")
         self._generated_tokens = self._counter("generation_tokens", "Tokens generated.")
@@ -83,9 +88,12 @@ class ServerMetrics:
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._cache.set(stats.kv_cache_usage)
-        self._prefix_queries.inc(stats.prefix_queries - self._counted.prefix_queries)
-        self._prefix_hits.inc(stats.prefix_hits - self._counted.prefix_hits)
-        self._counted = stats
+        before, self._counted = self._counted, stats
+        self._prefix_queries.inc(stats.prefix_queries - before.prefix_queries)
+        self._prefix_hits.inc(stats.prefix_hits - before.prefix_hits)
+        self._drafts.inc(stats.drafts - before.drafts)
+        self._draft_tokens.inc(stats.draft_tokens - before.draft_tokens)
+        self._accepted_tokens.inc(stats.accepted_tokens - before.accepted_tokens)
         return generate_latest(self.registry)
 
     def clock(self, num_prompt_tokens: int) -> "RequestClock":

@@ -1,5 +1,6 @@
 """Drive an engine like its caller: add requests, step, collect the events."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,11 +28,11 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(random_tokens(length, seed).tolist())
 
 
-def step(engine: Engine, answers: Mapping[str, Answer]) -> None:
-    """Do one step; no request may get two events in a step, or any after its end."""
+def step(engine: Engine, answers: Mapping[str, Answer], *, most: int = 1) -> None:
+    """Do one step; no request may get more than `most` events in it, or any after its end."""
     events = engine.step()
-    names = [event.request_id for event in events]
-    assert len(set(names)) == len(names)
+    counts = Counter(event.request_id for event in events)
+    assert max(counts.values(), default=0) <= most
     for event in events:
         answer = answers[event.request_id]
         assert answer.finish_reason is None
@@ -46,7 +47,9 @@ def load_of(engine: Engine) -> tuple[int, int, float]:
     return stats.num_running, stats.num_waiting, stats.kv_cache_usage
 
 
-def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str, Answer]:
+def run(
+    engine: Engine, requests: Sequence[Request], every: int = 0, *, most: int = 1
+) -> dict[str, Answer]:
     """Answer all requests; one arrives every `every` steps, or all at once for 0."""
     answers = {request.request_id: Answer() for request in requests}
     queue, num_steps = list(requests), 0
@@ -55,7 +58,7 @@ def run(engine: Engine, requests: Sequence[Request], every: int = 0) -> dict[str
             engine.add(queue.pop(0))
             if every:
                 break
-        step(engine, answers)
+        step(engine, answers, most=most)
         num_steps += 1
         assert num_steps < 1000, "the engine does not come to an end"
     return answers

@@ -69,6 +69,47 @@ def test_requests_that_begin_alike_get_the_reference_tokens(
             assert answer == Answer(expected, "length")
 
 
+def test_looking_tokens_up_changes_none(engine: LoadedEngine, served: UnevenModel) -> None:
+    # The model soon repeats itself, and the last prompts hold what it will say, or half of it.
+    said = served.greedy(prompt(6, 1), 24)
+    prompts = [prompt(6, 1), (*prompt(6, 1), *said[:20], *prompt(6, 1)), prompt(17, 2)]
+    prompts.append((*prompt(6, 1), *said[:9], 3, 3, 3, *prompt(6, 1), *said[:3]))
+    for every, drafted in ((0, 5), (1, 2), (3, 30)):
+        for stop in ([], [said[5]]):
+            requests = [
+                Request(f"{index}", tokens, greedy(11, stop))
+                for index, tokens in enumerate(prompts)
+            ]
+            expected = run(engine, requests, every)
+            looking = [
+                replace(request, sampling=replace(request.sampling, drafted_tokens=drafted))
+                for request in requests
+            ]
+            assert run(engine, looking, every, most=1 + drafted) == expected
+            for request, answer in zip(requests, expected.values(), strict=True):
+                tokens = served.greedy(request.prompt, 11)
+                if answer.finish_reason == "length":
+                    assert answer.tokens == tokens
+                else:
+                    assert answer.tokens == tokens[: tokens.index(said[5])]
+
+
+def test_sampled_tokens_are_those_without_looking_up(engine: LoadedEngine) -> None:
+    repeated = (*prompt(8), *prompt(8), *prompt(5))
+    sampling = SamplingParams(
+        max_tokens=16, temperature=0.3, seed=7, repetition_penalty=1.1, logprobs=1
+    )
+    alone = [sampling, replace(sampling, drafted_tokens=6)]
+    found = []
+    for number, own in enumerate(alone):
+        engine.add(Request(f"{number}", repeated, own))
+        events = []
+        while engine.has_work():
+            events += engine.step()
+        found.append([(event.token, event.logprobs and event.logprobs.token) for event in events])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(("slots", "chunk"), [(1, 1), (2, 7), (2, 20), (2, 100)])
 def test_chunk_size_does_not_change_tokens(
     load: LoadEngine, served: UnevenModel, slots: int, chunk: int

@@ -143,6 +143,23 @@ def test_what_a_slot_holds_is_not_processed_again(
     assert (len(event.prompt_logprobs), event.num_cached) == (10, 0)
 
 
+def test_what_was_drafted_right_takes_one_call(
+    onnx_engine: SlotEngine, uneven: UnevenModel
+) -> None:
+    # After a while the model repeats itself, so that some drafts are right.
+    start = (*prompt(5), *uneven.greedy(prompt(5), 20))
+    onnx_engine.add(Request("a", start, replace(greedy(15), drafted_tokens=4)))
+    found, num_calls = [], 0
+    while onnx_engine.has_work():
+        found += [event.token for event in onnx_engine.step()]
+        num_calls += bool(found)
+    assert found == uneven.greedy(start, 15)
+    stats = onnx_engine.stats()
+    # The first token comes with the prompt.
+    assert num_calls == 15 - stats.accepted_tokens
+    assert 0 < stats.accepted_tokens <= stats.draft_tokens <= 4 * stats.drafts
+
+
 def test_idle_slots_give_way_to_running_ones(slot_engine: SlotEngine, uneven: UnevenModel) -> None:
     slot_engine.runner.cache_tokens = 60
     rng = np.random.default_rng(0)

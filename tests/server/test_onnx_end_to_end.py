@@ -171,3 +171,27 @@ def test_turns_of_a_chat_are_read_once(folder: Path) -> None:
             alone = client.post("/v1/chat/completions", json=body).json()
         assert alone["choices"] == choices
         assert "prompt_tokens_details" not in alone["usage"]
+
+
+def test_looking_tokens_up_changes_nothing_that_a_client_sees(folder: Path) -> None:
+    with serving_folder(folder, slots=2) as client:
+
+        def text(**own: Any) -> Any:
+            body = {"prompt": "the cat sat. " * 3, "max_tokens": 40, "ignore_eos": True, **own}
+            answer = client.post("/v1/completions", json=body).json()
+            (choice,) = answer["choices"]
+            return choice["text"], choice["finish_reason"], answer["usage"]["completion_tokens"]
+
+        # Of two tokens both are right now and then.
+        two = {"logit_bias": {"70": 100, "71": 100}, "temperature": 0.7}
+        for own in ({"temperature": 0}, {**two, "seed": 3}, {**two, "seed": 4}):
+            found = text(**own)
+            assert text(**own, prompt_lookup_num_tokens=8) == found
+            # It ends within what is drafted.
+            stop = found[0][12:16]
+            assert text(**own, stop=stop, prompt_lookup_num_tokens=8) == text(**own, stop=stop)
+        metrics = client.get("/metrics").text
+    label = f'{{model_name="{folder.name}"}}'
+    name = f"vllm:spec_decode_num_accepted_tokens_total{label}"
+    (count,) = (line.split()[-1] for line in metrics.splitlines() if line.startswith(name))
+    assert float(count) > 0

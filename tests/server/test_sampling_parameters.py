@@ -26,6 +26,7 @@ def test_every_parameter_reaches_the_engine_on_both_endpoints() -> None:
         "frequency_penalty": -0.5,
         "logit_bias": {"5": -100, "6": 1.5},
         "seed": 3,
+        "prompt_lookup_num_tokens": 4,
     }
     expected = SamplingParams(
         max_tokens=3,
@@ -40,6 +41,7 @@ def test_every_parameter_reaches_the_engine_on_both_endpoints() -> None:
         presence_penalty=0.5,
         frequency_penalty=-0.5,
         logit_bias=((5, -100.0), (6, 1.5)),
+        drafted_tokens=4,
     )
     engine = HashEngine(VOCAB_SIZE)
     with serving_engine(engine) as client:
@@ -60,6 +62,7 @@ def test_values_that_ask_for_nothing_are_the_engines_defaults() -> None:
         "presence_penalty": 0,
         "frequency_penalty": 0,
         "logit_bias": {},
+        "prompt_lookup_num_tokens": 0,
     }
     engine = HashEngine(VOCAB_SIZE)
     with serving_engine(engine) as client:

@@ -138,6 +138,8 @@ class Generation:
         """Yield the delta of each event; raise RequestError if the engine refuses or fails."""
         async for event in self._group:
             decoder = self._decoders[event.request_id]
+            if decoder.finish_reason is not None:
+                continue  # a stop string was found in an event of the same step
             if event.prompt_logprobs:  # those of a long prompt take a while
                 delta = await asyncio.to_thread(decoder.push, event)
             else:

@@ -133,6 +133,7 @@ def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> S
         frequency_penalty=body.frequency_penalty,
         logit_bias=bias,
         logprobs=body.num_logprobs,
+        drafted_tokens=body.prompt_lookup_num_tokens,
     )
 
 

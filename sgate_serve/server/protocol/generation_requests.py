@@ -24,6 +24,7 @@ MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
+MAX_LOOKED_UP = 32
 
 # Every new token is compared with the beginnings of all stop strings.
 MAX_STOP_CHARACTERS = 1024
@@ -95,6 +96,13 @@ class GenerationRequest(StrictBody):
     )
     ignore_eos: bool = Field(
         False, description="true or false; true generates on to max_tokens (as in vLLM)"
+    )
+    prompt_lookup_num_tokens: int = Field(
+        0,
+        ge=0,
+        le=MAX_LOOKED_UP,
+        description=f"a whole number from 0 to {MAX_LOOKED_UP}, how many tokens may be looked up "
+        "in the request's own text at a time",
     )
     return_token_ids: bool = Field(
         False, description="true or false; true adds `token_ids` to each choice (as in vLLM)"
