@@ -32,6 +32,7 @@ from sgate_serve.engines.scheduler import ScheduledChunk, schedule
 from sgate_serve.engines.sequence import Sequence
 from sgate_serve.engines.token_logprobs import token_logprobs
 
+FLOAT_BITS = 16
 # A prompt is not begun while another one that runs computes so many tokens more of its beginning.
 WORTH_WAITING = 16
 
@@ -51,6 +52,8 @@ class SlotEngine:
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
         self._kept = PrefixCache()
+        # Tokens are shared in multiples of this number.
+        self._unit = prefill_chunk if runner.precision.bits < FLOAT_BITS else 1
         self._prefix_queries = self._prefix_hits = 0
         self._num_drafts = self._num_drafted = self._num_accepted = 0
 
@@ -129,12 +132,13 @@ class SlotEngine:
         if not self._shares(sequence):
             return -1, 0
         running = ((other.slot, other.cached_prompt) for other in self._running.values())
-        return self._kept.longest(sequence.prompt, running)
+        source, length = self._kept.longest(sequence.prompt, running)
+        return source, self._whole(length)
 
     def _is_worth_waiting(self, sequence: Sequence, length: int) -> bool:
         """Say whether a running prompt soon holds much more of this one than the `length` now."""
         return self._shares(sequence) and any(
-            num_common(sequence.prompt[:-1], other.prompt) >= length + WORTH_WAITING
+            self._whole(num_common(sequence.prompt[:-1], other.prompt)) >= length + WORTH_WAITING
             for other in self._running.values()
             if self._shares(other) and other.num_left > 1
         )
@@ -300,12 +304,27 @@ class SlotEngine:
     def _release(self, sequence: Sequence) -> None:
         """End a running sequence; what its slot holds stays for those that begin alike."""
         del self._running[sequence.request.request_id]
-        if self.runner.shares_prefixes and sequence.num_cached:
-            # Without the rest of a draft.
-            self.runner.share(sequence.slot, sequence.slot, sequence.num_cached)
-            self._kept.keep(sequence.slot, sequence.tokens[: sequence.num_cached])
+        num_kept = self._num_kept(sequence)
+        if num_kept:
+            self.runner.share(sequence.slot, sequence.slot, num_kept)
+            self._kept.keep(sequence.slot, sequence.tokens[:num_kept])
         else:
             self.runner.release(sequence.slot)
+
+    def _num_kept(self, sequence: Sequence) -> int:
+        """Return how many tokens of an ended sequence others may share.
+
+        Integers keep only what was fed in chunks, as it would be again: keys and values of single
+        tokens differ in their last bits, by which an activation may be rounded to another integer.
+        """
+        if not self.runner.shares_prefixes:
+            return 0
+        if self._unit == 1:
+            return sequence.num_cached
+        return self._whole(len(sequence.cached_prompt))
+
+    def _whole(self, num_tokens: int) -> int:
+        return num_tokens // self._unit * self._unit
 
     def _make_room(self, num_tokens: int) -> None:
         """Empty idle slots, the least recently used first, until running ones can hold so much."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from sgate_serve.engines.contract import Request, SamplingParams, TokenEvent
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx import engine as onnx
 from sgate_serve.engines.onnx.engine import GraphInfo, OnnxEngine, choose_sizes, load_runner
@@ -18,7 +20,7 @@ from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.environment import num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.serving import load_slot_engine
-from tests.engines.drive import decode, prefill
+from tests.engines.drive import decode, prefill, prompt
 from tests.engines.uneven_model import SIZES, UnevenModel
 from tests.small_llama import dense_llama, random_tokens, save
 
@@ -293,3 +295,37 @@ def test_truncated_weights(folder: Path, tmp_path: Path) -> None:
         (target / name).write_bytes(data if name == "model.onnx" else data[: len(data) // 2])
     with pytest.raises(EngineError, match=r"model\.onnx: ONNX Runtime .* cannot load it"):
         load_runner(target, SIZES)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_in_integers_a_shared_prefix_gives_the_same_bits(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
+    model = save(dense_llama(hidden_size=128), tmp_path / "model")
+    options = OnnxOptions(
+        slots=2, max_model_len=96, threads=1, prefill_chunk=8, precision=precision
+    )
+    engine = load_slot_engine("onnx", model, options)
+    sampling = SamplingParams(max_tokens=9, temperature=0.0, logprobs=0)
+
+    def answer(tokens: tuple[int, ...]) -> tuple[list[TokenEvent], int]:
+        engine.add(Request("a", tokens, sampling))
+        events: list[TokenEvent] = []
+        while engine.has_work():
+            events += engine.step()
+        return [replace(event, num_cached=0) for event in events], events[0].num_cached
+
+    start = prompt(37)
+    said, _ = answer(start)
+    turn = (*start, *(event.token or 0 for event in said), *prompt(6, 1))
+    # Whole chunks of what was a prompt.
+    for tokens, shared in ((start, 32), (turn, 32), (turn, 48), (turn[:20], 16), (turn[:8], 0)):
+        warm, num_cached = answer(tokens)
+        assert num_cached == shared
+        engine.forget_prefixes()
+        cold, _ = answer(tokens)
+        assert warm == cold
+        if tokens is not turn:
+            answer(start)
+    engine.close()
