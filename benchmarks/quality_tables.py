@@ -172,6 +172,15 @@ def smollm2_rows(record: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def recovery_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a row of perplexities for each way to recover, the state before it first."""
+    yield from _header(*record["before"])
+    variants = {"nothing yet": record["before"]}
+    variants |= {one["variant"]: one["perplexity"] for one in record["variants"]}
+    for name, perplexities in variants.items():
+        yield _row(name, *(f"{value:.1f}" for value in perplexities.values()))
+
+
 def smollm2_sentence(record: Mapping[str, Any]) -> str:
     """Say what the default costs at each target, over the dense model trained as long."""
     options, summary = record["options"], record["summary"]

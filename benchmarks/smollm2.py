@@ -35,6 +35,12 @@ from sgate_serve.training import TrainOptions
 IN_DOMAIN, OUT_OF_DOMAIN = "python_docs", ("handbook", "man_pages")
 TRAIN = "train"
 MOST_PAGES = 200
+# Other ways to recover, by name.
+RECOVERIES: Mapping[str, Mapping[str, Any]] = {
+    "distilled": {"distill": 0.5},
+    "rank 16": {"lora_rank": 16},
+    "all weights": {"recovery": "full", "learning_rate": 3e-4},
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ def cells() -> Iterator[Cell]:
         yield Cell(f"default {target:.0%}", {"target": target})
     for target in (0.3, 0.2, 0.4):
         yield Cell(f"fisher {target:.0%}", {"target": target, "no_refit": True})
-    yield Cell("default, distilled 30%", {"target": 0.3, "distill": 0.5})
+    for name, flags in RECOVERIES.items():
+        yield Cell(f"default, {name} 30%", {"target": 0.3, **flags})
     yield Cell("random 30%", {"target": 0.3, "method": "random"})
     yield Cell("wanda 30%", {"target": 0.3, "method": "wanda"})
 

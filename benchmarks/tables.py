@@ -14,6 +14,7 @@ from benchmarks.quality_tables import (
     balance_sentence,
     gate_cost_sentence,
     quality_blocks,
+    recovery_rows,
     smollm2_rows,
     smollm2_sentence,
 )
@@ -41,7 +42,7 @@ VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
 FOOTPRINT, STREAMING = "footprint", "streaming"
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
-SMOLLM2 = "smollm2"
+SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_recovery"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
     QUALITY: "accuracy",
@@ -138,6 +139,8 @@ def read_records() -> dict[str, Any]:
         *SPEED_RUNS,
         *QUALITY_RECORDS,
         SMOLLM2,
+        SMOLLM2_SHORT,
+        SMOLLM2_RECOVERY,
         GATE_COST,
         BALANCE,
     )
@@ -189,6 +192,8 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
 def training_blocks(records: Mapping[str, Any]) -> dict[str, str]:
     return {
         "smollm2": "\n".join(smollm2_rows(records[SMOLLM2])),
+        "smollm2-short": "\n".join(smollm2_rows(records[SMOLLM2_SHORT])),
+        "smollm2-recovery": "\n".join(recovery_rows(records[SMOLLM2_RECOVERY])),
         **quality_blocks("quality", records[QUALITY], "accuracy"),
         "balance": balance_sentence(records[BALANCE]),
         **quality_blocks("quality-docstrings", records[QUALITY_PAIRS], "accuracy"),
