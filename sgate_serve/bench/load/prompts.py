@@ -86,9 +86,10 @@ def word_prompts(options: LoadOptions, *, is_chat: bool) -> Source:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The prompts of a file, in its order."""
+    """The prompts of a file, in its order, and the lines that they are on, for errors."""
 
     prompts: tuple[Prompt, ...]
+    places: tuple[str, ...]
     is_chat: bool
 
     def prompt(self, index: int) -> Prompt:
@@ -116,7 +117,8 @@ def read_dataset(path: Path, options: LoadOptions) -> Dataset:
     if not found:
         raise BenchError(f"--dataset {path} is empty; write one JSON object on each line")
     is_chat = options.chat or any(_is_chat(prompt) for _, prompt in found)
-    return Dataset(tuple(_as_sent(where, prompt, is_chat) for where, prompt in found), is_chat)
+    prompts = tuple(_as_sent(where, prompt, is_chat) for where, prompt in found)
+    return Dataset(prompts, tuple(where for where, _ in found), is_chat)
 
 
 def _read_line(line: str, where: str, options: LoadOptions) -> tuple[str, Prompt]:

@@ -158,10 +158,9 @@ def _check_lengths(target: Target, options: LoadOptions, dataset: Dataset | None
         raise BenchError(
             f"{found} are more than the {most} that {target.client.url} takes; lower {flags}"
         )
-    for number, prompt in enumerate(dataset.prompts if dataset else (), 1):
+    for where, prompt in zip(dataset.places, dataset.prompts, strict=True) if dataset else ():
         if prompt.input_len + prompt.output_len > most:
             raise BenchError(
-                f"--dataset: prompt {number} and its answer have {prompt.input_len} + "
-                f"{prompt.output_len} tokens, more than the {most} that {target.client.url} "
-                "takes; shorten it, or lower --output-len"
+                f"{where}: its {prompt.input_len} + {prompt.output_len} tokens are more than the "
+                f"{most} that {target.client.url} takes; shorten it, or lower --output-len"
             )
