@@ -77,7 +77,7 @@ class LoadRun:
                 for url in self.urls:
                     client = await stack.enter_async_context(Client(url, self.options.timeout))
                     self.targets.append(await prepare(client, self.options, self._dataset))
-            with activity("loading", is_brief=True) as opened:
+            with activity("load", is_brief=True) as opened:
                 await self._take_turns(opened)
 
     async def _take_turns(self, opened: Activity) -> None:
