@@ -142,7 +142,7 @@ def _run(name: str, words: list[str]) -> int:
     args = parser.parse_args(own)
     if engine_words and not hasattr(args, "engine_arguments"):
         parser.error(f"nothing is expected after `--`, found {engine_words[0]}")
-    args.engine_arguments = engine_words
+    args.engine_arguments, args.words = engine_words, [name, *words]
     status: int = command.run(args)
     return status
 

@@ -38,6 +38,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "": (
         "fastapi",
         "h11",
+        "httpx",
         "huggingface_hub",
         "jinja2",
         "ml_dtypes",

@@ -36,6 +36,10 @@ class EngineError(SgateError):
     """An engine is missing, cannot load the model, or lacks what was requested."""
 
 
+class BenchError(SgateError):
+    """A load cannot be run: an option, its data, or a server that is unreachable or refuses it."""
+
+
 class TrainingError(SgateError):
     """Training cannot start or cannot reach its target, because of data, options or packages."""
 

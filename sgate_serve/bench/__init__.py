@@ -1,1 +1,1 @@
-"""Benchmarks: dense and pruned models interleaved in one run, compared with the ideal."""
+"""Benchmarks: models interleaved in one run, compared with the ideal, and servers under load."""

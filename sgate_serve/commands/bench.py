@@ -1,4 +1,4 @@
-"""`sgate bench`: compares models in one run, or measures throughput or latency without a server."""
+"""`sgate bench`: compares models in one run, measures requests without a server, or loads one."""
 
 import argparse
 from collections.abc import Iterable, Mapping
@@ -8,6 +8,7 @@ from pathlib import Path
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.bench.offline import LatencyWorkload, OfflineWorkload, ThroughputWorkload
 from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, Workload
+from sgate_serve.commands import bench_serve
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import check_file, load_plots, print_lines, write_json
 from sgate_serve.errors import EngineError, SgateError
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         _add_engine(offline)
         _add_output(offline)
         add_flags(offline, workload, leave_out={"engine_arguments"}, group="workload")
+    bench_serve.add_arguments(kinds)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +97,8 @@ def _add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 
 def run(args: argparse.Namespace) -> int:
-    return _run_compare(args) if args.kind == "compare" else _run_offline(args)
+    runs = {"compare": _run_compare, "serve": bench_serve.run}
+    return runs.get(args.kind, _run_offline)(args)
 
 
 def _run_offline(args: argparse.Namespace) -> int:

@@ -107,7 +107,11 @@ def open_listener(host: str, port: int) -> socket.socket:
     """Return a bound socket; raise SgateError naming the address if it cannot be bound."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # Connections inherit this. asyncio sets it only for sockets that were made with the number
+        # of TCP, and without it tokens wait 40 ms for the acknowledgement of the ones before.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except (OSError, OverflowError) as error:
         raise SgateError(
             f"cannot listen on {host}, port {port}: {error}; choose another host or port"

@@ -32,7 +32,7 @@ def test_the_script_is_read_by_its_shell(
     [
         (["sgate", "ver"], {"verify"}),
         (["sgate", "train", "--tar"], {"--target"}),
-        (["sgate", "bench", ""], {"compare", "latency", "throughput"}),
+        (["sgate", "bench", ""], {"compare", "latency", "serve", "throughput"}),
         (["sgate", "plan", "--out", "pla"], {"plan.json"}),
         (["sgate", "serve", "my"], {"my-model"}),
     ],

@@ -25,11 +25,17 @@ VALID: Mapping[str, list[str]] = {
     "bench": ["bench", "compare", "BASE", "BASE"],
     "demo": ["demo"],
 }
+# What only other words than these have.
+OTHERS: Mapping[tuple[str, str], list[str]] = {
+    ("bench", "models"): ["bench", "latency", "BASE"],
+    ("bench", "--dataset"): ["bench", "serve", "http://127.0.0.1:1"],
+}
 # Flags and positional arguments that name files or folders: those that are read or worked in …
 READ = {
     ("train", "base"),
     ("train", "--data"),
     ("train", "--eval-data"),
+    ("train", "--mask"),
     ("plan", "checkpoint"),
     ("plan", "--gates"),
     ("convert", "checkpoint"),
@@ -46,6 +52,8 @@ READ = {
     ("bench", "dense"),
     ("bench", "pruned"),
     ("bench", "--beside"),
+    ("bench", "models"),
+    ("bench", "--dataset"),
 }
 # … and those that are written.
 FILES = {("plan", "--out"), ("inspect", "--plot"), ("bench", "--json"), ("bench", "--plot")}
@@ -63,16 +71,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words_for(command: str, folder: Path) -> list[str]:
+def words_for(command: str, name: str, folder: Path) -> list[str]:
+    """Return words with which the command has a flag or positional argument of this name."""
     places = {"BASE": "base", "TEXT": "text.txt", "NEW": "new"}
-    return [str(folder / places[word]) if word in places else word for word in VALID[command]]
+    words = OTHERS.get((command, name), VALID[command])
+    return [str(folder / places[word]) if word in places else word for word in words]
 
 
 def with_value(command: str, name: str, value: str, folder: Path) -> list[str]:
     """Return the words of a command with another value for a flag or positional argument."""
-    words = words_for(command, folder)
+    words = words_for(command, name, folder)
     if not name.startswith("--"):
-        kinds = {"base": 1, "checkpoint": 1, "dense": 2, "pruned": 3}
+        kinds = {"base": 1, "checkpoint": 1, "dense": 2, "pruned": 3, "models": 2}
         position = kinds.get(name, 2 if command == "verify" else 1)
         return [*words[:position], value, *words[position + 1 :]]
     if name == "--beside":
@@ -89,7 +99,7 @@ def path_arguments() -> Iterator[tuple[str, str]]:
         parser = argparse.ArgumentParser()
         importlib.import_module(f"sgate_serve.commands.{command}").add_arguments(parser)
         for action in _actions(parser):
-            if isinstance(action, argparse._SubParsersAction):
+            if isinstance(action, argparse._SubParsersAction) or action.metavar == "URL":
                 continue
             is_pair = "FOLDER" in str(action.metavar)
             if action.type is Path or is_pair or not action.option_strings:

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from sgate_serve import environment
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.cli import COMMANDS, OnceFilter, _actions
+from sgate_serve.cli import COMMANDS, OnceFilter
 from sgate_serve.environment import install_command
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.options import whole
@@ -34,15 +34,27 @@ def base(tmp_path: Path) -> Checkpoint:
     return checkpoint
 
 
-def typed_flags() -> Iterator[tuple[str, str, object]]:
-    """Yield each command, each of its long flags, and what reads its values."""
+def typed_flags() -> Iterator[tuple[list[str], str, object]]:
+    """Yield each command, with its kind if it has some, each long flag, and its reader."""
     for command in COMMANDS:
         parser = argparse.ArgumentParser()
         importlib.import_module(f"sgate_serve.commands.{command}").add_arguments(parser)
-        for action in _actions(parser):
-            for flag in action.option_strings:
-                if flag.startswith("--"):
-                    yield command, flag, action.type
+        for words, own in parsers([command], parser):
+            for action in own._actions:
+                for flag in action.option_strings:
+                    if flag.startswith("--"):
+                        yield words, flag, action.type
+
+
+def parsers(
+    words: list[str], parser: argparse.ArgumentParser
+) -> Iterator[tuple[list[str], argparse.ArgumentParser]]:
+    """Yield a parser and those of its kinds, each with the words that lead to it."""
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for kind, own in action.choices.items():
+                yield from parsers([*words, kind], own)
 
 
 def test_every_misspelt_flag_is_answered_with_the_one_that_was_meant(
@@ -50,10 +62,9 @@ def test_every_misspelt_flag_is_answered_with_the_one_that_was_meant(
 ) -> None:
     flags = list(typed_flags())
     assert len(flags) > 80
-    for command, flag, _ in flags:
-        kind = ["compare"] if command == "bench" else []
+    for words, flag, _ in flags:
         misspelt = f"{flag}x"
-        status, out, err = run(capsys, command, *kind, misspelt, "1")
+        status, out, err = run(capsys, *words, misspelt, "1")
         assert (status, out, err.count("\n")) == (2, "", 1)
         assert f"unknown option {misspelt}; did you mean {flag}?" in err
 
@@ -61,12 +72,11 @@ def test_every_misspelt_flag_is_answered_with_the_one_that_was_meant(
 def test_no_number_is_negative_or_beyond_what_libraries_take(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    flags = [(command, flag) for command, flag, kind in typed_flags() if kind is whole]
+    flags = [(words, flag) for words, flag, kind in typed_flags() if kind is whole]
     assert len(flags) > 25
-    for command, flag in flags:
-        kind = ["compare"] if command == "bench" else []
+    for words, flag in flags:
         for value in ("-1", "99999999999999999999", "1.5", "many"):
-            status, out, err = run(capsys, command, *kind, f"{flag}={value}")
+            status, out, err = run(capsys, *words, f"{flag}={value}")
             assert (status, out, err.count("\n")) == (2, "", 1)
             assert f"argument {flag}: {value!r}: give a whole number from 0 to 2147483647" in err
 
@@ -76,6 +86,7 @@ def test_no_number_is_negative_or_beyond_what_libraries_take(
     [
         (["trian", "BASE", "--data", "x"], "invalid choice: 'trian' .*; did you mean train?"),
         (["bench", "comapre", "BASE", "BASE"], "; did you mean compare?"),
+        (["bench", "serve", "http://a", "--slo", "tftt:1"], "--slo .*; did you mean ttft?"),
         (["--", "convert"], "sgate: give the command first, not --"),
         (["--verison"], "unknown option --verison; did you mean --version?"),
         (["--print-completion", "bsah"], "; did you mean bash?"),

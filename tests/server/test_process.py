@@ -163,6 +163,15 @@ def test_serve_gives_the_signal_handlers_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
+def test_connections_send_each_token_at_once() -> None:
+    with (
+        open_listener("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_address_that_cannot_be_had_is_named() -> None:
     with open_listener("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

@@ -1,0 +1,1 @@
+"""Load on servers with an OpenAI-compatible API, measured from the client's side."""

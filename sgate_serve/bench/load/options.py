@@ -1,0 +1,176 @@
+"""What load to put on a server: how many requests, when, with which prompts, and how it is judged.
+
+Nothing is read or asked here; what cannot be run is refused by the name of its flag.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sgate_serve.errors import BenchError, did_you_mean
+from sgate_serve.options import flag_of, option
+
+LOAD, PROMPTS, SERVERS = "load", "prompts", "servers"
+OBJECTIVES = ("ttft", "tpot", "e2el")
+USERS, INPUT_LEN, OUTPUT_LEN, ROUNDS = 8, 128, 64, 5
+NUM_PROMPTS, NUM_PROMPTS_OF_TURN = 64, 16
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The load; a field of None has the default that its text says.
+
+    Raises BenchError for values that cannot be run, and for flags that would have no effect.
+    """
+
+    max_concurrency: int | None = option(
+        None,
+        f"requests at a time: each sends its next one when it has its answer (default: {USERS}, or "
+        "no limit with --request-rate)",
+        group=LOAD,
+    )
+    request_rate: str | None = option(
+        None,
+        "requests per second that arrive whatever the server does, or inf for all at once",
+        group=LOAD,
+    )
+    burstiness: float | None = option(
+        None,
+        "shape of the gaps between arrivals: below 1 in bursts, above 1 more even (default: 1, a "
+        "Poisson process)",
+        group=LOAD,
+    )
+    num_prompts: int | None = option(
+        None,
+        f"requests (default: {NUM_PROMPTS}, or {NUM_PROMPTS_OF_TURN} in each turn with --against, "
+        "and no more than the dataset has)",
+        group=LOAD,
+    )
+    duration: float | None = option(
+        None, "seconds after which no more requests are sent", group=LOAD
+    )
+    sweep: bool = option(
+        False, "double --max-concurrency from 1 until the throughput grows no more", group=LOAD
+    )
+    input_len: int | None = option(
+        None, f"random tokens of each prompt (default: {INPUT_LEN})", group=PROMPTS
+    )
+    output_len: int | None = option(
+        None,
+        f"tokens that each request generates, or at most if its dataset says nothing (default: "
+        f"{OUTPUT_LEN})",
+        group=PROMPTS,
+    )
+    shared_prefix_len: int = option(
+        0, "tokens that all random prompts begin with, before --input-len others", group=PROMPTS
+    )
+    dataset: Path | None = option(
+        None,
+        "JSON lines with `prompt` or `messages`, and `output_tokens` if each has its own length",
+        group=PROMPTS,
+    )
+    chat: bool = option(
+        False, "send chats; a dataset with `messages` is sent so anyway", group=PROMPTS
+    )
+    model: str | None = option(
+        None, "the model's name (default: the first that the server lists)", group=SERVERS
+    )
+    rounds: int | None = option(
+        None,
+        f"with --against: rounds, in each of which both servers are loaded twice (default: "
+        f"{ROUNDS})",
+        group=SERVERS,
+    )
+    timeout: float = option(
+        600.0, "seconds without a sign of life after which a request has failed", group=SERVERS
+    )
+    seed: int = option(0, "seed of prompts, arrivals and intervals", group=LOAD)
+    slo: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrency", "num_prompts", "input_len", "output_len", "rounds"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BenchError(f"{flag_of(name)} {value}: must be at least 1")
+        for name in ("burstiness", "duration", "timeout"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise BenchError(f"{flag_of(name)} {value:g}: must be above 0")
+        self._check_combinations()
+        _ = self.rate, self.objectives
+
+    def _check_combinations(self) -> None:
+        if self.burstiness is not None and (self.rate is None or math.isinf(self.rate)):
+            raise BenchError("--burstiness shapes the arrivals of --request-rate; give a rate too")
+        if self.dataset is not None and self.input_len is not None:
+            raise BenchError("--input-len is for random prompts; leave it out with --dataset")
+        if self.dataset is not None and self.shared_prefix_len:
+            raise BenchError("--shared-prefix-len is for random prompts; leave it out")
+        if self.duration is not None and self.rate == math.inf and self.num_prompts is None:
+            raise BenchError("--request-rate inf needs --num-prompts, not only --duration")
+        for name in ("max_concurrency", "request_rate", "burstiness"):
+            if self.sweep and getattr(self, name) is not None:
+                raise BenchError(f"--sweep sets the concurrency; leave out {flag_of(name)}")
+
+    @property
+    def rate(self) -> float | None:
+        """The requests per second of an open loop; None for a closed one."""
+        if self.request_rate is None:
+            return None
+        try:
+            rate = float(self.request_rate)
+        except ValueError:
+            rate = math.nan
+        if not rate > 0:
+            raise BenchError(
+                f"--request-rate {self.request_rate}: give a number above 0, or inf for all at once"
+            )
+        return rate
+
+    @property
+    def objectives(self) -> Mapping[str, float]:
+        """The limits of --slo, in milliseconds."""
+        limits: dict[str, float] = {}
+        for text in self.slo:
+            name, _, limit = text.partition(":")
+            if name not in OBJECTIVES:
+                raise BenchError(
+                    f"--slo {text}: unknown; give ttft, tpot or e2el, and milliseconds, such as "
+                    f"ttft:200{did_you_mean(name, OBJECTIVES)}"
+                )
+            if name in limits:
+                raise BenchError(f"--slo {text}: {name} is given twice")
+            try:
+                limits[name] = float(limit)
+            except ValueError:
+                limits[name] = math.nan
+            if not 0 < limits[name] < math.inf:
+                raise BenchError(f"--slo {text}: give milliseconds above 0, such as {name}:200")
+        return limits
+
+    @property
+    def users(self) -> int | None:
+        """How many requests may run at a time; None for no limit."""
+        if self.max_concurrency is None and self.rate is None:
+            return USERS
+        return self.max_concurrency
+
+    @property
+    def prompt_len(self) -> int:
+        """The tokens of a random prompt."""
+        return self.shared_prefix_len + (self.input_len or INPUT_LEN)
+
+    @property
+    def answer_len(self) -> int:
+        return self.output_len or OUTPUT_LEN
+
+    def num_requests(self, in_dataset: int | None, *, is_turn: bool) -> int | None:
+        """Return the requests of a run, or of one turn of a comparison; None for no limit.
+
+        `in_dataset` is the number of prompts that there are, None for any number.
+        """
+        if self.num_prompts is not None or self.duration is not None:
+            return self.num_prompts
+        default = NUM_PROMPTS_OF_TURN if is_turn else NUM_PROMPTS
+        return default if in_dataset is None else min(default, in_dataset)
