@@ -1,16 +1,18 @@
 """Slot-based continuous batching over any model runner.
 
-Each step admits waiting requests to free slots in order of arrival and makes one forward call:
-every decoding sequence gets its last token, and sequences whose prompt is not fully processed share
-one chunk. A long prompt therefore delays running streams by one chunk at most. A request is
-admitted if its tokens fit into the KV cache together with those already running. If the cache
-overflows as completions grow, the newest sequence is preempted: it frees its slot, returns to the
-front of the queue and is processed again later. What an ended sequence leaves in its slot stays
-there while nobody needs the room, and a sequence that begins alike does not process it again.
+Each step admits waiting requests to free slots in order of arrival, but for those whose beginning
+another one is reading. It makes one forward call: every decoding sequence gets its last token, and
+sequences whose prompt is not fully processed share one chunk. A long prompt therefore delays
+running streams by one chunk at most. A request is admitted if its tokens fit into the KV cache
+together with those already running. If the cache overflows as completions grow, the newest sequence
+is preempted: it frees its slot, returns to the front of the queue and is processed again later.
+What an ended sequence leaves in its slot stays there while nobody needs the room, and a sequence
+that begins alike does not process it again.
 """
 
 from collections import deque
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ from sgate_serve.engines.sequence import Sequence
 from sgate_serve.engines.token_logprobs import token_logprobs
 
 FLOAT_BITS = 16
+# How many waiting requests, for each slot, may overtake one that waits for a prefix.
+LOOKED_AT = 4
 # A prompt is not begun while another one that runs computes so many tokens more of its beginning.
 WORTH_WAITING = 16
 
@@ -115,7 +119,7 @@ class SlotEngine:
         del self.runner
 
     def _admit(self) -> None:
-        for sequence in [*self._waiting]:
+        for sequence in [*islice(self._waiting, LOOKED_AT * self.runner.num_slots)]:
             held = sum(len(other.tokens) for other in self._running.values())
             held += len(sequence.tokens)
             is_full = len(self._running) == self.runner.num_slots

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sgate_serve.engines.contract import Request, SamplingParams
+from sgate_serve.engines.contract import Request, SamplingParams, TokenEvent
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.errors import RequestError
@@ -103,7 +103,7 @@ def test_sampled_tokens_are_those_without_looking_up(engine: LoadedEngine) -> No
     found = []
     for number, own in enumerate(alone):
         engine.add(Request(f"{number}", repeated, own))
-        events = []
+        events: list[TokenEvent] = []
         while engine.has_work():
             events += engine.step()
         found.append([(event.token, event.logprobs and event.logprobs.token) for event in events])

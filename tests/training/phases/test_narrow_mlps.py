@@ -46,9 +46,11 @@ def step(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor
     """Take a step of gradient descent on all parameters; return the outputs before it."""
     model.requires_grad_(True)
     logits: torch.Tensor = model(**batch).logits
-    logits.float().log_softmax(-1)[..., 0].sum().backward()
+    loss = logits.float().log_softmax(-1)[..., 0].sum()
+    parameters = list(model.parameters())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter -= 0.01 * parameter.grad
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.sub_(0.01 * gradient)
     return logits.detach()
