@@ -25,20 +25,17 @@ from sgate_serve.engines.contract import (
     TokenLogprobs,
 )
 from sgate_serve.engines.model_protocols import Floats, Tokens
-from sgate_serve.engines.prefix_cache import PrefixCache, num_common
 from sgate_serve.engines.prompt_lookup import drafted
 from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.runner import Runner, all_logits
 from sgate_serve.engines.sampling import Logits, choose_tokens
 from sgate_serve.engines.scheduler import ScheduledChunk, schedule
 from sgate_serve.engines.sequence import Sequence
+from sgate_serve.engines.slots import Slots
 from sgate_serve.engines.token_logprobs import token_logprobs
 
-FLOAT_BITS = 16
 # How many waiting requests, for each slot, may overtake one that waits for a prefix.
 LOOKED_AT = 4
-# A prompt is not begun while another one that runs computes so many tokens more of its beginning.
-WORTH_WAITING = 16
 
 
 class SlotEngine:
@@ -55,10 +52,7 @@ class SlotEngine:
         self.max_model_len, self.vocab_size = runner.max_model_len, runner.vocab_size
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
-        self._kept = PrefixCache()
-        # Tokens are shared in multiples of this number.
-        self._unit = prefill_chunk if runner.precision.bits < FLOAT_BITS else 1
-        self._prefix_queries = self._prefix_hits = 0
+        self._slots = Slots(runner, prefill_chunk)
         self._num_drafts = self._num_drafted = self._num_accepted = 0
 
     def add(self, request: Request) -> None:
@@ -93,8 +87,8 @@ class SlotEngine:
             num_running=len(self._running),
             num_waiting=len(self._waiting),
             kv_cache_usage=usage,
-            prefix_queries=self._prefix_queries,
-            prefix_hits=self._prefix_hits,
+            prefix_queries=self._slots.queries,
+            prefix_hits=self._slots.hits,
             drafts=self._num_drafts,
             draft_tokens=self._num_drafted,
             accepted_tokens=self._num_accepted,
@@ -112,73 +106,25 @@ class SlotEngine:
 
     def forget_prefixes(self) -> None:
         """Empty all idle slots."""
-        self._make_room(self.runner.cache_tokens)
+        self._slots.make_room(self.runner.cache_tokens)
 
     def close(self) -> None:
         """Drop the runner, and with it the model and its KV cache."""
         del self.runner
 
     def _admit(self) -> None:
+        running = self._running.values()
         for sequence in [*islice(self._waiting, LOOKED_AT * self.runner.num_slots)]:
-            held = sum(len(other.tokens) for other in self._running.values())
-            held += len(sequence.tokens)
-            is_full = len(self._running) == self.runner.num_slots
+            held = sum(len(other.tokens) for other in running) + len(sequence.tokens)
+            is_full = len(running) == self.runner.num_slots
             if is_full or held > self.runner.cache_tokens:
                 return
-            source, length = self._shared_prefix(sequence)
-            if not self._is_worth_waiting(sequence, length):
+            source, length = self._slots.prefix_of(sequence, running)
+            if not self._slots.is_worth_waiting(sequence, length, running):
                 self._waiting.remove(sequence)
-                self._place(sequence, source, length)
-                self._make_room(held)
-
-    def _shared_prefix(self, sequence: Sequence) -> tuple[int, int]:
-        """Return the slot that holds most of a sequence's prompt, and how many tokens."""
-        if not self._shares(sequence):
-            return -1, 0
-        running = ((other.slot, other.cached_prompt) for other in self._running.values())
-        source, length = self._kept.longest(sequence.prompt, running)
-        return source, self._whole(length)
-
-    def _is_worth_waiting(self, sequence: Sequence, length: int) -> bool:
-        """Say whether a running prompt soon holds much more of this one than the `length` now."""
-        return self._shares(sequence) and any(
-            self._whole(num_common(sequence.prompt[:-1], other.prompt)) >= length + WORTH_WAITING
-            for other in self._running.values()
-            if self._shares(other) and other.num_left > 1
-        )
-
-    def _shares(self, sequence: Sequence) -> bool:
-        # Log-probabilities of a prompt need the logits at all of its positions.
-        return self.runner.shares_prefixes and not sequence.needs_prompt_logprobs
-
-    def _place(self, sequence: Sequence, source: int, length: int) -> None:
-        """Run a sequence in a slot, with `length` tokens that `source` holds of its prompt."""
-        sequence.slot = slot = self._slot_for(source, length)
-        sequence.num_cached = length
-        if length:
-            self.runner.share(source, slot, length)
-        if slot in self._kept:
-            self._kept.drop(slot)
-            if not length:
-                self.runner.release(slot)
-        if self.runner.shares_prefixes and not sequence.num_generated:
-            sequence.num_shared = length
-            self._prefix_queries += len(sequence.tokens)
-            self._prefix_hits += length
-        self._running[sequence.request.request_id] = sequence
-
-    def _slot_for(self, source: int, length: int) -> int:
-        """Return the slot that a new sequence takes, which shares `length` tokens of `source`.
-
-        It is the source if that is idle and the sequence continues all of it; else the lowest empty
-        slot, so that the rows of a call are close together; else the idle slot used least recently.
-        """
-        if source in self._kept and length == self._kept.length(source):
-            return source
-        taken = {sequence.slot for sequence in self._running.values()}
-        free = (slot for slot in range(self.runner.num_slots) if slot not in taken)
-        empty = next((slot for slot in free if slot not in self._kept), None)
-        return self._kept.oldest() if empty is None else empty
+                self._slots.place(sequence, source, length, running)
+                self._running[sequence.request.request_id] = sequence
+                self._slots.make_room(held)
 
     def _preempt(self) -> None:
         """Free the slot of the newest sequence and put it at the front of the queue."""
@@ -196,7 +142,7 @@ class SlotEngine:
             scheduled = [self._with_draft(chunk) for chunk in scheduled]
             needed = sum(sequence.num_cached for sequence in self._running.values())
             needed += sum(chunk.num_fed for chunk in scheduled)
-            self._make_room(needed)
+            self._slots.make_room(needed)
             if needed <= self.runner.cache_tokens:
                 return scheduled
             self._preempt()
@@ -306,36 +252,8 @@ class SlotEngine:
         )
 
     def _release(self, sequence: Sequence) -> None:
-        """End a running sequence; what its slot holds stays for those that begin alike."""
         del self._running[sequence.request.request_id]
-        num_kept = self._num_kept(sequence)
-        if num_kept:
-            self.runner.share(sequence.slot, sequence.slot, num_kept)
-            self._kept.keep(sequence.slot, sequence.tokens[:num_kept])
-        else:
-            self.runner.release(sequence.slot)
-
-    def _num_kept(self, sequence: Sequence) -> int:
-        """Return how many tokens of an ended sequence others may share.
-
-        Integers keep only what was fed in chunks, as it would be again: keys and values of single
-        tokens differ in their last bits, by which an activation may be rounded to another integer.
-        """
-        if not self.runner.shares_prefixes:
-            return 0
-        if self._unit == 1:
-            return sequence.num_cached
-        return self._whole(len(sequence.cached_prompt))
-
-    def _whole(self, num_tokens: int) -> int:
-        return num_tokens // self._unit * self._unit
-
-    def _make_room(self, num_tokens: int) -> None:
-        """Empty idle slots, the least recently used first, until running ones can hold so much."""
-        while self._kept and num_tokens + self._kept.num_tokens > self.runner.cache_tokens:
-            slot = self._kept.oldest()
-            self._kept.drop(slot)
-            self.runner.release(slot)
+        self._slots.leave(sequence)
 
 
 def _with_logprobs(

@@ -8,7 +8,8 @@ import numpy as np
 from sgate_serve.engines.contract import Request, TokenEvent
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.engines.slot_engine import WORTH_WAITING, SlotEngine
+from sgate_serve.engines.slot_engine import SlotEngine
+from sgate_serve.engines.slots import WORTH_WAITING
 from tests.engines.drive import Answer, greedy, load_of, prompt, run, step
 from tests.engines.test_contract import ragged_requests
 from tests.engines.uneven_model import SIZES, UnevenModel
@@ -174,14 +175,14 @@ def test_idle_slots_give_way_to_running_ones(slot_engine: SlotEngine, uneven: Un
         if queue and rng.random() < 0.3:
             slot_engine.add(queue.pop())
         step(slot_engine, answers)
-        held = slot_engine.stats().kv_cache_usage * 60 + slot_engine._kept.num_tokens
+        held = slot_engine.stats().kv_cache_usage * 60 + slot_engine._slots.idle.num_tokens
         assert held <= 60
     for request in requests:
         assert answers[request.request_id].tokens == uneven.greedy(request.prompt, 20)
     tokens = random_tokens(20)
     error = np.abs(slot_engine.logits(tokens) - uneven.logits(tokens)).max()
     assert error < 1e-4
-    assert not slot_engine._kept
+    assert not slot_engine._slots.idle
 
 
 def test_sizes_are_those_asked_for(slot_engine: SlotEngine) -> None:
