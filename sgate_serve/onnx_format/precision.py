@@ -56,7 +56,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         FP32: Precision(FP32, bits=32, outer_bits=32),
         FP16: Precision(FP16, bits=16, outer_bits=16),
         INT8: Precision(INT8, bits=8, outer_bits=8, block=64),
-        INT4: Precision(INT4, bits=4, outer_bits=8, block=128, row_multiple=2),
+        INT4: Precision(INT4, bits=4, outer_bits=8, block=32),
     }
 )
 
