@@ -28,7 +28,7 @@ BLOCK_BYTES = 2**24
 ANGLE_ERROR = 2.0**-21
 # The parts of a matrix of 4 bits; only such a matrix has zeros.
 PARTS, ZEROS = ("values", "scales", "zeros"), ".zeros"
-NEAR_STEPS = 1.0
+NEAR_STEPS = 2.0
 
 
 def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision) -> str | None:

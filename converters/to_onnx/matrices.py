@@ -150,7 +150,8 @@ class Matrices:
         return self._graph.weight(f"{matrix.name}.weight", matrix.shape, matrix.weight)
 
     def _bits(self, matrix: Matrix) -> int:
-        return self._precision.outer_bits if matrix.is_outer else self._precision.bits
+        is_finer = matrix.is_outer or not set(matrix.roles).isdisjoint(self._precision.finer)
+        return self._precision.outer_bits if is_finer else self._precision.bits
 
     def _blocks(self, matrix: Matrix, block: int) -> list[ir.Value | None]:
         """Return values, scales and, for 4 bits, zeros as initializers."""

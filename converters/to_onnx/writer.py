@@ -39,7 +39,7 @@ def write_onnx(
     build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with input_moments(checkpoint, folder, precision) as moments:
-        _save(build_graph(checkpoint, precision, moments), folder)
+        save_graph(build_graph(checkpoint, precision, moments), folder)
 
 
 @contextmanager
@@ -61,7 +61,8 @@ def input_moments(
         yield InputMoments(Path(exact), blocks).of
 
 
-def _save(model: ir.Model, folder: Path) -> None:
+def save_graph(model: ir.Model, folder: Path) -> None:
+    """Write a graph into a folder, the weights first."""
     target = folder / GRAPH_FILE
     unfinished, weights = folder / _UNFINISHED, folder / WEIGHTS_FILE
     try:
