@@ -15,6 +15,7 @@ from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
 from converters.to_onnx.graph import MICROSOFT, Dims, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.matrices import Moments
 from converters.to_onnx.metadata import graph_metadata
 from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.packing import Packing
@@ -33,16 +34,22 @@ MAX_CAPACITY = 32768
 UNLIMITED_WINDOW = -1
 
 
-def build_decoder(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32]) -> ir.Model:
+def build_decoder(
+    checkpoint: Checkpoint,
+    precision: Precision = PRECISIONS[FP32],
+    moments: Moments | None = None,
+) -> ir.Model:
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
     Raises EngineError for a rope type that the graph cannot express.
     """
-    return _Decoder(checkpoint, precision).build()
+    return _Decoder(checkpoint, precision, moments).build()
 
 
 class _Decoder:
-    def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, precision: Precision, moments: Moments | None
+    ) -> None:
         self.checkpoint, self.spec, self.precision = checkpoint, checkpoint.spec, precision
         self.capacity = min(max_positions(self.spec), MAX_CAPACITY)
         self.graph = graph = GraphBuilder(
@@ -58,7 +65,7 @@ class _Decoder:
             # Inputs 9 to 15 are position ids, bias, sinks and scales.
             lengths = graph.input(names.QUERY_SEQLENS, int32, ["b"])
             self.query_seqlens = [*[None] * 7, lengths]
-        self.products = Products(graph, self.input_ids, precision)
+        self.products = Products(graph, self.input_ids, precision, moments)
         self.norms = Norms(graph, checkpoint)
         self.rotary_names: dict[bytes, str] = {}
 

@@ -49,8 +49,8 @@ def round_to_8_bits(weight: Array, block: int, row_scales: Array | None = None) 
     with it before are reproduced exactly.
     """
     values, scales = _empty(weight, block)
-    for span in _spans(weight):
-        part = _blocked(weight[span], block)
+    for span in spans(weight):
+        part = blocked(weight[span], block)
         if row_scales is None:
             scales[span] = _scales(np.abs(part).max(axis=-1) / LARGEST_OF_8_BITS)
         else:
@@ -67,13 +67,30 @@ def round_to_4_bits(weight: Array, block: int) -> Blocks:
     """
     values, scales = _empty(weight, block)
     zeros = np.empty(scales.shape, np.uint8)
-    for span in _spans(weight):
-        values[span], scales[span], zeros[span] = best_range(_blocked(weight[span], block))
+    for span in spans(weight):
+        values[span], scales[span], zeros[span] = best_range(blocked(weight[span], block))
+    return packed_4_bits(values, scales, zeros)
+
+
+def packed_4_bits(values: Bytes, scales: Floats, zeros: Bytes) -> Blocks:
+    """Pack values [rows, blocks, block] and zeros [rows, blocks] of 4 bits."""
     return Blocks(_packed(values), scales, _packed(_even(zeros)))
 
 
-def best_range(part: Floats) -> tuple[Bytes, Floats, Bytes]:
-    """Return the values, scales and zeros of blocks [..., block] with the least squared error."""
+def dequantized_4_bits(blocks: Blocks, span: slice) -> Floats:
+    """Return what rows of a matrix of 4 bits mean, [rows, blocks, block]."""
+    assert blocks.zeros is not None
+    values, scales = _unpacked(blocks.values[span]), blocks.scales[span]
+    zeros = _unpacked(blocks.zeros[span])[:, : scales.shape[1]]
+    steps = values.astype(np.float32) - zeros[..., None].astype(np.float32)
+    return steps * scales[..., None]
+
+
+def best_range(part: Floats, importance: Floats | None = None) -> tuple[Bytes, Floats, Bytes]:
+    """Return the values, scales and zeros of blocks [..., block] with the least squared error.
+
+    Squares are weighted by `importance`, [blocks of a row, block] or None for all alike.
+    """
     low, high = part.min(axis=-1).clip(max=0), part.max(axis=-1).clip(min=0)
     best = np.full(low.shape, np.inf, np.float32)
     scales, zeros = np.ones_like(low), np.zeros_like(low)
@@ -81,7 +98,8 @@ def best_range(part: Floats) -> tuple[Bytes, Floats, Bytes]:
         scale = _scales((high - low) * np.float32(share / LARGEST_OF_4_BITS))
         zero = np.rint(-low * np.float32(share) / scale)
         steps = _steps(part, scale, zero) - zero[..., None]
-        error = np.square(steps * scale[..., None] - part).sum(axis=-1)
+        squares = np.square(steps * scale[..., None] - part)
+        error = (squares if importance is None else squares * importance).sum(axis=-1)
         is_better = error < best
         for kept, found in ((best, error), (scales, scale), (zeros, zero)):
             kept[is_better] = found[is_better]
@@ -100,7 +118,7 @@ def _scales(scales: Floats) -> Floats:
     return found
 
 
-def _spans(weight: Array) -> list[slice]:
+def spans(weight: Array) -> list[slice]:
     """Return spans of rows, small enough to bound the memory for fp32 copies."""
     step = max(1, BLOCK_VALUES // weight.shape[1])
     return [slice(start, start + step) for start in range(0, len(weight), step)]
@@ -112,7 +130,7 @@ def _empty(weight: Array, block: int) -> tuple[Bytes, Floats]:
     return np.empty(shape, np.uint8), np.empty(shape[:2], np.float32)
 
 
-def _blocked(rows: Array, block: int) -> Floats:
+def blocked(rows: Array, block: int) -> Floats:
     """Return [rows, blocks, block] in fp32, the last block of a row padded with zeros."""
     columns = rows.shape[1]
     blocks = num_blocks(columns, block)
@@ -129,3 +147,8 @@ def _packed(values: Bytes) -> Bytes:
     """Pack two numbers of 4 bits into each byte, along the last axis."""
     packed: Bytes = values[..., ::2] | np.left_shift(values[..., 1::2], 4, dtype=np.uint8)
     return packed
+
+
+def _unpacked(packed: Bytes) -> Bytes:
+    halves = np.stack([packed & 15, packed >> 4], axis=-1)
+    return halves.reshape(*packed.shape[:-1], -1)

@@ -27,7 +27,7 @@ class Matrix:
     """One matrix [out, in] and how to read it; `inputs` are the inputs that it has columns for.
 
     `scales` [out, 1] belong to weights that are stored as int8. `is_outer` is true for embeddings
-    and for linears on top, false for the linears inside the blocks.
+    and for linears on top, false for the linears inside the blocks, which have `roles`.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Matrix:
     inputs: Positions | None = None
     scales: Read | None = None
     is_outer: bool = False
+    roles: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,14 @@ class _Layer:
         rows = sum(self._padded(shape[0], pads_rows) for shape in stored)
         shape = (rows, self._padded(stored[0][1], pads_columns))
         has_scales = self.checkpoint.is_int8
-        return Matrix(self._name(modules), shape, weight, inputs, scales if has_scales else None)
+        return Matrix(
+            self._name(modules),
+            shape,
+            weight,
+            inputs,
+            scales if has_scales else None,
+            roles=tuple(role for module in modules for role in self.roles[module]),
+        )
 
     def _bias(self, modules: Sequence[str]) -> Read | None:
         """Stack the biases of `modules`, zeros for those without; None if none has a bias."""

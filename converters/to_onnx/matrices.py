@@ -13,11 +13,13 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.quantize import quantize
+from converters.to_onnx.error_feedback import round_by_inputs
 from converters.to_onnx.graph import MICROSOFT, GraphBuilder
 from converters.to_onnx.integer_blocks import (
     LARGEST_OF_8_BITS,
     ZERO_OF_8_BITS,
     Blocks,
+    Floats,
     num_blocks,
     round_to_4_bits,
     round_to_8_bits,
@@ -27,6 +29,8 @@ from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.onnx_format.precision import Precision
 
 Rounded = TypeVar("Rounded")
+# By the name of a matrix: Σ x xᵀ [in, in] over the inputs x that it multiplies.
+Moments = Callable[[str], Floats]
 
 # Activations are rounded to int8 in the blocks of the weights.
 INT8_COMPUTE = 4
@@ -36,10 +40,12 @@ LEAST_SCALE = 1e-30
 
 
 class Matrices:
-    """The matrices of one graph."""
+    """The matrices of one graph; with `moments`, 4 bits are rounded for what they multiply."""
 
-    def __init__(self, graph: GraphBuilder, precision: Precision) -> None:
-        self._graph, self._precision = graph, precision
+    def __init__(
+        self, graph: GraphBuilder, precision: Precision, moments: Moments | None = None
+    ) -> None:
+        self._graph, self._precision, self._moments = graph, precision, moments
         self._last: tuple[Matrix, Any] | None = None
 
     def multiply(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
@@ -144,7 +150,8 @@ class Matrices:
         return self._graph.weight(f"{matrix.name}.weight", matrix.shape, matrix.weight)
 
     def _bits(self, matrix: Matrix) -> int:
-        return self._precision.outer_bits if matrix.is_outer else self._precision.bits
+        is_finer = matrix.is_outer or not set(matrix.roles).isdisjoint(self._precision.finer)
+        return self._precision.outer_bits if is_finer else self._precision.bits
 
     def _blocks(self, matrix: Matrix, block: int) -> list[ir.Value | None]:
         """Return values, scales and, for 4 bits, zeros as initializers."""
@@ -169,6 +176,8 @@ class Matrices:
 
     def _rounded(self, matrix: Matrix, block: int) -> Blocks:
         def rounded(weight: Array) -> Blocks:
+            if self._bits(matrix) == 4 and self._moments is not None:
+                return round_by_inputs(weight, block, self._moments(matrix.name))
             if self._bits(matrix) == 4:
                 return round_to_4_bits(weight, block)
             scales = None if matrix.scales is None else matrix.scales()

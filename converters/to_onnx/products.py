@@ -5,17 +5,23 @@ import onnx_ir as ir
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.indices import IndexedAxis
 from converters.to_onnx.linears import Linear, Matrix
-from converters.to_onnx.matrices import Matrices
+from converters.to_onnx.matrices import Matrices, Moments
 from sgate_serve.onnx_format.precision import Precision
 
 
 class Products:
     """The linears and tables of one graph, in its precision."""
 
-    def __init__(self, graph: GraphBuilder, input_ids: ir.Value, precision: Precision) -> None:
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        input_ids: ir.Value,
+        precision: Precision,
+        moments: Moments | None = None,
+    ) -> None:
         self._graph = graph
         self._indexed = IndexedAxis(graph, input_ids)
-        self._matrices = Matrices(graph, precision)
+        self._matrices = Matrices(graph, precision, moments)
 
     def linear(self, linear: Linear, x: ir.Value) -> ir.Value:
         """Multiply by every matrix, move the products to their places, add the bias."""

@@ -1,12 +1,17 @@
 """Write the graph of a model to disk, the weights first and the graph last."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
 from converters.to_onnx.activations import check_activation
+from converters.to_onnx.calibration import calibration_blocks
 from converters.to_onnx.decoder import build_decoder
 from converters.to_onnx.encoder import build_encoder
+from converters.to_onnx.matrices import Moments
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
@@ -31,8 +36,34 @@ def write_onnx(
     target = folder / GRAPH_FILE
     if target.exists():
         raise EngineError(f"{target} exists already; remove it or give a new folder")
-    model = build_graph(checkpoint, precision)
+    build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
+    with input_moments(checkpoint, folder, precision) as moments:
+        save_graph(build_graph(checkpoint, precision, moments), folder)
+
+
+@contextmanager
+def input_moments(
+    checkpoint: Checkpoint, folder: Path, precision: Precision
+) -> Iterator[Moments | None]:
+    """Give the moments of the inputs of each matrix, for which weights of 4 bits are rounded.
+
+    The fp32 graph reads the text for it, from a temporary folder inside `folder`.
+    """
+    blocks = calibration_blocks(checkpoint) if precision.bits == 4 else None
+    if blocks is None:
+        yield None
+        return
+    from sgate_serve.engines.onnx.input_moments import InputMoments
+
+    with TemporaryDirectory(prefix=".moments-", dir=folder) as exact:
+        write_onnx(checkpoint, Path(exact))
+        yield InputMoments(Path(exact), blocks).of
+
+
+def save_graph(model: ir.Model, folder: Path) -> None:
+    """Write a graph into a folder, the weights first."""
+    target = folder / GRAPH_FILE
     unfinished, weights = folder / _UNFINISHED, folder / WEIGHTS_FILE
     try:
         stored = ir.external_data.unload_from_model(
@@ -50,14 +81,20 @@ def write_onnx(
         raise
 
 
-def build_graph(checkpoint: Checkpoint, precision: Precision = PRECISIONS[FP32]) -> ir.Model:
+def build_graph(
+    checkpoint: Checkpoint,
+    precision: Precision = PRECISIONS[FP32],
+    moments: Moments | None = None,
+) -> ir.Model:
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
+    With `moments`, weights of 4 bits are rounded for what they multiply.
     Raises EngineError for an activation, rope type or precision that no graph can express.
     """
     check_activation(checkpoint.spec.activation)
-    build = build_encoder if checkpoint.spec.is_encoder else build_decoder
-    return build(checkpoint, precision)
+    if checkpoint.spec.is_encoder:
+        return build_encoder(checkpoint, precision)
+    return build_decoder(checkpoint, precision, moments)
 
 
 def _own_error(error: BaseException | None) -> SgateError | None:

@@ -36,10 +36,10 @@ def decode_weights(spec: ModelSpec) -> int:
 def decode_bytes(spec: ModelSpec, precision: Precision) -> float:
     """Count the bytes of weights that one decode step reads in a precision."""
     inside, head = spec.num_gateable, _head_weights(spec)
-    rest = decode_weights(spec) - inside - head
+    rest, finer = decode_weights(spec) - inside - head, _finer_weights(spec, precision)
     return (
-        inside * precision.bytes_inside
-        + head * precision.bytes_outside
+        (inside - finer) * precision.bytes_inside
+        + (finer + head) * precision.bytes_outside
         + rest * precision.float_bytes
     )
 
@@ -54,6 +54,17 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     heads = sum(layer.num_heads * layer.head_dim for layer in spec.layers)
     attention = (4 if spec.is_encoder else 2) * heads * num_tokens * num_tokens
     return linears + attention + 2 * _head_weights(spec)
+
+
+def _finer_weights(spec: ModelSpec, precision: Precision) -> int:
+    """Count the weights inside the blocks that have as many bits as those outside."""
+    shapes = (
+        spec.module_shape(layer, module)
+        for layer in range(len(spec.layers))
+        for module, roles in spec.modules(layer).items()
+        if not set(roles).isdisjoint(precision.finer)
+    )
+    return sum(rows * columns for rows, columns in shapes)
 
 
 def _head_weights(spec: ModelSpec) -> int:

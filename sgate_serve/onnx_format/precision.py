@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from sgate_serve.architecture.family import DOWN, KEY, QUERY, VALUE
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.errors import EngineError, did_you_mean
 
 FP32, FP16, INT4 = "fp32", "fp16", "int4"
 SCALE_BYTES = 4
+# Where rounding to 4 bits costs a model most, for its size (benchmarks/results/int4_*.json).
+SENSITIVE = (QUERY, KEY, VALUE, DOWN)
 
 
 @dataclass(frozen=True)
@@ -16,9 +19,10 @@ class Precision:
     """The number format of one graph's matrices.
 
     A weight inside the blocks has `bits`; one of the token embedding or of the part on top of the
-    stack has `outer_bits`. With integers, `block` weights of a row share a scale (None: all of
-    them), and norms, biases, activations and the KV cache are fp32. ONNX Runtime's kernels then
-    round a token's product alike in every call with a multiple of `row_multiple` tokens.
+    stack has `outer_bits`, and so have the linears of the roles `finer`. With integers, `block`
+    weights of a row share a scale (None: all of them), and norms, biases, activations and the KV
+    cache are fp32. ONNX Runtime's kernels then round a token's product alike in every call with a
+    multiple of `row_multiple` tokens.
     """
 
     name: str
@@ -26,6 +30,7 @@ class Precision:
     outer_bits: int
     block: int | None = None
     row_multiple: int = 1
+    finer: tuple[str, ...] = ()
 
     @property
     def bytes_inside(self) -> float:
@@ -56,7 +61,7 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         FP32: Precision(FP32, bits=32, outer_bits=32),
         FP16: Precision(FP16, bits=16, outer_bits=16),
         INT8: Precision(INT8, bits=8, outer_bits=8, block=64),
-        INT4: Precision(INT4, bits=4, outer_bits=8, block=128, row_multiple=2),
+        INT4: Precision(INT4, bits=4, outer_bits=8, block=128, row_multiple=2, finer=SENSITIVE),
     }
 )
 

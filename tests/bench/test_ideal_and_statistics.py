@@ -54,7 +54,9 @@ def test_ideal_counts_bytes_where_head_and_blocks_differ() -> None:
     int4 = PRECISIONS["int4"]
     # A scale of 4 bytes per 128 weights, and for 4 bits a zero point.
     assert int4.bytes_inside == 0.5 + 4.5 / 128 and int4.bytes_outside == 1 + 4 / 128
-    by_hand = LINEARS * int4.bytes_inside + 4 * NORMS + 32 * 8 * int4.bytes_outside
+    finer = 2 * (2 * 8 * 16 - 8 * 16 + 2 * 8 * 8 + 8 * 10)  # query, key, value and down
+    by_hand = (LINEARS - finer) * int4.bytes_inside + 4 * NORMS
+    by_hand += (finer + 32 * 8) * int4.bytes_outside
     assert decode_bytes(dense, int4) == pytest.approx(by_hand)
     assert decode_bytes(dense, PRECISIONS["fp16"]) == 2 * decode_weights(dense)
     plain, same = ideal_speedup(dense, half, 64), ideal_speedup(dense, half, 64, (int4, int4))

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from converters.quantize import quantize
+from converters.to_onnx.error_feedback import round_by_inputs
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.integer_blocks import round_to_4_bits, round_to_8_bits
 from converters.to_onnx.linears import Matrix
@@ -70,6 +71,23 @@ def test_zeros_stay_zeros_and_numbers_may_be_tiny_or_alike() -> None:
         np.testing.assert_allclose(found[5], 0.3, rtol=1e-6)
         np.testing.assert_allclose(found[7], -0.3, rtol=1e-6)
         assert np.isfinite(found).all() and np.abs(found[6]).max() <= 1e-40
+
+
+@pytest.mark.parametrize("block", [32, 128])
+def test_rounding_by_inputs_keeps_products_better(block: int) -> None:
+    """Of inputs that are alike and of uneven size; zero rows and what reads zeros stay as well."""
+    weight, generator = with_outliers(normal(70, 200)), np.random.default_rng(2)
+    weight[3] = 0
+    mixed = generator.normal(0, 1, (500, 40)) @ generator.normal(0, 1, (40, 200))
+    inputs = (mixed * np.exp(generator.normal(0, 1, 200))).astype(np.float32)
+    inputs[:, 150:] = 0
+    plain = dequantized(round_to_4_bits(weight, block), 200)
+    found = dequantized(round_by_inputs(weight, block, inputs.T @ inputs), 200)
+    errors = [np.square(inputs @ (each - weight).T).sum() for each in (found, plain)]
+    assert errors[0] < 0.2 * errors[1]
+    assert not found[3].any()
+    unread = weight[:, 150:]
+    assert np.linalg.norm(found[:, 150:] - unread) < 0.5 * np.linalg.norm(unread)
 
 
 def test_8_bits_find_what_was_rounded_by_rows_again() -> None:

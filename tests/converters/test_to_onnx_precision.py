@@ -7,6 +7,9 @@ import onnx_ir as ir
 import pytest
 import torch
 from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -59,11 +62,36 @@ def rounded_weights(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             weight = module.weight.detach().numpy()
-            is_inner = isinstance(module, nn.Linear) and name != "lm_head"
-            four = own.bits == 4 and is_inner
+            four = own.bits == 4 and name.endswith(("o_proj", "gate_proj", "up_proj"))
             blocks = (round_to_4_bits if four else round_to_8_bits)(weight, own.block)
             module.weight.data = torch.from_numpy(dequantized(blocks, weight.shape[1]))
     return model
+
+
+def test_4_bits_are_rounded_for_a_text_where_there_is_a_tokenizer(tmp_path: Path) -> None:
+    model = dense_llama(num_hidden_layers=2, mlp_bias=True)
+    checkpoint = save(model, tmp_path)
+    write_onnx(checkpoint, tmp_path / "plain", PRECISIONS["int4"])
+    letters = {chr(code): code - 32 for code in range(32, 127)}
+    tokenizer = Tokenizer(WordLevel(letters, unk_token=" "))
+    tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    write_onnx(checkpoint, tmp_path / "onnx", PRECISIONS["int4"])
+    assert {file.name for file in (tmp_path / "onnx").iterdir()} == {
+        "model.onnx",
+        "model.onnx.data",
+    }
+    graphs = [ir.load(tmp_path / name / "model.onnx").graph for name in ("plain", "onnx")]
+    read = [graph.initializers["model.layers.1.gate_up.values"].const_value for graph in graphs]
+    one, other = (tensor.numpy() for tensor in read if tensor is not None)
+    assert (one != other).any()
+    assert first_difference(checkpoint, tmp_path / "onnx", PRECISIONS["int4"]) is None
+    # Another model's weights are not near.
+    torch.manual_seed(1)
+    nn.init.normal_(model.model.layers[1].mlp.up_proj.weight, std=0.1)
+    changed = save(model, tmp_path / "other")
+    found = first_difference(changed, tmp_path / "onnx", PRECISIONS["int4"])
+    assert found == "weight model.layers.1.gate_up is not that of the folder's tensors"
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
@@ -151,8 +179,9 @@ def test_a_tied_embedding_is_stored_once(precision: str, tmp_path: Path) -> None
         runner_of(save(model, tmp_path / str(tied)), precision)
         sizes.append((tmp_path / str(tied) / precision / "model.onnx.data").stat().st_size)
     width = PRECISIONS[precision].block
-    # One block holds the 48 columns: a byte for each of its weights, and one scale.
-    assert width is not None and sizes[1] - sizes[0] == 1000 * (width + 4)
+    assert width is not None
+    # Blocks hold the 48 columns: a byte for each of their weights, and one scale.
+    assert sizes[1] - sizes[0] == 1000 * -(-48 // width) * (width + 4)
 
 
 def test_an_int8_folder_gives_its_own_numbers_to_the_graph(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ and the machine, and logged.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -174,23 +174,40 @@ def residuals(
     import onnx_ir as ir  # slow to import, and not needed for serving
 
     path = graph_path(folder)
-    model = ir.load(path)
-    info = GraphInfo.read(dict(model.metadata_props), path)
+    info = GraphInfo.read(dict(ir.load(path).metadata_props), path)
     wanted = [names.residual_name(layer) for layer in range(info.num_layers)]
+    streams = next(inner_values(folder, wanted, [tokens], own_feeds))
+    return [stream.astype(np.float32) for stream in streams]
+
+
+def inner_values(
+    folder: Path,
+    wanted: Sequence[str],
+    texts: Iterable[Tokens],
+    own_feeds: Mapping[str, Any] = MappingProxyType({}),
+) -> Iterator[list[Any]]:
+    """Yield the values named `wanted` inside the graph for each text [s], with an empty cache.
+
+    They have the type of the graph's floats. Raises EngineError for a value that is not there.
+    """
+    import onnx_ir as ir
+
+    path = graph_path(folder)
+    model = ir.load(path)
+    is_half = GraphInfo.read(dict(model.metadata_props), path).precision == FP16
     values = {value.name: value for node in model.graph for value in node.outputs}
-    floats = ir.DataType.FLOAT16 if info.precision == FP16 else ir.DataType.FLOAT
     for name in wanted:
         if name not in values:
             raise EngineError(f"{path}: value {name} is missing; {REMEDY}")
-        values[name].type = ir.TensorType(floats)
+        values[name].type = ir.TensorType(ir.DataType.FLOAT16 if is_half else ir.DataType.FLOAT)
         model.graph.outputs.append(values[name])
     graph = ir.to_proto(model).SerializeToString()
     session = open_session(graph, folder, num_cpus())
-    try:
-        streams = session.run(wanted, _prefill_feeds(session, tokens, own_feeds))
-    except Exception as error:  # ONNX Runtime's exception classes have no common base
-        raise cannot_run(path, error) from error
-    return [stream.astype(np.float32) for stream in streams]
+    for tokens in texts:
+        try:
+            yield session.run(wanted, _prefill_feeds(session, tokens, own_feeds))
+        except Exception as error:  # ONNX Runtime's exception classes have no common base
+            raise cannot_run(path, error) from error
 
 
 def graph_path(folder: Path) -> Path:
