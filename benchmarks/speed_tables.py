@@ -14,6 +14,8 @@ CONTENDERS = {
     "fp32": ("vLLM bf16",),
 }
 GROUPS = {"int4": "int4", "int8": "int8", "fp32": "float"}
+# The text on which choices of the int4 graph are compared.
+INT4_TEXT = "python_docs"
 PRUNED = {"p20": "20%", "p30": "30%", "p40": "40%"}
 ENCODERS = {
     "p20": "20% of the heads and MLP units closed",
@@ -143,6 +145,19 @@ def quantizer_rows(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---" * (len(sizes) + 1) + "|"
     for name, by_block in alone.items():
         yield f"| {name} | {' | '.join(f'{by_block[size]:.2f}' for size in sizes)} |"
+
+
+def int4_rows(*records: Mapping[str, Any]) -> Iterator[str]:
+    """Yield size and perplexity, over fp32's, of each choice of the int4 graph, model by model."""
+    yield "| graph |" + " dense, MB | perplexity | 30% removed, MB | perplexity |"
+    yield "|---" * (2 * len(records) + 1) + "|"
+    for name in records[0]["found"]:
+        cells = []
+        for record in records:
+            found, exact = (record["found"][one] for one in (name, "fp32"))
+            value, reference = (one["perplexity"][INT4_TEXT] for one in (found, exact))
+            cells += [f"{found['bytes'] / 1e6:.0f}", f"{value:.2f} ({value / reference - 1:+.1%})"]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
 def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:

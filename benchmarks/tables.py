@@ -23,6 +23,7 @@ from benchmarks.speed_tables import (
     engine_rows,
     engine_summary_rows,
     footprint_sentence,
+    int4_rows,
     interval_cell,
     overhead_rows,
     precision_rows,
@@ -43,6 +44,7 @@ FOOTPRINT, STREAMING = "footprint", "streaming"
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
 SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_recovery"
+INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
     QUALITY: "accuracy",
@@ -141,6 +143,8 @@ def read_records() -> dict[str, Any]:
         SMOLLM2,
         SMOLLM2_SHORT,
         SMOLLM2_RECOVERY,
+        INT4_DENSE,
+        INT4_PRUNED,
         GATE_COST,
         BALANCE,
     )
@@ -183,6 +187,7 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "encoders": "\n".join(encoder_rows(records["encoders"])),
         "precision": "\n".join(precision_rows(records["precision"])),
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
+        "int4": "\n".join(int4_rows(records[INT4_DENSE], records[INT4_PRUNED])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         "footprint": footprint_sentence(records[FOOTPRINT]),
         "streaming": "\n".join(streaming_rows(records[STREAMING])),
