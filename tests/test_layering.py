@@ -35,7 +35,7 @@ ROOMS: Mapping[str, set[str]] = {
     "models": CORE,
     "onnx_format": CORE,
     "data": CORE | {"text"},
-    "converters": CORE | {"gates", "models", "onnx_format"},
+    "converters": CORE | {"gates", "models", "onnx_format", "text"},
     "engines": CORE | {"models", "onnx_format", "text"},
     "training": CORE | {"converters", "data", "gates"},
     "server": FOUNDATION | {"__init__", "engines", "text"},

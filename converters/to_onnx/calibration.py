@@ -6,17 +6,20 @@ It is English prose, tables and code, and every Python has it, so that a convers
 import logging
 from pydoc_data.topics import topics
 
+import numpy as np
+from numpy.typing import NDArray
+
 from converters.to_onnx.rope import max_positions
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.data.documents import Blocks, end_token, evenly_spaced, pack, read_tokenizer
+from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
+from sgate_serve.text.tokenizer_loading import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILE = "tokenizer.json"
 NUM_BLOCKS, SEQ_LEN = 32, 256
 
 
-def calibration_blocks(checkpoint: Checkpoint) -> Blocks | None:
+def calibration_blocks(checkpoint: Checkpoint) -> NDArray[np.int64] | None:
     """Return tokens [n, s] of the text, or None, with a warning, for a model without tokenizer."""
     file = checkpoint.folder / TOKENIZER_FILE
     if not file.is_file():
@@ -26,8 +29,13 @@ def calibration_blocks(checkpoint: Checkpoint) -> Blocks | None:
             file,
         )
         return None
-    tokenizer = read_tokenizer(file, checkpoint.spec.vocab_size)
+    tokenizer = load_tokenizer(checkpoint.folder).tokenizer
+    texts = [text for _, text in sorted(topics.items())]
+    tokens = [token for encoding in tokenizer.encode_batch(texts) for token in encoding.ids]
+    # A tokenizer may have more tokens than the model.
+    known = [token for token in tokens if token < checkpoint.spec.vocab_size]
     seq_len = min(SEQ_LEN, max_positions(checkpoint.spec))
-    documents = [text for _, text in sorted(topics.items())]
-    blocks = pack(documents, tokenizer, end_token(checkpoint.config), seq_len)
-    return evenly_spaced(blocks, NUM_BLOCKS)
+    num_blocks = len(known) // seq_len
+    blocks = np.array(known[: num_blocks * seq_len], np.int64).reshape(num_blocks, seq_len)
+    # Spread over all, as the first may be of a single topic.
+    return blocks[:: max(1, num_blocks // NUM_BLOCKS)][:NUM_BLOCKS]

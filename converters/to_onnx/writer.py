@@ -54,7 +54,7 @@ def input_moments(
     if blocks is None:
         yield None
         return
-    from sgate_serve.engines.onnx.input_moments import InputMoments
+    from converters.to_onnx.input_moments import InputMoments
 
     with TemporaryDirectory(prefix=".moments-", dir=folder) as exact:
         write_onnx(checkpoint, Path(exact))

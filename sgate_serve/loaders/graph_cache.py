@@ -29,6 +29,7 @@ from sgate_serve.onnx_format.names import (
     stored_text,
 )
 from sgate_serve.onnx_format.precision import FP32, Precision, precision_named
+from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -140,4 +141,7 @@ def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
 def cache_key(model: Checkpoint, precision: Precision) -> str:
     """Return a hash of everything that a graph depends on: model, precision and builder."""
     builder, how = f"{FORMAT_VERSION} {__version__}", json.dumps(asdict(precision))
-    return hashlib.sha256(f"{model.digest} {how} {builder}".encode()).hexdigest()
+    tokenizer = model.folder / TOKENIZER_FILE
+    # Weights are rounded to 4 bits for a text.
+    reader = file_digest(tokenizer) if precision.bits == 4 and tokenizer.is_file() else ""
+    return hashlib.sha256(f"{model.digest} {how} {builder} {reader}".encode()).hexdigest()

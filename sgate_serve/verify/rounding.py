@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sgate_serve.verify.output_kind import OutputKind
 
 # In nats, as excess cross-entropy: 0.05 is 5% of perplexity and more than 8 bits cost any model
-# (0.01 on SmolLM2-135M), 0.5 is 65% and another model in practice (int4 there: 0.4 to 0.5).
+# (0.01 on SmolLM2-135M), 0.5 is 65% and another model in practice (plain int4: 0.4 to 0.5).
 WARN_ABOVE, FAIL_ABOVE = 0.05, 0.5
 # Of states and values, whose divergence is undefined: the relative error (root mean square). At 0.1
 # the cosine with the exact embedding is 0.995, at 0.5 it is 0.87. Of logits it counts as well:

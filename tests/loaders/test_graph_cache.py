@@ -79,6 +79,11 @@ def test_another_builder_or_config_makes_another_graph(
     edit_config(model, rms_norm_eps=0.5)
     keys.add(cache_key(Checkpoint.open(model.folder), PRECISIONS["fp32"]))
     assert len(keys) == 4
+    # Weights are rounded to 4 bits for a text, so for a tokenizer.
+    before = {name: cache_key(model, PRECISIONS[name]) for name in ("int8", "int4")}
+    (model.folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    after = {name: cache_key(model, PRECISIONS[name]) for name in before}
+    assert after["int8"] == before["int8"] and after["int4"] != before["int4"]
 
 
 @pytest.mark.parametrize(

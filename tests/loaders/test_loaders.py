@@ -171,7 +171,7 @@ def test_weights_of_an_int8_folder_stay_rounded_in_floats(
     ("arguments", "message"),
     [
         (["--slots", "3"], "engine onnx: --slots cannot be set here: the largest of --batches"),
-        (["--max-model-len", "64"], "--max-model-len cannot be set here: --context-tokens, --d"),
+        (["--max-model-len", "64"], "--max-model-len cannot be set here: the lengths of the work"),
         (["--prefill-chunk", "4"], "--prefill-chunk cannot be set here: a timed prompt is proc"),
         (["--threads", "4"], r"--threads is given before `--` \(2\) and after it \(4\)"),
         (["--gpus", "2"], "engine onnx: unrecognized arguments: --gpus 2"),

@@ -5,7 +5,7 @@ and the machine, and logged.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,8 +17,8 @@ import onnxruntime as ort
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.model_protocols import Floats, Tokens
-from sgate_serve.engines.onnx.graph_metadata import REMEDY, GraphMetadata, cannot_run
-from sgate_serve.engines.onnx.kv_cache import bytes_per_token, past_inputs
+from sgate_serve.engines.onnx.graph_metadata import GraphMetadata, cannot_run
+from sgate_serve.engines.onnx.kv_cache import bytes_per_token
 from sgate_serve.engines.onnx.runner import (
     OnnxRunner,
     RunnerSizes,
@@ -29,7 +29,8 @@ from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names
-from sgate_serve.onnx_format.precision import FP16, FP32, Precision, precision_named
+from sgate_serve.onnx_format.one_call import graph_with_outputs, prefill_feeds
+from sgate_serve.onnx_format.precision import FP32, Precision, precision_named
 from sgate_serve.options import flag_of
 
 logger = logging.getLogger(__name__)
@@ -174,40 +175,15 @@ def residuals(
     import onnx_ir as ir  # slow to import, and not needed for serving
 
     path = graph_path(folder)
-    info = GraphInfo.read(dict(ir.load(path).metadata_props), path)
-    wanted = [names.residual_name(layer) for layer in range(info.num_layers)]
-    streams = next(inner_values(folder, wanted, [tokens], own_feeds))
-    return [stream.astype(np.float32) for stream in streams]
-
-
-def inner_values(
-    folder: Path,
-    wanted: Sequence[str],
-    texts: Iterable[Tokens],
-    own_feeds: Mapping[str, Any] = MappingProxyType({}),
-) -> Iterator[list[Any]]:
-    """Yield the values named `wanted` inside the graph for each text [s], with an empty cache.
-
-    They have the type of the graph's floats. Raises EngineError for a value that is not there.
-    """
-    import onnx_ir as ir
-
-    path = graph_path(folder)
     model = ir.load(path)
-    is_half = GraphInfo.read(dict(model.metadata_props), path).precision == FP16
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    for name in wanted:
-        if name not in values:
-            raise EngineError(f"{path}: value {name} is missing; {REMEDY}")
-        values[name].type = ir.TensorType(ir.DataType.FLOAT16 if is_half else ir.DataType.FLOAT)
-        model.graph.outputs.append(values[name])
-    graph = ir.to_proto(model).SerializeToString()
-    session = open_session(graph, folder, num_cpus())
-    for tokens in texts:
-        try:
-            yield session.run(wanted, _prefill_feeds(session, tokens, own_feeds))
-        except Exception as error:  # ONNX Runtime's exception classes have no common base
-            raise cannot_run(path, error) from error
+    info = GraphInfo.read(dict(model.metadata_props), path)
+    wanted = [names.residual_name(layer) for layer in range(info.num_layers)]
+    session = open_session(graph_with_outputs(model, wanted, path), folder, num_cpus())
+    try:
+        streams = session.run(wanted, prefill_feeds(session, tokens, own_feeds))
+    except Exception as error:  # ONNX Runtime's exception classes have no common base
+        raise cannot_run(path, error) from error
+    return [stream.astype(np.float32) for stream in streams]
 
 
 def graph_path(folder: Path) -> Path:
@@ -243,24 +219,3 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
     # With a single slot no other row can change how its sums are rounded.
     multiple = info.row_multiple if slots > 1 else 1
     return RunnerSizes(slots, length, tokens, prefill_chunk(options), multiple)
-
-
-def _prefill_feeds(session: Any, tokens: Tokens, own_feeds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the inputs of one call with an empty cache as long as `tokens`."""
-    length = len(tokens)
-    feeds: dict[str, Any] = {
-        names.INPUT_IDS: np.asarray(tokens, np.int64),
-        names.UNPACK_INDEX: np.arange(length)[None],
-        names.PACK_INDEX: np.arange(length),
-        names.POSITION_IDS: np.arange(length),
-        names.TOKEN_TYPE_IDS: np.zeros(length, np.int64),
-        names.SEQLENS_K: np.array([length - 1], np.int32),
-        names.TOTAL_SEQUENCE_LENGTH: np.array(length, np.int32),
-        names.QUERY_SEQLENS: np.array([length], np.int32),
-        names.LOGIT_INDEX: np.array([length - 1], np.int64),
-        **own_feeds,
-    }
-    for past in past_inputs(session):
-        feeds[past.name] = np.zeros((1, past.heads, length, past.width), past.dtype)
-    wanted = {value.name for value in session.get_inputs()}
-    return {name: array for name, array in feeds.items() if name in wanted}

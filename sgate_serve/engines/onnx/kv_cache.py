@@ -7,39 +7,15 @@ and returned to the system when the slot is released. On a GPU the buffers are a
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import DTypeLike
 
 from sgate_serve.checkpoint.tensor_files import Array
-from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.one_call import past_inputs
 
-TYPES: dict[str, DTypeLike] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 CPU, CUDA = "cpu", "cuda"
-
-
-class PastInput(NamedTuple):
-    """One past input of a graph: its name, KV heads, head width and element type."""
-
-    name: str
-    heads: int
-    width: int
-    dtype: Any
-
-    @property
-    def bytes_per_token(self) -> int:
-        return self.heads * self.width * int(self.dtype.itemsize)
-
-
-def past_inputs(session: Any) -> list[PastInput]:
-    """Return the past inputs of a session."""
-    return [
-        PastInput(value.name, value.shape[1], value.shape[3], np.dtype(TYPES[value.type]))
-        for value in session.get_inputs()
-        if value.name.startswith(names.PAST_PREFIX)
-    ]
 
 
 def bytes_per_token(session: Any) -> int:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.engines.onnx.graph_metadata import REMEDY, cannot_run
-from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, TYPES, KvCache
+from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.environment import install_command
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.one_call import TYPES
 from sgate_serve.onnx_format.precision import Precision
 
 Ints = NDArray[np.int64]

@@ -5,12 +5,16 @@ Not for serving: graphs in 4 bits are rounded with them.
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
 
-from sgate_serve.engines.model_protocols import Floats, Tokens
-from sgate_serve.engines.onnx.engine import graph_path, inner_values
+from converters.to_onnx.integer_blocks import Floats
+from sgate_serve.onnx_format.names import GRAPH_FILE
+from sgate_serve.onnx_format.one_call import graph_with_outputs, prefill_feeds
 
 PRODUCT, WEIGHT = "FusedMatMul", ".weight"
 # Of moments in memory at a time: the text is read once for every group of matrices that fits.
@@ -23,9 +27,9 @@ class InputMoments:
     `blocks` [n, s] are tokens. It is fast if matrices are asked for in the order of the graph.
     """
 
-    def __init__(self, folder: Path, blocks: Tokens) -> None:
+    def __init__(self, folder: Path, blocks: NDArray[np.int64]) -> None:
         self._folder, self._blocks = folder, blocks
-        self._inputs = dict(_inputs(ir.load(graph_path(folder))))
+        self._inputs = dict(_inputs(ir.load(folder / GRAPH_FILE)))
         self._group: dict[str, Floats] = {}
 
     def of(self, matrix: str) -> Floats:
@@ -44,10 +48,22 @@ class InputMoments:
     def _read(self, matrices: list[str]) -> dict[str, Floats]:
         widths = {self._inputs[name][0]: self._inputs[name][1] for name in matrices}
         sums = {value: np.zeros((width, width), np.float32) for value, width in widths.items()}
-        for inputs in inner_values(self._folder, list(widths), self._blocks):
-            for value, x in zip(widths, inputs, strict=True):
+        path, wanted = self._folder / GRAPH_FILE, list(widths)
+        session = _session(graph_with_outputs(ir.load(path), wanted, path), self._folder)
+        for tokens in self._blocks:
+            for value, x in zip(
+                wanted, session.run(wanted, prefill_feeds(session, tokens)), strict=True
+            ):
                 sums[value] += x.T @ x
         return {name: sums[self._inputs[name][0]] for name in matrices}
+
+
+def _session(graph: bytes, folder: Path) -> Any:
+    options = ort.SessionOptions()
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def _inputs(model: ir.Model) -> Iterator[tuple[str, tuple[str, int]]]:
