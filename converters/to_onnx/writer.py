@@ -36,10 +36,12 @@ def write_onnx(
     target = folder / GRAPH_FILE
     if target.exists():
         raise EngineError(f"{target} exists already; remove it or give a new folder")
-    build_graph(checkpoint, precision)  # raises before anything is written
+    model = build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with input_moments(checkpoint, folder, precision) as moments:
-        save_graph(build_graph(checkpoint, precision, moments), folder)
+        if moments is not None:
+            model = build_graph(checkpoint, precision, moments)
+        save_graph(model, folder)
 
 
 @contextmanager
