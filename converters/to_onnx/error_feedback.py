@@ -31,16 +31,33 @@ def round_by_inputs(weight: Array, block: int, moments: Floats) -> Blocks:
 
     Zero rows, and columns that multiply nothing but zeros, are rounded as without inputs.
     """
-    damped = moments.astype(np.float64)
-    own = damped.diagonal().copy()
-    own += DAMPING * own.mean() or 1
-    np.fill_diagonal(damped, own)
-    order = np.argsort(-own, kind="stable")
-    factor = _inverse_factor(damped[np.ix_(order, order)])
+    own, order, factor = _ordered_factor(moments.astype(np.float64))
     importance = blocked(own[None].astype(np.float32), block)
     found = [_rounded(weight[span], importance, order, factor) for span in spans(weight)]
     values, scales, zeros = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return packed_4_bits(values, scales, zeros)
+
+
+def _ordered_factor(
+    moments: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.int64], Floats]:
+    """Return the damped diagonal, its order from the largest, and the factor in that order.
+
+    Sums in fp32 may be indefinite where inputs are nearly alike: then the damping grows.
+    """
+    diagonal, damping = moments.diagonal().copy(), DAMPING
+    while True:
+        own = diagonal + (damping * diagonal.mean() or 1)
+        damped = moments.copy()
+        np.fill_diagonal(damped, own)
+        order = np.argsort(-own, kind="stable")
+        try:
+            return own, order, _inverse_factor(damped[np.ix_(order, order)])
+        except np.linalg.LinAlgError:
+            # A dominant diagonal is positive definite, so this ends, but for values that are none.
+            if not np.isfinite(moments).all():
+                raise
+            damping *= 10
 
 
 def _inverse_factor(matrix: NDArray[np.float64]) -> Floats:

@@ -24,7 +24,7 @@ class SamplingParams:
     suppressed before `min_tokens` tokens. `logprobs` requests the log-probability of each new token
     and of that many most likely tokens, `prompt_logprobs` the same for the prompt. With
     `max_tokens` 0 only the prompt is processed. Up to `drafted_tokens` at a time may be looked up
-    in the request's own text, which changes no token.
+    in the request's own text, which is to save time and no more.
     """
 
     max_tokens: int = 16

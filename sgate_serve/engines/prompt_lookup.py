@@ -1,7 +1,8 @@
 """Prompt lookup: drafts of the next tokens from a request's own text, which answers often repeat.
 
-One call computes the logits after each drafted token. A token is chosen from them exactly as
-without a draft, and while it is what was drafted, so is the next one: nothing but time changes.
+One call computes the logits after each drafted token. A token is chosen from them as without a
+draft, and while it is what was drafted, so is the next one. In fp32 nothing but time changes; in
+integers a close choice may (docs/format.md, "Reproducibility across batches").
 """
 
 from collections.abc import Sequence

@@ -33,6 +33,7 @@ from sgate_serve.engines.scheduler import ScheduledChunk, schedule
 from sgate_serve.engines.sequence import Sequence
 from sgate_serve.engines.slots import Slots
 from sgate_serve.engines.token_logprobs import token_logprobs
+from sgate_serve.errors import RequestError
 
 # How many waiting requests, for each slot, may overtake one that waits for a prefix.
 LOOKED_AT = 4
@@ -58,6 +59,11 @@ class SlotEngine:
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
         check_request(request, self.max_model_len, self.vocab_size)
+        if request.sampling.drafted_tokens and not self.runner.shares_prefixes:
+            raise RequestError(
+                "`prompt_lookup_num_tokens` needs the onnx engine on a CPU; leave it out",
+                param="prompt_lookup_num_tokens",
+            )
         ids = {waiting.request.request_id for waiting in self._waiting} | self._running.keys()
         assert request.request_id not in ids, f"request id {request.request_id} is in use"
         self._waiting.append(Sequence.of(request))
@@ -110,7 +116,7 @@ class SlotEngine:
 
     def close(self) -> None:
         """Drop the runner, and with it the model and its KV cache."""
-        del self.runner
+        del self.runner, self._slots
 
     def _admit(self) -> None:
         running = self._running.values()
@@ -138,20 +144,21 @@ class SlotEngine:
     def _schedule(self) -> list[ScheduledChunk]:
         """Return the chunks of this step; sequences are preempted until these fit the cache."""
         while True:
-            scheduled = schedule([*self._running.values()], self.prefill_chunk)
-            scheduled = [self._with_draft(chunk) for chunk in scheduled]
-            needed = sum(sequence.num_cached for sequence in self._running.values())
-            needed += sum(chunk.num_fed for chunk in scheduled)
-            self._slots.make_room(needed)
-            if needed <= self.runner.cache_tokens:
-                return scheduled
+            plain = schedule([*self._running.values()], self.prefill_chunk)
+            held = sum(sequence.num_cached for sequence in self._running.values())
+            # No sequence is preempted for a draft.
+            for scheduled in ([self._with_draft(chunk) for chunk in plain], plain):
+                needed = held + sum(chunk.num_fed for chunk in scheduled)
+                if needed <= self.runner.cache_tokens:
+                    self._slots.make_room(needed)
+                    return scheduled
             self._preempt()
 
     def _with_draft(self, chunk: ScheduledChunk) -> ScheduledChunk:
         """Add a draft to the chunk of a decoding sequence whose request asks for it."""
         sequence = chunk.sequence
         wanted = sequence.request.sampling.drafted_tokens
-        if not (wanted and sequence.is_decoding and self.runner.shares_prefixes):
+        if not (wanted and sequence.is_decoding):
             return chunk
         room = self._limit(sequence.request) - sequence.num_generated - 1
         count = min(wanted, room, self.prefill_chunk - 1)

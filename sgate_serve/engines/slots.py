@@ -48,13 +48,13 @@ class Slots:
         """Give a sequence a slot, with `length` tokens that `source` holds of its prompt."""
         sequence.slot = slot = self._slot_for(source, length, running)
         sequence.num_cached = length
-        if length:
-            self._runner.share(source, slot, length)
         if slot in self.idle:
             self.idle.drop(slot)
-            if not length:
+            if slot != source or not length:
                 self._runner.release(slot)
-        if self._runner.shares_prefixes and not sequence.num_generated:
+        if length:
+            self._runner.share(source, slot, length)
+        if self._shares(sequence) and not sequence.num_generated:
             sequence.num_shared = length
             self.queries += len(sequence.tokens)
             self.hits += length

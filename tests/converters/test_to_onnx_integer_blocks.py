@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 from converters.quantize import quantize
 from converters.to_onnx.error_feedback import round_by_inputs
 from converters.to_onnx.graph import GraphBuilder
-from converters.to_onnx.integer_blocks import round_to_4_bits, round_to_8_bits
+from converters.to_onnx.integer_blocks import (
+    dequantized_4_bits,
+    round_to_4_bits,
+    round_to_8_bits,
+)
 from converters.to_onnx.linears import Matrix
 from converters.to_onnx.matrices import Matrices
 from sgate_serve.checkpoint.int8 import dequantize
@@ -131,3 +135,15 @@ def test_the_kernel_means_the_same_numbers(
     assert error <= 0.02 * max(np.abs(expected).max(), 0.1)
     if is_outer:
         np.testing.assert_array_equal(found[0], meant[feeds["ids"]])
+
+
+def test_moments_that_rounding_made_indefinite_are_damped_more() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(5, 40)).astype(np.float32)
+    moments = np.outer(np.ones(40), np.ones(40)).astype(np.float32)
+    moments[0, 1] = moments[1, 0] = 1.5
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(moments + 0.01 * np.eye(40))
+    blocks = round_by_inputs(weight, 16, moments)
+    error = dequantized_4_bits(blocks, slice(None)).reshape(5, -1)[:, :40] - weight
+    assert np.abs(error).max() < np.abs(weight).max() / 2

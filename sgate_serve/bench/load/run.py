@@ -138,7 +138,8 @@ def measure_all(urls: Sequence[str], options: LoadOptions, runs: list[LoadRun]) 
         runs.append(LoadRun(urls, _with_users(options, users), first))
         runs[-1].measure()
         (turn,) = runs[-1].turns[0]
-        tokens = sum(trace.output_len for trace in turn.traces) / turn.seconds
+        ended = (trace for trace in turn.traces if not trace.error)
+        tokens = sum(trace.output_len for trace in ended) / turn.seconds
         if tokens < SATURATED * best or all(trace.error for trace in turn.traces):
             return
         best, users, first = tokens, 2 * users, first + len(turn.traces)

@@ -74,15 +74,27 @@ class KvCache:
 
     def release(self, slot: int) -> None:
         """Return the pages of a slot to the system; their content is never read again."""
-        if self._device != CPU or not hasattr(mmap, "MADV_DONTNEED"):
-            return
         for past in self._pasts:
             size = self._length * past.bytes_per_token
-            # Whole pages only: those at the ends may hold tokens of a neighbouring slot.
-            first = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE
-            last = (slot + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
-            if first < last:
-                self._maps[past.name].madvise(mmap.MADV_DONTNEED, first, last - first)
+            self._discard(past.name, slot * size, (slot + 1) * size)
+
+    def trim(self, slot: int, length: int) -> None:
+        """Return the pages of a slot behind its first `length` tokens to the system."""
+        for past in self._pasts:
+            token = past.width * int(past.dtype.itemsize)
+            for head in range(slot * past.heads, (slot + 1) * past.heads):
+                start = head * self._length
+                end = (start + self._length) * token
+                self._discard(past.name, (start + length) * token, end)
+
+    def _discard(self, name: str, start: int, end: int) -> None:
+        """Return the whole pages between two bytes; those at the ends may hold other tokens."""
+        if self._device != CPU or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = end // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < last:
+            self._maps[name].madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _pages(size: int) -> mmap.mmap:

@@ -26,6 +26,8 @@ from sgate_serve.onnx_format.precision import Precision
 
 Ints = NDArray[np.int64]
 
+# Tokens that are cut off a slot return their memory from this number on.
+LONG_TAIL = 64
 # Longer than the pause between two steps of a request, so threads are still awake for the next.
 SPIN_MICROSECONDS = 2000
 # What every call of a graph that generates is given, whatever its positions.
@@ -147,6 +149,8 @@ class OnnxRunner:
         assert length <= self.lengths[source], "there are fewer tokens to share"
         if source != slot:
             self.cache.copy(source, slot, length)
+        elif self.lengths[slot] - length > LONG_TAIL:
+            self.cache.trim(slot, length)
         self.lengths[slot] = length
 
     def _fill(

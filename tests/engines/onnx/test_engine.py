@@ -1,6 +1,8 @@
 """The ONNX engine: sizes chosen from graph and machine, buffers in place, broken graphs."""
 
 import logging
+import mmap
+import weakref
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -329,3 +331,25 @@ def test_in_integers_a_shared_prefix_gives_the_same_bits(
         if tokens is not turn:
             answer(start)
     engine.close()
+
+
+def test_what_is_cut_off_a_slot_returns_its_memory(folder: Path) -> None:
+    runner = load_runner(folder, SlotOptions(slots=2, max_model_len=250, threads=1))
+    for slot in (0, 1):
+        prefill(runner, slot, random_tokens(200).tolist())
+    keys = runner.cache.array("past_key_values.1.key")
+    before = keys.copy()
+    page = mmap.PAGESIZE // (keys.shape[-1] * keys.itemsize)
+    runner.share(0, 0, 10)
+    np.testing.assert_array_equal(keys[1], before[1])
+    np.testing.assert_array_equal(keys[0, :, :10], before[0, :, :10])
+    # All but the pages at the ends of each head.
+    assert not keys[0, :, 10 + page : 200 - page].any()
+    assert before[0, :, 10 + page : 200 - page].any()
+
+
+def test_a_closed_engine_keeps_no_model(folder: Path) -> None:
+    engine = OnnxEngine.load(folder, SIZES)
+    runner = weakref.ref(engine.runner)
+    engine.close()
+    assert runner() is None
