@@ -13,6 +13,7 @@ import numpy as np
 
 from sgate_serve.bench.compare import check_fits, loaded, measure_rounds, ratios, round_sums
 from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.bench.text_table import table_lines
 from sgate_serve.bench.workload import check_counts
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import TimedDecoder, TimedSizes
@@ -190,13 +191,7 @@ def offline_lines(record: Mapping[str, Any]) -> Iterator[str]:
         floor = record["floor"]
         rows.append([f"{first}{AGAIN}", *cells(floor), *_speedup_cells(floor)])
         columns += ["speedup", "95% interval"]
-    rows.insert(0, ["model", *columns])
-    width = max(len(row) for row in rows)
-    padded = [row + [""] * (width - len(row)) for row in rows]
-    sizes = [max(map(len, column)) for column in zip(*padded, strict=True)]
-    for name, *values in padded:
-        aligned = (f"{value:>{size}}" for value, size in zip(values, sizes[1:], strict=True))
-        yield "   ".join([f"{name:<{sizes[0]}}", *aligned]).rstrip()
+    yield from table_lines([["model", *columns], *rows])
 
 
 def _rate_cells(figures: Mapping[str, Any]) -> list[str]:

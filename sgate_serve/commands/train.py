@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from sgate_serve.bench.text_table import table_lines
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import how_to_continue, load_plots, print_lines
 from sgate_serve.training.run_dir import run_dir_of
@@ -100,10 +101,7 @@ def metric_lines(
     for stage, values in stages.items():
         others = (scores[stage][score] for scores in elsewhere.values())
         rows.append([LABELS.get(stage, stage), *map(_cell, (*values.values(), *others))])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *cells in rows:
-        padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        yield "   ".join([f"{first:<{widths[0]}}", *padded])
+    yield from table_lines(rows)
 
 
 def _cell(metric: Mapping[str, Any]) -> str:

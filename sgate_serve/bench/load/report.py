@@ -14,6 +14,7 @@ from sgate_serve.bench.load.metrics import metrics_of, reasons
 from sgate_serve.bench.load.run import LoadRun
 from sgate_serve.bench.load.turn import Turn
 from sgate_serve.bench.statistics import median_with_interval
+from sgate_serve.bench.text_table import table_lines
 from sgate_serve.environment import hardware, library_versions
 
 TIMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2EL"}
@@ -125,7 +126,7 @@ def _server_lines(record: Mapping[str, Any]) -> Iterator[str]:
     rows = [["ms", *STATISTICS]]
     for name, label in TIMES.items():
         rows.append([label, *(f"{record[f'{each}_{name}_ms']:,.1f}" for each in STATISTICS)])
-    yield from _table(rows)
+    yield from table_lines(rows)
 
 
 def heading(record: Mapping[str, Any]) -> str:
@@ -179,7 +180,7 @@ def _comparison_lines(
             ratio = found[name]
             row += [f"{ratio['median']:.2f}", f"{ratio['low']:.2f} to {ratio['high']:.2f}"]
         rows.append(row)
-    yield from _table(rows)
+    yield from table_lines(rows)
 
 
 def _sweep_lines(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -194,18 +195,9 @@ def _sweep_lines(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         times = ("median_ttft_ms", "median_tpot_ms", "p99_itl_ms")
         cells = [*(f"{record[n]:,.2f}" for n in names), *(f"{record[n]:,.1f}" for n in times)]
         rows.append([str(record["max_concurrency"]), *cells])
-    yield from _table(rows)
+    yield from table_lines(rows)
     best = max(records, key=lambda record: record["output_throughput"])
     yield (
         f"most output tokens/s: {best['output_throughput']:,.2f} with --max-concurrency "
         f"{best['max_concurrency']}"
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    width = max(map(len, rows))
-    padded = [[*row, *[""] * (width - len(row))] for row in rows]
-    sizes = [max(map(len, column)) for column in zip(*padded, strict=True)]
-    for name, *values in padded:
-        aligned = (f"{value:>{size}}" for value, size in zip(values, sizes[1:], strict=True))
-        yield "   ".join([f"{name:<{sizes[0]}}", *aligned]).rstrip()
