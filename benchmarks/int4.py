@@ -74,7 +74,7 @@ def run(options: Int4Options) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     runners: dict[str, Runner] = {}
     with tempfile.TemporaryDirectory(prefix="sgate-int4-") as root:
-        with input_moments(model, Path(root), _INT4) as moments:
+        with input_moments(model, Path(root), build_graph(model, _WIDE)) as moments:
             for name, (precision, by_inputs) in VARIANTS.items():
                 folder = Path(root) / name
                 folder.mkdir()

@@ -4,7 +4,6 @@ It is English prose, tables and code, and every Python has it, so that a convers
 """
 
 import logging
-from pydoc_data.topics import topics
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,8 @@ def calibration_blocks(checkpoint: Checkpoint) -> NDArray[np.int64] | None:
             file,
         )
         return None
+    from pydoc_data.topics import topics  # large, and needed for 4 bits alone
+
     tokenizer = load_tokenizer(checkpoint.folder).tokenizer
     texts = [text for _, text in sorted(topics.items())]
     tokens = [token for encoding in tokenizer.encode_batch(texts) for token in encoding.ids]

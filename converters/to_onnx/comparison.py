@@ -2,7 +2,7 @@
 
 Weights of 4 bits need only be near the folder's: they are rounded for what they multiply, which
 CPUs compute with other last bits, so that some are rounded the other way.
-Both are streamed: peak memory is about twice the largest matrix in fp32, as in writing.
+Both are streamed: peak memory is about twice the largest matrix in fp32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.to_onnx.integer_blocks import Blocks, dequantized_4_bits, spans
+from converters.to_onnx.matrices import PARTS, matrices_of_4_bits
 from converters.to_onnx.rope import TABLE_PREFIX
 from converters.to_onnx.writer import build_graph
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -26,8 +27,6 @@ BLOCK_BYTES = 2**24
 # Of a position's angle in fp32, whose power and cosine differ by a few units in the last place
 # among the vector instructions of CPUs.
 ANGLE_ERROR = 2.0**-21
-# The parts of a matrix of 4 bits; only such a matrix has zeros.
-PARTS, ZEROS = ("values", "scales", "zeros"), ".zeros"
 NEAR_STEPS = 1.5
 
 
@@ -78,7 +77,7 @@ def _different_weights(stored: ir.Model, built: ir.Model) -> Iterator[str]:
     found, expected = stored.graph.initializers, built.graph.initializers
     for name in sorted(found.keys() ^ expected.keys()):
         yield f"weight {name} is {'missing' if name in expected else 'not one of this model'}"
-    nibbles = [name.removesuffix(ZEROS) for name in expected if name.endswith(ZEROS)]
+    nibbles = matrices_of_4_bits(built)
     near = {f"{name}.{part}" for name in nibbles for part in PARTS}
     for name, value in expected.items():
         one, other = found[name].const_value, value.const_value

@@ -3,7 +3,7 @@
 Not for serving: graphs in 4 bits are rounded with them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ GROUP_BYTES = 2**31
 
 
 class InputMoments:
-    """For each matrix [out, in] of the graph, Σ x xᵀ [in, in] over its inputs x.
+    """For each of some matrices [out, in] of the graph, Σ x xᵀ [in, in] over its inputs x.
 
     `blocks` [n, s] are tokens. It is fast if matrices are asked for in the order of the graph.
     """
 
-    def __init__(self, folder: Path, blocks: NDArray[np.int64]) -> None:
+    def __init__(self, folder: Path, blocks: NDArray[np.int64], matrices: Container[str]) -> None:
         self._folder, self._blocks = folder, blocks
-        self._inputs = dict(_inputs(ir.load(folder / GRAPH_FILE)))
+        inputs = _inputs(ir.load(folder / GRAPH_FILE))
+        self._inputs = {name: found for name, found in inputs if name in matrices}
         self._group: dict[str, Floats] = {}
 
     def of(self, matrix: str) -> Floats:

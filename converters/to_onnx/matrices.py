@@ -32,11 +32,19 @@ Rounded = TypeVar("Rounded")
 # By the name of a matrix: Σ x xᵀ [in, in] over the inputs x that it multiplies.
 Moments = Callable[[str], Floats]
 
+# The parts of a matrix of 4 bits; only such a matrix has zeros.
+PARTS, ZEROS = ("values", "scales", "zeros"), ".zeros"
 # Activations are rounded to int8 in the blocks of the weights.
 INT8_COMPUTE = 4
 UINT8, INT8, FLOAT = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.FLOAT
 # Far below the scale of any token, and large enough to avoid a division by zero.
 LEAST_SCALE = 1e-30
+
+
+def matrices_of_4_bits(graph: ir.Model) -> list[str]:
+    """Return the names of the matrices that a graph has in 4 bits."""
+    weights = graph.graph.initializers
+    return [name.removesuffix(ZEROS) for name in weights if name.endswith(ZEROS)]
 
 
 class Matrices:

@@ -11,7 +11,7 @@ from converters.to_onnx.activations import check_activation
 from converters.to_onnx.calibration import calibration_blocks
 from converters.to_onnx.decoder import build_decoder
 from converters.to_onnx.encoder import build_encoder
-from converters.to_onnx.matrices import Moments
+from converters.to_onnx.matrices import Moments, matrices_of_4_bits
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
@@ -28,17 +28,17 @@ def write_onnx(
 ) -> None:
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
-    Weights are streamed: peak memory is about twice the largest matrix in fp32. `model.onnx` is
-    written last, so its presence means that both are complete, and records the digest of the
-    weights. Raises EngineError if it exists already, or for a model that the graph or its precision
-    cannot express.
+    Weights are streamed: peak memory is about twice the largest matrix in fp32, but 4 bits also
+    need the model in fp32 (`input_moments`). `model.onnx` is written last, so its presence means
+    that both are complete, and records the digest of the weights. Raises EngineError if it exists
+    already, or for a model that the graph or its precision cannot express.
     """
     target = folder / GRAPH_FILE
     if target.exists():
         raise EngineError(f"{target} exists already; remove it or give a new folder")
     model = build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    with input_moments(checkpoint, folder, precision) as moments:
+    with input_moments(checkpoint, folder, model) as moments:
         if moments is not None:
             model = build_graph(checkpoint, precision, moments)
         save_graph(model, folder)
@@ -46,13 +46,14 @@ def write_onnx(
 
 @contextmanager
 def input_moments(
-    checkpoint: Checkpoint, folder: Path, precision: Precision
+    checkpoint: Checkpoint, folder: Path, model: ir.Model
 ) -> Iterator[Moments | None]:
-    """Give the moments of the inputs of each matrix, for which weights of 4 bits are rounded.
+    """Give the moments of the inputs of each matrix that `model` has in 4 bits; None without any.
 
     The fp32 graph reads the text for it, from a temporary folder inside `folder`.
     """
-    blocks = calibration_blocks(checkpoint) if precision.bits == 4 else None
+    matrices = matrices_of_4_bits(model)
+    blocks = calibration_blocks(checkpoint) if matrices else None
     if blocks is None:
         yield None
         return
@@ -60,7 +61,7 @@ def input_moments(
 
     with TemporaryDirectory(prefix=".moments-", dir=folder) as exact:
         write_onnx(checkpoint, Path(exact))
-        yield InputMoments(Path(exact), blocks).of
+        yield InputMoments(Path(exact), blocks, matrices).of
 
 
 def save_graph(model: ir.Model, folder: Path) -> None:
