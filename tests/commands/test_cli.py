@@ -1,6 +1,7 @@
 """The command line as scripts use it: exit statuses, one-line errors, JSON on stdout, start-up."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def test_core_commands_import_neither_torch_nor_transformers(
 ) -> None:
     folder, out = base.folder, tmp_path / "out"
     code = (
-        "import sys\n"
+        "import os, sys\n"
         "for name in ('torch', 'transformers', 'peft'): sys.modules[name] = None\n"
         "from sgate_serve.cli import main\n"
         f"gates = ['--gates', {str(tmp_path / 'gates')!r}]\n"
@@ -91,10 +92,13 @@ def test_core_commands_import_neither_torch_nor_transformers(
         f"assert main(['convert', {str(folder)!r}, *gates, '--out', {str(out)!r},"
         " '--to', 'hf,onnx']) == 0\n"
         f"assert main(['inspect', {str(out)!r}]) == 0\n"
+        "assert os.environ.pop('OMP_WAIT_POLICY') == 'PASSIVE'\n"
         f"assert main(['bench', 'compare', {str(folder)!r}, {str(out)!r}, '--rounds', '1',"
         " '--decode-steps', '2', '--prefill-tokens', '8']) == 0\n"
+        "assert 'OMP_WAIT_POLICY' not in os.environ\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    unset = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=unset)
     assert result.returncode == 0, result.stderr
 
 
