@@ -16,6 +16,7 @@ from sgate_serve.errors import SgateError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 CPU_INFO = Path("/proc/cpuinfo")
+CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 # Beginnings of the names that Linux has for vector and matrix instructions, of x86 and of Arm.
 VECTOR_FLAGS = ("amx", "avx", "fma", "f16c", "asimd", "bf16", "i8mm", "sve", "sme")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -85,6 +86,14 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "gpus": _gpu_names(),
     }
+
+
+def cache_bytes() -> int | None:
+    """Return the size of the largest cache that the first usable CPU shares; None if unknown."""
+    sizes = [path.read_text(encoding="ascii") for path in CPU_CACHES.glob("index*/size")]
+    units = {"K": 2**10, "M": 2**20}
+    found = [int(size.strip()[:-1]) * units[size.strip()[-1]] for size in sizes]
+    return max(found, default=None)
 
 
 def peak_rss_bytes() -> int:

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from converters.to_onnx.graph import MICROSOFT, Attribute, GraphBuilder
+from converters.to_onnx.graph import Attribute, GraphBuilder
 from sgate_serve.errors import EngineError
+from sgate_serve.onnx_format.names import MICROSOFT
 
 
 @dataclass(frozen=True)

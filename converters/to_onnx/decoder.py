@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
-from converters.to_onnx.graph import MICROSOFT, Dims, GraphBuilder
+from converters.to_onnx.graph import Dims, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.matrices import Moments
 from converters.to_onnx.metadata import graph_metadata
@@ -26,6 +26,7 @@ from converters.to_onnx.sequence_output import add_sequence_output
 from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 # The KV cache of a longer sequence would not fit one machine, so longer rotary tables are useless.

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
-from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.metadata import graph_metadata
 from converters.to_onnx.norms import Norm, Norms
@@ -19,6 +19,7 @@ from converters.to_onnx.sequence_output import add_sequence_output
 from sgate_serve.architecture.family import ATTENTION, MLP, TYPES
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.onnx_format import names
+from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import Precision
 
 

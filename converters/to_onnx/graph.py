@@ -11,10 +11,7 @@ import onnx_ir as ir
 
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.errors import EngineError
-
-OPSET = 21
-IR_VERSION = 10
-MICROSOFT = "com.microsoft"
+from sgate_serve.onnx_format.names import IR_VERSION, MICROSOFT, OPSET
 
 Dims = Sequence[int | str]
 Attribute = int | float | str

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from converters.quantize import quantize
 from converters.to_onnx.error_feedback import round_by_inputs
-from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.integer_blocks import (
     LARGEST_OF_8_BITS,
     ZERO_OF_8_BITS,
@@ -26,6 +26,7 @@ from converters.to_onnx.integer_blocks import (
 )
 from converters.to_onnx.linears import Matrix
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import Precision
 
 Rounded = TypeVar("Rounded")

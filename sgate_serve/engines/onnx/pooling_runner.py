@@ -91,7 +91,8 @@ class OnnxPoolingRunner:
     """A session over the graph of a pooling model. Not thread-safe."""
 
     def __init__(self, folder: Path, session: Any, info: PoolingGraphInfo) -> None:
-        self.folder, self.info, self._session = folder, info, session
+        self.folder, self.info, self.session = folder, info, session
+        self.path = graph_path(folder)
         self._wanted = {value.name for value in session.get_inputs()}
 
     @classmethod
@@ -122,9 +123,9 @@ class OnnxPoolingRunner:
         assert counts.min() > 0 and counts.max() <= self.info.capacity, "a row has no such length"
         feeds = {name: v for name, v in self._feeds(rows, counts).items() if name in self._wanted}
         try:
-            (values,) = self._session.run(None, feeds)
+            (values,) = self.session.run(None, feeds)
         except Exception as error:  # ONNX Runtime's exception classes have no common base
-            raise cannot_run(graph_path(self.folder), error) from error
+            raise cannot_run(self.path, error) from error
         if self.info.kind == names.CLASSIFY:
             return list(values[: len(rows)])
         return np.split(values[: counts.sum()], np.cumsum(counts)[:-1])

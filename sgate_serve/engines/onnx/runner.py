@@ -5,6 +5,7 @@ in place and copies nothing. Rows of a call may differ in length; a row without 
 """
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ CALL_INPUTS = (
     names.QUERY_SEQLENS,
     names.LOGIT_INDEX,
 )
+# Where sessions that are opened in this context write the times of their nodes (profile.py).
+PROFILE: ContextVar[Path | None] = ContextVar("profile", default=None)
 PROVIDERS = {CPU: "CPUExecutionProvider", CUDA: "CUDAExecutionProvider"}
 
 
@@ -255,6 +258,8 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(folder)
     )
+    if (profile := PROFILE.get()) is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     # Nodes without a kernel for the device run on the CPU.
     providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS[CPU]]))
     try:

@@ -39,7 +39,7 @@ class TimedVllm:
     version = str(vllm.__version__)
 
     def __init__(self, engine: LLMEngine, precision: Precision) -> None:
-        self._engine, self.precision = engine, precision
+        self.model, self.precision = engine, precision
         self.max_model_len = engine.model_config.max_model_len
         self._vocab_size = engine.model_config.get_vocab_size()
         self._ids = itertools.count()
@@ -82,12 +82,12 @@ class TimedVllm:
         rows = [self._add(context_tokens, self.max_model_len, generator) for _ in range(batch)]
         empty = set(rows)
         while empty:
-            empty -= {output.request_id for output in self._engine.step()}
+            empty -= {output.request_id for output in self.model.step()}
         start = time.perf_counter()
         for _ in range(steps):
-            self._engine.step()
+            self.model.step()
         seconds = time.perf_counter() - start
-        self._engine.abort_request(rows)
+        self.model.abort_request(rows)
         self._finish()
         return seconds
 
@@ -109,7 +109,7 @@ class TimedVllm:
         return time.perf_counter() - start
 
     def close(self) -> None:
-        stop_engine(self._engine)
+        stop_engine(self.model)
 
     def _add(self, num_tokens: int, max_tokens: int, generator: np.random.Generator) -> str:
         request_id = str(next(self._ids))
@@ -118,12 +118,12 @@ class TimedVllm:
         params = vllm.SamplingParams(
             max_tokens=min(max_tokens, room), temperature=0.0, ignore_eos=True, detokenize=False
         )
-        self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=tokens), params)
+        self.model.add_request(request_id, TokensPrompt(prompt_token_ids=tokens), params)
         return request_id
 
     def _finish(self) -> None:
-        while self._engine.has_unfinished_requests():
-            self._engine.step()
+        while self.model.has_unfinished_requests():
+            self.model.step()
 
 
 def cache_bytes(spec: ModelSpec, num_tokens: int) -> int:

@@ -1,0 +1,116 @@
+"""Where the time of each phase goes, by kind of work and by layer, as the engine's profiler says.
+
+Profilers slow a model down, so speedups come from the comparison itself, and shares from here.
+"""
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, NamedTuple
+
+from sgate_serve.bench.compare import DECODE, load_for, order_of
+from sgate_serve.bench.workload import AnyWorkload, Workload, phases
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.table import ENGINES, import_object
+from sgate_serve.engines.work import KINDS, Piece
+from sgate_serve.progress import activity, counted
+
+# Time outside of all pieces: the calls between them, inputs and outputs; on vLLM the scheduler too.
+HOST = "host"
+ALL_KINDS = (*KINDS, HOST)
+# Rounds of each phase, forwards and backwards; the first one is not counted.
+ROUNDS = 4
+
+
+@dataclass
+class Attribution:
+    """The seconds of one phase of one model: of a decode step, a prefill or an encoded batch.
+
+    `kinds` add up to `seconds`; `layers` has for each layer the seconds of its kinds.
+    """
+
+    seconds: float
+    kinds: dict[str, float]
+    layers: list[dict[str, float]]
+
+    @classmethod
+    def of(cls, pieces: Sequence[Piece], seconds: float, num_layers: int) -> "Attribution":
+        """Sum up the pieces of a phase that took `seconds` in all."""
+        kinds: Counter[str] = Counter()
+        layers: list[Counter[str]] = [Counter() for _ in range(num_layers)]
+        for piece in pieces:
+            kinds[piece.work.kind] += piece.seconds
+            if piece.work.layer is not None:
+                layers[piece.work.layer][piece.work.kind] += piece.seconds
+        kinds[HOST] = seconds - sum(kinds.values())
+        ordered = {kind: kinds[kind] for kind in ALL_KINDS if kinds[kind]}
+        return cls(seconds, ordered, [dict(layer) for layer in layers])
+
+    def per(self, count: int) -> "Attribution":
+        """Return the seconds of one of `count` equal parts."""
+        return Attribution(
+            self.seconds / count,
+            {kind: seconds / count for kind, seconds in self.kinds.items()},
+            [{kind: s / count for kind, s in layer.items()} for layer in self.layers],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "kinds": self.kinds, "layers": self.layers}
+
+
+class _Window(NamedTuple):
+    """A run of a phase: how long it took, and when it ended, on the clock of the pieces."""
+
+    seconds: float
+    end_ns: int
+
+    def pieces(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Return those of a model's pieces, in order, that began in this run."""
+        start, end = self.end_ns - 1e9 * self.seconds, self.end_ns
+        first, last = (bisect_left(pieces, ns, key=lambda p: p.start_ns) for ns in (start, end))
+        return pieces[first:last]
+
+
+def attribute(
+    models: Mapping[str, Checkpoint], engine: str, workload: AnyWorkload
+) -> dict[str, dict[str, Attribution]]:
+    """Run every phase with the engine's profiler; return phase → model → its run of median time."""
+    row = ENGINES[engine]
+    profiled = import_object(f"{row.profiled}")
+    words = (*workload.engine_arguments, *row.profiled_with)
+    workload = replace(workload, engine_arguments=words)
+    measures = phases(workload)
+    windows: dict[tuple[str, str], list[_Window]] = {p: [] for p in product(measures, models)}
+    with ExitStack() as stack:
+        opened = {
+            name: stack.enter_context(
+                profiled(lambda model=model: load_for(engine, model, workload), model.spec)
+            )
+            for name, model in models.items()
+        }
+        for timed, _ in opened.values():
+            stack.callback(timed.close)
+        runs = list(product(range(ROUNDS), measures.items(), order_of(models)))
+        with activity("profiling", is_brief=True):
+            for number, (phase, measure), name in counted(runs, "run"):
+                seconds = measure(opened[name][0])
+                if number:
+                    windows[phase, name].append(_Window(seconds, time.perf_counter_ns()))
+        pieces = {name: profiler.take() for name, (_, profiler) in opened.items()}
+    found: dict[str, dict[str, Attribution]] = {phase: {} for phase in measures}
+    for (phase, name), runs_of_phase in windows.items():
+        median = sorted(runs_of_phase)[len(runs_of_phase) // 2]
+        num_layers = len(models[name].spec.layers)
+        whole = Attribution.of(median.pieces(pieces[name]), median.seconds, num_layers)
+        found[phase][name] = whole.per(_steps(workload, phase))
+    return found
+
+
+def _steps(workload: AnyWorkload, phase: str) -> int:
+    """Return the steps of one run of a phase; only decoding has several."""
+    is_decode = phase.startswith(DECODE) and isinstance(workload, Workload)
+    return workload.decode_steps if is_decode else 1
