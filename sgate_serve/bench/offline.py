@@ -169,7 +169,7 @@ def offline_lines(record: Mapping[str, Any]) -> Iterator[str]:
     yield from interruption_lines(record, "num_iters")
     yield (
         f"{record['engine']}: {running}, {workload['input_len']} + {workload['output_len']} "
-        f"tokens each, {2 * record['rounds']} runs of each model"
+        f"tokens each, {2 * record['rounds']} runs of each loaded model"
     )
     cells = _rate_cells if is_throughput else _latency_cells
     rows = [[name, *cells(figures), *_speedup_cells(figures)] for name, figures in models.items()]
