@@ -1,7 +1,7 @@
 """The results of a comparison, from the times of its rounds to the record and its table.
 
-In each round, the mean of A+A and A'+A' over B+B is one sample of the speedup of model B over the
-dense one, of which A and A' are two loaded copies; one that happens to be slow so counts by half.
+In each round, the mean of A+A and A'+A' over B+B is one sample of the speedup of a model B over the
+dense one. A and A' are two loaded copies of it, so that one that happens to be slow counts by half;
 (A+A)/(A'+A') is one sample of the noise floor. Medians over rounds have bootstrap intervals.
 """
 

@@ -115,15 +115,6 @@ class OfflineRun:
         }
 
 
-def measure_offline(
-    models: Sequence[Checkpoint], engine: str, workload: OfflineWorkload
-) -> dict[str, Any]:
-    """Measure a workload and return its record; raises what OfflineRun does."""
-    run = OfflineRun(models, engine, workload)
-    run.measure()
-    return run.record()
-
-
 def _rates(seconds: Sequence[float], workload: OfflineWorkload) -> dict[str, Any]:
     """Return medians of rates with 95% intervals; tokens are counted as `vllm bench` does."""
     per_batch = {

@@ -1,13 +1,14 @@
 """Throughput and latency on small real models, and their arithmetic on given times."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sgate_serve.bench.offline import measure_offline, offline_lines
+from sgate_serve.bench.offline import OfflineRun, offline_lines
 from sgate_serve.bench.offline_workload import (
     LatencyWorkload,
     OfflineWorkload,
@@ -30,6 +31,14 @@ THROUGHPUT = ThroughputWorkload(
 )
 LATENCY = LatencyWorkload(input_len=4, output_len=3, num_iters=2, threads=1, batch_size=3)
 Models = tuple[Checkpoint, Checkpoint]
+
+
+def measure_offline(
+    models: Sequence[Checkpoint], engine: str, workload: OfflineWorkload
+) -> dict[str, Any]:
+    run = OfflineRun(models, engine, workload)
+    run.measure()
+    return run.record()
 
 
 @pytest.mark.parametrize("engine", ["onnx", "torch"])

@@ -116,10 +116,11 @@ def _read_line(line: str, where: str, options: LoadOptions) -> Record:
     if not isinstance(values, dict):
         raise BenchError(f"{where}: not an object; write one with `prompt` or `messages`")
     length, blocks = _answer_len(values, where), _blocks(values, where)
-    content = "" if blocks else _content(values, where)
-    num_input = len(content) if _is_list_of(content, int) else 0
-    if blocks:
-        num_input = blocks.num_tokens
+    if blocks is None:
+        content = _content(values, where)
+        num_input = len(content) if _is_list_of(content, int) else 0
+    else:
+        content, num_input = "", blocks.num_tokens
     prompt = Prompt(content, num_input, length or options.answer_len, length is not None)
     return Record(where, prompt, blocks, _timestamp(values, where))
 
