@@ -62,7 +62,7 @@ def test_a_ramp_is_sent_and_recorded_as_vllm_does(
     assert (record["ramp_up_start_rps"], record["ramp_up_end_rps"]) == (10, 200)
     gaps = np.diff(sent_at(record))
     # The second request comes after 1/20 s, the last after 1/200 s.
-    assert 0.03 < gaps[0] < 0.2 and np.mean(gaps[-5:]) < gaps[0] / 2
+    assert 0.03 < gaps[0] < 0.5 and np.mean(gaps[-5:]) < gaps[0] / 2
 
 
 def test_a_ramp_takes_a_duration(stub: Stub, capsys: Capture, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_ramp_takes_a_duration(stub: Stub, capsys: Capture, tmp_path: Path) ->
     status, _, err = run(capsys, "bench", "serve", stub.url, *RAMP, *words)
     assert status == 0, err
     record = json.loads(path.read_text())
-    assert record["completed"] > 10 and 0.3 < sent_at(record)[-1] < 0.6
+    assert record["completed"] > 10 and 0.3 < sent_at(record)[-1] < 2
 
 
 def test_a_trace_is_sent_at_its_times(stub: Stub, capsys: Capture, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_trace_is_sent_at_its_times(stub: Stub, capsys: Capture, tmp_path: Pat
     record, out = replay(capsys, stub, tmp_path, path)
     assert "; at the times of the dataset; random tokens, " in out
     assert record["timed_trace"] is True and record["max_concurrency"] is None
-    assert sent_at(record) == pytest.approx([0, 0, 0.15, 0.4], abs=0.1)
+    assert sent_at(record) == pytest.approx([0, 0, 0.15, 0.4], abs=0.15)
     trial, *prompts = [body["prompt"] for body in stub.bodies]
     assert all(body["ignore_eos"] and body["max_tokens"] == 3 for body in stub.bodies)
     assert {len(prompt) for prompt in prompts} == {520} and set(prompts[0]) <= set(
