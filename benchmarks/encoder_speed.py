@@ -16,8 +16,9 @@ from benchmarks.encoder_baselines import EagerTorch, TorchExport
 from benchmarks.masks import uneven_values, write_pruned
 from benchmarks.synthetic import write_noise
 from converters.convert import ConvertOptions, convert
-from sgate_serve.bench.compare import DENSE, DENSE_AGAIN, measure_rounds, summarise
+from sgate_serve.bench.comparison import DENSE, DENSE_AGAIN, summarise
 from sgate_serve.bench.ideal import ideal_speedup
+from sgate_serve.bench.rounds import measure_rounds
 from sgate_serve.bench.workload import PoolingWorkload, phases, tokens_per_run
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import TimedPoolingEngine
@@ -103,6 +104,7 @@ def measure(base: Checkpoint, workload: PoolingWorkload) -> dict[str, Any]:
         for phase, seconds in times.items()
     }
     return {
+        "base": [DENSE, DENSE_AGAIN],
         "speedups": {
             name: {phase: result.speedups[name].to_json() for phase, result in results.items()}
             for name in ideals

@@ -33,7 +33,7 @@ from benchmarks.masks import coupled_values, write_pruned
 from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
 from benchmarks.vllm_speed import FRACTIONS
-from sgate_serve.bench.compare import measure_rounds, ratios, round_sums
+from sgate_serve.bench.rounds import measure_rounds, ratios, round_sums
 from sgate_serve.bench.statistics import median_with_interval
 from sgate_serve.bench.workload import Workload, phases, tokens_per_run
 from sgate_serve.checkpoint.reader import Checkpoint

@@ -124,7 +124,7 @@ def speed(root: Path, options: PrecisionOptions) -> dict[str, Any]:
     record = compare(dense, folders[first], "onnx", options.workload, beside).to_json()
     return {
         "speedups": {first: record["speedups"]["onnx"], **record["beside"]},
-        **{key: record[key] for key in ("floor", "tokens_per_second", "workload", "order")},
+        **{key: record[key] for key in ("base", "floor", "tokens_per_second", "workload", "order")},
     }
 
 

@@ -88,7 +88,8 @@ def measure(dense: Checkpoint, name: str, engine: str, workload: Workload) -> di
     """Compare `dense` with its sibling folder `name`; return the record without their paths."""
     pruned = Checkpoint.open(dense.folder.parent / name)
     record = compare(dense, pruned, engine, workload).to_json()
-    return {key: record[key] for key in ("speedups", "floor", "tokens_per_second", "workload")}
+    kept = ("base", "speedups", "floor", "tokens_per_second", "workload")
+    return {key: record[key] for key in kept}
 
 
 def index_cost(

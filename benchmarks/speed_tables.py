@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from sgate_serve.bench.compare import ratios, round_sums
+from sgate_serve.bench.rounds import ratios, round_sums
 
 PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "batch 8", "prefill": "prefill"}
 # Our precision → the contenders whose weights have the same, or the nearest, width.
@@ -107,16 +107,20 @@ def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:
     for key, name in ENCODERS.items():
         figures, own = record["figures"].get(key), record["speedups"][key]
         removed = "none" if figures is None else f"{figures['removed']:.1%}"
-        cells = [speedup_cell(own[phase], record["floor"][phase]["median"]) for phase in phases]
+        cells = [speedup_cell(record, own[phase], phase) for phase in phases]
         ideal = own[phases[0]]["ideal"]
         yield f"| {name} | {removed} | {' | '.join(cells)} | {ideal:.2f}× |"
     floors = " | ".join(f"{record['floor'][phase]['median']:.2f}×" for phase in phases)
     yield f"| dense / dense | none | {floors} | 1.00× |"
 
 
-def speedup_cell(speedup: Mapping[str, float], floor: float) -> str:
-    """Return a speedup over the mean of both dense models, whose times differ by `floor`."""
-    share = (1 + 1 / floor) / 2
+def speedup_cell(record: Mapping[str, Any], speedup: Mapping[str, float], phase: str) -> str:
+    """Return a speedup over the mean of both copies of the dense model, and its efficiency."""
+    share = 1.0
+    if "base" not in record:
+        # Older speedups are over the first copy, whose time is `ratio` of the second one's.
+        floor = record["floor"][phase]
+        share = (1 + 1 / floor.get("ratio", floor.get("median"))) / 2
     return f"{speedup['ratio'] * share:.2f}× ({speedup['efficiency'] * share:.2f})"
 
 

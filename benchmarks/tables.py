@@ -100,7 +100,7 @@ def vllm_rows(records: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]
         mode = "compiled" if options["compiled"] else "eager"
         for phase, floor in record["floor"].items():
             cells = [
-                speedup_cell(_speedup_of(record, key, phase), floor["ratio"]) for key in removed
+                speedup_cell(record, _speedup_of(record, key, phase), phase) for key in removed
             ]
             yield (
                 f"| hidden {options['hidden']} × {options['layers']} layers, {mode}: "

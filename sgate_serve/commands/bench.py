@@ -1,12 +1,17 @@
 """`sgate bench`: compares models in one run, measures requests without a server, or loads one."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from sgate_serve.architecture.family import CAUSAL_LM
-from sgate_serve.bench.offline import LatencyWorkload, OfflineWorkload, ThroughputWorkload
+from sgate_serve.bench.offline_workload import (
+    LatencyWorkload,
+    OfflineWorkload,
+    ThroughputWorkload,
+)
 from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, Workload
 from sgate_serve.commands import bench_serve
 from sgate_serve.commands.flags import add_flags, options_from
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_offline(args: argparse.Namespace) -> int:
-    from sgate_serve.bench.offline import measure_offline, offline_lines
+    from sgate_serve.bench.offline import OfflineRun, offline_lines
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine
 
@@ -117,15 +122,21 @@ def _run_offline(args: argparse.Namespace) -> int:
     arguments = tuple(args.engine_arguments)
     workload = options_from(args, workload_class, engine_arguments=arguments)
     models = [Checkpoint.open(folder) for folder in args.models]
-    record = measure_offline(models, choose_engine(args.engine), workload)
-    print_lines(offline_lines(record))
-    if args.json is not None:
-        write_json(record, args.json)
+    run = OfflineRun(models, choose_engine(args.engine), workload)
+
+    def report(*, is_interrupted: bool) -> None:
+        record = run.record(is_interrupted=is_interrupted)
+        print_lines(offline_lines(record))
+        if args.json is not None:
+            write_json(record, args.json)
+
+    _measure(run, report)
     return 0
 
 
 def _run_compare(args: argparse.Namespace) -> int:
-    from sgate_serve.bench.compare import compare, comparison_lines
+    from sgate_serve.bench.compare import ComparisonRun
+    from sgate_serve.bench.comparison import comparison_lines
     from sgate_serve.bench.explain import explain, explanation_lines
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine
@@ -138,20 +149,37 @@ def _run_compare(args: argparse.Namespace) -> int:
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
     engine = choose_engine(args.engine)
-    result = compare(dense, pruned, engine, workload, beside)
-    record = result.to_json()
-    # First what cannot fail: the measurement may have taken long.
-    print_lines(comparison_lines(record))
-    if args.json is not None:
-        write_json(record, args.json)
-    if args.explain:
-        record["explanation"] = explain(dense, pruned, engine, workload, result.precisions)
-        print_lines(["", *explanation_lines(record["explanation"])])
+    run = ComparisonRun(dense, pruned, engine, workload, beside)
+
+    def report(*, is_interrupted: bool) -> None:
+        result = run.result(is_interrupted=is_interrupted)
+        record = result.to_json()
+        # First what cannot fail: the measurement may have taken long.
+        print_lines(comparison_lines(record))
         if args.json is not None:
             write_json(record, args.json)
-    if plots is not None:
-        plots.plot_comparison(result, args.plot)
+        if plots is not None:
+            plots.plot_comparison(result, args.plot)
+
+    _measure(run, report)
+    if args.explain:
+        result = run.result()
+        explanation = explain(dense, pruned, engine, workload, result.precisions)
+        print_lines(["", *explanation_lines(explanation)])
+        if args.json is not None:
+            write_json(result.to_json() | {"explanation": explanation}, args.json)
     return 0
+
+
+def _measure(run: Any, report: Callable[..., None]) -> None:
+    """Measure, and report; if interrupted, report the whole rounds, if there are any."""
+    try:
+        run.measure()
+    except KeyboardInterrupt:
+        if run.rounds:
+            report(is_interrupted=True)
+        raise
+    report(is_interrupted=False)
 
 
 def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:

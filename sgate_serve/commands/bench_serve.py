@@ -13,6 +13,7 @@ EPILOG = """\
 examples:
   sgate bench serve http://127.0.0.1:8000
   sgate bench serve http://127.0.0.1:8000 --request-rate 4 --slo ttft:500 tpot:100
+  sgate bench serve http://127.0.0.1:8000 --dataset conversation_trace.jsonl --duration 600
   sgate bench serve http://127.0.0.1:8000 --against http://127.0.0.1:8001 --json speed.json
 """
 

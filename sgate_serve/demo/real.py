@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.bench.compare import comparison_lines
+from sgate_serve.bench.comparison import comparison_lines
 from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.bench.compare import comparison_lines
+from sgate_serve.bench.comparison import comparison_lines
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.demo.sizes import DemoOptions, DemoSizes, RealSizes
 from sgate_serve.demo.stages import (

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.bench.compare import PRUNED, Comparison
+from sgate_serve.bench.comparison import PRUNED, Comparison
 from sgate_serve.bench.statistics import Estimate
 from sgate_serve.errors import SgateError, writing
 from sgate_serve.plan import PLAN_FILE, Plan
@@ -194,10 +194,9 @@ def _phase_title(name: str) -> str:
 
 def _comparison_title(comparison: Comparison) -> str:
     pruned, dense = Path(comparison.pruned).name, Path(comparison.dense).name
-    workload = comparison.workload
     return (
         f"Speed of {pruned} against {dense} on {comparison.engine}, "
-        f"{comparison.precisions[PRUNED]}: {workload.rounds} rounds"
+        f"{comparison.precisions[PRUNED]}: {comparison.rounds} rounds"
     )
 
 

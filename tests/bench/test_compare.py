@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.bench.compare import (
+from sgate_serve.bench.compare import compare
+from sgate_serve.bench.comparison import (
     DENSE,
     DENSE_AGAIN,
     PRUNED,
-    compare,
     comparison_lines,
-    measure_rounds,
-    order_of,
     summarise,
 )
 from sgate_serve.bench.ideal import prefill_flops
+from sgate_serve.bench.rounds import measure_rounds, order_of
 from sgate_serve.bench.workload import PoolingWorkload, Workload, phases, tokens_per_run
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import TimedSizes
@@ -56,6 +55,8 @@ def test_record_of_a_real_comparison(
         assert record["floor"][phase]["ratio"] > 0
     assert (record["beside"], record["beside_folders"]) == ({}, {})
     assert record["order"] == [DENSE, PRUNED, DENSE_AGAIN, DENSE_AGAIN, PRUNED, DENSE]
+    assert record["base"] == [DENSE, DENSE_AGAIN]
+    assert (record["interrupted"], record["rounds"]) == (False, WORKLOAD.rounds)
     assert record["workload"]["seed"] == 0 and record["hardware"]["cpus"] >= 1
     assert [line.split()[0] for line in comparison_lines(record)][:4] == [
         "phase",
@@ -243,6 +244,15 @@ def test_speedup_is_the_median_of_paired_ratios() -> None:
     assert (speedup.measured.median, speedup.efficiency) == (2.0, 0.5)
     assert result.floor.median == 1.0
     assert result.tokens_per_second[DENSE].median == 2.0
+
+
+def test_a_slow_copy_of_the_dense_model_counts_by_half() -> None:
+    seconds = {DENSE: [6.0, 6.0], PRUNED: [1.0, 1.0], DENSE_AGAIN: [2.0, 2.0]}
+    result = summarise(seconds, {PRUNED: 4.0}, num_tokens=12, seed=0)
+    assert result.speedups[PRUNED].measured.median == 4.0
+    assert result.floor.median == 3.0
+    assert set(result.tokens_per_second) == {DENSE, PRUNED}
+    assert result.tokens_per_second[DENSE].median == 4.0  # of 2, 2, 6 and 6
 
 
 def test_phases_and_their_tokens() -> None:

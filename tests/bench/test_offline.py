@@ -1,18 +1,18 @@
 """Throughput and latency on small real models, and their arithmetic on given times."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sgate_serve.bench.offline import (
+from sgate_serve.bench.offline import OfflineRun, offline_lines
+from sgate_serve.bench.offline_workload import (
     LatencyWorkload,
     OfflineWorkload,
     ThroughputWorkload,
-    measure_offline,
-    offline_lines,
 )
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
@@ -33,6 +33,14 @@ LATENCY = LatencyWorkload(input_len=4, output_len=3, num_iters=2, threads=1, bat
 Models = tuple[Checkpoint, Checkpoint]
 
 
+def measure_offline(
+    models: Sequence[Checkpoint], engine: str, workload: OfflineWorkload
+) -> dict[str, Any]:
+    run = OfflineRun(models, engine, workload)
+    run.measure()
+    return run.record()
+
+
 @pytest.mark.parametrize("engine", ["onnx", "torch"])
 @pytest.mark.parametrize("workload", [THROUGHPUT, LATENCY])
 def test_record_of_real_models(models: Models, engine: str, workload: OfflineWorkload) -> None:
@@ -42,6 +50,7 @@ def test_record_of_real_models(models: Models, engine: str, workload: OfflineWor
     assert "speedup" not in record["models"][base]
     assert record["models"][pruned]["speedup"]["median"] > 0
     assert record["floor"]["speedup"]["median"] > 0
+    assert (record["interrupted"], record["rounds"]) == (False, 2)
     assert record["workload"]["seed"] == 0 and record["hardware"]["cpu_flags"]
     first, header, *rows = offline_lines(record)
     assert first.startswith(f"{engine}: ") and "4 + 3 tokens each, 4 runs" in first
@@ -57,7 +66,7 @@ def test_rates_and_latencies_are_those_of_the_times(
     record = measure_offline(models, stub_engine.STUB, THROUGHPUT)
     dense = record["models"][str(base.folder)]
     # 5 requests of 4 + 3 tokens; the stub takes a second for each token.
-    assert dense["elapsed_times"] == [35.0] * 4
+    assert dense["elapsed_times"] == [35.0] * 8  # of both copies
     assert dense["requests_per_second"]["median"] == pytest.approx(5 / 35)
     assert dense["output_tokens_per_second"]["median"] == pytest.approx(15 / 35)
     assert dense["total_tokens_per_second"]["median"] == pytest.approx(1)
@@ -71,6 +80,23 @@ def test_rates_and_latencies_are_those_of_the_times(
     assert alone["latencies"] == [21.0] * 4
     assert alone["avg_latency"] == 21.0
     assert alone["percentiles"] == {str(n): 21.0 for n in (10, 25, 50, 75, 90, 99)}
+
+
+def test_a_slow_copy_of_the_first_model_counts_by_half(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = stub_engine.install(monkeypatch)
+    seconds = {0: 1.0, 1: 0.5, 2: 3.0}
+    monkeypatch.setattr(
+        stub_engine.StubTimed,
+        "_seconds_per_token",
+        property(lambda timed: next(seconds[i] for i, each in enumerate(loads) if each is timed)),
+    )
+    record = measure_offline(models, stub_engine.STUB, LATENCY)
+    base, pruned = (record["models"][str(model.folder)] for model in models)
+    assert base["avg_latency"] == 42.0 and "speedup" not in base
+    assert pruned["speedup"]["median"] == 4.0
+    assert record["floor"]["speedup"]["median"] == pytest.approx(1 / 3)
 
 
 def test_every_request_generates_all_its_tokens(models: Models) -> None:

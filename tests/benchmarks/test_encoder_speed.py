@@ -56,10 +56,15 @@ def test_table_has_a_row_for_every_model() -> None:
     record: dict[str, Any] = {
         "figures": {name: {"removed": 0.2} for name in names[:3]},
         "speedups": {name: dict.fromkeys(phases, speedup) for name in names},
-        "floor": {phase: {"median": 1.0} for phase in phases},
+        "floor": {phase: {"median": 0.8} for phase in phases},
+        "base": ["dense", "dense_again"],
     }
     rows = list(encoder_rows(record))
     assert "removed | 1 at once | 32 at once | ideal" in rows[0]
     assert rows[3] == "| 30% | 20.0% | 1.50× (0.75) | 1.50× (0.75) | 2.00× |"
-    assert rows[-1] == "| dense / dense | none | 1.00× | 1.00× | 1.00× |"
+    assert rows[-1] == "| dense / dense | none | 0.80× | 0.80× | 1.00× |"
     assert len(rows) == 2 + len(names) + 1
+    # Records without a base have speedups over the first copy: 0.8 to 1, so 0.8 to 0.9 on average.
+    del record["base"]
+    old = list(encoder_rows(record))[3]
+    assert old == "| 30% | 20.0% | 1.69× (0.84) | 1.69× (0.84) | 2.00× |"

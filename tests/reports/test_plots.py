@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.bench.compare import Comparison, PhaseResult, Speedup
+from sgate_serve.bench.comparison import Comparison, PhaseResult, Speedup
 from sgate_serve.bench.statistics import Estimate
 from sgate_serve.bench.workload import Workload
 from sgate_serve.plan import Target
@@ -113,6 +113,7 @@ def comparison(beside: dict[str, str]) -> Comparison:
         precisions={"dense": "fp32", "pruned": "fp32"},
         workload=Workload(rounds=7),
         results={"decode_batch_1": phase, "decode_batch_8": phase, "prefill": phase},
+        rounds=7,
     )
 
 

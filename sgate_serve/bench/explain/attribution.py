@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from sgate_serve.bench.compare import DECODE, load_for, order_of
+from sgate_serve.bench.compare import DECODE, load_for
+from sgate_serve.bench.rounds import order_of
 from sgate_serve.bench.workload import AnyWorkload, Workload, phases
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.table import ENGINES, import_object

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.bench.compare import DECODE, DENSE, PRUNED
+from sgate_serve.bench.compare import DECODE
+from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import Attribution, attribute
 from sgate_serve.bench.explain.sentences import sentences
 from sgate_serve.bench.ideal import prefill_flops, weight_bytes

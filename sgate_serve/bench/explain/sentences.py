@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sgate_serve.bench.compare import DENSE, PRUNED
+from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import HOST
 from sgate_serve.engines.work import HEAD, INDEX, PROJECTIONS, ROUNDING, UNITS
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgate_serve.bench.load.ramp import Ramp
 from sgate_serve.errors import BenchError, did_you_mean
 from sgate_serve.options import flag_of, option
 
@@ -15,6 +16,7 @@ LOAD, PROMPTS, SERVERS = "load", "prompts", "servers"
 OBJECTIVES = ("ttft", "tpot", "e2el")
 USERS, INPUT_LEN, OUTPUT_LEN, ROUNDS = 8, 128, 64, 5
 NUM_PROMPTS, NUM_PROMPTS_OF_TURN = 64, 16
+RAMP = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,25 @@ class LoadOptions:
     max_concurrency: int | None = option(
         None,
         f"requests at a time: each sends its next one when it has its answer (default: {USERS}, or "
-        "no limit with --request-rate)",
+        "no limit where requests arrive at a rate or at times)",
         group=LOAD,
     )
     request_rate: str | None = option(
         None,
         "requests per second that arrive whatever the server does, or inf for all at once",
         group=LOAD,
+    )
+    ramp_up_strategy: str | None = option(
+        None,
+        "let the rate grow from request to request by the same difference or factor: linear or "
+        "exponential",
+        group=LOAD,
+    )
+    ramp_up_start_rps: float | None = option(
+        None, "requests per second at the first request of the ramp", group=LOAD
+    )
+    ramp_up_end_rps: float | None = option(
+        None, "requests per second at its last request", group=LOAD
     )
     burstiness: float | None = option(
         None,
@@ -44,7 +58,7 @@ class LoadOptions:
     num_prompts: int | None = option(
         None,
         f"requests (default: {NUM_PROMPTS}, or {NUM_PROMPTS_OF_TURN} in each turn with --against, "
-        "and no more than the dataset has)",
+        "and no more than the dataset has; all of a dataset with times)",
         group=LOAD,
     )
     duration: float | None = option(
@@ -67,7 +81,8 @@ class LoadOptions:
     )
     dataset: Path | None = option(
         None,
-        "JSON lines with `prompt` or `messages`, and `output_tokens` if each has its own length",
+        "JSON lines with `prompt`, `messages` or `input_length`, `output_tokens` if each has its "
+        "own length, and `timestamp` (ms) if each is sent at its own time, as in Mooncake's traces",
         group=PROMPTS,
     )
     chat: bool = option(
@@ -98,18 +113,21 @@ class LoadOptions:
             if value is not None and value <= 0:
                 raise BenchError(f"{flag_of(name)} {value:g}: must be above 0")
         self._check_combinations()
-        _ = self.rate, self.objectives
+        _ = self.rate, self.ramp, self.objectives
 
     def _check_combinations(self) -> None:
-        if self.burstiness is not None and (self.rate is None or math.isinf(self.rate)):
+        has_rate = self.rate is not None and not math.isinf(self.rate)
+        if self.burstiness is not None and not has_rate and self.ramp is None:
             raise BenchError("--burstiness shapes the arrivals of --request-rate; give a rate too")
+        if self.request_rate is not None and self.ramp is not None:
+            raise BenchError("--ramp-up-strategy sets the rate; leave out --request-rate")
         if self.dataset is not None and self.input_len is not None:
             raise BenchError("--input-len is for random prompts; leave it out with --dataset")
         if self.dataset is not None and self.shared_prefix_len:
             raise BenchError("--shared-prefix-len is for random prompts; leave it out")
         if self.duration is not None and self.rate == math.inf and self.num_prompts is None:
             raise BenchError("--request-rate inf needs --num-prompts, not only --duration")
-        for name in ("max_concurrency", "request_rate", "burstiness"):
+        for name in ("max_concurrency", "request_rate", "ramp_up_strategy", "burstiness"):
             if self.sweep and getattr(self, name) is not None:
                 raise BenchError(f"--sweep sets the concurrency; leave out {flag_of(name)}")
 
@@ -127,6 +145,17 @@ class LoadOptions:
                 f"--request-rate {self.request_rate}: give a number above 0, or inf for all at once"
             )
         return rate
+
+    @property
+    def ramp(self) -> Ramp | None:
+        """The growing rate of an open loop; None for a closed one, or a constant rate."""
+        strategy, start, end = (getattr(self, name) for name in RAMP)
+        missing = [flag_of(name) for name in RAMP if getattr(self, name) is None]
+        if len(missing) == len(RAMP):
+            return None
+        if missing:
+            raise BenchError(f"a ramp needs {', '.join(map(flag_of, RAMP))}; give {missing[0]}")
+        return Ramp(strategy, start, end)
 
     @property
     def objectives(self) -> Mapping[str, float]:
@@ -150,11 +179,9 @@ class LoadOptions:
         return limits
 
     @property
-    def users(self) -> int | None:
-        """How many requests may run at a time; None for no limit."""
-        if self.max_concurrency is None and self.rate is None:
-            return USERS
-        return self.max_concurrency
+    def is_open_loop(self) -> bool:
+        """Whether requests arrive at a rate, whatever the server does."""
+        return self.rate is not None or self.ramp is not None
 
     @property
     def prompt_len(self) -> int:
@@ -174,3 +201,13 @@ class LoadOptions:
             return self.num_prompts
         default = NUM_PROMPTS_OF_TURN if is_turn else NUM_PROMPTS
         return default if in_dataset is None else min(default, in_dataset)
+
+    def rates(self, num: int | None) -> list[float]:
+        """Return the rates at which requests of an open loop arrive; `num` limits their number."""
+        if self.ramp is not None:
+            return self.ramp.rates(num or self.ramp.num_within(self.duration or 0))
+        rate = self.rate or math.inf
+        if self.duration is not None and not math.isinf(rate):
+            most = max(1, round(rate * self.duration))
+            num = most if num is None else min(num, most)
+        return [rate] * (num or 0)

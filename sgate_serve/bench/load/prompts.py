@@ -1,19 +1,16 @@
-"""The prompts of a load: random tokens or words, or the lines of a dataset.
+"""The prompts of a load: random tokens or words; dataset.py has those of a file.
 
 A source gives the prompt of any index, the same one whenever it is asked, so that two servers can
 be sent the same.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sgate_serve.bench.load.options import LoadOptions
-from sgate_serve.errors import BenchError
 
 Content = str | list[int] | list[dict[str, Any]]
 
@@ -77,85 +74,13 @@ def word_prompts(options: LoadOptions, *, is_chat: bool) -> Source:
 
     def prompt(index: int) -> Prompt:
         drawn = numbers(index)
-        text = " ".join(WORDS[number] for number in drawn.content if isinstance(number, int))
-        content: Content = [{"role": "user", "content": text}] if is_chat else text
-        return Prompt(content, 0, drawn.output_len)
+        ids = [number for number in drawn.content if isinstance(number, int)]
+        return Prompt(words_of(ids, is_chat=is_chat), 0, drawn.output_len)
 
     return prompt
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """The prompts of a file, in its order, and the lines that they are on, for errors."""
-
-    prompts: tuple[Prompt, ...]
-    places: tuple[str, ...]
-    is_chat: bool
-
-    def prompt(self, index: int) -> Prompt:
-        """Return a prompt; after the last one comes the first again."""
-        return self.prompts[index % len(self.prompts)]
-
-
-def read_dataset(path: Path, options: LoadOptions) -> Dataset:
-    """Read JSON lines with `prompt` (a string or token ids) or `messages`, and `output_tokens`.
-
-    Other fields are left alone. One line of messages makes all of them chats. Raises BenchError
-    naming the line that cannot be sent.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise BenchError(f"--dataset {path} cannot be read as UTF-8 text: {error}") from error
-    except OSError as error:
-        raise BenchError(f"--dataset {path} cannot be read: {error.strerror}") from error
-    found = [
-        _read_line(line, f"--dataset {path}, line {number}", options)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not found:
-        raise BenchError(f"--dataset {path} is empty; write one JSON object on each line")
-    is_chat = options.chat or any(_is_chat(prompt) for _, prompt in found)
-    prompts = tuple(_as_sent(where, prompt, is_chat) for where, prompt in found)
-    return Dataset(prompts, tuple(where for where, _ in found), is_chat)
-
-
-def _read_line(line: str, where: str, options: LoadOptions) -> tuple[str, Prompt]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BenchError(f"{where}: not JSON ({error}); write one object on each line") from error
-    if not isinstance(values, dict):
-        raise BenchError(f"{where}: not an object; write one with `prompt` or `messages`")
-    length = values.get("output_tokens")
-    if length is not None and (type(length) is not int or length < 1):
-        raise BenchError(f"{where}: `output_tokens` must be a whole number of at least 1")
-    if ("prompt" in values) == ("messages" in values):
-        raise BenchError(f"{where}: give either `prompt` or `messages`")
-    content = values["prompt"] if "prompt" in values else values["messages"]
-    if "messages" in values and not _is_list_of(content, dict):
-        raise BenchError(f"{where}: `messages` must be a list of objects with role and content")
-    is_prompt = (isinstance(content, str) and content != "") or _is_list_of(content, int)
-    if "prompt" in values and not is_prompt:
-        raise BenchError(f"{where}: `prompt` must be a string that is not empty, or token ids")
-    num_input = len(content) if _is_list_of(content, int) else 0
-    return where, Prompt(content, num_input, length or options.answer_len, length is not None)
-
-
-def _is_list_of(value: Any, kind: type) -> bool:
-    is_list = isinstance(value, list) and bool(value)
-    return is_list and all(isinstance(item, kind) and type(item) is not bool for item in value)
-
-
-def _is_chat(prompt: Prompt) -> bool:
-    return _is_list_of(prompt.content, dict)
-
-
-def _as_sent(where: str, prompt: Prompt, is_chat: bool) -> Prompt:
-    if not is_chat or _is_chat(prompt):
-        return prompt
-    if not isinstance(prompt.content, str):
-        raise BenchError(f"{where}: token ids cannot be sent as a chat; give `messages`")
-    message = {"role": "user", "content": prompt.content}
-    return Prompt([message], 0, prompt.output_len, prompt.is_exact)
+def words_of(numbers: Sequence[int], *, is_chat: bool) -> Content:
+    """Return the words of these numbers as a text, or as a chat of one message."""
+    text = " ".join(WORDS[number] for number in numbers)
+    return [{"role": "user", "content": text}] if is_chat else text

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from sgate_serve.bench.load.metrics import metrics_of, reasons
+from sgate_serve.bench.load.options import RAMP, LoadOptions
 from sgate_serve.bench.load.run import LoadRun
 from sgate_serve.bench.load.turn import Turn
 from sgate_serve.bench.statistics import median_with_interval
@@ -73,10 +74,17 @@ def server_record(run: LoadRun, index: int) -> dict[str, Any]:
         "num_prompts": sum(len(turn.traces) for turn in run.turns[index]),
         "request_rate": "inf" if rate is None or math.isinf(rate) else rate,
         "burstiness": options.burstiness or 1.0,
-        "max_concurrency": options.users,
+        "max_concurrency": run.users,
+        **_ramp(options),
+        "timed_trace": run.is_trace,
         **_figures(run.turns[index], options.objectives),
         "server": target.to_json(),
     }
+
+
+def _ramp(options: LoadOptions) -> dict[str, Any]:
+    """Return what `vllm bench serve` records of a ramp, and nothing without one."""
+    return {} if options.ramp is None else {name: getattr(options, name) for name in RAMP}
 
 
 def _figures(turns: Sequence[Turn], objectives: Mapping[str, float]) -> dict[str, Any]:
@@ -142,9 +150,14 @@ def heading(record: Mapping[str, Any]) -> str:
 
 def load_of(record: Mapping[str, Any]) -> str:
     users = record["max_concurrency"]
+    most = "" if users is None else f", at most {users} at a time"
+    if "ramp_up_strategy" in record:
+        strategy, start, end = (record[name] for name in RAMP)
+        return f"{start:g} to {end:g} requests/s, {strategy}{most}"
+    if record["timed_trace"]:
+        return f"at the times of the dataset{most}"
     if record["request_rate"] == "inf":
         return "all at once" if users is None else f"{users} at a time"
-    most = "" if users is None else f", at most {users} at a time"
     return f"{record['request_rate']:g} requests/s{most}"
 
 

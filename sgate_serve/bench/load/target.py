@@ -8,20 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sgate_serve.bench.load.client import Client
+from sgate_serve.bench.load.dataset import Dataset
 from sgate_serve.bench.load.options import LoadOptions
-from sgate_serve.bench.load.prompts import (
-    TEXT,
-    Dataset,
-    Prompt,
-    Source,
-    token_prompts,
-    word_prompts,
-)
+from sgate_serve.bench.load.prompts import TEXT, Prompt, Source, token_prompts, word_prompts
 from sgate_serve.bench.load.trace import Trace
 from sgate_serve.errors import BenchError
 
 # What OpenAI's API does not have, or not everywhere; a server that refuses one is not sent it.
 OPTIONAL: Mapping[str, Any] = {"ignore_eos": True, "stream_options": {"include_usage": True}}
+TOKENS, WORDS = "random tokens", "random words"
 # Fewer ids than this are no vocabulary.
 FEWEST_IDS = 16
 # The index of the prompt that is tried, which no load reaches.
@@ -81,25 +76,38 @@ async def prepare(client: Client, options: LoadOptions, dataset: Dataset | None)
     card = await _model_card(client, options)
     is_chat = options.chat if dataset is None else dataset.is_chat
     path = "/v1/chat/completions" if is_chat else "/v1/completions"
-    words = word_prompts(options, is_chat=is_chat)
-    target = Target(client, card["id"], path, words, "random words")
+    sources = await _sources(client, card["id"], options, dataset, is_chat=is_chat)
+    (kind, source), *others = sources.items()
+    target = Target(client, card["id"], path, source, kind)
     target.max_model_len = card.get("max_model_len")
     target.version = await _version(client)
     _check_lengths(target, options, dataset)
-    if dataset is not None:
-        target.source, target.prompt_kind = dataset.prompt, "dataset"
-    elif not is_chat and len(pool := await _token_pool(client, target.model)) >= FEWEST_IDS:
-        target.source, target.prompt_kind = token_prompts(pool, options), "random tokens"
     error = await _try(target)
-    if error and target.prompt_kind == "random tokens":
+    for kind, source in others if error else ():
         # Perhaps it reads no token ids; if words are refused too, the first reason is the better.
-        target.source, target.prompt_kind = words, "random words"
+        target.source, target.prompt_kind = source, kind
         error = error if await _try(target) else ""
     if error:
         raise BenchError(
             f"{client.url} refuses the first request: {error}{_remedy(error, options)}"
         )
     return target
+
+
+async def _sources(
+    client: Client, model: str, options: LoadOptions, dataset: Dataset | None, *, is_chat: bool
+) -> dict[str, Source]:
+    """Return prompts by their kind, the better first: random tokens of the server's, or words."""
+    if dataset is not None and not dataset.lacks_text:
+        return {"dataset": dataset.source(options.seed)}
+    found: dict[str, Source] = {}
+    pool = [] if is_chat else await _token_pool(client, model)
+    if len(pool) >= FEWEST_IDS:
+        tokens = token_prompts(pool, options)
+        found[TOKENS] = tokens if dataset is None else dataset.source(options.seed, pool)
+    words = word_prompts(options, is_chat=is_chat)
+    found[WORDS] = words if dataset is None else dataset.source(options.seed)
+    return found
 
 
 def _remedy(error: str, options: LoadOptions) -> str:
@@ -158,9 +166,10 @@ def _check_lengths(target: Target, options: LoadOptions, dataset: Dataset | None
         raise BenchError(
             f"{found} are more than the {most} that {target.client.url} takes; lower {flags}"
         )
-    for where, prompt in zip(dataset.places, dataset.prompts, strict=True) if dataset else ():
+    for record in dataset.records if dataset else ():
+        prompt = record.prompt
         if prompt.input_len + prompt.output_len > most:
             raise BenchError(
-                f"{where}: its {prompt.input_len} + {prompt.output_len} tokens are more than the "
-                f"{most} that {target.client.url} takes; shorten it, or lower --output-len"
+                f"{record.where}: its {prompt.input_len} + {prompt.output_len} tokens are more "
+                f"than the {most} that {target.client.url} takes; shorten it, or lower --output-len"
             )

@@ -7,14 +7,35 @@ from typing import Any
 import pytest
 
 from sgate_serve.bench.load.options import LoadOptions
+from sgate_serve.bench.load.run import LoadRun
 from sgate_serve.errors import BenchError
+
+RAMP: dict[str, Any] = {
+    "ramp_up_strategy": "linear",
+    "ramp_up_start_rps": 1.0,
+    "ramp_up_end_rps": 3.0,
+}
 
 
 def test_defaults_depend_on_the_loop() -> None:
-    assert (LoadOptions().rate, LoadOptions().users) == (None, 8)
-    assert LoadOptions(request_rate="4").users is None
-    assert LoadOptions(request_rate="inf", max_concurrency=3).users == 3
+    def users(**given: Any) -> int | None:
+        return LoadRun(["http://a"], LoadOptions(**given)).users
+
+    assert (LoadOptions().rate, users()) == (None, 8)
+    assert users(request_rate="4") is None
+    assert users(**RAMP) is None
+    assert users(request_rate="inf", max_concurrency=3) == 3
     assert LoadOptions(request_rate="inf").rate == math.inf
+
+
+def test_the_rates_of_an_open_loop() -> None:
+    assert LoadOptions(request_rate="4").rates(3) == [4.0] * 3
+    assert LoadOptions(request_rate="4", duration=2.0).rates(None) == [4.0] * 8
+    assert LoadOptions(request_rate="4", duration=2.0).rates(5) == [4.0] * 5
+    assert LoadOptions(**RAMP).rates(3) == [1, 2, 3]
+    # A third, half and the whole of a second; with --num-prompts the ramp takes its own time.
+    assert LoadOptions(**RAMP, duration=1.9).rates(None) == [1, 2, 3]
+    assert LoadOptions(**RAMP, duration=1.9).rates(5) == [1, 1.5, 2, 2.5, 3]
 
 
 def test_the_number_of_requests() -> None:
@@ -46,6 +67,14 @@ def test_objectives_are_limits_in_milliseconds() -> None:
         ({"dataset": Path("d"), "shared_prefix_len": 4}, "--shared-prefix-len is for random"),
         ({"sweep": True, "max_concurrency": 4}, "--sweep sets the concurrency; leave out --max-c"),
         ({"sweep": True, "request_rate": "4"}, "--sweep sets the .* leave out --request-rate"),
+        ({**RAMP, "request_rate": "4"}, "--ramp-up-strategy sets the rate; leave out --request-r"),
+        ({**RAMP, "sweep": True}, "--sweep sets the .* leave out --ramp-up-strategy"),
+        (
+            {**RAMP, "ramp_up_end_rps": None},
+            "a ramp needs --ramp-up-strategy, .*; give --ramp-up-e",
+        ),
+        ({"ramp_up_start_rps": 1.0}, "a ramp needs .*; give --ramp-up-strategy"),
+        ({**RAMP, "ramp_up_end_rps": 0.5}, "--ramp-up-end-rps 0.5: must be above"),
         ({"slo": ("tftt:200",)}, "--slo tftt:200: unknown; .*; did you mean ttft?"),
         ({"slo": ("ttft",)}, "--slo ttft: give milliseconds above 0, such as ttft:200"),
         ({"slo": ("ttft:inf",)}, "--slo ttft:inf: give milliseconds"),
