@@ -5,7 +5,7 @@ Profilers slow a model down, so speedups come from the comparison itself, and sh
 
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -41,8 +41,8 @@ class Attribution:
     @classmethod
     def of(cls, pieces: Sequence[Piece], seconds: float, num_layers: int) -> "Attribution":
         """Sum up the pieces of a phase that took `seconds` in all."""
-        kinds: Counter[str] = Counter()
-        layers: list[Counter[str]] = [Counter() for _ in range(num_layers)]
+        kinds: defaultdict[str, float] = defaultdict(float)
+        layers: list[defaultdict[str, float]] = [defaultdict(float) for _ in range(num_layers)]
         for piece in pieces:
             kinds[piece.work.kind] += piece.seconds
             if piece.work.layer is not None:
@@ -113,5 +113,6 @@ def attribute(
 
 def _steps(workload: AnyWorkload, phase: str) -> int:
     """Return the steps of one run of a phase; only decoding has several."""
-    is_decode = phase.startswith(DECODE) and isinstance(workload, Workload)
-    return workload.decode_steps if is_decode else 1
+    if isinstance(workload, Workload) and phase.startswith(DECODE):
+        return workload.decode_steps
+    return 1

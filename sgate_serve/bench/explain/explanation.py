@@ -64,7 +64,7 @@ def _sizes(spec: ModelSpec, precision: Precision) -> dict[str, Any]:
     return {
         "precision": precision.name,
         "weight_bytes": weight_bytes(spec, precision),
-        "kv_groups": sum(layer.num_kv_heads for layer in spec.layers),
+        "kv_groups": [layer.num_kv_heads for layer in spec.layers],
         "mlp_widths": [layer.mlp_units for layer in spec.layers],
     }
 

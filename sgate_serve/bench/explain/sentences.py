@@ -28,14 +28,14 @@ def sentences(record: Record) -> Iterator[str]:
 
 def _about_models(record: Record) -> Iterator[str]:
     dense, pruned = record["models"][DENSE], record["models"][PRUNED]
-    groups = dense["kv_groups"] - pruned["kv_groups"]
-    if groups == 0:
+    before, after = sum(dense["kv_groups"]), sum(pruned["kv_groups"])
+    if before == after:
         yield (
-            f"attention did not shrink: all {dense['kv_groups']} KV groups are kept, and with them "
-            "the keys and values of every token"
+            f"attention did not shrink: all {before} KV groups are kept, and with them the keys and "
+            "values of every token"
         )
     else:
-        yield f"attention lost {groups} of {dense['kv_groups']} KV groups"
+        yield f"attention lost {before - after} of {before} KV groups"
     total, cache = sum(pruned["weight_bytes"].values()), record["machine"]["cache_bytes"]
     if cache and total < cache:
         yield (

@@ -27,7 +27,7 @@ def machine_rates(threads: int | None) -> MachineRates:
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 256, (PRODUCT_ROWS, PRODUCT_SIZE), np.uint8)
     weights = generator.integers(-127, 128, (PRODUCT_SIZE, PRODUCT_SIZE), np.int8)
-    scales = {"x_scale": ONE, "scale": ONE, "x_zero": ZERO}
+    integers: dict[str, Array] = {"weights": weights, "x_scale": ONE, "scale": ONE, "x_zero": ZERO}
     num_threads = threads or num_cpus()
 
     def seconds(op: str, x: Array, constants: Mapping[str, Array]) -> float:
@@ -35,7 +35,7 @@ def machine_rates(threads: int | None) -> MachineRates:
 
     products = {
         "fp32": seconds("MatMul", np.float32(tokens), {"weights": np.float32(weights)}),
-        "int8": seconds("MatMulIntegerToFloat", tokens, {"weights": weights} | scales),
+        "int8": seconds("MatMulIntegerToFloat", tokens, integers),
     }
     return MachineRates(
         read_bytes=stream.nbytes / seconds("ReduceMax", stream, {"axis": np.array([1])}),

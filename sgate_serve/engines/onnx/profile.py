@@ -86,7 +86,7 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
     import onnx_ir as ir  # slow to import, and not needed for serving
 
     graph, tensors = ir.load(path).graph, _TensorWork(spec)
-    found: dict[str, Work] = {}
+    found: dict[Any, Work] = {}
     for node in graph:
         own = tensors.of_node(node)
         found[node.name] = own or _before(node, found)
