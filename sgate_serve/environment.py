@@ -74,6 +74,17 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def source_commit() -> str | None:
+    """Return the commit of the clone that this package runs from; None if it is in no clone."""
+    git = Path(__file__).parents[1] / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        name = head.removeprefix("ref: ")
+        return head if name == head else (git / name).read_text(encoding="utf-8").strip()
+    except OSError:  # not a clone, or one whose references are packed
+        return None
+
+
 def hardware() -> dict[str, Any]:
     """Return the CPU's name and instructions, usable CPUs and memory in bytes, and GPU names.
 

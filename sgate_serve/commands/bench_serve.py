@@ -1,12 +1,12 @@
 """`sgate bench serve`: loads servers with an OpenAI-compatible API, ours or others'."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from sgate_serve.bench.load.options import LoadOptions
+from sgate_serve.commands.bench_output import add_output, check_output, write_output
 from sgate_serve.commands.flags import add_flags, options_from
-from sgate_serve.commands.output import check_file, print_lines, write_json
+from sgate_serve.commands.output import print_lines
 
 TEXT = "load a server with an OpenAI-compatible API, or two by turns"
 EPILOG = """\
@@ -33,8 +33,7 @@ def add_arguments(kinds: Any) -> None:
         metavar="URL",
         help="a server to load by turns with the first, in the same run; figures have a ratio",
     )
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", type=Path, metavar="FILE", help="write the record to this file")
+    output = add_output(parser)
     output.add_argument(
         "--slo",
         nargs="+",
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     urls = [base_url(args.url)]
     if args.against is not None:
         urls.append(base_url(args.against, "--against"))
-    check_file(args.json, "--json")
+    check_output(args)
     runs: list[LoadRun] = []
     try:
         measure_all(urls, options, runs)
@@ -75,5 +74,4 @@ def _report(args: argparse.Namespace, runs: list[Any], *, is_interrupted: bool) 
     command = ["sgate", *args.words]
     record = record_of(measured, command, is_sweep=args.sweep, is_interrupted=is_interrupted)
     print_lines(record_lines(record))
-    if args.json is not None:
-        write_json(record, args.json)
+    write_output(args, record)

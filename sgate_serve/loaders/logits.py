@@ -6,6 +6,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
 from sgate_serve.engines.model_protocols import LogitsModel
 from sgate_serve.engines.table import AUTO, ONNX, VLLM, check_engine
+from sgate_serve.errors import EngineError
 from sgate_serve.loaders.graph_cache import has_onnx
 from sgate_serve.loaders.serving import load_pooling_engine, load_slot_engine
 from sgate_serve.onnx_format.precision import FP32
@@ -25,15 +26,22 @@ def logits_engine(name: str, model: Checkpoint) -> str:
     return name
 
 
-def load_logits_model(name: str, model: Checkpoint, num_tokens: int) -> LogitsModel:
+def load_logits_model(
+    name: str, model: Checkpoint, num_tokens: int, precision: str | None = None
+) -> LogitsModel:
     """Load a folder on engine `name` for prompts of at most `num_tokens`; the caller closes it.
 
-    Raises EngineError as `logits_engine` does.
+    Raises EngineError as `logits_engine` does, and for a precision on an engine other than onnx.
     """
     name = logits_engine(name, model)
-    if name == VLLM:
-        return _load_vllm(model, num_tokens)
-    return load_onnx(model) if name == ONNX else _load_torch(model)
+    if name == ONNX:
+        return load_onnx(model, precision)
+    if precision is not None:
+        raise EngineError(
+            f"--precision {precision}: engine {name} computes as the folder is stored; give "
+            f"--engine {ONNX}"
+        )
+    return _load_vllm(model, num_tokens) if name == VLLM else _load_torch(model)
 
 
 def load_onnx(model: Checkpoint, precision: str | None = None) -> LogitsModel:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.engine_options import PoolingOptions, SlotOptions
+from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
 from sgate_serve.engines.table import (
     ENGINES,
     check_can_pool,
@@ -71,6 +71,13 @@ def load_timed_pooling(
     check_can_pool(name)
     options = timed_pooling_options(name, sizes, engine_arguments)
     return TimedPoolingEngine(load_pooling_engine(name, model, options))
+
+
+def timed_precision(name: str, arguments: Sequence[str]) -> str | None:
+    """Return the precision that an engine's command-line words ask for; None without one."""
+    if ENGINES[name].timed is not None:
+        return None
+    return OnnxOptions.of(parse_options(name, arguments)).precision
 
 
 def timed_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> SlotOptions:

@@ -67,6 +67,9 @@ class EvalOptions:
         "auto, torch, onnx or vllm; auto is onnx if the folder holds a graph, else torch",
         group=MODEL,
     )
+    precision: str | None = option(
+        None, "fp32, fp16, int8 or int4 of the onnx engine (default: as stored)", group=MODEL
+    )
     text_column: str = option("text", "column of the text in .jsonl, .csv or a dataset", group=DATA)
     text_pair_column: str = option(
         "text_pair", "column of the second text of each pair, for labelled data", group=DATA
@@ -135,10 +138,10 @@ def evaluate(options: EvalOptions) -> Evaluation:
     # Read before the model is loaded, which may take long and build a graph.
     samples = (_Text if model.spec.task == CAUSAL_LM else _Labelled)(model, options)
     if masked is None:
-        loaded = load_logits_model(options.engine, model, options.seq_len)
+        loaded = load_logits_model(options.engine, model, options.seq_len, options.precision)
         precision = rounding_of(model, loaded)
     else:
-        loaded = _masked_dense(masked, options.engine)
+        loaded = _masked_dense(masked, options)
         precision = loaded.precision.name
     with closing(loaded):
         scores = samples.scores(loaded)
@@ -153,9 +156,15 @@ def _masked(options: EvalOptions) -> MaskedCheckpoint | None:
     return open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
 
 
-def _masked_dense(masked: MaskedCheckpoint, engine: str) -> LogitsModel:
-    if engine not in (AUTO, TORCH):
-        raise EngineError(f"--engine {engine}: a masked model runs on torch; convert it first")
+def _masked_dense(masked: MaskedCheckpoint, options: EvalOptions) -> LogitsModel:
+    if options.engine not in (AUTO, TORCH):
+        raise EngineError(
+            f"--engine {options.engine}: a masked model runs on torch; convert it first"
+        )
+    if options.precision is not None:
+        raise EngineError(
+            f"--precision {options.precision}: a masked model runs in fp32; convert it first"
+        )
     check_engine(TORCH)
     from sgate_serve.loaders.torch_model import TorchModel  # torch may not be installed
 

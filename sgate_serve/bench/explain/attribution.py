@@ -1,6 +1,7 @@
 """Where the time of each phase goes, by kind of work and by layer, as the engine's profiler says.
 
-Profilers slow a model down, so speedups come from the comparison itself, and shares from here.
+Profilers slow a model down, so speedups come from the comparison itself, and shares from here: from
+the fastest of a few runs, which other programs disturbed least.
 """
 
 import time
@@ -79,7 +80,7 @@ class _Window(NamedTuple):
 def attribute(
     models: Mapping[str, Checkpoint], engine: str, workload: AnyWorkload
 ) -> dict[str, dict[str, Attribution]]:
-    """Run every phase with the engine's profiler; return phase → model → its run of median time."""
+    """Run every phase with the engine's profiler; return phase → model → its fastest run."""
     row = ENGINES[engine]
     profiled = import_object(f"{row.profiled}")
     words = (*workload.engine_arguments, *row.profiled_with)
@@ -104,9 +105,9 @@ def attribute(
         pieces = {name: profiler.take() for name, (_, profiler) in opened.items()}
     found: dict[str, dict[str, Attribution]] = {phase: {} for phase in measures}
     for (phase, name), runs_of_phase in windows.items():
-        median = sorted(runs_of_phase)[len(runs_of_phase) // 2]
+        fastest = min(runs_of_phase)
         num_layers = len(models[name].spec.layers)
-        whole = Attribution.of(median.pieces(pieces[name]), median.seconds, num_layers)
+        whole = Attribution.of(fastest.pieces(pieces[name]), fastest.seconds, num_layers)
         found[phase][name] = whole.per(_steps(workload, phase))
     return found
 

@@ -1,42 +1,32 @@
 """The record of `sgate bench compare --explain`: attribution, sizes, the machine, sentences."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.bench.compare import DECODE
+from sgate_serve.bench.compare import DECODE, ComparisonRun
 from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import Attribution, attribute
 from sgate_serve.bench.explain.sentences import sentences
 from sgate_serve.bench.ideal import prefill_flops, weight_bytes
 from sgate_serve.bench.workload import AnyWorkload, tokens_per_run
-from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.machine import MachineRates
 from sgate_serve.engines.table import ENGINES, import_object
 from sgate_serve.environment import cache_bytes
-from sgate_serve.onnx_format.precision import Precision, precision_named
+from sgate_serve.onnx_format.precision import Precision
 from sgate_serve.progress import activity
 
 
-def explain(
-    dense: Checkpoint,
-    pruned: Checkpoint,
-    engine: str,
-    workload: AnyWorkload,
-    precisions: Mapping[str, str],
-) -> dict[str, Any]:
-    """Return where both models' time goes in each phase, and sentences that follow from it.
+def explain(run: ComparisonRun) -> dict[str, Any]:
+    """Return where the time of dense and pruned goes, and sentences that follow from it.
 
-    Raises EngineError if the engine cannot say what the parts of a model take.
+    `run` has been measured, so the precisions of its models are known.
     """
-    models = {DENSE: dense, PRUNED: pruned}
-    phases = attribute(models, engine, workload)
+    models, workload = {DENSE: run.dense, PRUNED: run.pruned}, run.workload
+    phases = attribute(models, run.engine, workload)
     with activity("measuring what this machine can do", is_brief=True):
-        rates: MachineRates = import_object(f"{ENGINES[engine].machine_rates}")(workload.threads)
-    held = {
-        name: precision_named(precisions[name], is_encoder=model.spec.is_encoder)
-        for name, model in models.items()
-    }
+        measured_rates = import_object(f"{ENGINES[run.engine].machine_rates}")
+        rates: MachineRates = measured_rates(workload.threads)
+    held = {name: run.precisions[name] for name in models}
     record: dict[str, Any] = {
         "phases": {
             phase: {name: one.to_json() for name, one in by_model.items()}

@@ -31,8 +31,8 @@ def _about_models(record: Record) -> Iterator[str]:
     before, after = sum(dense["kv_groups"]), sum(pruned["kv_groups"])
     if before == after:
         yield (
-            f"attention did not shrink: all {before} KV groups are kept, and with them the keys and "
-            "values of every token"
+            f"attention did not shrink: all {before} KV groups are kept, and with them the keys "
+            "and values of every token"
         )
     else:
         yield f"attention lost {before - after} of {before} KV groups"

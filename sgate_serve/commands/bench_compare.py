@@ -1,0 +1,159 @@
+"""`sgate bench compare`: dense and pruned models, interleaved in one run."""
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, Workload
+from sgate_serve.commands.bench_output import (
+    add_engine,
+    add_output,
+    check_output,
+    measure,
+    write_output,
+)
+from sgate_serve.commands.flags import add_flags
+from sgate_serve.commands.output import check_file, load_plots, print_lines
+from sgate_serve.errors import EngineError, SgateError
+from sgate_serve.options import flag_of
+
+FLAGS = tuple(field.name for field in fields(Workload) if field.name != "engine_arguments")
+TEXT = "time dense and pruned models, interleaved in one run"
+EPILOG = """\
+ENGINE ARGS, after `--`: those of `sgate serve` that the options above do not set
+
+examples:
+  sgate bench compare my-model my-pruned --json speed.json --plot speed.png
+  sgate bench compare my-model my-pruned --rounds 25 -- --precision int8
+  sgate bench compare my-model my-pruned --explain
+  sgate bench compare my-model my-pruned --data held-out.txt --report speed.html
+  sgate bench compare my-model my-pruned --beside masked=my-masked-model
+"""
+
+
+def add_arguments(kinds: Any) -> None:
+    """Add the kind `compare` to those of `sgate bench`."""
+    parser = kinds.add_parser(
+        "compare",
+        help=TEXT,
+        usage="sgate bench compare DENSE PRUNED [options] [-- ENGINE ARGS]",
+        description=TEXT,
+        epilog=EPILOG,
+    )
+    parser.set_defaults(engine_arguments=[])
+    parser.add_argument("dense", metavar="DENSE", help="dense model folder")
+    parser.add_argument("pruned", metavar="PRUNED", help="converted model folder")
+    parser.add_argument(
+        "--beside",
+        type=_named_folder,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="another model to time in the same rounds, such as the masked dense one; repeatable",
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="also say where the time of both models goes, and what limits the speedup; reports "
+        "always do",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="also measure the quality of both models on this data, as `sgate eval` does",
+    )
+    add_engine(parser)
+    output = add_output(parser)
+    output.add_argument(
+        "--plot", type=Path, metavar="FILE", help="plot the comparison to this file"
+    )
+    # The models decide which workload it is, and so its defaults.
+    add_flags(parser, Workload, leave_out={"engine_arguments"}, keep_unset=True, group="workload")
+
+
+def run(args: argparse.Namespace) -> int:
+    from sgate_serve.bench.compare import ComparisonRun
+    from sgate_serve.bench.comparison import comparison_lines
+    from sgate_serve.bench.explain import explain, explanation_lines
+    from sgate_serve.checkpoint.reader import Checkpoint
+    from sgate_serve.engines.table import choose_engine
+
+    plots = load_plots(args.plot)
+    check_file(args.plot, "--plot")
+    check_output(args)
+    dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
+    folders = _folders_by_name(args.beside)
+    beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
+    workload = workload_from(args, dense.spec.task)
+    own = ComparisonRun(dense, pruned, choose_engine(args.engine), workload, beside)
+    # First what may refuse its input.
+    found = _quality(args.data, own) if args.data is not None else {}
+
+    def report(*, is_interrupted: bool) -> None:
+        result = own.result(is_interrupted=is_interrupted)
+        print_lines(comparison_lines(result.to_json()))
+        write_output(args, result.to_json() | found)
+        if plots is not None:
+            plots.plot_comparison(result, args.plot)
+
+    measure(own, report)
+    if args.explain or args.report is not None:
+        explanation = explain(own)
+        print_lines(["", *explanation_lines(explanation)])
+        write_output(args, own.result().to_json() | found | {"explanation": explanation})
+    return 0
+
+
+def _quality(data: Path, own: Any) -> dict[str, Any]:
+    """Measure and print the quality of both models in the precision that is timed."""
+    from sgate_serve.bench.comparison import DENSE, PRUNED
+    from sgate_serve.loaders.timing import timed_precision
+    from sgate_serve.reports.evaluation import EvalOptions, evaluate
+
+    scores = {}
+    for name, model in ((DENSE, own.dense), (PRUNED, own.pruned)):
+        precision = timed_precision(own.engine, own.workload.engine_arguments)
+        options = EvalOptions(str(model.folder), data, engine=own.engine, precision=precision)
+        evaluation = evaluate(options)
+        print_lines([*evaluation.lines(), ""])
+        scores[name] = evaluation.to_json()
+    return {"quality": scores}
+
+
+def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:
+    """Return the workload of a task, with the given flags and defaults for the others.
+
+    Raises EngineError for a flag that does not apply to models that read texts.
+    """
+    given = {name: value for name in FLAGS if (value := getattr(args, name)) is not None}
+    arguments = tuple(args.engine_arguments)
+    if task == CAUSAL_LM:
+        return Workload(**given, engine_arguments=arguments)
+    known = {field.name for field in fields(PoolingWorkload)}
+    for name in given:
+        if name not in known:
+            raise EngineError(
+                f"{flag_of(name)} does not apply: these models read texts and decode nothing"
+            )
+    return PoolingWorkload(**given, engine_arguments=arguments)
+
+
+def _named_folder(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FOLDER")
+    return name, folder
+
+
+def _folders_by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return name → folder; raise SgateError for a name given twice."""
+    folders: dict[str, str] = {}
+    for name, folder in pairs:
+        if name in folders:
+            raise SgateError(f"--beside {name}: given for {folders[name]} and for {folder}")
+        folders[name] = folder
+    return folders

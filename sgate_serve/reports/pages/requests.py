@@ -1,0 +1,73 @@
+"""The sections of reports on whole requests: batches without a server, and servers under load."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sgate_serve.bench.load.report import COMPARED, RATES, TIMES
+from sgate_serve.reports.pages.content import Bars, Curves, Section, Table
+
+Record = Mapping[str, Any]
+# The figures of `sgate bench throughput` and `latency`, by the titles of their columns.
+THROUGHPUT = {
+    "requests/s": "requests_per_second",
+    "output tokens/s": "output_tokens_per_second",
+    "total tokens/s": "total_tokens_per_second",
+}
+LATENCY = {"median s": "50", "p90 s": "90", "p99 s": "99"}
+
+
+def offline(record: Record) -> Section:
+    """Return the section of a throughput or latency record."""
+    is_throughput = record["workload"]["kind"] == "throughput"
+    titles = [*THROUGHPUT] if is_throughput else ["mean s", *LATENCY]
+    rows, bars = [["model", *titles, "speedup"]], []
+    for model, figures in record["models"].items():
+        if is_throughput:
+            values = [figures[name]["median"] for name in THROUGHPUT.values()]
+        else:
+            parts = figures["percentiles"]
+            values = [figures["avg_latency"], *(parts[name] for name in LATENCY.values())]
+        speedup = f"{figures['speedup']['median']:.2f}x" if "speedup" in figures else ""
+        rows.append([model, *(f"{value:,.3f}" for value in values), speedup])
+        bars.append((model, [values[1]]))
+    return Section("Results", [Bars([titles[1]], bars, titles[1].rpartition(" ")[2]), Table(rows)])
+
+
+def load(record: Record) -> Section:
+    """Return the section of a record of one server, of two, or of a sweep."""
+    if "sweep" in record:
+        return _sweep(record["sweep"])
+    servers, ratios = record.get("servers", [record]), record.get("ratios", {})
+    rows = [["", *(server["server"]["url"] for server in servers), *(["ratio"] if ratios else [])]]
+    for name in COMPARED:
+        values = [server[name] for server in servers]
+        if None in values:
+            continue
+        cells = [f"{value:,.2f}" for value in values]
+        cells += [f"{ratios[name]['median']:.2f}" if name in ratios else ""] if ratios else []
+        rows.append([_title(name), *cells])
+    counts = (
+        f"{server['server']['url']}: {server['completed']:,} requests, {server['failed']:,} failed"
+        for server in servers
+    )
+    return Section("Results", [Table(rows), *counts])
+
+
+def _title(name: str) -> str:
+    """Return `mean TTFT ms` for `mean_ttft_ms`."""
+    if name in RATES:
+        return RATES[name]
+    statistic, time, unit = name.split("_")
+    return f"{statistic} {TIMES[time]} {unit}"
+
+
+def _sweep(records: Sequence[Record]) -> Section:
+    rows = [["at a time", "output tokens/s", "median TTFT ms", "median TPOT ms", "p99 ITL ms"]]
+    points = []
+    for record in records:
+        times = [record[name] for name in ("median_ttft_ms", "median_tpot_ms", "p99_itl_ms")]
+        users, rate = str(record["max_concurrency"]), record["output_throughput"]
+        rows.append([users, f"{rate:,.2f}", *(f"{time:,.1f}" for time in times)])
+        points.append((record["median_tpot_ms"], rate, users))
+    curve = Curves([("requests at a time", points)], "median TPOT in ms", "output tokens/s")
+    return Section("Throughput and latency", [curve, Table(rows)])

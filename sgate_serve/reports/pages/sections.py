@@ -1,0 +1,141 @@
+"""The sections of a report, from the record that `--json` writes: nothing is measured here."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sgate_serve.bench.comparison import DENSE, PRUNED
+from sgate_serve.bench.explain.attribution import ALL_KINDS
+from sgate_serve.reports.pages.content import Bars, Curves, Profile, Report, Section, Table
+from sgate_serve.reports.pages.requests import load, offline
+
+Record = Mapping[str, Any]
+MS, GB = 1000, 1e9
+
+
+def report_of(record: Record) -> Report:
+    """Return the report of a record of any kind of `sgate bench`."""
+    if "speedups" in record:
+        return Report(
+            f"{record['pruned']} against {record['dense']}",
+            [*_comparison(record), _conditions(record)],
+        )
+    if "models" in record:
+        kind = record["workload"]["kind"]
+        return Report(f"{kind} on {record['engine']}", [offline(record), _conditions(record)])
+    return Report("a server under load", [load(record), _conditions(record)])
+
+
+def _comparison(record: Record) -> Iterator[Section]:
+    yield Section("Speed", [_speedups(record), *_quality(record)])
+    yield from _trade(record)
+    if "explanation" in record:
+        explanation = record["explanation"]
+        yield Section("Why", [*explanation["sentences"]])
+        yield from _attribution(explanation)
+        yield from _widths(explanation["models"])
+        yield _machine(explanation["machine"])
+
+
+def _speedups(record: Record) -> Table:
+    rows = [["phase", "speedup", "95% interval", "ideal", "efficiency", "A/A floor"]]
+    blocks = {PRUNED: record["speedups"][record["engine"]], **record["beside"]}
+    for model, speedups in blocks.items():
+        for phase, found in speedups.items():
+            low, high = found["ci"]
+            cells = [f"{found['ratio']:.2f}x", f"{low:.2f} to {high:.2f}", f"{found['ideal']:.2f}x"]
+            cells += [f"{found['efficiency']:.2f}", f"{record['floor'][phase]['ratio']:.2f}x"]
+            rows.append([phase if model == PRUNED else f"{model}: {phase}", *cells])
+    return Table(rows)
+
+
+def _quality(record: Record) -> Iterator[Table]:
+    """Yield the scores of both models on the data, if there was any."""
+    if "quality" in record:
+        rows = [["score", "model", "precision", "value", "95% interval"]]
+        for model, evaluation in record["quality"].items():
+            for name, score in evaluation["scores"].items():
+                interval = f"{score['low']:.4g} to {score['high']:.4g}"
+                cells = [model, evaluation["precision"], f"{score['value']:.4g}", interval]
+                rows.append([f"{name} on {evaluation['data']}", *cells])
+        yield Table(rows)
+
+
+def _trade(record: Record) -> Iterator[Section]:
+    """Yield throughput against the time between tokens, if several batches were decoded."""
+    rates = record["tokens_per_second"]
+    batches = {name: int(name.rpartition("_")[2]) for name in rates if name.startswith("decode")}
+    if len(batches) < 2:
+        return
+    lines, rows = [], [["batch", "model", "ms per token", "tokens/s"]]
+    for model in (DENSE, PRUNED, *record["beside"]):
+        points = []
+        for phase, batch in batches.items():
+            rate = rates[phase][model]["median"]
+            points.append((MS * batch / rate, rate, f"batch {batch}"))
+            rows.append([str(batch), model, f"{points[-1][0]:.2f}", f"{rate:,.1f}"])
+        lines.append((model, points))
+    curve = Curves(lines, "ms between the tokens of a stream", "tokens/s")
+    yield Section("Throughput and latency of decoding", [curve, Table(rows)])
+
+
+def _attribution(explanation: Record) -> Iterator[Section]:
+    for phase, by_model in explanation["phases"].items():
+        used = [kind for kind in ALL_KINDS if any(kind in o["kinds"] for o in by_model.values())]
+        bars = [
+            (model, [MS * one["kinds"].get(kind, 0.0) for kind in used])
+            for model, one in by_model.items()
+        ]
+        rows = [["ms", *by_model]]
+        for place, kind in enumerate(used):
+            rows.append([kind, *(f"{values[place]:.2f}" for _, values in bars)])
+        title = f"Where the time of {phase} goes"
+        note = "Times are those with the profiler on, which slows both models."
+        yield Section(title, [Bars(used, bars, "ms"), Table(rows), note])
+
+
+def _widths(models: Record) -> Iterator[Section]:
+    dense, pruned = models[DENSE], models[PRUNED]
+    for key, title, unit in (
+        ("mlp_widths", "MLP units by layer", "units"),
+        ("kv_groups", "KV groups by layer", "groups"),
+    ):
+        pairs = list(zip(pruned[key], dense[key], strict=True))
+        text = (
+            f"{sum(after for after, _ in pairs):,} of {sum(before for _, before in pairs):,} left"
+        )
+        yield Section(title, [Profile(pairs, unit), text])
+
+
+def _machine(machine: Record) -> Section:
+    products = machine["operations_per_second"]
+    rows = [
+        ["what", "rate"],
+        ["memory read", f"{machine['read_bytes_per_second'] / GB:.1f} GB/s"],
+        ["memory copied (read and written)", f"{machine['copied_bytes_per_second'] / GB:.1f} GB/s"],
+        *(
+            [f"product of large matrices in {name}", f"{rate / GB:,.0f} G operations/s"]
+            for name, rate in products.items()
+        ),
+    ]
+    return Section("What this machine can do", [Table(rows)])
+
+
+def _conditions(record: Record) -> Section:
+    """Return what is needed to judge or repeat the measurement."""
+    hardware, flags = record["hardware"], record["hardware"]["cpu_flags"]
+    rows = [
+        ["what", "value"],
+        *([["command", record["command"]]] if "command" in record else []),
+        *([["commit", record["commit"]]] if record.get("commit") else []),
+        ["CPU", f"{hardware['cpu']}, {hardware['cpus']} usable"],
+        ["its instructions", ", ".join(flag for flag in flags if _is_telling(flag))],
+        *([["GPUs", ", ".join(hardware["gpus"])]] if hardware["gpus"] else []),
+        *([name, version] for name, version in record["versions"].items()),
+        ["seed", str(record["workload"]["seed"])],
+    ]
+    return Section("Conditions", [Table(rows)])
+
+
+def _is_telling(flag: str) -> bool:
+    """Say whether a CPU flag decides how fast products are."""
+    return flag.startswith(("amx", "avx2", "avx_vnni", "avx512_", "avx512f", "i8mm", "bf16", "sve"))
