@@ -117,7 +117,13 @@ def _quality(data: Path, own: Any) -> dict[str, Any]:
     scores = {}
     for name, model in ((DENSE, own.dense), (PRUNED, own.pruned)):
         precision = timed_precision(own.engine, own.workload.engine_arguments)
-        options = EvalOptions(str(model.folder), data, engine=own.engine, precision=precision)
+        options = EvalOptions(
+            str(model.folder),
+            data,
+            engine=own.engine,
+            precision=precision,
+            seq_len=min(EvalOptions.seq_len, model.spec.max_positions),
+        )
         evaluation = evaluate(options)
         print_lines([*evaluation.lines(), ""])
         scores[name] = evaluation.to_json()

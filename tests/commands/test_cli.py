@@ -1,5 +1,6 @@
 """The command line as scripts use it: exit statuses, one-line errors, JSON on stdout, start-up."""
 
+import html
 import json
 import os
 import re
@@ -174,19 +175,32 @@ def test_verify_exits_1_and_names_the_layer_of_a_tampered_weight(
 
 
 def test_bench_compare_measures_a_model_beside(
-    base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    base = Checkpoint.open(write_model(tmp_path / "llama", "llama"))
     folders = (base.folder, base.folder, "--beside", f"masked={base.folder}")
     sizes = ("--rounds", "1", "--decode-steps", "2", "--prefill-tokens", "8", "--batches", "1,3")
     files = ("--json", tmp_path / "c.json", "--plot", tmp_path / "c.png")
-    engine = ("--engine", "auto", "--", "--threads", "1")
-    status, out, _ = run(capsys, "bench", "compare", *folders, *sizes, *files, *engine)
-    assert status == 0
+    data = write_examples(tmp_path / "eval.jsonl", 40)
+    more = ("--report", tmp_path / "c.html", "--data", data)
+    engine = ("--engine", "auto", "--", "--threads", "1", "--precision", "int8")
+    status, out, err = run(capsys, "bench", "compare", *folders, *sizes, *files, *more, *engine)
+    assert status == 0, err
     assert "masked:\ndecode_batch_1 " in out
+    assert (
+        re.search(r"^prefill +dense ms +share", out, re.M) and "% of the dense model's time" in out
+    )
     record = json.loads((tmp_path / "c.json").read_text())
     assert list(record["beside"]["masked"]) == ["decode_batch_1", "decode_batch_3", "prefill"]
-    assert record["workload"]["engine_arguments"] == ["--threads", "1"]
+    assert record["workload"]["engine_arguments"] == ["--threads", "1", "--precision", "int8"]
+    assert record["quality"]["pruned"]["precision"] == "int8"
+    assert record["command"].startswith("sgate bench compare ")
     assert (tmp_path / "c.png").stat().st_size > 1000
+    page = (tmp_path / "c.html").read_text()
+    assert all(
+        sentence in html.unescape(page)
+        for sentence in record["explanation"]["sentences"]["prefill"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,6 +245,8 @@ def test_bench_measures_requests_without_a_server(
             "--beside a: given for",
         ),
         (["bench", "compare", "BASE", "BASE", "--", "--slots", "4"], "--slots cannot be set here"),
+        (["bench", "latency", "BASE", "--report", "r.pdf"], "--report r.pdf: give a file name"),
+        (["bench", "compare", "BASE", "BASE", "--data", "d.txt"], "tokenizer.json is missing"),
         (["bench", "latency", "BASE", "--output-len", "0"], "--output-len 0: must be at least 1"),
         (["bench", "throughput", "BASE", "BASE"], "a model is given twice"),
         (["bench", "latency", "BASE", "--", "--slots", "4"], "--batch-size or --max-num-seqs"),
@@ -396,6 +412,10 @@ def test_eval_measures_the_perplexity_of_text(
     records = [json.loads(run(capsys, *words, "--engine", e)[1]) for e in ("torch", "onnx")]
     values = [record["scores"]["perplexity"]["value"] for record in records]
     assert values[0] == pytest.approx(values[1], rel=1e-4) and 200 < values[0] < 800
+    record = json.loads(run(capsys, *words, "--engine", "onnx", "--precision", "int4")[1])
+    assert record["precision"] == "int4"
+    status, _, err = run(capsys, *words, "--engine", "torch", "--precision", "int4")
+    assert status == 2 and "--precision int4: engine torch computes as the folder is stored" in err
     rounded = tmp_path / "int8"
     assert run(capsys, "convert", model, "--precision", "int8", "--out", rounded)[0] == 0
     record = json.loads(run(capsys, "eval", rounded, *words[2:], "--engine", "onnx")[1])

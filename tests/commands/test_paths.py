@@ -54,9 +54,16 @@ READ = {
     ("bench", "--beside"),
     ("bench", "models"),
     ("bench", "--dataset"),
+    ("bench", "--data"),
 }
 # … and those that are written.
-FILES = {("plan", "--out"), ("inspect", "--plot"), ("bench", "--json"), ("bench", "--plot")}
+FILES = {
+    ("plan", "--out"),
+    ("inspect", "--plot"),
+    ("bench", "--json"),
+    ("bench", "--report"),
+    ("bench", "--plot"),
+}
 NEW_FOLDERS = {("train", "--out"), ("convert", "--out")}
 FOLDERS = {("demo", "--dir")}
 WRITTEN = sorted(FILES | NEW_FOLDERS | FOLDERS)
@@ -180,7 +187,8 @@ def test_trying_a_path_leaves_nothing(
     before = sorted(folder.rglob("*"))
     forbid_work(monkeypatch)
     for command, name in WRITTEN:
-        place = folder / "not" / "yet" if (command, name) not in FILES else folder / "x.png"
+        file = "x.html" if name == "--report" else "x.png"
+        place = folder / "not" / "yet" if (command, name) not in FILES else folder / file
         with pytest.raises(AssertionError, match="work has begun"):
             run(capsys, *with_value(command, name, str(place), folder))
         assert sorted(folder.rglob("*")) == before

@@ -47,7 +47,7 @@ def explain(run: ComparisonRun) -> dict[str, Any]:
             for phase, by_model in phases.items()
         },
     }
-    return record | {"sentences": list(sentences(record))}
+    return record | {"sentences": sentences(record)}
 
 
 def _sizes(spec: ModelSpec, precision: Precision) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """An explanation as tables for a terminal."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import ALL_KINDS
+from sgate_serve.bench.explain.sentences import MODELS
 from sgate_serve.bench.text_table import table_lines
 
 
 def explanation_lines(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a table for each phase, with a row for each kind of work, and the sentences."""
+    """Yield a table for each phase, with a row for each kind of work, and what follows from it."""
     for phase, by_model in record["phases"].items():
         dense, pruned = by_model[DENSE], by_model[PRUNED]
         kinds = [kind for kind in ALL_KINDS if kind in dense["kinds"] or kind in pruned["kinds"]]
@@ -17,9 +18,14 @@ def explanation_lines(record: Mapping[str, Any]) -> Iterator[str]:
         rows += [[kind, *_cells(dense, pruned, kind)] for kind in kinds]
         rows += [["all", *_times(dense["seconds"], pruned["seconds"])]]
         yield from table_lines(rows)
+        yield from _points(record["sentences"][phase])
         yield ""
     yield "times are those with the profiler on, which slows both models"
-    yield from (f"- {sentence}" for sentence in record["sentences"])
+    yield from _points(record["sentences"][MODELS])
+
+
+def _points(sentences: Iterable[str]) -> Iterator[str]:
+    return (f"- {sentence}" for sentence in sentences)
 
 
 def _cells(dense: Mapping[str, Any], pruned: Mapping[str, Any], kind: str) -> list[str]:

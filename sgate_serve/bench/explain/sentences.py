@@ -7,6 +7,8 @@ from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import HOST
 from sgate_serve.engines.work import HEAD, INDEX, PROJECTIONS, ROUNDING, UNITS
 
+# The key of the sentences that are not about one phase.
+MODELS = "models"
 # Kinds of work that removing heads and units from blocks makes smaller.
 SHRINKING = (PROJECTIONS, UNITS)
 # Shares of a phase's time below which a part is not worth a sentence.
@@ -19,11 +21,10 @@ GB, MIB = 1e9, 2**20
 Record = Mapping[str, Any]
 
 
-def sentences(record: Record) -> Iterator[str]:
-    """Yield what the record of an explanation says about each phase, and about both models."""
-    yield from _about_models(record)
-    for phase in record["phases"]:
-        yield from (f"{phase}: {text}" for text in _about_phase(record, phase))
+def sentences(record: Record) -> dict[str, list[str]]:
+    """Return what the record of an explanation says of both models, and of each phase, by name."""
+    phases = {phase: list(_about_phase(record, phase)) for phase in record["phases"]}
+    return {MODELS: list(_about_models(record)), **phases}
 
 
 def _about_models(record: Record) -> Iterator[str]:

@@ -34,7 +34,9 @@ def machine_rates(threads: int | None) -> MachineRates:
         return fastest_seconds(_call(op, x, constants, num_threads))
 
     products = {
-        "fp32": seconds("MatMul", np.float32(tokens), {"weights": np.float32(weights)}),
+        "fp32": seconds(
+            "MatMul", tokens.astype(np.float32), {"weights": weights.astype(np.float32)}
+        ),
         "int8": seconds("MatMulIntegerToFloat", tokens, integers),
     }
     return MachineRates(

@@ -33,8 +33,6 @@ from sgate_serve.engines.work import (
 NODE, SUFFIX = "Node", "_kernel_time"
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
 ATTENTION_OPS = ("GroupQueryAttention", "MultiHeadAttention")
-# Values of attention have the layer in their names (converters/to_onnx): layer.3.attended.
-LAYER = re.compile(r"layer\.(\d+)\.")
 ROLES = {*ATTENTION_ROLES, *MLP_ROLES}
 # The steps of rounding that read no constant.
 ROUNDING_OPS = ("Abs", "Div")
@@ -88,8 +86,11 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
     graph, tensors = ir.load(path).graph, _TensorWork(spec)
     found: dict[Any, Work] = {}
     for node in graph:
-        own = tensors.of_node(node)
-        found[node.name] = own or _before(node, found)
+        before = _before(node, found)
+        if node.op_type in ATTENTION_OPS:
+            found[node.name] = Work(CACHE, before.layer)
+        else:
+            found[node.name] = tensors.of_node(node) or before
     for node in graph:
         users = [found[user.name] for value in node.outputs for user, _ in value.uses()]
         if node.op_type in ROUNDING_OPS and ROUNDING in {work.kind for work in users}:
@@ -112,9 +113,7 @@ class _TensorWork:
         self._product = re.compile(rf"{layer}\.([a-z_]+)\.(\w+)$")
 
     def of_node(self, node: Any) -> Work | None:
-        """Return the work of a node that reads a tensor, or is attention itself; else None."""
-        if node.op_type in ATTENTION_OPS:
-            return Work(CACHE, _layer_of(node))
+        """Return the work of a node that reads a tensor; else None."""
         constants = (value for value in node.inputs if value is not None and value.is_initializer())
         works = [self._of_tensor(value.name) for value in constants]
         work = next((work for work in works if work is not None), None)
@@ -131,9 +130,3 @@ class _TensorWork:
             kind = INDEX if product[3] in INDEX_ROWS else kind_of(roles)
             return Work(kind, int(product[1]))
         return self._by_module.get(module_of(name))
-
-
-def _layer_of(node: Any) -> int | None:
-    """Return the layer in the name of a value of attention: `layer.3.attended`."""
-    names_of = (value.name or "" for value in node.outputs)
-    return next((int(found[1]) for found in map(LAYER.match, names_of) if found), None)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.engines.torch_profile import ModuleProfiler
+from sgate_serve.engines.module_profiler import ModuleProfiler
 from sgate_serve.engines.work import (
     CACHE,
     EMBEDDING,

@@ -34,7 +34,8 @@ def curves(chart: Curves) -> str:
     """Draw lines through labelled points; both axes begin at 0."""
     legend, top = _legend([name for name, _ in chart.lines])
     points = [point for _, line in chart.lines for point in line]
-    x_most, y_most = (_round_up(max((p[axis] for p in points), default=1)) for axis in (0, 1))
+    x_most = _round_up(max((x for x, _, _ in points), default=1))
+    y_most = _round_up(max((y for _, y, _ in points), default=1))
     left, right, bottom = 70, WIDTH - 40, top + PLOT_HEIGHT
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -45,8 +46,8 @@ def curves(chart: Curves) -> str:
         x, y = x_most * tick / TICKS, y_most * tick / TICKS
         shapes.append(_line(place(x, 0), place(x, y_most), "axis"))
         shapes.append(_line(place(0, y), place(x_most, y), "axis"))
-        shapes.append(_text(place(x, 0)[0], bottom + 16, f"{x:,.4g}", "middle", "soft"))
-        shapes.append(_text(left - 6, place(0, y)[1] + 4, f"{y:,.4g}", "end", "soft"))
+        shapes.append(_text(place(x, 0)[0], bottom + 16, f"{x:,.8g}", "middle", "soft"))
+        shapes.append(_text(left - 6, place(0, y)[1] + 4, f"{y:,.8g}", "end", "soft"))
     shapes.append(_text((left + right) / 2, bottom + 36, chart.x_title, "middle"))
     shapes.append(_text(left, top - 8, chart.y_title, "middle"))
     for index, (_, line) in enumerate(chart.lines):

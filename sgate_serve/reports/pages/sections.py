@@ -5,11 +5,16 @@ from typing import Any
 
 from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import ALL_KINDS
+from sgate_serve.bench.explain.sentences import MODELS
 from sgate_serve.reports.pages.content import Bars, Curves, Profile, Report, Section, Table
 from sgate_serve.reports.pages.requests import load, offline
 
 Record = Mapping[str, Any]
 MS, GB = 1000, 1e9
+PROFILED = (
+    "times by kind of work are those with the profiler on, which slows both models; speedups are "
+    "measured without it"
+)
 
 
 def report_of(record: Record) -> Report:
@@ -30,7 +35,7 @@ def _comparison(record: Record) -> Iterator[Section]:
     yield from _trade(record)
     if "explanation" in record:
         explanation = record["explanation"]
-        yield Section("Why", [*explanation["sentences"]])
+        yield Section("Why", [*explanation["sentences"][MODELS], PROFILED])
         yield from _attribution(explanation)
         yield from _widths(explanation["models"])
         yield _machine(explanation["machine"])
@@ -89,8 +94,8 @@ def _attribution(explanation: Record) -> Iterator[Section]:
         for place, kind in enumerate(used):
             rows.append([kind, *(f"{values[place]:.2f}" for _, values in bars)])
         title = f"Where the time of {phase} goes"
-        note = "Times are those with the profiler on, which slows both models."
-        yield Section(title, [Bars(used, bars, "ms"), Table(rows), note])
+        told = explanation["sentences"][phase]
+        yield Section(title, [Bars(used, bars, "ms"), Table(rows), *told])
 
 
 def _widths(models: Record) -> Iterator[Section]:

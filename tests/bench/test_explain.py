@@ -1,0 +1,177 @@
+"""Where time goes: pieces of every engine here, the machine's rates, and what follows in words."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgate_serve.bench.comparison import DENSE, PRUNED
+from sgate_serve.bench.explain.attribution import HOST, Attribution, attribute
+from sgate_serve.bench.explain.sentences import MODELS, sentences
+from sgate_serve.bench.ideal import decode_bytes, weight_bytes
+from sgate_serve.bench.workload import PoolingWorkload, Workload
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.table import ENGINES, import_object
+from sgate_serve.engines.work import (
+    CACHE,
+    EMBEDDING,
+    HEAD,
+    INDEX,
+    NORMS,
+    PROJECTIONS,
+    UNITS,
+    Piece,
+    Work,
+)
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS
+from tests.converters.test_to_onnx_lowered import converted, row_col_gates, write_base
+from tests.families.zoo import ZOO, build
+from tests.small_llama import dense_llama, save
+
+SMALL = Workload(
+    rounds=1, decode_steps=3, context_tokens=4, prefill_tokens=8, threads=1, batches=(1, 2)
+)
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_kinds_of_work_add_up_to_the_time_of_a_phase(tmp_path: Path, engine: str) -> None:
+    base = save(dense_llama(), tmp_path / "base")
+    found = attribute({DENSE: base, PRUNED: base}, engine, SMALL)
+    assert list(found) == ["decode_batch_1", "decode_batch_2", "prefill"]
+    for by_model in found.values():
+        assert list(by_model) == [DENSE, PRUNED]
+        for one in by_model.values():
+            assert sum(one.kinds.values()) == pytest.approx(one.seconds)
+            assert {PROJECTIONS, CACHE, UNITS, NORMS, EMBEDDING, HEAD, HOST} <= one.kinds.keys()
+            assert all({PROJECTIONS, CACHE, UNITS} <= layer.keys() for layer in one.layers)
+            inside = sum(layer[UNITS] for layer in one.layers)
+            assert inside == pytest.approx(one.kinds[UNITS])
+
+
+def test_torch_times_index_work_apart(tmp_path: Path) -> None:
+    base = write_base(tmp_path)
+    converted(base, row_col_gates(base, 0.5))
+    found = attribute({PRUNED: Checkpoint.open(tmp_path / "out")}, "torch", SMALL)
+    kinds = found["prefill"][PRUNED].kinds
+    assert {INDEX, PROJECTIONS, UNITS} <= kinds.keys()
+
+
+def test_encoders_are_explained_by_batch(tmp_path: Path) -> None:
+    build(ZOO["bert"][0], seed=0).save_pretrained(tmp_path / "base")
+    base = Checkpoint.open(tmp_path / "base")
+    workload = PoolingWorkload(rounds=1, prefill_tokens=8, threads=1, batches=(2,))
+    (found,) = attribute({DENSE: base}, "onnx", workload).values()
+    assert {PROJECTIONS, CACHE, UNITS, NORMS, EMBEDDING} <= found[DENSE].kinds.keys()
+
+
+def test_pieces_outside_of_layers_count_to_no_layer() -> None:
+    pieces = [Piece(Work(HEAD), 0, 0.25), Piece(Work(UNITS, 1), 1, 0.5)]
+    found = Attribution.of(pieces, 1.0, 2)
+    assert found.kinds == {UNITS: 0.5, HEAD: 0.25, HOST: 0.25}
+    assert found.layers == [{}, {UNITS: 0.5}]
+    assert found.per(2).kinds[UNITS] == 0.25
+
+
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_a_machine_has_rates(engine: str) -> None:
+    rates = import_object(f"{ENGINES[engine].machine_rates}")(1)
+    assert rates.read_bytes > 1e8 and rates.copied_bytes > 1e8
+    assert set(rates.products) == {"fp32", "int8" if engine == "onnx" else "bf16"}
+    assert min(rates.products.values()) > 1e9
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_bytes_of_all_kinds_are_those_of_a_decode_step(tmp_path: Path, precision: str) -> None:
+    spec = save(dense_llama(), tmp_path / "base").spec
+    found = weight_bytes(spec, PRECISIONS[precision])
+    assert sum(found.values()) == pytest.approx(decode_bytes(spec, PRECISIONS[precision]))
+    if precision == FP32:
+        units = sum(layer.mlp_units for layer in spec.layers)
+        assert found[UNITS] == 4 * 3 * spec.hidden_size * units
+        assert found[HEAD] == 4 * spec.vocab_size * spec.hidden_size
+
+
+def phase(**kinds: float) -> dict[str, Any]:
+    named = {
+        "projections": PROJECTIONS,
+        "units": UNITS,
+        "head": HEAD,
+        "index": INDEX,
+        "host": HOST,
+    }
+    return {
+        "seconds": sum(kinds.values()),
+        "kinds": {named[name]: seconds for name, seconds in kinds.items()},
+        "layers": [],
+    }
+
+
+def explanation(**changes: Any) -> dict[str, Any]:
+    """Return a record with round numbers: the MLP lost half of its weights."""
+    weights = {PROJECTIONS: 20e6, UNITS: 50e6, HEAD: 30e6, NORMS: 0.0}
+    record = {
+        "phases": {
+            "decode_batch_1": {
+                DENSE: phase(projections=0.02, units=0.05, head=0.03),
+                PRUNED: phase(projections=0.02, units=0.035, head=0.02, index=0.005, host=0.02),
+            }
+        },
+        "models": {
+            DENSE: {"weight_bytes": weights, "kv_groups": [2, 2], "mlp_widths": [64, 64]},
+            PRUNED: {
+                "weight_bytes": weights | {UNITS: 25e6},
+                "kv_groups": [2, 2],
+                "mlp_widths": [32, 33],
+            },
+        },
+        "machine": {
+            "read_bytes_per_second": 10e9,
+            "operations_per_second": {"fp32": 100e9},
+            "cache_bytes": 2**30,
+        },
+        "achieved": {
+            "decode_batch_1": {
+                DENSE: {"bytes_per_second": 5e9, "share": 0.5},
+                PRUNED: {"bytes_per_second": 2.5e9, "share": 0.25},
+            }
+        },
+    }
+    return record | changes
+
+
+def test_sentences_follow_from_the_figures() -> None:
+    found = sentences(explanation())
+    about_models, about_phase = found[MODELS], " ".join(found["decode_batch_1"])
+    assert "all 4 KV groups are kept" in about_models[0]
+    assert "72 MiB, fit the CPU's cache of 1,024 MiB" in about_models[1]
+    assert "1 of 2 MLP widths are no multiples of 32" in about_models[2]
+    # 70% of the time can shrink; the head has 30% of bytes and time.
+    assert "70% of the dense model's time" in about_phase and "at most 3.33x" in about_phase
+    assert "the head is 30% of the bytes and 30% of the time" in about_phase
+    assert "limits any speedup to 3.3x" in about_phase
+    # Half of the weights, but 70% of the time: 10 ms of 100 more than in proportion.
+    assert "MLP kept 50% of the weights and 70% of the time: 10.00 ms more" in about_phase
+    assert "10% of the pruned model's time" in about_phase
+    assert "attention projections kept 100% of the weights and 100% of the time" in about_phase
+    assert "index work costs 5%" in about_phase and "--index-price" in about_phase
+    assert "20% of the pruned model's time pass outside of its operators" in about_phase
+    assert "5.0 and 2.5 GB/s of weights, 50% dense, 25% pruned of the 10.0 GB/s" in about_phase
+
+
+def test_sentences_are_only_of_what_is_there() -> None:
+    record = explanation(machine=explanation()["machine"] | {"cache_bytes": None})
+    record["models"][PRUNED] |= {"kv_groups": [2, 1], "mlp_widths": [32, 64]}
+    record["phases"]["decode_batch_1"] = {
+        DENSE: phase(projections=0.05, units=0.05),
+        PRUNED: phase(projections=0.05, units=0.02),
+    }
+    record["achieved"]["decode_batch_1"] = {
+        name: {"operations_per_second": 50e9, "share": 0.5, "numbers": "fp32"}
+        for name in (DENSE, PRUNED)
+    }
+    found = sentences(record)
+    assert found[MODELS] == ["attention lost 1 of 4 KV groups"]
+    text = " ".join(found["decode_batch_1"])
+    assert "any factor" in text and "head" not in text and "index" not in text
+    assert "50.0 and 50.0 G operations/s" in text and "100 G operations/s" in text
+    assert "MLP kept 50% of the weights and 40% of the time" in text and "more than" not in text
