@@ -44,7 +44,7 @@ class ComparisonRun:
     pruned: Checkpoint
     engine: str
     workload: AnyWorkload
-    beside: Mapping[str, Checkpoint]
+    beside: Mapping[str, Checkpoint] = field(default_factory=dict)
     times: Times = field(default_factory=dict)
     precisions: dict[str, Precision] = field(default_factory=dict)
 

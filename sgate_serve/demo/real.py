@@ -23,6 +23,7 @@ from sgate_serve.demo.stages import (
     SERVED_FILE,
     Stage,
     compare_in,
+    page_of,
     verify_on,
     write_json,
 )
@@ -190,4 +191,5 @@ def lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
     yield "speed in int8:"
     yield from comparison_lines(report["comparison"])
     yield ""
+    yield f"where the time goes: {page_of(folder / COMPARE_FILE)}"
     yield f"report: {folder / 'report.json'}; serve it: sgate serve {folder / 'pruned'}"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from converters.convert import ConvertOptions, convert
-from sgate_serve.bench.compare import compare
+from sgate_serve.bench.compare import ComparisonRun
+from sgate_serve.bench.explain import explain
 from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
@@ -30,6 +31,7 @@ from sgate_serve.gates import GATES_FILE
 from sgate_serve.plan import PLAN_FILE
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.progress import activity
+from sgate_serve.reports.pages import write_report
 from sgate_serve.reports.plots import plot_comparison
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.run_dir import run_dir_of
@@ -188,12 +190,21 @@ class Demo:
 def compare_in(
     folder: Path, models: tuple[Path, Path], workload: Workload, record: str, plot: str
 ) -> None:
-    """Compare the dense and the pruned model on onnx; write record and plot to `folder`."""
+    """Compare the dense and the pruned model on onnx; write record, plot and page to `folder`."""
     dense, pruned = map(Checkpoint.open, models)
+    run = ComparisonRun(dense, pruned, "onnx", workload)
     with activity("comparing", is_brief=True):
-        result = compare(dense, pruned, "onnx", workload)
+        run.measure()
+    result = run.result()
     plot_comparison(result, folder / plot)
-    write_json(folder / record, result.to_json())
+    whole = result.to_json() | {"explanation": explain(run)}
+    write_report(whole, page_of(folder / record))
+    write_json(folder / record, whole)
+
+
+def page_of(record: Path) -> Path:
+    """Return the path of the page beside a comparison's record."""
+    return record.with_suffix(".html")
 
 
 def verify_on(engine: str, folder: Path) -> None:
