@@ -111,7 +111,7 @@ def _fixed(pruned: Record) -> Iterator[str]:
         yield f"rounding activations to 8 bits costs {share:.0%} of the pruned model's time"
     if (share := _share(pruned, HOST)) >= WORTH:
         yield (
-            f"{share:.0%} of the pruned model's time pass outside of its operators; that is the "
+            f"{share:.0%} of the pruned model's time passes outside of its operators, the "
             "same before and after pruning, and larger batches spread it"
         )
 
