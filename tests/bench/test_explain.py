@@ -154,7 +154,7 @@ def test_sentences_follow_from_the_figures() -> None:
     assert "10% of the pruned model's time" in about_phase
     assert "attention projections kept 100% of the weights and 100% of the time" in about_phase
     assert "index work costs 5%" in about_phase and "--index-price" in about_phase
-    assert "20% of the pruned model's time pass outside of its operators" in about_phase
+    assert "20% of the pruned model's time passes outside of its operators" in about_phase
     assert "5.0 and 2.5 GB/s of weights, 50% dense, 25% pruned of the 10.0 GB/s" in about_phase
 
 

@@ -13,7 +13,7 @@ from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, Slot
 from sgate_serve.engines.model_protocols import EngineModel
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.timed import TimedSizes, TimedSlotEngine
-from sgate_serve.engines.vllm.precision import stored_precision
+from sgate_serve.engines.vllm.precision import held_precision
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.graph_cache import cache_key, graph_precision, onnx_folder
 from sgate_serve.loaders.logits import load_logits_model, load_onnx, rounding_of
@@ -151,8 +151,8 @@ def test_a_loaded_model_names_its_engine_and_the_precision_of_its_matrices(
         found = (loaded.name, loaded.version, loaded.precision)
         assert found == (engine, versions[engine], precision)
         loaded.close()
-    assert stored_precision(int8) == Precision("int8", bits=8, outer_bits=32)
-    assert stored_precision(model) == Precision("F32", bits=32, outer_bits=32)
+    assert held_precision(int8, "float32") == Precision("int8", bits=8, outer_bits=32)
+    assert held_precision(model, "bfloat16") == Precision("BF16", bits=16, outer_bits=16)
 
 
 def test_weights_of_an_int8_folder_stay_rounded_in_floats(

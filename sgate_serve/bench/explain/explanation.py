@@ -82,7 +82,6 @@ def _achieved(
 
 
 def multiplied_in(precision: Precision, rates: MachineRates) -> str:
-    """Return the type in which the engine multiplies: 16 bits, integers, or fp32 for the rest."""
-    integer = "int8" if precision.name in ("int8", "int4") else precision.name
-    wanted = "bf16" if integer == "fp16" else integer
+    """Return the type in which the engine multiplies: integers, 16 bits if it can, else fp32."""
+    wanted = "int8" if precision.bits <= 8 else "bf16" if precision.bits == 16 else "fp32"
     return wanted if wanted in rates.products else "fp32"

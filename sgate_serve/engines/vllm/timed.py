@@ -18,7 +18,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.vllm.precision import stored_precision
+from sgate_serve.engines.vllm.precision import held_precision
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.onnx_format.precision import Precision
 
@@ -73,7 +73,9 @@ class TimedVllm:
             skip_tokenizer_init=True,
         )
         logger.info("vllm %s: starting on %s", vllm.__version__, folder)
-        return cls(start_engine(args, in_process=True), stored_precision(model))
+        engine = start_engine(args, in_process=True)
+        dtype = str(engine.model_config.dtype).removeprefix("torch.")
+        return cls(engine, held_precision(model, dtype))
 
     def decode_seconds(
         self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
