@@ -7,7 +7,7 @@ request, and so does a template that does not end.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ TEMPLATE_FILE = "chat_template.jinja"
 # Further templates by name, which are never the default.
 TEMPLATE_DIR = "additional_chat_templates"
 DEFAULT_NAME = "default"
+# Where a message ends that is to be continued; its space shows whether the template trims messages.
+# A template that shows messages twice shows it too, so it is the one of transformers.
+MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,27 @@ class ChatTemplate:
                 "tokenizer_config.json"
             ) from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the conversation as text, ending where the assistant's turn begins.
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], options: "ChatOptions | None" = None
+    ) -> str:
+        """Return the conversation as text, ending where the assistant's turn begins or goes on.
 
         The content of a message is a string or a list of `{"type": "text", "text": …}`. Raises
-        RequestError with the template's own message if it refuses the messages.
+        RequestError with the template's own message if it refuses the messages, and if it does not
+        show a last message that is to be continued.
         """
-        shown = messages if self.reads_parts else list(map(_joined, messages))
+        options = options or ChatOptions()
+        shown = list(messages if self.reads_parts else map(_joined, messages))
+        last = shown[-1] if shown else {}
+        if options.continue_final_message:
+            shown[-1] = _marked(last)
         variables = {
-            "messages": shown,
             "tools": None,
             "documents": None,
-            "add_generation_prompt": True,
             **self.special_tokens,
+            **options.chat_template_kwargs,
+            "messages": shown,
+            "add_generation_prompt": options.add_generation_prompt,
         }
         try:
             text: str = shared_worker().run(self.source, variables)["text"]
@@ -74,7 +85,54 @@ class ChatTemplate:
             raise RequestError(
                 f"the model's chat template refused the messages: {error}", param="messages"
             ) from error
-        return text
+        return _cut_at_mark(text, last) if options.continue_final_message else text
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How a conversation is rendered, by the names of transformers' `apply_chat_template`.
+
+    `continue_final_message` ends the text inside the last message instead of after it;
+    `chat_template_kwargs` are further variables of the template.
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _marked(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message whose text ends in the mark."""
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content + MARK}
+    if not content:
+        raise _not_continued()
+    *others, last = content
+    return {**message, "content": [*others, {**last, "text": last["text"] + MARK}]}
+
+
+def _cut_at_mark(text: str, message: Mapping[str, Any]) -> str:
+    """Return the text before the mark; a template that trims messages has trimmed this one too."""
+    place = text.rfind(MARK.strip())
+    if place < 0 or _last_text(message).strip() not in text:
+        raise _not_continued()
+    is_trimmed = not text.startswith(MARK, place)
+    return text[:place].rstrip() if is_trimmed else text[:place]
+
+
+def _not_continued() -> RequestError:
+    return RequestError(
+        "the model's chat template does not show the last message as it is, or it has no text, so "
+        "it cannot be continued; leave out `continue_final_message`",
+        param="continue_final_message",
+    )
+
+
+def _last_text(message: Mapping[str, Any]) -> str:
+    content = message["content"]
+    text: str = content if isinstance(content, str) else content[-1]["text"]
+    return text
 
 
 def _source(folder: Path, config: Mapping[str, Any]) -> Any:

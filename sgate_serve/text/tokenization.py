@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 
 from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.json_fields import read_json
-from sgate_serve.text.chat_template import ChatTemplate
+from sgate_serve.text.chat_template import ChatOptions, ChatTemplate
 from sgate_serve.text.detokenization import Detokenizer
 from sgate_serve.text.generation_settings import warn_unapplied
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, VOCABULARY_FILES, read_settings
@@ -136,8 +136,10 @@ class TextCodec:
         has_types = self.marks_segments and any(types)
         return EncodedTexts(tuple(whole.ids), types if has_types else None)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return a conversation as text, ending where the assistant's turn begins.
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
+    ) -> str:
+        """Return a conversation as text, by default ending where the assistant's turn begins.
 
         The template writes the special tokens. Raises RequestError if there is no chat template, or
         if it refuses the messages.
@@ -148,7 +150,7 @@ class TextCodec:
                 "chat_template.jinja into the model folder",
                 param="messages",
             )
-        return self.chat_template.render(messages)
+        return self.chat_template.render(messages, options)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of tokens, by default without special tokens."""

@@ -45,6 +45,33 @@ def test_prompt_is_the_rendered_template_with_one_start_token(client: httpx.Clie
     assert completion["choices"][0]["token_ids"] == answer["choices"][0]["token_ids"]
 
 
+def test_the_last_message_is_continued_where_the_client_asks(client: httpx.Client) -> None:
+    messages = [USER, {"role": "assistant", "content": "sat on"}]
+    wanted = {"add_generation_prompt": False, "continue_final_message": True}
+    answer = chat(client, messages=messages, max_tokens=2, **wanted)
+    text = f"{BOS}user: the cat\nassistant: sat on"
+    assert answer["usage"]["prompt_tokens"] == len(
+        TOKENIZER.encode(text, add_special_tokens=False).ids
+    )
+    body = client.post("/tokenize", json={"messages": messages, **wanted}).json()
+    assert body["tokens"] == TOKENIZER.encode(text, add_special_tokens=False).ids
+    ended = client.post("/tokenize", json={"messages": [USER], "add_generation_prompt": False})
+    text = f"{BOS}user: the cat\n"
+    assert ended.json()["tokens"] == TOKENIZER.encode(text, add_special_tokens=False).ids
+
+
+def test_template_fields_without_sense_are_refused(client: httpx.Client) -> None:
+    for fields, param in (
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": 3}, "chat_template_kwargs"),
+    ):
+        response = client.post("/v1/chat/completions", json={"messages": [USER], **fields})
+        assert refusal(response)["param"] == param
+    assert chat(client, max_tokens=1, chat_template_kwargs={"enable_thinking": False})
+
+
 def test_answer_may_fill_the_models_length_unless_limited() -> None:
     rendered = len(TOKENIZER.encode(RENDERED, add_special_tokens=False).ids)
     with serving_engine(HashEngine(VOCAB_SIZE, max_model_len=64)) as client:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sgate_serve.errors import CheckpointError, RequestError
-from sgate_serve.text.chat_template import ChatTemplate
+from sgate_serve.text.chat_template import ChatOptions, ChatTemplate
 from sgate_serve.text.tokenization import TextCodec
 from tests.text.small_tokenizers import gemma, llama, qwen2
 
@@ -140,32 +140,46 @@ def joined(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": "\n".join(part["text"] for part in message["content"])}
 
 
-def encode_chat(codec: TextCodec, messages: list[dict[str, Any]]) -> tuple[int, ...]:
-    return codec.encode(codec.render_chat(messages), add_special_tokens=False)
+# As transformers spells them; a message is continued in place of a new one.
+OPTIONS = (
+    ChatOptions(),
+    ChatOptions(add_generation_prompt=False),
+    ChatOptions(add_generation_prompt=False, continue_final_message=True),
+    ChatOptions(chat_template_kwargs={"missing": "given", "bos_token": "<other>"}),
+)
+
+
+def encode_chat(
+    codec: TextCodec, messages: list[dict[str, Any]], options: ChatOptions = OPTIONS[0]
+) -> tuple[int, ...]:
+    return codec.encode(codec.render_chat(messages, options), add_special_tokens=False)
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(messages=st.lists(MESSAGE, min_size=1, max_size=4))
-@example(messages=[{"role": "system", "content": "s"}, *TURNS])
-@example(messages=TURNS)
+@given(messages=st.lists(MESSAGE, min_size=1, max_size=4), options=st.sampled_from(OPTIONS))
+@example(messages=[{"role": "system", "content": "s"}, *TURNS], options=OPTIONS[0])
+@example(messages=TURNS, options=OPTIONS[0])
+@example(messages=[*TURNS, {"role": "assistant", "content": "so \n"}], options=OPTIONS[2])
+@example(messages=TURNS, options=OPTIONS[3])
 def test_conversations_have_transformers_tokens(
-    kind: str, folder: Path, messages: list[dict[str, Any]]
+    kind: str, folder: Path, messages: list[dict[str, Any]], options: ChatOptions
 ) -> None:
     codec, theirs = readers(kind, folder)
     reads_parts = TEMPLATES[kind][3]
     assert codec.chat_template is not None
     assert codec.chat_template.reads_parts is reads_parts
     given = messages if reads_parts else list(map(joined, messages))
+    plain = {**vars(options), **options.chat_template_kwargs}
+    del plain["chat_template_kwargs"]
     try:
-        options = {"add_generation_prompt": True, "return_dict": False}
-        expected = theirs.apply_chat_template(given, **options)
+        expected = theirs.apply_chat_template(given, **plain, return_dict=False)
     except Exception:  # of the template
-        assert messages != TURNS
-        with pytest.raises(RequestError, match="the model's chat template refused the messages"):
-            encode_chat(codec, messages)
+        assert messages != TURNS or options.continue_final_message
+        with pytest.raises(RequestError, match=r"chat template (refused|does not show)"):
+            encode_chat(codec, messages, options)
         return
-    assert list(encode_chat(codec, messages)) == expected
+    assert list(encode_chat(codec, messages, options)) == expected
 
 
 @pytest.mark.parametrize(

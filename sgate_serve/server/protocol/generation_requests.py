@@ -4,11 +4,12 @@ The field descriptions are shown at /docs and in error messages.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
+from sgate_serve.server.protocol.chat_messages import ConversationBody, Message
 from sgate_serve.server.protocol.strict_body import (
     MAX_PROMPTS,
     PROMPTS_EXPECTED,
@@ -181,25 +182,7 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
 
-class TextPart(StrictModel):
-    type: Literal["text"]
-    text: str
-
-
-class Message(StrictModel):
-    """One message, of text only; tool calls are not supported."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-    name: str | None = None
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        """The message as the client sent it, for a chat template."""
-        return self.model_dump(exclude_none=True)
-
-
-class ChatRequest(GenerationRequest):
+class ChatRequest(GenerationRequest, ConversationBody):
     """The body of /v1/chat/completions; the default limit is the model's maximum length."""
 
     messages: list[Message] = Field(

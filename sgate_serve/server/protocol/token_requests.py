@@ -5,11 +5,11 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.protocol.generation_requests import Message
+from sgate_serve.server.protocol.chat_messages import ConversationBody, Message
 from sgate_serve.server.protocol.strict_body import StrictBody, TokenIds
 
 
-class TokenizeRequest(StrictBody):
+class TokenizeRequest(ConversationBody):
     """The body of /tokenize: a prompt or a conversation."""
 
     prompt: str | None = Field(None, description="a string, or `messages` instead")

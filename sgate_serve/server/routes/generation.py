@@ -59,7 +59,7 @@ class GenerationEndpoints:
 
     async def _chat_job(self, body: ChatRequest, model: ServedModel) -> Job:
         model.check_name(body.model)
-        text = await self._service.render(body.messages, model)
+        text = await self._service.render(body.messages, body.options, model)
         return await asyncio.to_thread(chat_job, body, text, model)
 
     async def _run(

@@ -8,8 +8,9 @@ from starlette.requests import Request
 
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.prometheus import ServerMetrics
-from sgate_serve.server.protocol.generation_requests import Message
+from sgate_serve.server.protocol.chat_messages import Message
 from sgate_serve.server.served_model import ServedModel, ServedTask
+from sgate_serve.text.chat_template import ChatOptions
 
 
 class Service:
@@ -36,7 +37,9 @@ class Service:
         model.check_task(task, request.url.path)
         return model
 
-    async def render(self, messages: Sequence[Message], model: ServedModel) -> str:
+    async def render(
+        self, messages: Sequence[Message], options: ChatOptions, model: ServedModel
+    ) -> str:
         """Return a conversation as text; raise RequestError if the chat template refuses it.
 
         If cancelled, it leaves the queue of the templates.
@@ -44,4 +47,4 @@ class Service:
         codec = model.require_codec("messages")
         variables = [message.variables for message in messages]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._renderer, codec.render_chat, variables)
+        return await loop.run_in_executor(self._renderer, codec.render_chat, variables, options)

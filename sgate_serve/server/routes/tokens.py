@@ -34,7 +34,7 @@ class TokenEndpoints:
         model.check_name(body.model)
         text = body.prompt
         if text is None:
-            text = await self._service.render(body.messages or (), model)
+            text = await self._service.render(body.messages or (), body.options, model)
         return await json_answer(lambda: _tokenize(text, body, model))
 
     async def detokenize(self, body: DetokenizeRequest) -> Response:

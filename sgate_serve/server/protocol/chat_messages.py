@@ -1,0 +1,82 @@
+"""The messages of a conversation, and how the model's chat template shows them."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sgate_serve.errors import RequestError
+from sgate_serve.server.protocol.strict_body import StrictBody, StrictModel
+from sgate_serve.text.chat_template import ChatOptions
+
+# Variables that have a field of their own, or none here, and what transformers takes as arguments.
+RESERVED = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "messages",
+        "tokenize",
+        "tools",
+    }
+)
+
+
+class TextPart(StrictModel):
+    type: Literal["text"]
+    text: str
+
+
+class Message(StrictModel):
+    """One message, of text only; tool calls are not supported."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+    name: str | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The message as the client sent it, for a chat template."""
+        return self.model_dump(exclude_none=True)
+
+
+class ConversationBody(StrictBody):
+    """The fields of a body with `messages` that are for the chat template, as in vLLM."""
+
+    add_generation_prompt: bool = Field(
+        True, description="true or false; false does not begin the assistant's turn"
+    )
+    continue_final_message: bool = Field(
+        False,
+        description="true or false; true goes on with the last message, together with "
+        "`add_generation_prompt: false`",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="an object of further variables for the chat template, such as "
+        "`enable_thinking`",
+    )
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "`continue_final_message` goes on with a message, and `add_generation_prompt` "
+                "begins one; send `add_generation_prompt: false` with it",
+                param="continue_final_message",
+            )
+        reserved = sorted(RESERVED & self.chat_template_kwargs.keys())
+        if reserved:
+            raise RequestError(
+                f"`chat_template_kwargs.{reserved[0]}` is no variable of its own; leave it out, or "
+                "use the field of that name",
+                param="chat_template_kwargs",
+            )
+        return self
+
+    @property
+    def options(self) -> ChatOptions:
+        return ChatOptions(
+            self.add_generation_prompt, self.continue_final_message, self.chat_template_kwargs
+        )
