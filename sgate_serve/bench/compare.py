@@ -240,16 +240,19 @@ def order_of(models: Iterable[str]) -> tuple[str, ...]:
 
 
 def measure_rounds(
-    measures: Mapping[str, Measure], models: Mapping[str, Any], rounds: int
+    measures: Mapping[str, Measure],
+    models: Mapping[str, Any],
+    rounds: int,
+    name_shown: str = "measuring",
 ) -> Times:
     """Time every phase on every model; return phase → model → seconds, two values per round.
 
-    An unrecorded first round warms up caches, buffers and clocks.
+    An unrecorded first round warms up caches, buffers and clocks. Progress is under `name_shown`.
     """
     times: Times = {name: {model: [] for model in models} for name in measures}
     order = order_of(models)
     runs = list(product(range(rounds + 1), measures.items(), order))
-    with activity("measuring", is_brief=True):
+    with activity(name_shown, is_brief=True):
         for number, (name, measure), model in counted(runs, "run"):
             time.sleep(SETTLE_SECONDS)
             seconds = measure(models[model])
