@@ -4,8 +4,10 @@ Times add up: those of each block, which depend on its width alone, and those of
 The width of attention is its number of KV heads, that of an MLP its number of units. Pure.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -46,7 +48,7 @@ class WidthTimes:
         """Raise ValueError unless the times can be those of a block."""
         is_ascending = all(np.diff(self.widths) > 0) and all(np.diff(self.seconds) >= 0)
         if not is_ascending or not self.widths or len(self.widths) != len(self.seconds):
-            raise ValueError("widths or seconds are not ascending")
+            raise ValueError(f"seconds {self.seconds} do not rise with widths {self.widths}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,10 @@ class PhaseTimes:
         }
         for times in blocks.values():
             times.check()
-        return cls(float(value["other"]), blocks)
+        other = float(value["other"])
+        if not 0 < other < math.inf:
+            raise ValueError(f"{other} seconds outside blocks")
+        return cls(other, blocks)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ class BlockTimes:
 
     @classmethod
     def from_json(cls, value: Any) -> "BlockTimes":
-        """Read a record; raise KeyError, TypeError or ValueError for a damaged one."""
+        """Read a record; raise KeyError, TypeError, AttributeError or ValueError if damaged."""
+        datetime.fromisoformat(value["measured_at"])
         return cls(
             engine=str(value["engine"]),
             precision=str(value["precision"]),
