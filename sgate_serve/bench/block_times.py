@@ -45,9 +45,11 @@ from sgate_serve.plan.block_times import (
 )
 from sgate_serve.progress import activity, counted
 
-LARGEST_STACK = 2**29
+LARGEST_STACK = 2**29  # bytes
 # The measured shares of the dense width; 0 stands for a single unit or KV group.
 SHARES = (0.0, 0.25, 0.5, 0.75)
+# Up to this many groups or units, the shares are timed as they are.
+FEW = 16
 HALF = "half the layers"
 ROUNDS = 7
 DECODE_STEPS, CONTEXT_TOKENS, PREFILL_TOKENS = 24, 32, 128
@@ -100,9 +102,11 @@ def stacks_of(spec: ModelSpec, precision: Precision) -> dict[str, Stack]:
 def widths_of(dense: int) -> list[int]:
     """Return the widths to time below the dense one.
 
-    They are not round numbers, for which kernels are faster than for those that a mask leaves.
+    Kernels may be faster at round widths than at those that a mask leaves, so these are not round.
     """
-    return sorted({max(1, round(share * dense) - (dense > len(SHARES) ** 2)) for share in SHARES})
+    less = 1 if dense > FEW else 0
+    widths = {max(1, round(share * dense) - less) for share in SHARES}
+    return sorted(width for width in widths if width < dense)
 
 
 def narrowed(dense: LayerShape, kind: str, width: int) -> LayerShape:

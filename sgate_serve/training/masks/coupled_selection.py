@@ -17,12 +17,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite, unit_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
-from sgate_serve.training.masks.selection import (
-    TOLERANCE,
-    Ranking,
-    Selection,
-    first_reaching,
-)
+from sgate_serve.training.masks.selection import TOLERANCE, Ranking, Selection, first_reaching
 from sgate_serve.training.train_options import COUPLED
 
 Units = NDArray[np.int64]
@@ -31,10 +26,7 @@ KEPT = "every block keeps one unit and one KV group"
 
 
 def select_units(
-    spec: ModelSpec,
-    ranking: Ranking,
-    target: RemovalTarget,
-    base_fingerprint: str,
+    spec: ModelSpec, ranking: Ranking, target: RemovalTarget, base_fingerprint: str
 ) -> Selection:
     """Close the gates of lowest score until they remove the target.
 

@@ -18,12 +18,7 @@ from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.training.masks.prunable_sites import GateValues, quantiles_by_block, row_col_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
-from sgate_serve.training.masks.selection import (
-    TOLERANCE,
-    Ranking,
-    Selection,
-    first_reaching,
-)
+from sgate_serve.training.masks.selection import TOLERANCE, Ranking, Selection, first_reaching
 from sgate_serve.training.train_options import ROW_COL
 
 # No linear closes entirely: its best rows and columns stay open, this many of each.
@@ -35,10 +30,7 @@ Order = NDArray[np.int64]
 
 
 def select_rows_and_columns(
-    spec: ModelSpec,
-    ranking: Ranking,
-    target: RemovalTarget,
-    base_fingerprint: str,
+    spec: ModelSpec, ranking: Ranking, target: RemovalTarget, base_fingerprint: str
 ) -> Selection:
     """Close the gates of lowest score until they remove the target.
 
