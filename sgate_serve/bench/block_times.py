@@ -21,6 +21,7 @@ from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.bench.compare import (
     DENSE,
+    Times,
     check_fits,
     loaded,
     measure_rounds,
@@ -51,8 +52,9 @@ SHARES = (0.0, 0.25, 0.5, 0.75)
 # Up to this many groups or units, the shares are timed as they are.
 FEW = 16
 HALF = "half the layers"
-ROUNDS = 7
-DECODE_STEPS, CONTEXT_TOKENS, PREFILL_TOKENS = 24, 32, 128
+# Many rounds of short runs: what is compared should be near in time, as the machine has other work.
+ROUNDS = {DECODE: 21, PREFILL: 7, ENCODE: 7}
+DECODE_STEPS, CONTEXT_TOKENS, PREFILL_TOKENS = 8, 8, 128
 ENCODED_TEXTS, ENCODED_TOKENS = 8, 128
 # Noise must not make all that is not in a block seem to take no time.
 LEAST_OTHER = 0.01
@@ -71,7 +73,10 @@ def measure_block_times(model: Checkpoint, engine: str, precision: Precision) ->
         _written(model, stacks, engine, precision) as models,
         loaded(models, engine, workload) as timed,
     ):
-        times = measure_rounds(measures, timed, ROUNDS, "timing blocks of several widths")
+        times: Times = {}
+        for phase, measure in measures.items():
+            shown = f"timing blocks of several widths, {phase}"
+            times |= measure_rounds({phase: measure}, timed, ROUNDS[phase], shown)
     machine = hardware()
     return BlockTimes(
         engine=engine,
@@ -165,9 +170,10 @@ def _workload(spec: ModelSpec, engine: str, precision: Precision) -> AnyWorkload
     longest = spec.max_positions
     if spec.task != CAUSAL_LM:
         tokens = min(ENCODED_TOKENS, longest)
-        return PoolingWorkload(ROUNDS, tokens, batches=(ENCODED_TEXTS,), engine_arguments=arguments)
+        return PoolingWorkload(
+            prefill_tokens=tokens, batches=(ENCODED_TEXTS,), engine_arguments=arguments
+        )
     return Workload(
-        ROUNDS,
         decode_steps=min(DECODE_STEPS, longest // 2),
         context_tokens=min(CONTEXT_TOKENS, longest // 2),
         prefill_tokens=min(PREFILL_TOKENS, longest),

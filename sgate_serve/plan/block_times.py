@@ -123,12 +123,15 @@ class BlockTimes:
     def from_json(cls, value: Any) -> "BlockTimes":
         """Read a record; raise KeyError, TypeError, AttributeError or ValueError if damaged."""
         datetime.fromisoformat(value["measured_at"])
+        phases = {name: PhaseTimes.from_json(own) for name, own in value["phases"].items()}
+        if not phases:
+            raise ValueError("no phases")
         return cls(
             engine=str(value["engine"]),
             precision=str(value["precision"]),
             machine=str(value["machine"]),
             measured_at=str(value["measured_at"]),
-            phases={name: PhaseTimes.from_json(own) for name, own in value["phases"].items()},
+            phases=phases,
         )
 
 

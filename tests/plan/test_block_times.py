@@ -94,6 +94,7 @@ def test_a_record_can_be_read_again() -> None:
         (("phases", "decode", "other"), "much"),
         (("phases", "decode", "other"), 0.0),
         (("phases",), 3),
+        (("phases",), {}),
         (("measured_at",), "yesterday"),
     ],
 )

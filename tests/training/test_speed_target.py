@@ -140,7 +140,7 @@ def test_a_base_of_another_task_is_refused(options: TrainOptions, tmp_path: Path
 def test_the_command_measures_once_and_reports_speed_age_and_machine(
     options: TrainOptions, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block_times, "ROUNDS", 1)
+    monkeypatch.setattr(block_times, "ROUNDS", dict.fromkeys(block_times.ROUNDS, 1))
     measure, measured = block_times.measure_block_times, list[BlockTimes]()
 
     def measure_for_real(model: Checkpoint, engine: str, precision: Any) -> BlockTimes:
@@ -150,14 +150,8 @@ def test_the_command_measures_once_and_reports_speed_age_and_machine(
 
     monkeypatch.setattr(known_block_times, "measure_block_times", measure_for_real)
     words: list[str | Path] = [
-        "train",
-        options.base,
-        "--data",
-        options.data,
-        "--seq-len",
-        "16",
-        "--batch-size",
-        "2",
+        *("train", options.base, "--data", options.data),
+        *("--seq-len", "16", "--batch-size", "2"),
     ]
     words += ["--recovery", "none", "--target-speedup", "1.3", "--eval-blocks", "4"]
     status, out, err = run(capsys, *words, "--out", options.out)
