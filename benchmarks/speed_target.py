@@ -7,7 +7,9 @@ recovery, and their speed and the dense model's in interleaved rounds.
 """
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,27 @@ from sgate_serve.bench.known_block_times import known_block_times
 from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import hardware, library_versions
+from sgate_serve.gates import Gates
 from sgate_serve.options import option
 from sgate_serve.plan.block_times import BlockTimes
-from sgate_serve.training import TrainOptions, train
+from sgate_serve.training import TrainOptions
+from sgate_serve.training.masks.coupled_selection import cheapest_num_groups, select_units
+from sgate_serve.training.masks.importance import SCORING_BATCHES, fisher_scores
+from sgate_serve.training.masks.known_scores import known_scores
+from sgate_serve.training.masks.prunable_sites import unit_sites
+from sgate_serve.training.masks.removal_target import (
+    RemovalTarget,
+    SpeedTarget,
+    WeightTarget,
+    compile_gates,
+)
+from sgate_serve.training.masks.selection import Ranking
+from sgate_serve.training.tasks.causal_lm import CausalLMTask
+from sgate_serve.training.tasks.scores import Scores, measure
 
 BY_WEIGHTS, BY_SPEED = "weights", "speed"
+# Finds the gates of a target.
+Select = Callable[[RemovalTarget], Gates]
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,6 @@ class SpeedTargetOptions:
     targets: str = option("0.2,0.3,0.4", "fractions of the block weights, separated by commas")
     precision: str = option("int8", "precision of the onnx graphs")
     phase: str = option("decode", "phase to make faster: decode, prefill or mix")
-    refit: int = option(0, "1 refits the weights after the cut, which takes minutes")
     eval_blocks: int = option(16, "blocks of each text")
     rounds: int = option(7, "interleaved rounds of each comparison")
 
@@ -49,95 +66,104 @@ def run(options: SpeedTargetOptions) -> dict[str, Any]:
     """Prune and measure in a temporary folder; return the record."""
     model = Checkpoint.open(options.model)
     times = known_block_times(model, "onnx", options.precision)
-    with tempfile.TemporaryDirectory(prefix="sgate-speed-") as folder:
-        root = Path(folder)
-        dense = with_graph(model.folder, root / "dense", options.precision)
-        pairs = [
-            _pair(dense, times, float(target), root / target, options)
-            for target in options.targets.split(",")
-        ]
+    training = _training(options)
+    task = CausalLMTask(model, training)
+    network = task.open_model(model.folder)
+    batches = task.data.shuffled_batches(training.batch_size, SCORING_BATCHES, training.seed)
+    sites = unit_sites(model.spec)
+    compute = partial(fisher_scores, network, sites, batches)
+    scores = known_scores("fisher", sites, model, task.data, training, compute)
+
+    def select(target: RemovalTarget) -> Gates:
+        groups = cheapest_num_groups(model.spec, scores, target)
+        ranking = Ranking(scores, method="one-shot fisher scores", num_groups=groups)
+        return select_units(model.spec, ranking, target, model.fingerprint).gates
+
+    def perplexity(gates: Gates | None) -> dict[str, float]:
+        masks = {} if gates is None else gates.masks(model.spec)
+        return _perplexities(measure(task, network, "model", masks), training)
+
+    pairs = []
+    for fraction in map(float, options.targets.split(",")):
+        masks = _equally_fast(model.spec, times, fraction, select, options.phase)
+        pairs.append(
+            {
+                "target": fraction,
+                **{
+                    name: _described(model.spec, times, gates, options.phase)
+                    | {"perplexity": perplexity(gates)}
+                    for name, gates in masks.items()
+                },
+                **_speeds(model, masks, options),
+            }
+        )
     return {
         "command": command_line("speed_target", _named_only(options)),
         "options": asdict(_named_only(options)),
         "block_times": times.to_json(),
+        "dense": {"perplexity": perplexity(None)},
         "pairs": pairs,
         "hardware": hardware(),
         "versions": library_versions(),
     }
 
 
-def _pair(
-    dense: Checkpoint, times: BlockTimes, target: float, root: Path, options: SpeedTargetOptions
-) -> dict[str, Any]:
-    """Prune to a target of weights and then to its predicted speed; measure both."""
-    phase = times.phase(options.phase)
-    by_weights = _pruned(root / BY_WEIGHTS, options, target=target)
-    speedup = phase.seconds(dense.spec) / phase.seconds(by_weights["model"].spec)
-    by_speed = _pruned(
-        root / BY_SPEED,
-        options,
-        target_speedup=speedup,
-        target_precision=options.precision,
-        target_phase=options.phase,
-    )
-    models = {BY_SPEED: by_speed["model"], BY_WEIGHTS: by_weights["model"]}
-    workload = Workload(options.rounds, prefill_tokens=128, batches=(1,))
-    measured = compare(
-        dense, models[BY_SPEED], "onnx", workload, {BY_WEIGHTS: models[BY_WEIGHTS]}
-    ).to_json()
-    speeds = {
-        BY_SPEED: measured["speedups"]["onnx"],
-        BY_WEIGHTS: measured["beside"][BY_WEIGHTS],
-    }
+def _equally_fast(
+    spec: ModelSpec, times: BlockTimes, fraction: float, select: Select, phase: str
+) -> dict[str, Gates]:
+    """Return the gates of a target of weights, and those of the speed predicted for them."""
+    by_weights = select(WeightTarget(fraction))
+    reached = SpeedTarget(2, times, phase).predicted(compile_gates(spec, by_weights), spec)
+    return {BY_WEIGHTS: by_weights, BY_SPEED: select(SpeedTarget(reached, times, phase))}
+
+
+def _described(spec: ModelSpec, times: BlockTimes, gates: Gates, phase: str) -> dict[str, Any]:
+    plan = compile_gates(spec, gates)
     return {
-        "target": target,
-        "floor": measured["floor"],
-        **{
-            name: {
-                "predicted_speedup": phase.seconds(dense.spec) / phase.seconds(models[name].spec),
-                "measured": speeds[name],
-                "widths": _widths(models[name].spec),
-                **found["scores"],
-            }
-            for name, found in ((BY_SPEED, by_speed), (BY_WEIGHTS, by_weights))
-        },
+        "predicted_speedup": SpeedTarget(2, times, phase).predicted(plan, spec),
+        "removed": WeightTarget(0.5).removed(spec, gates),
+        "kv_groups": sum(len(layer.kv_heads) for layer in plan.layers),
+        "mlp_units": sum(len(layer.mlp_units) for layer in plan.layers),
     }
 
 
-def _pruned(folder: Path, options: SpeedTargetOptions, **target: Any) -> dict[str, Any]:
-    """Prune without recovery; return the converted model and its scores before and after."""
-    texts = tuple(Path(text) for text in options.text.split(","))
-    training = TrainOptions(
+def _speeds(
+    model: Checkpoint, masks: dict[str, Gates], options: SpeedTargetOptions
+) -> dict[str, Any]:
+    """Convert both masks, and time them and the dense model interleaved."""
+    with tempfile.TemporaryDirectory(prefix="sgate-speed-") as folder:
+        root, models = Path(folder), {}
+        for name, gates in masks.items():
+            replace(gates, base_digest=model.digest).write(root / f"{name}-gates")
+            convert(ConvertOptions(options.model, root / f"{name}-hf", root / f"{name}-gates"))
+            models[name] = with_graph(root / f"{name}-hf", root / name, options.precision)
+        dense = with_graph(model.folder, root / "dense", options.precision)
+        workload = Workload(options.rounds, prefill_tokens=128, batches=(1,))
+        beside = {BY_WEIGHTS: models[BY_WEIGHTS]}
+        found = compare(dense, models[BY_SPEED], "onnx", workload, beside).to_json()
+    return {
+        "measured": {BY_SPEED: found["speedups"]["onnx"], BY_WEIGHTS: found["beside"][BY_WEIGHTS]},
+        "floor": found["floor"],
+        "tokens_per_second": found["tokens_per_second"],
+        "workload": found["workload"],
+    }
+
+
+def _training(options: SpeedTargetOptions) -> TrainOptions:
+    return TrainOptions(
         base=options.model,
         data=Path(options.data),
-        out=folder / "gates",
-        eval_data=texts,
+        out=Path("unused"),
+        eval_data=tuple(Path(text) for text in options.text.split(",")),
         eval_blocks=options.eval_blocks,
         batch_size=2,
-        recovery="none",
-        no_refit=not options.refit,
-        **target,
     )
-    metrics = train(training, known_block_times).metrics
-    convert(ConvertOptions(options.model, folder / "hf", training.out))
-    scores = {texts[0].stem: metrics["scores"], **metrics["scores_elsewhere"]}
-    return {
-        "model": with_graph(folder / "hf", folder / "timed", options.precision),
-        "scores": {
-            "removed": metrics["removed"],
-            "perplexity": {
-                name: {stage: of[stage]["perplexity"]["value"] for stage in ("dense", "masked")}
-                for name, of in scores.items()
-            },
-        },
-    }
 
 
-def _widths(spec: ModelSpec) -> dict[str, int]:
-    return {
-        "kv_groups": sum(layer.num_kv_heads for layer in spec.layers),
-        "mlp_units": sum(layer.mlp_units for layer in spec.layers),
-    }
+def _perplexities(scores: Scores, training: TrainOptions) -> dict[str, float]:
+    own = training.eval_data[0].stem
+    found = {own: scores.held_out, **scores.elsewhere}
+    return {name: metrics["perplexity"].value for name, metrics in found.items()}
 
 
 def _named_only(options: SpeedTargetOptions) -> SpeedTargetOptions:
