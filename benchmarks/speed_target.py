@@ -37,6 +37,7 @@ from sgate_serve.training.masks.removal_target import (
     compile_gates,
 )
 from sgate_serve.training.masks.selection import Ranking
+from sgate_serve.training.precision import autocast
 from sgate_serve.training.tasks.causal_lm import CausalLMTask
 from sgate_serve.training.tasks.scores import Scores, measure
 
@@ -72,7 +73,8 @@ def run(options: SpeedTargetOptions) -> dict[str, Any]:
     batches = task.data.shuffled_batches(training.batch_size, SCORING_BATCHES, training.seed)
     sites = unit_sites(model.spec)
     compute = partial(fisher_scores, network, sites, batches)
-    scores = known_scores("fisher", sites, model, task.data, training, compute)
+    with autocast(training):
+        scores = known_scores("fisher", sites, model, task.data, training, compute)
 
     def select(target: RemovalTarget) -> Gates:
         groups = cheapest_num_groups(model.spec, scores, target)
@@ -81,7 +83,8 @@ def run(options: SpeedTargetOptions) -> dict[str, Any]:
 
     def perplexity(gates: Gates | None) -> dict[str, float]:
         masks = {} if gates is None else gates.masks(model.spec)
-        return _perplexities(measure(task, network, "model", masks), training)
+        with autocast(training):
+            return _perplexities(measure(task, network, "masked", masks), training)
 
     pairs = []
     for fraction in map(float, options.targets.split(",")):

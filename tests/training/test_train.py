@@ -405,7 +405,12 @@ def test_a_given_mask_is_recovered_from_its_own_weights(
 ) -> None:
     given = Gates.read(lora_run.out)
     options = replace(
-        lora_run, out=tmp_path / "again", mask=lora_run.out, method="fisher", gates=COUPLED
+        lora_run,
+        out=tmp_path / "again",
+        mask=lora_run.out,
+        target=None,
+        method="fisher",
+        gates=COUPLED,
     )
     metrics = train(options).metrics
     gates, before = Gates.read(options.out), json.loads((lora_run.out / "metrics.json").read_text())
@@ -430,7 +435,7 @@ def test_a_given_mask_without_weights_is_refitted(
     replace(Gates.read(found.out), deltas={}).write(mask)
     by_hand = replace(found, out=tmp_path / "refitted", no_refit=False)
     train(by_hand)
-    again = replace(by_hand, out=tmp_path / "again", mask=mask, target=0.3)
+    again = replace(by_hand, out=tmp_path / "again", mask=mask, target=None)
     train(again)
     wanted, deltas = (Gates.read(run.out).deltas for run in (by_hand, again))
     assert deltas.keys() == wanted.keys()
@@ -454,7 +459,7 @@ def test_a_given_mask_is_refused_before_any_work(
 ) -> None:
     dense = replace(options, method="dense", recovery="none", no_control=False, out=tmp_path / "x")
     train(dense)
-    given = replace(options, mask=dense.out, method="fisher")
+    given = replace(options, mask=dense.out, target=None, method="fisher")
     with pytest.raises(SgateError, match=message):
         train(replace(given, **changes))
     assert not run_dir_of(options.out).exists()
