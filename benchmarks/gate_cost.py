@@ -95,6 +95,7 @@ def measure(options: CostOptions, variant: str) -> tuple[float, int]:
 
 def _train(options: CostOptions, variant: str, folder: Path) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
+    from sgate_serve.training.masks.removal_target import WeightTarget
     from sgate_serve.training.methods import find_gates
     from sgate_serve.training.phases.recovery import recover
     from sgate_serve.training.phases.trainer import Phase
@@ -123,7 +124,7 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
     if variant == LORA_STEP:
         recover(model, base.spec, {}, Tuning(LORA, LORA_RANK, 0), task.data, phase)
     else:
-        find_gates(model, base, task.data, training, phase)
+        find_gates(model, base, task.data, WeightTarget(training.weight_target), training, phase)
     return int(memory_of(os.getpid())["peak_rss_bytes"] - before)
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
 from threading import Event, RLock, Thread
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ LOG_SHARE, LOG_SECONDS, LONGEST_LOG_SECONDS = 0.05, 5.0, 60.0
 TICK_SECONDS = TERMINAL_SECONDS = 0.5
 # An activity that is no news of its own leaves a line only if it took as long as this.
 BRIEF_SECONDS = 5.0
+DAY = 24 * 60 * 60
 
 _LOCK = RLock()
 
@@ -162,6 +164,12 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def age_of(time_of: str) -> str:
+    """Return how long ago a time (ISO 8601, with its zone) was, as text: "3 days ago"."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(time_of)).total_seconds()
+    return f"{seconds // DAY:.0f} days ago" if seconds > 2 * DAY else f"{duration(seconds)} ago"
 
 
 def plural(unit: str) -> str:

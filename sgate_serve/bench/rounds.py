@@ -31,8 +31,9 @@ def measure_rounds(
     models: Mapping[str, Any],
     rounds: int,
     times: Times | None = None,
+    name_shown: str = "measuring",
 ) -> Times:
-    """Time every phase on every model; return the times.
+    """Time every phase on every model; return the times. Progress is under `name_shown`.
 
     An unrecorded first round warms up caches, buffers and clocks. Values are added to `times`, if
     given, as they are measured, so that a caller who is interrupted has them.
@@ -41,7 +42,7 @@ def measure_rounds(
     times |= {name: {model: [] for model in models} for name in measures}
     order = order_of(models)
     runs = list(product(range(rounds + 1), measures.items(), order))
-    with activity("measuring", is_brief=True):
+    with activity(name_shown, is_brief=True):
         for number, (name, measure), model in counted(runs, "run"):
             time.sleep(SETTLE_SECONDS)
             seconds = measure(models[model])

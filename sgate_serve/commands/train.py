@@ -8,6 +8,7 @@ from typing import Any
 from sgate_serve.bench.text_table import table_lines
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import how_to_continue, load_plots, print_lines
+from sgate_serve.progress import age_of
 from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.training.train_options import TrainOptions, TrainResult
 
@@ -19,6 +20,7 @@ LABELS = {"dense_trained": "dense, trained as long"}
 EXAMPLES = """\
 examples:
   sgate train my-model --data text.txt --target 0.3 --steps 600 --out my-gates
+  sgate train my-model --data text.txt --target-speedup 1.4 --out my-gates
   sgate train my-model --data train.jsonl --text-column body --out my-gates --dry-run
   sgate train my-encoder --task classification --data train.csv --eval-data eval.csv \\
       --text-column sentence --label-column stars --out my-gates
@@ -36,16 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sgate_serve.bench.known_block_times import known_block_times
+    from sgate_serve.training.option_checks import check_options
     from sgate_serve.training.train import check_packages, train
 
     options = options_from(args, TrainOptions)
     check_packages()
-    options.check()
+    check_options(options)
     plots = load_plots(
         None if options.dry_run else options.out / PLOT_FILE, f"{PLOT_FILE} of train"
     )
     with how_to_continue(lambda: continuation(options)):
-        result = train(options)
+        result = train(options, known_block_times)
     # These need torch, which is installed.
     from sgate_serve.training.overview import overview_lines
     from sgate_serve.training.processes import processes
@@ -76,6 +80,8 @@ def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
         f"{result.out}: {metrics['removed']:.2%} of the block linears will be removed, "
         f"{metrics['removed_overall']:.2%} of all parameters ({metrics['method']})"
     )
+    if "speed" in metrics:
+        yield speed_line(metrics["speed"])
     yield from metric_lines(metrics["scores"], metrics["scores_elsewhere"])
     peak = metrics["peak_rss_bytes"] / 2**30
     yield f"computed in {metrics['precision']}; at most {peak:.1f} GiB of memory"
@@ -85,6 +91,15 @@ def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
     if has_base:
         yield f"the gates are for {base}, the model trained here before anything was removed"
     yield f"next: sgate convert {base} --gates {result.out} --to hf,onnx --out {result.out}-pruned"
+
+
+def speed_line(speed: Mapping[str, Any]) -> str:
+    """Return the predicted speedup, and where and when the times behind it were measured."""
+    return (
+        f"predicted to be {speed['predicted_speedup']:.2f} times as fast in {speed['phase']} on "
+        f"{speed['engine']} in {speed['precision']}, by block times measured "
+        f"{age_of(speed['measured_at'])} on {speed['machine']}"
+    )
 
 
 def metric_lines(

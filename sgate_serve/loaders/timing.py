@@ -22,6 +22,8 @@ from sgate_serve.engines.timed import (
 )
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.serving import check_generative, load_pooling_engine, load_slot_engine
+from sgate_serve.onnx_format.names import ONNX_DIR
+from sgate_serve.onnx_format.precision import Precision
 from sgate_serve.options import flag_of
 
 # Options of slot engines that a workload dictates → the flags that do so, or the reason.
@@ -117,3 +119,16 @@ def _threads(name: str, given: int | None, sizes: TimedSizes) -> int | None:
             f"({given}); give it once"
         )
     return given if sizes.threads is None else sizes.threads
+
+
+def write_timed_graph(model: Checkpoint, precision: Precision) -> None:
+    """Write the graph of a model of random weights into its folder, to be timed.
+
+    Weights of 4 bits are rounded without regard to what they multiply, which takes no time here and
+    changes none later.
+    """
+    from converters.to_onnx.writer import build_graph, save_graph
+
+    folder = model.folder / ONNX_DIR
+    folder.mkdir()
+    save_graph(build_graph(model, precision), folder)

@@ -7,7 +7,7 @@ with its checkpoints in the run folder (`run_dir`):
 2. control (`phases.control`): the dense model, trained as long as the recovery, for comparison.
 3. gates (`phases.gates`): trains gates under a budget, if `--method` asks for it.
    `methods` chooses the method, `granularities` what a gate controls; `gates` holds trained gates,
-   `masks` one-shot scores and the selection that ends every method.
+   `masks` one-shot scores, targets, and the selection that ends every method.
 4. recovery (`phases.recovery`): tunes the model under its final mask (`phases.tuning`).
 
 `phases.lean_steps` makes their steps cheaper, in the `precision` of the run, and `deltas` reads out

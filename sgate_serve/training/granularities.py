@@ -19,6 +19,7 @@ from sgate_serve.training.masks.prunable_sites import (
     row_col_sites,
     unit_sites,
 )
+from sgate_serve.training.masks.removal_target import RemovalTarget
 from sgate_serve.training.masks.row_col_selection import select_rows_and_columns
 from sgate_serve.training.masks.selection import Ranking, Selection
 from sgate_serve.training.train_options import COUPLED, ROW_COL, TrainOptions
@@ -29,11 +30,11 @@ class Granularity:
     """The functions that make up one granularity."""
 
     sites: Callable[[ModelSpec], tuple[PrunableSite, ...]]
-    initialize: Callable[[ModelSpec, GateValues, TrainOptions], GateInitialization]
+    initialize: Callable[[ModelSpec, GateValues, RemovalTarget, TrainOptions], GateInitialization]
     removal: Callable[[ModelSpec], Removal]
-    select: Callable[[ModelSpec, Ranking, float, str], Selection]
+    select: Callable[[ModelSpec, Ranking, RemovalTarget, str], Selection]
 
-    def check_reachable(self, spec: ModelSpec, target: float, gate_block: int = 1) -> None:
+    def check_reachable(self, spec: ModelSpec, target: RemovalTarget, gate_block: int = 1) -> None:
         """Raise TrainingError if no selection of these gates meets `target`; needs no scores."""
         flat = {s.gate.key: np.zeros(s.gate.num_gates, np.float32) for s in self.sites(spec)}
         self.select(spec, Ranking(flat, gate_block=gate_block), target, "")

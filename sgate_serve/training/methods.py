@@ -23,6 +23,7 @@ from sgate_serve.training.masks.given_mask import is_to_refit, load_deltas, read
 from sgate_serve.training.masks.importance import SCORING_BATCHES, fisher_scores, scores_of
 from sgate_serve.training.masks.known_scores import known_scores
 from sgate_serve.training.masks.reconstruction import calibration_batches, reconstruct
+from sgate_serve.training.masks.removal_target import RemovalTarget
 from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.phases.gates import GateTraining, train_gates
 from sgate_serve.training.phases.trainer import Phase
@@ -36,7 +37,12 @@ COMPARISON_BATCHES = 12
 
 
 def find_gates(
-    model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, gate_phase: Phase
+    model: nn.Module,
+    base: Checkpoint,
+    data: TrainingData,
+    target: RemovalTarget,
+    options: TrainOptions,
+    gate_phase: Phase,
 ) -> tuple[Gates, tuple[str, ...]]:
     """Return the gates, and the names of the tensors that changed with them.
 
@@ -46,7 +52,7 @@ def find_gates(
     if options.method == DENSE:
         return _open_gates(base, options), ()
     if options.mask is None:
-        gates, changed = _choose(model, base, data, options, gate_phase)
+        gates, changed = _choose(model, base, data, target, options, gate_phase)
         refits = options.refits
     else:
         gates = read_mask(base, options)
@@ -60,17 +66,22 @@ def find_gates(
 
 
 def _choose(
-    model: nn.Module, base: Checkpoint, data: TrainingData, options: TrainOptions, gate_phase: Phase
+    model: nn.Module,
+    base: Checkpoint,
+    data: TrainingData,
+    target: RemovalTarget,
+    options: TrainOptions,
+    gate_phase: Phase,
 ) -> tuple[Gates, tuple[str, ...]]:
     granularity, spec = GRANULARITIES[options.gates], base.spec
 
     def select(ranking: Ranking) -> Gates:
-        return granularity.select(spec, ranking, options.target, base.fingerprint).gates
+        return granularity.select(spec, ranking, target, base.fingerprint).gates
 
     batches = data.shuffled_batches(options.batch_size, SCORING_BATCHES, options.seed)
     changed: tuple[str, ...] = ()
     if options.method == GATES:
-        gates, training = _gates_to_train(model, base, data, batches, options)
+        gates, training = _gates_to_train(model, base, data, batches, target, options)
         changed = train_gates(model, spec, gates, data, training, gate_phase)
         method = f"{options.gate_relaxation} gates, augmented Lagrangian, top-k snap"
         groups = training.initial.num_groups
@@ -86,7 +97,7 @@ def _choose(
         compute = partial(scores_of, options.method, model, sites, batches, options.seed)
         scores = known_scores(options.method, sites, base, data, options, compute)
         method = f"one-shot {options.method} scores, top-k snap"
-        groups = num_groups_of(spec, scores, options)
+        groups = num_groups_of(spec, scores, target, options)
         ranking = Ranking(scores, None, options.gate_block, method, groups)
     with activity("choosing what closes", is_brief=True):
         chosen = select(ranking)
@@ -98,6 +109,7 @@ def _gates_to_train(
     base: Checkpoint,
     data: TrainingData,
     batches: Sequence[Batch],
+    target: RemovalTarget,
     options: TrainOptions,
 ) -> tuple[TrainedGates, GateTraining]:
     """Return gates initialized by their Fisher scores, and the settings of their training."""
@@ -108,7 +120,7 @@ def _gates_to_train(
     with activity("measuring kurtosis", is_brief=True):
         pressure = kurtosis_pressure(model, sites, batches) if options.kurtosis else None
     with activity("choosing where to start", is_brief=True):
-        initial = granularity.initialize(spec, scores, options)
+        initial = granularity.initialize(spec, scores, target, options)
     relaxation = RELAXATIONS[options.gate_relaxation]
     gates = TrainedGates(sites, initial.logits, granularity.removal(spec), relaxation, pressure)
     tuning = Tuning(options.gate_tuning, options.rank_for(spec.hidden_size), options.seed)

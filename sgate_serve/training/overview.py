@@ -84,6 +84,15 @@ def num_trained(spec: ModelSpec, kind: str, rank: int) -> int:
     return count
 
 
+def _target(options: TrainOptions) -> str:
+    if options.target_speedup is None:
+        return f"target {options.weight_target:.0%}"
+    return (
+        f"target {options.target_speedup:g} times the speed of {options.speed_phase} on "
+        f"{options.target_engine} in {options.target_precision}"
+    )
+
+
 def _size(shape: tuple[int, ...]) -> int:
     return shape[0] * (shape[1] if len(shape) > 1 else 1)
 
@@ -96,7 +105,7 @@ def overview_lines(values: Mapping[str, Any], options: TrainOptions) -> list[str
     elsewhere = (f", {count:,} of {name}" for name, count in examples["elsewhere"].items())
     lines = [
         f"model      {values['parameters']:,} parameters, {weights:,} of them block weights",
-        f"gates      {options.gates}: {gates or 'none'}; target {options.target:.0%}"
+        f"gates      {options.gates}: {gates or 'none'}; {_target(options)}"
         if options.mask is None
         else f"gates      of {options.mask}",
         f"data       {examples['train']:,} samples, {examples['held_out']:,} held out"

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
@@ -14,13 +15,18 @@ from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.environment import peak_rss_bytes
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates, with_added_biases
-from sgate_serve.plan import Masks
+from sgate_serve.plan import Masks, Plan
 from sgate_serve.plan.figures import Figures
 from sgate_serve.progress import activity
 from sgate_serve.training.deltas import round_to_base, stored_array
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.given_mask import read_mask
-from sgate_serve.training.masks.selection import compile_gates
+from sgate_serve.training.masks.removal_target import (
+    RemovalTarget,
+    SpeedTarget,
+    WeightTarget,
+    compile_gates,
+)
 from sgate_serve.training.methods import find_gates
 from sgate_serve.training.overview import overview
 from sgate_serve.training.phases.control import control_scores
@@ -30,11 +36,18 @@ from sgate_serve.training.phases.recovery import recover
 from sgate_serve.training.phases.trainer import Phase, log_of, speed_of
 from sgate_serve.training.phases.tuning import Tuning, untouched_tensors
 from sgate_serve.training.precision import autocast
-from sgate_serve.training.processes import processes
+from sgate_serve.training.processes import agreed, processes
 from sgate_serve.training.run_dir import check_empty, resume_run_dir, run_dir_of, start_run_dir
 from sgate_serve.training.tasks.scores import Scores, measure, scores_json
 from sgate_serve.training.tasks.training_task import TASKS, TrainingTask
-from sgate_serve.training.train_options import DENSE, GATES, NONE, TrainOptions, TrainResult
+from sgate_serve.training.train_options import (
+    DENSE,
+    GATES,
+    NONE,
+    BlockTimer,
+    TrainOptions,
+    TrainResult,
+)
 
 METRICS_FILE = "metrics.json"
 DENSE_TRAINED = "dense_trained"
@@ -45,13 +58,15 @@ KNOWN_CONTROL = (
 PHASES = ("dense", "control", "gates", "recovery")
 
 
-def run_training(options: TrainOptions) -> TrainResult:
+def run_training(options: TrainOptions, timer: BlockTimer | None = None) -> TrainResult:
     """Do the run that `options` describe; raises the errors of `sgate_serve.training.train`."""
     started = time.monotonic()
     check_empty(options.out)
     given = Checkpoint.open(options.base)
     given.check_unquantized()
     check_base(given, options)
+    target = removal_target(given, options, timer)
+    check_target(given, target, options)
     with activity("reading and tokenizing the data", is_brief=True):
         task = TASKS[options.task](given, options)
     if options.mask is not None and task.needs_head:
@@ -74,12 +89,12 @@ def run_training(options: TrainOptions) -> TrainResult:
     if options.has_control:
         control[DENSE_TRAINED], is_known = control_scores(task, base, options, digest)
         notes = [*notes, *([KNOWN_CONTROL] if is_known else [])]
-    gates, deltas, stages = _train(task, base, options)
+    gates, deltas, stages = _train(task, base, target, options)
     # The first stage is the dense model; the control comes after it.
     stages = {"dense": stages["dense"], **control, **stages}
     logs = {name: log_of(run_dir / name) for name in PHASES if (run_dir / name).exists()}
     metrics = {
-        **_removal(gates, base, deltas),
+        **_removal(gates, base, deltas, target),
         **scores_json(stages),
         **summary,
         "notes": notes,
@@ -105,22 +120,47 @@ def run_training(options: TrainOptions) -> TrainResult:
 
 
 def check_base(base: Checkpoint, options: TrainOptions) -> None:
-    """Raise TrainingError for a pruned base, or a --seq-len or --target out of its reach."""
+    """Raise TrainingError for a pruned base, or a --seq-len out of its reach."""
     if base.config.get("model_type") == SGATE_MODEL_TYPE:
         raise TrainingError(f"{base.folder} is already pruned; train on its dense base")
     if options.seq_len > base.spec.max_positions:
         raise TrainingError(
             f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"
         )
+
+
+def removal_target(
+    base: Checkpoint, options: TrainOptions, timer: BlockTimer | None
+) -> RemovalTarget:
+    """Return the target of the options; the main process measures what a speedup needs."""
+    if options.target_speedup is None:
+        return WeightTarget(options.weight_target)
+    if timer is None:
+        raise TrainingError("--target-speedup: give `train` a timer of blocks, as the CLI does")
+    if (options.task == CAUSAL_LM) != (base.spec.task == CAUSAL_LM):
+        raise TrainingError(
+            f"--target-speedup: {base.folder} is a {base.spec.head.model_class}, which is timed "
+            f"otherwise than --task {options.task}; give --target instead"
+        )
+    times = None
+    if processes().is_main_process:
+        times = timer(base, options.target_engine, options.target_precision)
+    known = agreed(times)
+    assert known is not None
+    return SpeedTarget(options.target_speedup, known, options.speed_phase)
+
+
+def check_target(base: Checkpoint, target: RemovalTarget, options: TrainOptions) -> None:
+    """Raise TrainingError for a mask that does not fit, or a target that no mask reaches."""
     if options.mask is not None:
         read_mask(base, options)
     elif options.method != DENSE:
         granularity = GRANULARITIES[options.gates]
-        granularity.check_reachable(base.spec, options.target, options.gate_block)
+        granularity.check_reachable(base.spec, target, options.gate_block)
 
 
 def _train(
-    task: TrainingTask, base: Checkpoint, options: TrainOptions
+    task: TrainingTask, base: Checkpoint, target: RemovalTarget, options: TrainOptions
 ) -> tuple[Gates, dict[str, Array], dict[str, Scores]]:
     """Return the gates, the tensors that changed, and the scores after each stage."""
     with activity("loading the model", is_brief=True):
@@ -142,7 +182,7 @@ def _train(
 
     gate_phase = settings("gates", options.gate_steps, options.gate_tuning)
     with autocast(options):
-        gates, changed = find_gates(model, base, task.data, options, gate_phase)
+        gates, changed = find_gates(model, base, task.data, target, options, gate_phase)
     masks = gates.masks(base.spec)
     if options.recovery == NONE:
         round_to_base(model, base, changed)
@@ -158,8 +198,10 @@ def _train(
     return gates, {name: stored_array(model, base, name) for name in dict.fromkeys(changed)}, stages
 
 
-def _removal(gates: Gates, base: Checkpoint, deltas: Container[str]) -> dict[str, Any]:
-    """Return the fractions that the final Plan removes; added biases reduce them."""
+def _removal(
+    gates: Gates, base: Checkpoint, deltas: Container[str], target: RemovalTarget
+) -> dict[str, Any]:
+    """Return what the final Plan removes; added biases reduce it."""
     with activity("compiling the plan", is_brief=True):
         plan = compile_gates(with_added_biases(base.spec, deltas), gates)
     figures = Figures.of(plan, base.spec)
@@ -169,4 +211,15 @@ def _removal(gates: Gates, base: Checkpoint, deltas: Container[str]) -> dict[str
         "removed": figures.removed,
         "removed_overall": figures.overall,
         **{f"removed_{name}": getattr(figures, name) for name in counted},
+        **({"speed": _speed(target, plan, base)} if isinstance(target, SpeedTarget) else {}),
+    }
+
+
+def _speed(target: SpeedTarget, plan: Plan, base: Checkpoint) -> dict[str, Any]:
+    """Return the predicted speedup of a plan, and what the times behind it hold for."""
+    return {
+        "target_speedup": target.speedup,
+        "predicted_speedup": target.predicted(plan, base.spec),
+        "phase": target.phase,
+        **target.times.conditions(),
     }

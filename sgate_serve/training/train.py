@@ -3,7 +3,8 @@
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import TrainingError, did_you_mean
 from sgate_serve.progress import activity
-from sgate_serve.training.train_options import TrainOptions, TrainResult
+from sgate_serve.training.option_checks import check_options
+from sgate_serve.training.train_options import BlockTimer, TrainOptions, TrainResult
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
 
@@ -25,20 +26,21 @@ def check_logger(name: str) -> None:
         )
 
 
-def train(options: TrainOptions) -> TrainResult:
+def train(options: TrainOptions, timer: BlockTimer | None = None) -> TrainResult:
     """Find gates for the base, recover, and write the gates folder `options.out`.
 
+    `timer` finds the block times for a target speedup; sgate_serve.bench.known_block_times has one.
     With `dry_run` nothing is written, and the metrics are an overview of the run. Raises
     TrainingError for missing packages, bad options or data, an `out` that is not empty, a target
     out of reach, a loss that is not finite, or too little memory; CheckpointError for a bad base.
     In a distributed run every process returns the same, and the main one writes.
     """
     check_packages()
-    options.check()
+    check_options(options)
     with activity("loading torch and transformers", is_brief=True):
         check_logger(options.report_to)
         from sgate_serve.training.pipeline import run_training
         from sgate_serve.training.quiet import quiet_libraries
 
     with quiet_libraries():
-        return run_training(options)
+        return run_training(options, timer)

@@ -1,15 +1,16 @@
 """The options and the result of a training run. Free of torch, as the CLI reads the fields."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.data.hub import is_dataset_name
 from sgate_serve.data.records import Columns
-from sgate_serve.errors import TrainingError, did_you_mean
-from sgate_serve.options import check_at_least, flag_of, option, required
+from sgate_serve.options import option, required
+from sgate_serve.plan.block_times import DECODE, ENCODE, MIX, PREFILL, BlockTimes
 
 COUPLED, ROW_COL = "coupled", "row-col"
 STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE = "straight-through", "gaussian", "hard-concrete"
@@ -34,7 +35,9 @@ SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "gates_with": (NONE, BIAS, LORA),
     "recovery": (LORA, BIAS, FULL, HEAD, NONE),
     "precision": (FP32, BF16),
+    "target_phase": (DECODE, PREFILL, MIX),
 }
+DEFAULT_TARGET = 0.3
 # The groups of `sgate train --help`.
 DATA, REMOVED = "data", "what is removed"
 RECOVERY, RUN = "training and recovery", "the run and its result"
@@ -42,6 +45,10 @@ RESEARCH = "for research, as the defaults do better"
 MOST_RANK = 64
 # Adam's peak learning rate for each tuning; fewer parameters need larger steps.
 LEARNING_RATES: Mapping[str, float] = {LORA: 1e-3, BIAS: 1e-2, FULL: 1e-4, HEAD: 1e-2, NONE: 1e-3}
+
+
+# Returns the times of a model's blocks on an engine, in a precision.
+BlockTimer = Callable[[Checkpoint, str, str], BlockTimes]
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,31 @@ class TrainOptions:
     out: Path = required(
         "folder to write, new or empty: gates, metrics.json and training.png", group=RUN
     )
-    target: float = option(
-        0.3,
-        "fraction to remove of the weights of attention and MLP linears, above 0 and below 1",
+    target: float | None = option(
+        None,
+        "fraction to remove of the weights of attention and MLP linears, above 0 and below 1 "
+        f"(default: {DEFAULT_TARGET})",
+        group=REMOVED,
+    )
+    target_speedup: float | None = option(
+        None,
+        "instead of --target: remove what makes the model this many times as fast on this machine, "
+        "such as 1.4, by the times of its blocks, which are measured once",
+        group=REMOVED,
+    )
+    target_engine: str = option(
+        "onnx", "engine of the --target-speedup: onnx or torch", group=REMOVED
+    )
+    target_precision: str = option(
+        "int8",
+        "precision in which the --target-speedup is served: int8, int4, fp16 or fp32",
+        group=REMOVED,
+    )
+    target_phase: str | None = option(
+        None,
+        "what becomes faster by the --target-speedup: decode (at batch 1), prefill (of 128 "
+        "tokens), or a mix of such a prefill and 128 decode steps (default: decode; a classifier "
+        "has one phase)",
         group=REMOVED,
     )
     eval_data: tuple[Path, ...] = option(
@@ -189,117 +218,20 @@ class TrainOptions:
         False, "weigh the pressure on row-col gates by kurtosis, as the papers do", group=RESEARCH
     )
 
-    def check(self) -> None:
-        """Raise TrainingError for a bad value, or an option without effect."""
-        for name, supported in SUPPORTED.items():
-            value = getattr(self, name)
-            if value not in supported and value != self._default_of(name):
-                raise TrainingError(
-                    f"{flag_of(name)} {value}: this release supports {', '.join(supported)}"
-                    f"{did_you_mean(str(value), supported)}"
-                )
-        self._check_ranges()
-        self._check_together()
-
-    def _check_ranges(self) -> None:
-        if not 0 < self.target < 1:
-            raise TrainingError(
-                f"--target {self.target}: give the fraction of block weights to remove, above 0 "
-                f"and below 1{_meant(self.target)}"
-            )
-        if not 0 < self.gate_share < 1:
-            raise TrainingError(
-                f"--gate-share {self.gate_share}: must lie between 0 and 1{_meant(self.gate_share)}"
-            )
-        if not 0 <= self.distill <= 1:
-            raise TrainingError(
-                f"--distill {self.distill}: must lie between 0 and 1{_meant(self.distill)}"
-            )
-        for name, least in (("steps", 2), ("seq_len", 2), ("dense_steps", 0)):
-            check_at_least(name, getattr(self, name), least, TrainingError)
-        if self.lora_rank is not None:
-            check_at_least("lora_rank", self.lora_rank, 1, TrainingError)
-        for name in ("batch_size", "gate_block", "gradient_accumulation"):
-            check_at_least(name, getattr(self, name), 1, TrainingError)
-        for name in ("eval_blocks", "save_steps"):
-            check_at_least(name, getattr(self, name), 1, TrainingError)
-        for name in ("gate_learning_rate", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise TrainingError(f"{flag_of(name)} {value}: must be positive")
-
-    def _check_together(self) -> None:
-        """Raise TrainingError for an option that another one makes ineffective."""
-        if self.method != GATES:
-            for name in ("relaxation", "gates_with", "kurtosis"):
-                if getattr(self, name) != self._default_of(name):
-                    raise TrainingError(
-                        f"{flag_of(name)} is for trained gates: add --method gates, or drop it"
-                    )
-        if self.balance == JOINT and not self._has_costs:
-            raise TrainingError(
-                "--balance joint compares Fisher scores of coupled gates: use --method fisher or "
-                "gates, or drop it"
-            )
-        if self.task == CAUSAL_LM and self.recovery == HEAD:
-            raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
-        if self.no_control and self.method == DENSE:
-            raise TrainingError("--no-control: --method dense is its own control; drop one of them")
-        if self.no_control and self.recovery == NONE:
-            raise TrainingError("--no-control: without recovery there is no control; drop it")
-        self._check_mask()
-        self._check_granularity()
-        self._check_eval_data()
-        self._check_columns()
-
-    def _check_mask(self) -> None:
-        """Raise TrainingError for an option that a given mask makes ineffective."""
-        for name in ("target", "method", "gates", "balance", "gate_block", "dense_steps"):
-            if self.mask is not None and getattr(self, name) != self._default_of(name):
-                raise TrainingError(
-                    f"{flag_of(name)} has no effect on a given mask: drop it, or --mask"
-                )
-
-    def _check_granularity(self) -> None:
-        """Raise TrainingError for an option of the other granularity."""
-        if self.gates != ROW_COL and self.kurtosis:
-            raise TrainingError("--kurtosis is for row-col gates: add --gates row-col, or drop it")
-        for name in ("gate_block", "no_refit"):
-            if self.gates == ROW_COL and getattr(self, name) != self._default_of(name):
-                raise TrainingError(
-                    f"{flag_of(name)} is for coupled gates: drop it, or drop --gates row-col"
-                )
-
-    def _check_eval_data(self) -> None:
-        """Raise TrainingError for data to measure elsewhere whose names are the same."""
-        named: dict[str, Path] = {}
-        for path in self.eval_data[1:]:
-            other = named.setdefault(path.stem, path)
-            if other is not path:
-                raise TrainingError(
-                    f"--eval-data {other} and {path} would both be reported as {path.stem}; rename "
-                    "or drop one"
-                )
-
-    def _check_columns(self) -> None:
-        """Raise TrainingError for a column that the task or the files do not have."""
-        if self.task == CAUSAL_LM:
-            for name in ("text_pair_column", "label_column"):
-                if getattr(self, name) != self._default_of(name):
-                    raise TrainingError(
-                        f"{flag_of(name)} is for --task {CLASSIFICATION}: text alone trains a "
-                        "causal LM"
-                    )
-        is_text = all(path.suffix == ".txt" for path in (self.data, *self.eval_data))
-        if is_text and self.text_column != self._default_of("text_column"):
-            raise TrainingError("--text-column is for .jsonl, .csv and datasets; .txt has none")
-
-    def _default_of(self, name: str) -> Any:
-        return type(self).__dataclass_fields__[name].default
+    @property
+    def has_costs(self) -> bool:
+        """Say whether scores estimate costs that add up and compare across kinds of block."""
+        return self.gates == COUPLED and self.method in (FISHER, GATES)
 
     @property
-    def _has_costs(self) -> bool:
-        return self.gates == COUPLED and self.method in (FISHER, GATES)
+    def weight_target(self) -> float:
+        """The fraction of the block weights to remove, unless seconds are the target."""
+        return DEFAULT_TARGET if self.target is None else self.target
+
+    @property
+    def speed_phase(self) -> str:
+        """The phase that --target-speedup is about."""
+        return self.target_phase or (DECODE if self.task == CAUSAL_LM else ENCODE)
 
     @property
     def refits(self) -> bool:
@@ -309,7 +241,7 @@ class TrainOptions:
     @property
     def is_joint(self) -> bool:
         """Say whether scores decide how much of the target attention takes."""
-        return self.balance == JOINT or (self.balance is None and self._has_costs)
+        return self.balance == JOINT or (self.balance is None and self.has_costs)
 
     @property
     def gate_relaxation(self) -> str:
@@ -382,8 +314,3 @@ def _json_of(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_json_of(each) for each in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _meant(value: float) -> str:
-    """Return a question about the fraction that a percentage was meant to be."""
-    return f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""

@@ -41,7 +41,7 @@ def test_gates_train_convert_and_verify(
         no_control=True,
     )
     result = train(options)
-    assert abs(result.metrics["removed"] - options.target) <= 0.01
+    assert abs(result.metrics["removed"] - options.weight_target) <= 0.01
     convert(ConvertOptions(options.base, tmp_path / "out", options.out))
     verified = verify(VerifyOptions(options.base, str(tmp_path / "out"), options.out, "torch"))
     assert verified.passed and verified.tensors_equal, verified.difference

@@ -20,7 +20,8 @@ from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.gates.relaxations import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
-from sgate_serve.training.masks.selection import TOLERANCE, compile_gates
+from sgate_serve.training.masks.removal_target import compile_gates
+from sgate_serve.training.masks.selection import TOLERANCE
 from sgate_serve.training.phases.trainer import PartlyFrozen
 from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.training.tasks.causal_lm import load_frozen, read_data
@@ -127,7 +128,7 @@ def check_promises(options: TrainOptions) -> dict[str, Any]:
     assert not {value for value in values if 0 < value < NOISE}
     spec = gates.spec(base.spec)
     plan = compile_gates(spec, gates)
-    assert abs(removed(plan, spec) - options.target) <= 0.01
+    assert abs(removed(plan, spec) - options.weight_target) <= 0.01
     metrics: dict[str, Any] = json.loads((options.out / "metrics.json").read_text())
     assert metrics["removed"] == pytest.approx(removed(plan, spec))
     assert metrics["removed_overall"] == pytest.approx(Figures.of(plan, base.spec).overall)
@@ -172,7 +173,7 @@ def test_trained_gates_convert_to_a_model_that_equals_them(lora_run: TrainOption
     out = lora_run.out.with_name("pruned")
     plan = convert(ConvertOptions(lora_run.base, out, lora_run.out))
     spec = Checkpoint.open(lora_run.base).spec
-    assert removed(plan, spec) >= lora_run.target - TOLERANCE
+    assert removed(plan, spec) >= lora_run.weight_target - TOLERANCE
     result = verify(VerifyOptions(lora_run.base, str(out), lora_run.out, "torch"))
     assert result.passed, list(result.lines())
 
@@ -404,7 +405,12 @@ def test_a_given_mask_is_recovered_from_its_own_weights(
 ) -> None:
     given = Gates.read(lora_run.out)
     options = replace(
-        lora_run, out=tmp_path / "again", mask=lora_run.out, method="fisher", gates=COUPLED
+        lora_run,
+        out=tmp_path / "again",
+        mask=lora_run.out,
+        target=None,
+        method="fisher",
+        gates=COUPLED,
     )
     metrics = train(options).metrics
     gates, before = Gates.read(options.out), json.loads((lora_run.out / "metrics.json").read_text())
@@ -429,7 +435,7 @@ def test_a_given_mask_without_weights_is_refitted(
     replace(Gates.read(found.out), deltas={}).write(mask)
     by_hand = replace(found, out=tmp_path / "refitted", no_refit=False)
     train(by_hand)
-    again = replace(by_hand, out=tmp_path / "again", mask=mask, target=0.3)
+    again = replace(by_hand, out=tmp_path / "again", mask=mask, target=None)
     train(again)
     wanted, deltas = (Gates.read(run.out).deltas for run in (by_hand, again))
     assert deltas.keys() == wanted.keys()
@@ -453,7 +459,7 @@ def test_a_given_mask_is_refused_before_any_work(
 ) -> None:
     dense = replace(options, method="dense", recovery="none", no_control=False, out=tmp_path / "x")
     train(dense)
-    given = replace(options, mask=dense.out, method="fisher")
+    given = replace(options, mask=dense.out, target=None, method="fisher")
     with pytest.raises(SgateError, match=message):
         train(replace(given, **changes))
     assert not run_dir_of(options.out).exists()

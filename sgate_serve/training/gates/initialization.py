@@ -16,6 +16,7 @@ from sgate_serve.training.masks.prunable_sites import (
     row_col_sites,
     unit_sites,
 )
+from sgate_serve.training.masks.removal_target import RemovalTarget
 from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.train_options import TrainOptions
 
@@ -35,16 +36,18 @@ class GateInitialization:
     num_groups: int | None = None
 
 
-def start_at_mask(spec: ModelSpec, scores: GateValues, options: TrainOptions) -> GateInitialization:
+def start_at_mask(
+    spec: ModelSpec, scores: GateValues, target: RemovalTarget, options: TrainOptions
+) -> GateInitialization:
     """Start at the one-shot mask of the scores, and hold the fractions that it removes.
 
     The lowest-ranked gates start closed. The distance of each gate from the threshold follows its
     rank, so training can move the gates near it in both directions. Deterministic.
     """
     relaxation = RELAXATIONS[options.gate_relaxation]
-    num_groups = num_groups_of(spec, scores, options)
+    num_groups = num_groups_of(spec, scores, target, options)
     ranking = Ranking(scores, gate_block=options.gate_block, num_groups=num_groups)
-    mask = select_units(spec, ranking, options.target, "").gates
+    mask = select_units(spec, ranking, target, "").gates
     values = {key: torch.from_numpy(value) for key, value in mask.values.items()}
     goals = dict(zip(BLOCK_KINDS, coupled_removal(spec)(values).tolist(), strict=True))
     logits = {}
@@ -61,14 +64,18 @@ def start_at_mask(spec: ModelSpec, scores: GateValues, options: TrainOptions) ->
     return GateInitialization(logits, tuple(goals.values()), 0.0, num_groups)
 
 
-def num_groups_of(spec: ModelSpec, costs: GateValues, options: TrainOptions) -> int | None:
+def num_groups_of(
+    spec: ModelSpec, costs: GateValues, target: RemovalTarget, options: TrainOptions
+) -> int | None:
     """Return how many attention groups close with a joint balance; None with an even one."""
     if not options.is_joint:
         return None
-    return cheapest_num_groups(spec, costs, options.target, options.gate_block)
+    return cheapest_num_groups(spec, costs, target, options.gate_block)
 
 
-def start_open(spec: ModelSpec, scores: GateValues, options: TrainOptions) -> GateInitialization:
+def start_open(
+    spec: ModelSpec, scores: GateValues, target: RemovalTarget, options: TrainOptions
+) -> GateInitialization:
     """Start all gates open, at samples of one normal distribution in the order of the scores.
 
     The goal rises over the first half of the steps.
@@ -81,4 +88,4 @@ def start_open(spec: ModelSpec, scores: GateValues, options: TrainOptions) -> Ga
         key: np.interp(rank, levels, np.sort(samples)).astype(np.float32)
         for key, rank in quantiles_by_block(sites, scores).items()
     }
-    return GateInitialization(logits, (options.target,) * len(BLOCK_KINDS), ramp=0.5)
+    return GateInitialization(logits, (target.fraction,) * len(BLOCK_KINDS), ramp=0.5)

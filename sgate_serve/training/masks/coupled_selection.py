@@ -2,7 +2,8 @@
 
 Attention groups are coarse, so their number is fixed first: their share of the target, or the
 number that costs least. Bisection on the MLP units, measured by the compiled Plan, then meets the
-target. Units of similar rank may close in blocks, so that widths stay multiples of the block.
+target, of weights or of seconds. Units of similar rank may close in blocks, so that widths stay
+multiples of the block.
 """
 
 from collections.abc import Sequence
@@ -15,15 +16,8 @@ from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite, unit_sites
-from sgate_serve.training.masks.selection import (
-    TOLERANCE,
-    Ranking,
-    Removed,
-    Selection,
-    first_reaching,
-    removed_by_plan,
-    unreachable,
-)
+from sgate_serve.training.masks.removal_target import RemovalTarget
+from sgate_serve.training.masks.selection import TOLERANCE, Ranking, Selection, first_reaching
 from sgate_serve.training.train_options import COUPLED
 
 Units = NDArray[np.int64]
@@ -32,13 +26,9 @@ KEPT = "every block keeps one unit and one KV group"
 
 
 def select_units(
-    spec: ModelSpec,
-    ranking: Ranking,
-    target: float,
-    base_fingerprint: str,
-    removed: Removed = removed_by_plan,
+    spec: ModelSpec, ranking: Ranking, target: RemovalTarget, base_fingerprint: str
 ) -> Selection:
-    """Close the gates of lowest score until they remove `target` of the block weights.
+    """Close the gates of lowest score until they remove the target.
 
     Every block keeps its best unit or group, so that no attention or MLP is removed as a whole.
     Raises TrainingError if no number of units comes within the tolerance.
@@ -49,41 +39,47 @@ def select_units(
     def close(units: int, groups: int) -> Selection:
         closed = [*orders[MLP][:units], *orders[ATTENTION][:groups]]
         gates = _gates(spec, ranking, closed, base_fingerprint)
-        return Selection(gates, removed(spec, gates))
+        return Selection(gates, target.removed(spec, gates))
 
     most = close(len(orders[MLP]), len(orders[ATTENTION]))
-    if most.removed < target - TOLERANCE:
-        raise unreachable(target, most, KEPT)
+    if most.removed < target.fraction - TOLERANCE:
+        raise target.unreachable(most.removed, KEPT)
     tried: list[Selection] = []
     total = sum(layer.num_kv_heads for layer in spec.layers)
-    wanted = target * total if ranking.num_groups is None else ranking.num_groups
+    wanted = target.fraction * total if ranking.num_groups is None else ranking.num_groups
     for groups in sorted(range(len(orders[ATTENTION]) + 1), key=lambda count: abs(count - wanted)):
         of_units = partial(close, groups=groups)
-        units = first_reaching(of_units, 0, len(orders[MLP]), target)
+        units = first_reaching(of_units, 0, len(orders[MLP]), target.fraction)
         tried += [of_units(count) for count in {max(units - 1, 0), units}]
-        nearest = min(tried, key=lambda selection: selection.miss(target))
-        if nearest.miss(target) <= TOLERANCE:
+        nearest = min(tried, key=lambda selection: selection.miss(target.fraction))
+        if nearest.miss(target.fraction) <= TOLERANCE:
             return nearest
-    raise unreachable(target, min(tried, key=lambda selection: selection.miss(target)), KEPT)
+    raise target.unreachable(nearest.removed, KEPT)
 
 
 def cheapest_num_groups(
-    spec: ModelSpec, costs: GateValues, target: float, gate_block: int = 1
+    spec: ModelSpec, costs: GateValues, target: RemovalTarget, gate_block: int = 1
 ) -> int:
     """Return the number of closed attention groups that meets the target at the least total cost.
 
     `costs` must estimate how much the loss rises if a gate closes, as Fisher scores do: such costs
     add up, and those of MLP units and groups are comparable.
     """
-    weights = {site.gate.key: site.unit_weights for site in unit_sites(spec)}
+    sites = {site.gate.key: site for site in unit_sites(spec)}
+    open_gates = {key: site.gate.num_gates for key, site in sites.items()}
     sums = {}
-    for kind, order in _closing_orders(unit_sites(spec), costs, gate_block).items():
-        parts = [(weights[key] * len(units), costs[key][units].sum()) for key, units in order]
-        sums[kind] = np.cumsum([(0.0, 0.0), *parts], axis=0).T
-    (unit_weights, unit_costs), (group_weights, group_costs) = sums[MLP], sums[ATTENTION]
-    # The number of MLP parts that remove the rest, which may exceed the number of all parts.
-    rest = target * spec.num_gateable - group_weights
-    needed = np.searchsorted(unit_weights, rest)
+    for kind, order in _closing_orders([*sites.values()], costs, gate_block).items():
+        parts = [(0.0, 0.0)]
+        for key, units in order:
+            before = target.size(sites[key], open_gates[key])
+            open_gates[key] -= len(units)
+            saved = before - target.size(sites[key], open_gates[key])
+            parts.append((saved, float(costs[key][units].sum())))
+        sums[kind] = np.cumsum(parts, axis=0).T
+    (unit_savings, unit_costs), (group_savings, group_costs) = sums[MLP], sums[ATTENTION]
+    # The number of MLP parts that save the rest, which may exceed the number of all parts.
+    rest = target.fraction * target.whole(spec) - group_savings
+    needed = np.searchsorted(unit_savings, rest)
     totals = group_costs + np.append(unit_costs, np.inf)[needed]
     return int(totals.argmin())
 

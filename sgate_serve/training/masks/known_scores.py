@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sgate_serve.checkpoint.cached_json import read_cached, write_cached
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.progress import activity
 from sgate_serve.training import remembered
@@ -43,13 +44,13 @@ def known_scores(
     with activity(f"scoring ({method})"):
         scores = agreed(compute())
     if file is not None:
-        remembered.write(file, {key: values.tolist() for key, values in scores.items()})
+        write_cached(file, {key: values.tolist() for key, values in scores.items()})
     return scores
 
 
 def _read(file: Path, sites: Sequence[PrunableSite]) -> GateValues | None:
     """Return the scores in a file of the cache, or None if it is missing or damaged."""
-    stored: Any = remembered.read(file)
+    stored: Any = read_cached(file)
     wanted = {site.gate.key: site.gate.num_gates for site in sites}
     if not isinstance(stored, dict) or stored.keys() != wanted.keys():
         return None

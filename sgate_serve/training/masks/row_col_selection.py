@@ -17,15 +17,8 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.training.masks.prunable_sites import GateValues, quantiles_by_block, row_col_sites
-from sgate_serve.training.masks.selection import (
-    TOLERANCE,
-    Ranking,
-    Removed,
-    Selection,
-    first_reaching,
-    removed_by_plan,
-    unreachable,
-)
+from sgate_serve.training.masks.removal_target import RemovalTarget
+from sgate_serve.training.masks.selection import TOLERANCE, Ranking, Selection, first_reaching
 from sgate_serve.training.train_options import ROW_COL
 
 # No linear closes entirely: its best rows and columns stay open, this many of each.
@@ -37,13 +30,9 @@ Order = NDArray[np.int64]
 
 
 def select_rows_and_columns(
-    spec: ModelSpec,
-    ranking: Ranking,
-    target: float,
-    base_fingerprint: str,
-    removed: Removed = removed_by_plan,
+    spec: ModelSpec, ranking: Ranking, target: RemovalTarget, base_fingerprint: str
 ) -> Selection:
-    """Close the gates of lowest score until they remove `target` of the block weights.
+    """Close the gates of lowest score until they remove the target.
 
     A gate stays open if closing it would overshoot by more than the tolerance, for example the last
     one that keeps a head alive. Raises TrainingError if no threshold comes within the tolerance.
@@ -51,18 +40,18 @@ def select_rows_and_columns(
 
     def close(order: Order, count: int) -> Selection:
         gates = _gates(spec, ranking, order[:count], base_fingerprint)
-        return Selection(gates, removed(spec, gates))
+        return Selection(gates, target.removed(spec, gates))
 
     order, done = _closing_order(spec, ranking.scores), 0
     nearest = close(order, done)
     while True:
-        count = first_reaching(partial(close, order), done, order.size, target)
+        count = first_reaching(partial(close, order), done, order.size, target.fraction)
         below, reached = close(order, count - 1), close(order, count)
-        nearest = min(nearest, below, reached, key=lambda selection: selection.miss(target))
-        if nearest.miss(target) <= TOLERANCE:
+        nearest = min(nearest, below, reached, key=lambda each: each.miss(target.fraction))
+        if nearest.miss(target.fraction) <= TOLERANCE:
             return nearest
-        if reached.removed < target:
-            raise unreachable(target, nearest, KEPT)
+        if reached.removed < target.fraction:
+            raise target.unreachable(nearest.removed, KEPT)
         order, done = np.delete(order, count - 1), count - 1
 
 

@@ -1,24 +1,15 @@
 """The selection of gates that close, so that the Plan removes the target; the others stay open.
 
-Holds the parts common to both granularities: the ranking, the measure, the search, and the error
-for a target out of reach. Pure.
+Holds the parts common to both granularities: the ranking, the result and the search. Pure.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from converters.rules import ModelFacts, compile_plan, zeros_of_masks
-from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
-from sgate_serve.plan import Plan
-from sgate_serve.plan.figures import removed
 from sgate_serve.training.masks.prunable_sites import GateValues
 
 TOLERANCE = 0.005
-
-# The fraction of the block weights that gates remove from a model.
-Removed = Callable[[ModelSpec, Gates], float]
 
 
 @dataclass(frozen=True)
@@ -39,24 +30,13 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Selection:
-    """Gates that are exactly 0 or open, and the fraction of the block weights they remove."""
+    """Gates that are exactly 0 or open, and the fraction of the target's whole they remove."""
 
     gates: Gates
     removed: float
 
     def miss(self, target: float) -> float:
         return abs(self.removed - target)
-
-
-def compile_gates(spec: ModelSpec, gates: Gates) -> Plan:
-    """Return the Plan of `gates`, with every bias taken as nonzero."""
-    zeros = zeros_of_masks(spec, gates.masks(spec), {})
-    return compile_plan(ModelFacts(spec, zeros), gates.base_fingerprint)
-
-
-def removed_by_plan(spec: ModelSpec, gates: Gates) -> float:
-    """Return the fraction that the compiled Plan of `gates` removes, which `--target` refers to."""
-    return removed(compile_gates(spec, gates), spec)
 
 
 def first_reaching(close: Callable[[int], Selection], low: int, high: int, target: float) -> int:
@@ -68,11 +48,3 @@ def first_reaching(close: Callable[[int], Selection], low: int, high: int, targe
         else:
             high = middle
     return low
-
-
-def unreachable(target: float, nearest: Selection, reason: str) -> TrainingError:
-    """Return the error for a target that no selection reaches in this model."""
-    return TrainingError(
-        f"--target {target}: the nearest that this model can reach is {nearest.removed:.3f}, "
-        f"because {reason}; use that target"
-    )

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
+from sgate_serve.checkpoint.cached_json import read_cached, write_cached
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.progress import activity
 from sgate_serve.training import remembered
@@ -30,7 +31,8 @@ CONTROLS_DIR = "controls"
 # Options that do not shape the control: what is removed and how, where files are, what costs only
 # time or memory, and what the key holds in another form. Any other option is part of the key.
 APART = (
-    *("target", "method", "mask", "gates", "balance", "gate_block", "relaxation", "gates_with"),
+    *("target", "target_speedup", "target_engine", "target_precision", "target_phase"),
+    *("method", "mask", "gates", "balance", "gate_block", "relaxation", "gates_with"),
     *("kurtosis", "gate_learning_rate", "gate_share", "base", "data", "eval_data", "out"),
     *("text_column", "text_pair_column", "label_column", "seq_len", "eval_blocks"),
     *("steps", "dense_steps", "learning_rate", "precision", "save_steps", "report_to"),
@@ -55,7 +57,7 @@ def control_scores(
     # Trainer and model refer to each other; without them there is room for the next model.
     gc.collect()
     if file is not None:
-        remembered.write(file, scores.to_json())
+        write_cached(file, scores.to_json())
     return scores, False
 
 
@@ -87,5 +89,5 @@ def _train_and_measure(task: TrainingTask, base: Checkpoint, options: TrainOptio
 def _read(file: Path) -> Scores | None:
     """Return the scores in a file of the cache, or None if it is missing or damaged."""
     with suppress(KeyError, TypeError, AttributeError):
-        return Scores.from_json(remembered.read(file))
+        return Scores.from_json(read_cached(file))
     return None

@@ -17,7 +17,7 @@ from sgate_serve.training.masks.prunable_sites import (
     row_col_sites,
     unit_sites,
 )
-from sgate_serve.training.masks.selection import compile_gates
+from sgate_serve.training.masks.removal_target import compile_gates
 from tests.families.zoo import ZOO, build
 from tests.training.masks.test_coupled_selection import spec_of
 

@@ -23,6 +23,7 @@ from sgate_serve.training.masks.prunable_sites import (
     row_col_sites,
     unit_sites,
 )
+from sgate_serve.training.masks.removal_target import WeightTarget
 from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.train_options import COUPLED, GATES, ROW_COL, TrainOptions
 from tests.training.masks.test_coupled_selection import random_scores, spec_of
@@ -33,7 +34,7 @@ def gates_of(spec: ModelSpec, granularity: str = COUPLED) -> TrainedGates:
     kind = GRANULARITIES[granularity]
     sites = kind.sites(spec)
     options = TrainOptions("base", Path("data"), Path("out"), method=GATES, gates=granularity)
-    start = kind.initialize(spec, random_scores(sites), options)
+    start = kind.initialize(spec, random_scores(sites), WeightTarget(0.3), options)
     relaxation = RELAXATIONS[options.gate_relaxation]
     return TrainedGates(sites, start.logits, kind.removal(spec), relaxation)
 
@@ -47,10 +48,10 @@ def test_coupled_gates_start_at_the_mask_of_their_scores(relaxation: str) -> Non
     spec = spec_of(8, 4, layers=6, mlp_units=64)
     sites = unit_sites(spec)
     scores = random_scores(sites)
-    options = TrainOptions("base", Path("data"), Path("out"), target=0.4, relaxation=relaxation)
-    start = start_at_mask(spec, scores, replace(options, balance="even"))
+    options = TrainOptions("base", Path("data"), Path("out"), relaxation=relaxation)
+    start = start_at_mask(spec, scores, WeightTarget(0.4), replace(options, balance="even"))
     gates = TrainedGates(sites, start.logits, coupled_removal(spec), RELAXATIONS[relaxation])
-    mask = dict(select_units(spec, Ranking(scores), 0.4, "").gates.values)
+    mask = dict(select_units(spec, Ranking(scores), WeightTarget(0.4), "").gates.values)
     for block, goal in zip(("mlp", "attention"), start.goals, strict=True):
         order = joined(sites, block, scores).argsort()
         assert (np.diff(joined(sites, block, start.logits)[order]) > 0).all()
@@ -61,7 +62,7 @@ def test_coupled_gates_start_at_the_mask_of_their_scores(relaxation: str) -> Non
         assert (closed == started).mean() > 0.95
     assert gates.removed_now().tolist() == pytest.approx(start.goals, abs=0.02)
     costs = {key: np.exp(values) for key, values in scores.items()}
-    joint = start_at_mask(spec, costs, replace(options, method=GATES))
+    joint = start_at_mask(spec, costs, WeightTarget(0.4), replace(options, method=GATES))
     assert start.num_groups is None and joint.num_groups is not None
     assert joint.goals[1] == pytest.approx(joint.num_groups / 24)
 
@@ -70,8 +71,8 @@ def test_the_papers_start_is_their_normal_distribution_in_the_order_of_the_score
     spec = spec_of(8, 4, layers=8, mlp_units=400)
     sites = row_col_sites(spec)
     scores = random_scores(sites)
-    options = TrainOptions("base", Path("data"), Path("out"), target=0.2, gates=ROW_COL)
-    start = start_open(spec, scores, options)
+    options = TrainOptions("base", Path("data"), Path("out"), gates=ROW_COL)
+    start = start_open(spec, scores, WeightTarget(0.2), options)
     logits = start.logits
     assert start.goals == (0.2, 0.2)
     for block in ("mlp", "attention"):
@@ -79,7 +80,7 @@ def test_the_papers_start_is_their_normal_distribution_in_the_order_of_the_score
         assert started.mean() == pytest.approx(1.0, abs=0.01)
         assert started.std() == pytest.approx(0.1, abs=0.01)
         assert (np.diff(started[joined(sites, block, scores).argsort()]) >= 0).all()
-    other = start_open(spec, scores, replace(options, seed=1)).logits
+    other = start_open(spec, scores, WeightTarget(0.2), replace(options, seed=1)).logits
     assert any((other[key] != logits[key]).any() for key in logits)
 
 

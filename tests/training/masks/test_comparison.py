@@ -10,6 +10,7 @@ from sgate_serve.gates import Gates
 from sgate_serve.training.masks.comparison import best_mask
 from sgate_serve.training.masks.coupled_selection import select_units
 from sgate_serve.training.masks.prunable_sites import BLOCK_KINDS, GateValues, unit_sites
+from sgate_serve.training.masks.removal_target import WeightTarget
 from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.tasks.training_data import Batch
 from tests.small_llama import dense_llama, random_tokens
@@ -25,7 +26,7 @@ BATCHES: list[Batch] = [{"input_ids": part, "labels": part} for part in (IDS[:3]
 
 
 def select(ranking: Ranking) -> Gates:
-    return select_units(SPEC, ranking, 0.4, "").gates
+    return select_units(SPEC, ranking, WeightTarget(0.4), "").gates
 
 
 def folded_loss(gates: Gates) -> float:

@@ -13,7 +13,8 @@ from sgate_serve.plan.figures import removed
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.coupled_selection import cheapest_num_groups, select_units
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite, unit_sites
-from sgate_serve.training.masks.selection import Ranking, compile_gates
+from sgate_serve.training.masks.removal_target import WeightTarget, compile_gates
+from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.train_options import COUPLED
 
 
@@ -46,7 +47,9 @@ def test_the_plan_removes_the_target_within_a_point(
     target: float, heads: int, kv_heads: int, seed: int
 ) -> None:
     spec = spec_of(heads, kv_heads)
-    selection = select_units(spec, Ranking(random_scores(unit_sites(spec), seed)), target, "base")
+    selection = select_units(
+        spec, Ranking(random_scores(unit_sites(spec), seed)), WeightTarget(target), "base"
+    )
     assert abs(removed(compile_gates(spec, selection.gates), spec) - target) <= 0.01
     for key, values in selection.gates.values.items():
         assert values.dtype == np.float32, key
@@ -56,7 +59,7 @@ def test_the_plan_removes_the_target_within_a_point(
 def test_what_goes_is_counted_in_weights_and_ranks_lowest() -> None:
     spec = spec_of(8, 4)
     scores = random_scores(unit_sites(spec))
-    selection = select_units(spec, Ranking(scores), 0.3, "base")
+    selection = select_units(spec, Ranking(scores), WeightTarget(0.3), "base")
     plan = compile_gates(spec, selection.gates)
     for layer in plan.layers:
         name = spec.family.layer_name(layer.index)
@@ -84,13 +87,13 @@ def test_the_number_of_groups_is_the_cheapest(seed: int, block: int) -> None:
 
     def cost_of(num_groups: int) -> float:
         ranking = Ranking(costs, gate_block=block, num_groups=num_groups)
-        values = select_units(spec, ranking, 0.4, "base").gates.values
+        values = select_units(spec, ranking, WeightTarget(0.4), "base").gates.values
         assert sum((values[s.gate.key] == 0).sum() for s in sites if s.block == "attention") == (
             num_groups
         )
         return float(sum(costs[key][gates == 0].sum() for key, gates in values.items()))
 
-    cheapest = cheapest_num_groups(spec, costs, 0.4, block)
+    cheapest = cheapest_num_groups(spec, costs, WeightTarget(0.4), block)
     nearby = [count for count in (cheapest - 1, cheapest + 1) if 2 <= count <= 10]
     # Bisection on the Plan may take one block more or less than the weights ask for.
     slack = 2 * block * max(costs[s.gate.key].max() for s in sites if s.block == "mlp")
@@ -106,7 +109,7 @@ def test_groups_that_cost_all_stay_and_free_ones_all_go() -> None:
             )
             for s in unit_sites(spec)
         }
-        assert cheapest_num_groups(spec, costs, 0.3) == expected
+        assert cheapest_num_groups(spec, costs, WeightTarget(0.3)) == expected
 
 
 def test_every_block_keeps_its_best_unit_and_group() -> None:
@@ -114,7 +117,7 @@ def test_every_block_keeps_its_best_unit_and_group() -> None:
     scores = random_scores(unit_sites(spec))
     worst = "model.layers.1."
     scores = {k: v - 100 if k.startswith(worst) else v for k, v in scores.items()}
-    gates = select_units(spec, Ranking(scores), 0.4, "base").gates
+    gates = select_units(spec, Ranking(scores), WeightTarget(0.4), "base").gates
     layer = compile_gates(spec, gates).layers[1]
     assert layer.mlp_units == (int(scores[f"{worst}mlp_units"].argmax()),)
     assert layer.kv_heads == (int(scores[f"{worst}kv_groups"].argmax()),)
@@ -134,10 +137,10 @@ def test_a_target_beyond_what_may_close_is_refused() -> None:
     with pytest.raises(
         TrainingError, match=r"--target 0\.95: the nearest .* reach is 0\.\d+, because"
     ):
-        GRANULARITIES[COUPLED].check_reachable(spec_of(8, 1), 0.95)
+        GRANULARITIES[COUPLED].check_reachable(spec_of(8, 1), WeightTarget(0.95))
 
 
 def test_a_target_between_coarse_units_is_refused() -> None:
     spec = replace(spec_of(2, 1, layers=1), layers=(LayerShape(2, 1, 16, 4),))
     with pytest.raises(TrainingError, match="one unit and one KV group; use that target"):
-        GRANULARITIES[COUPLED].check_reachable(spec, 0.25)
+        GRANULARITIES[COUPLED].check_reachable(spec, WeightTarget(0.25))

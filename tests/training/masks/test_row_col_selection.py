@@ -12,12 +12,17 @@ from sgate_serve.gates.keys import gate_sites
 from sgate_serve.training.gates.relaxations import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.prunable_sites import GateValues, row_col_sites
+from sgate_serve.training.masks.removal_target import (
+    WeightTarget,
+    compile_gates,
+    removed_by_plan,
+)
 from sgate_serve.training.masks.row_col_selection import (
     MIN_OPEN,
     protected_gates,
     select_rows_and_columns,
 )
-from sgate_serve.training.masks.selection import Ranking, compile_gates, removed_by_plan
+from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.train_options import ROW_COL
 from tests.training.masks.test_coupled_selection import random_scores, spec_of
 
@@ -42,7 +47,9 @@ def test_what_is_measured_is_the_target_within_a_point(
 ) -> None:
     spec = spec_of(heads, kv_heads)
     measure = naive_removed if removed is naive_removed else removed_by_plan
-    selection = select_rows_and_columns(spec, trained_of(spec), target, "base", measure)
+    selection = select_rows_and_columns(
+        spec, trained_of(spec), WeightTarget(target, measure), "base"
+    )
     assert abs(measure(spec, selection.gates) - target) <= 0.01
     assert selection.removed == measure(spec, selection.gates) > 0
     assert selection.gates.granularity == "row-col"
@@ -55,7 +62,7 @@ def test_what_is_measured_is_the_target_within_a_point(
 def test_open_gates_keep_their_read_outs() -> None:
     spec = spec_of(8, 2)
     scores = scores_of(spec)
-    values = select_rows_and_columns(spec, trained_of(spec), 0.2, "base").gates.values
+    values = select_rows_and_columns(spec, trained_of(spec), WeightTarget(0.2), "base").gates.values
     for key, logits in scores.items():
         is_open = values[key] > 0
         expected = [min(1.0, max(0.1, math.tanh(a) + 0.5)) for a in logits[is_open]]
@@ -65,7 +72,9 @@ def test_open_gates_keep_their_read_outs() -> None:
 def test_the_lowest_of_each_kind_of_block_close() -> None:
     spec = spec_of(8, 4)
     scores = scores_of(spec)
-    values = select_rows_and_columns(spec, Ranking(scores), 0.3, "base", naive_removed).gates.values
+    values = select_rows_and_columns(
+        spec, Ranking(scores), WeightTarget(0.3, naive_removed), "base"
+    ).gates.values
     stay = protected_gates(spec, scores)
     shares = []
     for block in ("mlp", "attention"):
@@ -83,7 +92,7 @@ def test_no_linear_and_no_block_closes_even_where_all_its_gates_rank_lowest() ->
     spec = spec_of(8, 4)
     worst = "model.layers.1."
     scores = {k: v - 100 if k.startswith(worst) else v for k, v in scores_of(spec).items()}
-    selection = select_rows_and_columns(spec, Ranking(scores), 0.5, "base")
+    selection = select_rows_and_columns(spec, Ranking(scores), WeightTarget(0.5), "base")
     for key, values in selection.gates.values.items():
         assert np.count_nonzero(values) >= min(MIN_OPEN, values.size), key
         if key.startswith(worst):
@@ -125,7 +134,7 @@ def test_a_gate_that_would_overshoot_stays_open() -> None:
         closed = gates.values[big][heavy] == 0
         return 0.5 * naive_removed(spec, gates) + 0.4 * bool(closed)
 
-    selection = select_rows_and_columns(spec, Ranking(scores), 0.3, "base", removed)
+    selection = select_rows_and_columns(spec, Ranking(scores), WeightTarget(0.3, removed), "base")
     assert abs(selection.removed - 0.3) <= 0.01
     assert selection.gates.values[big][heavy] > 0
     others = np.delete(np.arange(scores[big].size), heavy)
@@ -137,7 +146,7 @@ def test_a_target_beyond_what_may_close_is_refused(target: float) -> None:
     spec = spec_of(8, 1)
     message = r"nearest .* reach is 0\.\d+, because every linear keeps 4 rows and 4 columns; use"
     with pytest.raises(TrainingError, match=message):
-        GRANULARITIES[ROW_COL].check_reachable(spec, target)
+        GRANULARITIES[ROW_COL].check_reachable(spec, WeightTarget(target))
 
 
 def scores_of(spec: ModelSpec) -> GateValues:

@@ -14,6 +14,7 @@ from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.coupled_selection import select_units
 from sgate_serve.training.masks.masking import constant_sources, masked_linears
 from sgate_serve.training.masks.prunable_sites import unit_sites
+from sgate_serve.training.masks.removal_target import WeightTarget
 from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.phases.recovery import recover
 from sgate_serve.training.phases.trainer import Phase
@@ -33,9 +34,9 @@ def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path, granulari
     model = dense_llama(**WIDE).requires_grad_(False)
     spec = ModelSpec.from_config(model.config.to_dict(), "test model")
     kind = GRANULARITIES[granularity]
-    masks = kind.select(spec, Ranking(random_scores(kind.sites(spec))), 0.3, "base").gates.masks(
-        spec
-    )
+    masks = kind.select(
+        spec, Ranking(random_scores(kind.sites(spec))), WeightTarget(0.3), "base"
+    ).gates.masks(spec)
     blocks = random_tokens(12 * 8).reshape(12, 8)
     phase = Phase(
         folder=tmp_path,
@@ -79,9 +80,9 @@ def test_merged_lora_is_the_base_plus_what_was_trained(tmp_path: Path, granulari
 def test_closed_units_do_not_move(tmp_path: Path) -> None:
     model = dense_llama().requires_grad_(False)
     spec = ModelSpec.from_config(model.config.to_dict(), "test model")
-    masks = select_units(spec, Ranking(random_scores(unit_sites(spec))), 0.3, "base").gates.masks(
-        spec
-    )
+    masks = select_units(
+        spec, Ranking(random_scores(unit_sites(spec))), WeightTarget(0.3), "base"
+    ).gates.masks(spec)
     columns = masks["model.layers.0.mlp.down_proj"].columns
     assert columns is not None and not columns.all()
     ids = torch.from_numpy(random_tokens(16).reshape(2, 8))
