@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import re
 import resource
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -16,7 +18,7 @@ from sgate_serve.errors import SgateError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 CPU_INFO = Path("/proc/cpuinfo")
-CPU_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+CPU_CACHES = "/sys/devices/system/cpu/cpu{}/cache"
 # Beginnings of the names that Linux has for vector and matrix instructions, of x86 and of Arm.
 VECTOR_FLAGS = ("amx", "avx", "fma", "f16c", "asimd", "bf16", "i8mm", "sve", "sme")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
@@ -75,14 +77,16 @@ def library_versions() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """Return the commit of the clone that this package runs from; None if it is in no clone."""
-    git = Path(__file__).parents[1] / ".git"
-    try:
-        head = (git / "HEAD").read_text(encoding="utf-8").strip()
-        name = head.removeprefix("ref: ")
-        return head if name == head else (git / name).read_text(encoding="utf-8").strip()
-    except OSError:  # not a clone, or one whose references are packed
+    """Return the commit of the clone that this package runs from, marked `-dirty` if edited.
+
+    None if it is in no clone, or there is no git.
+    """
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(words, cwd=root, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def hardware() -> dict[str, Any]:
@@ -100,11 +104,12 @@ def hardware() -> dict[str, Any]:
 
 
 def cache_bytes() -> int | None:
-    """Return the size of the largest cache that the first usable CPU shares; None if unknown."""
-    sizes = [path.read_text(encoding="ascii") for path in CPU_CACHES.glob("index*/size")]
-    units = {"K": 2**10, "M": 2**20}
-    found = [int(size.strip()[:-1]) * units[size.strip()[-1]] for size in sizes]
-    return max(found, default=None)
+    """Return the size of the largest cache of the first usable CPU; None if it is not known."""
+    caches = CPU_CACHES.format(min(cpu_ids(), default=0))
+    sizes = (path.read_text(encoding="ascii") for path in Path(caches).glob("index*/size"))
+    found = (re.fullmatch(r"(\d+)([KMG])", size.strip()) for size in sizes)
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    return max((int(size[1]) * units[size[2]] for size in found if size), default=None)
 
 
 def peak_rss_bytes() -> int:

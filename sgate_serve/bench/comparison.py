@@ -110,11 +110,9 @@ def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
         f"{'phase':<16} {'speedup':>8} {'95% interval':>16} {'ideal':>7} {'efficiency':>11} "
         f"{'A/A floor':>10}"
     )
-    # Records written before this key existed have no further models.
-    beside = record.get("beside", {})
-    blocks = {PRUNED: record["speedups"][record["engine"]], **beside}
+    blocks = _blocks(record)
     for model, speedups in blocks.items():
-        if beside:
+        if len(blocks) > 1:
             yield f"{model}:"
         for name, speedup in speedups.items():
             low, high = speedup["ci"]
@@ -123,7 +121,12 @@ def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
                 f"{speedup['ideal']:>6.2f}x {speedup['efficiency']:>11.2f} "
                 f"{record['floor'][name]['ratio']:>9.2f}x"
             )
-    for model, speedups in blocks.items():
+    yield from noise_lines(record)
+
+
+def noise_lines(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each model that names the phases in which the run shows no difference."""
+    for model, speedups in _blocks(record).items():
         covered = [name for name in speedups if _is_noise(speedups[name], record["floor"][name])]
         if covered:
             yield (
@@ -131,6 +134,12 @@ def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
                 f"noise floor covers the speedup, or its interval contains 1; give more --rounds, "
                 "or measure on a machine that does nothing else"
             )
+
+
+def _blocks(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the speedups of the pruned model and of those beside it, by name."""
+    # Records written before that key existed have no further models.
+    return {PRUNED: record["speedups"][record["engine"]], **record.get("beside", {})}
 
 
 def _is_noise(speedup: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
@@ -154,10 +163,10 @@ def summarise(
         model: median_with_interval(ratios(base, round_sums(seconds[model])), seed)
         for model in ideals
     }
+    rounds = {model: round_sums(seconds[model]) for model in ideals} | {DENSE: base}
     rates = {
-        model: median_with_interval([num_tokens / value for value in values], seed)
-        for model, values in {**seconds, DENSE: [*first, *second]}.items()
-        if model != DENSE_AGAIN
+        model: median_with_interval([2 * num_tokens / both for both in sums], seed)
+        for model, sums in rounds.items()
     }
     return PhaseResult(
         speedups={model: Speedup(speedups[model], ideal) for model, ideal in ideals.items()},

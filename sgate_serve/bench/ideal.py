@@ -7,6 +7,7 @@ removing half of them gains less. Prefill is bound by arithmetic, so its ideal s
 of matmul FLOPs. Efficiency is measured over ideal speedup.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sgate_serve.architecture.family import CAUSAL_LM
@@ -42,15 +43,37 @@ def decode_bytes(spec: ModelSpec, precision: Precision) -> float:
 def weight_bytes(spec: ModelSpec, precision: Precision) -> dict[str, float]:
     """Return the bytes of weights that one decode step reads, by kind of work."""
     found = {PROJECTIONS: 0.0, UNITS: 0.0}
+    for roles, weights in _linears(spec):
+        is_finer = not set(roles).isdisjoint(precision.finer)
+        size = precision.bytes_outside if is_finer else precision.bytes_inside
+        found[kind_of(roles)] += weights * size
+    outside = _weights_outside(spec)
+    return found | {
+        HEAD: outside[HEAD] * precision.bytes_outside,
+        NORMS: outside[NORMS] * precision.float_bytes,
+    }
+
+
+def weight_counts(spec: ModelSpec) -> dict[str, int]:
+    """Return the weights that one decode step reads, by kind of work."""
+    found = {PROJECTIONS: 0, UNITS: 0}
+    for roles, weights in _linears(spec):
+        found[kind_of(roles)] += weights
+    return found | _weights_outside(spec)
+
+
+def _weights_outside(spec: ModelSpec) -> dict[str, int]:
+    """Return the weights of the head, and of norms and biases."""
+    head = _head_weights(spec)
+    return {HEAD: head, NORMS: decode_weights(spec) - spec.num_gateable - head}
+
+
+def _linears(spec: ModelSpec) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the roles of each linear inside the blocks, and the weights that it stores."""
     for layer in range(len(spec.layers)):
         for module, roles in spec.modules(layer).items():
             rows, columns = spec.module_shape(layer, module)
-            is_finer = not set(roles).isdisjoint(precision.finer)
-            size = precision.bytes_outside if is_finer else precision.bytes_inside
-            found[kind_of(roles)] += rows * columns * size
-    head = _head_weights(spec)
-    rest = decode_weights(spec) - spec.num_gateable - head
-    return found | {HEAD: head * precision.bytes_outside, NORMS: rest * precision.float_bytes}
+            yield roles, rows * columns
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:

@@ -90,16 +90,17 @@ class OfflineRun:
         seconds, workload = whole_rounds(self.times)[BATCH], self.workload
         first, *others = self.named
         again = seconds.pop(self.second_copy, [])
-        base, floor = list[float](), None
+        sums, floor = {name: round_sums(values) for name, values in seconds.items()}, None
         if others:
-            base = mean_sums(seconds[first], again)
-            floor = _over(round_sums(seconds[first]), again, workload.seed)
+            floor = _over(sums[first], round_sums(again), workload.seed)
+            sums[first] = mean_sums(seconds[first], again)
+        base = sums[first]
         is_throughput = isinstance(workload, ThroughputWorkload)
         models = {
             name: {
                 "precision": self.precisions[name],
-                **(_rates(values, workload) if is_throughput else _latencies(values)),
-                **(_over(base, values, workload.seed) if name in others else {}),
+                **(_rates(values, sums[name], workload) if is_throughput else _latencies(values)),
+                **(_over(base, sums[name], workload.seed) if name in others else {}),
             }
             for name, values in {**seconds, first: seconds[first] + again}.items()
         }
@@ -115,8 +116,13 @@ class OfflineRun:
         }
 
 
-def _rates(seconds: Sequence[float], workload: OfflineWorkload) -> dict[str, Any]:
-    """Return medians of rates with 95% intervals; tokens are counted as `vllm bench` does."""
+def _rates(
+    seconds: Sequence[float], sums: Sequence[float], workload: OfflineWorkload
+) -> dict[str, Any]:
+    """Return medians of rates with 95% intervals, from the sum of the two runs of each round.
+
+    Tokens are counted as `vllm bench` does.
+    """
     per_batch = {
         "requests_per_second": workload.num_requests,
         "output_tokens_per_second": workload.num_requests * workload.output_len,
@@ -125,7 +131,7 @@ def _rates(seconds: Sequence[float], workload: OfflineWorkload) -> dict[str, Any
     return {
         "elapsed_times": list(seconds),
         **{
-            name: asdict(median_with_interval([count / one for one in seconds], workload.seed))
+            name: asdict(median_with_interval([2 * count / both for both in sums], workload.seed))
             for name, count in per_batch.items()
         },
     }
@@ -143,8 +149,7 @@ def _latencies(seconds: Sequence[float]) -> dict[str, Any]:
 
 def _over(base: list[float], own: list[float], seed: int) -> dict[str, dict[str, float]]:
     """Return how much faster a model is, from the ratios of the rounds of `base` to its own."""
-    speedups = ratios(base, round_sums(own))
-    return {"speedup": asdict(median_with_interval(speedups, seed))}
+    return {"speedup": asdict(median_with_interval(ratios(base, own), seed))}
 
 
 def offline_lines(record: Mapping[str, Any]) -> Iterator[str]:

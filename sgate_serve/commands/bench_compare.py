@@ -78,7 +78,7 @@ def add_arguments(kinds: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.bench.compare import ComparisonRun
     from sgate_serve.bench.comparison import comparison_lines
-    from sgate_serve.bench.explain import explain, explanation_lines
+    from sgate_serve.bench.explain import check_explainable, explain, explanation_lines
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine
 
@@ -90,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
     own = ComparisonRun(dense, pruned, choose_engine(args.engine), workload, beside)
+    if args.explain or args.report is not None:
+        check_explainable(own.engine, workload)
     # First what may refuse its input.
     found = _quality(args.data, own) if args.data is not None else {}
 
@@ -111,17 +113,23 @@ def run(args: argparse.Namespace) -> int:
 def _quality(data: Path, own: Any) -> dict[str, Any]:
     """Measure and print the quality of both models in the precision that is timed."""
     from sgate_serve.bench.comparison import DENSE, PRUNED
-    from sgate_serve.loaders.timing import timed_precision
+    from sgate_serve.loaders.timing import given_options
     from sgate_serve.reports.evaluation import EvalOptions, evaluate
 
+    words, is_pooling = own.workload.engine_arguments, isinstance(own.workload, PoolingWorkload)
+    given = given_options(own.engine, words, is_pooling=is_pooling)
+    if given is None:
+        raise EngineError(
+            f"--data: engine {own.engine} is timed in another precision than quality is measured "
+            "in; give --engine onnx or torch, or leave it out and use `sgate eval`"
+        )
     scores = {}
     for name, model in ((DENSE, own.dense), (PRUNED, own.pruned)):
-        precision = timed_precision(own.engine, own.workload.engine_arguments)
         options = EvalOptions(
             str(model.folder),
             data,
             engine=own.engine,
-            precision=precision,
+            precision=getattr(given, "precision", None),
             seq_len=min(EvalOptions.seq_len, model.spec.max_positions),
         )
         evaluation = evaluate(options)

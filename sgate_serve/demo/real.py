@@ -191,5 +191,7 @@ def lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
     yield "speed in int8:"
     yield from comparison_lines(report["comparison"])
     yield ""
-    yield f"where the time goes: {page_of(folder / COMPARE_FILE)}"
+    # Earlier releases wrote no page.
+    if "explanation" in report["comparison"]:
+        yield f"where the time goes: {page_of(folder / COMPARE_FILE)}"
     yield f"report: {folder / 'report.json'}; serve it: sgate serve {folder / 'pruned'}"

@@ -152,6 +152,8 @@ def report_lines(folder: Path, report: Mapping[str, Any]) -> Iterator[str]:
     yield "the same fractions per layer at hidden 896, RANDOM weights, for speed alone:"
     yield from comparison_lines(report["shape_comparison"])
     yield ""
-    pages = " and ".join(str(page_of(folder / name)) for name in (COMPARE_FILE, SHAPE_COMPARE_FILE))
-    yield f"where the time goes: {pages}"
+    # Earlier releases wrote no pages.
+    if "explanation" in report["comparison"]:
+        pages = (str(page_of(folder / name)) for name in (COMPARE_FILE, SHAPE_COMPARE_FILE))
+        yield f"where the time goes: {' and '.join(pages)}"
     yield f"report: {folder / REPORT_FILE}; serve it: sgate serve {folder / 'pruned'}"

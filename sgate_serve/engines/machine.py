@@ -20,12 +20,13 @@ SECONDS = 0.3
 class MachineRates:
     """Bytes a second read, bytes a second read and written, and operations a second of products.
 
-    `products` has a rate for each type of numbers that the engine can multiply.
+    `products` has a rate for each type of numbers that the engine can multiply on `device`.
     """
 
     read_bytes: float
     copied_bytes: float
     products: Mapping[str, float]
+    device: str = "cpu"
 
 
 def fastest_seconds(run: Callable[[], object]) -> float:

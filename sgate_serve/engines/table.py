@@ -86,7 +86,7 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             modules=("torch", "transformers"),
             extra="train",
             profiled="sgate_serve.engines.torch_profile:profiled",
-            machine_rates="sgate_serve.engines.torch_machine:machine_rates",
+            machine_rates="sgate_serve.engines.torch_machine:cpu_rates",
         ),
         VLLM: EngineRow(
             generation="sgate_serve.engines.vllm.engine:VllmEngine",
@@ -100,7 +100,7 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             profiled="sgate_serve.engines.vllm.profile:profiled",
             # Hooks see no modules of a compiled model.
             profiled_with=("--enforce-eager",),
-            machine_rates="sgate_serve.engines.torch_machine:machine_rates",
+            machine_rates="sgate_serve.engines.torch_machine:gpu_rates",
         ),
     }
 )

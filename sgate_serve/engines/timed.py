@@ -5,6 +5,7 @@ are random, drawn from the caller's generator within the vocabulary.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,10 +29,27 @@ class TimedSizes:
     threads: int | None = None
 
 
+class Stopwatch:
+    """Times one piece of work after the other, and remembers when the last one was."""
+
+    span_ns = (0, 0)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return how long the work takes, on the clock of `time.perf_counter_ns`."""
+        start = time.perf_counter_ns()
+        work()
+        self.span_ns = (start, time.perf_counter_ns())
+        return (self.span_ns[1] - start) / 1e9
+
+
 class TimedModel(EngineModel, Protocol):
-    """A loaded model that can be timed. Not thread-safe; it is idle between two calls."""
+    """A loaded model that can be timed. Not thread-safe; it is idle between two calls.
+
+    `watch` has timed what the last call returned the seconds of.
+    """
 
     max_model_len: int
+    watch: Stopwatch
 
 
 class TimedDecoder(TimedModel, Protocol):
@@ -60,14 +78,12 @@ class TimedPoolingEngine:
     def __init__(self, model: PoolingModel) -> None:
         self.name, self.version, self.precision = model.name, model.version, model.precision
         self.max_model_len = model.max_model_len
-        self.model = model
+        self.model, self.watch = model, Stopwatch()
 
     def encode_seconds(self, batch: int, num_tokens: int, generator: np.random.Generator) -> float:
         """Time one call that encodes `batch` texts of `num_tokens` each."""
         texts = generator.integers(0, self.model.vocab_size, (batch, num_tokens))
-        start = time.perf_counter()
-        self.model.encode(list(texts))
-        return time.perf_counter() - start
+        return self.watch.seconds(lambda: self.model.encode(list(texts)))
 
     def close(self) -> None:
         self.model.close()
@@ -82,7 +98,7 @@ class TimedSlotEngine:
     def __init__(self, engine: SlotEngine) -> None:
         self.name, self.version, self.precision = engine.name, engine.version, engine.precision
         self.max_model_len = engine.max_model_len
-        self.model = engine
+        self.model, self.watch = engine, Stopwatch()
 
     def decode_seconds(
         self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
@@ -93,10 +109,7 @@ class TimedSlotEngine:
             runner.forward([TokenChunk(slot, self._tokens(context_tokens, generator))])
         tokens = self._tokens(batch, generator)
         chunks = [TokenChunk(slot, (token,)) for slot, token in zip(slots, tokens, strict=True)]
-        start = time.perf_counter()
-        for _ in range(steps):
-            runner.forward(chunks)
-        seconds = time.perf_counter() - start
+        seconds = self.watch.seconds(lambda: [runner.forward(chunks) for _ in range(steps)])
         for slot in slots:
             runner.release(slot)
         return seconds
@@ -104,9 +117,7 @@ class TimedSlotEngine:
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
         """Time one call that adds the whole prompt to slot 0."""
         chunk = TokenChunk(0, self._tokens(num_tokens, generator))
-        start = time.perf_counter()
-        self.model.runner.forward([chunk])
-        seconds = time.perf_counter() - start
+        seconds = self.watch.seconds(lambda: self.model.runner.forward([chunk]))
         self.model.runner.release(0)
         return seconds
 
@@ -119,12 +130,14 @@ class TimedSlotEngine:
             Request(str(index), tuple(self._tokens(input_tokens, generator)), sampling)
             for index in range(requests)
         ]
-        start = time.perf_counter()
-        for request in queue:
-            self.model.add(request)
-        while self.model.has_work():
-            self.model.step()
-        seconds = time.perf_counter() - start
+
+        def generate() -> None:
+            for request in queue:
+                self.model.add(request)
+            while self.model.has_work():
+                self.model.step()
+
+        seconds = self.watch.seconds(generate)
         # Idle slots are driven by the methods above.
         self.model.forget_prefixes()
         return seconds

@@ -1,4 +1,4 @@
-"""What a machine can do with torch's kernels, on its GPU if it has one."""
+"""What a machine can do with torch's kernels, on its CPUs or its GPU."""
 
 import torch
 
@@ -14,17 +14,26 @@ from sgate_serve.engines.machine import (
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def machine_rates(threads: int | None) -> MachineRates:
-    """Measure the machine in fp32 and bf16; `threads` None leaves torch's own number."""
+def gpu_rates(threads: int | None) -> MachineRates:
+    """Measure the GPU, or the CPUs of a machine without one."""
+    return _rates("cuda", threads) if torch.cuda.is_available() else cpu_rates(threads)
+
+
+def cpu_rates(threads: int | None) -> MachineRates:
+    """Measure the CPUs; `threads` None leaves torch's own number."""
+    return _rates("cpu", threads)
+
+
+def _rates(device: str, threads: int | None) -> MachineRates:
     if threads is not None:
         torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     stream = torch.ones(STREAM_BYTES // 4, device=device)
     target = torch.empty_like(stream)
     return MachineRates(
         read_bytes=STREAM_BYTES / fastest_seconds(lambda: stream.max().item()),
         copied_bytes=2 * STREAM_BYTES / fastest_seconds(lambda: _copy(stream, target)),
         products={name: _product_rate(kind, device) for name, kind in TYPES.items()},
+        device=device,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from sgate_serve.architecture.family import ATTENTION, MLP, MLP_ROLES
 from sgate_serve.architecture.spec import ModelSpec
 
-PROJECTIONS, CACHE, UNITS, INDEX, ROUNDING, NORMS, EMBEDDING, HEAD, SAMPLING, OTHER = KINDS = (
+PROJECTIONS, ATTENDING, UNITS, INDEX, ROUNDING, NORMS, EMBEDDING, HEAD, SAMPLING, OTHER = KINDS = (
     "attention projections",
     "attention",
     "MLP",
@@ -67,7 +67,7 @@ def work_by_module(spec: ModelSpec) -> Mapping[str, Work]:
     found[family.head] = Work(HEAD)
     for layer in range(len(spec.layers)):
         name = family.layer_name(layer)
-        found[f"{name}.{family.blocks[ATTENTION][0]}"] = Work(CACHE, layer)
+        found[f"{name}.{family.blocks[ATTENTION][0]}"] = Work(ATTENDING, layer)
         found[f"{name}.{family.blocks[MLP][0]}"] = Work(UNITS, layer)
         found |= {norm: Work(NORMS, layer) for norm in spec.norms(layer)}
         found |= {f"{name}.{norm}": Work(NORMS, layer) for norm in family.head_norms}

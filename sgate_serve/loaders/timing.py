@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
+from sgate_serve.engines.engine_options import PoolingOptions, SlotOptions
 from sgate_serve.engines.table import (
     ENGINES,
     check_can_pool,
@@ -75,11 +75,13 @@ def load_timed_pooling(
     return TimedPoolingEngine(load_pooling_engine(name, model, options))
 
 
-def timed_precision(name: str, arguments: Sequence[str]) -> str | None:
-    """Return the precision that an engine's command-line words ask for; None without one."""
+def given_options(
+    name: str, arguments: Sequence[str], *, is_pooling: bool
+) -> SlotOptions | PoolingOptions | None:
+    """Return the options among a timed model's words; None for an engine with words of its own."""
     if ENGINES[name].timed is not None:
         return None
-    return OnnxOptions.of(parse_options(name, arguments)).precision
+    return (parse_pooling_options if is_pooling else parse_options)(name, arguments)
 
 
 def timed_options(name: str, sizes: TimedSizes, arguments: Sequence[str]) -> SlotOptions:

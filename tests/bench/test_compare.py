@@ -252,7 +252,8 @@ def test_a_slow_copy_of_the_dense_model_counts_by_half() -> None:
     assert result.speedups[PRUNED].measured.median == 4.0
     assert result.floor.median == 3.0
     assert set(result.tokens_per_second) == {DENSE, PRUNED}
-    assert result.tokens_per_second[DENSE].median == 4.0  # of 2, 2, 6 and 6
+    # 12 tokens in 4 s, the mean of both copies.
+    assert result.tokens_per_second[DENSE].median == 3.0
 
 
 def test_phases_and_their_tokens() -> None:

@@ -54,7 +54,7 @@ def read(page: str) -> str:
     tags.feed(page)
     assert not tags.open
     assert "http" not in page and "url(" not in page
-    return " ".join(tags.texts)
+    return " ".join(" ".join(tags.texts).split())
 
 
 def comparison() -> dict[str, Any]:
@@ -73,8 +73,11 @@ def comparison() -> dict[str, Any]:
         "beside": {"masked": dict.fromkeys(phases, SPEEDUP)},
         "floor": dict.fromkeys(phases, FLOOR),
         "tokens_per_second": dict.fromkeys(phases, RATES),
-        "workload": {"seed": 0},
+        "workload": {"seed": 0, "rounds": 9},
         "explanation": own | {"sentences": told},
+        "interrupted": True,
+        "rounds": 1,
+        "precisions": {"dense": "int8"},
         "quality": {
             "dense": {
                 "data": "t.txt",
@@ -93,6 +96,7 @@ def offline(kind: str) -> dict[str, Any]:
         **CONDITIONS,
         "engine": "onnx",
         "models": {"dense": figures, "pruned": figures | {"speedup": RATE}},
+        "floor": {"speedup": RATE},
         "workload": {"kind": kind, "seed": 0},
     }
 
@@ -111,8 +115,15 @@ def server(users: int) -> dict[str, Any]:
         "total_token_throughput": 128.0,
         "completed": 8,
         "failed": 1,
+        "errors": ["", "no answer"],
+        "duration": 2.0,
+        "model_id": "a model",
+        "request_rate": "inf",
+        "timed_trace": False,
+        "total_input_tokens": 100,
+        "total_output_tokens": 50,
         "max_concurrency": users,
-        "server": {"url": "127.0.0.1:8000"},
+        "server": {"url": "127.0.0.1:8000", "prompts": "random"},
     }
 
 
@@ -151,8 +162,9 @@ def test_a_comparison_has_its_figures_words_and_pictures(tmp_path: Path) -> None
     assert "<b>" not in page and "a|b against <b>dense</b>" in text
     for part in ("1.25x", "0.96", "masked: decode_batch_1", "12.5", "the head is 30%", "10.0 GB/s"):
         assert part in text
-    # Throughput against latency, bars of a phase, MLP units and KV groups by layer.
-    assert page.count("<svg") == 4
+    # Throughput against latency, a phase's bars and layers, MLP units and KV groups by layer.
+    assert page.count("<svg") == 5
+    assert "interrupted after 1 of 9 rounds" in text and "precision, dense int8" in text
     assert "prefers-color-scheme: dark" in page
 
 

@@ -4,7 +4,6 @@ Profilers slow a model down, so speedups come from the comparison itself, and sh
 the fastest of a few runs, which other programs disturbed least.
 """
 
-import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,11 +23,11 @@ from sgate_serve.progress import activity, counted
 # Time outside of all pieces: the calls between them, inputs and outputs; on vLLM the scheduler too.
 HOST = "host"
 ALL_KINDS = (*KINDS, HOST)
-# Rounds of each phase, forwards and backwards; the first one is not counted.
-ROUNDS = 4
+# Rounds of each phase, forwards and backwards, of which the first is not counted; decode steps.
+ROUNDS, STEPS = 4, 8
 
 
-@dataclass
+@dataclass(frozen=True)
 class Attribution:
     """The seconds of one phase of one model: of a decode step, a prefill or an encoded batch.
 
@@ -64,16 +63,17 @@ class Attribution:
         return {"seconds": self.seconds, "kinds": self.kinds, "layers": self.layers}
 
 
-class _Window(NamedTuple):
-    """A run of a phase: how long it took, and when it ended, on the clock of the pieces."""
+class _Run(NamedTuple):
+    """A run of a phase: how long it took, from when until when, on the clock of the pieces."""
 
     seconds: float
-    end_ns: int
+    started_ns: int
+    ended_ns: int
 
     def pieces(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
         """Return those of a model's pieces, in order, that began in this run."""
-        start, end = self.end_ns - 1e9 * self.seconds, self.end_ns
-        first, last = (bisect_left(pieces, ns, key=lambda p: p.start_ns) for ns in (start, end))
+        ends = (self.started_ns, self.ended_ns)
+        first, last = (bisect_left(pieces, ns, key=lambda piece: piece.start_ns) for ns in ends)
         return pieces[first:last]
 
 
@@ -82,11 +82,11 @@ def attribute(
 ) -> dict[str, dict[str, Attribution]]:
     """Run every phase with the engine's profiler; return phase → model → its fastest run."""
     row = ENGINES[engine]
-    profiled = import_object(f"{row.profiled}")
-    words = (*workload.engine_arguments, *row.profiled_with)
-    workload = replace(workload, engine_arguments=words)
+    assert row.profiled is not None, "check_explainable has not been called"
+    profiled = import_object(row.profiled)
+    workload = _shortened(workload, row.profiled_with)
     measures = phases(workload)
-    windows: dict[tuple[str, str], list[_Window]] = {p: [] for p in product(measures, models)}
+    runs: dict[tuple[str, str], list[_Run]] = {pair: [] for pair in product(measures, models)}
     with ExitStack() as stack:
         opened = {
             name: stack.enter_context(
@@ -96,23 +96,35 @@ def attribute(
         }
         for timed, _ in opened.values():
             stack.callback(timed.close)
-        runs = list(product(range(ROUNDS), measures.items(), order_of(models)))
+        order = list(product(range(ROUNDS), measures.items(), order_of(models)))
         with activity("profiling", is_brief=True):
-            for number, (phase, measure), name in counted(runs, "run"):
-                seconds = measure(opened[name][0])
+            for number, (phase, measure), name in counted(order, "run"):
+                timed = opened[name][0]
+                seconds = measure(timed)
                 if number:
-                    windows[phase, name].append(_Window(seconds, time.perf_counter_ns()))
+                    runs[phase, name].append(_Run(seconds, *timed.watch.span_ns))
         pieces = {name: profiler.take() for name, (_, profiler) in opened.items()}
     found: dict[str, dict[str, Attribution]] = {phase: {} for phase in measures}
-    for (phase, name), runs_of_phase in windows.items():
-        fastest = min(runs_of_phase)
+    for (phase, name), own in runs.items():
+        # A profiler keeps only so many pieces, and a run without all of them says nothing.
+        most = max(len(run.pieces(pieces[name])) for run in own)
+        fastest = min(run for run in own if len(run.pieces(pieces[name])) == most)
         num_layers = len(models[name].spec.layers)
         whole = Attribution.of(fastest.pieces(pieces[name]), fastest.seconds, num_layers)
-        found[phase][name] = whole.per(_steps(workload, phase))
+        found[phase][name] = whole.per(steps_of(workload, phase))
     return found
 
 
-def _steps(workload: AnyWorkload, phase: str) -> int:
+def _shortened(workload: AnyWorkload, words: tuple[str, ...]) -> AnyWorkload:
+    """Return the workload with few decode steps, as profilers keep every piece of every step."""
+    arguments = (*workload.engine_arguments, *words)
+    if isinstance(workload, Workload):
+        steps = min(workload.decode_steps, STEPS)
+        return replace(workload, engine_arguments=arguments, decode_steps=steps)
+    return replace(workload, engine_arguments=arguments)
+
+
+def steps_of(workload: AnyWorkload, phase: str) -> int:
     """Return the steps of one run of a phase; only decoding has several."""
     if isinstance(workload, Workload) and phase.startswith(DECODE):
         return workload.decode_steps

@@ -14,7 +14,7 @@ def explanation_lines(record: Mapping[str, Any]) -> Iterator[str]:
     for phase, by_model in record["phases"].items():
         dense, pruned = by_model[DENSE], by_model[PRUNED]
         kinds = [kind for kind in ALL_KINDS if kind in dense["kinds"] or kind in pruned["kinds"]]
-        rows = [[phase, "dense ms", "share", "pruned ms", "share", "speedup"]]
+        rows = [[phase, "dense ms", "share", "pruned ms", "share", "dense / pruned"]]
         rows += [[kind, *_cells(dense, pruned, kind)] for kind in kinds]
         rows += [["all", *_times(dense["seconds"], pruned["seconds"])]]
         yield from table_lines(rows)

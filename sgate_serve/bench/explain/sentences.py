@@ -3,16 +3,18 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sgate_serve.bench.compare import DECODE
 from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import HOST
-from sgate_serve.engines.work import HEAD, INDEX, PROJECTIONS, ROUNDING, UNITS
+from sgate_serve.engines.work import ATTENDING, HEAD, INDEX, PROJECTIONS, ROUNDING, UNITS
 
 # The key of the sentences that are not about one phase.
 MODELS = "models"
-# Kinds of work that removing heads and units from blocks makes smaller.
-SHRINKING = (PROJECTIONS, UNITS)
+# Products of weights that gates close, and all kinds of work that shrink with them.
+PRODUCTS = (PROJECTIONS, UNITS)
+SHRINKING = (PROJECTIONS, ATTENDING, UNITS)
 # Shares of a phase's time below which a part is not worth a sentence.
-WORTH, WORTH_OF_INDEX = 0.10, 0.01
+WORTH, WORTH_OF_INDEX, WORTH_OF_LOSS = 0.10, 0.01, 0.01
 # A product that keeps this much more of its time than of its weights is worth one too.
 UNEVEN = 1.1
 WIDTHS_MULTIPLE = 32
@@ -30,15 +32,12 @@ def sentences(record: Record) -> dict[str, list[str]]:
 def _about_models(record: Record) -> Iterator[str]:
     dense, pruned = record["models"][DENSE], record["models"][PRUNED]
     before, after = sum(dense["kv_groups"]), sum(pruned["kv_groups"])
-    if before == after:
-        yield (
-            f"attention did not shrink: all {before} KV groups are kept, and with them the keys "
-            "and values of every token"
-        )
-    else:
-        yield f"attention lost {before - after} of {before} KV groups"
+    if after < before:
+        yield f"{before - after} of {before} KV groups were removed"
+    elif after == before:
+        yield f"none of the {before} KV groups was removed, so attention itself did not shrink"
     total, cache = sum(pruned["weight_bytes"].values()), record["machine"]["cache_bytes"]
-    if cache and total < cache:
+    if cache and total < cache and any(phase.startswith(DECODE) for phase in record["phases"]):
         yield (
             f"the pruned model's weights, {total / MIB:,.0f} MiB, fit the CPU's cache of "
             f"{cache / MIB:,.0f} MiB: bytes from memory are not what limits decoding"
@@ -46,9 +45,9 @@ def _about_models(record: Record) -> Iterator[str]:
     widths = [width for width in pruned["mlp_widths"] if width % WIDTHS_MULTIPLE]
     if widths and dense["mlp_widths"] != pruned["mlp_widths"]:
         yield (
-            f"{len(widths)} of {len(pruned['mlp_widths'])} MLP widths are no multiples of "
-            f"{WIDTHS_MULTIPLE}; `sgate convert --align {WIDTHS_MULTIPLE}` shows whether this "
-            "machine's kernels care"
+            f"{len(widths)} of {len(pruned['mlp_widths'])} MLP widths are not multiples of "
+            f"{WIDTHS_MULTIPLE}; a comparison with `sgate convert --align {WIDTHS_MULTIPLE}` shows "
+            "whether this machine's kernels care"
         )
 
 
@@ -58,38 +57,42 @@ def _about_phase(record: Record, phase: str) -> Iterator[str]:
     yield from _head(record, dense)
     yield from _products(record, dense, pruned)
     yield from _index(pruned)
-    yield from _fixed(pruned)
-    yield _machine(record, phase)
+    yield from _fixed(dense, pruned)
+    if phase.startswith(DECODE):
+        yield _read(record, phase)
+    else:
+        yield _multiplied(record, phase)
 
 
 def _limit(dense: Record) -> str:
     share = sum(_share(dense, kind) for kind in SHRINKING)
-    limit = f"{1 / (1 - share):.2f}x" if share < 1 else "any factor"
+    limit = f"at most {1 / (1 - share):.2f}x" if share < 1 else "any factor"
     return (
-        f"{share:.0%} of the dense model's time are products inside the blocks, which gates make "
-        f"smaller; removing all of them would give at most {limit}"
+        f"{share:.0%} of the dense model's time goes to what shrinks with its blocks (their "
+        f"products, and attention itself): removing all of it would give {limit}"
     )
 
 
 def _head(record: Record, dense: Record) -> Iterator[str]:
-    weights, share = record["models"][DENSE]["weight_bytes"], _share(dense, HEAD)
-    if share >= WORTH:
-        bytes_share = weights[HEAD] / sum(weights.values())
+    before, after = (record["models"][name]["weights"][HEAD] for name in (DENSE, PRUNED))
+    share, weights = _share(dense, HEAD), record["models"][DENSE]["weight_bytes"]
+    if share >= WORTH and before == after:
         yield (
-            f"the head is {bytes_share:.0%} of the bytes and {share:.0%} of the time, and gates do "
-            f"not prune it: alone it limits any speedup to {1 / share:.1f}x"
+            f"the head is {weights[HEAD] / sum(weights.values()):.0%} of the bytes and {share:.0%} "
+            f"of the time, and is as large as before: alone it limits any speedup to "
+            f"{1 / share:.1f}x"
         )
 
 
 def _products(record: Record, dense: Record, pruned: Record) -> Iterator[str]:
-    for kind in SHRINKING:
-        before, after = (record["models"][name]["weight_bytes"][kind] for name in (DENSE, PRUNED))
+    for kind in PRODUCTS:
+        before, after = (record["models"][name]["weights"][kind] for name in (DENSE, PRUNED))
         if not before or kind not in dense["kinds"]:
             continue
         weights, time = after / before, pruned["kinds"].get(kind, 0.0) / dense["kinds"][kind]
         lost = pruned["kinds"].get(kind, 0.0) - weights * dense["kinds"][kind]
         text = f"{kind} kept {weights:.0%} of the weights and {time:.0%} of the time"
-        if time > UNEVEN * weights and lost > 0:
+        if time > UNEVEN * weights and lost > WORTH_OF_LOSS * pruned["seconds"]:
             text += (
                 f": {1000 * lost:.2f} ms more than in proportion, "
                 f"{lost / pruned['seconds']:.0%} of the pruned model's time"
@@ -106,33 +109,40 @@ def _index(pruned: Record) -> Iterator[str]:
         )
 
 
-def _fixed(pruned: Record) -> Iterator[str]:
+def _fixed(dense: Record, pruned: Record) -> Iterator[str]:
     if (share := _share(pruned, ROUNDING)) >= WORTH:
         yield f"rounding activations to 8 bits costs {share:.0%} of the pruned model's time"
     if (share := _share(pruned, HOST)) >= WORTH:
+        before, after = (1000 * one["kinds"].get(HOST, 0.0) for one in (dense, pruned))
         yield (
-            f"{share:.0%} of the pruned model's time passes outside of its operators, the "
-            "same before and after pruning, and larger batches spread it"
+            f"{share:.0%} of the pruned model's time passes outside of its operators: {before:.2f} "
+            f"ms dense, {after:.2f} ms pruned, which gates do not make shorter"
         )
 
 
-def _machine(record: Record, phase: str) -> str:
-    found, rates = record["achieved"][phase], record["machine"]
-    shares = f"{found[DENSE]['share']:.0%} dense, {found[PRUNED]['share']:.0%} pruned"
-    if "bytes_per_second" in found[DENSE]:
-        able = f"{rates['read_bytes_per_second'] / GB:.1f} GB/s that this machine reads"
-        speeds = (found[name]["bytes_per_second"] / GB for name in (DENSE, PRUNED))
-        unit = "GB/s of weights"
-    else:
-        numbers = found[DENSE]["numbers"]
-        able = (
-            f"{rates['operations_per_second'][numbers] / GB:,.0f} G operations/s that a large "
-            f"product in {numbers} reaches here"
-        )
-        speeds = (found[name]["operations_per_second"] / GB for name in (DENSE, PRUNED))
-        unit = "G operations/s"
-    both = " and ".join(f"{speed:,.1f}" for speed in speeds)
-    return f"{both} {unit}, {shares} of the {able}"
+def _read(record: Record, phase: str) -> str:
+    able = record["machine"]["read_bytes_per_second"] / GB
+    found = [record["achieved"][phase][name] for name in (DENSE, PRUNED)]
+    speeds = " and ".join(f"{one['bytes_per_second'] / GB:,.1f}" for one in found)
+    shares = " and ".join(f"{one['share']:.0%}" for one in found)
+    return (
+        f"without the profiler, dense and pruned read {speeds} GB/s of weights: {shares} of the "
+        f"{able:.1f} GB/s that this machine reads"
+    )
+
+
+def _multiplied(record: Record, phase: str) -> str:
+    parts = []
+    for name in (DENSE, PRUNED):
+        one = record["achieved"][phase][name]
+        able = record["machine"]["operations_per_second"].get(one["numbers"])
+        share = "" if able is None else f" ({one['share']:.0%} of {able / GB:,.0f})"
+        speed = f"{one['operations_per_second'] / GB:,.1f}"
+        parts.append(f"{speed} G operations/s in {one['numbers']}{share}")
+    return (
+        f"without the profiler, dense reaches {parts[0]}, pruned {parts[1]}; in brackets is what a "
+        "product of large matrices reaches here"
+    )
 
 
 def _share(attribution: Record, kind: str) -> float:

@@ -121,6 +121,7 @@ class LoadOptions:
             raise BenchError("--burstiness shapes the arrivals of --request-rate; give a rate too")
         if self.request_rate is not None and self.ramp is not None:
             raise BenchError("--ramp-up-strategy sets the rate; leave out --request-rate")
+        self._check_ramp_length()
         if self.dataset is not None and self.input_len is not None:
             raise BenchError("--input-len is for random prompts; leave it out with --dataset")
         if self.dataset is not None and self.shared_prefix_len:
@@ -145,6 +146,21 @@ class LoadOptions:
                 f"--request-rate {self.request_rate}: give a number above 0, or inf for all at once"
             )
         return rate
+
+    def _check_ramp_length(self) -> None:
+        """Raise BenchError for a ramp that a duration would cut off, or leaves no request."""
+        if self.ramp is None or self.duration is None:
+            return
+        if self.num_prompts is not None:
+            raise BenchError(
+                "a ramp reaches its end rate with the last request, before or after --duration; "
+                "give --num-prompts or --duration, not both"
+            )
+        if self.duration < 1 / self.ramp.start:
+            raise BenchError(
+                f"--duration {self.duration:g}: the first request of the ramp is due after "
+                f"{1 / self.ramp.start:g} s; give more, or raise --ramp-up-start-rps"
+            )
 
     @property
     def ramp(self) -> Ramp | None:

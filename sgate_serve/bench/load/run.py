@@ -4,6 +4,7 @@ A run keeps what it has measured, so that an interrupted one can be reported as 
 """
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from sgate_serve.progress import Activity, activity
 
 # A sweep stops when twice the concurrency gives less than this much more throughput.
 SATURATED, MOST_USERS = 1.05, 1024
+# How far a sum of gaps may be off, relative to itself.
+ROUNDING = 1e-9
 
 
 @dataclass
@@ -140,7 +143,9 @@ class LoadRun:
             times = arrival_times(options.rates(num), options.burstiness or 1.0, seed)
         else:
             return None
-        return tuple(t for t in times if options.duration is None or t <= options.duration)
+        # Sums of gaps that fill the duration may exceed it by their rounding.
+        latest = math.inf if options.duration is None else options.duration * (1 + ROUNDING)
+        return tuple(time for time in times if time <= latest)
 
 
 def measure_all(urls: Sequence[str], options: LoadOptions, runs: list[LoadRun]) -> None:

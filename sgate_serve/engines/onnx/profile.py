@@ -17,7 +17,7 @@ from sgate_serve.architecture.family import ATTENTION_ROLES, MLP_ROLES
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.onnx.runner import PROFILE
 from sgate_serve.engines.work import (
-    CACHE,
+    ATTENDING,
     EMBEDDING,
     HEAD,
     INDEX,
@@ -47,8 +47,10 @@ class OnnxProfiler:
         self._session, self._work = session, work
         # The session's start is on the wall clock or a monotonic one, as the platform has it.
         start = session.get_profiling_start_time_ns()
-        since = min(abs(clock() - start) for clock in (time.time_ns, time.monotonic_ns))
-        self._start_ns = time.perf_counter_ns() - since
+        clocks = [time.time_ns(), time.monotonic_ns()]
+        if hasattr(time, "CLOCK_MONOTONIC_RAW"):
+            clocks.append(time.clock_gettime_ns(time.CLOCK_MONOTONIC_RAW))
+        self._start_ns = time.perf_counter_ns() - min(abs(now - start) for now in clocks)
 
     def take(self) -> Sequence[Piece]:
         events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
@@ -88,7 +90,7 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
     for node in graph:
         before = _before(node, found)
         if node.op_type in ATTENTION_OPS:
-            found[node.name] = Work(CACHE, before.layer)
+            found[node.name] = Work(ATTENDING, before.layer)
         else:
             found[node.name] = tensors.of_node(node) or before
     for node in graph:

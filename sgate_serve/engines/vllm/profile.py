@@ -12,7 +12,7 @@ from torch import nn
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.module_profiler import ModuleProfiler
 from sgate_serve.engines.work import (
-    CACHE,
+    ATTENDING,
     EMBEDDING,
     HEAD,
     INDEX,
@@ -56,5 +56,5 @@ def _work(name: str, module: nn.Module) -> Work | None:
         return Work(INDEX, layer)
     is_linear = type(module).__name__.endswith("Linear")
     if ATTENTION_PARTS & {*parts}:
-        return Work(PROJECTIONS if is_linear else CACHE, layer)
+        return Work(PROJECTIONS if is_linear else ATTENDING, layer)
     return Work(UNITS, layer) if MLP_PARTS & {*parts} else None

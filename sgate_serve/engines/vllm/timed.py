@@ -6,7 +6,6 @@ long for a small model as for a large one.
 
 import itertools
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.timed import Stopwatch
 from sgate_serve.engines.vllm.precision import held_precision
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.onnx_format.precision import Precision
@@ -39,7 +39,7 @@ class TimedVllm:
     version = str(vllm.__version__)
 
     def __init__(self, engine: LLMEngine, precision: Precision) -> None:
-        self.model, self.precision = engine, precision
+        self.model, self.precision, self.watch = engine, precision, Stopwatch()
         self.max_model_len = engine.model_config.max_model_len
         self._vocab_size = engine.model_config.get_vocab_size()
         self._ids = itertools.count()
@@ -85,30 +85,31 @@ class TimedVllm:
         empty = set(rows)
         while empty:
             empty -= {output.request_id for output in self.model.step()}
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.model.step()
-        seconds = time.perf_counter() - start
+        seconds = self.watch.seconds(lambda: [self.model.step() for _ in range(steps)])
         self.model.abort_request(rows)
         self._finish()
         return seconds
 
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
         """Time one prompt from its arrival to its first token."""
-        start = time.perf_counter()
-        self._add(num_tokens, 1, generator)
-        self._finish()
-        return time.perf_counter() - start
+
+        def prefill() -> None:
+            self._add(num_tokens, 1, generator)
+            self._finish()
+
+        return self.watch.seconds(prefill)
 
     def generate_seconds(
         self, requests: int, input_tokens: int, output_tokens: int, generator: np.random.Generator
     ) -> float:
         """Time all requests from their arrival to the last token."""
-        start = time.perf_counter()
-        for _ in range(requests):
-            self._add(input_tokens, output_tokens, generator)
-        self._finish()
-        return time.perf_counter() - start
+
+        def generate() -> None:
+            for _ in range(requests):
+                self._add(input_tokens, output_tokens, generator)
+            self._finish()
+
+        return self.watch.seconds(generate)
 
     def close(self) -> None:
         stop_engine(self.model)

@@ -1,12 +1,12 @@
-"""Pictures of a report as SVG inside the page, in the page's colours (`--c0` to `--c9`)."""
+"""Pictures of a report as SVG inside the page, in the page's colours (`--c0` to `--c11`)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from sgate_serve.reports.pages.content import Bars, Curves, Profile
 
-COLOURS = 10
+COLOURS = 12
 WIDTH, LEFT, RIGHT = 760, 190, 70
 ROW, LEGEND_ROW, CHARACTER = 24, 20, 7
 PLOT_HEIGHT, BOTTOM, TICKS = 280, 46, 5
@@ -14,10 +14,9 @@ PLOT_HEIGHT, BOTTOM, TICKS = 280, 46, 5
 
 def bars(chart: Bars) -> str:
     """Draw stacked bars, longest to the right edge, with a legend above them."""
-    legend, top = _legend(chart.parts)
+    shapes, top = _legend(chart.parts)
     most = max((sum(values) for _, values in chart.bars), default=0) or 1
     scale = (WIDTH - LEFT - RIGHT) / most
-    shapes = list(legend)
     for index, (label, values) in enumerate(chart.bars):
         y, x = top + index * ROW, float(LEFT)
         shapes.append(_text(LEFT - 8, y + 13, label, "end"))
@@ -32,7 +31,7 @@ def bars(chart: Bars) -> str:
 
 def curves(chart: Curves) -> str:
     """Draw lines through labelled points; both axes begin at 0."""
-    legend, top = _legend([name for name, _ in chart.lines])
+    shapes, top = _legend([name for name, _ in chart.lines])
     points = [point for _, line in chart.lines for point in line]
     x_most = _round_up(max((x for x, _, _ in points), default=1))
     y_most = _round_up(max((y for _, y, _ in points), default=1))
@@ -41,7 +40,6 @@ def curves(chart: Curves) -> str:
     def place(x: float, y: float) -> tuple[float, float]:
         return left + x / x_most * (right - left), bottom - y / y_most * PLOT_HEIGHT
 
-    shapes = list(legend)
     for tick in range(TICKS + 1):
         x, y = x_most * tick / TICKS, y_most * tick / TICKS
         shapes.append(_line(place(x, 0), place(x, y_most), "axis"))
@@ -86,7 +84,7 @@ def profile(chart: Profile) -> str:
     return _svg(shapes, top + height + BOTTOM)
 
 
-def _legend(names: Sequence[str]) -> tuple[Iterator[str], int]:
+def _legend(names: Sequence[str]) -> tuple[list[str], int]:
     """Return the shapes of a legend in rows, and the height at which the picture begins."""
     shapes: list[str] = []
     x, y = 8.0, 4
@@ -97,7 +95,7 @@ def _legend(names: Sequence[str]) -> tuple[Iterator[str], int]:
         shapes.append(_rectangle(x, y, 12, 12, _colour(index), name))
         shapes.append(_text(x + 17, y + 11, name))
         x += size + 8
-    return iter(shapes), y + LEGEND_ROW + 18
+    return shapes, y + LEGEND_ROW + 18
 
 
 def _round_up(value: float) -> float:

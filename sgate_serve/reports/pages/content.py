@@ -42,7 +42,7 @@ Part = str | Table | Bars | Curves | Profile
 
 @dataclass(frozen=True)
 class Section:
-    """A titled part of a report; a plain string is a paragraph."""
+    """A titled part of a report; plain strings are the points of a list."""
 
     title: str
     parts: Sequence[Part]

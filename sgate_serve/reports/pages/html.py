@@ -9,10 +9,12 @@ from sgate_serve.reports.pages.content import Bars, Curves, Part, Profile, Repor
 STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #5f6b7a; --line: #d5dbe3; --page: #fff;
   --c0: #3b6ea5; --c1: #c8553d; --c2: #5b8c5a; --c3: #c9963b; --c4: #8a6bb1; --c5: #4aa3a2;
-  --c6: #7a5c4f; --c7: #b0568f; --c8: #6b7785; --c9: #a3a948; --gone: #e3e8ee; }
+  --c6: #7a5c4f; --c7: #b0568f; --c8: #6b7785; --c9: #a3a948; --c10: #2f4b7c; --c11: #d1a3a4;
+  --gone: #e3e8ee; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #a3aebb; --line: #3a4350;
   --page: #14181d; --c0: #6fa3dc; --c1: #e58a73; --c2: #86bd84; --c3: #e0b862; --c4: #b298dc;
-  --c5: #72c9c7; --c6: #b3917f; --c7: #d987bd; --c8: #96a2b0; --c9: #c8ce72; --gone: #2a313a; } }
+  --c5: #72c9c7; --c6: #b3917f; --c7: #d987bd; --c8: #96a2b0; --c9: #c8ce72; --c10: #8fa6d9;
+  --c11: #e8c4c5; --gone: #2a313a; } }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page);
   max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }

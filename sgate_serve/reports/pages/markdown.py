@@ -1,13 +1,14 @@
 """A report as Markdown; pictures are only in the page, their numbers in tables."""
 
 from collections.abc import Iterator, Sequence
+from html import escape
 
 from sgate_serve.reports.pages.content import Report, Table
 
 
 def markdown(report: Report) -> str:
     """Return the report as text; a section of pictures alone is left out."""
-    blocks = [f"# {report.title}"]
+    blocks = [f"# {escape(report.title, quote=False)}"]
     for section in report.sections:
         tables = ["\n".join(_table(part.rows)) for part in section.parts if isinstance(part, Table)]
         points = "\n".join(f"- {part}" for part in section.parts if isinstance(part, str))

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sgate_serve.bench.load.report import COMPARED, RATES, TIMES
+from sgate_serve.bench.load.metrics import reasons
+from sgate_serve.bench.load.report import COMPARED, RATES, TIMES, heading
+from sgate_serve.bench.rounds import interruption_lines
 from sgate_serve.reports.pages.content import Bars, Curves, Section, Table
 
 Record = Mapping[str, Any]
@@ -27,10 +29,21 @@ def offline(record: Record) -> Section:
         else:
             parts = figures["percentiles"]
             values = [figures["avg_latency"], *(parts[name] for name in LATENCY.values())]
-        speedup = f"{figures['speedup']['median']:.2f}x" if "speedup" in figures else ""
-        rows.append([model, *(f"{value:,.3f}" for value in values), speedup])
+        rows.append([model, *(f"{value:,.3f}" for value in values), _speedup(figures)])
         bars.append((model, [values[1]]))
-    return Section("Results", [Bars([titles[1]], bars, titles[1].rpartition(" ")[2]), Table(rows)])
+    if record["floor"] is not None:
+        blank = [""] * len(titles)
+        rows.append([f"{next(iter(record['models']))} again", *blank, _speedup(record["floor"])])
+    chart = Bars([titles[1]], bars, titles[1].rpartition(" ")[2])
+    return Section("Results", [chart, Table(rows), *interruption_lines(record, "num_iters")])
+
+
+def _speedup(figures: Record) -> str:
+    """Return a speedup over the first model with its interval; nothing for that model itself."""
+    if "speedup" not in figures:
+        return ""
+    found = figures["speedup"]
+    return f"{found['median']:.2f}x ({found['low']:.2f} to {found['high']:.2f})"
 
 
 def load(record: Record) -> Section:
@@ -44,13 +57,18 @@ def load(record: Record) -> Section:
         if None in values:
             continue
         cells = [f"{value:,.2f}" for value in values]
-        cells += [f"{ratios[name]['median']:.2f}" if name in ratios else ""] if ratios else []
+        if name in ratios:
+            found = ratios[name]
+            cells.append(f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
         rows.append([_title(name), *cells])
-    counts = (
-        f"{server['server']['url']}: {server['completed']:,} requests, {server['failed']:,} failed"
-        for server in servers
-    )
-    return Section("Results", [Table(rows), *counts])
+    counts = [heading(server) for server in servers]
+    failures = [reason for server in servers for reason in reasons(server["errors"])]
+    return Section("Results", [Table(_filled(rows)), *counts, *failures])
+
+
+def _filled(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return rows of one length; those without a ratio end early."""
+    return [[*row, *[""] * (len(rows[0]) - len(row))] for row in rows]
 
 
 def _title(name: str) -> str:

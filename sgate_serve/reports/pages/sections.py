@@ -1,12 +1,13 @@
 """The sections of a report, from the record that `--json` writes: nothing is measured here."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sgate_serve.bench.comparison import DENSE, PRUNED
+from sgate_serve.bench.comparison import DENSE, PRUNED, noise_lines
 from sgate_serve.bench.explain.attribution import ALL_KINDS
 from sgate_serve.bench.explain.sentences import MODELS
-from sgate_serve.reports.pages.content import Bars, Curves, Profile, Report, Section, Table
+from sgate_serve.bench.rounds import interruption_lines
+from sgate_serve.reports.pages.content import Bars, Curves, Part, Profile, Report, Section, Table
 from sgate_serve.reports.pages.requests import load, offline
 
 Record = Mapping[str, Any]
@@ -20,10 +21,8 @@ PROFILED = (
 def report_of(record: Record) -> Report:
     """Return the report of a record of any kind of `sgate bench`."""
     if "speedups" in record:
-        return Report(
-            f"{record['pruned']} against {record['dense']}",
-            [*_comparison(record), _conditions(record)],
-        )
+        title = f"{record['pruned']} against {record['dense']}"
+        return Report(title, [*_comparison(record), _conditions(record)])
     if "models" in record:
         kind = record["workload"]["kind"]
         return Report(f"{kind} on {record['engine']}", [offline(record), _conditions(record)])
@@ -31,7 +30,8 @@ def report_of(record: Record) -> Report:
 
 
 def _comparison(record: Record) -> Iterator[Section]:
-    yield Section("Speed", [_speedups(record), *_quality(record)])
+    notices = [*interruption_lines(record, "rounds"), *noise_lines(record)]
+    yield Section("Speed", [_speedups(record), *_quality(record), *notices])
     yield from _trade(record)
     if "explanation" in record:
         explanation = record["explanation"]
@@ -84,18 +84,34 @@ def _trade(record: Record) -> Iterator[Section]:
 
 
 def _attribution(explanation: Record) -> Iterator[Section]:
-    for phase, by_model in explanation["phases"].items():
-        used = [kind for kind in ALL_KINDS if any(kind in o["kinds"] for o in by_model.values())]
+    phases = explanation["phases"]
+    everything = [one["kinds"] for by_model in phases.values() for one in by_model.values()]
+    # The same kinds in every picture, so that each keeps its colour.
+    used = [kind for kind in ALL_KINDS if any(kind in kinds for kinds in everything)]
+    for phase, by_model in phases.items():
         bars = [
             (model, [MS * one["kinds"].get(kind, 0.0) for kind in used])
             for model, one in by_model.items()
         ]
         rows = [["ms", *by_model]]
-        for place, kind in enumerate(used):
-            rows.append([kind, *(f"{values[place]:.2f}" for _, values in bars)])
-        title = f"Where the time of {phase} goes"
-        told = explanation["sentences"][phase]
-        yield Section(title, [Bars(used, bars, "ms"), Table(rows), *told])
+        rows += [[k, *(f"{own[i]:.2f}" for _, own in bars)] for i, k in enumerate(used)]
+        parts = [Bars(used, bars, "ms"), Table(rows), *_by_layer(by_model)]
+        yield Section(f"Where the time of {phase} goes", [*parts, *explanation["sentences"][phase]])
+
+
+def _by_layer(by_model: Record) -> Iterator[Part]:
+    """Yield the time of each layer, pruned before dense, if both have as many."""
+    sums = {
+        model: [MS * sum(layer.values()) for layer in one["layers"]]
+        for model, one in by_model.items()
+    }
+    yield from _pairs(sums[PRUNED], sums[DENSE], "ms by layer, pruned before dense")
+
+
+def _pairs(after: Sequence[float], before: Sequence[float], unit: str) -> Iterator[Part]:
+    """Yield a profile, unless the models differ in their number of layers."""
+    if len(after) == len(before) > 0:
+        yield Profile(list(zip(after, before, strict=True)), unit)
 
 
 def _widths(models: Record) -> Iterator[Section]:
@@ -104,11 +120,8 @@ def _widths(models: Record) -> Iterator[Section]:
         ("mlp_widths", "MLP units by layer", "units"),
         ("kv_groups", "KV groups by layer", "groups"),
     ):
-        pairs = list(zip(pruned[key], dense[key], strict=True))
-        text = (
-            f"{sum(after for after, _ in pairs):,} of {sum(before for _, before in pairs):,} left"
-        )
-        yield Section(title, [Profile(pairs, unit), text])
+        text = f"{sum(pruned[key]):,} of {sum(dense[key]):,} left"
+        yield Section(title, [*_pairs(pruned[key], dense[key], unit), text])
 
 
 def _machine(machine: Record) -> Section:
@@ -126,19 +139,28 @@ def _machine(machine: Record) -> Section:
 
 
 def _conditions(record: Record) -> Section:
-    """Return what is needed to judge or repeat the measurement."""
+    """Return the command, the machine, the versions and the workload."""
     hardware, flags = record["hardware"], record["hardware"]["cpu_flags"]
     rows = [
         ["what", "value"],
         *([["command", record["command"]]] if "command" in record else []),
         *([["commit", record["commit"]]] if record.get("commit") else []),
+        *_engine_rows(record),
         ["CPU", f"{hardware['cpu']}, {hardware['cpus']} usable"],
         ["its instructions", ", ".join(flag for flag in flags if _is_telling(flag))],
         *([["GPUs", ", ".join(hardware["gpus"])]] if hardware["gpus"] else []),
         *([name, version] for name, version in record["versions"].items()),
-        ["seed", str(record["workload"]["seed"])],
+        *([f"workload: {name}", str(value)] for name, value in record["workload"].items()),
     ]
     return Section("Conditions", [Table(rows)])
+
+
+def _engine_rows(record: Record) -> Iterator[list[str]]:
+    """Yield the engine and the precision of each model, where models were loaded."""
+    if "engine" in record:
+        yield ["engine", record["engine"]]
+    for model, precision in record.get("precisions", {}).items():
+        yield [f"precision, {model}", precision]
 
 
 def _is_telling(flag: str) -> bool:

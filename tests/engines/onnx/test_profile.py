@@ -11,7 +11,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.profile import node_work
 from sgate_serve.engines.work import (
-    CACHE,
+    ATTENDING,
     EMBEDDING,
     HEAD,
     INDEX,
@@ -54,7 +54,7 @@ def test_nodes_work_on_the_tensors_that_they_read(
     for layer in range(len(spec.layers)):
         # Query, key and value are one product, and so are gate and up.
         assert found[Work(PROJECTIONS, layer)] == found[Work(UNITS, layer)] == 2
-        assert Work(CACHE, layer) in works.values() and Work(NORMS, layer) in works.values()
+        assert Work(ATTENDING, layer) in works.values() and Work(NORMS, layer) in works.values()
     assert {work.kind for work in found} <= {PROJECTIONS, UNITS, HEAD}
     kinds = {work.kind for work in works.values()}
     assert EMBEDDING in kinds and OTHER not in kinds and INDEX not in kinds

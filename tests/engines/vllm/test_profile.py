@@ -10,7 +10,7 @@ from sgate_serve.bench.explain.attribution import attribute
 from sgate_serve.bench.workload import Workload
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.work import (
-    CACHE,
+    ATTENDING,
     EMBEDDING,
     HEAD,
     INDEX,
@@ -39,8 +39,8 @@ def test_both_models_have_all_kinds_of_work(tmp_path: Path) -> None:
     for phase in ("decode_batch_2", "prefill"):
         for name in models:
             one = found[phase][name]
-            inside = {PROJECTIONS, CACHE, UNITS, NORMS, EMBEDDING, HEAD, SAMPLING}
+            inside = {PROJECTIONS, ATTENDING, UNITS, NORMS, EMBEDDING, HEAD, SAMPLING}
             assert inside <= one.kinds.keys(), (phase, name)
             assert sum(one.kinds.values()) == pytest.approx(one.seconds)
-            assert all({PROJECTIONS, CACHE, UNITS} <= layer.keys() for layer in one.layers[1:])
+            assert all({PROJECTIONS, ATTENDING, UNITS} <= layer.keys() for layer in one.layers[1:])
         assert INDEX in found[phase][PRUNED].kinds and INDEX not in found[phase][DENSE].kinds
