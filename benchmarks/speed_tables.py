@@ -164,6 +164,24 @@ def int4_rows(*records: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
+def speed_target_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield both targets at equal predicted speed: what they keep, measured speed, perplexity."""
+    texts = list(record["dense"]["perplexity"])
+    yield f"| target | removed | KV groups | predicted | measured | {' | '.join(texts)} |"
+    yield "|---" * (5 + len(texts)) + "|"
+    for pair in record["pairs"]:
+        for kind in ("weights", "speed"):
+            own, measured = pair[kind], pair["measured"][kind]["decode_batch_1"]
+            low, high = measured["ci"]
+            target = pair["target"] if kind == "weights" else own["predicted_speedup"]
+            shown = f"{target:.0%} of weights" if kind == "weights" else f"{target:.2f}× as fast"
+            cells = [f"{own['removed']:.1%}", f"{own['kv_groups']}"]
+            cells += [f"{own['predicted_speedup']:.2f}×"]
+            cells += [f"{measured['ratio']:.2f}× ({low:.2f} to {high:.2f})"]
+            cells += [f"{own['perplexity'][text]:.2f}" for text in texts]
+            yield f"| {shown} | {' | '.join(cells)} |"
+
+
 def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of row-col masks and a coupled one: removed fraction and speedups."""
     yield "| mask | removed | decode, batch 1 | batch 8 | prefill | ideal decode |"

@@ -29,6 +29,7 @@ from benchmarks.speed_tables import (
     precision_rows,
     quantizer_rows,
     row_col_rows,
+    speed_target_rows,
     speedup_cell,
     streaming_rows,
 )
@@ -45,6 +46,7 @@ QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
 SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_recovery"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
+SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
     QUALITY: "accuracy",
@@ -144,6 +146,7 @@ def read_records() -> dict[str, Any]:
         SMOLLM2_SHORT,
         SMOLLM2_RECOVERY,
         INT4_DENSE,
+        SPEED_TARGET,
         INT4_PRUNED,
         GATE_COST,
         BALANCE,
@@ -187,6 +190,7 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "encoders": "\n".join(encoder_rows(records["encoders"])),
         "precision": "\n".join(precision_rows(records["precision"])),
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
+        "speed-target": "\n".join(speed_target_rows(records[SPEED_TARGET])),
         "int4": "\n".join(int4_rows(records[INT4_DENSE], records[INT4_PRUNED])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         "footprint": footprint_sentence(records[FOOTPRINT]),
