@@ -96,8 +96,6 @@ class GrammarState:
         size = len(self.allowed)
         flags = np.unpackbits(bits, count=size + 1, bitorder="little").view(np.bool_)
         self.allowed, self.may_end = flags[:size], bool(flags[size])
-        if not (self.may_end or self.allowed.any()):
-            raise self._source.refusal("the tokens of this model cannot write what must come next")
 
 
 @dataclass(frozen=True)
@@ -178,6 +176,6 @@ def _lark(source: GrammarText) -> str:
 def _brief(message: str) -> str:
     """Return the reason in a message of llguidance, which may quote a whole grammar."""
     if message.startswith("NoExtension"):
-        return "no text follows it"
+        return "no text follows it, or none that the tokens of this model can write"
     reason = re.search("^error: (.+)", message, re.MULTILINE)
     return reason[1] if reason else message.partition("\n")[0]
