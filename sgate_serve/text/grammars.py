@@ -62,7 +62,8 @@ class GrammarText:
 class GrammarState:
     """How far one text has come: `allowed` [vocab] may follow, or the end if `may_end`.
 
-    A grammar that is complete allows no token. Texts of one grammar share nothing that they change.
+    A grammar that is complete allows no token. The texts of one grammar share its automaton, which
+    grows with them and whose size is limited.
     """
 
     def __init__(

@@ -1,62 +1,19 @@
 """Requests with grammars on slot engines: each row follows its own, others notice nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from sgate_serve.engines.contract import Request, SamplingParams, TokenEvent
 from sgate_serve.engines.grammar_mask import within_grammars
 from sgate_serve.engines.sampling import Sampler
 from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.token_logprobs import token_logprobs
-from sgate_serve.errors import RequestError
 from tests.engines.drive import greedy, prompt, run
+from tests.engines.ladder import FAILURE, VOCAB, Ladder, ladder
 from tests.engines.test_logprobs import events_of
 from tests.engines.uneven_model import UnevenModel
-
-VOCAB = 97
-FAILURE = RequestError("the grammar is too large", param="regex")
-
-
-class Steps:
-    """The state of a `Ladder`."""
-
-    def __init__(self, ladder: "Ladder", count: int = 0) -> None:
-        self.ladder, self.count = ladder, count
-        self.allowed, self.may_end = self._allowed(), count in ladder.ends
-
-    def accept(self, token: int) -> None:
-        assert self.allowed[token]
-        if self.count == self.ladder.fails_after:
-            raise FAILURE
-        self.count += 1
-        self.allowed, self.may_end = self._allowed(), self.count in self.ladder.ends
-
-    def _allowed(self) -> NDArray[np.bool_]:
-        allowed = np.zeros(VOCAB, np.bool_)
-        if self.count < len(self.ladder.tokens):
-            allowed[list(self.ladder.tokens[self.count])] = True
-        return allowed
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """A grammar of one step after another: the tokens of each, and after how many one may end."""
-
-    tokens: tuple[tuple[int, ...], ...]
-    ends: frozenset[int]
-    fails_after: int | None = None
-
-    def start(self) -> Steps:
-        return Steps(self)
-
-
-def ladder(*tokens: tuple[int, ...], ends: tuple[int, ...] = ()) -> Ladder:
-    """Return a grammar that may also end after its last step."""
-    return Ladder(tokens, frozenset({*ends, len(tokens)}))
-
 
 LOW, HIGH = tuple(range(10)), tuple(range(60, 97))
 ALTERNATING = ladder(*((LOW, HIGH) * 4))
