@@ -13,6 +13,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from sgate_serve.errors import RequestError
+from sgate_serve.text.grammar_vocabulary import GrammarVocabulary
 from sgate_serve.text.grammars import (
     MAX_CHARACTERS,
     MAX_MESSAGE,
@@ -79,6 +80,19 @@ def test_compact_json_has_no_space_between_values() -> None:
         state.accept(token)
     assert state.may_end
     assert not state.allowed.any()
+
+
+@pytest.mark.parametrize("make", [byte_tokenizer, llama, qwen2, roberta, xlm_roberta])
+def test_what_must_come_is_written_as_the_tokenizer_writes_it(
+    make: Callable[[], Tokenizer],
+) -> None:
+    codec = TextCodec(make())
+    vocabulary = GrammarVocabulary(codec, codec.tokenizer.get_vocab_size())
+    before = codec.encode("a", add_special_tokens=False)
+    for text in (" the cat", " on", " don't"):
+        whole = codec.encode(f"a{text}", add_special_tokens=False)
+        assert vocabulary(text.encode()) == [*whole[len(before) :]]
+    assert b"".join(map(codec.text_bytes, vocabulary(b"sat on"))) == b"sat on"
 
 
 def test_padding_and_special_tokens_are_never_allowed() -> None:
