@@ -83,16 +83,17 @@ def test_compact_json_has_no_space_between_values() -> None:
 
 
 @pytest.mark.parametrize("make", [byte_tokenizer, llama, qwen2, roberta, xlm_roberta])
-def test_what_must_come_is_written_as_the_tokenizer_writes_it(
-    make: Callable[[], Tokenizer],
-) -> None:
+def test_what_must_come_is_written_without_a_space_before_it(make: Callable[[], Tokenizer]) -> None:
     codec = TextCodec(make())
     vocabulary = GrammarVocabulary(codec, codec.tokenizer.get_vocab_size())
-    before = codec.encode("a", add_special_tokens=False)
-    for text in (" the cat", " on", " don't"):
-        whole = codec.encode(f"a{text}", add_special_tokens=False)
-        assert vocabulary(text.encode()) == [*whole[len(before) :]]
-    assert b"".join(map(codec.text_bytes, vocabulary(b"sat on"))) == b"sat on"
+    for text in (b"sat on", b" the cat", b"t"):
+        assert b"".join(map(codec.text_bytes, vocabulary(text))) == text
+
+
+def test_what_must_come_is_written_as_the_tokenizer_writes_it() -> None:
+    vocabulary = GrammarVocabulary(CODEC, PADDED)
+    for text in ("the cat sat", " on the mat", "a gate"):
+        assert vocabulary(text.encode()) == [*CODEC.encode(text, add_special_tokens=False)]
 
 
 def test_padding_and_special_tokens_are_never_allowed() -> None:
