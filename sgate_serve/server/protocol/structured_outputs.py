@@ -5,6 +5,7 @@ the model does not see them.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -15,8 +16,14 @@ from sgate_serve.server.protocol.strict_body import StrictBody, StrictModel
 from sgate_serve.text.grammars import GrammarText
 
 ANY_OBJECT = '{"type": "object"}'
-# Exactly one of these is given.
-CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object")
+# Exactly one of these is given; name in a body → our attribute.
+CONSTRAINTS: Mapping[str, str] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+    "json_object": "json_object",
+}
 
 
 class JsonSchema(StrictModel):
@@ -67,7 +74,7 @@ class StructuredOutputs(StrictModel):
 
     @model_validator(mode="after")
     def _check_constraints(self) -> Self:
-        given = self.model_dump(exclude_none=True, by_alias=True).keys() & set(CONSTRAINTS)
+        given = {name for name, own in CONSTRAINTS.items() if getattr(self, own) is not None}
         if len(given) != 1:
             found = ", ".join(sorted(given)) or "none"
             raise RequestError(
