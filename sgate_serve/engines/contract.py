@@ -11,7 +11,29 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sgate_serve.errors import RequestError
+
 FinishReason = Literal["stop", "length", "abort"]
+
+
+class GrammarState(Protocol):
+    """How far one answer has come in its grammar, which is complete if nothing is allowed.
+
+    `allowed` [vocab] are the tokens that may follow; with `may_end` the answer may also end here.
+    """
+
+    allowed: NDArray[np.bool_]
+    may_end: bool
+
+    def accept(self, token: int) -> None:
+        """Add an allowed token; raise RequestError if the grammar cannot be followed further."""
+
+
+class Grammar(Protocol):
+    """What the text of an answer must be, compiled to the tokens of the model."""
+
+    def start(self) -> GrammarState:
+        """Return the state of a new answer."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +46,9 @@ class SamplingParams:
     suppressed before `min_tokens` tokens. `logprobs` requests the log-probability of each new token
     and of that many most likely tokens, `prompt_logprobs` the same for the prompt. With
     `max_tokens` 0 only the prompt is processed. Up to `drafted_tokens` at a time may be looked up
-    in the request's own text, which is to save time and no more.
+    in the request's own text, which is to save time and no more. A `grammar` allows stop tokens
+    where the text may end, and ends the request where nothing else may follow, even before
+    `min_tokens`.
     """
 
     max_tokens: int = 16
@@ -42,6 +66,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     drafted_tokens: int = 0
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +98,7 @@ class TokenEvent:
     `token` is None if the request ended without a new visible token (stop tokens are never shown).
     `finish_reason` is None while the request continues. The first event of a request carries the
     log-probabilities of its prompt if they were requested. `num_cached` tokens of the prompt were
-    in the KV cache before.
+    in the KV cache before. A request that cannot go on ends with `abort` and the `error`.
     """
 
     request_id: str
@@ -82,6 +107,7 @@ class TokenEvent:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached: int = 0
+    error: RequestError | None = None
 
 
 @dataclass(frozen=True)

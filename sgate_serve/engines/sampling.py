@@ -1,8 +1,9 @@
 """Choose the next token of each row, in the order of vLLM's sampler.
 
-Raw logits → no stop token before min_tokens, logit_bias, penalties → argmax if the temperature is
-0, else temperature → min_p → top_k → top_p → a random draw. Each row has its own generator and sees
-only its own logits, so its tokens do not depend on the other rows of a batch.
+Raw logits → those that a grammar allows (grammar_mask.py) → no stop token before min_tokens,
+logit_bias, penalties → argmax if the temperature is 0, else temperature → min_p → top_k → top_p → a
+random draw. Each row has its own generator and sees only its own logits, so its tokens do not
+depend on the other rows of a batch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.engines.contract import SamplingParams
+from sgate_serve.engines.contract import GrammarState, SamplingParams
 
 Logits = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -25,7 +26,7 @@ TINY = 1e-30
 
 @dataclass
 class Sampler:
-    """The sampling state of one request: its parameters, its generator and its token counts.
+    """The sampling state of one request: its parameters, generator, token counts and grammar.
 
     `counts` maps each token of prompt and completion to its occurrences in the completion.
     """
@@ -34,11 +35,14 @@ class Sampler:
     generator: np.random.Generator = field(repr=False)
     counts: dict[int, int]
     num_generated: int = 0
+    grammar: GrammarState | None = None
 
     @classmethod
     def start(cls, params: SamplingParams, prompt: Iterable[int] = ()) -> "Sampler":
         """Start a request; without a seed its draws differ from run to run."""
-        return cls(params, np.random.default_rng(params.seed), dict.fromkeys(prompt, 0))
+        grammar = None if params.grammar is None else params.grammar.start()
+        generator = np.random.default_rng(params.seed)
+        return cls(params, generator, dict.fromkeys(prompt, 0), grammar=grammar)
 
     def record(self, token: int) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
@@ -52,7 +56,19 @@ class Sampler:
 
     @property
     def forbids_stop(self) -> bool:
-        return self.num_generated < self.params.min_tokens and bool(self.params.stop_token_ids)
+        """Whether no stop token may come yet, unless a grammar allows nothing else."""
+        if self.num_generated >= self.params.min_tokens or not self.params.stop_token_ids:
+            return False
+        if self.grammar is None:
+            return True
+        others = self.grammar.allowed.copy()
+        others[self.stops(len(others))] = False
+        return bool(others.any())
+
+    def stops(self, vocab_size: int) -> NDArray[np.int64]:
+        """Return the stop tokens; a config may name some outside the vocabulary."""
+        stops = np.fromiter(self.params.stop_token_ids, np.int64)
+        return stops[stops < vocab_size]
 
 
 def choose_tokens(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
@@ -79,9 +95,7 @@ def _adjusted(logits: Logits, samplers: Sequence[Sampler]) -> Logits:
         return logits
     logits = logits.copy()
     for row in forbidding:
-        # A config may name a stop token outside the vocabulary.
-        stops = np.fromiter(samplers[row].params.stop_token_ids, np.int64)
-        logits[row, stops[stops < logits.shape[1]]] = -np.inf
+        logits[row, samplers[row].stops(logits.shape[1])] = -np.inf
     for row in biased:
         tokens, biases = zip(*samplers[row].params.logit_bias, strict=True)
         logits[row, list(tokens)] += np.array(biases, np.float32)

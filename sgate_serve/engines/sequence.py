@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sgate_serve.engines.contract import Request, TokenLogprobs
+from sgate_serve.engines.contract import FinishReason, Request, TokenLogprobs
 from sgate_serve.engines.prefix_cache import Ids
 from sgate_serve.engines.sampling import Sampler
 
@@ -30,6 +30,20 @@ class Sequence:
     def of(cls, request: Request) -> "Sequence":
         sampler = Sampler.start(request.sampling, request.prompt)
         return cls(request, sampler, list(request.prompt), np.array(request.prompt, np.int64))
+
+    def append(self, token: int, limit: int) -> FinishReason | None:
+        """Add a new token; return why the request ends with it, None if it goes on.
+
+        A grammar that is complete counts for more than the limit, as the answer is whole. Raises
+        RequestError if the grammar cannot be followed further.
+        """
+        self.tokens.append(token)
+        grammar = self.sampler.grammar
+        if grammar is not None:
+            grammar.accept(token)
+            if not grammar.allowed.any():
+                return "stop"
+        return "length" if self.num_generated >= limit else None
 
     @property
     def num_left(self) -> int:

@@ -24,6 +24,7 @@ from sgate_serve.engines.contract import (
     TokenEvent,
     TokenLogprobs,
 )
+from sgate_serve.engines.grammar_mask import within_grammars
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.prompt_lookup import drafted
 from sgate_serve.engines.request_checks import check_request
@@ -219,7 +220,9 @@ class SlotEngine:
         if not sequences:
             return []
         own = logits if len(rows) == len(logits) else logits[rows]
-        tokens = choose_tokens(own, [sequence.sampler for sequence in sequences])
+        samplers = [sequence.sampler for sequence in sequences]
+        own = within_grammars(own, samplers)
+        tokens = choose_tokens(own, samplers)
         events = [self._advance(*pair) for pair in zip(sequences, tokens, strict=True)]
         return _with_logprobs(events, sequences, own)
 
@@ -228,22 +231,24 @@ class SlotEngine:
         return min(request.sampling.max_tokens, self.max_model_len - len(request.prompt))
 
     def _advance(self, sequence: Sequence, token: int) -> TokenEvent:
-        """Record a new token; end the request at a stop token or a limit."""
+        """Record a new token; end the request at a stop token, a limit or its grammar's end."""
         request, sampling = sequence.request, sequence.request.sampling
         prompt_logprobs = () if sequence.num_generated else tuple(sequence.prompt_logprobs)
         if token in sampling.stop_token_ids:
             return self._end(sequence, "stop", prompt_logprobs)
-        sequence.tokens.append(token)
-        event = TokenEvent(
+        try:
+            reason = sequence.append(token, self._limit(request))
+        except RequestError as error:
+            return replace(self._end(sequence, "abort", prompt_logprobs), error=error)
+        if reason is not None:
+            self._release(sequence)
+        return TokenEvent(
             request.request_id,
             token,
+            reason,
             prompt_logprobs=prompt_logprobs,
             num_cached=sequence.num_shared,
         )
-        if sequence.num_generated < self._limit(request):
-            return event
-        self._release(sequence)
-        return replace(event, finish_reason="length")
 
     def _end(
         self, sequence: Sequence, reason: FinishReason, prompt_logprobs: tuple[TokenLogprobs, ...]

@@ -14,7 +14,8 @@ def token_logprobs(
 ) -> list[TokenLogprobs]:
     """Return for each row of `logits` [rows, vocab] the log-probability of `tokens[row]`.
 
-    Each comes with the `nums[row]` most likely tokens of its row.
+    Each comes with the `nums[row]` most likely tokens of its row, or fewer if its grammar allows
+    no more.
     """
     best = logits.max(axis=-1, keepdims=True)
     sums = np.exp(logits - best).sum(axis=-1, dtype=np.float64)
@@ -33,5 +34,6 @@ def _likeliest(row: Logits, num: int) -> list[int]:
     rank = max(0, len(row) - num)
     candidates = np.flatnonzero(row >= np.partition(row, rank)[rank])
     order = np.argsort(-row[candidates], kind="stable")[:num]
-    indices: list[int] = candidates[order].tolist()
+    likeliest = candidates[order]
+    indices: list[int] = likeliest[row[likeliest] > -np.inf].tolist()
     return indices

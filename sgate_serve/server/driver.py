@@ -201,7 +201,8 @@ class EngineDriver:
             group = self._groups.get(event.request_id)
             if group is None:
                 continue  # aborted while this event was on its way
-            group.receive(event)
+            failure = event.error if isinstance(event, TokenEvent) else None
+            group.receive(failure or event)
             if is_last(event):
                 del self._groups[event.request_id]
 

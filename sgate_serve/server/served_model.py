@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -9,6 +10,7 @@ from sgate_serve.engines.contract import EngineStats, PooledOutput, TokenEvent
 from sgate_serve.errors import RequestError
 from sgate_serve.server.classifier_head import ClassifierHead
 from sgate_serve.server.excerpt import excerpt
+from sgate_serve.text.grammars import GrammarCompiler
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
 
@@ -181,6 +183,16 @@ class ServedModel:
                 param=param,
             )
         return self.codec
+
+    def grammar_compiler(self, param: str) -> GrammarCompiler:
+        """Return the compiler of grammars; raise RequestError naming `param` without a codec."""
+        self.require_codec(param)
+        return self._grammars
+
+    @cached_property
+    def _grammars(self) -> GrammarCompiler:
+        assert self.codec is not None
+        return GrammarCompiler(self.codec, self.engine.vocab_size)
 
     @property
     def _takes_ids(self) -> str:

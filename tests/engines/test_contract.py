@@ -8,8 +8,10 @@ import pytest
 from sgate_serve.engines.contract import Request, SamplingParams, TokenEvent
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.model_protocols import LoadedEngine
+from sgate_serve.engines.table import VLLM
 from sgate_serve.errors import RequestError
 from tests.engines.drive import Answer, greedy, load_of, prompt, run, step
+from tests.engines.ladder import ladder
 from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
 from tests.small_llama import random_tokens
 
@@ -82,6 +84,17 @@ def skip_without_drafts(engine: LoadedEngine, case: tuple[str, str]) -> None:
         with pytest.raises(RequestError, match=message):
             engine.add(Request("a", prompt(5), replace(greedy(4), drafted_tokens=2)))
         pytest.skip(message)
+
+
+def test_a_grammar_is_followed_or_refused(engine: LoadedEngine, case: tuple[str, str]) -> None:
+    grammar = replace(ladder((3,), (5, 7), (5,)), vocab_size=engine.vocab_size)
+    request = Request("a", prompt(5), replace(greedy(8), grammar=grammar))
+    if case[0] == VLLM:
+        with pytest.raises(RequestError, match="grammar is not supported by this engine"):
+            engine.add(request)
+        return
+    answer = run(engine, [request])["a"]
+    assert answer in (Answer([3, 5, 5], "stop"), Answer([3, 7, 5], "stop"))
 
 
 def test_looking_tokens_up_changes_none(

@@ -19,7 +19,7 @@ from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, Embedd
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, StrictBody
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED
-from sgate_serve.text import template_process, template_worker
+from sgate_serve.text import grammars, template_process, template_worker
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, model_of
 
@@ -92,9 +92,13 @@ def test_every_limit_on_hostile_requests_is_named() -> None:
         template_worker.JOB_SECONDS,
         template_process.MAX_CHARACTERS,
         jobs.MAX_LOGPROB_VALUES,
+        *grammars.MAX_CHARACTERS.values(),
     }
     assert {f"{limit:.0f}" for limit in limits} <= set(re.findall(r"\d+", section))
-    assert f"at most {excerpt.MAX_SHOWN} characters" in PAGE
+    assert (
+        f"at most {excerpt.MAX_SHOWN} characters of what was sent ({grammars.MAX_MESSAGE} of"
+        in PAGE
+    )
     mebibytes = ServerOptions().max_body_bytes // 2**20
     assert f"by default {mebibytes} MiB" in PAGE
 
@@ -106,7 +110,8 @@ def test_security_page_has_the_servers_limits() -> None:
     assert f"ended after {template_worker.JOB_SECONDS:g} s" in page
     assert template_process.MAX_MEMORY == 2**30
     assert "1 GiB of memory" in page
-    assert f"at most {excerpt.MAX_SHOWN} characters of a request" in page
+    quoted = f"at most {excerpt.MAX_SHOWN} characters of a request, or {grammars.MAX_MESSAGE} of"
+    assert quoted in " ".join(page.split())
 
 
 def test_every_metric_is_named(client: httpx.Client) -> None:

@@ -172,11 +172,11 @@ def _start_of_second(types: NDArray[np.int64]) -> int:
 def _check_supported(sampling: SamplingParams) -> None:
     """Reject options that this adapter lacks.
 
-    Here vLLM's log-probabilities are raw logits, and its server has drafts of its own.
+    Here vLLM's log-probabilities are raw logits, and its server has drafts and grammars of its own.
     """
     if sampling.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1 on vLLM, found 0", param="max_tokens")
-    for name in ("logprobs", "prompt_logprobs", "drafted_tokens"):
+    for name in ("logprobs", "prompt_logprobs", "drafted_tokens", "grammar"):
         if getattr(sampling, name) != getattr(SamplingParams, name):
             raise RequestError(
                 f"{name} is not supported by this engine; ask vLLM's own server", param=name

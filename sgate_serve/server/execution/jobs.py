@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
-from sgate_serve.engines.contract import Request, SamplingParams
+from sgate_serve.engines.contract import Grammar, Request, SamplingParams
 from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.generation_requests import (
     ChatRequest,
@@ -134,7 +134,14 @@ def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> S
         logit_bias=bias,
         logprobs=body.num_logprobs,
         drafted_tokens=body.prompt_lookup_num_tokens,
+        grammar=_grammar(body, model),
     )
+
+
+def _grammar(body: GenerationRequest, model: ServedModel) -> Grammar | None:
+    """Compile the grammar of a body; raise RequestError naming the field that has a bad one."""
+    source = body.grammar
+    return None if source is None else model.grammar_compiler(source.param).compile(source)
 
 
 def _check_length(prompt: Sequence[int], max_tokens: int, model: ServedModel, param: str) -> None:

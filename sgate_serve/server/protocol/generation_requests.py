@@ -14,11 +14,11 @@ from sgate_serve.server.protocol.strict_body import (
     MAX_PROMPTS,
     PROMPTS_EXPECTED,
     Prompts,
-    StrictBody,
     StrictModel,
     TokenIds,
     as_list,
 )
+from sgate_serve.server.protocol.structured_outputs import StructuredBody
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 1024
@@ -43,7 +43,7 @@ class StreamOptions(StrictModel):
     include_obfuscation: Literal[False] = False
 
 
-class GenerationRequest(StrictBody):
+class GenerationRequest(StructuredBody):
     """The parameters that completions and chat completions share."""
 
     n: int = Field(

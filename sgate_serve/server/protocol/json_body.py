@@ -15,6 +15,8 @@ MAX_VALUES = 2**19
 MAX_MEMBERS = 2**14
 MAX_DEPTH = 32
 
+# Members whose values are JSON schemas, in which null is a value like any other.
+SCHEMAS = frozenset({"schema", "json"})
 # Possessive, and matching also what is unterminated: linear in any text.
 STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 # Only an escape can write half a surrogate pair, as UTF-8 has none.
@@ -22,65 +24,87 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def read_json(content: bytes) -> Any:
-    """Return the JSON value without null members of objects; raise RequestError for any other."""
-    _check_size(content)
+    """Return the JSON value of a body without null members; raise RequestError for any other.
+
+    In schemas nulls are kept.
+    """
+    return _without_nulls(_parsed(content, "the body"), MAX_DEPTH)
+
+
+def read_schema(text: str, param: str) -> Any:
+    """Return the JSON value of a string in a body; raise RequestError naming `param` for others."""
+    try:
+        return _without_nulls(_parsed(text.encode(), f"`{param}`"), MAX_DEPTH, in_schema=True)
+    except RequestError as error:
+        error.param = param
+        raise
+
+
+def _parsed(content: bytes, source: str) -> Any:
+    """Return the JSON value of `source`, as messages name it."""
+    _check_size(content, source)
     try:
         value = json.loads(content.decode())
     except UnicodeDecodeError as error:
         raise RequestError(
-            f"the body is not JSON: it has a byte that is not UTF-8 at {error.start}"
+            f"{source} is not JSON: it has a byte that is not UTF-8 at {error.start}"
         ) from error
     except json.JSONDecodeError as error:
-        raise RequestError(f"the body is not JSON: {error.msg} at character {error.pos}") from error
+        raise RequestError(f"{source} is not JSON: {error.msg} at character {error.pos}") from error
     except ValueError as error:  # of an integer of thousands of digits
-        raise RequestError(f"the body cannot be read: {cut(str(error))}") from error
+        raise RequestError(f"{source} cannot be read: {cut(str(error))}") from error
     except RecursionError as error:
         raise _too_deep() from error
     if SURROGATE.search(content):
-        _check_unicode(value)
-    return _without_nulls(value, MAX_DEPTH)
+        _check_unicode(value, source)
+    return value
 
 
-def _check_size(content: bytes) -> None:
+def _check_size(content: bytes, source: str) -> None:
     """Refuse what would be too many objects of Python, before any of them is made."""
     structure = STRING.sub(b"", content)
     num_members = structure.count(b":")
     if num_members > MAX_MEMBERS:
         raise RequestError(
-            f"the objects of the body have {num_members} members; at most {MAX_MEMBERS} are read"
+            f"the objects of {source} have {num_members} members; at most {MAX_MEMBERS} are read"
         )
     num_values = structure.count(b",") + structure.count(b"[") + structure.count(b"{")
     if num_values > MAX_VALUES:
         raise RequestError(
-            f"the body has about {num_values} values; at most {MAX_VALUES} are read, so send fewer "
+            f"{source} has about {num_values} values; at most {MAX_VALUES} are read, so send fewer "
             "in one call"
         )
 
 
-def _check_unicode(value: Any) -> None:
+def _check_unicode(value: Any, source: str) -> None:
     """Refuse lone surrogates, which UTF-8 and tokenizers cannot encode."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"the body has {error.object[error.start]!r}, half of a surrogate pair; send whole "
+            f"{source} has {error.object[error.start]!r}, half of a surrogate pair; send whole "
             "characters"
         ) from error
 
 
-def _without_nulls(value: Any, depth: int) -> Any:
-    """Return the value without null members, at any depth up to `depth`."""
+def _without_nulls(value: Any, depth: int, *, in_schema: bool = False) -> Any:
+    """Return the value without null members except in schemas, at any depth up to `depth`."""
     if not isinstance(value, dict | list):
         return value
     if depth == 0:
         raise _too_deep()
     if isinstance(value, list):
         return [
-            _without_nulls(item, depth - 1) if isinstance(item, dict | list) else item
+            _without_nulls(item, depth - 1, in_schema=in_schema)
+            if isinstance(item, dict | list)
+            else item
             for item in value
         ]
-    members = value.items()
-    return {name: _without_nulls(own, depth - 1) for name, own in members if own is not None}
+    return {
+        name: _without_nulls(own, depth - 1, in_schema=in_schema or name in SCHEMAS)
+        for name, own in value.items()
+        if in_schema or own is not None
+    }
 
 
 def _too_deep() -> RequestError:

@@ -124,7 +124,8 @@ def _field_names(body: type[BaseModel], path: tuple[int | str, ...]) -> set[str]
                 if part in each.model_fields
                 for kind in _models_in(each.model_fields[part].annotation)
             }
-    return {name for kind in kinds for name in kind.model_fields}
+    fields = (item for kind in kinds for item in kind.model_fields.items())
+    return {field.alias or name for name, field in fields}
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
