@@ -128,12 +128,20 @@ def noise_lines(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a line for each model that names the phases in which the run shows no difference."""
     for model, speedups in _blocks(record).items():
         covered = [name for name in speedups if _is_noise(speedups[name], record["floor"][name])]
+        named = (f"{name} (floor {_floor_text(record['floor'][name])})" for name in covered)
         if covered:
             yield (
-                f"{model}: this run shows no difference from {DENSE} in {', '.join(covered)}: the "
+                f"{model}: this run shows no difference from {DENSE} in {', '.join(named)}: the "
                 f"noise floor covers the speedup, or its interval contains 1; give more --rounds, "
                 "or measure on a machine that does nothing else"
             )
+    if record.get("rounds") == 1:
+        yield "one round has no interval, so noise cannot be told from a difference: give more"
+
+
+def _floor_text(floor: Mapping[str, Any]) -> str:
+    low, high = floor.get("ci", (floor["ratio"], floor["ratio"]))
+    return f"{low:.2f} to {high:.2f}"
 
 
 def _blocks(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ def known_block_times(model: Checkpoint, engine: str, precision: str) -> BlockTi
         )
     file = times_file(model.spec, engine, wanted)
     known = _read(file)
-    if known is not None:
+    if known is not None and known.fits(model.spec):
         with activity(f"block times, as measured {age_of(known.measured_at)} on {known.machine}"):
             return known
     times = measure_block_times(model, engine, wanted)

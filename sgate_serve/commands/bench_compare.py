@@ -16,7 +16,7 @@ from sgate_serve.commands.bench_output import (
     write_output,
 )
 from sgate_serve.commands.flags import add_flags
-from sgate_serve.commands.output import check_file, load_plots, print_lines
+from sgate_serve.commands.output import check_file, how_to_continue, load_plots, print_lines
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.options import flag_of
 
@@ -84,13 +84,14 @@ def run(args: argparse.Namespace) -> int:
 
     plots = load_plots(args.plot)
     check_file(args.plot, "--plot")
-    check_output(args)
-    dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
     folders = _folders_by_name(args.beside)
+    check_output(args, args.dense, args.pruned, args.data, *folders.values())
+    dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
     own = ComparisonRun(dense, pruned, choose_engine(args.engine), workload, beside)
-    if args.explain or args.report is not None:
+    explains = args.explain or args.report is not None
+    if explains:
         check_explainable(own.engine, workload)
     # First what may refuse its input.
     found = _quality(args.data, own) if args.data is not None else {}
@@ -98,13 +99,14 @@ def run(args: argparse.Namespace) -> int:
     def report(*, is_interrupted: bool) -> None:
         result = own.result(is_interrupted=is_interrupted)
         print_lines(comparison_lines(result.to_json()))
-        write_output(args, result.to_json() | found)
+        write_output(args, result.to_json() | found, is_last=is_interrupted or not explains)
         if plots is not None:
             plots.plot_comparison(result, args.plot)
 
     measure(own, report)
-    if args.explain or args.report is not None:
-        explanation = explain(own)
+    if explains:
+        with how_to_continue(lambda: "the explanation is missing, the speedups are written"):
+            explanation = explain(own)
         print_lines(["", *explanation_lines(explanation)])
         write_output(args, own.result().to_json() | found | {"explanation": explanation})
     return 0

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine
 
-    check_output(args)
+    check_output(args, *args.models)
     workload_class, _ = KINDS[args.kind]
     arguments = tuple(args.engine_arguments)
     workload = options_from(args, workload_class, engine_arguments=arguments)

@@ -7,8 +7,11 @@ from sgate_serve.bench.load.options import LoadOptions
 from sgate_serve.commands.bench_output import add_output, check_output, write_output
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import print_lines
+from sgate_serve.errors import BenchError
 
 TEXT = "load a server with an OpenAI-compatible API, or two by turns"
+# The exit status of a run in which every request failed.
+NOTHING_ANSWERED = 1
 EPILOG = """\
 examples:
   sgate bench serve http://127.0.0.1:8000
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     urls = [base_url(args.url)]
     if args.against is not None:
         urls.append(base_url(args.against, "--against"))
-    check_output(args)
+    check_output(args, args.dataset)
     runs: list[LoadRun] = []
     try:
         measure_all(urls, options, runs)
@@ -61,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
         _report(args, runs, is_interrupted=True)
         raise
     _report(args, runs, is_interrupted=False)
-    return 0
+    if not any(run.has_traces for run in runs):
+        raise BenchError("no request was due within --duration; give more, or a higher rate")
+    return 0 if any(run.has_answers for run in runs) else NOTHING_ANSWERED
 
 
 def _report(args: argparse.Namespace, runs: list[Any], *, is_interrupted: bool) -> None:

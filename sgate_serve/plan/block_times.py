@@ -47,7 +47,12 @@ class WidthTimes:
     def check(self) -> None:
         """Raise ValueError unless the times can be those of a block."""
         is_ascending = all(np.diff(self.widths) > 0) and all(np.diff(self.seconds) >= 0)
-        if not is_ascending or not self.widths or len(self.widths) != len(self.seconds):
+        if (
+            not is_ascending
+            or not np.isfinite(self.seconds).all()
+            or not self.widths
+            or len(self.widths) != len(self.seconds)
+        ):
             raise ValueError(f"seconds {self.seconds} do not rise with widths {self.widths}")
 
 
@@ -107,6 +112,14 @@ class BlockTimes:
             return self.phases[PREFILL].followed_by(self.phases[DECODE], MIX_STEPS)
         return self.phases[name]
 
+    def fits(self, spec: ModelSpec) -> bool:
+        """Say whether the times reach the widths of a model's layers."""
+        return all(
+            times.widths[-1] == width_of(spec.layers[0], kind)
+            for phase in self.phases.values()
+            for kind, times in phase.blocks.items()
+        )
+
     def conditions(self) -> dict[str, str]:
         """Return what the times hold for."""
         return {
@@ -122,10 +135,11 @@ class BlockTimes:
     @classmethod
     def from_json(cls, value: Any) -> "BlockTimes":
         """Read a record; raise KeyError, TypeError, AttributeError or ValueError if damaged."""
-        datetime.fromisoformat(value["measured_at"])
+        if datetime.fromisoformat(value["measured_at"]).tzinfo is None:
+            raise ValueError("a time without a zone")
         phases = {name: PhaseTimes.from_json(own) for name, own in value["phases"].items()}
-        if not phases:
-            raise ValueError("no phases")
+        if set(phases) not in ({DECODE, PREFILL}, {ENCODE}):
+            raise ValueError(f"phases {', '.join(phases)}")
         return cls(
             engine=str(value["engine"]),
             precision=str(value["precision"]),

@@ -139,7 +139,9 @@ def test_real_models_are_timed(
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
-    return save(dense_llama(), tmp_path / "base")
+    # As wide as the layers of TIMES.
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 97}
+    return save(dense_llama(**sizes), tmp_path / "base")
 
 
 @pytest.fixture
@@ -166,7 +168,22 @@ def test_times_are_measured_once(
     assert measured == ["onnx int8", "onnx int4"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "null", '{"phases": {}}', "\xff"])
+def edited(**fields: Any) -> str:
+    return json.dumps(TIMES.to_json() | fields)
+
+
+STEP = TIMES.to_json()["phases"]["decode"]
+DAMAGED = [
+    *("{", "[]", "null", '{"phases": {}}', "\xff"),
+    edited(phases={"decode": STEP}),
+    edited(measured_at="2026-01-02T03:04:05"),
+    edited().replace("12.0", "Infinity"),
+    # Of a model with other widths.
+    edited().replace("97", "96"),
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_cache_is_measured_anew(
     base: Checkpoint, measured: list[str], content: str
 ) -> None:

@@ -109,6 +109,7 @@ def test_no_piece_of_a_run_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Attribution, "of", counted)
     found = attribute({DENSE: base}, "onnx", SMALL)
+    assert all(one[DENSE].seconds > 0 for one in found.values())
     nodes = len(list(ir.load(onnx_folder(base) / GRAPH_FILE).graph))
     steps = [steps_of(SMALL, phase) for phase in found]
     assert steps == [3, 3, 1]
@@ -147,6 +148,8 @@ def explanation(**changes: Any) -> dict[str, Any]:
                 ),
             }
         },
+        "measured": {"decode_batch_1": 1.0},
+        "ideal": {"decode_batch_1": 1.25},
         "models": {
             DENSE: dense | {"mlp_widths": [64, 64]},
             PRUNED: pruned | {"mlp_widths": [32, 33]},
@@ -169,9 +172,14 @@ def explanation(**changes: Any) -> dict[str, Any]:
 def test_sentences_follow_from_the_figures() -> None:
     found = sentences(explanation())
     about_models, about_phase = found[MODELS], " ".join(found["decode_batch_1"])
-    assert "none of the 4 KV groups was removed" in about_models[0]
-    assert "72 MiB, fit the CPU's cache of 1,024 MiB" in about_models[1]
-    assert "1 of 2 MLP widths are not multiples of 32" in about_models[2]
+    # Of 100 ms the ideal leaves 80; the host may take 4 of them and takes 20.
+    assert about_models[0] == (
+        "decode_batch_1: 1.00x measured, 1.25x ideal; most of what is missing is host (16.00 ms) "
+        "and index work (5.00 ms)"
+    )
+    assert "none of the 4 KV groups was removed" in about_models[1]
+    assert "72 MiB, fit the CPU's cache of 1,024 MiB" in about_models[2]
+    assert "1 of 2 MLP widths are not multiples of 32" in about_models[3]
     # Products and attention are 80% of the time; the head is 30% of bytes and 15% of time.
     assert "80% of the dense model's time goes to" in about_phase and "at most 5.00x" in about_phase
     assert "the head is 30% of the bytes and 15% of the time" in about_phase
@@ -200,13 +208,37 @@ def test_sentences_are_only_of_what_is_there() -> None:
         DENSE: {"operations_per_second": 50e9, "share": 0.5, "numbers": "fp32"},
         PRUNED: {"operations_per_second": 60e9, "share": None, "numbers": "bf16"},
     }
+    record |= {"measured": {"batch_8": 1.4}, "ideal": {"batch_8": 1.42}}
     found = sentences(record)
-    assert found[MODELS] == ["1 of 4 KV groups were removed"]
+    assert found[MODELS] == [
+        "batch_8: 1.40x measured, 1.42x ideal",
+        "1 of 4 KV groups were removed",
+    ]
     text = " ".join(found["batch_8"])
     assert "any factor" in text and "head" not in text and "index" not in text
     assert "dense reaches 50.0 G operations/s in fp32 (50% of 100)" in text
     assert "pruned 60.0 G operations/s in bf16;" in text
     assert "MLP kept 50% of the weights and 40% of the time" in text and "more than" not in text
+
+
+def test_a_profile_that_disagrees_is_not_to_be_read() -> None:
+    (first, *_) = sentences(explanation(measured={"decode_batch_1": 1.3}))[MODELS]
+    assert "1.30x measured" in first and "the profile says 1.00x" in first and "do not" in first
+
+
+def test_zeros_in_dense_shapes_are_named() -> None:
+    record = explanation()
+    record["models"][PRUNED] = record["models"][DENSE]
+    (only,) = sentences(record)[MODELS]
+    assert "nothing was removed" in only and "`sgate convert` removes them" in only
+
+
+def test_each_part_has_its_shortest_time() -> None:
+    runs = [
+        Attribution(1.0, {UNITS: 0.75, HOST: 0.25}, [{UNITS: 0.75}]),
+        Attribution(1.5, {UNITS: 0.5, HOST: 1.0}, [{UNITS: 0.5}]),
+    ]
+    assert Attribution.least(runs) == Attribution(0.75, {UNITS: 0.5, HOST: 0.25}, [{UNITS: 0.5}])
 
 
 def test_a_head_that_was_pruned_is_no_limit() -> None:

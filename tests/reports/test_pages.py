@@ -128,7 +128,7 @@ def server(users: int) -> dict[str, Any]:
 
 
 def loads() -> list[dict[str, Any]]:
-    common = {**CONDITIONS, "workload": {"seed": 0}}
+    common = {**CONDITIONS, "workload": {"seed": 0}, "interrupted": True}
     ratios = {"mean_ttft_ms": RATE}
     return [
         server(4) | common,

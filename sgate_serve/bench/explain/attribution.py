@@ -1,7 +1,7 @@
 """Where the time of each phase goes, by kind of work and by layer, as the engine's profiler says.
 
-Profilers slow a model down, so speedups come from the comparison itself, and shares from here: from
-the fastest of a few runs, which other programs disturbed least.
+Profilers slow a model down, so speedups come from the comparison itself, and shares from here: each
+part's shortest time over a few runs, which other programs disturbed least.
 """
 
 from bisect import bisect_left
@@ -51,6 +51,16 @@ class Attribution:
         ordered = {kind: kinds[kind] for kind in ALL_KINDS if kinds[kind]}
         return cls(seconds, ordered, [dict(layer) for layer in layers])
 
+    @classmethod
+    def least(cls, runs: Sequence["Attribution"]) -> "Attribution":
+        """Return the shortest time of each part over runs, which other programs disturbed least."""
+        kinds = {kind: min(run.kinds.get(kind, 0.0) for run in runs) for kind in runs[0].kinds}
+        layers = [
+            {kind: min(layer.get(kind, 0.0) for layer in same) for kind in same[0]}
+            for same in zip(*(run.layers for run in runs), strict=True)
+        ]
+        return cls(sum(kinds.values()), kinds, layers)
+
     def per(self, count: int) -> "Attribution":
         """Return the seconds of one of `count` equal parts."""
         return Attribution(
@@ -80,7 +90,7 @@ class _Run(NamedTuple):
 def attribute(
     models: Mapping[str, Checkpoint], engine: str, workload: AnyWorkload
 ) -> dict[str, dict[str, Attribution]]:
-    """Run every phase with the engine's profiler; return phase → model → its fastest run."""
+    """Run every phase with the engine's profiler; return phase → model → its time."""
     row = ENGINES[engine]
     assert row.profiled is not None, "check_explainable has not been called"
     profiled = import_object(row.profiled)
@@ -107,11 +117,11 @@ def attribute(
     found: dict[str, dict[str, Attribution]] = {phase: {} for phase in measures}
     for (phase, name), own in runs.items():
         # A profiler keeps only so many pieces, and a run without all of them says nothing.
-        most = max(len(run.pieces(pieces[name])) for run in own)
-        fastest = min(run for run in own if len(run.pieces(pieces[name])) == most)
+        cut = [(run.seconds, run.pieces(pieces[name])) for run in own]
+        most = max(len(inside) for _, inside in cut)
         num_layers = len(models[name].spec.layers)
-        whole = Attribution.of(fastest.pieces(pieces[name]), fastest.seconds, num_layers)
-        found[phase][name] = whole.per(steps_of(workload, phase))
+        whole = [Attribution.of(p, s, num_layers) for s, p in cut if len(p) == most]
+        found[phase][name] = Attribution.least(whole).per(steps_of(workload, phase))
     return found
 
 

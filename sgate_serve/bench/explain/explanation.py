@@ -44,12 +44,15 @@ def explain(run: ComparisonRun) -> dict[str, Any]:
     models, workload = {DENSE: run.dense, PRUNED: run.pruned}, run.workload
     phases = attribute(models, run.engine, workload)
     rates = _machine_rates(run)
+    speedups = {phase: one.speedups[PRUNED] for phase, one in run.result().results.items()}
     held = {name: Held(model.spec, run.precisions[name]) for name, model in models.items()}
     record: dict[str, Any] = {
         "phases": {
             phase: {name: one.to_json() for name, one in by_model.items()}
             for phase, by_model in phases.items()
         },
+        "measured": {phase: one.measured.median for phase, one in speedups.items()},
+        "ideal": {phase: one.ideal for phase, one in speedups.items()},
         "models": {name: one.to_json() for name, one in held.items()},
         "machine": {
             "device": rates.device,

@@ -20,7 +20,7 @@ def explanation_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield from table_lines(rows)
         yield from _points(record["sentences"][phase])
         yield ""
-    yield "times are those with the profiler on, which slows both models"
+    yield "each part's time is its shortest with the profiler on"
     yield from _points(record["sentences"][MODELS])
 
 

@@ -18,6 +18,8 @@ WORTH, WORTH_OF_INDEX, WORTH_OF_LOSS = 0.10, 0.01, 0.01
 # A product that keeps this much more of its time than of its weights is worth one too.
 UNEVEN = 1.1
 WIDTHS_MULTIPLE = 32
+# How much a profile may differ from the measurement, and a speedup from its ideal.
+DISAGREES, CLOSE = 1.2, 0.95
 GB, MIB = 1e9, 2**20
 
 Record = Mapping[str, Any]
@@ -31,6 +33,13 @@ def sentences(record: Record) -> dict[str, list[str]]:
 
 def _about_models(record: Record) -> Iterator[str]:
     dense, pruned = record["models"][DENSE], record["models"][PRUNED]
+    if dense["weights"] == pruned["weights"]:
+        yield (
+            "both models store as many weights, so nothing was removed: zeros in dense shapes "
+            "bring no speed; `sgate convert` removes them"
+        )
+        return
+    yield from (_gap(record, phase) for phase in record["phases"])
     before, after = sum(dense["kv_groups"]), sum(pruned["kv_groups"])
     if after < before:
         yield f"{before - after} of {before} KV groups were removed"
@@ -62,6 +71,26 @@ def _about_phase(record: Record, phase: str) -> Iterator[str]:
         yield _read(record, phase)
     else:
         yield _multiplied(record, phase)
+
+
+def _gap(record: Record, phase: str) -> str:
+    """Say how far a phase is from its ideal, and which parts take more than that leaves them."""
+    measured, ideal = record["measured"][phase], record["ideal"][phase]
+    text = f"{phase}: {measured:.2f}x measured, {ideal:.2f}x ideal"
+    dense, pruned = (record["phases"][phase][name] for name in (DENSE, PRUNED))
+    profiled = dense["seconds"] / pruned["seconds"]
+    if not 1 / DISAGREES < profiled / measured < DISAGREES:
+        return (
+            f"{text}; the profile says {profiled:.2f}x, so other programs disturbed one of them: "
+            "do not read its parts, and repeat it on a machine that does nothing else"
+        )
+    if measured > CLOSE * ideal:
+        return text
+    kinds = {*dense["kinds"], *pruned["kinds"]}
+    over = {k: pruned["kinds"].get(k, 0.0) - dense["kinds"].get(k, 0.0) / ideal for k in kinds}
+    largest = sorted(kinds, key=lambda kind: -over[kind])[:2]
+    parts = " and ".join(f"{kind} ({1000 * over[kind]:.2f} ms)" for kind in largest)
+    return f"{text}; most of what is missing is {parts}"
 
 
 def _limit(dense: Record) -> str:
@@ -127,7 +156,7 @@ def _read(record: Record, phase: str) -> str:
     shares = " and ".join(f"{one['share']:.0%}" for one in found)
     return (
         f"without the profiler, dense and pruned read {speeds} GB/s of weights: {shares} of the "
-        f"{able:.1f} GB/s that this machine reads"
+        f"{able:.1f} GB/s that this machine reads from memory"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 
-from sgate_serve.bench.load.trace import StreamReader, Trace, message_of
+from sgate_serve.bench.load.trace import StreamReader, Trace, message_of, shown
 from sgate_serve.errors import BenchError
 
 JSON_HEADERS = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -28,7 +28,11 @@ def base_url(text: str, flag: str = "") -> str:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise BenchError(f"{named}: {error}; give a URL such as http://127.0.0.1:8000") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    try:
+        is_whole = url.scheme in ("http", "https") and url.host and (url.port or 1) < 2**16
+    except ValueError:  # a host that is no name
+        is_whole = False
+    if not is_whole:
         raise BenchError(f"{named}: give a URL such as http://127.0.0.1:8000")
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
@@ -44,6 +48,8 @@ class Client:
         self.url = url
         self._timeout = timeout
         key = os.environ.get("OPENAI_API_KEY")
+        if key is not None and not key.isascii():
+            raise BenchError("OPENAI_API_KEY has a letter that no HTTP header takes; correct it")
         headers = JSON_HEADERS | ({"authorization": f"Bearer {key}"} if key else {})
         self._http = httpx.AsyncClient(
             base_url=url, headers=headers, limits=NO_LIMITS, timeout=httpx.Timeout(timeout)
@@ -80,7 +86,7 @@ class Client:
             raise BenchError(
                 f"{self.url}: {reason_of(error)}; start a server there, or correct the URL"
             ) from error
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
 
     async def stream(self, path: str, body: Mapping[str, Any], input_len: int) -> Trace:
@@ -108,10 +114,10 @@ async def _refusal(answer: httpx.Response) -> str:
     content = await answer.aread()
     try:
         message = message_of(json.loads(content))
-    except ValueError:
+    except (ValueError, RecursionError):
         message = " ".join(content.decode(errors="replace").split())[:200]
     remedy = "; give its key as OPENAI_API_KEY" if answer.status_code == UNAUTHORISED else ""
-    return f"HTTP {answer.status_code}: {message or answer.reason_phrase}{remedy}"
+    return f"HTTP {answer.status_code}: {shown(message) or answer.reason_phrase}{remedy}"
 
 
 def reason_of(error: Exception) -> str:

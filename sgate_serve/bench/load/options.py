@@ -16,6 +16,8 @@ LOAD, PROMPTS, SERVERS = "load", "prompts", "servers"
 OBJECTIVES = ("ttft", "tpot", "e2el")
 USERS, INPUT_LEN, OUTPUT_LEN, ROUNDS = 8, 128, 64, 5
 NUM_PROMPTS, NUM_PROMPTS_OF_TURN = 64, 16
+# Requests per second, and in a run: more than a client can send or keep.
+LEAST_RATE, MOST_RATE, MOST_REQUESTS = 1e-4, 1e5, 10**6
 RAMP = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
 
 
@@ -112,6 +114,11 @@ class LoadOptions:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise BenchError(f"{flag_of(name)} {value:g}: must be above 0")
+        if max(self.num_prompts or 1, (self.duration or 0) * self._fastest) > MOST_REQUESTS:
+            raise BenchError(
+                f"this run would send more than {MOST_REQUESTS:,} requests; lower --num-prompts, "
+                "--duration or the rate"
+            )
         self._check_combinations()
         _ = self.rate, self.ramp, self.objectives
 
@@ -133,6 +140,12 @@ class LoadOptions:
                 raise BenchError(f"--sweep sets the concurrency; leave out {flag_of(name)}")
 
     @property
+    def _fastest(self) -> float:
+        """The highest rate of arrivals that is known beforehand; 0 in a closed loop."""
+        rate = self.rate
+        return self.ramp.end if self.ramp is not None else rate if rate and rate < math.inf else 0
+
+    @property
     def rate(self) -> float | None:
         """The requests per second of an open loop; None for a closed one."""
         if self.request_rate is None:
@@ -141,9 +154,10 @@ class LoadOptions:
             rate = float(self.request_rate)
         except ValueError:
             rate = math.nan
-        if not rate > 0:
+        if not (LEAST_RATE <= rate <= MOST_RATE or rate == math.inf):
             raise BenchError(
-                f"--request-rate {self.request_rate}: give a number above 0, or inf for all at once"
+                f"--request-rate {self.request_rate}: give a number from {LEAST_RATE:g} to "
+                f"{MOST_RATE:,.0f}, or inf for all at once"
             )
         return rate
 

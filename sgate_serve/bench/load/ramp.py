@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sgate_serve.errors import BenchError, did_you_mean
 
+MOST_RATE = 1e5
 STRATEGIES = LINEAR, EXPONENTIAL = ("linear", "exponential")
 
 
@@ -27,9 +28,15 @@ class Ramp:
             raise BenchError(
                 f"--ramp-up-strategy {self.strategy}: give {LINEAR} or {EXPONENTIAL}{hint}"
             )
-        if self.start <= 0:
+        if not 0 < self.start < self.end <= MOST_RATE:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if not self.start > 0:
             raise BenchError(f"--ramp-up-start-rps {self.start:g}: must be above 0")
-        if self.end <= self.start:
+        if self.end > MOST_RATE:
+            raise BenchError(f"--ramp-up-end-rps {self.end:g}: give at most {MOST_RATE:,.0f}")
+        if not self.end > self.start:
             raise BenchError(
                 f"--ramp-up-end-rps {self.end:g}: must be above --ramp-up-start-rps "
                 f"{self.start:g}; for a constant rate give --request-rate"

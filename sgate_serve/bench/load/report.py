@@ -114,6 +114,8 @@ def ratios(run: LoadRun) -> dict[str, dict[str, float]]:
 
 def record_lines(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a run's record as a table."""
+    if record["interrupted"]:
+        yield "interrupted: these are the requests that had ended"
     if "sweep" in record:
         yield from _sweep_lines(record["sweep"])
     elif "servers" in record:
@@ -125,6 +127,9 @@ def record_lines(record: Mapping[str, Any]) -> Iterator[str]:
 def _server_lines(record: Mapping[str, Any]) -> Iterator[str]:
     yield heading(record)
     yield from _remarks(record)
+    if not record["completed"]:
+        yield "no request was answered, so there are no times"
+        return
     yield ""
     for name, label in RATES.items():
         if record[name] is not None:

@@ -71,6 +71,13 @@ class LoadRun:
         return self.options.max_concurrency or (None if is_open_loop else USERS)
 
     @property
+    def has_answers(self) -> bool:
+        """Whether any request was answered whole."""
+        return any(
+            not trace.error for turns in self.turns for turn in turns for trace in turn.traces
+        )
+
+    @property
     def num_requests(self) -> int | None:
         """The requests of each turn; None for no limit."""
         if self.is_trace:

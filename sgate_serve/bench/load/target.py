@@ -11,7 +11,7 @@ from sgate_serve.bench.load.client import Client
 from sgate_serve.bench.load.dataset import Dataset
 from sgate_serve.bench.load.options import LoadOptions
 from sgate_serve.bench.load.prompts import TEXT, Prompt, Source, token_prompts, word_prompts
-from sgate_serve.bench.load.trace import Trace
+from sgate_serve.bench.load.trace import Trace, count_of
 from sgate_serve.errors import BenchError
 
 # What OpenAI's API does not have, or not everywhere; a server that refuses one is not sent it.
@@ -79,7 +79,7 @@ async def prepare(client: Client, options: LoadOptions, dataset: Dataset | None)
     sources = await _sources(client, card["id"], options, dataset, is_chat=is_chat)
     (kind, source), *others = sources.items()
     target = Target(client, card["id"], path, source, kind)
-    target.max_model_len = card.get("max_model_len")
+    target.max_model_len = count_of(card.get("max_model_len"))
     target.version = await _version(client)
     _check_lengths(target, options, dataset)
     error = await _try(target)
@@ -130,13 +130,19 @@ async def _try(target: Target) -> str:
 async def _model_card(client: Client, options: LoadOptions) -> dict[str, Any]:
     answer = await client.ask("/v1/models", is_needed=options.model is None)
     found = answer.get("data") if isinstance(answer, dict) else None
-    cards = [card for card in found or () if isinstance(card, dict) and card.get("id")]
+    listed = found if isinstance(found, list) else []
+    cards = [card for card in listed if isinstance(card, dict) and _is_name(card.get("id"))]
     if options.model is not None:
         named = (card for card in cards if card["id"] == options.model)
         return next(named, {"id": options.model})
     if not cards:
         raise BenchError(f"{client.url}/v1/models lists no model; name one with --model")
     return cards[0]
+
+
+def _is_name(value: Any) -> bool:
+    """Say whether a model's id is one that can be shown and sent back."""
+    return isinstance(value, str) and value.isprintable() and value != ""
 
 
 async def _version(client: Client) -> str | None:
@@ -151,7 +157,7 @@ async def _token_pool(client: Client, model: str) -> list[int]:
     for body in ({"model": model, "prompt": TEXT, "add_special_tokens": False}, {"content": TEXT}):
         answer = await client.ask("/tokenize", body)
         tokens = answer.get("tokens") if isinstance(answer, dict) else None
-        if tokens and all(type(token) is int for token in tokens):
+        if isinstance(tokens, list) and all(type(token) is int for token in tokens):
             return sorted(set(tokens))
     return []
 

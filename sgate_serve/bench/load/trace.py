@@ -6,6 +6,8 @@ from typing import Any
 
 DONE = b"[DONE]"
 NO_TOKEN = "the stream ended before the first token"
+# No context is so long, and no reason needs more.
+MOST_TOKENS, MOST_CHARACTERS = 2**31, 200
 CUT = "the stream ended without [DONE]"
 
 
@@ -33,6 +35,17 @@ class Trace:
     def tpot(self) -> float:
         """The mean time per token after the first; 0 if there is only one."""
         return (self.latency - self.ttft) / (self.output_len - 1) if self.output_len > 1 else 0.0
+
+
+def count_of(value: Any) -> int | None:
+    """Return a server's count of tokens; None for what is no such count."""
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
+
+
+def shown(text: str) -> str:
+    """Return a server's text on one line, cut, without characters that control a terminal."""
+    plain = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(plain.split())[:MOST_CHARACTERS]
 
 
 class StreamReader:
@@ -67,18 +80,18 @@ class StreamReader:
         try:
             event = json.loads(payload)
             self._take(event, now)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
             self._trace.error = f"not an event of OpenAI's API: {payload[:80]!r}"
 
     def _take(self, event: dict[str, Any], now: float) -> None:
         trace = self._trace
         if event.get("error"):
-            trace.error = message_of(event)
+            trace.error = shown(message_of(event))
         if choices := event.get("choices"):
             self._take_choice(choices[0], now)
         if usage := event.get("usage"):
-            trace.output_len = usage.get("completion_tokens") or 0
-            trace.input_len = usage.get("prompt_tokens") or trace.input_len
+            trace.output_len = count_of(usage.get("completion_tokens")) or 0
+            trace.input_len = count_of(usage.get("prompt_tokens")) or trace.input_len
 
     def _take_choice(self, choice: dict[str, Any], now: float) -> None:
         trace, delta = self._trace, choice.get("delta")

@@ -25,7 +25,7 @@ def bars(chart: Bars) -> str:
             title = f"{chart.parts[part]}: {value:,.2f} {chart.unit}"
             shapes.append(_rectangle(x, y, width, ROW - 6, _colour(part), title))
             x += max(width, 0.0)
-        shapes.append(_text(x + 6, y + 13, f"{sum(values):,.2f} {chart.unit}", kind="soft"))
+        shapes.append(_text(x + 6, y + 13, f"{sum(values):,.4g} {chart.unit}", kind="soft"))
     return _svg(shapes, top + len(chart.bars) * ROW)
 
 
@@ -35,6 +35,7 @@ def curves(chart: Curves) -> str:
     points = [point for _, line in chart.lines for point in line]
     x_most = _round_up(max((x for x, _, _ in points), default=1))
     y_most = _round_up(max((y for _, y, _ in points), default=1))
+    top += 10
     left, right, bottom = 70, WIDTH - 40, top + PLOT_HEIGHT
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -47,7 +48,7 @@ def curves(chart: Curves) -> str:
         shapes.append(_text(place(x, 0)[0], bottom + 16, f"{x:,.8g}", "middle", "soft"))
         shapes.append(_text(left - 6, place(0, y)[1] + 4, f"{y:,.8g}", "end", "soft"))
     shapes.append(_text((left + right) / 2, bottom + 36, chart.x_title, "middle"))
-    shapes.append(_text(left, top - 8, chart.y_title, "middle"))
+    shapes.append(_text(left, top - 14, chart.y_title))
     for index, (_, line) in enumerate(chart.lines):
         places = [place(x, y) for x, y, _ in line]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
@@ -60,20 +61,23 @@ def curves(chart: Curves) -> str:
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:{_colour(index)}"/>'
             )
             above = -8 if index % 2 == 0 else 18
-            shapes.append(_text(x, y + above, label, "middle", "soft"))
+            shapes.append(_text(x, y + above, label, "start" if above < 0 else "end", "soft"))
     return _svg(shapes, bottom + BOTTOM)
 
 
 def profile(chart: Profile) -> str:
-    """Draw a column for each layer: what is left, before what there was."""
-    most = max((before for _, before in chart.layers), default=0) or 1
+    """Draw a column for each layer: pruned in front of dense; what exceeds dense has a colour."""
+    most = max((max(pair) for pair in chart.layers), default=0) or 1
     left, top, height = 60, 20, 140
     step = (WIDTH - left - 20) / max(1, len(chart.layers))
-    shapes = [_text(left - 6, top + 4, f"{most:,.0f}", "end", "soft")]
-    shapes += [_text(left - 6, top + height, "0", "end", "soft"), _text(left, 12, chart.unit)]
+    shapes = [_text(left - 6, top + 4, f"{most:,.3g}", "end", "soft")]
+    shapes += [_text(left - 6, top + height, "0", "end", "soft")]
+    shapes.append(_text(left, 12, f"{chart.unit}: pruned, in front of dense in grey"))
     for index, (after, before) in enumerate(chart.layers):
-        title = f"layer {index}: {after:,.0f} of {before:,.0f} {chart.unit}"
-        for value, fill in ((before, "var(--gone)"), (after, _colour(0))):
+        title = f"layer {index}: {after:,.3g} pruned, {before:,.3g} dense"
+        kept = [(before, "var(--gone)"), (after, _colour(0))]
+        grown = [(after, _colour(1)), (before, _colour(0))]
+        for value, fill in kept if after <= before else grown:
             size = height * value / most
             x = left + index * step
             shapes.append(_rectangle(x, top + height - size, step * 0.8, size, fill, title))

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells; the first row is the head, the first column names the rows."""
+    """Rows of cells; the first row is the head, the first column names the rows.
+
+    Cells are numbers, unless the table `is_text`.
+    """
 
     rows: Sequence[Sequence[str]]
+    is_text: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
+.text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 svg { display: block; margin: 1rem 0; max-width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); }
@@ -59,15 +60,16 @@ def _picture(part: Part) -> str:
         case Profile():
             return profile(part)
         case Table():
-            return _table(part.rows)
+            return _table(part)
         case _:
             return escape(part)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head, *body = rows
+def _table(table: Table) -> str:
+    head, *body = table.rows
     lines = [_row(head, "th"), *(_row(row, "td") for row in body)]
-    return f"<table>{''.join(lines)}</table>"
+    named = ' class="text"' if table.is_text else ""
+    return f"<table{named}>{''.join(lines)}</table>"
 
 
 def _row(cells: Sequence[str], tag: str) -> str:

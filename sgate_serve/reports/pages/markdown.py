@@ -11,7 +11,9 @@ def markdown(report: Report) -> str:
     blocks = [f"# {escape(report.title, quote=False)}"]
     for section in report.sections:
         tables = ["\n".join(_table(part.rows)) for part in section.parts if isinstance(part, Table)]
-        points = "\n".join(f"- {part}" for part in section.parts if isinstance(part, str))
+        points = "\n".join(
+            f"- {escape(part, quote=False)}" for part in section.parts if isinstance(part, str)
+        )
         shown = [block for block in (*tables, points) if block]
         blocks += [f"## {section.title}", *shown] if shown else []
     return "\n\n".join(blocks) + "\n"
@@ -25,5 +27,5 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    escaped = (cell.replace("|", "\\|") for cell in cells)
+    escaped = (escape(cell, quote=False).replace("|", "\\|") for cell in cells)
     return f"| {' | '.join(escaped)} |"

@@ -49,20 +49,20 @@ def _speedup(figures: Record) -> str:
 def load(record: Record) -> Section:
     """Return the section of a record of one server, of two, or of a sweep."""
     if "sweep" in record:
-        return _sweep(record["sweep"])
+        return _sweep(record)
     servers, ratios = record.get("servers", [record]), record.get("ratios", {})
     rows = [["", *(server["server"]["url"] for server in servers), *(["ratio"] if ratios else [])]]
     for name in COMPARED:
-        values = [server[name] for server in servers]
-        if None in values:
+        values = [server[name] for server in servers if server["completed"]]
+        if None in values or len(values) < len(servers):
             continue
         cells = [f"{value:,.2f}" for value in values]
         if name in ratios:
             found = ratios[name]
             cells.append(f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})")
         rows.append([_title(name), *cells])
-    counts = [heading(server) for server in servers]
-    failures = [reason for server in servers for reason in reasons(server["errors"])]
+    counts = [*_interruption(record), *map(heading, servers)]
+    failures = [f"failed: {why}" for server in servers for why in reasons(server["errors"])]
     return Section("Results", [Table(_filled(rows)), *counts, *failures])
 
 
@@ -79,7 +79,12 @@ def _title(name: str) -> str:
     return f"{statistic} {TIMES[time]} {unit}"
 
 
-def _sweep(records: Sequence[Record]) -> Section:
+def _interruption(record: Record) -> list[str]:
+    return ["interrupted: these are the requests that had ended"] if record["interrupted"] else []
+
+
+def _sweep(record: Record) -> Section:
+    records = record["sweep"]
     rows = [["at a time", "output tokens/s", "median TTFT ms", "median TPOT ms", "p99 ITL ms"]]
     points = []
     for record in records:
@@ -88,4 +93,4 @@ def _sweep(records: Sequence[Record]) -> Section:
         rows.append([users, f"{rate:,.2f}", *(f"{time:,.1f}" for time in times)])
         points.append((record["median_tpot_ms"], rate, users))
     curve = Curves([("requests at a time", points)], "median TPOT in ms", "output tokens/s")
-    return Section("Throughput and latency", [curve, Table(rows)])
+    return Section("Throughput and latency", [curve, Table(rows), *_interruption(record)])

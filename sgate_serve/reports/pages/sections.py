@@ -13,8 +13,11 @@ from sgate_serve.reports.pages.requests import load, offline
 Record = Mapping[str, Any]
 MS, GB = 1000, 1e9
 PROFILED = (
-    "times by kind of work are those with the profiler on, which slows both models; speedups are "
-    "measured without it"
+    "each part's time is its shortest with the profiler on; speedups and rates are measured without"
+)
+MEDIANS = (
+    "speedups are medians of the ratios of each round, rates medians over the rounds: beside other "
+    "programs the ratio of two rates differs from the speedup"
 )
 
 
@@ -80,7 +83,7 @@ def _trade(record: Record) -> Iterator[Section]:
             rows.append([str(batch), model, f"{points[-1][0]:.2f}", f"{rate:,.1f}"])
         lines.append((model, points))
     curve = Curves(lines, "ms between the tokens of a stream", "tokens/s")
-    yield Section("Throughput and latency of decoding", [curve, Table(rows)])
+    yield Section("Throughput and latency of decoding", [curve, Table(rows), MEDIANS])
 
 
 def _attribution(explanation: Record) -> Iterator[Section]:
@@ -105,7 +108,7 @@ def _by_layer(by_model: Record) -> Iterator[Part]:
         model: [MS * sum(layer.values()) for layer in one["layers"]]
         for model, one in by_model.items()
     }
-    yield from _pairs(sums[PRUNED], sums[DENSE], "ms by layer, pruned before dense")
+    yield from _pairs(sums[PRUNED], sums[DENSE], "ms by layer")
 
 
 def _pairs(after: Sequence[float], before: Sequence[float], unit: str) -> Iterator[Part]:
@@ -150,9 +153,9 @@ def _conditions(record: Record) -> Section:
         ["its instructions", ", ".join(flag for flag in flags if _is_telling(flag))],
         *([["GPUs", ", ".join(hardware["gpus"])]] if hardware["gpus"] else []),
         *([name, version] for name, version in record["versions"].items()),
-        *([f"workload: {name}", str(value)] for name, value in record["workload"].items()),
+        *([f"workload: {n}", str(v)] for n, v in record["workload"].items() if v or v == 0),
     ]
-    return Section("Conditions", [Table(rows)])
+    return Section("Conditions", [Table(rows, is_text=True)])
 
 
 def _engine_rows(record: Record) -> Iterator[list[str]]:

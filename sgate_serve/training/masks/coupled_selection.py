@@ -23,6 +23,7 @@ from sgate_serve.training.train_options import COUPLED
 Units = NDArray[np.int64]
 
 KEPT = "every block keeps one unit and one KV group"
+COARSE = "its KV groups and blocks of units are too coarse for a step between"
 
 
 def select_units(
@@ -54,7 +55,7 @@ def select_units(
         nearest = min(tried, key=lambda selection: selection.miss(target.fraction))
         if nearest.miss(target.fraction) <= TOLERANCE:
             return nearest
-    raise target.unreachable(nearest.removed, KEPT)
+    raise target.unreachable(nearest.removed, COARSE)
 
 
 def cheapest_num_groups(

@@ -3,7 +3,6 @@
 Selections close gates until a target is met, whichever it is. Pure.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,10 +106,8 @@ class SpeedTarget:
         return self.phase_times.blocks[site.block].at(width)
 
     def unreachable(self, nearest: float, reason: str) -> TrainingError:
-        # Rounded down, so that it can be asked for.
-        possible = math.floor(100 / (1 - nearest)) / 100
         return TrainingError(
-            f"--target-speedup {self.speedup:g}: this model reaches {possible:.2f} in "
-            f"{self.phase} on engine {self.times.engine} in {self.times.precision}, because "
-            f"{reason}; use that speedup"
+            f"--target-speedup {self.speedup:g}: the nearest that this model can reach is "
+            f"{1 / (1 - nearest):.3f} in {self.phase} on engine {self.times.engine} in "
+            f"{self.times.precision}, because {reason}; use that speedup"
         )
