@@ -52,7 +52,8 @@ def test_kinds_of_work_add_up_to_the_time_of_a_phase(tmp_path: Path, engine: str
             assert {PROJECTIONS, ATTENDING, UNITS, NORMS, EMBEDDING, HEAD, HOST} <= one.kinds.keys()
             assert all({PROJECTIONS, ATTENDING, UNITS} <= layer.keys() for layer in one.layers)
             inside = sum(layer[UNITS] for layer in one.layers)
-            assert inside == pytest.approx(one.kinds[UNITS])
+            # Each layer has its own shortest run.
+            assert 0 < inside <= one.kinds[UNITS] * (1 + 1e-9)
 
 
 def test_torch_times_index_work_apart(tmp_path: Path) -> None:
@@ -100,21 +101,23 @@ def test_bytes_of_all_kinds_are_those_of_a_decode_step(tmp_path: Path, precision
 
 def test_no_piece_of_a_run_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save(dense_llama(), tmp_path / "base")
-    counts: dict[float, int] = {}
+    counts: list[int] = []
     plain = Attribution.of
 
     def counted(pieces: Sequence[Piece], seconds: float, num_layers: int) -> Attribution:
-        counts[seconds] = len(pieces)
+        counts.append(len(pieces))
         return plain(pieces, seconds, num_layers)
 
     monkeypatch.setattr(Attribution, "of", counted)
     found = attribute({DENSE: base}, "onnx", SMALL)
     assert all(one[DENSE].seconds > 0 for one in found.values())
     nodes = len(list(ir.load(onnx_folder(base) / GRAPH_FILE).graph))
-    steps = [steps_of(SMALL, phase) for phase in found]
-    assert steps == [3, 3, 1]
+    assert [steps_of(SMALL, phase) for phase in found] == [3, 3, 1]
+    runs = len(counts) // 3
+    assert runs == 6
     # ONNX Runtime may drop nodes or add some, but as many in every step.
-    nums = [count / num for count, num in zip(counts.values(), steps, strict=True)]
+    steps = [steps_of(SMALL, phase) for phase in found for _ in range(runs)]
+    nums = [count / num for count, num in zip(counts, steps, strict=True)]
     assert all(num.is_integer() and 0.8 * nodes <= num <= 1.2 * nodes for num in nums)
 
 

@@ -247,6 +247,14 @@ def test_bench_measures_requests_without_a_server(
         (["bench", "compare", "BASE", "BASE", "--", "--slots", "4"], "--slots cannot be set here"),
         (["bench", "latency", "BASE", "--report", "r.pdf"], "--report r.pdf: give a file name"),
         (["bench", "compare", "BASE", "BASE", "--data", "d.txt"], "tokenizer.json is missing"),
+        (
+            ["bench", "compare", "BASE", "BASE", "--json", "BASE/config.json"],
+            "config.json would replace what is read",
+        ),
+        (
+            ["bench", "latency", "BASE", "--json", "a.md", "--report", "./a.md"],
+            "--json and --report name the same file",
+        ),
         (["bench", "latency", "BASE", "--output-len", "0"], "--output-len 0: must be at least 1"),
         (["bench", "throughput", "BASE", "BASE"], "a model is given twice"),
         (["bench", "latency", "BASE", "--", "--slots", "4"], "--batch-size or --max-num-seqs"),
@@ -287,7 +295,10 @@ def test_classifier_is_converted_verified_and_measured(
     compare = ("bench", "compare", base.folder, out, "--rounds", "1", "--prefill-tokens", "8")
     status, shown, err = run(capsys, *compare)
     assert status == 0, err
-    assert [line.split()[0] for line in shown.splitlines()] == ["phase", "batch_1", "batch_32"]
+    assert [line.split()[0] for line in shown.splitlines()] == [
+        *("phase", "batch_1", "batch_32"),
+        "one",  # round
+    ]
     status, _, err = run(capsys, *compare, "--decode-steps", "2")
     message = "--decode-steps does not apply: these models read texts and decode nothing"
     assert (status, message in err) == (2, True)

@@ -87,10 +87,10 @@ def _sweep(record: Record) -> Section:
     records = record["sweep"]
     rows = [["at a time", "output tokens/s", "median TTFT ms", "median TPOT ms", "p99 ITL ms"]]
     points = []
-    for record in records:
-        times = [record[name] for name in ("median_ttft_ms", "median_tpot_ms", "p99_itl_ms")]
-        users, rate = str(record["max_concurrency"]), record["output_throughput"]
+    for one in records:
+        times = [one[name] for name in ("median_ttft_ms", "median_tpot_ms", "p99_itl_ms")]
+        users, rate = str(one["max_concurrency"]), one["output_throughput"]
         rows.append([users, f"{rate:,.2f}", *(f"{time:,.1f}" for time in times)])
-        points.append((record["median_tpot_ms"], rate, users))
+        points.append((one["median_tpot_ms"], rate, users))
     curve = Curves([("requests at a time", points)], "median TPOT in ms", "output tokens/s")
     return Section("Throughput and latency", [curve, Table(rows), *_interruption(record)])

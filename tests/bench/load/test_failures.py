@@ -26,8 +26,9 @@ def measured(capsys: Capture, stub: Stub, folder: Path, *words: str) -> tuple[di
     """Load the stub; return the record and what was printed."""
     path = folder / "record.json"
     status, out, err = run(capsys, "bench", "serve", stub.url, *SIZES, *words, "--json", path)
-    assert status == 0, err
     record: dict[str, Any] = json.loads(path.read_text())
+    answered = any(one["completed"] for one in record.get("servers", [record]))
+    assert status == (0 if answered else 1), err
     return record, out
 
 
