@@ -106,7 +106,8 @@ def test_the_plan_is_predicted_to_be_as_fast_as_wanted(phase: str, speedup: floa
 def test_a_speedup_beyond_all_is_refused_with_the_largest() -> None:
     # One group and one unit in each of two layers leave 4 of 4 + 2 · (5 + 6) seconds.
     message = (
-        r"--target-speedup 9: the nearest that this model can reach is 6\.500 in decode on engine onnx in int8, because "
+        r"--target-speedup 9: the nearest that this model can reach is 6\.500 in decode on engine "
+        "onnx in int8, because "
         "every block keeps one unit and one KV group; use that speedup"
     )
     with pytest.raises(TrainingError, match=message):
