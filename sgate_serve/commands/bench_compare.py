@@ -21,6 +21,8 @@ from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.options import flag_of
 
 FLAGS = tuple(field.name for field in fields(Workload) if field.name != "engine_arguments")
+# The share of the ideal speedup below which the table points to --explain.
+WORTH_A_LOOK = 0.9
 TEXT = "time dense and pruned models, interleaved in one run"
 EPILOG = """\
 ENGINE ARGS, after `--`: those of `sgate serve` that the options above do not set
@@ -99,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
     def report(*, is_interrupted: bool) -> None:
         result = own.result(is_interrupted=is_interrupted)
         print_lines(comparison_lines(result.to_json()))
+        if not explains and least_efficiency(result) < WORTH_A_LOOK:
+            print_lines(["to see what keeps the speedup from its ideal, add --explain"])
         write_output(args, result.to_json() | found, is_last=is_interrupted or not explains)
         if plots is not None:
             plots.plot_comparison(result, args.plot)
@@ -138,6 +142,13 @@ def _quality(data: Path, own: Any) -> dict[str, Any]:
         print_lines([*evaluation.lines(), ""])
         scores[name] = evaluation.to_json()
     return {"quality": scores}
+
+
+def least_efficiency(result: Any) -> float:
+    """Return the lowest share of its ideal that the pruned model's speedup reaches in any phase."""
+    from sgate_serve.bench.comparison import PRUNED
+
+    return min(phase.speedups[PRUNED].efficiency for phase in result.results.values())
 
 
 def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:
