@@ -148,7 +148,7 @@ def least_efficiency(result: Any) -> float:
     """Return the lowest share of its ideal that the pruned model's speedup reaches in any phase."""
     from sgate_serve.bench.comparison import PRUNED
 
-    return min(phase.speedups[PRUNED].efficiency for phase in result.results.values())
+    return float(min(phase.speedups[PRUNED].efficiency for phase in result.results.values()))
 
 
 def workload_from(args: argparse.Namespace, task: str) -> AnyWorkload:
