@@ -12,6 +12,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.json_fields import MAX_SIZE
 
 REMEDY = "convert the model again"
+REMEDY_IN_CACHE = "delete this folder, and it is built again"
 NO_MEMORY = re.compile(r"[Ff]ailed to allocate|bad_alloc|out of memory")
 
 

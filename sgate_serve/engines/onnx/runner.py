@@ -15,11 +15,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sgate_serve.checkpoint.tensor_files import Array
-from sgate_serve.engines.onnx.graph_metadata import REMEDY, cannot_run
+from sgate_serve.engines.onnx.graph_metadata import REMEDY, REMEDY_IN_CACHE, cannot_run
 from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.environment import install_command
+from sgate_serve.environment import cache_dir, install_command
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.one_call import TYPES
@@ -266,7 +266,8 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
         return ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exception classes have no common base
         reason = str(error).splitlines()[0]
+        is_cached = folder.resolve().is_relative_to(cache_dir().resolve())
         raise EngineError(
             f"{folder / names.GRAPH_FILE}: ONNX Runtime {ort.__version__} cannot load it "
-            f"({reason}); {REMEDY}"
+            f"({reason}); {REMEDY_IN_CACHE if is_cached else REMEDY}"
         ) from error

@@ -289,13 +289,22 @@ def test_a_call_without_memory_is_no_damage() -> None:
     )
 
 
-def test_truncated_weights(folder: Path, tmp_path: Path) -> None:
-    target = tmp_path / "cut"
-    target.mkdir()
+@pytest.mark.parametrize(
+    ("place", "remedy"),
+    [("folder", "convert the model again"), ("cache/onnx/key", "delete this folder, and it is")],
+)
+def test_truncated_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, remedy: str
+) -> None:
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
+    target = tmp_path / place
+    target.mkdir(parents=True)
     for name in ("model.onnx", "model.onnx.data"):
         data = (folder / name).read_bytes()
         (target / name).write_bytes(data if name == "model.onnx" else data[: len(data) // 2])
-    with pytest.raises(EngineError, match=r"model\.onnx: ONNX Runtime .* cannot load it"):
+    with pytest.raises(
+        EngineError, match=rf"model\.onnx: ONNX Runtime .* cannot load it.*{remedy}"
+    ):
         load_runner(target, SIZES)
 
 
