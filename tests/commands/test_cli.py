@@ -295,10 +295,9 @@ def test_classifier_is_converted_verified_and_measured(
     compare = ("bench", "compare", base.folder, out, "--rounds", "1", "--prefill-tokens", "8")
     status, shown, err = run(capsys, *compare)
     assert status == 0, err
-    assert [line.split()[0] for line in shown.splitlines()] == [
-        *("phase", "batch_1", "batch_32"),
-        "one",  # round
-    ]
+    # What follows depends on the speeds, but for the line on one round.
+    starts = [line.split()[0] for line in shown.splitlines()]
+    assert starts[:4] == ["phase", "batch_1", "batch_32", "one"]
     status, _, err = run(capsys, *compare, "--decode-steps", "2")
     message = "--decode-steps does not apply: these models read texts and decode nothing"
     assert (status, message in err) == (2, True)

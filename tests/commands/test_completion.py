@@ -31,7 +31,7 @@ def test_the_script_is_read_by_its_shell(
     ("words", "expected"),
     [
         (["sgate", "ver"], {"verify"}),
-        (["sgate", "train", "--tar"], {"--target"}),
+        (["sgate", "train", "--eval-b"], {"--eval-blocks"}),
         (["sgate", "bench", ""], {"compare", "latency", "serve", "throughput"}),
         (["sgate", "plan", "--out", "pla"], {"plan.json"}),
         (["sgate", "serve", "my"], {"my-model"}),
