@@ -80,7 +80,8 @@ def test_our_client_sees_what_vllms_does(tmp_path: Path) -> None:
             url = str(client.base_url)
             assert main(["bench", "serve", url, *words, "--json", str(path)]) == 0
             ours.append(json.loads(path.read_text(encoding="utf-8")))
-    own_keys = {"command", "seed", "interrupted", "workload", "hardware", "versions", "server"}
+    own_keys = {"command", "commit", "seed", "interrupted", "workload", "timed_trace"}
+    own_keys |= {"hardware", "versions", "server"}
     assert set(ours[0]) == set(theirs[0]) | own_keys
     for key, value in theirs[0].items():
         is_number = isinstance(value, int | float)
