@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,6 +79,7 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+@cache
 def source_commit() -> str | None:
     """Return the commit of the clone that this package runs from, marked `-dirty` if edited.
 

@@ -22,7 +22,14 @@ from sgate_serve.bench.compare import check_fits, loaded
 from sgate_serve.bench.comparison import DENSE
 from sgate_serve.bench.narrow_models import Stack, write_narrow
 from sgate_serve.bench.rounds import Times, measure_rounds
-from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, Workload, phases
+from sgate_serve.bench.workload import (
+    AnyWorkload,
+    PoolingWorkload,
+    Workload,
+    is_decode,
+    phases,
+    steps_of,
+)
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.table import ONNX
 from sgate_serve.environment import hardware
@@ -77,7 +84,7 @@ def measure_block_times(model: Checkpoint, engine: str, precision: Precision) ->
         machine=f"{machine['cpu']}, {machine['cpus']} CPUs",
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         phases={
-            phase: phase_times(model.spec, stacks, seconds_per_run(own, _runs_of(phase, workload)))
+            phase: phase_times(model.spec, stacks, seconds_per_run(own, steps_of(workload, phase)))
             for phase, own in times.items()
         },
     )
@@ -176,9 +183,4 @@ def _workload(spec: ModelSpec, engine: str, precision: Precision) -> AnyWorkload
 
 def _phase_of(name: str) -> str:
     """Return our name of a workload's phase."""
-    return PREFILL if name == PREFILL else DECODE if name.startswith(DECODE) else ENCODE
-
-
-def _runs_of(phase: str, workload: AnyWorkload) -> int:
-    """Return what one measurement repeats: the steps of a decode."""
-    return workload.decode_steps if isinstance(workload, Workload) and phase == DECODE else 1
+    return PREFILL if name == PREFILL else DECODE if is_decode(name) else ENCODE

@@ -16,6 +16,7 @@ from sgate_serve.bench.workload import (
     AnyWorkload,
     PoolingWorkload,
     SizedWorkload,
+    is_decode,
     phases,
     tokens_per_run,
 )
@@ -26,7 +27,6 @@ from sgate_serve.loaders.serving import check_generative, check_pooling_model
 from sgate_serve.loaders.timing import load_timed, load_timed_pooling
 from sgate_serve.onnx_format.precision import Precision
 
-DECODE = "decode"
 OWN_NAMES = (DENSE, PRUNED, DENSE_AGAIN)
 NOTHING: Mapping[str, Checkpoint] = MappingProxyType({})
 
@@ -79,7 +79,7 @@ class ComparisonRun:
         workload, ideals, results = self.workload, self._ideals(), {}
         for phase, seconds in whole_rounds(self.times).items():
             expected = {
-                name: ideal.decode if phase.startswith(DECODE) else ideal.prefill
+                name: ideal.decode if is_decode(phase) else ideal.prefill
                 for name, ideal in ideals.items()
             }
             num_tokens = tokens_per_run(workload, phase)

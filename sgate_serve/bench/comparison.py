@@ -110,18 +110,27 @@ def comparison_lines(record: Mapping[str, Any]) -> Iterator[str]:
         f"{'phase':<16} {'speedup':>8} {'95% interval':>16} {'ideal':>7} {'efficiency':>11} "
         f"{'A/A floor':>10}"
     )
-    blocks = _blocks(record)
-    for model, speedups in blocks.items():
+    blocks = speedup_rows(record)
+    for model, rows in blocks.items():
         if len(blocks) > 1:
             yield f"{model}:"
+        for name, *cells in rows:
+            sizes = zip(cells, (8, 16, 7, 11, 10), strict=True)
+            yield " ".join([f"{name:<16}", *(f"{cell:>{size}}" for cell, size in sizes)])
+    yield from noise_lines(record)
+
+
+def speedup_rows(record: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Return for each model the rows of a table: a phase, and the figures of its speedup."""
+    rows: dict[str, list[list[str]]] = {}
+    for model, speedups in _blocks(record).items():
+        rows[model] = []
         for name, speedup in speedups.items():
             low, high = speedup["ci"]
-            yield (
-                f"{name:<16} {speedup['ratio']:>7.2f}x {f'{low:.2f} to {high:.2f}':>16} "
-                f"{speedup['ideal']:>6.2f}x {speedup['efficiency']:>11.2f} "
-                f"{record['floor'][name]['ratio']:>9.2f}x"
-            )
-    yield from noise_lines(record)
+            cells = [f"{speedup['ratio']:.2f}x", f"{low:.2f} to {high:.2f}"]
+            cells += [f"{speedup['ideal']:.2f}x", f"{speedup['efficiency']:.2f}"]
+            rows[model].append([name, *cells, f"{record['floor'][name]['ratio']:.2f}x"])
+    return rows
 
 
 def noise_lines(record: Mapping[str, Any]) -> Iterator[str]:

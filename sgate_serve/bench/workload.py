@@ -13,7 +13,8 @@ from sgate_serve.options import flag_of, option
 # One timed run on a loaded model of the workload's kind: a TimedDecoder or TimedPoolingEngine.
 Measure = Callable[[Any], float]
 
-PREFILL = "prefill"
+# Phases: decode steps at each batch size, by names that begin so, and a prefill.
+DECODE, PREFILL = "decode", "prefill"
 
 
 class SizedWorkload(Protocol):
@@ -108,7 +109,7 @@ def phases(workload: AnyWorkload) -> Mapping[str, Measure]:
     """Return phase name → a function that runs the phase once and returns its seconds."""
     if isinstance(workload, PoolingWorkload):
         return {f"batch_{batch}": _encode(workload, batch) for batch in workload.batches}
-    decode = {f"decode_batch_{batch}": _decode(workload, batch) for batch in workload.batches}
+    decode = {f"{DECODE}_batch_{batch}": _decode(workload, batch) for batch in workload.batches}
     return {**decode, PREFILL: _prefill(workload)}
 
 
@@ -120,6 +121,17 @@ def tokens_per_run(workload: AnyWorkload, phase: str) -> int:
     if isinstance(workload, PoolingWorkload):
         return batch * workload.prefill_tokens
     return batch * workload.decode_steps
+
+
+def is_decode(phase: str) -> bool:
+    return phase.startswith(DECODE)
+
+
+def steps_of(workload: AnyWorkload, phase: str) -> int:
+    """Return the steps of one timed run of a phase; only decoding has several."""
+    if isinstance(workload, Workload) and is_decode(phase):
+        return workload.decode_steps
+    return 1
 
 
 def check_counts(workload: object, names: tuple[str, ...]) -> None:

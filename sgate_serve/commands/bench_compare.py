@@ -98,21 +98,24 @@ def run(args: argparse.Namespace) -> int:
     # First what may refuse its input.
     found = _quality(args.data, own) if args.data is not None else {}
 
-    def report(*, is_interrupted: bool) -> None:
+    def report(*, is_interrupted: bool) -> tuple[Any, dict[str, Any]]:
+        """Print and write the result; return it and its record."""
         result = own.result(is_interrupted=is_interrupted)
-        print_lines(comparison_lines(result.to_json()))
+        record = result.to_json() | found
+        print_lines(comparison_lines(record))
         if not explains and least_efficiency(result) < WORTH_A_LOOK:
             print_lines(["to see what keeps the speedup from its ideal, add --explain"])
-        write_output(args, result.to_json() | found, is_last=is_interrupted or not explains)
+        write_output(args, record, is_last=is_interrupted or not explains)
         if plots is not None:
             plots.plot_comparison(result, args.plot)
+        return result, record
 
-    measure(own, report)
+    result, record = measure(own, report)
     if explains:
         with how_to_continue(lambda: "the explanation is missing, the speedups are written"):
-            explanation = explain(own)
+            explanation = explain(own, result)
         print_lines(["", *explanation_lines(explanation)])
-        write_output(args, own.result().to_json() | found | {"explanation": explanation})
+        write_output(args, record | {"explanation": explanation})
     return 0
 
 

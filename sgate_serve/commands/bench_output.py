@@ -4,11 +4,13 @@ import argparse
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sgate_serve.commands.output import check_file, write_json
 from sgate_serve.environment import source_commit
 from sgate_serve.errors import OutputError
+
+Reported = TypeVar("Reported")
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +77,8 @@ def write_output(
             write(whole, path)
 
 
-def measure(run: Any, report: Callable[..., None]) -> None:
-    """Measure, and report; if interrupted, report the whole rounds, if there are any."""
+def measure(run: Any, report: Callable[..., Reported]) -> Reported:
+    """Measure, and return the report; if interrupted, report the whole rounds, if there are any."""
     try:
         run.measure()
     except KeyboardInterrupt as interruption:
@@ -85,4 +87,4 @@ def measure(run: Any, report: Callable[..., None]) -> None:
         else:
             interruption.add_note("no round was whole, so there is nothing to report")
         raise
-    report(is_interrupted=False)
+    return report(is_interrupted=False)

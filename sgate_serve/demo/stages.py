@@ -197,7 +197,7 @@ def compare_in(
         run.measure()
     result = run.result()
     plot_comparison(result, folder / plot)
-    whole = result.to_json() | {"explanation": explain(run)}
+    whole = result.to_json() | {"explanation": explain(run, result)}
     write_report(whole, page_of(folder / record))
     write_json(folder / record, whole)
 

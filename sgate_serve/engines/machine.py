@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+CPU = "cpu"
 # As large as the weights of a small language model, and larger than the caches of most CPUs.
 STREAM_BYTES = 2**28
 # The product whose rate is measured: [rows, size] times [size, size].
@@ -26,7 +27,7 @@ class MachineRates:
     read_bytes: float
     copied_bytes: float
     products: Mapping[str, float]
-    device: str = "cpu"
+    device: str = CPU
 
 
 def fastest_seconds(run: Callable[[], object]) -> float:

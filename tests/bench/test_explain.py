@@ -8,11 +8,11 @@ import onnx_ir as ir
 import pytest
 
 from sgate_serve.bench.comparison import DENSE, PRUNED
-from sgate_serve.bench.explain.attribution import HOST, Attribution, attribute, steps_of
+from sgate_serve.bench.explain.attribution import HOST, Attribution, attribute
 from sgate_serve.bench.explain.explanation import check_explainable, multiplied_in
 from sgate_serve.bench.explain.sentences import MODELS, sentences
 from sgate_serve.bench.ideal import decode_bytes, weight_bytes
-from sgate_serve.bench.workload import PoolingWorkload, Workload
+from sgate_serve.bench.workload import PoolingWorkload, Workload, steps_of
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.table import ENGINES, import_object
 from sgate_serve.engines.work import (

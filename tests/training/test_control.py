@@ -16,31 +16,15 @@ from sgate_serve.training import TrainOptions, methods, train
 from sgate_serve.training.masks.known_scores import SCORES_DIR
 from sgate_serve.training.phases.control import APART, CONTROLS_DIR, file_of
 from sgate_serve.training.tasks.causal_lm import CausalLMTask
-from tests.small_llama import dense_llama, save
-from tests.text_model import SENTENCES, write_tokenizer
+from tests.text_model import SENTENCES
+from tests.training.small_run import small_run
 from tests.training.test_train import PowerCutError, count_steps
 
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainOptions:
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
-    save(dense_llama(vocab_size=400, intermediate_size=64, eos_token_id=1), tmp_path / "base")
-    write_tokenizer(tmp_path / "base")
-    text = tmp_path / "text.txt"
-    text.write_text("\f".join([*SENTENCES] * 12), encoding="utf-8")
-    return TrainOptions(
-        base=str(tmp_path / "base"),
-        data=text,
-        out=tmp_path / "gates",
-        steps=6,
-        batch_size=2,
-        seq_len=16,
-        learning_rate=0.02,
-        lora_rank=2,
-        eval_blocks=4,
-        save_steps=2,
-        precision="fp32",
-    )
+    return small_run(tmp_path, steps=6, learning_rate=0.02, save_steps=2)
 
 
 def metrics_of(options: TrainOptions) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.masks.removal_target import compile_gates
 from sgate_serve.training.option_checks import check_options
 from tests.commands.running import run
-from tests.small_llama import dense_llama, save
-from tests.text_model import SENTENCES, write_tokenizer
+from tests.training.small_run import small_run
 
 LINEAR = PhaseTimes(
     1.0,
@@ -43,23 +42,7 @@ def timer(model: Checkpoint, engine: str, precision: str) -> BlockTimes:
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainOptions:
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
-    save(dense_llama(vocab_size=400, intermediate_size=64, eos_token_id=1), tmp_path / "base")
-    write_tokenizer(tmp_path / "base")
-    text = tmp_path / "text.txt"
-    text.write_text("\f".join([*SENTENCES] * 12), encoding="utf-8")
-    return TrainOptions(
-        base=str(tmp_path / "base"),
-        data=text,
-        out=tmp_path / "gates",
-        target_speedup=1.3,
-        steps=4,
-        batch_size=2,
-        seq_len=16,
-        lora_rank=2,
-        eval_blocks=4,
-        precision="fp32",
-        no_control=True,
-    )
+    return small_run(tmp_path, target_speedup=1.3, steps=4, no_control=True)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, NamedTuple
 
-from sgate_serve.bench.compare import DECODE, load_for
+from sgate_serve.bench.compare import load_for
 from sgate_serve.bench.rounds import order_of
-from sgate_serve.bench.workload import AnyWorkload, Workload, phases
+from sgate_serve.bench.workload import AnyWorkload, Workload, phases, steps_of
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.table import ENGINES, import_object
 from sgate_serve.engines.work import KINDS, Piece
@@ -132,10 +132,3 @@ def _shortened(workload: AnyWorkload, words: tuple[str, ...]) -> AnyWorkload:
         steps = min(workload.decode_steps, STEPS)
         return replace(workload, engine_arguments=arguments, decode_steps=steps)
     return replace(workload, engine_arguments=arguments)
-
-
-def steps_of(workload: AnyWorkload, phase: str) -> int:
-    """Return the steps of one run of a phase; only decoding has several."""
-    if isinstance(workload, Workload) and phase.startswith(DECODE):
-        return workload.decode_steps
-    return 1

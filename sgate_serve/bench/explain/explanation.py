@@ -6,21 +6,25 @@ from statistics import median
 from typing import Any
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.bench.compare import DECODE, ComparisonRun
-from sgate_serve.bench.comparison import DENSE, PRUNED
-from sgate_serve.bench.explain.attribution import attribute, steps_of
+from sgate_serve.bench.compare import ComparisonRun
+from sgate_serve.bench.comparison import DENSE, PRUNED, Comparison
+from sgate_serve.bench.explain.attribution import attribute
 from sgate_serve.bench.explain.sentences import sentences
 from sgate_serve.bench.ideal import prefill_flops, weight_bytes, weight_counts
-from sgate_serve.bench.workload import AnyWorkload, PoolingWorkload, tokens_per_run
-from sgate_serve.engines.machine import MachineRates
+from sgate_serve.bench.workload import (
+    AnyWorkload,
+    PoolingWorkload,
+    is_decode,
+    steps_of,
+    tokens_per_run,
+)
+from sgate_serve.engines.machine import CPU, MachineRates
 from sgate_serve.engines.table import ENGINES, import_object
 from sgate_serve.environment import cache_bytes
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.timing import given_options
 from sgate_serve.onnx_format.precision import Precision
 from sgate_serve.progress import activity
-
-CPU = "cpu"
 
 
 def check_explainable(engine: str, workload: AnyWorkload) -> None:
@@ -36,15 +40,15 @@ def check_explainable(engine: str, workload: AnyWorkload) -> None:
         )
 
 
-def explain(run: ComparisonRun) -> dict[str, Any]:
+def explain(run: ComparisonRun, result: Comparison) -> dict[str, Any]:
     """Return where the time of dense and pruned goes, and sentences that follow from it.
 
-    `run` has been measured, so the precisions of its models are known.
+    `run` has been measured, with this result.
     """
     models, workload = {DENSE: run.dense, PRUNED: run.pruned}, run.workload
     phases = attribute(models, run.engine, workload)
     rates = _machine_rates(run)
-    speedups = {phase: one.speedups[PRUNED] for phase, one in run.result().results.items()}
+    speedups = {phase: one.speedups[PRUNED] for phase, one in result.results.items()}
     held = {name: Held(model.spec, run.precisions[name]) for name, model in models.items()}
     record: dict[str, Any] = {
         "phases": {
@@ -95,7 +99,7 @@ class Held:
 
         `share` is that of the machine's own rate, None if that was not measured.
         """
-        if phase.startswith(DECODE):
+        if is_decode(phase):
             speed = sum(weight_bytes(self.spec, self.precision).values()) / seconds
             return {"bytes_per_second": speed, "share": speed / rates.read_bytes}
         texts = tokens_per_run(workload, phase) // workload.prefill_tokens

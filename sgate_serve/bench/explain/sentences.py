@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sgate_serve.bench.compare import DECODE
 from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import HOST
+from sgate_serve.bench.workload import is_decode
 from sgate_serve.engines.work import ATTENDING, HEAD, INDEX, PROJECTIONS, ROUNDING, UNITS
 
 # The key of the sentences that are not about one phase.
@@ -46,7 +46,7 @@ def _about_models(record: Record) -> Iterator[str]:
     elif after == before:
         yield f"none of the {before} KV groups was removed, so attention itself did not shrink"
     total, cache = sum(pruned["weight_bytes"].values()), record["machine"]["cache_bytes"]
-    if cache and total < cache and any(phase.startswith(DECODE) for phase in record["phases"]):
+    if cache and total < cache and any(is_decode(phase) for phase in record["phases"]):
         yield (
             f"the pruned model's weights, {total / MIB:,.0f} MiB, fit the CPU's cache of "
             f"{cache / MIB:,.0f} MiB: bytes from memory are not what limits decoding"
@@ -67,7 +67,7 @@ def _about_phase(record: Record, phase: str) -> Iterator[str]:
     yield from _products(record, dense, pruned)
     yield from _index(pruned)
     yield from _fixed(dense, pruned)
-    if phase.startswith(DECODE):
+    if is_decode(phase):
         yield _read(record, phase)
     else:
         yield _multiplied(record, phase)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgate_serve.bench.load.ramp import Ramp
+from sgate_serve.bench.load.ramp import MOST_RATE, Ramp
 from sgate_serve.errors import BenchError, did_you_mean
 from sgate_serve.options import flag_of, option
 
@@ -16,8 +16,8 @@ LOAD, PROMPTS, SERVERS = "load", "prompts", "servers"
 OBJECTIVES = ("ttft", "tpot", "e2el")
 USERS, INPUT_LEN, OUTPUT_LEN, ROUNDS = 8, 128, 64, 5
 NUM_PROMPTS, NUM_PROMPTS_OF_TURN = 64, 16
-# Requests per second, and in a run: more than a client can send or keep.
-LEAST_RATE, MOST_RATE, MOST_REQUESTS = 1e-4, 1e5, 10**6
+# The least requests per second, and the most requests that a client keeps the times of.
+LEAST_RATE, MOST_REQUESTS = 1e-4, 10**6
 RAMP = ("ramp_up_strategy", "ramp_up_start_rps", "ramp_up_end_rps")
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sgate_serve.bench.comparison import DENSE, PRUNED, noise_lines
+from sgate_serve.bench.comparison import DENSE, PRUNED, noise_lines, speedup_rows
 from sgate_serve.bench.explain.attribution import ALL_KINDS
 from sgate_serve.bench.explain.sentences import MODELS
 from sgate_serve.bench.rounds import interruption_lines
+from sgate_serve.bench.workload import is_decode
 from sgate_serve.reports.pages.content import Bars, Curves, Part, Profile, Report, Section, Table
 from sgate_serve.reports.pages.requests import load, offline
 
@@ -46,13 +47,9 @@ def _comparison(record: Record) -> Iterator[Section]:
 
 def _speedups(record: Record) -> Table:
     rows = [["phase", "speedup", "95% interval", "ideal", "efficiency", "A/A floor"]]
-    blocks = {PRUNED: record["speedups"][record["engine"]], **record["beside"]}
-    for model, speedups in blocks.items():
-        for phase, found in speedups.items():
-            low, high = found["ci"]
-            cells = [f"{found['ratio']:.2f}x", f"{low:.2f} to {high:.2f}", f"{found['ideal']:.2f}x"]
-            cells += [f"{found['efficiency']:.2f}", f"{record['floor'][phase]['ratio']:.2f}x"]
-            rows.append([phase if model == PRUNED else f"{model}: {phase}", *cells])
+    for model, own in speedup_rows(record).items():
+        before = "" if model == PRUNED else f"{model}: "
+        rows += [[f"{before}{phase}", *cells] for phase, *cells in own]
     return Table(rows)
 
 
@@ -71,7 +68,7 @@ def _quality(record: Record) -> Iterator[Table]:
 def _trade(record: Record) -> Iterator[Section]:
     """Yield throughput against the time between tokens, if several batches were decoded."""
     rates = record["tokens_per_second"]
-    batches = {name: int(name.rpartition("_")[2]) for name in rates if name.startswith("decode")}
+    batches = {name: int(name.rpartition("_")[2]) for name in rates if is_decode(name)}
     if len(batches) < 2:
         return
     lines, rows = [], [["batch", "model", "ms per token", "tokens/s"]]
