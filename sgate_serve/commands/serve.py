@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.errors import SgateError
 from sgate_serve.server.server_options import ServerOptions
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ examples:
   sgate serve my-pruned --port 8000
   sgate serve my-pruned --served-model-name my-model,gpt-4o-mini --api-key KEY
   sgate serve my-pruned -- --slots 16 --precision int4 --threads 2
+  sgate serve my-pruned --shadow my-model --shadow-share 0.2
   sgate serve my-pruned --engine vllm -- --tensor-parallel-size 2
 """
 
@@ -62,7 +64,20 @@ def run(args: argparse.Namespace) -> int:
         every = (*names.listed, *names.aliases)
         import_object(own_server)(model.folder, options, every, args.engine_arguments)
     loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
-    return serve(options, loader(engine, model, args.engine_arguments, names))
+    load = loader(engine, model, args.engine_arguments, names)
+    if options.shadow is None:
+        return serve(options, load)
+    shadow = Checkpoint.open(options.shadow)
+    check_shadow(model, shadow)
+    shadow_names = ServedNames.of(options.shadow)
+    return serve(options, load, generator_of(engine, shadow, args.engine_arguments, shadow_names))
+
+
+def check_shadow(model: "Checkpoint", shadow: "Checkpoint") -> None:
+    """Raise SgateError unless both models generate text."""
+    for one in (model, shadow):
+        if one.spec.task != CAUSAL_LM:
+            raise SgateError(f"--shadow compares generative models, and {one.folder} is none")
 
 
 def generator_of(

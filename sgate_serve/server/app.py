@@ -14,21 +14,28 @@ from sgate_serve.server.openapi import state_responses
 from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes.router import create_router
 from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.server.shadow.shadow import Shadow
 from sgate_serve.text.template_worker import shared_worker
 
 
-def create_app(driver: EngineDriver, options: ServerOptions) -> FastAPI:
-    """Build the application; its lifespan starts and stops the driver, which loads the model."""
+def create_app(
+    driver: EngineDriver, options: ServerOptions, shadow: Shadow | None = None
+) -> FastAPI:
+    """Build the application; its lifespan starts and stops the drivers, which load the models."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         driver.start()
+        if shadow is not None:
+            shadow.driver.start()
         yield
         shared_worker().cancel()  # else the process would wait for a template that does not end
+        if shadow is not None:
+            await shadow.stop()
         await driver.stop()
 
     app = FastAPI(title="sgate-serve", version=__version__, lifespan=lifespan)
-    app.include_router(create_router(driver))
+    app.include_router(create_router(driver, shadow))
     state_responses(app, options)
     install_handlers(app)
     # Each wraps those added before it: the log sees every request, and the key is checked before a

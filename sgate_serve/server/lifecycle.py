@@ -18,6 +18,7 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.request_log import start_logging
 from sgate_serve.server.served_model import ServedModel
 from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.server.shadow.shadow import Shadow
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 FLUSH_SECONDS = 5
 
 
-def serve(options: ServerOptions, load: Callable[[], ServedModel]) -> int:
+def serve(
+    options: ServerOptions,
+    load: Callable[[], ServedModel],
+    load_shadow: Callable[[], ServedModel] | None = None,
+) -> int:
     """Serve until SIGTERM or SIGINT and return 0.
 
     The socket opens at once. `load` runs on the engine thread, and its exception is raised here.
@@ -35,24 +40,29 @@ def serve(options: ServerOptions, load: Callable[[], ServedModel]) -> int:
     """
     start_logging(options.log_format)
     listener = open_listener(options.host, options.port)
-    server = DrainingServer(EngineDriver(load, options), options)
+    shadow = None
+    if load_shadow is not None:
+        shadow = Shadow(EngineDriver(load_shadow, options), options.shadow_share)
+    server = DrainingServer(EngineDriver(load, options), options, shadow)
     with listener, server.signals_that_end_it():
         server.run(sockets=[listener])
-    if server.driver.load_error is not None:
-        raise server.driver.load_error
+    if server.load_error is not None:
+        raise server.load_error
     return 0
 
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains: no new connections, a grace period, then open requests fail.
 
-    It also exits when the model cannot be loaded.
+    It also exits when a model cannot be loaded.
     """
 
-    def __init__(self, driver: EngineDriver, options: ServerOptions) -> None:
+    def __init__(
+        self, driver: EngineDriver, options: ServerOptions, shadow: Shadow | None = None
+    ) -> None:
         grace = int(options.grace_seconds) + FLUSH_SECONDS
         config = uvicorn.Config(
-            create_app(driver, options),
+            create_app(driver, options, shadow),
             loop="asyncio",
             http=BoundedConnection,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -65,8 +75,16 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=grace,
         )
         super().__init__(config)
-        self.driver = driver
+        self.driver, self._shadow = driver, shadow
         self._grace_seconds = options.grace_seconds
+
+    @property
+    def load_error(self) -> BaseException | None:
+        """Why a model could not be loaded, or the two cannot be compared."""
+        error = self.driver.load_error
+        if error is None and self._shadow is not None:
+            error = self._shadow.load_error(self.driver)
+        return error
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -75,7 +93,7 @@ class DrainingServer(uvicorn.Server):
             sys.stdout.flush()
 
     async def on_tick(self, counter: int) -> bool:
-        return await super().on_tick(counter) or self.driver.load_error is not None
+        return await super().on_tick(counter) or self.load_error is not None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("shutting down; running requests have %g s to end", self._grace_seconds)

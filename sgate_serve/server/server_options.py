@@ -9,6 +9,7 @@ from sgate_serve.options import flag_of, option
 LOG_FORMATS = ("text", "json")
 # The groups of `sgate serve --help`.
 ADDRESS, LIMITS, LOG = "address, names and access", "limits", "log"
+COMPARISON = "comparison with another model"
 # The form of a browser's `Origin` header: a scheme, a host and optionally a port, but no path.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -51,6 +52,15 @@ class ServerOptions:
     grace_seconds: float = option(
         30.0, "how long running requests may continue after SIGTERM", group=LIMITS
     )
+    shadow: str | None = option(
+        None,
+        "model folder or hub id, such as the dense model: it also answers a share of the requests, "
+        "unseen by clients; /metrics and the last lines of the log say how far the answers agree",
+        group=COMPARISON,
+    )
+    shadow_share: float = option(
+        0.1, "share of the requests that the shadow answers too, at most 1", group=COMPARISON
+    )
     log_format: str = option(
         "text", "format of the log: text, or json for one object per line", group=LOG
     )
@@ -58,6 +68,10 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if self.api_key == "":
             raise SgateError("the API key is empty; give one, or leave the option out")
+        if not 0 < self.shadow_share <= 1:
+            raise SgateError(
+                f"shadow_share is {self.shadow_share}; it must be above 0 and at most 1"
+            )
         if self.grace_seconds < 0:
             raise SgateError(f"grace_seconds is {self.grace_seconds}; it must be 0 or more")
         for name in ("max_body_bytes", "max_queue", "request_timeout_seconds"):

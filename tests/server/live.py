@@ -14,6 +14,7 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.lifecycle import DrainingServer, address, open_listener
 from sgate_serve.server.served_model import AnyEngine, ServedModel
 from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.server.shadow.shadow import Shadow
 from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
 from tests.text_model import EOS, byte_tokenizer, chat_template, special_id
@@ -41,11 +42,16 @@ def model_of(engine: AnyEngine, codec: TextCodec | None = CODEC) -> ServedModel:
 
 
 @contextmanager
-def serving(load: Callable[[], ServedModel], **options: Any) -> Iterator[httpx.Client]:
+def serving(
+    load: Callable[[], ServedModel], shadow: ServedModel | None = None, **options: Any
+) -> Iterator[httpx.Client]:
     """Run a server until the block ends; yields a client whose base is the server's address."""
     chosen = ServerOptions(**{"grace_seconds": 2.0, **options})
+    beside = None
+    if shadow is not None:
+        beside = Shadow(EngineDriver(lambda: shadow, chosen), chosen.shadow_share)
     with open_listener(chosen.host, 0) as listener:
-        server = DrainingServer(EngineDriver(load, chosen), chosen)
+        server = DrainingServer(EngineDriver(load, chosen), chosen, beside)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -10,6 +10,7 @@ from sgate_serve.server.execution.jobs import Job
 from sgate_serve.server.execution.stop_strings import StopStrings
 from sgate_serve.server.prometheus import ServerMetrics
 from sgate_serve.server.protocol.openai_logprobs import Position, show_position
+from sgate_serve.server.shadow.shadow import Shadow
 from sgate_serve.text.tokenization import TextCodec
 
 
@@ -100,6 +101,7 @@ class Generation:
         codec: TextCodec | None,
         metrics: ServerMetrics,
         deadline: float | None,
+        shadow: Shadow | None = None,
     ) -> None:
         self._decoders = {
             request.request_id: ChoiceDecoder(index, job, codec)
@@ -118,7 +120,10 @@ class Generation:
             if num_tokens
         }
         self._num_cached = 0
-        self._group = driver.open(job.requests, deadline)
+        self._shadow = shadow
+        self._watch = None if shadow is None else shadow.watch(job, driver)
+        requests = job.requests if self._watch is None else (self._watch.request,)
+        self._group = driver.open(requests, deadline)
 
     @property
     def num_choices(self) -> int:
@@ -140,6 +145,8 @@ class Generation:
             decoder = self._decoders[event.request_id]
             if decoder.finish_reason is not None:
                 continue  # a stop string was found in an event of the same step
+            if self._watch is not None:
+                event = self._watch.see(event)
             if event.prompt_logprobs:  # those of a long prompt take a while
                 delta = await asyncio.to_thread(decoder.push, event)
             else:
@@ -152,6 +159,9 @@ class Generation:
         self._group.close()
         for request_id in tuple(self._clocks):
             self._clocks.pop(request_id).end("abort")
+        if self._shadow is not None and self._watch is not None:
+            self._shadow.tally.count("aborted")
+            self._watch = None
 
     def _record(self, event: TokenEvent, finish_reason: FinishReason | None) -> None:
         """Count the event, and free the slot of a choice ended by a stop string."""
@@ -166,6 +176,9 @@ class Generation:
         if finish_reason is not None:
             self._group.abort(event.request_id)
             self._clocks.pop(event.request_id).end(finish_reason)
+            if self._shadow is not None and self._watch is not None:
+                self._shadow.compare(self._watch)
+                self._watch = None
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:

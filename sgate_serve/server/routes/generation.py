@@ -71,7 +71,9 @@ class GenerationEndpoints:
         """
         service, deadline = self._service, request.state.deadline
         model = service.driver.model
-        generation = Generation(job, service.driver, model.codec, service.metrics, deadline)
+        generation = Generation(
+            job, service.driver, model.codec, service.metrics, deadline, service.shadow
+        )
 
         def end() -> None:
             generation.close()

@@ -15,11 +15,12 @@ from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
 from sgate_serve.server.served_model import ServedModel
+from sgate_serve.server.shadow.shadow import Shadow
 
 
-def create_router(driver: EngineDriver) -> APIRouter:
+def create_router(driver: EngineDriver, shadow: Shadow | None = None) -> APIRouter:
     """Return the router of all endpoints on one driver."""
-    service = Service(driver)
+    service = Service(driver, shadow)
     router = APIRouter()
     for endpoints in (
         GenerationEndpoints(service),
@@ -66,8 +67,10 @@ class ServerEndpoints:
 
     async def show_metrics(self) -> Response:
         """Return the Prometheus metrics, of which there are none before the model is loaded."""
-        driver = self._service.driver
+        driver, shadow = self._service.driver, self._service.shadow
         content = self._service.metrics.render(driver.stats) if driver.loaded else b""
+        if shadow is not None:
+            content += shadow.tally.render()
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
     async def show_version(self) -> JSONResponse:

@@ -10,14 +10,15 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.prometheus import ServerMetrics
 from sgate_serve.server.protocol.chat_messages import Message
 from sgate_serve.server.served_model import ServedModel, ServedTask
+from sgate_serve.server.shadow.shadow import Shadow
 from sgate_serve.text.chat_template import ChatOptions
 
 
 class Service:
     """The driver and metrics of one server; the metrics carry the model's name."""
 
-    def __init__(self, driver: EngineDriver) -> None:
-        self.driver = driver
+    def __init__(self, driver: EngineDriver, shadow: Shadow | None = None) -> None:
+        self.driver, self.shadow = driver, shadow
         self._metrics: ServerMetrics | None = None
         # A thread of its own, so that a slow template keeps only chats waiting.
         self._renderer = ThreadPoolExecutor(1, "chat template")
