@@ -140,15 +140,19 @@ def accepts(url: str) -> bool:
     return True
 
 
+@pytest.mark.parametrize("is_shadow", [False, True], ids=["model", "shadow"])
 @pytest.mark.parametrize("error", [CheckpointError("config.json is missing"), SystemExit(3)])
 def test_what_loading_raises_is_raised_by_serve(
-    error: BaseException, capsys: pytest.CaptureFixture[str]
+    error: BaseException, is_shadow: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load() -> ServedModel:
+    def fail() -> ServedModel:
         raise error
 
+    def load() -> ServedModel:
+        return ServedModel(HashEngine(VOCAB_SIZE), "tiny")
+
     with pytest.raises(type(error)) as raised:
-        serve(ServerOptions(port=0), load)
+        serve(ServerOptions(port=0), *((load, fail) if is_shadow else (fail,)))
     assert raised.value is error
     assert capsys.readouterr().out.startswith("listening on http://127.0.0.1:")
 
