@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sgate_serve.errors import RequestError
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.error_responses import error_response
-from sgate_serve.server.paths import HEALTH_PATH
+from sgate_serve.server.paths import OPEN_PATHS
 
 # For all of a body; a slower client belongs behind a proxy that buffers requests.
 BODY_SECONDS = 60.0
@@ -22,14 +22,14 @@ DRAIN_SECONDS = 3.0
 
 
 class ApiKey:
-    """Requires `Authorization: Bearer KEY` on every path but /health."""
+    """Requires `Authorization: Bearer KEY` on every path but /health and the page."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
         self._key = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == HEALTH_PATH or self._is_allowed(scope):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._is_allowed(scope):
             await self._app(scope, receive, send)
             return
         error = RequestError(

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
+from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH, OPEN_PATHS
 from sgate_serve.server.server_options import ServerOptions
 
 MEANINGS = {
@@ -89,5 +89,5 @@ def _refusals(path: str, method: str, options: ServerOptions) -> Iterator[int]:
         yield 429
     if path.startswith("/v1/models/"):
         yield 404
-    if options.api_key is not None and path != HEALTH_PATH:
+    if options.api_key is not None and path not in OPEN_PATHS:
         yield 401

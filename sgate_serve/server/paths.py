@@ -2,5 +2,8 @@
 
 HEALTH_PATH = "/health"
 METRICS_PATH = "/metrics"
+PAGE_PATH = "/"
+# These tell nothing about the model; the page asks for the key itself.
+OPEN_PATHS = frozenset({HEALTH_PATH, PAGE_PATH})
 # Monitors poll them every few seconds, so they are logged at debug level only.
 QUIET_PATHS = frozenset({HEALTH_PATH, METRICS_PATH})

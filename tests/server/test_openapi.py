@@ -36,6 +36,7 @@ def test_statuses_are_those_of_each_endpoint() -> None:
         "POST /detokenize": {"200", *REFUSED},
         "GET /v1/models": {"200", "500", "503"},
         "GET /v1/models/{name}": {"200", "404", "500", "503"},
+        "GET /": {"200", "500"},
         "GET /health": {"200", "500", "503"},
         "GET /metrics": {"200", "500"},
         "GET /version": {"200", "500"},
@@ -45,7 +46,7 @@ def test_statuses_are_those_of_each_endpoint() -> None:
 def test_options_add_their_statuses() -> None:
     plain, own = responses(), responses(api_key="k", request_timeout_seconds=1)
     for endpoint, statuses in own.items():
-        added = {"401"} if endpoint != "GET /health" else set()
+        added = {"401"} if endpoint not in ("GET /health", "GET /") else set()
         assert statuses - plain[endpoint] == added | ({"504"} if "POST" in endpoint else set())
 
 

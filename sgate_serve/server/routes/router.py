@@ -11,6 +11,7 @@ from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
+from sgate_serve.server.routes.page import page_router
 from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
@@ -21,7 +22,7 @@ from sgate_serve.server.shadow.shadow import Shadow
 def create_router(driver: EngineDriver, shadow: Shadow | None = None) -> APIRouter:
     """Return the router of all endpoints on one driver."""
     service = Service(driver, shadow)
-    router = APIRouter()
+    router = page_router()
     for endpoints in (
         GenerationEndpoints(service),
         PoolingEndpoints(service),

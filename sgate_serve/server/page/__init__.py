@@ -1,0 +1,1 @@
+"""Holds the page that `server.routes.page` shows."""
