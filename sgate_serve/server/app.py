@@ -1,5 +1,6 @@
 """The ASGI application around one engine driver: routes, error handlers and middleware."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,13 +16,20 @@ from sgate_serve.server.request_log import RequestLog
 from sgate_serve.server.routes.router import create_router
 from sgate_serve.server.server_options import ServerOptions
 from sgate_serve.server.shadow.shadow import Shadow
+from sgate_serve.server.tracing import Tracing, start_tracing, stop_tracing
 from sgate_serve.text.template_worker import shared_worker
 
 
 def create_app(
     driver: EngineDriver, options: ServerOptions, shadow: Shadow | None = None
 ) -> FastAPI:
-    """Build the application; its lifespan starts and stops the drivers, which load the models."""
+    """Build the application; its lifespan starts and stops the drivers, which load the models.
+
+    Raises SgateError for traces without their extra.
+    """
+
+    endpoint = options.otlp_traces_endpoint
+    traces = None if endpoint is None else start_tracing(endpoint)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -33,6 +41,8 @@ def create_app(
         if shadow is not None:
             await shadow.stop()
         await driver.stop()
+        if traces is not None:
+            await asyncio.to_thread(stop_tracing, traces)
 
     app = FastAPI(title="sgate-serve", version=__version__, lifespan=lifespan)
     app.include_router(create_router(driver, shadow))
@@ -45,6 +55,8 @@ def create_app(
         app.add_middleware(ApiKey, api_key=options.api_key)
     app.add_middleware(Drain)
     app.add_middleware(Deadline, driver=driver)
+    if traces is not None:
+        app.add_middleware(Tracing, provider=traces)
     app.add_middleware(RequestLog)
     if options.allow_origin:
         # Outermost, as a preflight carries no key and the page must be able to read errors.

@@ -8,7 +8,7 @@ from sgate_serve.options import flag_of, option
 
 LOG_FORMATS = ("text", "json")
 # The groups of `sgate serve --help`.
-ADDRESS, LIMITS, LOG = "address, names and access", "limits", "log"
+ADDRESS, LIMITS, LOG = "address, names and access", "limits", "log and traces"
 COMPARISON = "comparison with another model"
 # The form of a browser's `Origin` header: a scheme, a host and optionally a port, but no path.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -64,6 +64,12 @@ class ServerOptions:
     log_format: str = option(
         "text", "format of the log: text, or json for one object per line", group=LOG
     )
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "collector that OpenTelemetry's traces of requests are sent to, such as "
+        "http://localhost:4318/v1/traces (default: none)",
+        group=LOG,
+    )
 
     def __post_init__(self) -> None:
         if self.api_key == "":
@@ -78,6 +84,12 @@ class ServerOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SgateError(f"{name} is {value}; it must be positive")
+        endpoint = self.otlp_traces_endpoint
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise SgateError(
+                f"{flag_of('otlp_traces_endpoint')} {endpoint}: give a URL, such as "
+                "http://localhost:4318/v1/traces"
+            )
         if self.log_format not in LOG_FORMATS:
             raise SgateError(
                 f"log_format is {self.log_format!r}; it must be {' or '.join(LOG_FORMATS)}"
