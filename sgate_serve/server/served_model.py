@@ -13,6 +13,7 @@ from sgate_serve.server.excerpt import excerpt
 from sgate_serve.text.grammars import GrammarCompiler
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
+from sgate_serve.text.tool_formats import FORMATS, ToolFormat
 
 ServedTask = Literal["generate", "embed", "classify"]
 # Task → the kind of model, and its endpoints.
@@ -183,6 +184,30 @@ class ServedModel:
                 param=param,
             )
         return self.codec
+
+    def check_shows_tools(self) -> None:
+        """Raise RequestError if the model has a chat template that shows no tools."""
+        template = self.require_codec("tools").chat_template
+        if template is not None and not template.shows_tools:
+            raise RequestError(
+                f"the chat template of {self.name!r} does not show `tools`, so the model cannot "
+                "call them; put a chat_template.jinja with tools into the model folder, or leave "
+                "`tools` out",
+                param="tools",
+            )
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model writes tool calls; raises RequestError if its template does not say."""
+        template = self.require_codec("tools").chat_template
+        own = None if template is None else template.tool_format
+        if own is None:
+            raise RequestError(
+                f"the chat template of {self.name!r} shows tools, but not in a format of calls "
+                f"that is read here ({', '.join(FORMATS)}); send `tool_choice: none`",
+                param="tools",
+            )
+        return own
 
     def grammar_compiler(self, param: str) -> GrammarCompiler:
         """Return the compiler of grammars; raise RequestError naming `param` without a codec."""

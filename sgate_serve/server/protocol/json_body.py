@@ -16,7 +16,7 @@ MAX_MEMBERS = 2**14
 MAX_DEPTH = 32
 
 # Members whose values are JSON schemas, in which null is a value like any other.
-SCHEMAS = frozenset({"schema", "json"})
+SCHEMAS = frozenset({"schema", "json", "parameters", "input_schema"})
 # Possessive, and matching also what is unterminated: linear in any text.
 STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 # Only an escape can write half a surrogate pair, as UTF-8 has none.

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -21,6 +22,7 @@ from sgate_serve.server.protocol.generation_responses import (
     ResponseHead,
     ResponseWriter,
 )
+from sgate_serve.server.protocol.tools import NamedTool
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
@@ -55,6 +57,7 @@ class GenerationEndpoints:
         self._service.driver.check_room(body.num_choices)
         job = await until_disconnect(request.receive, self._chat_job(body, model))
         head = _head(f"chatcmpl-{request.state.request_id}", body, model.name)
+        head = replace(head, names_tool=isinstance(body.tool_choice, NamedTool))
         return await self._run(job, body, request, ChatWriter(head))
 
     async def _chat_job(self, body: ChatRequest, model: ServedModel) -> Job:
