@@ -83,8 +83,14 @@ class CallParser:
         """Return what was held back, at the end of the text."""
         if self._state in (self._in_text, self._in_value, self._in_json):
             rest = "".join((*self._doubtful, self._held))
-            self._content.append("" if self.num_calls and rest.isspace() else rest)
+            self._content.append("" if self._is_between_calls(rest) else rest)
         return self._take()
+
+    def _is_between_calls(self, rest: str) -> bool:
+        """Say whether the last text belongs to a call: space after one, or a grammar's next one."""
+        if not self._options.is_constrained:
+            return self.num_calls > 0 and rest.isspace()
+        return self.num_calls > 0 or (self._state == self._in_value and not self._format.is_bare)
 
     def _take(self) -> Parsed:
         taken = Parsed("".join(self._content), tuple(self._pieces))

@@ -112,7 +112,7 @@ def test_param_is_the_path_of_the_value(body: dict[str, Any], param: str) -> Non
         ({"role": "user"}, "messages.0.content"),
         ({"role": "user", "content": None}, "messages.0.content"),
         ({"role": "user", "content": 5}, "messages.0.content"),
-        ({"role": "user", "content": "x", "tool_calls": [1]}, "messages.0.tool_calls"),
+        ({"role": "user", "content": "x", "tool_calls": [1]}, "messages.0.tool_calls.0"),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
             "messages.0.content.0.type",
