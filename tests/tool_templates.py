@@ -5,12 +5,12 @@ from typing import Any
 QWEN25 = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
-    {{- "# Tools\\n\\nYou are provided with function signatures within <tools></tools>:\\n<tools>" }}
+    {{- "# Tools\\n\\nYou have function signatures within <tools></tools>:\\n<tools>" }}
     {%- for tool in tools %}
         {{- "\\n" }}
         {{- tool | tojson }}
     {%- endfor %}
-    {{- "\\n</tools>\\n\\nFor each function call, return a json object within <tool_call></tool_call>" }}
+    {{- "\\n</tools>\\n\\nFor each function call, return json within <tool_call></tool_call>" }}
     {{- ":\\n<tool_call>\\n{\\"name\\": <function-name>, \\"arguments\\": <args>}\\n</tool_call>" }}
     {{- "<|im_end|>\\n" }}
 {%- endif %}
@@ -43,8 +43,8 @@ LLAMA31 = """\
 {%- if not tools is defined %}{%- set tools = none %}{%- endif %}
 {%- if tools is not none %}
     {{- '<|start_header_id|>user<|end_header_id|>\\n\\n' }}
-    {{- 'Respond in the format {"name": function name, "parameters": dictionary of argument name ' }}
-    {{- 'and its value}. Do not use variables.\\n\\n' }}
+    {{- 'Respond in the format {"name": function name, "parameters": dictionary of argument ' }}
+    {{- 'name and its value}. Do not use variables.\\n\\n' }}
     {%- for t in tools %}{{- t | tojson(indent=4) }}{{- "\\n\\n" }}{%- endfor %}
 {%- endif %}
 {%- for message in messages %}
@@ -71,7 +71,9 @@ LLAMA31 = """\
         {{- "<|eot_id|>" }}
     {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
 """
 MISTRAL = """\
 {{- bos_token }}
@@ -98,7 +100,7 @@ MISTRAL = """\
             {%- set out = tool_call.function | tojson %}
             {{- out[:-1] }}
             {%- if not tool_call.id is defined or tool_call.id | length != 9 %}
-                {{- raise_exception("Tool call IDs should be alphanumeric strings with length 9!") }}
+                {{- raise_exception("Tool call IDs should be alphanumeric with length 9!") }}
             {%- endif %}
             {{- ', "id": "' + tool_call.id + '"}' }}
             {%- if not loop.last %}{{- ", " }}{%- else %}{{- "]" + eos_token }}{%- endif %}
@@ -116,7 +118,8 @@ SMOLLM2 = """\
     {{- '<|im_start|>system\\nYou have access to the following tools:\\n<tools>' }}
     {{- tools | tojson }}
     {{- '</tools>\\n\\nThe output MUST strictly adhere to the following format:\\n' }}
-    {{- '<tool_call>[\\n{"name": "func_name1", "arguments": {"argument1": "value1"}}\\n]</tool_call>' }}
+    {{- '<tool_call>[\\n{"name": "func_name1", "arguments": {"argument1": "value1"}}\\n]' }}
+    {{- '</tool_call>' }}
     {{- '<|im_end|>\\n' }}
 {%- endif %}
 {%- for message in messages %}

@@ -74,7 +74,7 @@ class ServedModel:
 
     Responses carry `name`. Requests may also use `more_names`, which are listed too, and `aliases`.
     Only a classifier has a `head`. Embeddings are of `prompt` and the text; with `normalize`, they
-    are scaled to length 1.
+    are scaled to length 1. `tool_call_parser` overrides the format that the chat template shows.
     """
 
     engine: AnyEngine
@@ -87,6 +87,7 @@ class ServedModel:
     prompt: str = ""
     more_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    tool_call_parser: str | None = None
 
     @classmethod
     def from_folder(
@@ -197,14 +198,21 @@ class ServedModel:
             )
 
     @property
-    def tool_format(self) -> ToolFormat:
-        """How the model writes tool calls; raises RequestError if its template does not say."""
-        template = self.require_codec("tools").chat_template
-        own = None if template is None else template.tool_format
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None if it shows no tools, or nothing says how."""
+        template = None if self.codec is None else self.codec.chat_template
+        if template is None or not template.shows_tools:
+            return None
+        return FORMATS.get(self.tool_call_parser or "", template.tool_format)
+
+    def require_tool_format(self) -> ToolFormat:
+        """Return how the model writes tool calls; raise RequestError if nothing says so."""
+        own = self.tool_format
         if own is None:
             raise RequestError(
-                f"the chat template of {self.name!r} shows tools, but not in a format of calls "
-                f"that is read here ({', '.join(FORMATS)}); send `tool_choice: none`",
+                f"the chat template of {self.name!r} shows tools, but not in a known format of "
+                f"calls; start the server with --tool-call-parser {'|'.join(FORMATS)}, or send "
+                "`tool_choice: none`",
                 param="tools",
             )
         return own

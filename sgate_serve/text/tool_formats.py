@@ -86,6 +86,8 @@ FORMATS: Mapping[str, ToolFormat] = {
 }
 # Calls in tags of XML, which look like those of Hermes at first.
 XML_CALLS = ("<function=", "<arg_key>")
+# Cohere's calls also have parameters, but another key for the name.
+LLAMA_TEXTS, COHERE_TEXT = ('{"name": ', '"parameters": '), '"tool_name"'
 
 
 def recognised_format(template: str) -> ToolFormat | None:
@@ -96,4 +98,5 @@ def recognised_format(template: str) -> ToolFormat | None:
         if any(tag in template for tag in XML_CALLS):
             return None
         return SMOLLM2 if f"{SMOLLM2.begin}[" in template else HERMES
-    return LLAMA3 if '"parameters": ' in template else None
+    is_llamas = all(text in template for text in LLAMA_TEXTS) and COHERE_TEXT not in template
+    return LLAMA3 if is_llamas else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgate_serve.errors import RequestError
-from sgate_serve.text.grammars import Grammar, GrammarCompiler, GrammarText
+from sgate_serve.text.grammars import MAX_CHARACTERS, Grammar, GrammarCompiler, GrammarText
 from sgate_serve.text.tool_formats import ToolFormat
 
 SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -56,12 +56,13 @@ class CallGrammar:
     def compile(self, compiler: GrammarCompiler) -> Grammar:
         """Return the grammar; raise RequestError naming the tool whose parameters are refused."""
         schemas = [tool.schema for tool in self.tools]
-        parts = [*schemas, *([] if self.answer is None else [self.answer])]
+        whole = GrammarText("lark", self._text(schemas), PARAM)
         try:
-            return compiler.compile(GrammarText("lark", self._text(schemas), PARAM))
+            return compiler.compile(whole)
         except RequestError:
-            for part in parts:
-                compiler.compile(part)
+            if len(whole.text) <= MAX_CHARACTERS[whole.kind]:
+                for part in (*schemas, *([] if self.answer is None else [self.answer])):
+                    compiler.compile(part)
             raise
 
     def _text(self, schemas: Sequence[GrammarText]) -> str:

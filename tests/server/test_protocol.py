@@ -107,7 +107,7 @@ def test_param_is_the_path_of_the_value(body: dict[str, Any], param: str) -> Non
                 {"role": "assistant", "tool_calls": [called_with(arguments)]},
                 "messages.0.tool_calls.0.function.arguments",
             )
-            for arguments in ({}, "{", "[1]", "[" * 99 + "]" * 99, "NaN", '{"a": 1e999}')
+            for arguments in (5, "{", "[1]", "[" * 99 + "]" * 99, "NaN", '{"a": 1e999}')
         ),
         ({"role": "user"}, "messages.0.content"),
         ({"role": "user", "content": None}, "messages.0.content"),

@@ -7,15 +7,27 @@ from typing import Any
 
 import httpx
 import pytest
-from jsonschema import validate
 from openai import OpenAI
 
+from sgate_serve.errors import SgateError
+from sgate_serve.server import ServerOptions
 from sgate_serve.text.tool_formats import FORMATS
-from tests.server.live import EOS_ID, MODEL, events, refusal
+from tests.server.hash_engine import HashEngine
+from tests.server.live import (
+    EOS_ID,
+    MODEL,
+    VOCAB_SIZE,
+    events,
+    refusal,
+    serving_engine,
+    token_ids,
+)
 from tests.server.onnx_server import serving_folder, tiny_folder
 from tests.server.test_openai_sdk import OPTIONS
-from tests.server.tool_server import ask, saying
+from tests.server.tool_server import ask, saying, tool_codec
 from tests.tool_templates import CLOCK, QWEN25, TEMPLATES, WEATHER, conversation
+
+jsonschema = pytest.importorskip("jsonschema", reason="pip install sgate-serve[dev]")
 
 USER = {"role": "user", "content": "the weather?"}
 PARIS = '{"city": "Paris", "unit": "C"}'
@@ -24,7 +36,7 @@ CLOCK_CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 TEXT = f"I look.\n{CALL}\n{CLOCK_CALL}"
 BODY: dict[str, Any] = {"messages": [USER], "tools": [WEATHER, CLOCK]}
 # A prompt with tools is hundreds of bytes, and so are its tokens here.
-LONG = {"max_position_embeddings": 2048}
+LONG: dict[str, Any] = {"max_position_embeddings": 2048}
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 CHAT = "/v1/chat/completions"
 
@@ -72,7 +84,8 @@ def test_an_answer_of_calls_alone_has_no_content() -> None:
 def test_choices_of_the_client_are_followed(caller: httpx.Client) -> None:
     [choice] = ask(caller, **BODY, parallel_tool_calls=False)["choices"]
     assert [name for name, _ in calls_of(choice)] == ["get_weather"]
-    for without in ({"tool_choice": "none"}, {"tools": None}, {"tools": []}):
+    withouts: list[dict[str, Any]] = [{"tool_choice": "none"}, {"tools": None}, {"tools": []}]
+    for without in withouts:
         [choice] = ask(caller, **{**BODY, **without})["choices"]
         assert choice["message"]["content"] == TEXT
         assert (choice["finish_reason"], calls_of(choice)) == ("stop", [])
@@ -187,11 +200,11 @@ def check_valid(choice: dict[str, Any]) -> list[str]:
     schemas = {"get_weather": WEATHER["function"]["parameters"], "clock": {"maxProperties": 0}}
     calls = calls_of(choice)
     for name, arguments in calls:
-        validate(arguments, schemas[name])
+        jsonschema.validate(arguments, schemas[name])
     return [name for name, _ in calls]
 
 
-FORCED = {"temperature": 1.5, "max_tokens": 400, "n": 4}
+FORCED: dict[str, Any] = {"temperature": 1.5, "max_tokens": 400, "n": 4}
 
 
 def test_required_calls_are_valid(noise: httpx.Client) -> None:
@@ -210,7 +223,8 @@ def test_required_calls_are_valid(noise: httpx.Client) -> None:
 
 
 def test_a_named_tool_is_called_once_and_ends_with_stop_as_at_openai(noise: httpx.Client) -> None:
-    for fields in ({}, {"response_format": {"type": "json_object"}}):
+    for kind in (None, "json_object"):
+        fields: dict[str, Any] = {"response_format": kind and {"type": kind}}
         answer = ask(noise, **BODY, **FORCED, tool_choice=NAMED, seed=2, **fields)
         for choice in answer["choices"]:
             assert check_valid(choice) == ["get_weather"]
@@ -244,7 +258,13 @@ def test_a_forced_call_that_is_cut_off_shows_what_there_is(noise: httpx.Client) 
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_strict_tools_are_called_validly_or_not_at_all(kind: str, tmp_path: Path) -> None:
     strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
-    own = {"messages": [USER], "tools": [strict], "max_tokens": 300, "n": 4, "seed": 4}
+    own: dict[str, Any] = {
+        "messages": [USER],
+        "tools": [strict],
+        "max_tokens": 300,
+        "n": 4,
+        "seed": 4,
+    }
     # Noise calls nothing by itself: a bias makes it begin a call, if that is a single token.
     folder = tiny_folder(tmp_path, chat_template=TEMPLATES[kind], **LONG)
     with serving_folder(folder, slots=4) as client:
@@ -257,7 +277,11 @@ def test_strict_tools_are_called_validly_or_not_at_all(kind: str, tmp_path: Path
 
 
 def test_with_a_response_format_the_answer_has_it_or_is_calls(noise: httpx.Client) -> None:
-    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+    }
     schema |= {"additionalProperties": False, "x-guidance": {"whitespace_flexible": False}}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     own = {**BODY, "response_format": wanted, "max_tokens": 400, "n": 8, "seed": 5}
@@ -271,7 +295,7 @@ def test_with_a_response_format_the_answer_has_it_or_is_calls(noise: httpx.Clien
     for choice in called:
         check_valid(choice)
     for choice in answered:
-        validate(json.loads(choice["message"]["content"]), schema)
+        jsonschema.validate(json.loads(choice["message"]["content"]), schema)
 
 
 @pytest.mark.parametrize("kind", TEMPLATES)
@@ -289,8 +313,9 @@ def test_a_template_without_tools_refuses_them_with_the_remedy(client: httpx.Cli
     for path in (CHAT, "/tokenize"):
         error = refusal(client.post(path, json=BODY))
         assert error["param"] == "tools"
-        assert "does not show `tools`, so the model cannot call them; put a chat_template.jinja" in (
-            error["message"]
+        assert (
+            "does not show `tools`, so the model cannot call them; put a chat_template.jinja"
+            in (error["message"])
         )
     assert ask(client, **BODY, tool_choice="none", max_tokens=2)
 
@@ -298,7 +323,19 @@ def test_a_template_without_tools_refuses_them_with_the_remedy(client: httpx.Cli
 def test_a_format_that_is_unknown_is_refused() -> None:
     with saying("a", "{{ messages[0].content }}{{ tools }}") as client:
         error = refusal(client.post(CHAT, json=BODY))
-    assert "not in a format of calls that is read here (hermes, " in error["message"]
+    assert "start the server with --tool-call-parser hermes|" in error["message"]
+
+
+def test_the_servers_operator_may_say_the_format(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sgate_serve.server.driver")
+    codec = tool_codec("{{ messages[0].content }}{{ tools }}")
+    engine = HashEngine(VOCAB_SIZE, script=[*token_ids(CALL), EOS_ID], max_model_len=4096)
+    with serving_engine(engine, codec, tool_call_parser="hermes") as client:
+        [choice] = ask(client, **BODY)["choices"]
+    assert calls_of(choice) == [("get_weather", json.loads(PARIS))]
+    assert f"serving model={MODEL!r} engine=hash tool_calls=hermes" in caplog.messages
+    with pytest.raises(SgateError, match=r"tool_call_parser is 'herms'; .* did you mean hermes\?"):
+        ServerOptions(tool_call_parser="herms")
 
 
 def tool(**function: Any) -> dict[str, Any]:

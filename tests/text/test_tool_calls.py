@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -100,7 +101,7 @@ def read(options: CallOptions, pieces: Sequence[str]) -> Answer:
 
 def pieces_of(text: str, cuts: Sequence[int]) -> list[str]:
     places = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [text[start:end] for start, end in pairwise(places)]
 
 
 @pytest.mark.parametrize(("own", "text", "content", "calls"), WRITTEN)
@@ -123,7 +124,26 @@ def test_what_is_no_call_is_content(own: ToolFormat, text: str) -> None:
     assert read(options, list(text)) == (text, [])
 
 
-FRAGMENTS = [W, F, WL, FL, "{}", "[", "]", "{", "}", '"', "\\", ",", ";", " ", "\n", "a", "get_", "f"]
+FRAGMENTS = [
+    W,
+    F,
+    WL,
+    FL,
+    "{}",
+    "[",
+    "]",
+    "{",
+    "}",
+    '"',
+    "\\",
+    ",",
+    ";",
+    " ",
+    "\n",
+    "a",
+    "get_",
+    "f",
+]
 FRAGMENTS += [part for own in FORMATS.values() for part in (own.begin, own.end, own.after) if part]
 
 

@@ -52,6 +52,7 @@ def test_the_format_is_the_one_that_the_template_shows(kind: str) -> None:
         ("{{ '<tool_call>\n<function=' + name + '>' }}", None),
         ("{{ '<tool_call>' + name + '\n<arg_key>' }}", None),
         ("{{ tools }}", None),
+        ('{"name": "f", "tool_name": "f", "parameters": {}}', None),
     ],
 )
 def test_other_formats(source: str, name: str | None) -> None:
@@ -69,8 +70,8 @@ def test_a_template_of_its_own_for_tools_is_used_with_tools() -> None:
     assert template.tool_format is FORMATS["hermes"]
     messages: list[dict[str, Any]] = [{"role": "user", "content": "a"}]
     assert template.render(messages) == "plain"
-    options = ChatRequest(messages=messages, tools=[CLOCK]).options
-    assert "clock" in template.render(messages, options)
+    body = ChatRequest.model_validate({"messages": messages, "tools": [CLOCK]})
+    assert "clock" in template.render(messages, body.options)
 
 
 def test_without_mention_no_tools_are_shown() -> None:

@@ -30,7 +30,7 @@ def tool_use(body: ChatRequest, model: ServedModel) -> ToolUse | None:
     """
     if not body.shown_tools:
         return None
-    own = model.tool_format
+    own = model.require_tool_format()
     options = CallOptions(
         own,
         frozenset(tool.function.name for tool in body.shown_tools),

@@ -54,7 +54,9 @@ class Message(StrictModel):
     def _check_role(cls, value: Any, info: ValidationInfo) -> Any:
         role = "assistant" if info.field_name == "tool_calls" else "tool"
         if value and info.data.get("role", role) != role:
-            raise PydanticCustomError("role", "Only messages of the role {owner} have it", {"owner": role})
+            raise PydanticCustomError(
+                "role", "Only messages of the role {owner} have it", {"owner": role}
+            )
         return value
 
     @field_validator("content")

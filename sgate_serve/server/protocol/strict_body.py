@@ -136,9 +136,7 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(inner)
 
 
-def _path(
-    loc: tuple[int | str, ...], kind: str, body: Any
-) -> tuple[tuple[int | str, ...], Any]:
+def _path(loc: tuple[int | str, ...], kind: str, body: Any) -> tuple[tuple[int | str, ...], Any]:
     """Return the path in the body for a pydantic location, and the value there.
 
     Pydantic inserts the names of union members, such as `list[int]`, between the keys.
