@@ -23,7 +23,7 @@ MEANINGS = {
     503: "the server is loading or stopping, or its engine has failed",
     504: "the request took longer than this server's limit",
 }
-STREAMED = ("/v1/completions", "/v1/chat/completions")
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 QUEUED = (*STREAMED, "/v1/embeddings", "/classify")
 FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 

@@ -40,6 +40,7 @@ TEXT = "the cat 🚀 sat"
 PROMPT = {"prompt": "a gate", "max_tokens": 20}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 3}
 CHAT_WITH_TOOLS = {"messages": CHAT["messages"], "tools": [WEATHER]}
+RESPONSE = {"input": "hi", "tools": [{"type": "function", **WEATHER["function"]}]}
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Bern", "unit": "C"}}</tool_call>'
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
@@ -66,6 +67,8 @@ EXCHANGES = {
     "chat-logprobs": Exchange(CHATS, CHAT | {"logprobs": True, "top_logprobs": 2}),
     "chat-tools": Exchange(CHATS, CHAT_WITH_TOOLS, "tools"),
     "chat-tools-stream": Exchange(CHATS, CHAT_WITH_TOOLS | STREAM, "tools"),
+    "responses": Exchange("/v1/responses", RESPONSE, "tools"),
+    "responses-stream": Exchange("/v1/responses", RESPONSE | {"stream": True}, "tools"),
     "tokenize": Exchange("/tokenize", {"prompt": "the 🚀", "return_token_strs": True}),
     "detokenize": Exchange("/detokenize", {"tokens": [0, 84, 85]}),
     "embeddings": Exchange("/v1/embeddings", {"input": ["a", "the cat"]}, "embed"),
@@ -131,8 +134,8 @@ def transcript(client: httpx.Client, exchange: Exchange) -> bytes:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     answer = with_plain_headers(answer)
     answer = re.sub(rb"(?m)^date: [^\r]*", b"date: DATE", answer)
-    answer = re.sub(rb'"created":( ?)\d+', rb'"created":\g<1>0', answer)
-    answer = re.sub(rb'"(call_)[0-9a-f]{24}"', rb'"\g<1>ID"', answer)
+    answer = re.sub(rb'"(created|created_at)":( ?)\d+', rb'"\g<1>":\g<2>0', answer)
+    answer = re.sub(rb'"(call|msg|fc)_[0-9a-f]{24,}"', rb'"\g<1>_ID"', answer)
     return f"POST {exchange.path}\n".encode() + body + b"\n\n" + answer
 
 

@@ -84,6 +84,15 @@ def _parsed_arguments(text: Any) -> Any:
     return value
 
 
+def _arguments_text(text: str) -> str:
+    _finite(_parsed_arguments(text))
+    return text
+
+
+# The same, where the text itself is wanted.
+ArgumentsText = Annotated[str, AfterValidator(_arguments_text)]
+
+
 class CalledFunction(StrictModel):
     """The name of a called function, and its arguments: JSON in a string, here as its object."""
 

@@ -64,6 +64,11 @@ def event(value: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
+def named_event(value: dict[str, Any]) -> bytes:
+    """Return one event that is named by the type of its value."""
+    return f"event: {value['type']}\n".encode() + event(value)
+
+
 class EventWriter:
     """Writes one generation as events, leaving out empty ones unless `every_token` is set."""
 
