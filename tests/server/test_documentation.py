@@ -14,6 +14,7 @@ from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.execution import jobs
 from sgate_serve.server.protocol import generation_requests, json_body
+from sgate_serve.server.protocol.anthropic_requests import MessagesRequest
 from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
 from sgate_serve.server.protocol.responses_requests import ResponsesRequest
@@ -30,6 +31,7 @@ BODIES = (
     CompletionRequest,
     ChatRequest,
     ResponsesRequest,
+    MessagesRequest,
     EmbeddingRequest,
     ClassifyRequest,
     TokenizeRequest,

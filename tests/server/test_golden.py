@@ -41,6 +41,8 @@ PROMPT = {"prompt": "a gate", "max_tokens": 20}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 3}
 CHAT_WITH_TOOLS = {"messages": CHAT["messages"], "tools": [WEATHER]}
 RESPONSE = {"input": "hi", "tools": [{"type": "function", **WEATHER["function"]}]}
+ANTHROPICS = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}
+MESSAGE = {"max_tokens": 200, "messages": CHAT["messages"], "tools": [ANTHROPICS]}
 CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Bern", "unit": "C"}}</tool_call>'
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
@@ -69,6 +71,9 @@ EXCHANGES = {
     "chat-tools-stream": Exchange(CHATS, CHAT_WITH_TOOLS | STREAM, "tools"),
     "responses": Exchange("/v1/responses", RESPONSE, "tools"),
     "responses-stream": Exchange("/v1/responses", RESPONSE | {"stream": True}, "tools"),
+    "messages": Exchange("/v1/messages", MESSAGE, "tools"),
+    "messages-stream": Exchange("/v1/messages", MESSAGE | {"stream": True}, "tools"),
+    "messages-400": Exchange("/v1/messages", {"messages": CHAT["messages"]}, "tools"),
     "tokenize": Exchange("/tokenize", {"prompt": "the 🚀", "return_token_strs": True}),
     "detokenize": Exchange("/detokenize", {"tokens": [0, 84, 85]}),
     "embeddings": Exchange("/v1/embeddings", {"input": ["a", "the cat"]}, "embed"),

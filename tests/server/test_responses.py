@@ -63,7 +63,7 @@ def test_a_response_has_text_and_calls(caller: httpx.Client) -> None:
     total = response.usage.input_tokens + response.usage.output_tokens
     assert response.usage.total_tokens == total
     assert response.instructions == "Be brief."
-    assert [tool.name for tool in response.tools] == ["get_weather", "clock"]  # type: ignore[union-attr]
+    assert [tool.name for tool in response.tools] == ["get_weather", "clock"]
 
 
 def test_typed_events_make_the_same_response(caller: httpx.Client) -> None:
@@ -129,7 +129,7 @@ def test_choices_limits_and_fields_without_effect(caller: httpx.Client) -> None:
     assert [item.type for item in none.output] == ["message"]
     assert none.metadata == {"a": "b"}
     cut = sdk.responses.create(**BODY, max_output_tokens=2)
-    assert (cut.status, cut.output[-1].status) == ("incomplete", "incomplete")  # type: ignore[union-attr]
+    assert (cut.status, cut.output[-1].status) == ("incomplete", "incomplete")
     assert cut.incomplete_details is not None
     assert cut.incomplete_details.reason == "max_output_tokens"
     one = sdk.responses.create(**BODY, parallel_tool_calls=False)

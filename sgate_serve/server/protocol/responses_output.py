@@ -83,7 +83,7 @@ class OutputItem:
 
     @property
     def is_message(self) -> bool:
-        return self.fields["type"] == "message"
+        return bool(self.fields["type"] == "message")
 
     @property
     def json(self) -> Json:

@@ -11,6 +11,7 @@ from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
+from sgate_serve.server.routes.messages import MessagesEndpoints
 from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.responses import ResponsesEndpoint
 from sgate_serve.server.routes.service import Service
@@ -25,6 +26,7 @@ def create_router(driver: EngineDriver) -> APIRouter:
     for endpoints in (
         GenerationEndpoints(service),
         ResponsesEndpoint(service),
+        MessagesEndpoints(service),
         PoolingEndpoints(service),
         TokenEndpoints(service),
         ServerEndpoints(service),
