@@ -394,6 +394,14 @@ def test_bad_tools_are_refused_by_name(
     assert len(error["message"]) < 400
 
 
+def test_tools_without_a_conversation_are_refused(caller: httpx.Client) -> None:
+    error = refusal(caller.post("/tokenize", json={"prompt": "a", "tools": [CLOCK]}))
+    assert (error["param"], error["message"]) == (
+        "tools",
+        "`tools` are for `messages`; leave them out",
+    )
+
+
 def test_numbers_that_json_has_not_are_refused(caller: httpx.Client) -> None:
     text = json.dumps({**BODY, **tool(parameters={"default": float("nan")})})
     headers = {"content-type": "application/json"}
