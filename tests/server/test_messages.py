@@ -165,6 +165,12 @@ def test_forced_calls_are_valid(tmp_path_factory: pytest.TempPathFactory) -> Non
         [block] = message["content"]
         assert block["input"].keys() == {"city", "unit"}
         assert message["stop_reason"] == "tool_use"
+        schema = {"enum": ["a", "b"], "x-guidance": {"whitespace_flexible": False}}
+        wanted = {"format": {"type": "json_schema", "schema": schema}}
+        [block] = ask(client, MESSAGES, max_tokens=9, messages=[USER], output_config=wanted)[
+            "content"
+        ]
+        assert json.loads(block["text"]) in ("a", "b")
         own = {"type": "any", "disable_parallel_tool_use": True}
         [block] = ask(client, MESSAGES, **BODY, tool_choice=own)["content"]
         assert block["name"] in ("get_weather", "clock")
@@ -231,6 +237,11 @@ def refusal(response: httpx.Response) -> tuple[str, str | None, str]:
             '`tools.1.input_schema.type` must be "object"',
         ),
         ({"thinking": {"type": "enabled"}}, "thinking", "is not supported"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {"type": "x"}}}},
+            "output_config.format.schema",
+            "`output_config.format.schema` cannot be followed",
+        ),
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
         ({"model": "gpt"}, "model", "is not served here"),
     ],

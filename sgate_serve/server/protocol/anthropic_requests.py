@@ -150,6 +150,25 @@ class AnthropicChoice(StrictModel):
         return "required" if self.type == "any" else self.type
 
 
+class OutputFormat(StrictModel):
+    """JSON that follows a schema."""
+
+    type: Literal["json_schema"]
+    content: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(StrictModel):
+    format: OutputFormat | None = None
+
+    @property
+    def response_format(self) -> dict[str, Any] | None:
+        """The same in a chat."""
+        if self.format is None:
+            return None
+        own = {"name": "output", "schema": self.format.content}
+        return {"type": "json_schema", "json_schema": own}
+
+
 class CountTokensRequest(StrictBody):
     """The body of /v1/messages/count_tokens: what the model reads."""
 
@@ -173,7 +192,11 @@ class CountTokensRequest(StrictBody):
     @property
     def chat_names(self) -> Mapping[str, str]:
         """The names of a chat's fields that errors may name → ours."""
-        names = {"max_completion_tokens": "max_tokens", "stop": "stop_sequences"}
+        names = {
+            "max_completion_tokens": "max_tokens",
+            "stop": "stop_sequences",
+            "response_format.json_schema.schema": "output_config.format.schema",
+        }
         for number, (place, _) in enumerate(self.functions):
             own = f"tools.{number}.function"
             names |= {f"{own}.parameters": f"tools.{place}.input_schema", own: f"tools.{place}"}
@@ -209,6 +232,10 @@ class MessagesRequest(CountTokensRequest):
     ] = Field(
         default_factory=list, description=f"a list of at most {MAX_STOP_STRINGS} strings that end"
     )
+    output_config: OutputConfig = Field(
+        default_factory=OutputConfig,
+        description="an object with `format`, which has `type: json_schema` and `schema`",
+    )
     temperature: float = Field(1.0, description="as in chats")
     top_p: float = Field(1.0, description="as in chats")
     top_k: int = Field(0, description="as in chats")
@@ -219,6 +246,7 @@ class MessagesRequest(CountTokensRequest):
             **super()._chat(),
             "max_completion_tokens": self.max_tokens,
             "stop": self.stop_sequences,
+            "response_format": self.output_config.response_format,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,

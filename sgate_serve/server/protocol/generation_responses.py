@@ -44,12 +44,9 @@ class ResponseHead:
 
     def _finish_reason(self, delta: Delta) -> str | None:
         """Return `tool_calls` after calls, except for that of a named tool, as OpenAI does."""
-        ends_in_calls = delta.has_called and not self.names_tool
-        return (
-            "tool_calls"
-            if ends_in_calls and delta.finish_reason == "stop"
-            else (delta.finish_reason)
-        )
+        is_stop = delta.finish_reason == "stop"
+        ends_in_calls = is_stop and delta.has_called and not self.names_tool
+        return "tool_calls" if ends_in_calls else delta.finish_reason
 
 
 class ResponseWriter(Protocol):

@@ -12,7 +12,14 @@ from sgate_serve.errors import RequestError
 
 # They identify the caller or a cache; the response is the same without them.
 IGNORED = frozenset(
-    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
+    {
+        "cache_control",
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "user",
+    }
 )
 
 # Name → the values that ask for nothing; if there are none, it must be absent or null.
