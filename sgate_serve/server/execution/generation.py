@@ -18,7 +18,8 @@ from sgate_serve.text.tool_calls import CallParser, CallPiece
 class Delta:
     """The output that one event adds to one choice; text may lag behind tokens.
 
-    A choice `has_called` once one of its deltas had `calls`; `stop` is the string that ended it.
+    A choice `has_called` once one of its deltas had `calls`. The last one has the stop string that
+    ended the text.
     """
 
     index: int
@@ -28,7 +29,7 @@ class Delta:
     positions: tuple[Position, ...] = ()
     calls: tuple[CallPiece, ...] = ()
     has_called: bool = False
-    stop: str | None = None
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,14 @@ class ChoiceDecoder:
         if event.finish_reason is not None and self._text is not None and not self._stops.found:
             shown += self._finish(self._text.flush())
         tokens = () if event.token is None else (event.token,)
-        reason, stop = self.finish_reason, self._stops.found
-        delta = Delta(self.index, shown, tokens, reason, tuple(positions), stop=stop)
+        delta = Delta(
+            self.index,
+            shown,
+            tokens,
+            self.finish_reason,
+            tuple(positions),
+            stop_reason=self._stops.found,
+        )
         return delta if self._calls is None else self._divided(delta, self._calls)
 
     def _divided(self, delta: Delta, parser: CallParser) -> Delta:
@@ -207,5 +214,5 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         positions=tuple(position for delta in deltas for position in delta.positions),
         calls=tuple(piece for delta in deltas for piece in delta.calls),
         has_called=deltas[-1].has_called,
-        stop=deltas[-1].stop,
+        stop_reason=deltas[-1].stop_reason,
     )

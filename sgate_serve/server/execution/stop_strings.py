@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Watches the text of one choice; after one is `found`, no more text may be pushed."""
+    """Watches the text of one choice; after `found`, no more text may be pushed."""
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)

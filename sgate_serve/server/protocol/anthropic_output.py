@@ -111,11 +111,11 @@ def _stop(delta: Delta) -> Json:
     """Return why the answer ended."""
     if delta.finish_reason == "length":
         reason = "max_tokens"
-    elif delta.stop is not None:
+    elif delta.stop_reason is not None:
         reason = "stop_sequence"
     else:
         reason = "tool_use" if delta.has_called else "end_turn"
-    return {"stop_reason": reason, "stop_sequence": delta.stop}
+    return {"stop_reason": reason, "stop_sequence": delta.stop_reason}
 
 
 def _usage(usage: Usage) -> Json:
