@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Literal
@@ -186,7 +186,13 @@ class EngineDriver:
         self.loaded = model
         if self.state == "loading":
             self.state = "ready"
-            logger.info("serving model=%r engine=%s", model.name, model.engine.name)
+            own = model.tool_format
+            logger.info(
+                "serving model=%r engine=%s tool_calls=%s",
+                model.name,
+                model.engine.name,
+                "none" if own is None else own.name,
+            )
 
     def _fail_loading(self, error: BaseException) -> None:
         self.state, self.load_error = "failed", error
@@ -215,7 +221,7 @@ class EngineDriver:
 
     def _run(self) -> None:
         try:
-            model = self._load()
+            model = replace(self._load(), tool_call_parser=self._options.tool_call_parser)
         except BaseException as error:  # even SystemExit, or the state would stay "loading"
             self._post(self._fail_loading, error)
             return

@@ -16,9 +16,19 @@ from starlette.routing import Route
 
 from sgate_serve.errors import RequestError, did_you_mean
 from sgate_serve.server.excerpt import cut
+from sgate_serve.server.paths import MESSAGES_PATH
 
 RETRY_AFTER_SECONDS = 2
 RETRYABLE = (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS)
+INVALID = "invalid_request_error"
+ANTHROPIC_KINDS: Mapping[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+    HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
+}
 INTERNAL_ERROR = RequestError(
     "internal server error; the server's log has the traceback under this request's id",
     status=HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -26,7 +36,7 @@ INTERNAL_ERROR = RequestError(
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
-    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    kind = "server_error" if error.status >= 500 else INVALID
     if error.status == HTTPStatus.TOO_MANY_REQUESTS:
         kind = "rate_limit_error"
     return {
@@ -34,17 +44,30 @@ def error_body(error: RequestError) -> dict[str, Any]:
     }
 
 
-def error_response(error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response for an error; 429 and 503 carry Retry-After, which OpenAI's SDK obeys."""
+def messages_error(error: RequestError) -> dict[str, Any]:
+    """Return the body of an error in Anthropic's shape; `param` and `code` are added to it."""
+    kind = ANTHROPIC_KINDS.get(error.status, "api_error" if error.status >= 500 else INVALID)
+    own = error_body(error)["error"]
+    return {"type": "error", "error": {**own, "type": kind}}
+
+
+def error_response(
+    error: RequestError, headers: Mapping[str, str] | None = None, path: str = ""
+) -> Response:
+    """Return the response for an error, in the shape of the API at `path`.
+
+    429 and 503 carry Retry-After, which the SDKs obey.
+    """
     added = dict(headers or {})
     if error.status in RETRYABLE:
         added["retry-after"] = str(RETRY_AFTER_SECONDS)
-    return Response(error_json(error), error.status, added, "application/json")
+    return Response(error_json(error, path), error.status, added, "application/json")
 
 
-def error_json(error: RequestError) -> str:
+def error_json(error: RequestError, path: str = "") -> str:
     """Return the body of an error in ASCII, as it may quote what UTF-8 cannot carry."""
-    return json.dumps(error_body(error))
+    is_anthropics = path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
+    return json.dumps(messages_error(error) if is_anthropics else error_body(error))
 
 
 def as_request_error(error: Exception, request: Request) -> RequestError:
@@ -77,7 +100,8 @@ def install_handlers(app: FastAPI) -> None:
 
     async def answer(request: Request, error: Exception) -> Response:
         headers = error.headers if isinstance(error, HTTPException) else None
-        return error_response(as_request_error(error, request), headers)
+        path = request.scope["path"]
+        return error_response(as_request_error(error, request), headers, path)
 
     for kind in (RequestError, HTTPException):
         app.add_exception_handler(kind, answer)

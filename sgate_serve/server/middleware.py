@@ -22,7 +22,7 @@ DRAIN_SECONDS = 3.0
 
 
 class ApiKey:
-    """Requires `Authorization: Bearer KEY` on every path but /health and the page."""
+    """Requires `Authorization: Bearer KEY` or `x-api-key: KEY`, but not for /health and the page."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app
@@ -37,13 +37,18 @@ class ApiKey:
             status=401,
             code="invalid_api_key",
         )
-        await error_response(error, {"www-authenticate": "Bearer"})(scope, receive, send)
+        headers = {"www-authenticate": "Bearer"}
+        await error_response(error, headers, scope["path"])(scope, receive, send)
 
     def _is_allowed(self, scope: Scope) -> bool:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        scheme, _, key = given.partition(b" ")
+        headers = dict(scope["headers"])
+        scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         # HTTP has schemes in any case.
-        return secrets.compare_digest(key.strip(b" "), self._key) and scheme.lower() == b"bearer"
+        is_bearer = self._is_key(key.strip(b" ")) and scheme.lower() == b"bearer"
+        return is_bearer or self._is_key(headers.get(b"x-api-key", b""))
+
+    def _is_key(self, given: bytes) -> bool:
+        return secrets.compare_digest(given, self._key)
 
 
 class Deadline:
@@ -80,7 +85,8 @@ class Deadline:
         except TimeoutError:
             if not limit.expired():
                 raise
-            await error_response(self._driver.overdue())(scope, receive, send)
+            refusal = error_response(self._driver.overdue(), path=scope["path"])
+            await refusal(scope, receive, send)
         finally:
             self._driver.unanswered.discard(limit)
 
@@ -137,7 +143,7 @@ class BodyLimit:
             return
         announced = Headers(scope=scope).get("content-length", "0")
         if announced.isdecimal() and int(announced) > self._max_bytes:
-            await error_response(self._refusal())(scope, receive, send)
+            await error_response(self._refusal(), path=scope["path"])(scope, receive, send)
             return
         num_bytes, end = 0, scope["state"]["first_byte"] + BODY_SECONDS
         is_whole = False

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH, OPEN_PATHS
+from sgate_serve.server.paths import HEALTH_PATH, MESSAGES_PATH, METRICS_PATH, OPEN_PATHS
 from sgate_serve.server.server_options import ServerOptions
 
 MEANINGS = {
@@ -23,7 +23,7 @@ MEANINGS = {
     503: "the server is loading or stopping, or its engine has failed",
     504: "the request took longer than this server's limit",
 }
-STREAMED = ("/v1/completions", "/v1/chat/completions")
+STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses", MESSAGES_PATH)
 QUEUED = (*STREAMED, "/v1/embeddings", "/classify")
 FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 

@@ -5,5 +5,7 @@ METRICS_PATH = "/metrics"
 PAGE_PATH = "/"
 # These tell nothing about the model; the page asks for the key itself.
 OPEN_PATHS = frozenset({HEALTH_PATH, PAGE_PATH})
+# Its errors have Anthropic's shape, as have those of the paths below it.
+MESSAGES_PATH = "/v1/messages"
 # Monitors poll them every few seconds, so they are logged at debug level only.
 QUIET_PATHS = frozenset({HEALTH_PATH, METRICS_PATH})

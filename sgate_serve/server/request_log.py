@@ -64,7 +64,7 @@ class RequestLog:
             if status is not None:  # the response has begun and can only be cut off
                 raise
             refusal = as_request_error(error, Request(scope))
-            await error_response(refusal)(scope, receive, send_with_id)
+            await error_response(refusal, path=scope["path"])(scope, receive, send_with_id)
         finally:
             milliseconds = round((perf_counter() - start) * 1000, 1)
             _log(scope, {"status": status or CLIENT_CLOSED, "ms": milliseconds, **facts})

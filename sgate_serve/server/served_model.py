@@ -13,6 +13,7 @@ from sgate_serve.server.excerpt import excerpt
 from sgate_serve.text.grammars import GrammarCompiler
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
+from sgate_serve.text.tool_formats import FORMATS, ToolFormat
 
 ServedTask = Literal["generate", "embed", "classify"]
 # Task → the kind of model, and its endpoints.
@@ -73,7 +74,7 @@ class ServedModel:
 
     Responses carry `name`. Requests may also use `more_names`, which are listed too, and `aliases`.
     Only a classifier has a `head`. Embeddings are of `prompt` and the text; with `normalize`, they
-    are scaled to length 1.
+    are scaled to length 1. `tool_call_parser` overrides the format that the chat template shows.
     """
 
     engine: AnyEngine
@@ -86,6 +87,7 @@ class ServedModel:
     prompt: str = ""
     more_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    tool_call_parser: str | None = None
 
     @classmethod
     def from_folder(
@@ -183,6 +185,37 @@ class ServedModel:
                 param=param,
             )
         return self.codec
+
+    def check_shows_tools(self) -> None:
+        """Raise RequestError if the model has a chat template that shows no tools."""
+        template = self.require_codec("tools").chat_template
+        if template is not None and not template.shows_tools:
+            raise RequestError(
+                f"the chat template of {self.name!r} does not show `tools`, so the model cannot "
+                "call them; put a chat_template.jinja with tools into the model folder, or leave "
+                "`tools` out",
+                param="tools",
+            )
+
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes tool calls; None if it shows no tools, or nothing says how."""
+        template = None if self.codec is None else self.codec.chat_template
+        if template is None or not template.shows_tools:
+            return None
+        return FORMATS.get(self.tool_call_parser or "", template.tool_format)
+
+    def require_tool_format(self) -> ToolFormat:
+        """Return how the model writes tool calls; raise RequestError if nothing says so."""
+        own = self.tool_format
+        if own is None:
+            raise RequestError(
+                f"the chat template of {self.name!r} shows tools, but not in a known format of "
+                f"calls; start the server with --tool-call-parser {'|'.join(FORMATS)}, or send "
+                "`tool_choice: none`",
+                param="tools",
+            )
+        return own
 
     def grammar_compiler(self, param: str) -> GrammarCompiler:
         """Return the compiler of grammars; raise RequestError naming `param` without a codec."""

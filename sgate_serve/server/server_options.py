@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sgate_serve.errors import SgateError, did_you_mean
 from sgate_serve.options import flag_of, option
+from sgate_serve.text.tool_formats import FORMATS
 
 LOG_FORMATS = ("text", "json")
 # The groups of `sgate serve --help`.
@@ -40,6 +41,12 @@ class ServerOptions:
         (),
         "names of the model in requests, separated by commas; responses have the first "
         "(default: the folder's name)",
+        group=ADDRESS,
+    )
+    tool_call_parser: str | None = option(
+        None,
+        f"how the model writes tool calls: {', '.join(FORMATS)} (default: as its chat template "
+        "shows them)",
         group=ADDRESS,
     )
     max_queue: int = option(
@@ -94,6 +101,11 @@ class ServerOptions:
             raise SgateError(
                 f"log_format is {self.log_format!r}; it must be {' or '.join(LOG_FORMATS)}"
                 f"{did_you_mean(self.log_format, LOG_FORMATS)}"
+            )
+        if self.tool_call_parser not in (None, *FORMATS):
+            raise SgateError(
+                f"tool_call_parser is {self.tool_call_parser!r}; it must be one of "
+                f"{', '.join(FORMATS)}{did_you_mean(str(self.tool_call_parser), FORMATS)}"
             )
         for origin in self.allow_origin:
             if origin != "*" and not ORIGIN.fullmatch(origin):

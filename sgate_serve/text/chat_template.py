@@ -1,18 +1,19 @@
 """A model's chat template: Jinja from the model folder, rendered in a process of its own.
 
 Templates get the same environment as in transformers (`template_environment`), the special tokens
-as variables, and `tools` and `documents` as none. Whatever a template raises becomes a refused
+and `tools` as variables, and `documents` as none. Whatever a template raises becomes a refused
 request, and so does a template that does not end.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sgate_serve.errors import CheckpointError, RequestError
 from sgate_serve.text.template_worker import ChatTemplateError, shared_worker
+from sgate_serve.text.tool_formats import ToolFormat, recognised_format
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,8 @@ TEMPLATE_FILE = "chat_template.jinja"
 # Further templates by name, which are never the default.
 TEMPLATE_DIR = "additional_chat_templates"
 DEFAULT_NAME = "default"
+# The one for conversations with tools, if there is one.
+TOOLS_NAME = "tool_use"
 # Where a message ends that is to be continued; its space shows whether the template trims messages.
 # A template that shows messages twice shows it too, so it is the one of transformers.
 MARK = "CONTINUE_FINAL_MESSAGE_TAG "
@@ -30,11 +33,15 @@ class ChatTemplate:
     """The source of a template and the special tokens it may use.
 
     With `reads_parts`, it takes a message's content as a list of parts, not as their joined text.
+    Conversations with tools are rendered by `for_tools`, or else by this template if it
+    `reads_tools`.
     """
 
     source: str
     special_tokens: Mapping[str, str]
     reads_parts: bool = False
+    reads_tools: bool = False
+    for_tools: "ChatTemplate | None" = None
 
     @classmethod
     def load(
@@ -45,11 +52,15 @@ class ChatTemplate:
         Raises CheckpointError for an invalid template.
         """
         try:
-            source = _source(folder, config)
-            if source is None:
+            sources = _sources(folder, config)
+            own = {
+                name: cls(sources[name], special_tokens, **shared_worker().run(sources[name], None))
+                for name in (DEFAULT_NAME, TOOLS_NAME)
+                if name in sources
+            }
+            if DEFAULT_NAME not in own:
                 return None
-            found = shared_worker().run(source, None)
-            return cls(source, special_tokens, found["reads_parts"])
+            return replace(own[DEFAULT_NAME], for_tools=own.get(TOOLS_NAME))
         except (ChatTemplateError, OSError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder}: the chat template is not a valid Jinja template "
@@ -67,12 +78,14 @@ class ChatTemplate:
         show a last message that is to be continued.
         """
         options = options or ChatOptions()
+        if options.tools is not None and self.for_tools is not None:
+            return self.for_tools.render(messages, options)
         shown = list(messages if self.reads_parts else map(_joined, messages))
         last = shown[-1] if shown else {}
         if options.continue_final_message:
             shown[-1] = _marked(last)
         variables = {
-            "tools": None,
+            "tools": options.tools,
             "documents": None,
             **self.special_tokens,
             **options.chat_template_kwargs,
@@ -87,18 +100,33 @@ class ChatTemplate:
             ) from error
         return _cut_at_mark(text, last) if options.continue_final_message else text
 
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model writes calls of tools, if its template shows that."""
+        return recognised_format(self._of_tools.source) if self.shows_tools else None
+
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the model sees the tools of a conversation."""
+        return self._of_tools.reads_tools
+
+    @property
+    def _of_tools(self) -> "ChatTemplate":
+        return self.for_tools or self
+
 
 @dataclass(frozen=True)
 class ChatOptions:
     """How a conversation is rendered, by the names of transformers' `apply_chat_template`.
 
     `continue_final_message` ends the text inside the last message instead of after it;
-    `chat_template_kwargs` are further variables of the template.
+    `tools` are in OpenAI's shape, and `chat_template_kwargs` further variables of the template.
     """
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] | None = None
 
 
 def _marked(message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -135,8 +163,8 @@ def _last_text(message: Mapping[str, Any]) -> str:
     return text
 
 
-def _source(folder: Path, config: Mapping[str, Any]) -> Any:
-    """Return the text of the default template, None if there is no such template."""
+def _sources(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the texts of all templates by name."""
     named: Any = config.get("chat_template")
     files = {path.name.removesuffix(".jinja"): path for path in _further_files(folder)}
     if (folder / TEMPLATE_FILE).exists():
@@ -146,7 +174,7 @@ def _source(folder: Path, config: Mapping[str, Any]) -> Any:
     elif isinstance(named, list):
         named = {entry["name"]: entry["template"] for entry in named}
     if not isinstance(named, Mapping):
-        return named
+        return {} if named is None else {DEFAULT_NAME: named}
     if DEFAULT_NAME not in named:
         logger.warning(
             "%s has the chat templates %s, but none named %s: chats are refused; save the one to "
@@ -156,7 +184,7 @@ def _source(folder: Path, config: Mapping[str, Any]) -> Any:
             DEFAULT_NAME,
             TEMPLATE_FILE,
         )
-    return named.get(DEFAULT_NAME)
+    return named
 
 
 def _further_files(folder: Path) -> list[Path]:

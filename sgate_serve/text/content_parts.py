@@ -1,13 +1,18 @@
-"""Whether a chat template reads a message's content as a list of parts, found in its syntax tree.
+"""What a chat template reads, found in its syntax tree: a message's content as parts, and tools.
 
-A template does if it iterates over the content, or reads the text or type of one of its elements.
-Names that hold a content are followed through `set` and the parameters of macros.
+A template reads parts if it iterates over the content, or reads the text or type of one of its
+elements. Names that hold a content are followed through `set` and the parameters of macros.
 """
 
 from jinja2 import nodes
 
 CONTENT = "content"
 PART_FIELDS = ("text", "type")
+
+
+def reads_tools(template: nodes.Template) -> bool:
+    """Say whether the template shows the tools of a request."""
+    return any(name.name == "tools" for name in template.find_all(nodes.Name))
 
 
 def reads_parts(template: nodes.Template) -> bool:

@@ -20,13 +20,14 @@ from sgate_serve.text.tokenization import TextCodec
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-GrammarKind = Literal["json", "regex", "choice", "grammar"]
+GrammarKind = Literal["json", "regex", "choice", "grammar", "lark"]
 # The longest text of each kind. What is not Lark is converted in Python, in quadratic time.
 MAX_CHARACTERS: Mapping[GrammarKind, int] = {
     "json": 2**16,
     "regex": 2**14,
     "choice": 2**16,
     "grammar": 2**14,
+    "lark": 2**16,
 }
 MAX_MESSAGE = 200
 # Of a compiled grammar and of each step; llguidance's own defaults allow several times as much.
@@ -48,7 +49,8 @@ class GrammarText:
     """A grammar in the words of a client; `param` is where the request has it.
 
     `json` is a JSON schema, `regex` an expression for the whole text, `choice` a JSON list of
-    strings, `grammar` Lark or GBNF. In `compact` JSON there is no space between values.
+    strings, `grammar` Lark or GBNF, `lark` our own Lark. In `compact` JSON there is no space
+    between values.
     """
 
     kind: GrammarKind
@@ -162,6 +164,8 @@ def _guidance_grammar(source: GrammarText) -> str:
             return LLMatcher.grammar_from_regex("|".join(texts))
         case "grammar":
             return LLMatcher.grammar_from_lark(_lark(source))
+        case "lark":
+            return LLMatcher.grammar_from_lark(source.text)
 
 
 def _lark(source: GrammarText) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Template
 
-from sgate_serve.text.content_parts import reads_parts
+from sgate_serve.text.content_parts import reads_parts, reads_tools
 from sgate_serve.text.template_environment import template_environment
 
 MAX_MEMORY = 2**30
@@ -42,7 +42,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
         template = _compiled(job["source"])
         if job["variables"] is None:
-            return {"reads_parts": reads_parts(ENVIRONMENT.parse(job["source"]))}
+            tree = ENVIRONMENT.parse(job["source"])
+            return {"reads_parts": reads_parts(tree), "reads_tools": reads_tools(tree)}
         text = template.render(job["variables"])
         if len(text) > MAX_CHARACTERS:
             return {"error": f"it wrote {len(text)} characters; at most {MAX_CHARACTERS} are read"}

@@ -35,7 +35,7 @@ class TemplateWorker:
         atexit.register(self.close)
 
     def run(self, source: str, variables: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return `text`, the rendered template, or `reads_parts` if there are no variables.
+        """Return `text`, the rendered template, or what it reads if there are no variables.
 
         Raises ChatTemplateError, also for a template that does not end.
         """

@@ -194,12 +194,16 @@ class TextCodec:
 
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """Return the ids of those `texts` that are special tokens, which decoding leaves out."""
+        return frozenset(self.special_tokens_in(texts).values())
+
+    def special_tokens_in(self, texts: Iterable[str]) -> dict[str, int]:
+        """Return text → id of those `texts` that are special tokens."""
         special = {
             token.content: index
             for index, token in self.tokenizer.get_added_tokens_decoder().items()
             if token.special
         }
-        return frozenset(special[text] for text in texts if text in special)
+        return {text: special[text] for text in texts if text in special}
 
     def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
         return Detokenizer(self.decode, self.text_bytes, prompt)

@@ -16,12 +16,12 @@ from tests.small_llama import dense_llama, save
 from tests.text_model import CHAT_TEMPLATE, EOS, write_tokenizer
 
 
-def tiny_folder(folder: Path) -> Path:
+def tiny_folder(folder: Path, chat_template: str = CHAT_TEMPLATE, **sizes: Any) -> Path:
     """Write the model, its tokenizer and its graph into an empty folder, and return it."""
     # In the form that transformers, the tokenizer of some clients, reads.
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS}
-    tokenizer = write_tokenizer(folder, chat_template=CHAT_TEMPLATE, **own)
-    checkpoint = save(dense_llama(vocab_size=tokenizer.get_vocab_size()), folder)
+    tokenizer = write_tokenizer(folder, chat_template=chat_template, **own)
+    checkpoint = save(dense_llama(vocab_size=tokenizer.get_vocab_size(), **sizes), folder)
     (folder / "onnx").mkdir()
     write_onnx(checkpoint, folder / "onnx")
     return folder

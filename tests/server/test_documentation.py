@@ -14,8 +14,10 @@ from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.execution import jobs
 from sgate_serve.server.protocol import generation_requests, json_body
+from sgate_serve.server.protocol.anthropic_requests import MessagesRequest
 from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.protocol.responses_requests import ResponsesRequest
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, StrictBody
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED
@@ -28,6 +30,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="ut
 BODIES = (
     CompletionRequest,
     ChatRequest,
+    ResponsesRequest,
+    MessagesRequest,
     EmbeddingRequest,
     ClassifyRequest,
     TokenizeRequest,

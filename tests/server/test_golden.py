@@ -31,16 +31,23 @@ from tests.server.live import (
     speaking,
     wait_until,
 )
+from tests.server.tool_server import saying
+from tests.tool_templates import WEATHER
 
 FOLDER = Path(__file__).parent / "golden"
 WRITE = "GOLDEN_WRITE"
 TEXT = "the cat 🚀 sat"
 PROMPT = {"prompt": "a gate", "max_tokens": 20}
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_completion_tokens": 3}
+CHAT_WITH_TOOLS = {"messages": CHAT["messages"], "tools": [WEATHER]}
+RESPONSE = {"input": "hi", "tools": [{"type": "function", **WEATHER["function"]}]}
+ANTHROPICS = {"name": "get_weather", "input_schema": WEATHER["function"]["parameters"]}
+MESSAGE = {"max_tokens": 200, "messages": CHAT["messages"], "tools": [ANTHROPICS]}
+CALL = '<tool_call>{"name": "get_weather", "arguments": {"city": "Bern", "unit": "C"}}</tool_call>'
 STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 
-Server = Literal["text", "guarded", "full", "embed", "classify"]
+Server = Literal["text", "guarded", "full", "tools", "embed", "classify"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,13 @@ EXCHANGES = {
     "chat": Exchange(CHATS, CHAT),
     "chat-stream": Exchange(CHATS, CHAT | STREAM),
     "chat-logprobs": Exchange(CHATS, CHAT | {"logprobs": True, "top_logprobs": 2}),
+    "chat-tools": Exchange(CHATS, CHAT_WITH_TOOLS, "tools"),
+    "chat-tools-stream": Exchange(CHATS, CHAT_WITH_TOOLS | STREAM, "tools"),
+    "responses": Exchange("/v1/responses", RESPONSE, "tools"),
+    "responses-stream": Exchange("/v1/responses", RESPONSE | {"stream": True}, "tools"),
+    "messages": Exchange("/v1/messages", MESSAGE, "tools"),
+    "messages-stream": Exchange("/v1/messages", MESSAGE | {"stream": True}, "tools"),
+    "messages-400": Exchange("/v1/messages", {"messages": CHAT["messages"]}, "tools"),
     "tokenize": Exchange("/tokenize", {"prompt": "the 🚀", "return_token_strs": True}),
     "detokenize": Exchange("/detokenize", {"tokens": [0, 84, 85]}),
     "embeddings": Exchange("/v1/embeddings", {"input": ["a", "the cat"]}, "embed"),
@@ -83,6 +97,8 @@ def running(kind: Server) -> Iterator[httpx.Client]:
                 client = stack.enter_context(serving_engine(speaking(TEXT)))
             case "guarded":
                 client = stack.enter_context(serving_engine(speaking(TEXT), api_key="key"))
+            case "tools":
+                client = stack.enter_context(saying(f"Yes.{CALL}"))
             case "full":
                 engine = HashEngine(
                     VOCAB_SIZE, num_slots=1, step_seconds=0.01, max_model_len=100_000
@@ -123,7 +139,8 @@ def transcript(client: httpx.Client, exchange: Exchange) -> bytes:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     answer = with_plain_headers(answer)
     answer = re.sub(rb"(?m)^date: [^\r]*", b"date: DATE", answer)
-    answer = re.sub(rb'"created":( ?)\d+', rb'"created":\g<1>0', answer)
+    answer = re.sub(rb'"(created|created_at)":( ?)\d+', rb'"\g<1>":\g<2>0', answer)
+    answer = re.sub(rb'"(call|msg|fc)_[0-9a-f]{24,}"', rb'"\g<1>_ID"', answer)
     return f"POST {exchange.path}\n".encode() + body + b"\n\n" + answer
 
 

@@ -30,6 +30,9 @@ def test_statuses_are_those_of_each_endpoint() -> None:
     assert own == {
         "POST /v1/completions": {"200", "429", *REFUSED},
         "POST /v1/chat/completions": {"200", "429", *REFUSED},
+        "POST /v1/responses": {"200", "429", *REFUSED},
+        "POST /v1/messages": {"200", "429", *REFUSED},
+        "POST /v1/messages/count_tokens": {"200", *REFUSED},
         "POST /v1/embeddings": {"200", "429", *REFUSED},
         "POST /classify": {"200", "429", *REFUSED},
         "POST /tokenize": {"200", *REFUSED},

@@ -14,6 +14,11 @@ from sgate_serve.text.chat_template import ChatTemplate
 from tests.text_model import BOS, chat_template
 
 USER = {"role": "user", "content": "hi"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def called_with(arguments: Any) -> dict[str, Any]:
+    return {**CALL, "function": {"name": "f", "arguments": arguments}}
 
 
 def refused(kind: type[StrictBody], body: Any) -> RequestError:
@@ -88,11 +93,26 @@ def test_param_is_the_path_of_the_value(body: dict[str, Any], param: str) -> Non
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "tool", "content": "x"}, "messages.0.role"),
+        ({"role": "function", "content": "x"}, "messages.0.role"),
+        ({"role": "tool"}, "messages.0.content"),
+        ({"role": "assistant", "tool_calls": []}, "messages.0.content"),
+        ({"role": "user", "content": "x", "tool_calls": [CALL]}, "messages.0.tool_calls"),
+        ({"role": "user", "content": "x", "tool_call_id": "a"}, "messages.0.tool_call_id"),
+        (
+            {"role": "assistant", "tool_calls": [{**CALL, "type": "custom"}]},
+            "messages.0.tool_calls.0.type",
+        ),
+        *(
+            (
+                {"role": "assistant", "tool_calls": [called_with(arguments)]},
+                "messages.0.tool_calls.0.function.arguments",
+            )
+            for arguments in (5, "{", "[1]", "[" * 99 + "]" * 99, "NaN", '{"a": 1e999}')
+        ),
         ({"role": "user"}, "messages.0.content"),
         ({"role": "user", "content": None}, "messages.0.content"),
         ({"role": "user", "content": 5}, "messages.0.content"),
-        ({"role": "user", "content": "x", "tool_calls": [1]}, "messages.0.tool_calls"),
+        ({"role": "user", "content": "x", "tool_calls": [1]}, "messages.0.tool_calls.0"),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
             "messages.0.content.0.type",

@@ -29,7 +29,7 @@ def pid(worker: TemplateWorker) -> int:
 
 def test_one_process_starts_with_the_first_job_and_does_all(worker: TemplateWorker) -> None:
     assert worker._process is None
-    assert worker.run("{{ a }}", None) == {"reads_parts": False}
+    assert worker.run("{{ a }}", None) == {"reads_parts": False, "reads_tools": False}
     first = pid(worker)
     assert worker.run("{{ a }}\né", {"a": "b\n🚀"}) == {"text": "b\n🚀\né"}
     with pytest.raises(ChatTemplateError, match="division by zero"):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sgate_serve.engines.contract import FinishReason, TokenEvent, TokenLogprobs
 from sgate_serve.server.driver import EngineDriver
@@ -12,17 +12,25 @@ from sgate_serve.server.prometheus import ServerMetrics
 from sgate_serve.server.protocol.openai_logprobs import Position, show_position
 from sgate_serve.server.shadow.shadow import Shadow
 from sgate_serve.text.tokenization import TextCodec
+from sgate_serve.text.tool_calls import CallParser, CallPiece
 
 
 @dataclass(frozen=True)
 class Delta:
-    """The output that one event adds to one choice; text may lag behind tokens."""
+    """The output that one event adds to one choice; text may lag behind tokens.
+
+    A choice `has_called` once one of its deltas had `calls`. The last one has the stop string that
+    ended the text.
+    """
 
     index: int
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
     positions: tuple[Position, ...] = ()
+    calls: tuple[CallPiece, ...] = ()
+    has_called: bool = False
+    stop_reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class ChoiceDecoder:
         self._echo = job.echo[index]
         self._length = len(self._echo)
         self._num_unwatched = request.sampling.min_tokens
+        self._markers = {} if job.tools is None else job.tools.markers
+        self._calls = None if job.tools is None else job.tools.parser()
 
     def push(self, event: TokenEvent) -> Delta:
         """Return the event's delta, which ends the choice if a stop string is complete."""
@@ -55,14 +65,40 @@ class ChoiceDecoder:
         if event.logprobs is not None:
             positions.append(show_position(event.logprobs, self._length, self._codec))
         if event.token is not None and self._text is not None:
-            text = self._text.push(event.token)
+            text = self._decode(event.token)
             self._length += len(text)
             shown += self._watch(text)
         self.finish_reason = "stop" if self._stops.found else event.finish_reason
         if event.finish_reason is not None and self._text is not None and not self._stops.found:
             shown += self._finish(self._text.flush())
         tokens = () if event.token is None else (event.token,)
-        return Delta(self.index, shown, tokens, self.finish_reason, tuple(positions))
+        delta = Delta(
+            self.index,
+            shown,
+            tokens,
+            self.finish_reason,
+            tuple(positions),
+            stop_reason=self._stops.found,
+        )
+        return delta if self._calls is None else self._divided(delta, self._calls)
+
+    def _divided(self, delta: Delta, parser: CallParser) -> Delta:
+        """Return the delta with the calls in its text."""
+        parsed = [parser.push(delta.text)]
+        if delta.finish_reason is not None:
+            parsed.append(parser.finish())
+        return replace(
+            delta,
+            text="".join(part.content for part in parsed),
+            calls=tuple(piece for part in parsed for piece in part.calls),
+            has_called=parser.num_calls > 0,
+        )
+
+    def _decode(self, token: int) -> str:
+        """Return the text of a token; decoding leaves special ones out, but markers are read."""
+        assert self._text is not None
+        marker = self._markers.get(token)
+        return self._text.push(token) if marker is None else self._text.flush() + marker
 
     def _prompt_positions(self, prompt: Sequence[TokenLogprobs]) -> list[Position]:
         """Return the positions of an echoed prompt, decoding it for the offset of each token."""
@@ -189,4 +225,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         finish_reason=deltas[-1].finish_reason,
         positions=tuple(position for delta in deltas for position in delta.positions),
+        calls=tuple(piece for delta in deltas for piece in delta.calls),
+        has_called=deltas[-1].has_called,
+        stop_reason=deltas[-1].stop_reason,
     )

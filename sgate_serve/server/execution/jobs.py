@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from sgate_serve.engines.contract import Grammar, Request, SamplingParams
 from sgate_serve.errors import RequestError
+from sgate_serve.server.execution.tool_use import ToolUse, call_grammar, tool_use
 from sgate_serve.server.protocol.generation_requests import (
     ChatRequest,
     CompletionRequest,
@@ -25,13 +26,15 @@ class Job:
     """The engine requests of one HTTP call, in the order of its choices.
 
     `stop` are the strings that end a choice, `echo` the text shown before each choice (empty by
-    default). The `num_choices` requests of a prompt are adjacent.
+    default). The `num_choices` requests of a prompt are adjacent. `tools` are None if there are
+    none to call.
     """
 
     requests: tuple[Request, ...]
     stop: tuple[str, ...]
     echo: tuple[str, ...]
     num_choices: int = 1
+    tools: ToolUse | None = None
 
     @property
     def num_prompt_tokens(self) -> tuple[int, ...]:
@@ -50,6 +53,7 @@ def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
     num_shown = sum(body.max_tokens + len(prompt) * body.echo for prompt in prompts)
     _check_logprobs(body, num_shown, model)
     sampling = _sampling(body, model, body.max_tokens)
+    sampling = replace(sampling, grammar=_grammar(body, model))
     if body.echo:
         sampling = replace(sampling, prompt_logprobs=body.logprobs)
     requests = _requests(prompts, sampling, body.n)
@@ -65,8 +69,11 @@ def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
     max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
     _check_length(prompt, max_tokens, model, "messages")
     _check_logprobs(body, max_tokens, model)
-    requests = _requests([prompt], _sampling(body, model, max_tokens), body.n)
-    return Job(requests, body.stop_strings, ("",) * body.n, body.n)
+    use = tool_use(body, model)
+    grammar = _grammar(body, model) if use is None else call_grammar(body, use, model)
+    sampling = replace(_sampling(body, model, max_tokens), grammar=grammar)
+    requests = _requests([prompt], sampling, body.n)
+    return Job(requests, body.stop_strings, ("",) * body.n, body.n, use)
 
 
 def _requests(
@@ -134,7 +141,6 @@ def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> S
         logit_bias=bias,
         logprobs=body.num_logprobs,
         drafted_tokens=body.prompt_lookup_num_tokens,
-        grammar=_grammar(body, model),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.protocol.chat_messages import ConversationBody, Message
+from sgate_serve.server.protocol.chat_messages import Message, ToolBody
 from sgate_serve.server.protocol.strict_body import (
     MAX_PROMPTS,
     PROMPTS_EXPECTED,
@@ -182,7 +182,7 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
 
-class ChatRequest(GenerationRequest, ConversationBody):
+class ChatRequest(GenerationRequest, ToolBody):
     """The body of /v1/chat/completions; the default limit is the model's maximum length."""
 
     messages: list[Message] = Field(
@@ -218,6 +218,23 @@ class ChatRequest(GenerationRequest, ConversationBody):
                 "`top_logprobs` is only for `logprobs: true`; leave it out", param="top_logprobs"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_constraint(self) -> Self:
+        if self.shown_tools and self.structured_outputs is not None:
+            raise RequestError(
+                "`structured_outputs` constrains the whole answer, which then calls no tools; send "
+                "`response_format`, or `tool_choice: none`",
+                param="structured_outputs",
+            )
+        return self
+
+    @property
+    def constrains_calls(self) -> bool:
+        """Whether a grammar makes the calls of an answer valid."""
+        is_strict = any(tool.function.strict for tool in self.shown_tools)
+        has_format = bool(self.shown_tools) and self.grammar is not None
+        return self.must_call or is_strict or has_format
 
     @property
     def num_choices(self) -> int:

@@ -1,11 +1,12 @@
 """The JSON of responses: OpenAI's completion and chat completion objects, whole or in chunks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from sgate_serve.server.execution.generation import Delta, Usage
 from sgate_serve.server.protocol.openai_logprobs import Position, chat_logprobs, completion_logprobs
+from sgate_serve.text.tool_calls import CallPiece
 
 Json = dict[str, Any]
 WriteLogprobs = Callable[[Sequence[Position]], Json]
@@ -20,6 +21,7 @@ class ResponseHead:
     model: str
     shows_tokens: bool = False
     shows_logprobs: bool = False
+    names_tool: bool = False
 
     def envelope(self, kind: str, choices: list[Json]) -> Json:
         return {
@@ -37,8 +39,14 @@ class ResponseHead:
         """
         tokens = {"token_ids": list(delta.tokens)} if self.shows_tokens else {}
         logprobs = write(delta.positions) if self.shows_logprobs else None
-        ending = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
+        ending = {"logprobs": logprobs, "finish_reason": self._finish_reason(delta)}
         return {"index": delta.index, **content, **ending, **tokens}
+
+    def _finish_reason(self, delta: Delta) -> str | None:
+        """Return `tool_calls` after calls, except for that of a named tool, as OpenAI does."""
+        is_stop = delta.finish_reason == "stop"
+        ends_in_calls = is_stop and delta.has_called and not self.names_tool
+        return "tool_calls" if ends_in_calls else delta.finish_reason
 
 
 class ResponseWriter(Protocol):
@@ -50,8 +58,8 @@ class ResponseWriter(Protocol):
     def opening(self, num_choices: int) -> list[Json]:
         """Return the chunks at the start of a stream."""
 
-    def chunk(self, delta: Delta) -> Json:
-        """Return the chunk of one delta."""
+    def chunks(self, delta: Delta) -> list[Json]:
+        """Return the chunks of one delta, at least one."""
 
     def closing(self, usage: Usage) -> Json:
         """Return the final chunk, which has the usage and no choices."""
@@ -70,8 +78,8 @@ class CompletionWriter:
     def opening(self, num_choices: int) -> list[Json]:
         return []
 
-    def chunk(self, delta: Delta) -> Json:
-        return self._object([self._choice(delta)])
+    def chunks(self, delta: Delta) -> list[Json]:
+        return [self._object([self._choice(delta)])]
 
     def closing(self, usage: Usage) -> Json:
         return self._object([]) | {"usage": usage_json(usage)}
@@ -91,11 +99,7 @@ class ChatWriter:
 
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
         written = [
-            self.head.choice(
-                delta,
-                {"message": {"role": "assistant", "content": delta.text, "refusal": None}},
-                chat_logprobs,
-            )
+            self.head.choice(delta, {"message": _message(delta)}, chat_logprobs)
             for delta in choices
         ]
         return self.head.envelope("chat.completion", written) | {"usage": usage_json(usage)}
@@ -106,8 +110,16 @@ class ChatWriter:
             for index in range(num_choices)
         ]
 
-    def chunk(self, delta: Delta) -> Json:
-        return self._chunk(delta, {"content": delta.text} if delta.text else {})
+    def chunks(self, delta: Delta) -> list[Json]:
+        contents: list[Json] = [{"content": delta.text}] if delta.text else []
+        contents += [{"tool_calls": [_piece(piece)]} for piece in delta.calls]
+        # Tokens belong to the first chunk, and the reason to the last one.
+        first, *others = contents or [{}]
+        rest = Delta(delta.index, "", (), has_called=delta.has_called)
+        chunks = [(replace(delta, finish_reason=None), first), *((rest, own) for own in others)]
+        last, content = chunks[-1]
+        chunks[-1] = replace(last, finish_reason=delta.finish_reason), content
+        return [self._chunk(own, content) for own, content in chunks]
 
     def closing(self, usage: Usage) -> Json:
         return self.head.envelope("chat.completion.chunk", []) | {"usage": usage_json(usage)}
@@ -115,6 +127,36 @@ class ChatWriter:
     def _chunk(self, delta: Delta, content: Json) -> Json:
         choice = self.head.choice(delta, {"delta": content}, chat_logprobs)
         return self.head.envelope("chat.completion.chunk", [choice])
+
+
+def _message(delta: Delta) -> Json:
+    """Return the message of a whole choice."""
+    message: Json = {"role": "assistant", "content": delta.text, "refusal": None}
+    if not delta.calls:
+        return message
+    calls = [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+        for call, arguments in whole_calls(delta.calls)
+    ]
+    return message | {"content": delta.text or None, "tool_calls": calls}
+
+
+def whole_calls(pieces: Sequence[CallPiece]) -> list[tuple[CallPiece, str]]:
+    """Return the first piece of each call, and all of its arguments."""
+    arguments: dict[int, list[str]] = {}
+    for piece in pieces:
+        arguments.setdefault(piece.index, []).append(piece.arguments)
+    firsts = [piece for piece in pieces if piece.id is not None]
+    return [(first, "".join(arguments[first.index])) for first in firsts]
+
+
+def _piece(piece: CallPiece) -> Json:
+    """Return a part of a call: its id and name, or more of its arguments."""
+    function: Json = {"arguments": piece.arguments}
+    if piece.id is None:
+        return {"index": piece.index, "function": function}
+    named = {"name": piece.name, **function}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": named}
 
 
 def usage_json(usage: Usage) -> Json:

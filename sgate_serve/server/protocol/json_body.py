@@ -16,7 +16,7 @@ MAX_MEMBERS = 2**14
 MAX_DEPTH = 32
 
 # Members whose values are JSON schemas, in which null is a value like any other.
-SCHEMAS = frozenset({"schema", "json"})
+SCHEMAS = frozenset({"schema", "json", "parameters", "input_schema"})
 # Possessive, and matching also what is unterminated: linear in any text.
 STRING = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.DOTALL)
 # Only an escape can write half a surrogate pair, as UTF-8 has none.
@@ -26,7 +26,7 @@ SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 def read_json(content: bytes) -> Any:
     """Return the JSON value of a body without null members; raise RequestError for any other.
 
-    In schemas nulls are kept.
+    In schemas and inputs of tools nulls are kept.
     """
     return _without_nulls(_parsed(content, "the body"), MAX_DEPTH)
 
@@ -101,10 +101,15 @@ def _without_nulls(value: Any, depth: int, *, in_schema: bool = False) -> Any:
             for item in value
         ]
     return {
-        name: _without_nulls(own, depth - 1, in_schema=in_schema or name in SCHEMAS)
+        name: _without_nulls(own, depth - 1, in_schema=in_schema or _keeps_nulls(name, own))
         for name, own in value.items()
         if in_schema or own is not None
     }
+
+
+def _keeps_nulls(name: str, value: Any) -> bool:
+    """Say whether a member is a schema, or the input of a called tool."""
+    return name in SCHEMAS or (name == "input" and isinstance(value, dict))
 
 
 def _too_deep() -> RequestError:

@@ -74,7 +74,7 @@ class StrictBody(StrictModel):
         else the one that got furthest in a list, belongs to the member that was meant.
         """
         details = error.errors(include_url=False, include_context=False)
-        found = [(_path(detail["loc"], fields), detail) for detail in details]
+        found = [(_path(detail["loc"], detail["type"], fields), detail) for detail in details]
         (path, value), detail = max(found, key=lambda entry: _rank(entry[0][0], entry[1]["type"]))
         param = ".".join(cut(str(part)) for part in path)
         if detail["type"] == UNKNOWN:
@@ -136,15 +136,16 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(inner)
 
 
-def _path(loc: tuple[int | str, ...], body: Any) -> tuple[tuple[int | str, ...], Any]:
+def _path(loc: tuple[int | str, ...], kind: str, body: Any) -> tuple[tuple[int | str, ...], Any]:
     """Return the path in the body for a pydantic location, and the value there.
 
     Pydantic inserts the names of union members, such as `list[int]`, between the keys.
     """
     path: tuple[int | str, ...] = ()
     value = body
-    for part in loc:
-        if isinstance(value, dict):
+    for number, part in enumerate(loc, start=1):
+        is_missing = kind == MISSING and number == len(loc)
+        if isinstance(value, dict) and (part in value or is_missing):
             path, value = (*path, part), value.get(str(part))
         elif isinstance(value, list) and isinstance(part, int):
             path, value = (*path, part), value[part]

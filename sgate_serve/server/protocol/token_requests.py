@@ -31,6 +31,8 @@ class TokenizeRequest(ConversationBody):
     def _check_source(self) -> Self:
         if (self.prompt is None) == (self.messages is None):
             raise RequestError("send either `prompt` or `messages`", param="prompt")
+        if self.tools and self.messages is None:
+            raise RequestError("`tools` are for `messages`; leave them out", param="tools")
         return self
 
 

@@ -12,7 +12,14 @@ from sgate_serve.errors import RequestError
 
 # They identify the caller or a cache; the response is the same without them.
 IGNORED = frozenset(
-    {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "user"}
+    {
+        "cache_control",
+        "metadata",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "user",
+    }
 )
 
 # Name → the values that ask for nothing; if there are none, it must be absent or null.
@@ -20,11 +27,14 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True,),
     "audio": (),
+    "background": (False,),
     "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
+    "container": (),
     "continue_final_message": (False,),
+    "conversation": (),
     "documents": ([],),
     "early_stopping": (False,),
     "echo": (False,),
@@ -34,25 +44,31 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
+    "include": ([], ["reasoning.encrypted_content"]),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
+    "max_tool_calls": (),
+    "mcp_servers": ([],),
     "modalities": (["text"],),
     "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "priority": (0,),
     "prompt_logprobs": (),
+    "reasoning": (),
     "reasoning_effort": (),
-    "service_tier": ("auto", "default"),
+    "service_tier": ("auto", "default", "standard_only"),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
     "suffix": ("",),
     "text_pair": (),
+    "thinking": ({"type": "disabled"},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
     "truncate_prompt_tokens": (),
+    "truncation": ("disabled",),
     "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),

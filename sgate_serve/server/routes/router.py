@@ -11,8 +11,10 @@ from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
+from sgate_serve.server.routes.messages import MessagesEndpoints
 from sgate_serve.server.routes.page import page_router
 from sgate_serve.server.routes.pooling import PoolingEndpoints
+from sgate_serve.server.routes.responses import ResponsesEndpoint
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
 from sgate_serve.server.served_model import ServedModel
@@ -25,6 +27,8 @@ def create_router(driver: EngineDriver, shadow: Shadow | None = None) -> APIRout
     router = page_router()
     for endpoints in (
         GenerationEndpoints(service),
+        ResponsesEndpoint(service),
+        MessagesEndpoints(service),
         PoolingEndpoints(service),
         TokenEndpoints(service),
         ServerEndpoints(service),

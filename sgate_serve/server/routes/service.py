@@ -46,6 +46,8 @@ class Service:
         If cancelled, it leaves the queue of the templates.
         """
         codec = model.require_codec("messages")
+        if options.tools is not None:
+            model.check_shows_tools()
         variables = [message.variables for message in messages]
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._renderer, codec.render_chat, variables, options)

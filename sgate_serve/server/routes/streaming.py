@@ -64,6 +64,11 @@ def event(value: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
+def named_event(value: dict[str, Any]) -> bytes:
+    """Return one event that is named by the type of its value."""
+    return f"event: {value['type']}\n".encode() + event(value)
+
+
 class EventWriter:
     """Writes one generation as events, leaving out empty ones unless `every_token` is set."""
 
@@ -88,11 +93,11 @@ class EventWriter:
         for chunk in self._writer.opening(self._generation.num_choices):
             yield self._event(chunk)
         try:
-            if self._shows(first):
-                yield self._event(self._writer.chunk(first))
+            for chunk in self._chunks(first):
+                yield self._event(chunk)
             async for delta in deltas:
-                if self._shows(delta):
-                    yield self._event(self._writer.chunk(delta))
+                for chunk in self._chunks(delta):
+                    yield self._event(chunk)
                     # Writing a backlog never waits, so let the loop notice a disconnect and serve
                     # other clients.
                     await asyncio.sleep(0)
@@ -102,8 +107,9 @@ class EventWriter:
             yield event(error_body(error))
         yield DONE
 
-    def _shows(self, delta: Delta) -> bool:
-        return bool(delta.text or delta.finish_reason or self._every_token)
+    def _chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        shows = delta.text or delta.calls or delta.finish_reason or self._every_token
+        return self._writer.chunks(delta) if shows else []
 
     def _event(self, chunk: dict[str, Any]) -> bytes:
         if self._options.continuous_usage_stats:

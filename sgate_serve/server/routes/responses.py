@@ -1,0 +1,88 @@
+"""The endpoint /v1/responses."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from sgate_serve.errors import RequestError
+from sgate_serve.server.execution.generation import Delta, Generation
+from sgate_serve.server.execution.jobs import Job
+from sgate_serve.server.protocol.renamed_fields import renaming
+from sgate_serve.server.protocol.responses_output import Json, OutputItems, ResponseShape
+from sgate_serve.server.protocol.responses_requests import ResponsesRequest
+from sgate_serve.server.routes.answering import answered, prepared_chat
+from sgate_serve.server.routes.body_route import BodyRoute
+from sgate_serve.server.routes.service import Service
+from sgate_serve.server.routes.streaming import named_event, until_disconnect
+from sgate_serve.server.served_model import ServedModel
+
+
+class ResponsesEndpoint:
+    """Reads a body, answers it as a chat, and writes OpenAI's response or typed events."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def router(self) -> APIRouter:
+        router = APIRouter(route_class=BodyRoute)
+        router.add_api_route("/v1/responses", self.respond, methods=["POST"])
+        return router
+
+    async def respond(self, body: ResponsesRequest, request: Request) -> Response:
+        """Answer a conversation, without storing the answer."""
+        model = self._service.model_for("generate", request)
+        self._service.driver.check_room(1)
+        job = await until_disconnect(request.receive, self._job(body, model))
+        shape = ResponseShape(
+            f"resp_{request.state.request_id}", int(time.time()), model.name, body
+        )
+        write_stream = ResponseStream(shape).events if body.stream else None
+        return await answered(self._service, job, request, shape.body, write_stream)
+
+    async def _job(self, body: ResponsesRequest, model: ServedModel) -> Job:
+        with renaming(body.chat_names):
+            chat = await asyncio.to_thread(body.as_chat)
+            return await prepared_chat(self._service, chat, model)
+
+
+class ResponseStream:
+    """Writes the events of one response, numbered."""
+
+    def __init__(self, shape: ResponseShape) -> None:
+        self._shape = shape
+        self._number = 0
+
+    async def events(
+        self, generation: Generation, first: Delta, deltas: AsyncIterator[Delta]
+    ) -> AsyncIterator[bytes]:
+        """Yield the stream up to the whole response, or to the failed one."""
+        items = OutputItems()
+        for status in ("created", "in_progress"):
+            yield self._response(status, self._shape.response("in_progress"))
+        try:
+            for event in self._of(first, items):
+                yield event
+            async for delta in deltas:
+                for event in self._of(delta, items):
+                    yield event
+                    await asyncio.sleep(0)  # a backlog must not hold up the loop
+            ended = self._shape.ended(items, generation.usage)
+            yield self._response(ended["status"], ended)
+        except RequestError as error:
+            yield self._response("failed", self._shape.failed(items, error))
+
+    def _of(self, delta: Delta, items: OutputItems) -> list[bytes]:
+        events = items.push(delta)
+        if delta.finish_reason is not None:
+            events += items.finish(delta.finish_reason == "length")
+        return [self._event(event) for event in events]
+
+    def _response(self, status: str, response: Json) -> bytes:
+        return self._event({"type": f"response.{status}", "response": response})
+
+    def _event(self, event: Json) -> bytes:
+        self._number += 1
+        return named_event({**event, "sequence_number": self._number - 1})
