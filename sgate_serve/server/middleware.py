@@ -22,7 +22,7 @@ DRAIN_SECONDS = 3.0
 
 
 class ApiKey:
-    """Requires `Authorization: Bearer KEY` or `x-api-key: KEY`, but not for /health and the page."""
+    """Requires `Authorization: Bearer KEY` or `x-api-key: KEY`, save for /health and the page."""
 
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         self._app = app

@@ -81,22 +81,23 @@ class ServerOptions:
     def __post_init__(self) -> None:
         if self.api_key == "":
             raise SgateError("the API key is empty; give one, or leave the option out")
+        self._check_numbers()
+        self._check_choices()
+        self._check_addresses()
+
+    def _check_numbers(self) -> None:
+        if self.grace_seconds < 0:
+            raise SgateError(f"grace_seconds is {self.grace_seconds}; it must be 0 or more")
         if not 0 < self.shadow_share <= 1:
             raise SgateError(
                 f"shadow_share is {self.shadow_share}; it must be above 0 and at most 1"
             )
-        if self.grace_seconds < 0:
-            raise SgateError(f"grace_seconds is {self.grace_seconds}; it must be 0 or more")
         for name in ("max_body_bytes", "max_queue", "request_timeout_seconds"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SgateError(f"{name} is {value}; it must be positive")
-        endpoint = self.otlp_traces_endpoint
-        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-            raise SgateError(
-                f"{flag_of('otlp_traces_endpoint')} {endpoint}: give a URL, such as "
-                "http://localhost:4318/v1/traces"
-            )
+
+    def _check_choices(self) -> None:
         if self.log_format not in LOG_FORMATS:
             raise SgateError(
                 f"log_format is {self.log_format!r}; it must be {' or '.join(LOG_FORMATS)}"
@@ -106,6 +107,14 @@ class ServerOptions:
             raise SgateError(
                 f"tool_call_parser is {self.tool_call_parser!r}; it must be one of "
                 f"{', '.join(FORMATS)}{did_you_mean(str(self.tool_call_parser), FORMATS)}"
+            )
+
+    def _check_addresses(self) -> None:
+        endpoint = self.otlp_traces_endpoint
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise SgateError(
+                f"{flag_of('otlp_traces_endpoint')} {endpoint}: give a URL, such as "
+                "http://localhost:4318/v1/traces"
             )
         for origin in self.allow_origin:
             if origin != "*" and not ORIGIN.fullmatch(origin):
