@@ -63,7 +63,6 @@ def check_pooling_request(
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     """Raise RequestError naming the first sampling parameter that is out of range or NaN."""
-    tokens_left = vocab_size - len(sampling.stop_token_ids)
     checks: tuple[tuple[str, bool, str], ...] = (
         ("max_tokens", sampling.max_tokens >= 0, "0 (only process the prompt) or more"),
         ("temperature", sampling.temperature >= 0, "0 or more"),
@@ -72,7 +71,6 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
         ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "from 0 to max_tokens"),
-        ("min_tokens", not sampling.min_tokens or tokens_left > 0, "0 if every token stops"),
         ("drafted_tokens", sampling.drafted_tokens >= 0, "0 or more"),
         ("logprobs", sampling.logprobs is None or sampling.logprobs >= 0, "0 or more"),
         ("prompt_logprobs", (sampling.prompt_logprobs or 0) >= 0, "0 or more"),
@@ -91,3 +89,28 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
                 f"token one of the {vocab_size} in the vocabulary",
                 param="logit_bias",
             )
+    _check_choice(sampling, vocab_size)
+
+
+def _check_choice(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raise RequestError unless there is always a token to choose."""
+    allowed, words = sampling.allowed_token_ids, sampling.bad_words
+    for name, tokens in (("allowed_token_ids", allowed or ()), *(("bad_words", w) for w in words)):
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"{name} has the token {token}; the vocabulary has {vocab_size}", param=name
+                )
+    if (allowed is not None or words) and sampling.grammar is not None:
+        raise RequestError(
+            "allowed_token_ids and bad_words cannot be combined with a grammar; leave one out",
+            param="bad_words" if allowed is None else "allowed_token_ids",
+        )
+    stops = sampling.stop_token_ids if sampling.min_tokens else frozenset()
+    never = {token for token in stops if token < vocab_size} | {word[-1] for word in words}
+    num_left = vocab_size - len(never) if allowed is None else len({*allowed} - never)
+    if not num_left:
+        name = "min_tokens" if stops else "bad_words" if words else "allowed_token_ids"
+        raise RequestError(
+            f"{name} may leave no token to choose; allow more, or leave it out", param=name
+        )

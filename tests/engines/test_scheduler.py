@@ -111,7 +111,7 @@ def test_impossible_prompts_are_refused(
         (
             "min_tokens",
             SamplingParams(min_tokens=1, stop_token_ids=frozenset(range(97))),
-            "0 if every token stops, found 1",
+            "min_tokens may leave no token to choose; allow more",
         ),
         ("repetition_penalty", SamplingParams(repetition_penalty=0.0), "above 0 and finite"),
         ("presence_penalty", SamplingParams(presence_penalty=math.nan), "must be finite"),
@@ -122,6 +122,13 @@ def test_impossible_prompts_are_refused(
             "adds 1.0 to token 97; the number must be finite",
         ),
         ("seed", SamplingParams(seed=-1), "seed must be 0 or more, found -1"),
+        ("allowed_token_ids", SamplingParams(allowed_token_ids=(1, 97)), "has the token 97; the"),
+        ("allowed_token_ids", SamplingParams(allowed_token_ids=()), "may leave no token to choose"),
+        (
+            "bad_words",
+            SamplingParams(bad_words=((1, 2),), allowed_token_ids=(2,)),
+            "bad_words may leave no token to choose; allow more",
+        ),
     ],
 )
 def test_impossible_sampling_is_refused(
