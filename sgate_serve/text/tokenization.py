@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sgate_serve.text.detokenization import Detokenizer
 from sgate_serve.text.generation_settings import warn_unapplied
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, VOCABULARY_FILES, read_settings
 from sgate_serve.text.tokenizer_loading import load_tokenizer
+from sgate_serve.text.truncation import Truncation, truncate
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +91,17 @@ class TextCodec:
             loaded.truncation_side,
         )
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Return the token ids of a prompt, with the special tokens that the tokenizer adds."""
-        return tuple(self._encoding(text, add_special_tokens=add_special_tokens).ids)
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, truncation: Truncation | None = None
+    ) -> tuple[int, ...]:
+        """Return the token ids of a prompt, with the special tokens that the tokenizer adds.
+
+        Raises RequestError if they leave no room for text.
+        """
+        if add_special_tokens and truncation is not None:
+            return self.encode_texts(text, truncation=truncation).ids
+        ids = self._encoding(text, add_special_tokens=add_special_tokens).ids
+        return tuple(ids if truncation is None else truncation.slice(ids))
 
     def _encoding(self, text: str, *, add_special_tokens: bool) -> Encoding:
         # Unlike `encode`, a batch lets other threads run meanwhile.
@@ -111,30 +120,25 @@ class TextCodec:
         return max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def encode_texts(
-        self, text: str, text_pair: str | None = None, max_tokens: int | None = None
+        self, text: str, text_pair: str | None = None, truncation: Truncation | None = None
     ) -> EncodedTexts:
         """Return the encoding of one text or of a pair, with special tokens.
 
-        To fit `max_tokens`, the end of the longer text is cut. Raises RequestError if `max_tokens`
-        leave no room for text.
+        To fit, the longer text is cut first. Raises RequestError if there is no room for text.
         """
         first = self._encoding(text, add_special_tokens=False)
         second = None
         if text_pair is not None:
             second = self._encoding(text_pair, add_special_tokens=False)
-        if max_tokens is not None:
-            num_special = self.tokenizer.num_special_tokens_to_add(text_pair is not None)
-            if max_tokens <= num_special:
-                raise RequestError(
-                    f"{max_tokens} tokens leave no room for text in addition to {num_special} "
-                    "special tokens; allow more",
-                    param="truncate_prompt_tokens",
-                )
-            _truncate(first, second, max_tokens - num_special, self.truncation_side)
+        if truncation is not None and not truncation.cuts_special:
+            room = truncation.room(self.tokenizer.num_special_tokens_to_add(second is not None))
+            truncate(first, second, room, truncation.side or self.truncation_side)
         whole = self.tokenizer.post_process(first, second, True)
-        types = tuple(whole.type_ids)
+        ids, types = tuple(whole.ids), tuple(whole.type_ids)
+        if truncation is not None and truncation.cuts_special:
+            ids, types = truncation.slice(ids), truncation.slice(types)
         has_types = self.marks_segments and any(types)
-        return EncodedTexts(tuple(whole.ids), types if has_types else None)
+        return EncodedTexts(ids, types if has_types else None)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
@@ -201,8 +205,14 @@ class TextCodec:
         }
         return frozenset(special[text] for text in texts if text in special)
 
-    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
-        return Detokenizer(self.decode, self.text_bytes, prompt)
+    def detokenizer(
+        self, prompt: Sequence[int], *, skip_special_tokens: bool = True
+    ) -> Detokenizer:
+        """Return a detokenizer of the tokens after `prompt`."""
+        if skip_special_tokens:
+            return Detokenizer(self.decode, self.text_bytes, prompt)
+        decode = partial(self.decode, skip_special_tokens=False)
+        return Detokenizer(decode, self.token_bytes, prompt)
 
     def lower_cased(self) -> "TextCodec":
         """Return the codec with texts put into lower case first, as sentence-transformers does."""
@@ -215,17 +225,6 @@ class TextCodec:
         tokenizer = Tokenizer.from_str(json.dumps(contents, ensure_ascii=False))
         tokenizer.encode_special_tokens = self.tokenizer.encode_special_tokens
         return replace(self, tokenizer=tokenizer)
-
-
-def _truncate(first: Encoding, second: Encoding | None, room: int, side: str) -> None:
-    """Truncate to `room` tokens in all, as transformers' `longest_first` does."""
-    if second is None:
-        first.truncate(room, direction=side)
-        return
-    shorter, longer = (second, first) if len(first) > len(second) else (first, second)
-    # The longer one gets what the shorter one leaves, but at least half.
-    longer.truncate(max(room - len(shorter), (room + 1) // 2), direction=side)
-    shorter.truncate(room - len(longer), direction=side)
 
 
 def _remedy(folder: Path) -> str:

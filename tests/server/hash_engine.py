@@ -93,7 +93,7 @@ class HashEngine:
     def _scores(self, token: int, num_top: int) -> TokenLogprobs:
         """Say that a token is the likeliest, followed by its successors."""
         top = [((token + rank) % self.vocab_size, -0.5 - rank) for rank in range(num_top)]
-        return TokenLogprobs(token, -0.5, tuple(top))
+        return TokenLogprobs(token, -0.5, tuple(top), rank=1)
 
     def _event(self, running: Running) -> TokenEvent:
         request, tokens = running.request, running.tokens

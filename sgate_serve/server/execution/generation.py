@@ -2,26 +2,40 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sgate_serve.engines.contract import FinishReason, TokenEvent, TokenLogprobs
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.execution.jobs import Job
 from sgate_serve.server.execution.stop_strings import StopStrings
 from sgate_serve.server.prometheus import ServerMetrics
-from sgate_serve.server.protocol.openai_logprobs import Position, show_position
+from sgate_serve.server.protocol.openai_logprobs import (
+    Json,
+    Position,
+    prompt_logprobs,
+    show_position,
+)
+from sgate_serve.text.detokenization import Detokenizer
 from sgate_serve.text.tokenization import TextCodec
+
+# Of a token; more are made into text outside the event loop.
+FEW_LOGPROBS = 100
 
 
 @dataclass(frozen=True)
 class Delta:
-    """The output that one event adds to one choice; text may lag behind tokens."""
+    """The output that one event adds to one choice; text may lag behind tokens.
+
+    The first one has the tokens of the prompt and, if they were asked for, their log-probabilities.
+    """
 
     index: int
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
     positions: tuple[Position, ...] = ()
+    prompt: tuple[int, ...] = ()
+    prompt_logprobs: tuple[Json | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,16 @@ class ChoiceDecoder:
     """Turns the token events of one choice into deltas; without a codec they have no text."""
 
     def __init__(self, index: int, job: Job, codec: TextCodec | None) -> None:
-        request = job.requests[index]
+        request, display = job.requests[index], job.display
+        skips = display.skips_special_tokens
         self.index = index
         self.finish_reason: FinishReason | None = None
-        self._codec = codec
-        self._text = None if codec is None else codec.detokenizer(request.prompt)
-        self._stops = StopStrings(job.stop)
+        self._codec, self._display = codec, display
+        self._text: Detokenizer | None = None
+        if codec is not None:
+            self._text = codec.detokenizer(request.prompt, skip_special_tokens=skips)
+        self._stops = StopStrings(job.stop, is_shown=display.shows_stop)
+        self._prompt = request.prompt
         self._echo = job.echo[index]
         self._length = len(self._echo)
         self._num_unwatched = request.sampling.min_tokens
@@ -50,9 +68,11 @@ class ChoiceDecoder:
     def push(self, event: TokenEvent) -> Delta:
         """Return the event's delta, which ends the choice if a stop string is complete."""
         shown, self._echo = self._echo, ""
+        prompt, self._prompt = self._prompt, ()
+        scores = self._prompt_scores(event.prompt_logprobs)
         positions = self._prompt_positions(event.prompt_logprobs)
         if event.logprobs is not None:
-            positions.append(show_position(event.logprobs, self._length, self._codec))
+            positions.append(self._position(event.logprobs, self._length))
         if event.token is not None and self._text is not None:
             text = self._text.push(event.token)
             self._length += len(text)
@@ -61,16 +81,32 @@ class ChoiceDecoder:
         if event.finish_reason is not None and self._text is not None and not self._stops.found:
             shown += self._finish(self._text.flush())
         tokens = () if event.token is None else (event.token,)
-        return Delta(self.index, shown, tokens, self.finish_reason, tuple(positions))
+        return Delta(
+            self.index, shown, tokens, self.finish_reason, tuple(positions), prompt, scores
+        )
+
+    def _prompt_scores(self, prompt: Sequence[TokenLogprobs]) -> tuple[Json | None, ...]:
+        num_top = self._display.prompt
+        return () if num_top is None else tuple(prompt_logprobs(prompt, num_top, self._codec))
 
     def _prompt_positions(self, prompt: Sequence[TokenLogprobs]) -> list[Position]:
         """Return the positions of an echoed prompt, decoding it for the offset of each token."""
-        text = None if self._codec is None else self._codec.detokenizer(())
+        num_top = self._display.echoed
+        if num_top is None:
+            return []
+        skips = self._display.skips_special_tokens
+        text: Detokenizer | None = None
+        if self._codec is not None:
+            text = self._codec.detokenizer((), skip_special_tokens=skips)
         positions, length = [], 0
         for scores in prompt:
-            positions.append(show_position(scores, length, self._codec))
+            positions.append(self._position(replace(scores, top=scores.top[:num_top]), length))
             length += 0 if text is None else len(text.push(scores.token))
         return positions
+
+    def _position(self, scores: TokenLogprobs, offset: int) -> Position:
+        as_ids = self._display.tokens_as_ids
+        return show_position(scores, offset, self._codec, as_ids=as_ids)
 
     def _watch(self, text: str) -> str:
         """Look for stop strings, except in the text of the first `min_tokens` tokens."""
@@ -110,7 +146,8 @@ class Generation:
             for request, num_prompt_tokens in zip(job.requests, job.num_prompt_tokens, strict=True)
         }
         self._num_prompt_tokens = sum(job.num_prompt_tokens)
-        self._num_generated = 0
+        self._prompt_lengths = [len(request.prompt) for request in job.requests]
+        self._num_generated = [0] * len(job.requests)
         # Those that are counted, and whose number of cached tokens is not known yet.
         self._uncounted = {
             request.request_id
@@ -127,7 +164,11 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """The tokens so far."""
-        return Usage(self._num_prompt_tokens, self._num_generated, self._num_cached)
+        return Usage(self._num_prompt_tokens, sum(self._num_generated), self._num_cached)
+
+    def usage_of(self, index: int) -> Usage:
+        """Return the tokens of one choice so far, with all of its prompt."""
+        return Usage(self._prompt_lengths[index], self._num_generated[index])
 
     @property
     def finish_reasons(self) -> list[FinishReason]:
@@ -140,11 +181,11 @@ class Generation:
             decoder = self._decoders[event.request_id]
             if decoder.finish_reason is not None:
                 continue  # a stop string was found in an event of the same step
-            if event.prompt_logprobs:  # those of a long prompt take a while
+            if _is_long(event):
                 delta = await asyncio.to_thread(decoder.push, event)
             else:
                 delta = decoder.push(event)
-            self._record(event, decoder.finish_reason)
+            self._record(event, decoder)
             yield delta
 
     def close(self) -> None:
@@ -153,7 +194,7 @@ class Generation:
         for request_id in tuple(self._clocks):
             self._clocks.pop(request_id).end("abort")
 
-    def _record(self, event: TokenEvent, finish_reason: FinishReason | None) -> None:
+    def _record(self, event: TokenEvent, decoder: ChoiceDecoder) -> None:
         """Count the event, and free the slot of a choice ended by a stop string."""
         clock = self._clocks[event.request_id]
         clock.read_prompt()
@@ -161,11 +202,18 @@ class Generation:
             self._uncounted.remove(event.request_id)
             self._num_cached += event.num_cached
         if event.token is not None:
-            self._num_generated += 1
+            self._num_generated[decoder.index] += 1
             clock.token()
-        if finish_reason is not None:
+        if decoder.finish_reason is not None:
             self._group.abort(event.request_id)
-            self._clocks.pop(event.request_id).end(finish_reason)
+            self._clocks.pop(event.request_id).end(decoder.finish_reason)
+
+
+def _is_long(event: TokenEvent) -> bool:
+    """Say whether an event has so many log-probabilities that they take a while."""
+    return bool(event.prompt_logprobs) or (
+        event.logprobs is not None and len(event.logprobs.top) > FEW_LOGPROBS
+    )
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
@@ -176,4 +224,6 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         finish_reason=deltas[-1].finish_reason,
         positions=tuple(position for delta in deltas for position in delta.positions),
+        prompt=deltas[0].prompt,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )

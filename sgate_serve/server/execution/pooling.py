@@ -15,16 +15,17 @@ from sgate_serve.server.protocol.pooling_requests import PoolingBody
 from sgate_serve.server.protocol.strict_body import TokenIds
 from sgate_serve.server.served_model import LONG_TEXT, SHORT_TEXT, ServedModel
 from sgate_serve.text.tokenization import EncodedTexts
+from sgate_serve.text.truncation import Truncation
 
 
 def pooling_requests(body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
     """Encode the inputs; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
-    limit = _limit(body, model)
+    truncation = body.truncation(model.engine.max_model_len)
     job_id = uuid4().hex
     requests = []
     for index, (text, text_pair) in enumerate(body.inputs):
-        encoded = _encode(text, text_pair, model, limit)
+        encoded = _encode(text, text_pair, model, truncation)
         _check_length(encoded.ids, model)
         requests.append(PoolingRequest(f"{job_id}-{index}", encoded.ids, encoded.token_types))
     return requests
@@ -56,28 +57,16 @@ async def pooled(
     return [vectors[request.request_id] for request in requests]
 
 
-def _limit(body: PoolingBody, model: ServedModel) -> int | None:
-    """Return the number of tokens to truncate each input to, or None for no truncation."""
-    limit, asked = model.engine.max_model_len, body.truncate_prompt_tokens
-    if asked is not None and asked > limit:
-        raise RequestError(
-            f"`truncate_prompt_tokens` is {asked}, but this model reads {limit} tokens; send at "
-            "most that, or -1",
-            param="truncate_prompt_tokens",
-        )
-    return limit if asked == -1 else asked
-
-
 def _encode(
-    text: str | TokenIds, text_pair: str | None, model: ServedModel, limit: int | None
+    text: str | TokenIds, text_pair: str | None, model: ServedModel, truncation: Truncation | None
 ) -> EncodedTexts:
     if isinstance(text, str):
         # What is cut may be longer than the model holds.
-        least = SHORT_TEXT if limit is None else LONG_TEXT
+        least = SHORT_TEXT if truncation is None else LONG_TEXT
         model.check_text(text, "input", least)
         model.check_text(text_pair or "", "text_pair", least)
-        return model.require_codec("input").encode_texts(model.prompt + text, text_pair, limit)
-    tokens = text[:limit]
+        return model.require_codec("input").encode_texts(model.prompt + text, text_pair, truncation)
+    tokens = text if truncation is None else truncation.slice(text)
     _check_length(tokens, model)
     model.check_ids(tokens, "input")
     return EncodedTexts(tuple(tokens), None)

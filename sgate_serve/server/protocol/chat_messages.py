@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.strict_body import StrictBody, StrictModel
@@ -28,12 +28,33 @@ class TextPart(StrictModel):
     text: str
 
 
-class Message(StrictModel):
-    """One message, of text only; tool calls are not supported."""
+def _check_role(role: str) -> str:
+    if role in ("tool", "function"):
+        raise ValueError("tools are not supported")
+    return role
 
-    role: Literal["system", "developer", "user", "assistant"]
+
+class Message(StrictModel):
+    """One message, of text only; tool calls are not supported.
+
+    The chat template gets any role, and any further fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Annotated[str, Field(min_length=1), AfterValidator(_check_role)]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
+    tool_calls: None = None
+    tool_call_id: None = None
+    function_call: None = None
+
+    @property
+    def text(self) -> str:
+        """The content, the parts of which are joined by newlines."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class ResponseHead:
         }
 
     def choice(self, delta: Delta, content: Json, write: WriteLogprobs) -> Json:
-        """Return one choice with its content, and `token_ids` (as in vLLM) if they were asked for.
+        """Return one choice with its content, and vLLM's `token_ids` if they were asked for.
 
         `write` puts log-probabilities into the endpoint's shape, if they were asked for.
         """
@@ -40,6 +40,15 @@ class ResponseHead:
         ending = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
         return {"index": delta.index, **content, **ending, **tokens}
 
+    def prompt_facts(self, delta: Delta) -> Json:
+        """Return what was asked for about the prompt (as in vLLM), if the delta has it."""
+        facts: Json = {}
+        if delta.prompt_logprobs:
+            facts["prompt_logprobs"] = delta.prompt_logprobs
+        if self.shows_tokens and delta.prompt:
+            facts["prompt_token_ids"] = delta.prompt
+        return facts
+
 
 class ResponseWriter(Protocol):
     """Writes the response of one endpoint."""
@@ -47,8 +56,8 @@ class ResponseWriter(Protocol):
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
         """Return the whole response; each choice is a single delta."""
 
-    def opening(self, num_choices: int) -> list[Json]:
-        """Return the chunks at the start of a stream."""
+    def opening(self, first: Delta, num_choices: int) -> list[Json]:
+        """Return the chunks at the start of a stream, before that of the first delta."""
 
     def chunk(self, delta: Delta) -> Json:
         """Return the chunk of one delta."""
@@ -67,7 +76,7 @@ class CompletionWriter:
         written = [self._choice(delta) for delta in choices]
         return self._object(written) | {"usage": usage_json(usage)}
 
-    def opening(self, num_choices: int) -> list[Json]:
+    def opening(self, first: Delta, num_choices: int) -> list[Json]:
         return []
 
     def chunk(self, delta: Delta) -> Json:
@@ -80,7 +89,8 @@ class CompletionWriter:
         return self.head.envelope("text_completion", choices)
 
     def _choice(self, delta: Delta) -> Json:
-        return self.head.choice(delta, {"text": delta.text}, completion_logprobs)
+        choice = self.head.choice(delta, {"text": delta.text}, completion_logprobs)
+        return choice | self.head.prompt_facts(delta)
 
 
 @dataclass(frozen=True)
@@ -88,21 +98,25 @@ class ChatWriter:
     """Writes `chat.completion`, or `chat.completion.chunk`, of which the first has the role."""
 
     head: ResponseHead
+    role: str = "assistant"
 
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
         written = [
             self.head.choice(
                 delta,
-                {"message": {"role": "assistant", "content": delta.text, "refusal": None}},
+                {"message": {"role": self.role, "content": delta.text, "refusal": None}},
                 chat_logprobs,
             )
             for delta in choices
         ]
-        return self.head.envelope("chat.completion", written) | {"usage": usage_json(usage)}
+        envelope = self.head.envelope("chat.completion", written)
+        # The choices of a chat have one prompt.
+        return envelope | {"usage": usage_json(usage)} | self.head.prompt_facts(choices[0])
 
-    def opening(self, num_choices: int) -> list[Json]:
+    def opening(self, first: Delta, num_choices: int) -> list[Json]:
+        facts = self.head.prompt_facts(first)
         return [
-            self._chunk(Delta(index, "", ()), {"role": "assistant", "content": ""})
+            self._chunk(Delta(index, "", ()), {"role": self.role, "content": ""}) | facts
             for index in range(num_choices)
         ]
 

@@ -8,37 +8,22 @@ from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.strict_body import (
     PROMPTS_EXPECTED,
     Prompts,
-    StrictBody,
     TokenIds,
     as_list,
 )
+from sgate_serve.server.protocol.truncated_body import TruncatedBody
 
 
-class PoolingBody(StrictBody):
+class PoolingBody(TruncatedBody):
     """The parameters that both share."""
 
     input: Prompts = Field(description=PROMPTS_EXPECTED)
-    truncate_prompt_tokens: int | None = Field(
-        None,
-        ge=-1,
-        description="the most tokens to read of each text; -1 for as many as fit",
-    )
 
     @field_validator("input")
     @classmethod
     def _check_input(cls, value: Prompts) -> Prompts:
         if value == []:
             raise RequestError("`input` is an empty list; send at least one text", param="input")
-        return value
-
-    @field_validator("truncate_prompt_tokens")
-    @classmethod
-    def _check_truncation(cls, value: int | None) -> int | None:
-        if value == 0:
-            raise RequestError(
-                "`truncate_prompt_tokens` 0 leaves nothing to read; send -1 for as many as fit",
-                param="truncate_prompt_tokens",
-            )
         return value
 
     @property

@@ -21,6 +21,7 @@ from sgate_serve.server.protocol.generation_responses import (
     ResponseHead,
     ResponseWriter,
 )
+from sgate_serve.server.request_ids import rename_request
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
@@ -43,6 +44,7 @@ class GenerationEndpoints:
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         model = self._service.model_for("generate", request)
+        rename_request(request, body.request_id)
         self._service.driver.check_room(body.num_choices)
         work = asyncio.to_thread(completion_job, body, model)
         job = await until_disconnect(request.receive, work)
@@ -52,10 +54,11 @@ class GenerationEndpoints:
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = self._service.model_for("generate", request)
+        rename_request(request, body.request_id)
         self._service.driver.check_room(body.num_choices)
         job = await until_disconnect(request.receive, self._chat_job(body, model))
         head = _head(f"chatcmpl-{request.state.request_id}", body, model.name)
-        return await self._run(job, body, request, ChatWriter(head))
+        return await self._run(job, body, request, ChatWriter(head, body.answer_role))
 
     async def _chat_job(self, body: ChatRequest, model: ServedModel) -> Job:
         model.check_name(body.model)

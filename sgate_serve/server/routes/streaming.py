@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -11,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.error_responses import error_body
-from sgate_serve.server.execution.generation import Delta, Generation
+from sgate_serve.server.execution.generation import Delta, Generation, Usage
 from sgate_serve.server.protocol.generation_requests import StreamOptions
 from sgate_serve.server.protocol.generation_responses import ResponseWriter, usage_json
 
@@ -85,19 +86,21 @@ class EventWriter:
 
         `first` must be awaited before the response starts, so that an earlier error has a status.
         """
-        for chunk in self._writer.opening(self._generation.num_choices):
-            yield self._event(chunk)
+        generation = self._generation
+        for chunk in self._writer.opening(first, generation.num_choices):
+            before = replace(generation.usage_of(first.index), completion_tokens=0)
+            yield self._event(chunk, before)
         try:
             if self._shows(first):
-                yield self._event(self._writer.chunk(first))
+                yield self._delta_event(first)
             async for delta in deltas:
                 if self._shows(delta):
-                    yield self._event(self._writer.chunk(delta))
+                    yield self._delta_event(delta)
                     # Writing a backlog never waits, so let the loop notice a disconnect and serve
                     # other clients.
                     await asyncio.sleep(0)
             if self._options.include_usage:
-                yield event(self._writer.closing(self._generation.usage))
+                yield event(self._writer.closing(generation.usage))
         except RequestError as error:
             yield event(error_body(error))
         yield DONE
@@ -105,9 +108,13 @@ class EventWriter:
     def _shows(self, delta: Delta) -> bool:
         return bool(delta.text or delta.finish_reason or self._every_token)
 
-    def _event(self, chunk: dict[str, Any]) -> bytes:
+    def _delta_event(self, delta: Delta) -> bytes:
+        return self._event(self._writer.chunk(delta), self._generation.usage_of(delta.index))
+
+    def _event(self, chunk: dict[str, Any], usage: Usage) -> bytes:
+        """Return the event of a chunk, with the usage of its choice if it is wanted."""
         if self._options.continuous_usage_stats:
-            chunk["usage"] = usage_json(self._generation.usage)
+            chunk["usage"] = usage_json(usage)
         elif self._options.include_usage:
             chunk["usage"] = None
         return event(chunk)
