@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
+from sgate_serve.server.routes.scoring import RERANK_PATHS, SCORE_PATHS
 from sgate_serve.server.server_options import ServerOptions
 
 MEANINGS = {
@@ -24,7 +25,7 @@ MEANINGS = {
     504: "the request took longer than this server's limit",
 }
 STREAMED = ("/v1/completions", "/v1/chat/completions")
-QUEUED = (*STREAMED, "/v1/embeddings", "/classify")
+QUEUED = (*STREAMED, "/v1/embeddings", "/classify", *SCORE_PATHS, *RERANK_PATHS)
 FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 ERROR_SCHEMA = {

@@ -120,16 +120,24 @@ class TextCodec:
         return max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def encode_texts(
-        self, text: str, text_pair: str | None = None, truncation: Truncation | None = None
+        self,
+        text: str,
+        text_pair: str | None = None,
+        truncation: Truncation | None = None,
+        longest: tuple[int | None, int | None] = (None, None),
     ) -> EncodedTexts:
         """Return the encoding of one text or of a pair, with special tokens.
 
-        To fit, the longer text is cut first. Raises RequestError if there is no room for text.
+        Each text keeps at most its own `longest` tokens. To fit, the longer text is cut first.
+        Raises RequestError if there is no room for text.
         """
         first = self._encoding(text, add_special_tokens=False)
         second = None
         if text_pair is not None:
             second = self._encoding(text_pair, add_special_tokens=False)
+        for own, most in zip((first, second), longest, strict=True):
+            if own is not None and most is not None:
+                own.truncate(most)
         if truncation is not None and not truncation.cuts_special:
             room = truncation.room(self.tokenizer.num_special_tokens_to_add(second is not None))
             truncate(first, second, room, truncation.side or self.truncation_side)

@@ -16,6 +16,7 @@ from sgate_serve.server.execution import logprob_counts
 from sgate_serve.server.protocol import generation_requests, json_body
 from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
+from sgate_serve.server.protocol.scoring_requests import RerankRequest, ScoreRequest
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, StrictBody
 from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED
@@ -30,6 +31,8 @@ BODIES = (
     ChatRequest,
     EmbeddingRequest,
     ClassifyRequest,
+    ScoreRequest,
+    RerankRequest,
     TokenizeRequest,
     DetokenizeRequest,
 )

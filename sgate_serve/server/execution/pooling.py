@@ -1,6 +1,7 @@
 """Runs texts through an encoder: one request for each text, one vector for each request."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from uuid import uuid4
 
@@ -21,12 +22,11 @@ from sgate_serve.text.truncation import Truncation
 def pooling_requests(body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
     """Encode the inputs; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
-    truncation = body.truncation(model.engine.max_model_len)
+    reader = TextReader(model, body.truncation(model.engine.max_model_len))
     job_id = uuid4().hex
     requests = []
     for index, (text, text_pair) in enumerate(body.inputs):
-        encoded = _encode(text, text_pair, model, truncation)
-        _check_length(encoded.ids, model)
+        encoded = reader.read(text, text_pair)
         requests.append(PoolingRequest(f"{job_id}-{index}", encoded.ids, encoded.token_types))
     return requests
 
@@ -57,31 +57,50 @@ async def pooled(
     return [vectors[request.request_id] for request in requests]
 
 
-def _encode(
-    text: str | TokenIds, text_pair: str | None, model: ServedModel, truncation: Truncation | None
-) -> EncodedTexts:
-    if isinstance(text, str):
+@dataclass(frozen=True)
+class TextReader:
+    """Encodes the texts of a body; `params` are the fields of the two sides of a pair.
+
+    Of each side, at most `longest` tokens are read.
+    """
+
+    model: ServedModel
+    truncation: Truncation | None
+    params: tuple[str, str] = ("input", "text_pair")
+    longest: tuple[int | None, int | None] = (None, None)
+
+    def read(self, text: str | TokenIds, text_pair: str | None = None) -> EncodedTexts:
+        """Return the tokens of a text or pair; raise RequestError naming what cannot be served."""
+        if not isinstance(text, str):
+            return self._read_ids(text)
+        model, truncation = self.model, self.truncation
         # What is cut may be longer than the model holds.
-        least = SHORT_TEXT if truncation is None else LONG_TEXT
-        model.check_text(text, "input", least)
-        model.check_text(text_pair or "", "text_pair", least)
-        return model.require_codec("input").encode_texts(model.prompt + text, text_pair, truncation)
-    tokens = text if truncation is None else truncation.slice(text)
-    _check_length(tokens, model)
-    model.check_ids(tokens, "input")
-    return EncodedTexts(tuple(tokens), None)
-
-
-def _check_length(tokens: Sequence[int], model: ServedModel) -> None:
-    limit = model.engine.max_model_len
-    if not tokens:
-        raise RequestError(
-            "`input` has no tokens; send some text, or at least one token id", param="input"
+        least = SHORT_TEXT if truncation is None and self.longest == (None, None) else LONG_TEXT
+        for own, param in zip((text, text_pair or ""), self.params, strict=True):
+            model.check_text(own, param, least)
+        encoded = model.require_codec(self.params[0]).encode_texts(
+            model.prompt + text, text_pair, truncation, self.longest
         )
-    if len(tokens) > limit:
-        raise RequestError(
-            f"this model reads {limit} tokens, but `input` has {len(tokens)}; shorten it, or send "
-            "`truncate_prompt_tokens: -1` to cut off its end",
-            param="input",
-            code="context_length_exceeded",
-        )
+        self._check_length(encoded.ids)
+        return encoded
+
+    def _read_ids(self, tokens: TokenIds) -> EncodedTexts:
+        if self.truncation is not None:
+            tokens = self.truncation.slice(tokens)
+        self._check_length(tokens)
+        self.model.check_ids(tokens, self.params[0])
+        return EncodedTexts(tuple(tokens), None)
+
+    def _check_length(self, tokens: Sequence[int]) -> None:
+        limit, param = self.model.engine.max_model_len, self.params[0]
+        if not tokens:
+            raise RequestError(
+                f"`{param}` has no tokens; send some text, or at least one token id", param=param
+            )
+        if len(tokens) > limit:
+            raise RequestError(
+                f"this model reads {limit} tokens, but `{param}` has {len(tokens)}; shorten it, or "
+                "send `truncate_prompt_tokens: -1` to cut off its end",
+                param=param,
+                code="context_length_exceeded",
+            )

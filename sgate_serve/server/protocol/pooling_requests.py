@@ -5,16 +5,16 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sgate_serve.errors import RequestError
+from sgate_serve.server.protocol.encoder_body import EncoderBody
 from sgate_serve.server.protocol.strict_body import (
     PROMPTS_EXPECTED,
     Prompts,
     TokenIds,
     as_list,
 )
-from sgate_serve.server.protocol.truncated_body import TruncatedBody
 
 
-class PoolingBody(TruncatedBody):
+class PoolingBody(EncoderBody):
     """The parameters that both share."""
 
     input: Prompts = Field(description=PROMPTS_EXPECTED)

@@ -12,6 +12,7 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
 from sgate_serve.server.routes.pooling import PoolingEndpoints
+from sgate_serve.server.routes.scoring import ScoringEndpoints
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
 from sgate_serve.server.served_model import ServedModel
@@ -24,6 +25,7 @@ def create_router(driver: EngineDriver) -> APIRouter:
     for endpoints in (
         GenerationEndpoints(service),
         PoolingEndpoints(service),
+        ScoringEndpoints(service),
         TokenEndpoints(service),
         ServerEndpoints(service),
     ):
