@@ -73,7 +73,7 @@ class ServedModel:
 
     Responses carry `name`. Requests may also use `more_names`, which are listed too, and `aliases`.
     Only a classifier has a `head`. Embeddings are of `prompt` and the text; with `normalize`, they
-    are scaled to length 1.
+    are scaled to length 1. They can be cut to one of `widths`, or to any width if there are none.
     """
 
     engine: AnyEngine
@@ -86,6 +86,7 @@ class ServedModel:
     prompt: str = ""
     more_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    widths: tuple[int, ...] | None = None
 
     @classmethod
     def from_folder(
@@ -119,6 +120,7 @@ class ServedModel:
             pooling.prompt,
             tuple(others),
             names.aliases,
+            pooling.widths,
         )
 
     @property

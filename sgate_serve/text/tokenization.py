@@ -58,7 +58,10 @@ class EncodedTexts:
 
 @dataclass(frozen=True)
 class TextCodec:
-    """A folder's tokenizer and chat template, and the settings of the tokenizer's class."""
+    """A folder's tokenizer and chat template, and the settings of the tokenizer's class.
+
+    `settings` are those of tokenizer_config.json, as its users know them.
+    """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None = None
@@ -66,6 +69,7 @@ class TextCodec:
     cleans_up: bool = False
     marks_segments: bool = True
     truncation_side: str = "right"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "TextCodec | None":
@@ -81,15 +85,23 @@ class TextCodec:
                 _remedy(folder),
             )
             return None
-        loaded = load_tokenizer(folder)
+        loaded, settings = load_tokenizer(folder), read_settings(folder)
         return cls(
             loaded.tokenizer,
-            ChatTemplate.load(folder, read_settings(folder), loaded.special_tokens),
+            ChatTemplate.load(folder, settings, loaded.special_tokens),
             loaded.special_tokens,
             loaded.cleans_up,
             loaded.marks_segments,
             loaded.truncation_side,
+            {**settings, "tokenizer_class": loaded.class_name},
         )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The settings with the special tokens as texts and the chat template, as in vLLM."""
+        info = _plain({**self.settings, **self.special_tokens})
+        template = self.chat_template
+        return info if template is None else {**info, "chat_template": template.source}
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, truncation: Truncation | None = None
@@ -98,10 +110,11 @@ class TextCodec:
 
         Raises RequestError if they leave no room for text.
         """
-        if add_special_tokens and truncation is not None:
-            return self.encode_texts(text, truncation=truncation).ids
-        ids = self._encoding(text, add_special_tokens=add_special_tokens).ids
-        return tuple(ids if truncation is None else truncation.slice(ids))
+        if truncation is None:
+            return tuple(self._encoding(text, add_special_tokens=add_special_tokens).ids)
+        return self.encode_texts(
+            text, truncation=truncation, add_special_tokens=add_special_tokens
+        ).ids
 
     def _encoding(self, text: str, *, add_special_tokens: bool) -> Encoding:
         # Unlike `encode`, a batch lets other threads run meanwhile.
@@ -125,8 +138,10 @@ class TextCodec:
         text_pair: str | None = None,
         truncation: Truncation | None = None,
         longest: tuple[int | None, int | None] = (None, None),
+        *,
+        add_special_tokens: bool = True,
     ) -> EncodedTexts:
-        """Return the encoding of one text or of a pair, with special tokens.
+        """Return the encoding of one text or of a pair, by default with special tokens.
 
         Each text keeps at most its own `longest` tokens. To fit, the longer text is cut first.
         Raises RequestError if there is no room for text.
@@ -139,9 +154,11 @@ class TextCodec:
             if own is not None and most is not None:
                 own.truncate(most)
         if truncation is not None and not truncation.cuts_special:
-            room = truncation.room(self.tokenizer.num_special_tokens_to_add(second is not None))
-            truncate(first, second, room, truncation.side or self.truncation_side)
-        whole = self.tokenizer.post_process(first, second, True)
+            count = self.tokenizer.num_special_tokens_to_add
+            num_special = count(second is not None) if add_special_tokens else 0
+            side = truncation.side or self.truncation_side
+            truncate(first, second, truncation.room(num_special), side)
+        whole = self.tokenizer.post_process(first, second, add_special_tokens)
         ids, types = tuple(whole.ids), tuple(whole.type_ids)
         if truncation is not None and truncation.cuts_special:
             ids, types = truncation.slice(ids), truncation.slice(types)
@@ -158,8 +175,8 @@ class TextCodec:
         """
         if self.chat_template is None:
             raise RequestError(
-                "this model has no chat template; use /v1/completions, or put the base model's "
-                "chat_template.jinja into the model folder",
+                "this model has no chat template; send text instead of `messages`, or put the base "
+                "model's chat_template.jinja into the model folder",
                 param="messages",
             )
         return self.chat_template.render(messages, options)
@@ -233,6 +250,14 @@ class TextCodec:
         tokenizer = Tokenizer.from_str(json.dumps(contents, ensure_ascii=False))
         tokenizer.encode_special_tokens = self.tokenizer.encode_special_tokens
         return replace(self, tokenizer=tokenizer)
+
+
+def _plain(value: Any) -> Any:
+    """Return settings with each token that is an object as its text."""
+    if isinstance(value, Mapping):
+        is_token = "content" in value
+        return value["content"] if is_token else {key: _plain(own) for key, own in value.items()}
+    return [_plain(own) for own in value] if isinstance(value, list) else value
 
 
 def _remedy(folder: Path) -> str:

@@ -18,7 +18,11 @@ from sgate_serve.server.protocol.generation_requests import ChatRequest, Complet
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
 from sgate_serve.server.protocol.scoring_requests import RerankRequest, ScoreRequest
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, StrictBody
-from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
+from sgate_serve.server.protocol.token_requests import (
+    ApplyTemplateRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED
 from sgate_serve.text import grammars, template_process, template_worker
 from tests.server.hash_engine import HashEngine
@@ -35,6 +39,7 @@ BODIES = (
     RerankRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    ApplyTemplateRequest,
 )
 
 

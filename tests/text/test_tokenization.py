@@ -151,7 +151,7 @@ def test_chat_template_is_found_and_rendered(tmp_path: Path, place: str) -> None
 
 def test_missing_chat_template_names_the_remedy(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    with pytest.raises(RequestError, match=r"no chat template; use /v1/completions, or put"):
+    with pytest.raises(RequestError, match=r"no chat template; send text instead of `messages`"):
         load(tmp_path).render_chat([{"role": "user", "content": "hi"}])
 
 

@@ -1,7 +1,7 @@
 """Runs texts through an encoder: one request for each text, one vector for each request."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from uuid import uuid4
 
@@ -19,13 +19,22 @@ from sgate_serve.text.tokenization import EncodedTexts
 from sgate_serve.text.truncation import Truncation
 
 
-def pooling_requests(body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
-    """Encode the inputs; raise RequestError naming what cannot be served."""
-    model.check_name(body.model)
-    reader = TextReader(model, body.truncation(model.engine.max_model_len))
+def pooling_requests(
+    body: PoolingBody, conversation: str | None, model: ServedModel
+) -> list[PoolingRequest]:
+    """Encode the inputs, or a rendered conversation; raise RequestError for what cannot be served.
+
+    Of a conversation, the text is what the chat template writes.
+    """
+    truncation, adds = body.truncation(model.engine.max_model_len), body.adds_special_tokens
+    reader = TextReader(model, truncation, prompt=model.prompt, adds_special_tokens=adds)
+    inputs = body.inputs
+    if conversation is not None:
+        reader = replace(reader, params=("messages", ""), prompt="")
+        inputs = [(conversation, None)]
     job_id = uuid4().hex
     requests = []
-    for index, (text, text_pair) in enumerate(body.inputs):
+    for index, (text, text_pair) in enumerate(inputs):
         encoded = reader.read(text, text_pair)
         requests.append(PoolingRequest(f"{job_id}-{index}", encoded.ids, encoded.token_types))
     return requests
@@ -61,13 +70,15 @@ async def pooled(
 class TextReader:
     """Encodes the texts of a body; `params` are the fields of the two sides of a pair.
 
-    Of each side, at most `longest` tokens are read.
+    Of each side, at most `longest` tokens are read, after `prompt`.
     """
 
     model: ServedModel
     truncation: Truncation | None
     params: tuple[str, str] = ("input", "text_pair")
     longest: tuple[int | None, int | None] = (None, None)
+    prompt: str = ""
+    adds_special_tokens: bool = True
 
     def read(self, text: str | TokenIds, text_pair: str | None = None) -> EncodedTexts:
         """Return the tokens of a text or pair; raise RequestError naming what cannot be served."""
@@ -79,7 +90,11 @@ class TextReader:
         for own, param in zip((text, text_pair or ""), self.params, strict=True):
             model.check_text(own, param, least)
         encoded = model.require_codec(self.params[0]).encode_texts(
-            model.prompt + text, text_pair, truncation, self.longest
+            self.prompt + text,
+            text_pair,
+            truncation,
+            self.longest,
+            add_special_tokens=self.adds_special_tokens,
         )
         self._check_length(encoded.ids)
         return encoded

@@ -35,7 +35,7 @@ def scoring_requests(body: ScoringBody, model: ServedModel) -> list[PoolingReque
         encoded = [reader.read(*pair) for pair in zip(queries, second, strict=True)]
     else:
         encoded = [
-            TextReader(model, truncation, (param, param), (longest, None)).read(text)
+            TextReader(model, truncation, (param, ""), (longest, None), model.prompt).read(text)
             for param, longest, texts in zip((name, other), most, (first, second), strict=True)
             for text in texts
         ]

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
+from sgate_serve.server.paths import HEALTH_PATH, LOAD_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
 from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.scoring import ScoringEndpoints
@@ -46,6 +46,7 @@ class ServerEndpoints:
         router.add_api_route("/v1/models/{name:path}", self.show_model)
         router.add_api_route(HEALTH_PATH, self.show_health)
         router.add_api_route(METRICS_PATH, self.show_metrics)
+        router.add_api_route(LOAD_PATH, self.show_load)
         router.add_api_route("/version", self.show_version)
         return router
 
@@ -71,6 +72,10 @@ class ServerEndpoints:
         driver = self._service.driver
         content = self._service.metrics.render(driver.stats) if driver.loaded else b""
         return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+    async def show_load(self) -> JSONResponse:
+        """Return how many calls are being answered by the model (vLLM's shape)."""
+        return JSONResponse({"server_load": self._service.driver.num_calls})
 
     async def show_version(self) -> JSONResponse:
         """Return the version of sgate-serve."""
