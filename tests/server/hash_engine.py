@@ -104,7 +104,7 @@ class HashEngine:
         is_late = len(tokens) >= request.sampling.min_tokens
         if is_late and token in request.sampling.stop_token_ids:
             del self._running[request.request_id]
-            return TokenEvent(request.request_id, None, "stop")
+            return TokenEvent(request.request_id, None, "stop", stop_token=token)
         tokens.append(token)
         num_top = request.sampling.logprobs
         scores = None if num_top is None else self._scores(token, num_top)

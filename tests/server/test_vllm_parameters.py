@@ -209,6 +209,38 @@ def test_special_tokens_are_added_where_the_client_asks(client: httpx.Client) ->
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
+    ("extra", "text", "reason"),
+    [
+        ({}, "the cat", None),
+        ({"stop_token_ids": [EOS_ID]}, "the cat", None),
+        ({"stop_token_ids": [EOS_ID], "ignore_eos": True}, "the cat", EOS_ID),
+        ({"stop": [EOS], "ignore_eos": True}, "the cat", EOS),
+        ({"stop": [EOS], "include_stop_str_in_output": True}, f"the cat{EOS}", EOS),
+        ({"stop": ["he"]}, "t", "he"),
+        ({"stop_token_ids": token_ids(" cat")}, "the", token_ids(" cat")[0]),
+        (
+            {"stop_token_ids": token_ids(" cat"), "include_stop_str_in_output": True},
+            "the cat",
+            token_ids(" cat")[0],
+        ),
+        ({"max_tokens": 1}, "the", None),
+    ],
+)
+def test_what_ended_the_text_is_said_and_may_be_shown(
+    stream: bool, extra: Json, text: str, reason: str | int | None
+) -> None:
+    with serving_engine(speaking("the cat")) as client:
+        response = client.post(COMPLETIONS, json={"prompt": "a", "stream": stream, **extra})
+        answers = events(response) if stream else [response.json()]
+    choices = [answer["choices"][0] for answer in answers]
+    assert "".join(choice["text"] for choice in choices) == text
+    assert [choice["stop_reason"] for choice in choices if "stop_reason" in choice] == (
+        [] if reason is None else [reason]
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
     ("extra", "text"),
     [
         ({}, "the cat 🚀 sat"),

@@ -212,8 +212,7 @@ def _events(output: Any) -> list[TokenEvent]:
     (completion,) = output.outputs
     reason = FINISH_REASONS.get(completion.finish_reason)
     tokens = list(completion.token_ids)
-    if reason == "stop":
-        tokens.pop()
+    stop_token = tokens.pop() if reason == "stop" else None
     shown: list[int | None] = [*tokens] or [None]
     events = [TokenEvent(output.request_id, token) for token in shown[:-1]]
-    return [*events, TokenEvent(output.request_id, shown[-1], reason)]
+    return [*events, TokenEvent(output.request_id, shown[-1], reason, stop_token=stop_token)]

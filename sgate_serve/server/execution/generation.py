@@ -27,6 +27,7 @@ class Delta:
     """The output that one event adds to one choice; text may lag behind tokens.
 
     The first one has the tokens of the prompt and, if they were asked for, their log-probabilities.
+    The last one has the stop string or token that ended the text, except the model's end tokens.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Delta:
     positions: tuple[Position, ...] = ()
     prompt: tuple[int, ...] = ()
     prompt_logprobs: tuple[Json | None, ...] = ()
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class ChoiceDecoder:
         if codec is not None:
             self._text = codec.detokenizer(request.prompt, skip_special_tokens=skips)
         self._stops = StopStrings(job.stop, is_shown=display.shows_stop)
+        self._stop_strings, self._stop_ids = job.stop, job.stop_ids
         self._prompt = request.prompt
         self._echo = job.echo[index]
         self._length = len(self._echo)
@@ -79,11 +82,36 @@ class ChoiceDecoder:
             shown += self._watch(text)
         self.finish_reason = "stop" if self._stops.found else event.finish_reason
         if event.finish_reason is not None and self._text is not None and not self._stops.found:
-            shown += self._finish(self._text.flush())
+            shown += self._finish(self._end(event.stop_token, self._text))
         tokens = () if event.token is None else (event.token,)
         return Delta(
-            self.index, shown, tokens, self.finish_reason, tuple(positions), prompt, scores
+            self.index,
+            shown,
+            tokens,
+            self.finish_reason,
+            tuple(positions),
+            prompt,
+            scores,
+            self._stops.found or self._stop_reason(event.stop_token),
         )
+
+    def _end(self, stop_token: int | None, text: Detokenizer) -> str:
+        """Return the text that is still held, and that of the stop token if it is shown."""
+        if stop_token is None or not self._display.shows_stop:
+            return text.flush()
+        name = self._special_stop(stop_token)
+        return text.push(stop_token) + text.flush() if name is None else text.flush() + name
+
+    def _stop_reason(self, stop_token: int | None) -> str | int | None:
+        if stop_token is None or stop_token in self._stop_ids:
+            return stop_token
+        return self._special_stop(stop_token)
+
+    def _special_stop(self, stop_token: int) -> str | None:
+        """Return the stop string that is this special token, which the text would leave out."""
+        codec = self._codec
+        found = "" if codec is None else codec.token_names([stop_token])[0]
+        return found if found in self._stop_strings else None
 
     def _prompt_scores(self, prompt: Sequence[TokenLogprobs]) -> tuple[Json | None, ...]:
         num_top = self._display.prompt
@@ -226,4 +254,5 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         positions=tuple(position for delta in deltas for position in delta.positions),
         prompt=deltas[0].prompt,
         prompt_logprobs=deltas[0].prompt_logprobs,
+        stop_reason=deltas[-1].stop_reason,
     )

@@ -50,7 +50,8 @@ class Display:
 class Job:
     """The engine requests of one HTTP call, in the order of its choices.
 
-    `stop` are the strings that end a choice, `echo` the text shown before each choice (empty by
+    `stop` are the strings that end a choice, `stop_ids` the tokens that do so only in this call,
+    `echo` the text shown before each choice (empty by
     default). The `num_choices` requests of a prompt are adjacent.
     """
 
@@ -59,6 +60,7 @@ class Job:
     echo: tuple[str, ...]
     display: Display
     num_choices: int = 1
+    stop_ids: frozenset[int] = frozenset()
 
     @property
     def num_prompt_tokens(self) -> tuple[int, ...]:
@@ -84,7 +86,8 @@ def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
         shown = prompts if truncation is not None else texts
         echo = [_echo(prompt, body, model) for prompt in shown]
     echoes = tuple(text for text in echo for _ in range(body.n))
-    return Job(requests, body.stop_strings, echoes, Display.of(body, counts), body.n)
+    display = Display.of(body, counts)
+    return Job(requests, body.stop_strings, echoes, display, body.n, _own_stops(body, model))
 
 
 def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
@@ -101,7 +104,8 @@ def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
     counts.check(max_tokens * body.n, len(prompt) * body.n, model.engine.max_model_len)
     requests = _requests([prompt], _sampling(body, model, max_tokens, counts), body.n)
     echo = (body.echoed_text,) * body.n
-    return Job(requests, body.stop_strings, echo, Display.of(body, counts), body.n)
+    display = Display.of(body, counts)
+    return Job(requests, body.stop_strings, echo, display, body.n, _own_stops(body, model))
 
 
 def _requests(
@@ -190,6 +194,12 @@ def _sampling(
         allowed_token_ids=None if allowed is None else tuple(allowed),
         bad_words=tuple(_bad_words(body.bad_words, model)),
     )
+
+
+def _own_stops(body: GenerationRequest, model: ServedModel) -> frozenset[int]:
+    """Return the stop tokens of a body that would not end a choice anyway."""
+    ends: frozenset[int] = frozenset() if body.ignore_eos else model.stop_token_ids
+    return frozenset(body.stop_token_ids) - ends
 
 
 def _grammar(body: GenerationRequest, model: ServedModel) -> Grammar | None:

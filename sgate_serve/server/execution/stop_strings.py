@@ -17,19 +17,19 @@ class StopStrings:
         self._strings = tuple(strings)
         self._is_shown = is_shown
         self._held = ""
-        self.found = False
+        self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """Return the text that can be shown now; set `found` when a stop string is complete."""
+        """Return the text that can be shown now; set `found` to a stop string that is complete."""
         text = self._held + text
         matches = [
-            (start + len(string), start)
+            (start + len(string), start, string)
             for string in self._strings
             if (start := text.find(string)) >= 0
         ]
         if matches:
-            self.found, self._held = True, ""
-            end, start = min(matches)
+            end, start, self.found = min(matches)
+            self._held = ""
             return text[: end if self._is_shown else start]
         num_held = max((_overlap(text, string) for string in self._strings), default=0)
         shown = text[: len(text) - num_held]

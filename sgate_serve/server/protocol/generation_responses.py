@@ -31,14 +31,16 @@ class ResponseHead:
         }
 
     def choice(self, delta: Delta, content: Json, write: WriteLogprobs) -> Json:
-        """Return one choice with its content, and vLLM's `token_ids` if they were asked for.
+        """Return one choice with its content, vLLM's `token_ids` if they were asked for, and its
+        `stop_reason` if there is one.
 
         `write` puts log-probabilities into the endpoint's shape, if they were asked for.
         """
         tokens = {"token_ids": list(delta.tokens)} if self.shows_tokens else {}
         logprobs = write(delta.positions) if self.shows_logprobs else None
         ending = {"logprobs": logprobs, "finish_reason": delta.finish_reason}
-        return {"index": delta.index, **content, **ending, **tokens}
+        reason = {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
+        return {"index": delta.index, **content, **ending, **reason, **tokens}
 
     def prompt_facts(self, delta: Delta) -> Json:
         """Return what was asked for about the prompt (as in vLLM), if the delta has it."""
