@@ -45,11 +45,11 @@ class SamplingParams:
     `logit_bias` holds pairs of a token id and the number added to its logit. Stop tokens are
     suppressed before `min_tokens` tokens. `logprobs` requests the log-probability of each new token
     and of that many most likely tokens, `prompt_logprobs` the same for the prompt. With
-    `max_tokens` 0 only the prompt is processed. `allowed_token_ids` are the only tokens that may be
-    chosen; of each of `bad_words`, which are token ids, the last never follows the others. Up to
-    `drafted_tokens` at a time may be looked up in the request's own text, which is to save time and
-    no more. A `grammar` allows stop tokens where the text may end, and ends the request where
-    nothing else may follow, even before `min_tokens`.
+    `max_tokens` 0 only the prompt is processed. `allowed_token_ids`, sorted and unique, are the
+    only tokens that may be chosen; of each of `bad_words`, which are token ids, the last never
+    follows the others. Up to `drafted_tokens` at a time may be looked up in the request's own text,
+    which is to save time and no more. A `grammar` allows stop tokens where the text may end, and
+    ends the request where nothing else may follow, even before `min_tokens`.
     """
 
     max_tokens: int = 16
@@ -68,7 +68,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     drafted_tokens: int = 0
     grammar: Grammar | None = None
-    allowed_token_ids: tuple[int, ...] | None = None
+    allowed_token_ids: NDArray[np.int64] | None = None
     bad_words: tuple[tuple[int, ...], ...] = ()
 
 

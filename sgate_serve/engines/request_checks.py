@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sgate_serve.engines.contract import PoolingRequest, Request, SamplingParams
 from sgate_serve.errors import RequestError
 
@@ -93,24 +96,39 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
 
 
 def _check_choice(sampling: SamplingParams, vocab_size: int) -> None:
-    """Raise RequestError unless there is always a token to choose."""
-    allowed, words = sampling.allowed_token_ids, sampling.bad_words
-    for name, tokens in (("allowed_token_ids", allowed or ()), *(("bad_words", w) for w in words)):
+    """Raise RequestError unless there is always a token to choose.
+
+    Many choices may share long lists, so the work does not grow with the allowed tokens.
+    """
+    allowed = sampling.allowed_token_ids
+    last = {word[-1] for word in sampling.bad_words}
+    # They are sorted.
+    ends = () if allowed is None else (*allowed[:1].tolist(), *allowed[-1:].tolist())
+    for name, tokens in (("allowed_token_ids", ends), ("bad_words", last)):
         for token in tokens:
             if not 0 <= token < vocab_size:
                 raise RequestError(
                     f"{name} has the token {token}; the vocabulary has {vocab_size}", param=name
                 )
-    if (allowed is not None or words) and sampling.grammar is not None:
+    if (allowed is not None or last) and sampling.grammar is not None:
+        name = "bad_words" if allowed is None else "allowed_token_ids"
         raise RequestError(
-            "allowed_token_ids and bad_words cannot be combined with a grammar; leave one out",
-            param="bad_words" if allowed is None else "allowed_token_ids",
+            f"{name} cannot be combined with a grammar; leave one out",
+            param=name,
         )
     stops = sampling.stop_token_ids if sampling.min_tokens else frozenset()
-    never = {token for token in stops if token < vocab_size} | {word[-1] for word in words}
-    num_left = vocab_size - len(never) if allowed is None else len({*allowed} - never)
-    if not num_left:
-        name = "min_tokens" if stops else "bad_words" if words else "allowed_token_ids"
+    never = last | {token for token in stops if token < vocab_size}
+    num_left = vocab_size - len(never) if allowed is None else _num_besides(allowed, never)
+    if num_left <= 0:
+        name = "min_tokens" if stops else "bad_words" if last else "allowed_token_ids"
         raise RequestError(
             f"{name} may leave no token to choose; allow more, or leave it out", param=name
         )
+
+
+def _num_besides(allowed: NDArray[np.int64], never: set[int]) -> int:
+    """Return how many of the sorted tokens are not among the others."""
+    others = np.array(sorted(never), np.int64)
+    places = np.searchsorted(allowed, others)
+    is_within = places < len(allowed)
+    return len(allowed) - int(np.count_nonzero(allowed[places[is_within]] == others[is_within]))

@@ -50,9 +50,8 @@ class Sampler:
     def record(self, token: int) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
         self.num_generated += 1
-        words = self.params.bad_words
-        if words:
-            self.recent = (*self.recent, token)[-max(map(len, words)) :]
+        if self.params.bad_words:
+            self.recent = (*self.recent, token)[-self._longest_word :]
 
     @property
     def is_restricted(self) -> bool:
@@ -60,18 +59,27 @@ class Sampler:
 
     def forbidden(self, vocab_size: int) -> NDArray[np.bool_]:
         """Return the tokens [vocab] that may not be chosen next."""
-        is_forbidden = np.zeros(vocab_size, np.bool_)
-        if self.params.allowed_token_ids is not None:
-            is_forbidden[:] = True
-            is_forbidden[self._allowed] = False
-        for *start, last in self.params.bad_words:
-            if not start or self.recent[-len(start) :] == tuple(start):
-                is_forbidden[last] = True
+        allowed = self.params.allowed_token_ids
+        is_forbidden = np.full(vocab_size, allowed is not None)
+        if allowed is not None:
+            is_forbidden[allowed] = False
+        for previous in {(), self.recent[-1:]}:
+            for *start, last in self._words_after.get(previous, ()):
+                if not start or self.recent[-len(start) :] == tuple(start):
+                    is_forbidden[last] = True
         return is_forbidden
 
     @cached_property
-    def _allowed(self) -> NDArray[np.int64]:
-        return np.array(self.params.allowed_token_ids, np.int64)
+    def _words_after(self) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+        """The bad words by the token before their last one, if there is one."""
+        words: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for word in self.params.bad_words:
+            words.setdefault(word[-2:-1], []).append(word)
+        return words
+
+    @cached_property
+    def _longest_word(self) -> int:
+        return max(map(len, self.params.bad_words))
 
     @property
     def is_penalized(self) -> bool:

@@ -199,7 +199,7 @@ def test_sampled_rows_are_drawn_from_the_references_distribution(seed: int) -> N
         (SamplingParams(top_k=2, top_p=0.6), [1]),
         (SamplingParams(stop_token_ids=frozenset({1, 900}), min_tokens=1), [0, 2, 3]),
         (SamplingParams(logit_bias=((1, -100.0), (0, -100.0))), [2, 3]),
-        (SamplingParams(allowed_token_ids=(0, 3), logit_bias=((1, 100.0),)), [0, 3]),
+        (SamplingParams(allowed_token_ids=np.array([0, 3]), logit_bias=((1, 100.0),)), [0, 3]),
         (SamplingParams(bad_words=((1,), (3, 0), (3,))), [0, 2]),
     ],
 )

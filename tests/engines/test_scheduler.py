@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from sgate_serve.engines.contract import Request, SamplingParams
@@ -122,11 +123,19 @@ def test_impossible_prompts_are_refused(
             "adds 1.0 to token 97; the number must be finite",
         ),
         ("seed", SamplingParams(seed=-1), "seed must be 0 or more, found -1"),
-        ("allowed_token_ids", SamplingParams(allowed_token_ids=(1, 97)), "has the token 97; the"),
-        ("allowed_token_ids", SamplingParams(allowed_token_ids=()), "may leave no token to choose"),
+        (
+            "allowed_token_ids",
+            SamplingParams(allowed_token_ids=np.array([1, 97])),
+            "has the token 97; the",
+        ),
+        (
+            "allowed_token_ids",
+            SamplingParams(allowed_token_ids=np.array([], int)),
+            "may leave no token to choose",
+        ),
         (
             "bad_words",
-            SamplingParams(bad_words=((1, 2),), allowed_token_ids=(2,)),
+            SamplingParams(bad_words=((1, 2),), allowed_token_ids=np.array([2])),
             "bad_words may leave no token to choose; allow more",
         ),
     ],

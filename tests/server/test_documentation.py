@@ -12,7 +12,7 @@ from sgate_serve.options import flag_of
 from sgate_serve.server import ServerOptions, connection, excerpt, middleware, served_model
 from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.execution import logprob_counts
+from sgate_serve.server.execution import logprob_counts, scoring
 from sgate_serve.server.protocol import generation_requests, json_body
 from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
@@ -100,6 +100,7 @@ def test_every_limit_on_hostile_requests_is_named() -> None:
         template_worker.JOB_SECONDS,
         template_process.MAX_CHARACTERS,
         logprob_counts.MAX_LOGPROB_VALUES,
+        scoring.MAX_CHARACTERS,
         *grammars.MAX_CHARACTERS.values(),
     }
     assert {f"{limit:.0f}" for limit in limits} <= set(re.findall(r"\d+", section))

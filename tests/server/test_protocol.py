@@ -94,6 +94,7 @@ def test_param_is_the_path_of_the_value(body: dict[str, Any], param: str) -> Non
         ({"role": "user", "content": 5}, "messages.0.content"),
         ({"role": "user", "content": "x", "tool_calls": [1]}, "messages.0.tool_calls"),
         ({"role": "", "content": "x"}, "messages.0.role"),
+        ({"role": "x" * 65, "content": "x"}, "messages.0.role"),
         ({"role": "user", "contents": "x"}, "messages.0.content"),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},

@@ -149,6 +149,12 @@ def test_each_side_may_be_cut() -> None:
         ("/score", {"text_1": [5], "text_2": "a"}, "text_1.0", "expected a string or a list of"),
         ("/score", {"text_1": ["a"] * 1025, "text_2": "a"}, "text_1", "at most 1024 strings"),
         ("/score", {"text_1": "a", "text_2": LONG}, "text_1", "this model reads 64 tokens, but"),
+        (
+            "/score",
+            {"text_1": "a" * 9000, "text_2": ["a"] * 1000, "truncate_prompt_tokens": -1},
+            "text_1",
+            "have 9001000 characters; at most 8388608 are read, so send shorter or fewer texts",
+        ),
         ("/rerank", {"documents": ["a"]}, "query", "`query` is missing; expected a string"),
         ("/rerank", {"query": "a", "documents": []}, "documents", "is an empty list; send at"),
         ("/rerank", {"query": "a", "documents": ["a"], "top_n": -1}, "top_n", "how many documents"),

@@ -200,7 +200,7 @@ def sampling_params(sampling: SamplingParams, max_tokens: int) -> Any:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
-        allowed_token_ids=None if allowed is None else list(allowed),
+        allowed_token_ids=None if allowed is None else allowed.tolist(),
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
+import numpy as np
+
 from sgate_serve.engines.contract import Grammar, Request, SamplingParams
 from sgate_serve.errors import RequestError
 from sgate_serve.server.excerpt import excerpt
@@ -103,6 +105,7 @@ def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
     counts = LogprobCounts.of(body, model.engine.vocab_size)
     counts.check(max_tokens * body.n, len(prompt) * body.n, model.engine.max_model_len)
     requests = _requests([prompt], _sampling(body, model, max_tokens, counts), body.n)
+    model.check_text(body.echoed_text, "messages")
     echo = (body.echoed_text,) * body.n
     display = Display.of(body, counts)
     return Job(requests, body.stop_strings, echo, display, body.n, _own_stops(body, model))
@@ -191,7 +194,7 @@ def _sampling(
         prompt_logprobs=counts.read,
         drafted_tokens=body.prompt_lookup_num_tokens,
         grammar=_grammar(body, model),
-        allowed_token_ids=None if allowed is None else tuple(allowed),
+        allowed_token_ids=None if allowed is None else np.unique(np.array(allowed, np.int64)),
         bad_words=tuple(_bad_words(body.bad_words, model)),
     )
 

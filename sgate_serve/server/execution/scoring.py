@@ -15,6 +15,8 @@ from sgate_serve.server.served_model import ServedModel
 Vector = NDArray[np.float32]
 # The least length of torch's cosine_similarity, with which a zero vector is like no other.
 LEAST_LENGTH = 1e-8
+# Of all pairs of a call, in which one text may be many times.
+MAX_CHARACTERS = 2**23
 
 
 def num_scored(body: ScoringBody, model: ServedModel) -> int:
@@ -32,6 +34,7 @@ def scoring_requests(body: ScoringBody, model: ServedModel) -> list[PoolingReque
     if model.task == "classify":
         reader = TextReader(model, truncation, (name, other), most)
         queries = first * len(second) if len(first) == 1 else first
+        _check_characters(queries, second, (name, other))
         encoded = [reader.read(*pair) for pair in zip(queries, second, strict=True)]
     else:
         encoded = [
@@ -55,6 +58,17 @@ def scores_of(outputs: Sequence[Vector], body: ScoringBody, model: ServedModel) 
     first, second = outputs[:num_first], outputs[num_first:]
     queries = [*first] * len(second) if num_first == 1 else first
     return [_cosine(*pair) for pair in zip(queries, second, strict=True)]
+
+
+def _check_characters(first: list[str], second: list[str], params: tuple[str, str]) -> None:
+    """Refuse a long text that would be read together with each of many others."""
+    total = sum(map(len, first)) + sum(map(len, second))
+    if total > MAX_CHARACTERS:
+        raise RequestError(
+            f"the pairs of `{params[0]}` and `{params[1]}` have {total} characters; at most "
+            f"{MAX_CHARACTERS} are read, so send shorter or fewer texts",
+            param=params[0],
+        )
 
 
 def _cosine(one: Vector, other: Vector) -> float:

@@ -22,6 +22,9 @@ RESERVED = frozenset(
     }
 )
 
+# The answer may have the last message's role, in each of its choices.
+MAX_ROLE = 64
+
 
 class TextPart(StrictModel):
     type: Literal["text"]
@@ -42,7 +45,7 @@ class Message(StrictModel):
 
     model_config = ConfigDict(extra="allow")
 
-    role: Annotated[str, Field(min_length=1), AfterValidator(_check_role)]
+    role: Annotated[str, Field(min_length=1, max_length=MAX_ROLE), AfterValidator(_check_role)]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
     name: str | None = None
     tool_calls: None = None

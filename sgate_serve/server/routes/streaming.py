@@ -12,7 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.error_responses import error_body
-from sgate_serve.server.execution.generation import Delta, Generation, Usage
+from sgate_serve.server.execution.generation import (
+    FEW_LOGPROBS,
+    Delta,
+    Generation,
+    Usage,
+)
 from sgate_serve.server.protocol.generation_requests import StreamOptions
 from sgate_serve.server.protocol.generation_responses import ResponseWriter, usage_json
 
@@ -92,10 +97,10 @@ class EventWriter:
             yield self._event(chunk, before)
         try:
             if self._shows(first):
-                yield self._delta_event(first)
+                yield await self._delta_event(first)
             async for delta in deltas:
                 if self._shows(delta):
-                    yield self._delta_event(delta)
+                    yield await self._delta_event(delta)
                     # Writing a backlog never waits, so let the loop notice a disconnect and serve
                     # other clients.
                     await asyncio.sleep(0)
@@ -108,8 +113,14 @@ class EventWriter:
     def _shows(self, delta: Delta) -> bool:
         return bool(delta.text or delta.finish_reason or self._every_token)
 
-    def _delta_event(self, delta: Delta) -> bytes:
-        return self._event(self._writer.chunk(delta), self._generation.usage_of(delta.index))
+    async def _delta_event(self, delta: Delta) -> bytes:
+        usage = self._generation.usage_of(delta.index)
+        if sum(1 + len(position.top) for position in delta.positions) > FEW_LOGPROBS:
+            return await asyncio.to_thread(self._written, delta, usage)
+        return self._written(delta, usage)
+
+    def _written(self, delta: Delta, usage: Usage) -> bytes:
+        return self._event(self._writer.chunk(delta), usage)
 
     def _event(self, chunk: dict[str, Any], usage: Usage) -> bytes:
         """Return the event of a chunk, with the usage of its choice if it is wanted."""
