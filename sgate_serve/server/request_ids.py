@@ -9,7 +9,6 @@ from starlette.types import Scope
 
 HEADER = "x-request-id"
 # An id goes into a header and into log lines: no spaces, quotes or line breaks.
-ID_EXPECTED = "up to 128 letters, digits and `._:/+=@~-`, for the response's `id`"
 SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 

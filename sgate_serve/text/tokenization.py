@@ -20,7 +20,12 @@ from sgate_serve.json_fields import read_json
 from sgate_serve.text.chat_template import ChatOptions, ChatTemplate
 from sgate_serve.text.detokenization import Detokenizer
 from sgate_serve.text.generation_settings import warn_unapplied
-from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, VOCABULARY_FILES, read_settings
+from sgate_serve.text.tokenizer_files import (
+    TOKENIZER_FILE,
+    VOCABULARY_FILES,
+    read_settings,
+    token_texts,
+)
 from sgate_serve.text.tokenizer_loading import load_tokenizer
 from sgate_serve.text.truncation import Truncation, truncate
 
@@ -99,7 +104,7 @@ class TextCodec:
     @property
     def info(self) -> dict[str, Any]:
         """The settings with the special tokens as texts and the chat template, as in vLLM."""
-        info = _plain({**self.settings, **self.special_tokens})
+        info = token_texts({**self.settings, **self.special_tokens})
         template = self.chat_template
         return info if template is None else {**info, "chat_template": template.source}
 
@@ -250,14 +255,6 @@ class TextCodec:
         tokenizer = Tokenizer.from_str(json.dumps(contents, ensure_ascii=False))
         tokenizer.encode_special_tokens = self.tokenizer.encode_special_tokens
         return replace(self, tokenizer=tokenizer)
-
-
-def _plain(value: Any) -> Any:
-    """Return settings with each token that is an object as its text."""
-    if isinstance(value, Mapping):
-        is_token = "content" in value
-        return value["content"] if is_token else {key: _plain(own) for key, own in value.items()}
-    return [_plain(own) for own in value] if isinstance(value, list) else value
 
 
 def _remedy(folder: Path) -> str:

@@ -6,13 +6,13 @@ from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.chat_messages import ConversationBody, Message
-from sgate_serve.server.protocol.encoder_body import EncoderBody
 from sgate_serve.server.protocol.strict_body import (
     PROMPTS_EXPECTED,
     Prompts,
     TokenIds,
     as_list,
 )
+from sgate_serve.server.protocol.text_body import EncoderBody
 
 
 class PoolingBody(EncoderBody, ConversationBody):

@@ -7,8 +7,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
-from sgate_serve.server.protocol.encoder_body import EncoderBody
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS
+from sgate_serve.server.protocol.text_body import EncoderBody
 
 Texts = str | Annotated[list[str], Field(max_length=MAX_PROMPTS, fail_fast=True)]
 TEXTS_EXPECTED = f"a string or a list of at most {MAX_PROMPTS} strings"

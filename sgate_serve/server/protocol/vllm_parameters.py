@@ -7,8 +7,7 @@ from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.strict_body import TokenIds
-from sgate_serve.server.protocol.truncated_body import TruncatedBody
-from sgate_serve.server.request_ids import ID_EXPECTED, SAFE_ID
+from sgate_serve.server.protocol.text_body import TextBody
 
 MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 256
@@ -17,10 +16,9 @@ MAX_WORD_CHARACTERS = 256
 BadWord = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARACTERS)]
 
 
-class VllmParameters(TruncatedBody):
+class VllmParameters(TextBody):
     """How a prompt is read, which tokens may be chosen, and how they are shown."""
 
-    request_id: str | None = Field(None, pattern=f"^{SAFE_ID.pattern}$", description=ID_EXPECTED)
     add_special_tokens: bool | None = Field(
         None,
         description="true or false; by default true for `prompt`, and false for `messages`, whose "

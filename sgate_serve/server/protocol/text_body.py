@@ -1,4 +1,4 @@
-"""The fields that cut texts which are too long, as in vLLM."""
+"""The fields of all bodies whose texts a model reads: an id, and how long texts are cut."""
 
 from typing import Self
 
@@ -6,12 +6,18 @@ from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.protocol.strict_body import StrictBody
+from sgate_serve.server.request_ids import SAFE_ID
 from sgate_serve.text.truncation import Side, Truncation
 
 
-class TruncatedBody(StrictBody):
-    """The base of bodies whose texts may be cut; by default, long ones are refused."""
+class TextBody(StrictBody):
+    """The base of these bodies; by default, texts that are too long are refused."""
 
+    request_id: str | None = Field(
+        None,
+        pattern=f"^{SAFE_ID.pattern}$",
+        description="up to 128 letters, digits and `._:/+=@~-`, for the response's `id`",
+    )
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=-1,
@@ -53,3 +59,13 @@ class TruncatedBody(StrictBody):
             )
         side, is_given = self.truncation_side or default_side, self.truncation_side is not None
         return Truncation(limit if asked == -1 else asked, side, cuts_special=is_given)
+
+
+class EncoderBody(TextBody):
+    """The base of bodies for encoders."""
+
+    use_activation: bool | None = Field(
+        None,
+        description="true or false; false returns logits, or embeddings that are not scaled, and "
+        "true scales embeddings to length 1",
+    )
