@@ -134,9 +134,10 @@ def head_of(config: Mapping[str, Any], source: str) -> "ClassifierHead":
     Raises CheckpointError naming `source` for labels that are not numbered from 0.
     """
     from sgate_serve.architecture.config import label_names, num_labels
-    from sgate_serve.server.classifier_head import ClassifierHead
+    from sgate_serve.server.classifier_head import ClassifierHead, activation_of
 
     names = label_names(config, source)
     if names is None:
         names = tuple(f"LABEL_{index}" for index in range(num_labels(config)))
-    return ClassifierHead.of(names, config.get("problem_type"), source)
+    activation = activation_of(config, source) if len(names) == 1 else None
+    return ClassifierHead.of(names, config.get("problem_type"), source, activation)

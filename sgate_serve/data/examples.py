@@ -11,6 +11,7 @@ from sgate_serve.data.records import Example
 from sgate_serve.errors import TrainingError
 from sgate_serve.text.tokenization import EncodedTexts, TextCodec
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
+from sgate_serve.text.truncation import Truncation
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,12 @@ class ExampleEncoder:
             raise TrainingError(
                 f"{model.folder / TOKENIZER_FILE} is missing; put the model's tokenizer.json there"
             )
-        self._codec, self._max_tokens = codec, max_tokens
+        self._codec, self._truncation = codec, Truncation(max_tokens)
         self.num_full = 0
 
     def encode(self, example: Example) -> EncodedTexts:
-        encoded = self._codec.encode_texts(example.text, example.text_pair, self._max_tokens)
+        encoded = self._codec.encode_texts(example.text, example.text_pair, self._truncation)
         if not encoded.ids:
             raise TrainingError(f"{example.where}: the text has no tokens; remove the record")
-        self.num_full += len(encoded.ids) == self._max_tokens
+        self.num_full += len(encoded.ids) == self._truncation.max_tokens
         return encoded

@@ -45,10 +45,11 @@ class SamplingParams:
     `logit_bias` holds pairs of a token id and the number added to its logit. Stop tokens are
     suppressed before `min_tokens` tokens. `logprobs` requests the log-probability of each new token
     and of that many most likely tokens, `prompt_logprobs` the same for the prompt. With
-    `max_tokens` 0 only the prompt is processed. Up to `drafted_tokens` at a time may be looked up
-    in the request's own text, which is to save time and no more. A `grammar` allows stop tokens
-    where the text may end, and ends the request where nothing else may follow, even before
-    `min_tokens`.
+    `max_tokens` 0 only the prompt is processed. `allowed_token_ids`, sorted and unique, are the
+    only tokens that may be chosen; of each of `bad_words`, which are token ids, the last never
+    follows the others. Up to `drafted_tokens` at a time may be looked up in the request's own text,
+    which is to save time and no more. A `grammar` allows stop tokens where the text may end, and
+    ends the request where nothing else may follow, even before `min_tokens`.
     """
 
     max_tokens: int = 16
@@ -67,6 +68,8 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     drafted_tokens: int = 0
     grammar: Grammar | None = None
+    allowed_token_ids: NDArray[np.int64] | None = None
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,20 +85,23 @@ class Request:
 class TokenLogprobs:
     """A token, its log-probability, and the most likely tokens at its position.
 
-    `top` holds (token id, log-probability), most likely first. The first token of a prompt has
-    `logprob` None, since nothing predicts it.
+    `top` holds (token id, log-probability), most likely first; `rank` is how many tokens are at
+    least as likely as this one. The first token of a prompt has `logprob` and `rank` None, since
+    nothing predicts it.
     """
 
     token: int
     logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
 class TokenEvent:
     """One step of one request: a new token, its end, or both.
 
-    `token` is None if the request ended without a new visible token (stop tokens are never shown).
+    `token` is None if the request ended without a new visible token; a stop token, which is never
+    one, is the `stop_token`.
     `finish_reason` is None while the request continues. The first event of a request carries the
     log-probabilities of its prompt if they were requested. `num_cached` tokens of the prompt were
     in the KV cache before. A request that cannot go on ends with `abort` and the `error`.
@@ -108,6 +114,7 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached: int = 0
     error: RequestError | None = None
+    stop_token: int | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sgate_serve.engines.contract import PoolingRequest, Request, SamplingParams
 from sgate_serve.errors import RequestError
 
@@ -63,7 +66,6 @@ def check_pooling_request(
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     """Raise RequestError naming the first sampling parameter that is out of range or NaN."""
-    tokens_left = vocab_size - len(sampling.stop_token_ids)
     checks: tuple[tuple[str, bool, str], ...] = (
         ("max_tokens", sampling.max_tokens >= 0, "0 (only process the prompt) or more"),
         ("temperature", sampling.temperature >= 0, "0 or more"),
@@ -72,7 +74,6 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
         ("top_k", sampling.top_k >= 0, "0 (all tokens) or more"),
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
         ("min_tokens", 0 <= sampling.min_tokens <= sampling.max_tokens, "from 0 to max_tokens"),
-        ("min_tokens", not sampling.min_tokens or tokens_left > 0, "0 if every token stops"),
         ("drafted_tokens", sampling.drafted_tokens >= 0, "0 or more"),
         ("logprobs", sampling.logprobs is None or sampling.logprobs >= 0, "0 or more"),
         ("prompt_logprobs", (sampling.prompt_logprobs or 0) >= 0, "0 or more"),
@@ -91,3 +92,43 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
                 f"token one of the {vocab_size} in the vocabulary",
                 param="logit_bias",
             )
+    _check_choice(sampling, vocab_size)
+
+
+def _check_choice(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raise RequestError unless there is always a token to choose.
+
+    Many choices may share long lists, so the work does not grow with the allowed tokens.
+    """
+    allowed = sampling.allowed_token_ids
+    last = {word[-1] for word in sampling.bad_words}
+    # They are sorted.
+    ends = () if allowed is None else (*allowed[:1].tolist(), *allowed[-1:].tolist())
+    for name, tokens in (("allowed_token_ids", ends), ("bad_words", last)):
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                raise RequestError(
+                    f"{name} has the token {token}; the vocabulary has {vocab_size}", param=name
+                )
+    if (allowed is not None or last) and sampling.grammar is not None:
+        name = "bad_words" if allowed is None else "allowed_token_ids"
+        raise RequestError(
+            f"{name} cannot be combined with a grammar; leave one out",
+            param=name,
+        )
+    stops = sampling.stop_token_ids if sampling.min_tokens else frozenset()
+    never = last | {token for token in stops if token < vocab_size}
+    num_left = vocab_size - len(never) if allowed is None else _num_besides(allowed, never)
+    if num_left <= 0:
+        name = "min_tokens" if stops else "bad_words" if last else "allowed_token_ids"
+        raise RequestError(
+            f"{name} may leave no token to choose; allow more, or leave it out", param=name
+        )
+
+
+def _num_besides(allowed: NDArray[np.int64], never: set[int]) -> int:
+    """Return how many of the sorted tokens are not among the others."""
+    others = np.array(sorted(never), np.int64)
+    places = np.searchsorted(allowed, others)
+    is_within = places < len(allowed)
+    return len(allowed) - int(np.count_nonzero(allowed[places[is_within]] == others[is_within]))

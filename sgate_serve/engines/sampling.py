@@ -1,13 +1,14 @@
 """Choose the next token of each row, in the order of vLLM's sampler.
 
-Raw logits → those that a grammar allows (grammar_mask.py) → no stop token before min_tokens,
-logit_bias, penalties → argmax if the temperature is 0, else temperature → min_p → top_k → top_p → a
-random draw. Each row has its own generator and sees only its own logits, so its tokens do not
-depend on the other rows of a batch.
+Raw logits → those that a grammar allows (grammar_mask.py) → allowed_token_ids, bad_words → no stop
+token before min_tokens, logit_bias, penalties → argmax if the temperature is 0, else temperature →
+min_p → top_k → top_p → a random draw. Each row has its own generator and sees only its own logits,
+so its tokens do not depend on the other rows of a batch.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ TINY = 1e-30
 class Sampler:
     """The sampling state of one request: its parameters, generator, token counts and grammar.
 
-    `counts` maps each token of prompt and completion to its occurrences in the completion.
+    `counts` maps each token of prompt and completion to its occurrences in the completion, and
+    `recent` are the newest tokens of it, as many as the longest of the `bad_words` has.
     """
 
     params: SamplingParams
@@ -36,6 +38,7 @@ class Sampler:
     counts: dict[int, int]
     num_generated: int = 0
     grammar: GrammarState | None = None
+    recent: tuple[int, ...] = ()
 
     @classmethod
     def start(cls, params: SamplingParams, prompt: Iterable[int] = ()) -> "Sampler":
@@ -47,6 +50,36 @@ class Sampler:
     def record(self, token: int) -> None:
         self.counts[token] = self.counts.get(token, 0) + 1
         self.num_generated += 1
+        if self.params.bad_words:
+            self.recent = (*self.recent, token)[-self._longest_word :]
+
+    @property
+    def is_restricted(self) -> bool:
+        return self.params.allowed_token_ids is not None or bool(self.params.bad_words)
+
+    def forbidden(self, vocab_size: int) -> NDArray[np.bool_]:
+        """Return the tokens [vocab] that may not be chosen next."""
+        allowed = self.params.allowed_token_ids
+        is_forbidden = np.full(vocab_size, allowed is not None)
+        if allowed is not None:
+            is_forbidden[allowed] = False
+        for previous in {(), self.recent[-1:]}:
+            for *start, last in self._words_after.get(previous, ()):
+                if not start or self.recent[-len(start) :] == tuple(start):
+                    is_forbidden[last] = True
+        return is_forbidden
+
+    @cached_property
+    def _words_after(self) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+        """The bad words by the token before their last one, if there is one."""
+        words: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for word in self.params.bad_words:
+            words.setdefault(word[-2:-1], []).append(word)
+        return words
+
+    @cached_property
+    def _longest_word(self) -> int:
+        return max(map(len, self.params.bad_words))
 
     @property
     def is_penalized(self) -> bool:
@@ -87,13 +120,16 @@ def choose_tokens(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
 
 
 def _adjusted(logits: Logits, samplers: Sequence[Sampler]) -> Logits:
-    """Return new logits with biases and penalties, which greedy rows use too."""
+    """Return new logits with forbidden tokens, biases and penalties, which greedy rows use too."""
+    restricted = _rows(samplers, lambda sampler: sampler.is_restricted)
     forbidding = _rows(samplers, lambda sampler: sampler.forbids_stop)
     biased = _rows(samplers, lambda sampler: bool(sampler.params.logit_bias))
     penalized = _rows(samplers, lambda sampler: sampler.is_penalized)
-    if not len(forbidding) + len(biased) + len(penalized):
+    if not len(restricted) + len(forbidding) + len(biased) + len(penalized):
         return logits
     logits = logits.copy()
+    for row in restricted:
+        logits[row, samplers[row].forbidden(logits.shape[1])] = -np.inf
     for row in forbidding:
         logits[row, samplers[row].stops(logits.shape[1])] = -np.inf
     for row in biased:

@@ -235,7 +235,7 @@ class SlotEngine:
         request, sampling = sequence.request, sequence.request.sampling
         prompt_logprobs = () if sequence.num_generated else tuple(sequence.prompt_logprobs)
         if token in sampling.stop_token_ids:
-            return self._end(sequence, "stop", prompt_logprobs)
+            return replace(self._end(sequence, "stop", prompt_logprobs), stop_token=token)
         try:
             reason = sequence.append(token, self._limit(request))
         except RequestError as error:

@@ -12,7 +12,7 @@ from sgate_serve.engines.sampling import Logits
 def token_logprobs(
     logits: Logits, tokens: Sequence[int], nums: Sequence[int]
 ) -> list[TokenLogprobs]:
-    """Return for each row of `logits` [rows, vocab] the log-probability of `tokens[row]`.
+    """Return for each row of `logits` [rows, vocab] log-probability and rank of `tokens[row]`.
 
     Each comes with the `nums[row]` most likely tokens of its row, or fewer if its grammar allows
     no more.
@@ -23,7 +23,8 @@ def token_logprobs(
     logprobs = []
     for row, token, num, total in zip(logits, tokens, nums, totals, strict=True):
         top = tuple((index, float(row[index] - total)) for index in _likeliest(row, num))
-        logprobs.append(TokenLogprobs(token, float(row[token] - total), top))
+        rank = int(np.count_nonzero(row >= row[token]))
+        logprobs.append(TokenLogprobs(token, float(row[token] - total), top, rank))
     return logprobs
 
 

@@ -101,6 +101,11 @@ class EngineDriver:
                 code="queue_full",
             )
 
+    @property
+    def num_calls(self) -> int:
+        """How many calls have requests that run or wait."""
+        return len(set(map(id, self._groups.values())))
+
     def start(self) -> None:
         """Start loading; must be called on the event loop that will receive the events."""
         self._loop = asyncio.get_running_loop()

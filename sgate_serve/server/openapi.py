@@ -9,7 +9,14 @@ from typing import Any
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from sgate_serve.server.paths import HEALTH_PATH, MESSAGES_PATH, METRICS_PATH, OPEN_PATHS
+from sgate_serve.server.paths import (
+    HEALTH_PATH,
+    MESSAGES_PATH,
+    METRICS_PATH,
+    OPEN_PATHS,
+    TOKENIZER_INFO_PATH,
+)
+from sgate_serve.server.routes.scoring import RERANK_PATHS, SCORE_PATHS
 from sgate_serve.server.server_options import ServerOptions
 
 MEANINGS = {
@@ -24,7 +31,8 @@ MEANINGS = {
     504: "the request took longer than this server's limit",
 }
 STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses", MESSAGES_PATH)
-QUEUED = (*STREAMED, "/v1/embeddings", "/classify")
+QUEUED = (*STREAMED, "/v1/embeddings", "/classify", *SCORE_PATHS, *RERANK_PATHS)
+READY = (HEALTH_PATH, TOKENIZER_INFO_PATH)
 FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 ERROR_SCHEMA = {
@@ -83,11 +91,11 @@ def _refusals(path: str, method: str, options: ServerOptions) -> Iterator[int]:
         yield from (400, 404, 408, 413)
         if options.request_timeout_seconds is not None:
             yield 504
-    if method == "post" or path.startswith("/v1/models") or path == HEALTH_PATH:
+    if method == "post" or path.startswith("/v1/models") or path in READY:
         yield 503
     if path in QUEUED:
         yield 429
-    if path.startswith("/v1/models/"):
+    if path.startswith("/v1/models/") or path == TOKENIZER_INFO_PATH:
         yield 404
     if options.api_key is not None and path not in OPEN_PATHS:
         yield 401

@@ -2,38 +2,36 @@
 
 import json
 import logging
-import re
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgate_serve.server.error_responses import as_request_error, error_response
 from sgate_serve.server.excerpt import cut
 from sgate_serve.server.paths import QUIET_PATHS
+from sgate_serve.server.request_ids import HEADER, SAFE_ID, request_id
 
 logger = logging.getLogger(__name__)
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 # nginx's status for a client that closed the connection; only ever logged.
 CLIENT_CLOSED = 499
-# A client's id is copied to a header and to log lines: no spaces, quotes or line breaks.
 MAX_PATH = 200
-SAFE_ID = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 
 
 class RequestLog:
     """Gives each request an id, logs a line when it ends, and answers 500 for bugs.
 
-    The id is the client's `x-request-id` if it is safe to log, else a new one. It is in
-    `scope["state"]`, in the response header `x-request-id` and in the log line. Endpoints add
-    fields to the line through `scope["state"]["log"]`, but never the text of prompts or responses.
+    The id is the client's `x-request-id` if it is safe to log, else a new one, which an endpoint
+    may replace by that of a body. It is in `scope["state"]`, in the response header `x-request-id`
+    and in the log line. Endpoints add fields to the line through `scope["state"]["log"]`, but never
+    the text of prompts or responses.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -43,16 +41,17 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id, start = _request_id(scope), perf_counter()
+        start = perf_counter()
         status: int | None = None
         facts: dict[str, Any] = {}
-        scope.setdefault("state", {}).update(request_id=request_id, log=facts)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id(scope), log=facts)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message)[HEADER] = state["request_id"]
             await send(message)
 
         try:
@@ -60,7 +59,7 @@ class RequestLog:
         except ClientDisconnect:
             status = CLIENT_CLOSED
         except Exception as error:
-            logger.exception("request failed id=%s", request_id)
+            logger.exception("request failed id=%s", state["request_id"])
             if status is not None:  # the response has begun and can only be cut off
                 raise
             refusal = as_request_error(error, Request(scope))
@@ -68,11 +67,6 @@ class RequestLog:
         finally:
             milliseconds = round((perf_counter() - start) * 1000, 1)
             _log(scope, {"status": status or CLIENT_CLOSED, "ms": milliseconds, **facts})
-
-
-def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get("x-request-id", "")
-    return given if SAFE_ID.fullmatch(given) else uuid4().hex
 
 
 def _log(scope: Scope, ending: Mapping[str, Any]) -> None:

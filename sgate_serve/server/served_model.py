@@ -74,7 +74,8 @@ class ServedModel:
 
     Responses carry `name`. Requests may also use `more_names`, which are listed too, and `aliases`.
     Only a classifier has a `head`. Embeddings are of `prompt` and the text; with `normalize`, they
-    are scaled to length 1. `tool_call_parser` overrides the format that the chat template shows.
+    are scaled to length 1; they can be cut to one of `widths`, or to any width if there are none.
+    `tool_call_parser` overrides the format that the chat template shows.
     """
 
     engine: AnyEngine
@@ -88,6 +89,7 @@ class ServedModel:
     more_names: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     tool_call_parser: str | None = None
+    widths: tuple[int, ...] | None = None
 
     @classmethod
     def from_folder(
@@ -121,6 +123,7 @@ class ServedModel:
             pooling.prompt,
             tuple(others),
             names.aliases,
+            widths=pooling.widths,
         )
 
     @property

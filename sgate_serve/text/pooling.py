@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import FLAG, check_fields, read_json
+from sgate_serve.json_fields import FLAG, SIZE, Kind, check_fields, read_json
 from sgate_serve.text.sentence_files import MODULES_FILE, TextSettings, read_modules, refused
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,12 @@ SWITCH_PREFIX = "pooling_mode_"
 SWITCHES = {"mean_tokens": MEAN, "cls_token": CLS, "max_tokens": MAX}
 WIDTHS = ("embedding_dimension", "word_embedding_dimension")
 INCLUDE_PROMPT = "include_prompt"
+# vLLM's names in config.json for embeddings of several widths.
+IS_MATRYOSHKA, MATRYOSHKA_WIDTHS = "is_matryoshka", "matryoshka_dimensions"
+SIZES = Kind(
+    "a list of whole numbers of at least 1",
+    lambda value: isinstance(value, list) and all(map(SIZE.accepts, value)),
+)
 # What a Normalize normalizes: the embedding, not the states.
 EMBEDDING = "sentence_embedding"
 
@@ -36,7 +42,8 @@ class Pooling:
     """Turns states into an embedding; with `normalize`, it is then scaled to length 1.
 
     The text has `prompt` in front, is read in lower case with `lower_case`, and is truncated by
-    sentence-transformers to `max_tokens`.
+    sentence-transformers to `max_tokens`. A model that was trained so (Matryoshka) has good
+    embeddings of other `widths` too, which are the first numbers; without any, every width is good.
     """
 
     mode: str = MEAN
@@ -44,6 +51,7 @@ class Pooling:
     max_tokens: int | None = None
     prompt: str = ""
     lower_case: bool = False
+    widths: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, folder: Path) -> "Pooling":
@@ -55,7 +63,7 @@ class Pooling:
         modules = read_modules(folder)
         if not modules:
             logger.info("%s has no %s: embeddings are the mean of all states", folder, MODULES_FILE)
-            return cls()
+            return cls(widths=_widths(folder))
         kinds = [module.kind for module in modules]
         expected = [TRANSFORMER, POOLING, NORMALIZE]
         if kinds not in (expected, expected[:2]) or modules[0].path not in ("", "."):
@@ -68,7 +76,14 @@ class Pooling:
         mode = _mode(folder / modules[1].path / "config.json", text.prompt)
         for module in modules[2:]:
             _check_normalize(folder / module.path / "config.json")
-        pooling = cls(mode, len(modules) > 2, text.max_tokens, text.prompt, text.lower_case)
+        pooling = cls(
+            mode,
+            len(modules) > 2,
+            text.max_tokens,
+            text.prompt,
+            text.lower_case,
+            _widths(folder),
+        )
         logger.info(
             "%s: %s pooling, normalize=%s, prompt=%r, lower_case=%s",
             folder,
@@ -121,3 +136,13 @@ def _check_normalize(path: Path) -> None:
     for key, value in config.items():
         if key not in ("module_input_name", "module_output_name") or value not in (None, EMBEDDING):
             raise refused(path, key, value)
+
+
+def _widths(folder: Path) -> tuple[int, ...] | None:
+    """Return the widths that config.json names: None for none but its own, () for all."""
+    path = folder / "config.json"
+    config = read_json(path) if path.exists() else {}
+    kinds = {IS_MATRYOSHKA: FLAG, MATRYOSHKA_WIDTHS: SIZES}
+    check_fields(config, kinds, str(path), CheckpointError)
+    widths = tuple(config.get(MATRYOSHKA_WIDTHS) or ())
+    return widths if widths or config.get(IS_MATRYOSHKA) else None

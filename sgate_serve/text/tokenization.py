@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from sgate_serve.json_fields import read_json
 from sgate_serve.text.chat_template import ChatOptions, ChatTemplate
 from sgate_serve.text.detokenization import Detokenizer
 from sgate_serve.text.generation_settings import warn_unapplied
-from sgate_serve.text.tokenizer_files import TOKENIZER_FILE, VOCABULARY_FILES, read_settings
+from sgate_serve.text.tokenizer_files import (
+    TOKENIZER_FILE,
+    VOCABULARY_FILES,
+    read_settings,
+    token_texts,
+)
 from sgate_serve.text.tokenizer_loading import load_tokenizer
+from sgate_serve.text.truncation import Truncation, truncate
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +63,10 @@ class EncodedTexts:
 
 @dataclass(frozen=True)
 class TextCodec:
-    """A folder's tokenizer and chat template, and the settings of the tokenizer's class."""
+    """A folder's tokenizer and chat template, and the settings of the tokenizer's class.
+
+    `settings` are those of tokenizer_config.json, as its users know them.
+    """
 
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None = None
@@ -65,6 +74,7 @@ class TextCodec:
     cleans_up: bool = False
     marks_segments: bool = True
     truncation_side: str = "right"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: Path) -> "TextCodec | None":
@@ -80,19 +90,36 @@ class TextCodec:
                 _remedy(folder),
             )
             return None
-        loaded = load_tokenizer(folder)
+        loaded, settings = load_tokenizer(folder), read_settings(folder)
         return cls(
             loaded.tokenizer,
-            ChatTemplate.load(folder, read_settings(folder), loaded.special_tokens),
+            ChatTemplate.load(folder, settings, loaded.special_tokens),
             loaded.special_tokens,
             loaded.cleans_up,
             loaded.marks_segments,
             loaded.truncation_side,
+            {**settings, "tokenizer_class": loaded.class_name},
         )
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Return the token ids of a prompt, with the special tokens that the tokenizer adds."""
-        return tuple(self._encoding(text, add_special_tokens=add_special_tokens).ids)
+    @property
+    def info(self) -> dict[str, Any]:
+        """The settings with the special tokens as texts and the chat template, as in vLLM."""
+        info = token_texts({**self.settings, **self.special_tokens})
+        template = self.chat_template
+        return info if template is None else {**info, "chat_template": template.source}
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, truncation: Truncation | None = None
+    ) -> tuple[int, ...]:
+        """Return the token ids of a prompt, with the special tokens that the tokenizer adds.
+
+        Raises RequestError if they leave no room for text.
+        """
+        if truncation is None:
+            return tuple(self._encoding(text, add_special_tokens=add_special_tokens).ids)
+        return self.encode_texts(
+            text, truncation=truncation, add_special_tokens=add_special_tokens
+        ).ids
 
     def _encoding(self, text: str, *, add_special_tokens: bool) -> Encoding:
         # Unlike `encode`, a batch lets other threads run meanwhile.
@@ -111,30 +138,37 @@ class TextCodec:
         return max(map(len, self.tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def encode_texts(
-        self, text: str, text_pair: str | None = None, max_tokens: int | None = None
+        self,
+        text: str,
+        text_pair: str | None = None,
+        truncation: Truncation | None = None,
+        longest: tuple[int | None, int | None] = (None, None),
+        *,
+        add_special_tokens: bool = True,
     ) -> EncodedTexts:
-        """Return the encoding of one text or of a pair, with special tokens.
+        """Return the encoding of one text or of a pair, by default with special tokens.
 
-        To fit `max_tokens`, the end of the longer text is cut. Raises RequestError if `max_tokens`
-        leave no room for text.
+        Each text keeps at most its own `longest` tokens. To fit, the longer text is cut first.
+        Raises RequestError if there is no room for text.
         """
         first = self._encoding(text, add_special_tokens=False)
         second = None
         if text_pair is not None:
             second = self._encoding(text_pair, add_special_tokens=False)
-        if max_tokens is not None:
-            num_special = self.tokenizer.num_special_tokens_to_add(text_pair is not None)
-            if max_tokens <= num_special:
-                raise RequestError(
-                    f"{max_tokens} tokens leave no room for text in addition to {num_special} "
-                    "special tokens; allow more",
-                    param="truncate_prompt_tokens",
-                )
-            _truncate(first, second, max_tokens - num_special, self.truncation_side)
-        whole = self.tokenizer.post_process(first, second, True)
-        types = tuple(whole.type_ids)
+        for own, most in zip((first, second), longest, strict=True):
+            if own is not None and most is not None:
+                own.truncate(most)
+        if truncation is not None and not truncation.cuts_special:
+            count = self.tokenizer.num_special_tokens_to_add
+            num_special = count(second is not None) if add_special_tokens else 0
+            side = truncation.side or self.truncation_side
+            truncate(first, second, truncation.room(num_special), side)
+        whole = self.tokenizer.post_process(first, second, add_special_tokens)
+        ids, types = tuple(whole.ids), tuple(whole.type_ids)
+        if truncation is not None and truncation.cuts_special:
+            ids, types = truncation.slice(ids), truncation.slice(types)
         has_types = self.marks_segments and any(types)
-        return EncodedTexts(tuple(whole.ids), types if has_types else None)
+        return EncodedTexts(ids, types if has_types else None)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], options: ChatOptions | None = None
@@ -146,8 +180,8 @@ class TextCodec:
         """
         if self.chat_template is None:
             raise RequestError(
-                "this model has no chat template; use /v1/completions, or put the base model's "
-                "chat_template.jinja into the model folder",
+                "this model has no chat template; send text instead of `messages`, or put the base "
+                "model's chat_template.jinja into the model folder",
                 param="messages",
             )
         return self.chat_template.render(messages, options)
@@ -205,8 +239,14 @@ class TextCodec:
         }
         return {text: special[text] for text in texts if text in special}
 
-    def detokenizer(self, prompt: Sequence[int]) -> Detokenizer:
-        return Detokenizer(self.decode, self.text_bytes, prompt)
+    def detokenizer(
+        self, prompt: Sequence[int], *, skip_special_tokens: bool = True
+    ) -> Detokenizer:
+        """Return a detokenizer of the tokens after `prompt`."""
+        if skip_special_tokens:
+            return Detokenizer(self.decode, self.text_bytes, prompt)
+        decode = partial(self.decode, skip_special_tokens=False)
+        return Detokenizer(decode, self.token_bytes, prompt)
 
     def lower_cased(self) -> "TextCodec":
         """Return the codec with texts put into lower case first, as sentence-transformers does."""
@@ -219,17 +259,6 @@ class TextCodec:
         tokenizer = Tokenizer.from_str(json.dumps(contents, ensure_ascii=False))
         tokenizer.encode_special_tokens = self.tokenizer.encode_special_tokens
         return replace(self, tokenizer=tokenizer)
-
-
-def _truncate(first: Encoding, second: Encoding | None, room: int, side: str) -> None:
-    """Truncate to `room` tokens in all, as transformers' `longest_first` does."""
-    if second is None:
-        first.truncate(room, direction=side)
-        return
-    shorter, longer = (second, first) if len(first) > len(second) else (first, second)
-    # The longer one gets what the shorter one leaves, but at least half.
-    longer.truncate(max(room - len(shorter), (room + 1) // 2), direction=side)
-    shorter.truncate(room - len(longer), direction=side)
 
 
 def _remedy(folder: Path) -> str:

@@ -131,6 +131,15 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return _read_optional(folder / TOKENIZER_CONFIG_FILE)
 
 
+def token_texts(value: Any) -> Any:
+    """Return settings in which each token that is an object is its text."""
+    if isinstance(value, Mapping):
+        if "content" in value:
+            return value["content"]
+        return {key: token_texts(item) for key, item in value.items()}
+    return [token_texts(item) for item in value] if isinstance(value, list) else value
+
+
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 

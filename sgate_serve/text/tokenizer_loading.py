@@ -6,7 +6,7 @@ added tokens depend on them.
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class LoadedTokenizer:
     cleans_up: bool = False
     marks_segments: bool = True
     truncation_side: str = "right"
+    class_name: str = PLAIN
 
 
 def load_tokenizer(folder: Path) -> LoadedTokenizer:
@@ -81,7 +82,7 @@ def load_tokenizer(folder: Path) -> LoadedTokenizer:
     _check_unknown(files, tokenizer)
     if has_fixed_words(config, files.settings, tokenizer):
         split_into_mistrals_words(tokenizer)
-    return _loaded(tokenizer, files, pipeline, named)
+    return replace(_loaded(tokenizer, files, pipeline, named), class_name=name)
 
 
 def _loaded(

@@ -20,6 +20,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import logits_engine
 from sgate_serve.text.tokenization import TextCodec
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
+from sgate_serve.text.truncation import Truncation
 from sgate_serve.verify.verify_options import VerifyOptions
 
 # The long prompt ends after the first chunk of a prompt that the onnx engine reads, 128 tokens,
@@ -128,7 +129,7 @@ def text_prompts(path: Path, model: Checkpoint, engine: str) -> list[Prompt]:
     if model.spec.task == CAUSAL_LM:
         texts = list(_blocks(codec, documents, longest))
     else:
-        texts = [codec.encode_texts(text, None, longest).ids for text in documents]
+        texts = [codec.encode_texts(text, truncation=Truncation(longest)).ids for text in documents]
     prompts = [Prompt(np.array(ids, np.int64)) for ids in _spread(texts, TEXT_PROMPTS) if ids]
     if not prompts or max(max(prompt.tokens) for prompt in prompts) >= model.spec.vocab_size:
         raise EngineError(

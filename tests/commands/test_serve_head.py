@@ -47,3 +47,26 @@ def test_labels_and_problem_are_those_of_transformers(
 def test_labels_that_make_no_sense_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=rf"m/config\.json: {message}"):
         head_of(config, "m/config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "activation"),
+    [
+        ({}, None),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, "identity"),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.Sigmoid"}}, "sigmoid"),
+        ({"problem_type": "regression"}, "identity"),
+        ({"problem_type": "single_label_classification"}, "sigmoid"),
+        ({"num_labels": 2, "sbert_ce_default_activation_function": "x.Magic"}, None),
+    ],
+)
+def test_a_cross_encoder_has_the_activation_of_its_config(
+    config: dict[str, Any], activation: str | None
+) -> None:
+    assert head_of({"num_labels": 1, **config}, "config.json").activation == activation
+
+
+def test_an_unknown_activation_is_refused() -> None:
+    config = {"num_labels": 1, "sentence_transformers": {"activation_fn": "torch.nn.Tanh"}}
+    with pytest.raises(CheckpointError, match=r"cross-encoder is 'torch.nn.Tanh'; it must be one"):
+        head_of(config, "config.json")

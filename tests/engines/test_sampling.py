@@ -199,6 +199,8 @@ def test_sampled_rows_are_drawn_from_the_references_distribution(seed: int) -> N
         (SamplingParams(top_k=2, top_p=0.6), [1]),
         (SamplingParams(stop_token_ids=frozenset({1, 900}), min_tokens=1), [0, 2, 3]),
         (SamplingParams(logit_bias=((1, -100.0), (0, -100.0))), [2, 3]),
+        (SamplingParams(allowed_token_ids=np.array([0, 3]), logit_bias=((1, 100.0),)), [0, 3]),
+        (SamplingParams(bad_words=((1,), (3, 0), (3,))), [0, 2]),
     ],
 )
 def test_each_filter_keeps_the_tokens_of_its_definition(
@@ -206,6 +208,11 @@ def test_each_filter_keeps_the_tokens_of_its_definition(
 ) -> None:
     samplers = [Sampler.start(replace(params, seed=seed)) for seed in range(200)]
     assert sorted(set(choose_tokens(np.tile(LOGITS, (200, 1)), samplers))) == kept
+
+
+def test_the_last_token_of_a_bad_word_never_follows_its_others() -> None:
+    sampler = Sampler.start(SamplingParams(temperature=0, bad_words=((1, 1), (3, 1, 3))))
+    assert [choose_tokens(LOGITS[None], [sampler])[0] for _ in range(6)] == [1, 3, 1, 2, 1, 3]
 
 
 def test_top_k_keeps_tokens_as_likely_as_its_last() -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from sgate_serve.engines.contract import Request, SamplingParams
@@ -111,7 +112,7 @@ def test_impossible_prompts_are_refused(
         (
             "min_tokens",
             SamplingParams(min_tokens=1, stop_token_ids=frozenset(range(97))),
-            "0 if every token stops, found 1",
+            "min_tokens may leave no token to choose; allow more",
         ),
         ("repetition_penalty", SamplingParams(repetition_penalty=0.0), "above 0 and finite"),
         ("presence_penalty", SamplingParams(presence_penalty=math.nan), "must be finite"),
@@ -122,6 +123,21 @@ def test_impossible_prompts_are_refused(
             "adds 1.0 to token 97; the number must be finite",
         ),
         ("seed", SamplingParams(seed=-1), "seed must be 0 or more, found -1"),
+        (
+            "allowed_token_ids",
+            SamplingParams(allowed_token_ids=np.array([1, 97])),
+            "has the token 97; the",
+        ),
+        (
+            "allowed_token_ids",
+            SamplingParams(allowed_token_ids=np.array([], int)),
+            "may leave no token to choose",
+        ),
+        (
+            "bad_words",
+            SamplingParams(bad_words=((1, 2),), allowed_token_ids=np.array([2])),
+            "bad_words may leave no token to choose; allow more",
+        ),
     ],
 )
 def test_impossible_sampling_is_refused(

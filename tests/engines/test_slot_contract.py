@@ -21,7 +21,7 @@ def test_a_short_prompt_is_answered_in_the_step_of_its_prefill(
 ) -> None:
     (first,) = uneven.greedy(prompt(3), 1)
     slot_engine.add(Request("a", prompt(3), greedy(8, stop=[first])))
-    assert slot_engine.step() == [TokenEvent("a", None, "stop")]
+    assert slot_engine.step() == [TokenEvent("a", None, "stop", stop_token=first)]
     assert not slot_engine.has_work()
 
 

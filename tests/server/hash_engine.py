@@ -93,7 +93,7 @@ class HashEngine:
     def _scores(self, token: int, num_top: int) -> TokenLogprobs:
         """Say that a token is the likeliest, followed by its successors."""
         top = [((token + rank) % self.vocab_size, -0.5 - rank) for rank in range(num_top)]
-        return TokenLogprobs(token, -0.5, tuple(top))
+        return TokenLogprobs(token, -0.5, tuple(top), rank=1)
 
     def _event(self, running: Running) -> TokenEvent:
         request, tokens = running.request, running.tokens
@@ -104,7 +104,7 @@ class HashEngine:
         is_late = len(tokens) >= request.sampling.min_tokens
         if is_late and token in request.sampling.stop_token_ids:
             del self._running[request.request_id]
-            return TokenEvent(request.request_id, None, "stop")
+            return TokenEvent(request.request_id, None, "stop", stop_token=token)
         tokens.append(token)
         num_top = request.sampling.logprobs
         scores = None if num_top is None else self._scores(token, num_top)

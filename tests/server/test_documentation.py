@@ -12,14 +12,19 @@ from sgate_serve.options import flag_of
 from sgate_serve.server import ServerOptions, connection, excerpt, middleware, served_model
 from sgate_serve.server.app import create_app
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.execution import jobs
+from sgate_serve.server.execution import logprob_counts, scoring
 from sgate_serve.server.protocol import generation_requests, json_body
 from sgate_serve.server.protocol.anthropic_requests import MessagesRequest
 from sgate_serve.server.protocol.generation_requests import ChatRequest, CompletionRequest
 from sgate_serve.server.protocol.pooling_requests import ClassifyRequest, EmbeddingRequest
 from sgate_serve.server.protocol.responses_requests import ResponsesRequest
+from sgate_serve.server.protocol.scoring_requests import RerankRequest, ScoreRequest
 from sgate_serve.server.protocol.strict_body import MAX_PROMPTS, StrictBody
-from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
+from sgate_serve.server.protocol.token_requests import (
+    ApplyTemplateRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED
 from sgate_serve.text import grammars, template_process, template_worker
 from tests.server.hash_engine import HashEngine
@@ -34,8 +39,11 @@ BODIES = (
     MessagesRequest,
     EmbeddingRequest,
     ClassifyRequest,
+    ScoreRequest,
+    RerankRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    ApplyTemplateRequest,
 )
 
 
@@ -95,7 +103,8 @@ def test_every_limit_on_hostile_requests_is_named() -> None:
         served_model.LONG_TEXT,
         template_worker.JOB_SECONDS,
         template_process.MAX_CHARACTERS,
-        jobs.MAX_LOGPROB_VALUES,
+        logprob_counts.MAX_LOGPROB_VALUES,
+        scoring.MAX_CHARACTERS,
         *grammars.MAX_CHARACTERS.values(),
     }
     assert {f"{limit:.0f}" for limit in limits} <= set(re.findall(r"\d+", section))

@@ -64,6 +64,7 @@ EXCHANGES = {
     "completion-stream": Exchange(COMPLETIONS, PROMPT | STREAM),
     "completion-logprobs": Exchange(COMPLETIONS, PROMPT | {"echo": True, "logprobs": 2}),
     "completion-choices": Exchange(COMPLETIONS, PROMPT | {"n": 2, "return_token_ids": True}),
+    "completion-prompt-logprobs": Exchange(COMPLETIONS, PROMPT | {"prompt_logprobs": 1}),
     "chat": Exchange(CHATS, CHAT),
     "chat-stream": Exchange(CHATS, CHAT | STREAM),
     "chat-logprobs": Exchange(CHATS, CHAT | {"logprobs": True, "top_logprobs": 2}),

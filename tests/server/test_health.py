@@ -13,6 +13,7 @@ from tests.server.hash_engine import HashEngine
 from tests.server.live import (
     MODEL,
     VOCAB_SIZE,
+    hang_on,
     model_of,
     refusal,
     serving,
@@ -43,6 +44,16 @@ def test_socket_opens_before_the_model_is_loaded() -> None:
         assert client.get("/health").json() == {"status": "ready"}
         assert "vllm:num_requests_running" in client.get("/metrics").text
         assert client.post("/v1/completions", json={"prompt": "a"}).status_code == 200
+
+
+def test_load_counts_calls_that_run_or_wait() -> None:
+    engine = HashEngine(VOCAB_SIZE, num_slots=1, step_seconds=0.01, max_model_len=10_000)
+    with serving_engine(engine) as client:
+        assert client.get("/load").json() == {"server_load": 0}
+        body = {"prompt": ["a", "b"], "max_tokens": 5_000, "ignore_eos": True}
+        with hang_on(client, body), hang_on(client, body):
+            wait_until(lambda: client.get("/load").json() == {"server_load": 2})
+        wait_until(lambda: client.get("/load").json() == {"server_load": 0})
 
 
 def test_models_lists_the_served_model(client: httpx.Client) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
+from sgate_serve.text.tokenization import TextCodec
 from tests.server.encoders import HEAD, TOKENIZER, encoder_of, expected
 from tests.server.hash_encoder import HashEncoder
 from tests.server.live import MODEL, VOCAB_SIZE, hang_on, refusal, serving_model, wait_until
+from tests.text_model import BOS, chat_template
 
 
 def embed(client: httpx.Client, **body: Any) -> dict[str, Any]:
@@ -48,6 +51,74 @@ def test_base64_is_little_endian_float32(embedder: httpx.Client) -> None:
     for text, entry in zip(("the cat", "a gate"), answer["data"], strict=True):
         decoded = np.frombuffer(base64.b64decode(entry["embedding"]), "<f4")
         assert decoded.tolist() == expected(text).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("endianness", ["little", "big", "native"])
+def test_base64_has_the_numbers_that_torch_has(
+    embedder: httpx.Client, dtype: str, endianness: str
+) -> None:
+    body = {"encoding_format": "base64", "embed_dtype": dtype, "endianness": endianness}
+    [entry] = embed(embedder, input="the cat", **body)["data"]
+    content = bytearray(base64.b64decode(entry["embedding"]))
+    kind = getattr(torch, dtype)
+    own = torch.tensor(expected("the cat")).to(kind)
+    if endianness == "big":
+        content = bytearray(np.frombuffer(content, f"u{own.itemsize}").byteswap().tobytes())
+    assert torch.equal(torch.frombuffer(content, dtype=kind), own)
+
+
+def test_bfloat16_is_rounded_as_in_torch() -> None:
+    from sgate_serve.server.protocol.pooling_responses import _upper_halves
+
+    bits = np.random.default_rng(0).integers(0, 2**32, 5000, dtype=np.uint32)
+    ties = (np.arange(64, dtype=np.uint32) << 16) + 0x3F808000
+    numbers = np.concatenate([bits, ties]).view(np.float32)
+    halves = torch.from_numpy(_upper_halves(numbers).view(np.int16)).view(torch.bfloat16)
+    torch.testing.assert_close(
+        halves, torch.from_numpy(numbers).bfloat16(), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("widths", "dimensions", "message"),
+    [
+        (None, 3, "is 3, but this model's embeddings have 4; leave it out"),
+        ((2, 3), 1, "is 1, but this model's embeddings can have 2, 3; send one of these"),
+        ((), 5, "is 5, but this model's embeddings can have at most 4; send one of these"),
+        ((2, 3), 3, None),
+        ((), 1, None),
+        ((2, 3), 4, None),
+    ],
+)
+def test_embeddings_are_cut_to_a_width_that_they_were_trained_for(
+    widths: tuple[int, ...] | None, dimensions: int, message: str | None
+) -> None:
+    with serving_model(encoder_of("embed", normalize=True, widths=widths)) as client:
+        body = {"input": "the cat", "dimensions": dimensions}
+        if message is not None:
+            assert message in refusal(client.post("/v1/embeddings", json=body))["message"]
+            return
+        [entry] = embed(client, **body)["data"]
+    own = torch.tensor(expected("the cat"))[:dimensions]
+    wanted = torch.nn.functional.normalize(own, dim=-1)
+    assert entry["embedding"] == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+def test_a_conversation_is_read_as_its_template_shows_it() -> None:
+    engine = HashEncoder(VOCAB_SIZE)
+    codec = TextCodec(TOKENIZER, chat_template())
+    messages = [{"role": "user", "content": "the cat"}]
+    with serving_model(encoder_of("embed", engine, codec=codec, prompt="say ")) as client:
+        embed(client, messages=messages)
+        embed(client, messages=messages, add_generation_prompt=True, add_special_tokens=True)
+        embed(client, input="the cat", add_special_tokens=False)
+    shown = TOKENIZER.encode(f"{BOS}user: the cat\n", add_special_tokens=False).ids
+    assert [list(request.prompt) for request in engine.asked] == [
+        shown,
+        TOKENIZER.encode(f"{BOS}user: the cat\nassistant:").ids,
+        TOKENIZER.encode("say the cat", add_special_tokens=False).ids,
+    ]
 
 
 def test_only_the_models_own_width_is_accepted(embedder: httpx.Client) -> None:

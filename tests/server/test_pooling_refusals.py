@@ -28,7 +28,20 @@ def test_pairs_that_do_not_match_are_refused(
 @pytest.mark.parametrize(
     ("body", "param", "message"),
     [
-        ({}, "input", "`input` is missing; expected a string, a list of token ids, or a list of"),
+        ({}, "input", "send either `input` or `messages`"),
+        (
+            {"input": "a", "embed_dtype": "float16"},
+            "embed_dtype",
+            "only for `encoding_format` base",
+        ),
+        ({"input": "a", "endianness": "big"}, "endianness", "only for `encoding_format` base64"),
+        ({"input": "a", "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs", "is only for"),
+        (
+            {"messages": [{"role": "user", "content": "a"}]},
+            "messages",
+            "has no chat template; send",
+        ),
+        ({"input": "a", "messages": []}, "messages", "at least 1 item"),
         ({"input": []}, "input", "`input` is an empty list; send at least one text"),
         ({"input": [[]]}, "input", "`input` has no tokens; send some text, or at least one"),
         ({"input": [10**9]}, "input", "`input` has the token id 1000000000; this model's ids are"),

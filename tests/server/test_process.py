@@ -160,10 +160,16 @@ def test_what_loading_raises_is_raised_by_serve(
 def test_serve_gives_the_signal_handlers_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     engine = HashEngine(VOCAB_SIZE)
-    timer = threading.Timer(0.5, signal.raise_signal, [signal.SIGTERM])
-    timer.start()
+
+    def end() -> None:
+        # Before the server has its own handler, the signal would end the tests.
+        wait_until(lambda: signal.getsignal(signal.SIGTERM) != before[0])
+        signal.raise_signal(signal.SIGTERM)
+
+    thread = threading.Thread(target=end)
+    thread.start()
     assert serve(ServerOptions(port=0), lambda: ServedModel(engine, "tiny")) == 0
-    timer.join()
+    thread.join()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 

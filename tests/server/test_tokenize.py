@@ -1,11 +1,14 @@
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from transformers import AutoTokenizer
 
+from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
 from tests.server.live import MODEL, TOKENIZER, VOCAB_SIZE, refusal, serving_engine
-from tests.text_model import BOS, special_id
+from tests.text_model import BOS, CHAT_TEMPLATE, special_id, write_tokenizer
 
 MESSAGES = [{"role": "user", "content": "the cat"}]
 RENDERED = f"{BOS}user: the cat\nassistant:"
@@ -40,6 +43,29 @@ def test_conversation_has_those_of_its_template(client: httpx.Client) -> None:
     assert answer["tokens"] == [bos, *rendered]
     usage = client.post("/v1/chat/completions", json={"messages": MESSAGES, "max_tokens": 1})
     assert usage.json()["usage"]["prompt_tokens"] == len(rendered)
+
+
+def test_a_conversation_becomes_its_prompt(client: httpx.Client) -> None:
+    assert ask(client, "/apply-template", messages=MESSAGES) == {"prompt": RENDERED}
+    ended = ask(client, "/apply-template", messages=MESSAGES, add_generation_prompt=False)
+    assert ended["prompt"] == RENDERED.removesuffix("assistant:")
+
+
+def test_settings_of_the_tokenizer_are_those_of_transformers(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, chat_template=CHAT_TEMPLATE, model_max_length=77)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    codec = TextCodec.load(tmp_path)
+    with serving_engine(HashEngine(VOCAB_SIZE), codec) as client:
+        info = client.get("/tokenizer_info").raise_for_status().json()
+    assert info["tokenizer_class"] == "PreTrainedTokenizerFast"
+    for key in ("bos_token", "eos_token", "chat_template", "model_max_length"):
+        assert info[key] == str(theirs.init_kwargs[key]) or info[key] == theirs.init_kwargs[key]
+    with serving_engine(HashEngine(VOCAB_SIZE), codec=None) as client:
+        response = client.get("/tokenizer_info")
+    assert (response.status_code, refusal(response)["message"]) == (
+        404,
+        "this model has no tokenizer",
+    )
 
 
 @pytest.mark.parametrize("text", ["the cat", "猫🚀 naïve", RENDERED, ""])

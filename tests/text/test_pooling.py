@@ -113,6 +113,29 @@ def test_default_prompt(tmp_path: Path, prompts: dict[str, Any], expected: str) 
         assert Pooling.of(tmp_path).prompt == expected
 
 
+@pytest.mark.parametrize(
+    ("config", "widths"),
+    [
+        ({}, None),
+        ({"is_matryoshka": False, "matryoshka_dimensions": None}, None),
+        ({"is_matryoshka": True}, ()),
+        ({"matryoshka_dimensions": [64, 128]}, (64, 128)),
+        ({"matryoshka_dimensions": [0]}, "matryoshka_dimensions must be a list of whole numbers"),
+        ({"is_matryoshka": "yes"}, "is_matryoshka must be true or false"),
+    ],
+)
+def test_widths_are_those_of_the_config(
+    tmp_path: Path, config: dict[str, Any], widths: tuple[int, ...] | str | None
+) -> None:
+    write_modules(tmp_path, ("Transformer", "Pooling"), {"pooling_mode": "mean"})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if isinstance(widths, str):
+        with pytest.raises(CheckpointError, match=f"config.json: {widths}"):
+            Pooling.of(tmp_path)
+    else:
+        assert Pooling.of(tmp_path).widths == widths
+
+
 NEUTRAL = {
     "max_seq_length": 12,
     "do_lower_case": False,

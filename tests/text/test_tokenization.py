@@ -15,6 +15,7 @@ from sgate_serve.text.chat_template import ChatTemplate
 from sgate_serve.text.mistral_words import WORDS as MISTRAL_WORDS
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
 from sgate_serve.text.tokenizer_pipelines import QWEN2_WORDS
+from sgate_serve.text.truncation import Side, Truncation
 from tests.text_model import (
     BOS,
     CHAT_TEMPLATE,
@@ -150,7 +151,7 @@ def test_chat_template_is_found_and_rendered(tmp_path: Path, place: str) -> None
 
 def test_missing_chat_template_names_the_remedy(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
-    with pytest.raises(RequestError, match=r"no chat template; use /v1/completions, or put"):
+    with pytest.raises(RequestError, match=r"no chat template; send text instead of `messages`"):
         load(tmp_path).render_chat([{"role": "user", "content": "hi"}])
 
 
@@ -223,9 +224,9 @@ def test_texts_of_an_encoder_are_cut_as_the_library_cuts_them(
 ) -> None:
     codec, cutting = TextCodec(PAIRS), pair_tokenizer()
     cutting.enable_truncation(limit, strategy="longest_first")
-    for tokenizer, max_tokens in ((PAIRS, None), (cutting, limit)):
+    for tokenizer, truncation in ((PAIRS, None), (cutting, Truncation(limit))):
         expected = tokenizer.encode(text) if pair is None else tokenizer.encode(text, pair)
-        encoded = codec.encode_texts(text, pair, max_tokens)
+        encoded = codec.encode_texts(text, pair, truncation)
         assert list(encoded.ids) == expected.ids
         assert list(encoded.token_types or [0] * len(encoded.ids)) == expected.type_ids
 
@@ -234,8 +235,32 @@ def test_texts_of_an_encoder_are_cut_as_the_library_cuts_them(
 def test_texts_need_room_beside_the_special_tokens(pair: str | None, num_special: int) -> None:
     codec = TextCodec(PAIRS)
     with pytest.raises(RequestError, match=f"{num_special} tokens leave no room for text in add"):
-        codec.encode_texts("a", pair, num_special)
-    assert len(codec.encode_texts("a", pair, num_special + 1).ids) == num_special + 1
+        codec.encode_texts("a", pair, Truncation(num_special))
+    room = Truncation(num_special + 1)
+    assert len(codec.encode_texts("a", pair, room).ids) == num_special + 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_are_cut_on_either_side(side: Side) -> None:
+    ids = TextCodec(PAIRS).encode("the cat sat on the mat")
+    kept = ids[-4:] if side == "left" else ids[:4]
+    text = ids[1:-1][-2:] if side == "left" else ids[1:-1][:2]
+    for truncation, expected in (
+        (Truncation(4, side, cuts_special=True), kept),
+        (Truncation(4, side), (ids[0], *text, ids[-1])),
+        (Truncation(99, side, cuts_special=True), ids),
+        (Truncation(99, side), ids),
+    ):
+        assert TextCodec(PAIRS).encode("the cat sat on the mat", truncation=truncation) == expected
+
+
+def test_special_tokens_are_text_where_they_are_not_skipped() -> None:
+    codec, ids = TextCodec(PAIRS), PAIRS.encode("the cat").ids
+    shown = {}
+    for skips in (True, False):
+        detokenizer = codec.detokenizer(ids[:1], skip_special_tokens=skips)
+        shown[skips] = "".join(map(detokenizer.push, ids[1:])) + detokenizer.flush()
+    assert shown == {True: "the cat", False: f"the cat{EOS}"}
 
 
 @pytest.mark.parametrize("words", [QWEN2_WORDS, MISTRAL_WORDS], ids=["qwen2", "mistral"])

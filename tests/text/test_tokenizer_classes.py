@@ -17,6 +17,7 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.text.tokenization import TextCodec
 from sgate_serve.text.tokenizer_class import BUILT, PLAIN, UNSUPPORTED, chosen_class
 from sgate_serve.text.tokenizer_pipelines import PIPELINES
+from sgate_serve.text.truncation import Truncation
 from tests.text.small_tokenizers import CORPUS, KINDS, byte_level
 
 transformers = pytest.importorskip("transformers")
@@ -160,7 +161,8 @@ def compare(folder: Path, texts: list[str]) -> None:
     for first, second in zip(texts, reversed(texts), strict=True):
         for limit in (None, num_special + 3):
             batch = theirs([first], [second], truncation=limit is not None, max_length=limit)
-            encoded = codec.encode_texts(first, second, limit)
+            truncation = None if limit is None else Truncation(limit)
+            encoded = codec.encode_texts(first, second, truncation)
             assert list(encoded.ids) == batch["input_ids"][0]
             types = batch.get("token_type_ids", [[0] * len(encoded.ids)])[0]
             assert list(encoded.token_types or [0] * len(encoded.ids)) == types

@@ -172,11 +172,12 @@ def _start_of_second(types: NDArray[np.int64]) -> int:
 def _check_supported(sampling: SamplingParams) -> None:
     """Reject options that this adapter lacks.
 
-    Here vLLM's log-probabilities are raw logits, and its server has drafts and grammars of its own.
+    Here vLLM's log-probabilities are raw logits and its bad words are texts, and its server has
+    drafts and grammars of its own.
     """
     if sampling.max_tokens < 1:
         raise RequestError("max_tokens must be at least 1 on vLLM, found 0", param="max_tokens")
-    for name in ("logprobs", "prompt_logprobs", "drafted_tokens", "grammar"):
+    for name in ("logprobs", "prompt_logprobs", "drafted_tokens", "grammar", "bad_words"):
         if getattr(sampling, name) != getattr(SamplingParams, name):
             raise RequestError(
                 f"{name} is not supported by this engine; ask vLLM's own server", param=name
@@ -185,6 +186,7 @@ def _check_supported(sampling: SamplingParams) -> None:
 
 def sampling_params(sampling: SamplingParams, max_tokens: int) -> Any:
     """Translate sampling parameters to vLLM's; only the given stop tokens end a request."""
+    allowed = sampling.allowed_token_ids
     return vllm.SamplingParams(
         max_tokens=max_tokens,
         temperature=sampling.temperature,
@@ -198,6 +200,7 @@ def sampling_params(sampling: SamplingParams, max_tokens: int) -> Any:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=dict(sampling.logit_bias) or None,
+        allowed_token_ids=None if allowed is None else allowed.tolist(),
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
@@ -209,8 +212,7 @@ def _events(output: Any) -> list[TokenEvent]:
     (completion,) = output.outputs
     reason = FINISH_REASONS.get(completion.finish_reason)
     tokens = list(completion.token_ids)
-    if reason == "stop":
-        tokens.pop()
+    stop_token = tokens.pop() if reason == "stop" else None
     shown: list[int | None] = [*tokens] or [None]
     events = [TokenEvent(output.request_id, token) for token in shown[:-1]]
-    return [*events, TokenEvent(output.request_id, shown[-1], reason)]
+    return [*events, TokenEvent(output.request_id, shown[-1], reason, stop_token=stop_token)]

@@ -1,11 +1,15 @@
 """Turns a validated body into engine requests: token ids, sampling parameters and limits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
+import numpy as np
+
 from sgate_serve.engines.contract import Grammar, Request, SamplingParams
 from sgate_serve.errors import RequestError
+from sgate_serve.server.excerpt import excerpt
+from sgate_serve.server.execution.logprob_counts import LogprobCounts
 from sgate_serve.server.execution.tool_use import ToolUse, call_grammar, tool_use
 from sgate_serve.server.protocol.generation_requests import (
     ChatRequest,
@@ -13,27 +17,53 @@ from sgate_serve.server.protocol.generation_requests import (
     GenerationRequest,
 )
 from sgate_serve.server.protocol.strict_body import TokenIds, as_list
-from sgate_serve.server.served_model import ServedModel
+from sgate_serve.server.served_model import LONG_TEXT, SHORT_TEXT, ServedModel
+from sgate_serve.text.truncation import Truncation
 
 # Clients may send any 64-bit seed, but generators take no negative ones.
 SEED_MODULUS = 2**64
-# Log-probabilities of one call, unless it has a single choice. Each takes about 500 bytes.
-MAX_LOGPROB_VALUES = 2**19
+
+
+@dataclass(frozen=True)
+class Display:
+    """How the tokens of a job become text and log-probabilities, by the fields of the body.
+
+    `echoed` and `prompt` say how many likeliest tokens are shown with those of an echoed prompt,
+    and in `prompt_logprobs`; None for no log-probabilities.
+    """
+
+    skips_special_tokens: bool = True
+    shows_stop: bool = False
+    tokens_as_ids: bool = False
+    echoed: int | None = None
+    prompt: int | None = None
+
+    @classmethod
+    def of(cls, body: GenerationRequest, counts: LogprobCounts) -> "Display":
+        return cls(
+            body.skip_special_tokens,
+            body.include_stop_str_in_output,
+            body.return_tokens_as_token_ids,
+            counts.echoed,
+            counts.prompt,
+        )
 
 
 @dataclass(frozen=True)
 class Job:
     """The engine requests of one HTTP call, in the order of its choices.
 
-    `stop` are the strings that end a choice, `echo` the text shown before each choice (empty by
-    default). The `num_choices` requests of a prompt are adjacent. `tools` are None if there are
-    none to call.
+    `stop` are the strings that end a choice, `stop_ids` the tokens that do so only in this call,
+    `echo` the text shown before each choice (empty by default). The `num_choices` requests of a
+    prompt are adjacent. `tools` are None if there are none to call.
     """
 
     requests: tuple[Request, ...]
     stop: tuple[str, ...]
     echo: tuple[str, ...]
+    display: Display
     num_choices: int = 1
+    stop_ids: frozenset[int] = frozenset()
     tools: ToolUse | None = None
 
     @property
@@ -49,31 +79,43 @@ def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
     """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
     model.check_name(body.model)
     texts = as_list(body.prompt)
-    prompts = [_encode(prompt, body.max_tokens, model) for prompt in texts]
-    num_shown = sum(body.max_tokens + len(prompt) * body.echo for prompt in prompts)
-    _check_logprobs(body, num_shown, model)
-    sampling = _sampling(body, model, body.max_tokens)
+    truncation = body.truncation(model.engine.max_model_len - body.max_tokens, "left")
+    prompts = [_encode(prompt, body, model, truncation) for prompt in texts]
+    counts = LogprobCounts.of(body, model.engine.vocab_size, echoes=body.echo)
+    num_tokens = (len(prompts) * body.max_tokens * body.n, sum(map(len, prompts)) * body.n)
+    counts.check(*num_tokens, model.engine.max_model_len)
+    sampling = _sampling(body, model, body.max_tokens, counts)
     sampling = replace(sampling, grammar=_grammar(body, model))
-    if body.echo:
-        sampling = replace(sampling, prompt_logprobs=body.logprobs)
     requests = _requests(prompts, sampling, body.n)
-    echo = tuple(_echo(body, prompt, model) for prompt in texts for _ in range(body.n))
-    return Job(requests, body.stop_strings, echo, body.n)
+    echo = [""] * len(prompts)
+    if body.echo:
+        shown = prompts if truncation is not None else texts
+        echo = [_echo(prompt, body, model) for prompt in shown]
+    echoes = tuple(text for text in echo for _ in range(body.n))
+    display = Display.of(body, counts)
+    return Job(requests, body.stop_strings, echoes, display, body.n, _own_stops(body, model))
 
 
 def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
     """Encode a rendered conversation; raise RequestError naming what cannot be served."""
-    model.check_text(text, "messages")
-    prompt = model.require_codec("messages").encode(text, add_special_tokens=False)
+    truncation = body.truncation(model.engine.max_model_len - (body.limit or 1), "left")
+    model.check_text(text, "messages", SHORT_TEXT if truncation is None else LONG_TEXT)
+    prompt = model.require_codec("messages").encode(
+        text, add_special_tokens=bool(body.add_special_tokens), truncation=truncation
+    )
     # At least 1, so that the check below refuses a prompt that leaves no room.
     max_tokens = body.limit or max(1, model.engine.max_model_len - len(prompt))
     _check_length(prompt, max_tokens, model, "messages")
-    _check_logprobs(body, max_tokens, model)
+    counts = LogprobCounts.of(body, model.engine.vocab_size)
+    counts.check(max_tokens * body.n, len(prompt) * body.n, model.engine.max_model_len)
     use = tool_use(body, model)
     grammar = _grammar(body, model) if use is None else call_grammar(body, use, model)
-    sampling = replace(_sampling(body, model, max_tokens), grammar=grammar)
+    sampling = replace(_sampling(body, model, max_tokens, counts), grammar=grammar)
     requests = _requests([prompt], sampling, body.n)
-    return Job(requests, body.stop_strings, ("",) * body.n, body.n, use)
+    model.check_text(body.echoed_text, "messages")
+    echo = (body.echoed_text,) * body.n
+    display = Display.of(body, counts)
+    return Job(requests, body.stop_strings, echo, display, body.n, _own_stops(body, model), use)
 
 
 def _requests(
@@ -94,23 +136,37 @@ def _requests(
     )
 
 
-def _encode(prompt: str | TokenIds, max_tokens: int, model: ServedModel) -> tuple[int, ...]:
+def _encode(
+    prompt: str | TokenIds,
+    body: CompletionRequest,
+    model: ServedModel,
+    truncation: Truncation | None,
+) -> tuple[int, ...]:
     """Return the tokens of a prompt, whose length is checked before any work on it."""
+    tokens: Sequence[int]
     if isinstance(prompt, str):
-        model.check_text(prompt, "prompt")
-        prompt = [*model.require_codec("prompt").encode(prompt)]
-    _check_length(prompt, max_tokens, model, "prompt")
-    model.check_ids(prompt, "prompt")
-    return tuple(prompt)
+        model.check_text(prompt, "prompt", SHORT_TEXT if truncation is None else LONG_TEXT)
+        tokens = model.require_codec("prompt").encode(
+            prompt, add_special_tokens=body.add_special_tokens is not False, truncation=truncation
+        )
+    else:
+        tokens = prompt if truncation is None else truncation.slice(prompt)
+    _check_length(tokens, body.max_tokens, model, "prompt")
+    model.check_ids(tokens, "prompt")
+    return tuple(tokens)
 
 
-def _echo(body: CompletionRequest, prompt: str | TokenIds, model: ServedModel) -> str:
-    if not body.echo:
-        return ""
-    return prompt if isinstance(prompt, str) else model.require_codec("echo").decode(prompt)
+def _echo(prompt: str | Sequence[int], body: CompletionRequest, model: ServedModel) -> str:
+    """Return the text of a prompt as it was sent, or else of its tokens."""
+    if isinstance(prompt, str):
+        return prompt
+    codec = model.require_codec("echo")
+    return codec.decode(prompt, skip_special_tokens=body.skip_special_tokens)
 
 
-def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> SamplingParams:
+def _sampling(
+    body: GenerationRequest, model: ServedModel, max_tokens: int, counts: LogprobCounts
+) -> SamplingParams:
     """Return the sampling parameters; a stop string that is a special token becomes an id."""
     if body.min_tokens > max_tokens:
         raise RequestError(
@@ -121,6 +177,8 @@ def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> S
     bias = tuple((int(token), value) for token, value in body.logit_bias.items())
     model.check_ids((token for token, _ in bias), "logit_bias")
     model.check_ids(body.stop_token_ids, "stop_token_ids")
+    allowed = body.allowed_token_ids
+    model.check_ids(allowed or (), "allowed_token_ids")
     stop_ids = frozenset(body.stop_token_ids)
     if not body.ignore_eos:
         stop_ids |= model.stop_token_ids
@@ -139,9 +197,18 @@ def _sampling(body: GenerationRequest, model: ServedModel, max_tokens: int) -> S
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,
         logit_bias=bias,
-        logprobs=body.num_logprobs,
+        logprobs=counts.new,
+        prompt_logprobs=counts.read,
         drafted_tokens=body.prompt_lookup_num_tokens,
+        allowed_token_ids=None if allowed is None else np.unique(np.array(allowed, np.int64)),
+        bad_words=tuple(_bad_words(body.bad_words, model)),
     )
+
+
+def _own_stops(body: GenerationRequest, model: ServedModel) -> frozenset[int]:
+    """Return the stop tokens of a body that would not end a choice anyway."""
+    ends: frozenset[int] = frozenset() if body.ignore_eos else model.stop_token_ids
+    return frozenset(body.stop_token_ids) - ends
 
 
 def _grammar(body: GenerationRequest, model: ServedModel) -> Grammar | None:
@@ -165,15 +232,21 @@ def _check_length(prompt: Sequence[int], max_tokens: int, model: ServedModel, pa
         )
 
 
-def _check_logprobs(body: GenerationRequest, num_tokens: int, model: ServedModel) -> None:
-    """Refuse a call whose log-probabilities would take gigabytes; `num_tokens` are for each `n`."""
-    if body.num_logprobs is None:
-        return
-    num_each = 1 + body.num_logprobs
-    most = max(MAX_LOGPROB_VALUES, num_each * model.engine.max_model_len)
-    if body.n * num_tokens * num_each > most:
-        raise RequestError(
-            f"this call may have {body.n * num_tokens * num_each} log-probabilities, and at most "
-            f"{most} are returned; lower n, max_tokens or `logprobs`, or send fewer prompts",
-            param="logprobs",
+def _bad_words(words: Sequence[str], model: ServedModel) -> Iterator[tuple[int, ...]]:
+    """Yield the tokens of each word, at the beginning of a text and, if they differ, inside of it.
+
+    As in vLLM, the form with a space counts if it has as many tokens and another first one.
+    """
+    for word in words:
+        codec = model.require_codec("bad_words")
+        plain, spaced = (
+            codec.encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " ")
         )
+        if not plain:
+            raise RequestError(
+                f"`bad_words` has {excerpt(word)}, which has no tokens; leave it out",
+                param="bad_words",
+            )
+        yield plain
+        if len(spaced) == len(plain) and spaced[0] != plain[0]:
+            yield spaced

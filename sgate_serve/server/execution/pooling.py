@@ -1,6 +1,7 @@
 """Runs texts through an encoder: one request for each text, one vector for each request."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 from uuid import uuid4
 
@@ -15,17 +16,26 @@ from sgate_serve.server.protocol.pooling_requests import PoolingBody
 from sgate_serve.server.protocol.strict_body import TokenIds
 from sgate_serve.server.served_model import LONG_TEXT, SHORT_TEXT, ServedModel
 from sgate_serve.text.tokenization import EncodedTexts
+from sgate_serve.text.truncation import Truncation
 
 
-def pooling_requests(body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
-    """Encode the inputs; raise RequestError naming what cannot be served."""
-    model.check_name(body.model)
-    limit = _limit(body, model)
+def pooling_requests(
+    body: PoolingBody, conversation: str | None, model: ServedModel
+) -> list[PoolingRequest]:
+    """Encode the inputs, or a rendered conversation; raise RequestError for what cannot be served.
+
+    Of a conversation, the text is what the chat template writes.
+    """
+    truncation, adds = body.truncation(model.engine.max_model_len), body.adds_special_tokens
+    reader = TextReader(model, truncation, prompt=model.prompt, adds_special_tokens=adds)
+    inputs = body.inputs
+    if conversation is not None:
+        reader = replace(reader, params=("messages", ""), prompt="")
+        inputs = [(conversation, None)]
     job_id = uuid4().hex
     requests = []
-    for index, (text, text_pair) in enumerate(body.inputs):
-        encoded = _encode(text, text_pair, model, limit)
-        _check_length(encoded.ids, model)
+    for index, (text, text_pair) in enumerate(inputs):
+        encoded = reader.read(text, text_pair)
         requests.append(PoolingRequest(f"{job_id}-{index}", encoded.ids, encoded.token_types))
     return requests
 
@@ -56,43 +66,56 @@ async def pooled(
     return [vectors[request.request_id] for request in requests]
 
 
-def _limit(body: PoolingBody, model: ServedModel) -> int | None:
-    """Return the number of tokens to truncate each input to, or None for no truncation."""
-    limit, asked = model.engine.max_model_len, body.truncate_prompt_tokens
-    if asked is not None and asked > limit:
-        raise RequestError(
-            f"`truncate_prompt_tokens` is {asked}, but this model reads {limit} tokens; send at "
-            "most that, or -1",
-            param="truncate_prompt_tokens",
-        )
-    return limit if asked == -1 else asked
+@dataclass(frozen=True)
+class TextReader:
+    """Encodes the texts of a body; `params` are the fields of the two sides of a pair.
 
+    Of each side, at most `longest` tokens are read, after `prompt`.
+    """
 
-def _encode(
-    text: str | TokenIds, text_pair: str | None, model: ServedModel, limit: int | None
-) -> EncodedTexts:
-    if isinstance(text, str):
+    model: ServedModel
+    truncation: Truncation | None
+    params: tuple[str, str] = ("input", "text_pair")
+    longest: tuple[int | None, int | None] = (None, None)
+    prompt: str = ""
+    adds_special_tokens: bool = True
+
+    def read(self, text: str | TokenIds, text_pair: str | None = None) -> EncodedTexts:
+        """Return the tokens of a text or pair; raise RequestError naming what cannot be served."""
+        if not isinstance(text, str):
+            return self._read_ids(text)
+        model, truncation = self.model, self.truncation
         # What is cut may be longer than the model holds.
-        least = SHORT_TEXT if limit is None else LONG_TEXT
-        model.check_text(text, "input", least)
-        model.check_text(text_pair or "", "text_pair", least)
-        return model.require_codec("input").encode_texts(model.prompt + text, text_pair, limit)
-    tokens = text[:limit]
-    _check_length(tokens, model)
-    model.check_ids(tokens, "input")
-    return EncodedTexts(tuple(tokens), None)
-
-
-def _check_length(tokens: Sequence[int], model: ServedModel) -> None:
-    limit = model.engine.max_model_len
-    if not tokens:
-        raise RequestError(
-            "`input` has no tokens; send some text, or at least one token id", param="input"
+        least = SHORT_TEXT if truncation is None and self.longest == (None, None) else LONG_TEXT
+        for own, param in zip((text, text_pair or ""), self.params, strict=True):
+            model.check_text(own, param, least)
+        encoded = model.require_codec(self.params[0]).encode_texts(
+            self.prompt + text,
+            text_pair,
+            truncation,
+            self.longest,
+            add_special_tokens=self.adds_special_tokens,
         )
-    if len(tokens) > limit:
-        raise RequestError(
-            f"this model reads {limit} tokens, but `input` has {len(tokens)}; shorten it, or send "
-            "`truncate_prompt_tokens: -1` to cut off its end",
-            param="input",
-            code="context_length_exceeded",
-        )
+        self._check_length(encoded.ids)
+        return encoded
+
+    def _read_ids(self, tokens: TokenIds) -> EncodedTexts:
+        if self.truncation is not None:
+            tokens = self.truncation.slice(tokens)
+        self._check_length(tokens)
+        self.model.check_ids(tokens, self.params[0])
+        return EncodedTexts(tuple(tokens), None)
+
+    def _check_length(self, tokens: Sequence[int]) -> None:
+        limit, param = self.model.engine.max_model_len, self.params[0]
+        if not tokens:
+            raise RequestError(
+                f"`{param}` has no tokens; send some text, or at least one token id", param=param
+            )
+        if len(tokens) > limit:
+            raise RequestError(
+                f"this model reads {limit} tokens, but `{param}` has {len(tokens)}; shorten it, or "
+                "send `truncate_prompt_tokens: -1` to cut off its end",
+                param=param,
+                code="context_length_exceeded",
+            )

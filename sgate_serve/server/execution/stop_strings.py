@@ -1,4 +1,4 @@
-"""Cuts a stream of text before the first stop string, without ever showing a part of one.
+"""Cuts a stream of text at the first stop string, without ever showing a part of one.
 
 The first string is the one that is complete first and, of two that end at the same character, the
 longer one. It does not depend on how the text is split into pieces.
@@ -8,10 +8,14 @@ from collections.abc import Sequence
 
 
 class StopStrings:
-    """Watches the text of one choice; after `found`, no more text may be pushed."""
+    """Watches the text of one choice; after `found`, no more text may be pushed.
 
-    def __init__(self, strings: Sequence[str]) -> None:
+    With `is_shown`, the text ends after the string instead of before it.
+    """
+
+    def __init__(self, strings: Sequence[str], *, is_shown: bool = False) -> None:
         self._strings = tuple(strings)
+        self._is_shown = is_shown
         self._held = ""
         self.found: str | None = None
 
@@ -24,9 +28,9 @@ class StopStrings:
             if (start := text.find(string)) >= 0
         ]
         if matches:
-            _, start, self.found = min(matches)
+            end, start, self.found = min(matches)
             self._held = ""
-            return text[:start]
+            return text[: end if self._is_shown else start]
         num_held = max((_overlap(text, string) for string in self._strings), default=0)
         shown = text[: len(text) - num_held]
         self._held = text[len(shown) :]

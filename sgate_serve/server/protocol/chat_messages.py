@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from sgate_serve.errors import RequestError
@@ -32,6 +32,9 @@ RESERVED = frozenset(
     }
 )
 
+# The answer may have the last message's role, in each of its choices.
+MAX_ROLE = 64
+
 
 class TextPart(StrictModel):
     type: Literal["text"]
@@ -39,15 +42,28 @@ class TextPart(StrictModel):
 
 
 class Message(StrictModel):
-    """One message, of text, tool calls (of the assistant), or the result of one (role `tool`)."""
+    """One message, of text, tool calls (of the assistant), or the result of one (role `tool`).
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    The chat template gets any role, and any further fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    role: Annotated[str, Field(min_length=1, max_length=MAX_ROLE)]
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = Field(
         None, validate_default=True
     )
     name: str | None = None
+    function_call: None = None
+
+    @property
+    def text(self) -> str:
+        """The content, the parts of which are joined by newlines."""
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content or ())
 
     @field_validator("tool_calls", "tool_call_id")
     @classmethod

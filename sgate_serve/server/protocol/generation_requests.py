@@ -19,11 +19,11 @@ from sgate_serve.server.protocol.strict_body import (
     as_list,
 )
 from sgate_serve.server.protocol.structured_outputs import StructuredBody
+from sgate_serve.server.protocol.vllm_parameters import MAX_LOGPROBS, VllmParameters
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
-MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_LOOKED_UP = 32
 
@@ -43,7 +43,7 @@ class StreamOptions(StrictModel):
     include_obfuscation: Literal[False] = False
 
 
-class GenerationRequest(StructuredBody):
+class GenerationRequest(StructuredBody, VllmParameters):
     """The parameters that completions and chat completions share."""
 
     n: int = Field(
@@ -106,7 +106,9 @@ class GenerationRequest(StructuredBody):
         "in the request's own text at a time",
     )
     return_token_ids: bool = Field(
-        False, description="true or false; true adds `token_ids` to each choice (as in vLLM)"
+        False,
+        description="true or false; true adds `token_ids` to each choice, and `prompt_token_ids` "
+        "(as in vLLM)",
     )
 
     @model_validator(mode="after")
@@ -115,17 +117,17 @@ class GenerationRequest(StructuredBody):
             raise RequestError(
                 "`stream_options` is only for `stream: true`; leave it out", param="stream_options"
             )
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError(
+                "`prompt_logprobs` is not for `stream: true`; leave one of them out",
+                param="prompt_logprobs",
+            )
         return self
 
     @property
     @abstractmethod
     def num_choices(self) -> int:
         """How many choices the whole call has."""
-
-    @property
-    @abstractmethod
-    def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to show; None for no log-probabilities."""
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -142,10 +144,10 @@ class CompletionRequest(GenerationRequest):
     echo: bool = Field(False, description="true or false; true shows the prompt before the text")
     logprobs: int | None = Field(
         None,
-        ge=0,
+        ge=-1,
         le=MAX_LOGPROBS,
         description=f"a whole number up to {MAX_LOGPROBS}: shows the log-probability of each "
-        "token, also of an echoed prompt, and this many likeliest tokens",
+        "token, also of an echoed prompt, and this many likeliest tokens, or all for -1",
     )
 
     @model_validator(mode="after")
@@ -178,7 +180,7 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to show; None for no log-probabilities."""
+        """How many of the likeliest tokens to show, -1 for all; None for no log-probabilities."""
         return self.logprobs
 
 
@@ -190,6 +192,11 @@ class ChatRequest(GenerationRequest, ToolBody):
         fail_fast=True,
         description="a list of messages with `role` and text `content`",
     )
+    echo: bool = Field(
+        False,
+        description="true or false; true shows the last message before the text if its role is "
+        "that of the answer",
+    )
     max_tokens: int | None = Field(None, ge=1, description="a positive integer")
     max_completion_tokens: int | None = Field(
         None, ge=1, description="a positive integer; the newer name of max_tokens"
@@ -199,10 +206,10 @@ class ChatRequest(GenerationRequest, ToolBody):
     )
     top_logprobs: int = Field(
         0,
-        ge=0,
+        ge=-1,
         le=MAX_LOGPROBS,
         description=f"a whole number up to {MAX_LOGPROBS}, together with `logprobs: true`: shows "
-        "this many likeliest tokens at each position",
+        "this many likeliest tokens at each position, or all for -1",
     )
 
     @model_validator(mode="after")
@@ -243,8 +250,19 @@ class ChatRequest(GenerationRequest, ToolBody):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to show; None for no log-probabilities."""
+        """How many of the likeliest tokens to show, -1 for all; None for no log-probabilities."""
         return self.top_logprobs if self.logprobs else None
+
+    @property
+    def answer_role(self) -> str:
+        """The role of the answer: the assistant's, or that of a message that goes on."""
+        return "assistant" if self.add_generation_prompt else self.messages[-1].role
+
+    @property
+    def echoed_text(self) -> str:
+        """The text before the answer."""
+        last = self.messages[-1]
+        return last.text if self.echo and last.role == self.answer_role else ""
 
     @property
     def limit(self) -> int | None:

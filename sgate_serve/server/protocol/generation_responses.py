@@ -33,14 +33,25 @@ class ResponseHead:
         }
 
     def choice(self, delta: Delta, content: Json, write: WriteLogprobs) -> Json:
-        """Return one choice with its content, and `token_ids` (as in vLLM) if they were asked for.
+        """Return one choice with its content, vLLM's `token_ids` if they were asked for, and its
+        `stop_reason` if there is one.
 
         `write` puts log-probabilities into the endpoint's shape, if they were asked for.
         """
         tokens = {"token_ids": list(delta.tokens)} if self.shows_tokens else {}
         logprobs = write(delta.positions) if self.shows_logprobs else None
         ending = {"logprobs": logprobs, "finish_reason": self._finish_reason(delta)}
-        return {"index": delta.index, **content, **ending, **tokens}
+        reason = {} if delta.stop_reason is None else {"stop_reason": delta.stop_reason}
+        return {"index": delta.index, **content, **ending, **reason, **tokens}
+
+    def prompt_facts(self, delta: Delta) -> Json:
+        """Return what was asked for about the prompt (as in vLLM), if the delta has it."""
+        facts: Json = {}
+        if delta.prompt_logprobs:
+            facts["prompt_logprobs"] = delta.prompt_logprobs
+        if self.shows_tokens and delta.prompt:
+            facts["prompt_token_ids"] = delta.prompt
+        return facts
 
     def _finish_reason(self, delta: Delta) -> str | None:
         """Return `tool_calls` after calls, except for that of a named tool, as OpenAI does."""
@@ -55,8 +66,8 @@ class ResponseWriter(Protocol):
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
         """Return the whole response; each choice is a single delta."""
 
-    def opening(self, num_choices: int) -> list[Json]:
-        """Return the chunks at the start of a stream."""
+    def opening(self, first: Delta, num_choices: int) -> list[Json]:
+        """Return the chunks at the start of a stream, before that of the first delta."""
 
     def chunks(self, delta: Delta) -> list[Json]:
         """Return the chunks of one delta, at least one."""
@@ -75,7 +86,7 @@ class CompletionWriter:
         written = [self._choice(delta) for delta in choices]
         return self._object(written) | {"usage": usage_json(usage)}
 
-    def opening(self, num_choices: int) -> list[Json]:
+    def opening(self, first: Delta, num_choices: int) -> list[Json]:
         return []
 
     def chunks(self, delta: Delta) -> list[Json]:
@@ -88,7 +99,8 @@ class CompletionWriter:
         return self.head.envelope("text_completion", choices)
 
     def _choice(self, delta: Delta) -> Json:
-        return self.head.choice(delta, {"text": delta.text}, completion_logprobs)
+        choice = self.head.choice(delta, {"text": delta.text}, completion_logprobs)
+        return choice | self.head.prompt_facts(delta)
 
 
 @dataclass(frozen=True)
@@ -96,17 +108,21 @@ class ChatWriter:
     """Writes `chat.completion`, or `chat.completion.chunk`, of which the first has the role."""
 
     head: ResponseHead
+    role: str = "assistant"
 
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
         written = [
-            self.head.choice(delta, {"message": _message(delta)}, chat_logprobs)
+            self.head.choice(delta, {"message": _message(delta, self.role)}, chat_logprobs)
             for delta in choices
         ]
-        return self.head.envelope("chat.completion", written) | {"usage": usage_json(usage)}
+        envelope = self.head.envelope("chat.completion", written)
+        # The choices of a chat have one prompt.
+        return envelope | {"usage": usage_json(usage)} | self.head.prompt_facts(choices[0])
 
-    def opening(self, num_choices: int) -> list[Json]:
+    def opening(self, first: Delta, num_choices: int) -> list[Json]:
+        facts = self.head.prompt_facts(first)
         return [
-            self._chunk(Delta(index, "", ()), {"role": "assistant", "content": ""})
+            self._chunk(Delta(index, "", ()), {"role": self.role, "content": ""}) | facts
             for index in range(num_choices)
         ]
 
@@ -129,9 +145,9 @@ class ChatWriter:
         return self.head.envelope("chat.completion.chunk", [choice])
 
 
-def _message(delta: Delta) -> Json:
+def _message(delta: Delta, role: str) -> Json:
     """Return the message of a whole choice."""
-    message: Json = {"role": "assistant", "content": delta.text, "refusal": None}
+    message: Json = {"role": role, "content": delta.text, "refusal": None}
     if not delta.calls:
         return message
     calls = [

@@ -1,4 +1,7 @@
-"""Log-probabilities in both of OpenAI's shapes, with the text, bytes and offset of each token."""
+"""Log-probabilities in both of OpenAI's shapes, with the text, bytes and offset of each token.
+
+Those of prompts are in vLLM's shape.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,20 +34,55 @@ class Position:
     offset: int
 
 
-def show_position(scores: TokenLogprobs, offset: int, codec: TextCodec | None) -> Position:
-    """Return one token's log-probabilities as they are shown."""
+def show_position(
+    scores: TokenLogprobs, offset: int, codec: TextCodec | None, *, as_ids: bool = False
+) -> Position:
+    """Return one token's log-probabilities as they are shown: by their ids, or by their texts."""
 
     def show(token: int, logprob: float | None) -> ShownToken:
         if logprob is not None:
             logprob = max(logprob, LOWEST)
-        if codec is None:
-            return ShownToken(f"token_id:{token}", b"", logprob)
-        content = codec.token_bytes(token)
-        # Incomplete characters are escaped, so different tokens keep different texts.
-        return ShownToken(content.decode("utf-8", "backslashreplace"), content, logprob)
+        content = b"" if codec is None else codec.token_bytes(token)
+        is_text = codec is not None and not as_ids
+        text = _text(content) if is_text else f"token_id:{token}"
+        return ShownToken(text, content, logprob)
 
     top = tuple(show(token, logprob) for token, logprob in scores.top)
     return Position(show(scores.token, scores.logprob), top, offset)
+
+
+def _text(content: bytes) -> str:
+    """Return the bytes of a token as text, in which incomplete characters are escaped.
+
+    Different tokens thereby keep different texts.
+    """
+    return content.decode("utf-8", "backslashreplace")
+
+
+def prompt_logprobs(
+    prompt: Sequence[TokenLogprobs], num_top: int, codec: TextCodec | None
+) -> list[Json | None]:
+    """Return vLLM's list: null for the first token, then token id → log-probability, rank and text.
+
+    Each holds the token itself, and after it the `num_top` likeliest.
+    """
+    return [_prompt_position(scores, num_top, codec) for scores in prompt]
+
+
+def _prompt_position(scores: TokenLogprobs, num_top: int, codec: TextCodec | None) -> Json | None:
+    if scores.logprob is None:
+        return None
+    found = {scores.token: (scores.logprob, scores.rank)}
+    for rank, (token, logprob) in enumerate(scores.top[:num_top], start=1):
+        found[token] = (logprob, rank)
+    return {
+        str(token): {
+            "logprob": max(logprob, LOWEST),
+            "rank": rank,
+            "decoded_token": None if codec is None else _text(codec.token_bytes(token)),
+        }
+        for token, (logprob, rank) in found.items()
+    }
 
 
 def completion_logprobs(positions: Sequence[Position]) -> Json:

@@ -2,60 +2,86 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from sgate_serve.errors import RequestError
+from sgate_serve.server.protocol.chat_messages import ConversationBody, Message
 from sgate_serve.server.protocol.strict_body import (
     PROMPTS_EXPECTED,
     Prompts,
-    StrictBody,
     TokenIds,
     as_list,
 )
+from sgate_serve.server.protocol.text_body import EncoderBody
 
 
-class PoolingBody(StrictBody):
-    """The parameters that both share."""
+class PoolingBody(EncoderBody, ConversationBody):
+    """The parameters that both share: texts, or one conversation."""
 
-    input: Prompts = Field(description=PROMPTS_EXPECTED)
-    truncate_prompt_tokens: int | None = Field(
+    input: Prompts | None = Field(None, description=f"{PROMPTS_EXPECTED}, or `messages` instead")
+    messages: Annotated[list[Message], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, description="a list of messages, or `input` instead"
+    )
+    add_generation_prompt: bool = Field(
+        False, description="true or false; true begins the assistant's turn"
+    )
+    add_special_tokens: bool | None = Field(
         None,
-        ge=-1,
-        description="the most tokens to read of each text; -1 for as many as fit",
+        description="true or false; by default true for `input`, and false for `messages`, whose "
+        "chat template writes them",
     )
 
-    @field_validator("input")
-    @classmethod
-    def _check_input(cls, value: Prompts) -> Prompts:
-        if value == []:
+    @model_validator(mode="after")
+    def _check_input(self) -> Self:
+        if self.input == []:
             raise RequestError("`input` is an empty list; send at least one text", param="input")
-        return value
+        if (self.input is None) == (self.messages is None):
+            raise RequestError("send either `input` or `messages`", param="input")
+        for name in ("add_generation_prompt", "continue_final_message", "chat_template_kwargs"):
+            if self.messages is None and getattr(self, name):
+                raise RequestError(f"`{name}` is only for `messages`; leave it out", param=name)
+        return self
 
-    @field_validator("truncate_prompt_tokens")
-    @classmethod
-    def _check_truncation(cls, value: int | None) -> int | None:
-        if value == 0:
-            raise RequestError(
-                "`truncate_prompt_tokens` 0 leaves nothing to read; send -1 for as many as fit",
-                param="truncate_prompt_tokens",
-            )
-        return value
+    @property
+    def adds_special_tokens(self) -> bool:
+        return self.messages is None if self.add_special_tokens is None else self.add_special_tokens
+
+    @property
+    def num_inputs(self) -> int:
+        return 1 if self.input is None else len(as_list(self.input))
 
     @property
     def inputs(self) -> list[tuple[str | TokenIds, str | None]]:
-        """The texts, each with the second text of its pair or None."""
-        return [(text, None) for text in as_list(self.input)]
+        """The texts of `input`, each with the second text of its pair or None."""
+        return [(text, None) for text in as_list(self.input or [])]
 
 
 class EmbeddingRequest(PoolingBody):
     """The body of /v1/embeddings."""
 
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="float, or base64 for little-endian float32"
+        "float", description="float, or base64 for the bytes of the numbers"
+    )
+    embed_dtype: Literal["float32", "float16", "bfloat16"] | None = Field(
+        None, description="float32, float16 or bfloat16, together with `encoding_format` base64"
+    )
+    endianness: Literal["native", "little", "big"] | None = Field(
+        None, description="little, big or native, together with `encoding_format` base64"
     )
     dimensions: int | None = Field(
-        None, ge=1, description="the width of the model's embeddings; no other is supported"
+        None,
+        ge=1,
+        description="the width of the model's embeddings, or one of those that it was trained for",
     )
+
+    @model_validator(mode="after")
+    def _check_encoding(self) -> Self:
+        for name in ("embed_dtype", "endianness"):
+            if getattr(self, name) is not None and self.encoding_format == "float":
+                raise RequestError(
+                    f"`{name}` is only for `encoding_format` base64; leave it out", param=name
+                )
+        return self
 
 
 class ClassifyRequest(PoolingBody):
@@ -69,11 +95,12 @@ class ClassifyRequest(PoolingBody):
     def _check_pairs(self) -> Self:
         if self.text_pair is None:
             return self
-        texts = as_list(self.input)
+        texts = as_list(self.input or [])
         is_text = all(isinstance(text, str) for text in texts)
         is_one = isinstance(self.input, str)
         if (
-            not is_text
+            self.input is None
+            or not is_text
             or is_one != isinstance(self.text_pair, str)
             or len(texts) != len(self._pairs)
         ):
@@ -93,4 +120,4 @@ class ClassifyRequest(PoolingBody):
         """The texts, each with the second text of its pair or None."""
         if self.text_pair is None:
             return super().inputs
-        return [*zip(as_list(self.input), self._pairs, strict=True)]
+        return [*zip(as_list(self.input or []), self._pairs, strict=True)]

@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,34 @@ def unit_length(vector: Vector) -> Vector:
     return np.asarray(vector / max(np.linalg.norm(vector), np.float32(LEAST_NORM)))
 
 
+def shortened(
+    vectors: Sequence[Vector], dimensions: int | None, widths: Sequence[int] | None
+) -> Sequence[Vector]:
+    """Return the first numbers of each embedding, if it was trained to be cut to `widths`.
+
+    None stands for none, and no widths at all for any. Raises RequestError for another width.
+    """
+    width = len(vectors[0])
+    if dimensions in (None, width):
+        return vectors
+    assert dimensions is not None
+    if widths is None:
+        found, remedy = f"this model's embeddings have {width}", "leave it out"
+    elif dimensions < width and (not widths or dimensions in widths):
+        return [vector[:dimensions] for vector in vectors]
+    else:
+        known = ", ".join(map(str, widths)) or f"at most {width}"
+        found, remedy = f"this model's embeddings can have {known}", "send one of these"
+    raise RequestError(f"`dimensions` is {dimensions}, but {found}; {remedy}", param="dimensions")
+
+
 def embeddings_json(
     vectors: Sequence[Vector], body: EmbeddingRequest, model_name: str, num_tokens: int
 ) -> Json:
-    """Return the list object; raise RequestError if the client asked for another width."""
-    width = len(vectors[0])
-    if body.dimensions not in (None, width):
-        raise RequestError(
-            f"`dimensions` is {body.dimensions}, but this model's embeddings have {width}; leave "
-            "it out",
-            param="dimensions",
-        )
-    write: Callable[[Vector], Any] = _base64 if body.encoding_format == "base64" else _numbers
+    """Return the list object."""
+    write: Callable[[Vector], Any] = _numbers
+    if body.encoding_format == "base64":
+        write = partial(_base64, dtype=body.embed_dtype, endianness=body.endianness)
     data = [
         {"object": "embedding", "index": index, "embedding": write(vector)}
         for index, vector in enumerate(vectors)
@@ -60,8 +77,24 @@ def _numbers(vector: Vector) -> list[float]:
     return [float(value) for value in vector]
 
 
-def _base64(vector: Vector) -> str:
-    return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+def _base64(vector: Vector, dtype: str | None, endianness: str | None) -> str:
+    """Return the bytes of a vector, by default of little-endian float32."""
+    order = {"big": ">", "native": "="}.get(endianness or "", "<")
+    if dtype == "bfloat16":
+        numbers: NDArray[Any] = _upper_halves(vector)
+    else:
+        with np.errstate(over="ignore"):
+            numbers = vector.astype(dtype or "float32")
+    ordered = numbers.astype(np.dtype(order + numbers.dtype.str[1:]))
+    return base64.b64encode(ordered.tobytes()).decode()
+
+
+def _upper_halves(vector: Vector) -> NDArray[np.uint16]:
+    """Return the bits of a vector as bfloat16, rounded to the nearest, of two to the even one."""
+    bits = vector.view(np.uint32)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    # Rounding would carry a NaN into the exponent.
+    return np.where(np.isnan(vector), 0x7FC0, rounded).astype(np.uint16)
 
 
 def _usage(num_tokens: int) -> Json:

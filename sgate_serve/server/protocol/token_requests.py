@@ -36,6 +36,14 @@ class TokenizeRequest(ConversationBody):
         return self
 
 
+class ApplyTemplateRequest(ConversationBody):
+    """The body of /apply-template, which is llama.cpp's."""
+
+    messages: Annotated[list[Message], Field(fail_fast=True)] = Field(
+        min_length=1, description="a list of messages"
+    )
+
+
 class DetokenizeRequest(StrictBody):
     """The body of /detokenize."""
 

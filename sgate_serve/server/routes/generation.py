@@ -23,6 +23,7 @@ from sgate_serve.server.protocol.generation_responses import (
     ResponseWriter,
 )
 from sgate_serve.server.protocol.tools import NamedTool
+from sgate_serve.server.request_ids import rename_request
 from sgate_serve.server.routes.answering import answered, prepared_chat
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.service import Service
@@ -44,6 +45,7 @@ class GenerationEndpoints:
     async def complete(self, body: CompletionRequest, request: Request) -> Response:
         """Continue one or several prompts."""
         model = self._service.model_for("generate", request)
+        rename_request(request, body.request_id)
         self._service.driver.check_room(body.num_choices)
         work = asyncio.to_thread(completion_job, body, model)
         job = await until_disconnect(request.receive, work)
@@ -53,12 +55,13 @@ class GenerationEndpoints:
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = self._service.model_for("generate", request)
+        rename_request(request, body.request_id)
         self._service.driver.check_room(body.num_choices)
         work = prepared_chat(self._service, body, model)
         job = await until_disconnect(request.receive, work)
         head = _head(f"chatcmpl-{request.state.request_id}", body, model.name)
         head = replace(head, names_tool=isinstance(body.tool_choice, NamedTool))
-        return await self._run(job, body, request, ChatWriter(head))
+        return await self._run(job, body, request, ChatWriter(head, body.answer_role))
 
     async def _run(
         self, job: Job, body: GenerationRequest, request: Request, writer: ResponseWriter

@@ -15,7 +15,13 @@ from sgate_serve.server.protocol.pooling_requests import (
     EmbeddingRequest,
     PoolingBody,
 )
-from sgate_serve.server.protocol.pooling_responses import classes_json, embeddings_json, unit_length
+from sgate_serve.server.protocol.pooling_responses import (
+    classes_json,
+    embeddings_json,
+    shortened,
+    unit_length,
+)
+from sgate_serve.server.request_ids import rename_request
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
@@ -40,7 +46,8 @@ class PoolingEndpoints:
         model = self._service.model_for("embed", request)
         requests = await self._requests(body, request, model)
         vectors = await self._run(requests, request, model.name)
-        if model.normalize:
+        vectors = shortened(vectors, body.dimensions, model.widths)
+        if model.normalize if body.use_activation is None else body.use_activation:
             vectors = [unit_length(vector) for vector in vectors]
         num_tokens = _num_tokens(requests)
         return await json_answer(lambda: embeddings_json(vectors, body, model.name, num_tokens))
@@ -48,8 +55,8 @@ class PoolingEndpoints:
     async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """Return the best label of each text or pair, and the scores of all labels."""
         model = self._service.model_for("classify", request)
-        head = model.head
-        assert head is not None
+        assert model.head is not None
+        head = model.head.bare() if body.use_activation is False else model.head
         requests = await self._requests(body, request, model)
         logits = await self._run(requests, request, model.name)
         first = {"id": f"classify-{request.state.request_id}"}
@@ -59,13 +66,20 @@ class PoolingEndpoints:
     async def _requests(
         self, body: PoolingBody, request: Request, model: ServedModel
     ) -> list[PoolingRequest]:
-        self._service.driver.check_room(len(body.inputs))
-        work = asyncio.to_thread(pooling_requests, body, model)
-        return await until_disconnect(request.receive, work)
+        rename_request(request, body.request_id)
+        self._service.driver.check_room(body.num_inputs)
+        return await until_disconnect(request.receive, self._encoded(body, model))
+
+    async def _encoded(self, body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
+        model.check_name(body.model)
+        text = None
+        if body.messages is not None:
+            text = await self._service.render(body.messages, body.options, model)
+        return await asyncio.to_thread(pooling_requests, body, text, model)
 
     async def _run(
         self, requests: Sequence[PoolingRequest], request: Request, model_name: str
-    ) -> list[NDArray[np.float32]]:
+    ) -> Sequence[NDArray[np.float32]]:
         request.state.log.update(model=model_name, prompt_tokens=_num_tokens(requests))
         service, deadline = self._service, request.state.deadline
         work = pooled(requests, service.driver, service.metrics, deadline)

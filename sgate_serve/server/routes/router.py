@@ -9,12 +9,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from sgate_serve import __version__
 from sgate_serve.server.driver import EngineDriver
-from sgate_serve.server.paths import HEALTH_PATH, METRICS_PATH
+from sgate_serve.server.paths import HEALTH_PATH, LOAD_PATH, METRICS_PATH
 from sgate_serve.server.routes.generation import GenerationEndpoints
 from sgate_serve.server.routes.messages import MessagesEndpoints
 from sgate_serve.server.routes.page import page_router
 from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.responses import ResponsesEndpoint
+from sgate_serve.server.routes.scoring import ScoringEndpoints
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
 from sgate_serve.server.served_model import ServedModel
@@ -30,6 +31,7 @@ def create_router(driver: EngineDriver, shadow: Shadow | None = None) -> APIRout
         ResponsesEndpoint(service),
         MessagesEndpoints(service),
         PoolingEndpoints(service),
+        ScoringEndpoints(service),
         TokenEndpoints(service),
         ServerEndpoints(service),
     ):
@@ -50,6 +52,7 @@ class ServerEndpoints:
         router.add_api_route("/v1/models/{name:path}", self.show_model)
         router.add_api_route(HEALTH_PATH, self.show_health)
         router.add_api_route(METRICS_PATH, self.show_metrics)
+        router.add_api_route(LOAD_PATH, self.show_load)
         router.add_api_route("/version", self.show_version)
         return router
 
@@ -77,6 +80,10 @@ class ServerEndpoints:
         if shadow is not None:
             content += shadow.tally.render()
         return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+    async def show_load(self) -> JSONResponse:
+        """Return how many calls are being answered by the model (vLLM's shape)."""
+        return JSONResponse({"server_load": self._service.driver.num_calls})
 
     async def show_version(self) -> JSONResponse:
         """Return the version of sgate-serve."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -11,7 +12,12 @@ from starlette.types import Receive, Scope, Send
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.error_responses import error_body
-from sgate_serve.server.execution.generation import Delta, Generation
+from sgate_serve.server.execution.generation import (
+    FEW_LOGPROBS,
+    Delta,
+    Generation,
+    Usage,
+)
 from sgate_serve.server.protocol.generation_requests import StreamOptions
 from sgate_serve.server.protocol.generation_responses import ResponseWriter, usage_json
 
@@ -90,30 +96,40 @@ class EventWriter:
 
         `first` must be awaited before the response starts, so that an earlier error has a status.
         """
-        for chunk in self._writer.opening(self._generation.num_choices):
-            yield self._event(chunk)
+        generation = self._generation
+        for chunk in self._writer.opening(first, generation.num_choices):
+            before = replace(generation.usage_of(first.index), completion_tokens=0)
+            yield self._event(chunk, before)
         try:
-            for chunk in self._chunks(first):
-                yield self._event(chunk)
+            for own in await self._events_of(first):
+                yield own
             async for delta in deltas:
-                for chunk in self._chunks(delta):
-                    yield self._event(chunk)
+                for own in await self._events_of(delta):
+                    yield own
                     # Writing a backlog never waits, so let the loop notice a disconnect and serve
                     # other clients.
                     await asyncio.sleep(0)
             if self._options.include_usage:
-                yield event(self._writer.closing(self._generation.usage))
+                yield event(self._writer.closing(generation.usage))
         except RequestError as error:
             yield event(error_body(error))
         yield DONE
 
-    def _chunks(self, delta: Delta) -> list[dict[str, Any]]:
-        shows = delta.text or delta.calls or delta.finish_reason or self._every_token
-        return self._writer.chunks(delta) if shows else []
+    async def _events_of(self, delta: Delta) -> list[bytes]:
+        usage = self._generation.usage_of(delta.index)
+        if sum(1 + len(position.top) for position in delta.positions) > FEW_LOGPROBS:
+            return await asyncio.to_thread(self._written, delta, usage)
+        return self._written(delta, usage)
 
-    def _event(self, chunk: dict[str, Any]) -> bytes:
+    def _written(self, delta: Delta, usage: Usage) -> list[bytes]:
+        shows = delta.text or delta.calls or delta.finish_reason or self._every_token
+        chunks = self._writer.chunks(delta) if shows else []
+        return [self._event(chunk, usage) for chunk in chunks]
+
+    def _event(self, chunk: dict[str, Any], usage: Usage) -> bytes:
+        """Return the event of a chunk, with the usage of its choice if it is wanted."""
         if self._options.continuous_usage_stats:
-            chunk["usage"] = usage_json(self._generation.usage)
+            chunk["usage"] = usage_json(usage)
         elif self._options.include_usage:
             chunk["usage"] = None
         return event(chunk)

@@ -1,11 +1,17 @@
-"""The endpoints /tokenize and /detokenize, which need the tokenizer but not the engine."""
+"""The endpoints of the tokenizer and the chat template, which do not need the engine."""
 
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from sgate_serve.server.protocol.token_requests import DetokenizeRequest, TokenizeRequest
+from sgate_serve.errors import RequestError
+from sgate_serve.server.paths import TOKENIZER_INFO_PATH
+from sgate_serve.server.protocol.token_requests import (
+    ApplyTemplateRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
@@ -14,7 +20,7 @@ from sgate_serve.server.served_model import LONG_TEXT, ServedModel
 
 
 class TokenEndpoints:
-    """Each endpoint reads a body and writes vLLM's response."""
+    """Each endpoint writes vLLM's response, and that of /apply-template llama.cpp's."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -23,6 +29,8 @@ class TokenEndpoints:
         router = APIRouter(route_class=BodyRoute)
         router.add_api_route("/tokenize", self.tokenize, methods=["POST"])
         router.add_api_route("/detokenize", self.detokenize, methods=["POST"])
+        router.add_api_route("/apply-template", self.apply_template, methods=["POST"])
+        router.add_api_route(TOKENIZER_INFO_PATH, self.show_tokenizer)
         return router
 
     async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
@@ -41,6 +49,21 @@ class TokenEndpoints:
         """Return the text of token ids, including special tokens."""
         model = self._service.driver.model
         return await json_answer(lambda: _detokenize(body, model))
+
+    async def apply_template(self, body: ApplyTemplateRequest, request: Request) -> Response:
+        """Return a conversation as the text that the chat template makes of it."""
+        model = self._service.driver.model
+        model.check_name(body.model)
+        work = self._service.render(body.messages, body.options, model)
+        text = await until_disconnect(request.receive, work)
+        return await json_answer(lambda: {"prompt": text})
+
+    async def show_tokenizer(self) -> Response:
+        """Return the settings of the tokenizer, including the chat template."""
+        codec = self._service.driver.model.codec
+        if codec is None:
+            raise RequestError("this model has no tokenizer", status=404)
+        return await json_answer(lambda: codec.info)
 
 
 def _tokenize(text: str, body: TokenizeRequest, model: ServedModel) -> dict[str, Any]:
