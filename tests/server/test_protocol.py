@@ -93,7 +93,6 @@ def test_param_is_the_path_of_the_value(body: dict[str, Any], param: str) -> Non
 @pytest.mark.parametrize(
     ("message", "param"),
     [
-        ({"role": "function", "content": "x"}, "messages.0.role"),
         ({"role": "tool"}, "messages.0.content"),
         ({"role": "assistant", "tool_calls": []}, "messages.0.content"),
         ({"role": "user", "content": "x", "tool_calls": [CALL]}, "messages.0.tool_calls"),
