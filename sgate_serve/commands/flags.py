@@ -24,9 +24,9 @@ def add_flags(
     """Add `--field-name` for every field of `options` except `leave_out`.
 
     A field without default is required, a boolean is a switch, `X | None` takes an X, a tuple of
-    paths takes one each time it is given, and other tuples take numbers or words separated by
-    commas. With `keep_unset` a flag that is not given is None, and its default is only shown.
-    `--help` lists fields under their group, or else under `group`.
+    paths takes one each time it is given, one of words some separated by commas each time, and one
+    of numbers takes them separated by commas. With `keep_unset` a flag that is not given is None,
+    and its default is only shown. `--help` lists fields under their group, or else under `group`.
     """
     hints, groups = get_type_hints(options), dict[str, argparse._ArgumentGroup]()
     for field in fields(options):
@@ -141,6 +141,7 @@ def _add_flag(
     parser.add_argument(
         flag,
         dest=field.name,
+        action=_Joined if hint == tuple[str, ...] else "store",
         type=_reader(hint),
         required=required,
         default=None if keep_unset else default,
@@ -160,6 +161,21 @@ class _Gathered(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
+
+
+class _Joined(argparse.Action):
+    """Joins the words of a flag that is given several times; each may have several itself."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest)
+        # The default is a text, or None.
+        setattr(namespace, self.dest, (*(before if isinstance(before, tuple) else ()), *values))
 
 
 def _reader(hint: Any) -> Any:

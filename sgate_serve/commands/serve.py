@@ -28,6 +28,7 @@ examples:
   sgate serve my-pruned --port 8000
   sgate serve my-pruned --served-model-name my-model,gpt-4o-mini --api-key KEY
   sgate serve my-pruned -- --slots 16 --precision int4 --threads 2
+  sgate serve my-pruned --model dense=my-model
   sgate serve my-pruned --shadow my-model --shadow-share 0.2
   sgate serve my-pruned --engine vllm -- --tensor-parallel-size 2
 """
@@ -63,14 +64,34 @@ def run(args: argparse.Namespace) -> int:
     if own_server is not None:
         every = (*names.listed, *names.aliases)
         import_object(own_server)(model.folder, options, every, args.engine_arguments)
-    loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
-    load = loader(engine, model, args.engine_arguments, names)
-    if options.shadow is None:
-        return serve(options, load)
-    shadow = Checkpoint.open(options.shadow)
-    check_shadow(model, shadow)
-    shadow_names = ServedNames.of(options.shadow)
-    return serve(options, load, generator_of(engine, shadow, args.engine_arguments, shadow_names))
+
+    def loader_of(model: "Checkpoint", names: ServedNames) -> "Callable[[], ServedModel]":
+        loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
+        return loader(engine, model, args.engine_arguments, names)
+
+    others = {
+        name: loader_of(Checkpoint.open(folder), ServedNames((name,)))
+        for name, folder in named_folders(options.model, names).items()
+    }
+    load_shadow = None
+    if options.shadow is not None:
+        shadow = Checkpoint.open(options.shadow)
+        check_shadow(model, shadow)
+        load_shadow = loader_of(shadow, ServedNames.of(options.shadow))
+    return serve(options, loader_of(model, names), load_shadow, others)
+
+
+def named_folders(pairs: Sequence[str], first: "ServedNames") -> dict[str, str]:
+    """Return name → folder of each NAME=FOLDER; raise SgateError for others and for taken names."""
+    folders: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder):
+            raise SgateError(f"--model {pair}: expected NAME=FOLDER")
+        if name in (*folders, *first.listed, *first.aliases):
+            raise SgateError(f"--model {pair}: another model has the name {name}; choose one")
+        folders[name] = folder
+    return folders
 
 
 def check_shadow(model: "Checkpoint", shadow: "Checkpoint") -> None:

@@ -8,26 +8,23 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from sgate_serve import __version__
-from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.error_responses import install_handlers
 from sgate_serve.server.middleware import ApiKey, BodyLimit, Deadline, Drain
 from sgate_serve.server.openapi import state_responses
 from sgate_serve.server.request_log import RequestLog
+from sgate_serve.server.routes.models import Leases, Models
 from sgate_serve.server.routes.router import create_router
 from sgate_serve.server.server_options import ServerOptions
-from sgate_serve.server.shadow.shadow import Shadow
 from sgate_serve.server.tracing import Tracing, start_tracing, stop_tracing
 from sgate_serve.text.template_worker import shared_worker
 
 
-def create_app(
-    driver: EngineDriver, options: ServerOptions, shadow: Shadow | None = None
-) -> FastAPI:
+def create_app(models: Models, options: ServerOptions) -> FastAPI:
     """Build the application; its lifespan starts and stops the drivers, which load the models.
 
     Raises SgateError for traces without their extra.
     """
-
+    driver, shadow = models.first.driver, models.first.shadow
     endpoint = options.otlp_traces_endpoint
     traces = None if endpoint is None else start_tracing(endpoint)
 
@@ -40,17 +37,18 @@ def create_app(
         shared_worker().cancel()  # else the process would wait for a template that does not end
         if shadow is not None:
             await shadow.stop()
-        await driver.stop()
+        await models.stop()
         if traces is not None:
             await asyncio.to_thread(stop_tracing, traces)
 
     app = FastAPI(title="sgate-serve", version=__version__, lifespan=lifespan)
-    app.include_router(create_router(driver, shadow))
+    app.include_router(create_router(models))
     state_responses(app, options)
     install_handlers(app)
     # Each wraps those added before it: the log sees every request, and the key is checked before a
     # body is read.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.add_middleware(Leases)
     if options.api_key is not None:
         app.add_middleware(ApiKey, api_key=options.api_key)
     app.add_middleware(Drain)

@@ -60,6 +60,8 @@ class EngineDriver:
     def __init__(self, load: Callable[[], ServedModel], options: ServerOptions) -> None:
         self.state: State = "loading"
         self.load_error: BaseException | None = None
+        # Whether loading has ended, well or not.
+        self.settled = asyncio.Event()
         self.loaded: ServedModel | None = None
         # The limits of calls without an answer, which the shutdown ends.
         self.unanswered: set[asyncio.Timeout] = set()
@@ -81,6 +83,11 @@ class EngineDriver:
     def check_ready(self) -> None:
         """Raise RequestError 503 unless requests can be served now."""
         if self.state != "ready":
+            raise self._unavailable()
+
+    def check_accepts(self) -> None:
+        """Raise RequestError 503 if the server is shutting down."""
+        if self.state == "stopping":
             raise self._unavailable()
 
     def check_room(self, num_new: int) -> None:
@@ -173,6 +180,7 @@ class EngineDriver:
         """Refuse new requests and fail the open ones, because the server is shutting down."""
         if self.state != "failed":
             self.state = "stopping"
+        self.settled.set()
         self._fail_groups(self._unavailable())
         for limit in self.unanswered:
             if not limit.expired():
@@ -189,6 +197,7 @@ class EngineDriver:
 
     def _finish_loading(self, model: ServedModel) -> None:
         self.loaded = model
+        self.settled.set()
         if self.state == "loading":
             self.state = "ready"
             own = model.tool_format
@@ -201,6 +210,7 @@ class EngineDriver:
 
     def _fail_loading(self, error: BaseException) -> None:
         self.state, self.load_error = "failed", error
+        self.settled.set()
 
     def _fail(self) -> None:
         self.state = "failed"

@@ -5,7 +5,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,7 +16,8 @@ from sgate_serve.server.app import create_app
 from sgate_serve.server.connection import MAX_HEADER_BYTES, BoundedConnection
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.request_log import start_logging
-from sgate_serve.server.served_model import ServedModel
+from sgate_serve.server.routes.models import Load, Models
+from sgate_serve.server.routes.service import Service
 from sgate_serve.server.server_options import ServerOptions
 from sgate_serve.server.shadow.shadow import Shadow
 
@@ -29,10 +30,11 @@ FLUSH_SECONDS = 5
 
 def serve(
     options: ServerOptions,
-    load: Callable[[], ServedModel],
-    load_shadow: Callable[[], ServedModel] | None = None,
+    load: Load,
+    load_shadow: Load | None = None,
+    others: Mapping[str, Load] | None = None,
 ) -> int:
-    """Serve until SIGTERM or SIGINT and return 0.
+    """Serve until SIGTERM or SIGINT and return 0; `others` are loaded when they are asked for.
 
     The socket opens at once. `load` runs on the engine thread, and its exception is raised here.
     Raises SgateError if the address cannot be bound. The address is printed to stdout, the log goes
@@ -43,7 +45,8 @@ def serve(
     shadow = None
     if load_shadow is not None:
         shadow = Shadow(EngineDriver(load_shadow, options), options.shadow_share)
-    server = DrainingServer(EngineDriver(load, options), options, shadow)
+    first = Service(EngineDriver(load, options), shadow)
+    server = DrainingServer(Models(first, options, others), options)
     with listener, server.signals_that_end_it():
         server.run(sockets=[listener])
     if server.load_error is not None:
@@ -54,15 +57,13 @@ def serve(
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that drains: no new connections, a grace period, then open requests fail.
 
-    It also exits when a model cannot be loaded.
+    It also exits when the first model or its shadow cannot be loaded.
     """
 
-    def __init__(
-        self, driver: EngineDriver, options: ServerOptions, shadow: Shadow | None = None
-    ) -> None:
+    def __init__(self, models: Models, options: ServerOptions) -> None:
         grace = int(options.grace_seconds) + FLUSH_SECONDS
         config = uvicorn.Config(
-            create_app(driver, options, shadow),
+            create_app(models, options),
             loop="asyncio",
             http=BoundedConnection,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -75,16 +76,16 @@ class DrainingServer(uvicorn.Server):
             timeout_graceful_shutdown=grace,
         )
         super().__init__(config)
-        self.driver, self._shadow = driver, shadow
+        self._models = models
         self._grace_seconds = options.grace_seconds
 
     @property
     def load_error(self) -> BaseException | None:
         """Why a model could not be loaded, or the two cannot be compared."""
-        error = self.driver.load_error
-        if error is None and self._shadow is not None:
-            error = self._shadow.load_error(self.driver)
-        return error
+        driver, shadow = self._models.first.driver, self._models.first.shadow
+        if driver.load_error is None and shadow is not None:
+            return shadow.load_error(driver)
+        return driver.load_error
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -98,7 +99,7 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("shutting down; running requests have %g s to end", self._grace_seconds)
         loop = asyncio.get_running_loop()
-        cut_off = loop.call_later(self._grace_seconds, self.driver.end_requests)
+        cut_off = loop.call_later(self._grace_seconds, self._models.end_requests)
         await super().shutdown(sockets)
         cut_off.cancel()
 

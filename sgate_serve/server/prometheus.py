@@ -4,10 +4,19 @@ Each server has its own registry. Times are in seconds, measured when the event 
 token from the engine.
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from time import perf_counter
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
+)
 
 from sgate_serve.engines.contract import EngineStats, FinishReason
 
@@ -83,8 +92,8 @@ class ServerMetrics:
             "request_generation_tokens", "Tokens generated for each choice.", token_buckets
         )
 
-    def render(self, stats: EngineStats) -> bytes:
-        """Return Prometheus' text format, with what the engine's `stats` say."""
+    def update(self, stats: EngineStats) -> None:
+        """Take over what the engine's `stats` say."""
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._cache.set(stats.kv_cache_usage)
@@ -94,7 +103,6 @@ class ServerMetrics:
         self._drafts.inc(stats.drafts - before.drafts)
         self._draft_tokens.inc(stats.draft_tokens - before.draft_tokens)
         self._accepted_tokens.inc(stats.accepted_tokens - before.accepted_tokens)
-        return generate_latest(self.registry)
 
     def clock(self, num_prompt_tokens: int) -> "RequestClock":
         """Start the clock of one engine request."""
@@ -165,6 +173,27 @@ class RequestClock:
         """Record that the request ended now."""
         self._metrics.count_end(perf_counter() - self._start, reason)
         self._metrics.count_generated(self._num_generated, self._last - self._first)
+
+
+def text_of(registries: Sequence[CollectorRegistry]) -> bytes:
+    """Return Prometheus' text format of several registries, whose families may have one name."""
+    families: dict[str, Metric] = {}
+    for registry in registries:
+        for family in registry.collect():
+            known = families.setdefault(family.name, family)
+            if known is not family:
+                known.samples.extend(family.samples)
+    return generate_latest(_Collected(tuple(families.values())))
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Metrics as `generate_latest` reads them from a registry."""
+
+    families: Sequence[Metric]
+
+    def collect(self) -> Iterable[Metric]:
+        return self.families
 
 
 def _token_buckets(max_model_len: int) -> tuple[float, ...]:

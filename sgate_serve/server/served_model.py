@@ -141,10 +141,14 @@ class ServedModel:
                 code="wrong_endpoint",
             )
 
+    def has_name(self, requested: str) -> bool:
+        """Say whether this is a name of the model, or the last part of one."""
+        short = (Path(name).name for name in self.names)
+        return requested in (*self.names, *self.aliases, *short)
+
     def check_name(self, requested: str | None) -> None:
         """Raise RequestError 404 unless `requested` is absent, a name, or the last part of one."""
-        short = (Path(name).name for name in self.names)
-        if requested is not None and requested not in (*self.names, *self.aliases, *short):
+        if requested is not None and not self.has_name(requested):
             listed = ", ".join(map(repr, self.names))
             raise RequestError(
                 f"the model {excerpt(requested)} is not served here; this server has {listed}",

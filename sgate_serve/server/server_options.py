@@ -43,11 +43,23 @@ class ServerOptions:
         "(default: the folder's name)",
         group=ADDRESS,
     )
+    model: tuple[str, ...] = option(
+        (),
+        "more models to serve, as NAME=FOLDER, separated by commas; each is loaded when a request "
+        "names it",
+        group=ADDRESS,
+    )
     tool_call_parser: str | None = option(
         None,
         f"how the model writes tool calls: {', '.join(FORMATS)} (default: as its chat template "
         "shows them)",
         group=ADDRESS,
+    )
+    max_loaded_models: int | None = option(
+        None,
+        "how many models may be in memory, the first one included; the one that is idle the "
+        "longest makes room (default: all)",
+        group=LIMITS,
     )
     max_queue: int = option(
         1024, "how many prompts and choices may wait; more get a 429", group=LIMITS
@@ -91,6 +103,11 @@ class ServerOptions:
         if not 0 < self.shadow_share <= 1:
             raise SgateError(
                 f"shadow_share is {self.shadow_share}; it must be above 0 and at most 1"
+            )
+        if self.max_loaded_models is not None and self.max_loaded_models < 2:
+            raise SgateError(
+                f"max_loaded_models is {self.max_loaded_models}; it must be at least 2, as the "
+                "first model is always loaded"
             )
         for name in ("max_body_bytes", "max_queue", "request_timeout_seconds"):
             value = getattr(self, name)

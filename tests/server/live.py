@@ -4,7 +4,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ import httpx
 
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.lifecycle import DrainingServer, address, open_listener
+from sgate_serve.server.routes.models import Load, Models
+from sgate_serve.server.routes.service import Service
 from sgate_serve.server.served_model import AnyEngine, ServedModel
 from sgate_serve.server.server_options import ServerOptions
 from sgate_serve.server.shadow.shadow import Shadow
@@ -41,9 +43,16 @@ def model_of(engine: AnyEngine, codec: TextCodec | None = CODEC) -> ServedModel:
     return ServedModel(engine, MODEL, codec, frozenset({EOS_ID}))
 
 
+def models_of(engine: AnyEngine, options: ServerOptions) -> Models:
+    return Models(Service(EngineDriver(lambda: model_of(engine), options)), options)
+
+
 @contextmanager
 def serving(
-    load: Callable[[], ServedModel], shadow: ServedModel | None = None, **options: Any
+    load: Load,
+    shadow: ServedModel | None = None,
+    others: Mapping[str, Load] | None = None,
+    **options: Any,
 ) -> Iterator[httpx.Client]:
     """Run a server until the block ends; yields a client whose base is the server's address."""
     chosen = ServerOptions(**{"grace_seconds": 2.0, **options})
@@ -51,7 +60,8 @@ def serving(
     if shadow is not None:
         beside = Shadow(EngineDriver(lambda: shadow, chosen), chosen.shadow_share)
     with open_listener(chosen.host, 0) as listener:
-        server = DrainingServer(EngineDriver(load, chosen), chosen, beside)
+        first = Service(EngineDriver(load, chosen), beside)
+        server = DrainingServer(Models(first, chosen, others), chosen)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

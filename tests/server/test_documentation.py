@@ -11,7 +11,6 @@ import pytest
 from sgate_serve.options import flag_of
 from sgate_serve.server import ServerOptions, connection, excerpt, middleware, served_model
 from sgate_serve.server.app import create_app
-from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.execution import logprob_counts, scoring
 from sgate_serve.server.protocol import generation_requests, json_body
 from sgate_serve.server.protocol.anthropic_requests import MessagesRequest
@@ -28,7 +27,7 @@ from sgate_serve.server.protocol.token_requests import (
 from sgate_serve.server.protocol.unsupported_parameters import IGNORED
 from sgate_serve.text import grammars, template_process, template_worker
 from tests.server.hash_engine import HashEngine
-from tests.server.live import VOCAB_SIZE, model_of
+from tests.server.live import VOCAB_SIZE, models_of
 
 SERVER = Path(__file__).parents[2] / "sgate_serve" / "server"
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
@@ -54,7 +53,7 @@ def named() -> set[str]:
 
 def routes() -> Iterator[str]:
     options = ServerOptions()
-    app = create_app(EngineDriver(lambda: model_of(HashEngine(VOCAB_SIZE)), options), options)
+    app = create_app(models_of(HashEngine(VOCAB_SIZE), options), options)
     for path, methods in app.openapi()["paths"].items():
         yield from (f"{method.upper()} {path}" for method in methods)
 

@@ -7,9 +7,8 @@ import httpx
 
 from sgate_serve.server import ServerOptions
 from sgate_serve.server.app import create_app
-from sgate_serve.server.driver import EngineDriver
 from tests.server.hash_engine import HashEngine
-from tests.server.live import VOCAB_SIZE, model_of, serving_engine
+from tests.server.live import VOCAB_SIZE, models_of, serving_engine
 
 REFUSED = {"400", "404", "408", "413", "500", "503"}
 
@@ -17,7 +16,7 @@ REFUSED = {"400", "404", "408", "413", "500", "503"}
 def responses(**options: Any) -> dict[str, set[str]]:
     """The statuses of each `METHOD path`."""
     own = ServerOptions(**options)
-    app = create_app(EngineDriver(lambda: model_of(HashEngine(VOCAB_SIZE)), own), own)
+    app = create_app(models_of(HashEngine(VOCAB_SIZE), own), own)
     return {
         f"{method.upper()} {path}": set(operation["responses"])
         for path, methods in app.openapi()["paths"].items()
@@ -91,8 +90,7 @@ def test_what_is_sent_is_stated() -> None:
 
 def test_errors_have_a_schema_of_their_own() -> None:
     options = ServerOptions()
-    driver = EngineDriver(lambda: model_of(HashEngine(VOCAB_SIZE)), options)
-    schema = create_app(driver, options).openapi()
+    schema = create_app(models_of(HashEngine(VOCAB_SIZE), options), options).openapi()
     assert "HTTPValidationError" not in schema["components"]["schemas"]
     error = schema["paths"]["/classify"]["post"]["responses"]["400"]
     reference = error["content"]["application/json"]["schema"]["$ref"]

@@ -16,6 +16,7 @@ from sgate_serve.server.protocol.renamed_fields import renaming
 from sgate_serve.server.routes.answering import answered, prepared_chat
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
+from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import named_event, until_disconnect
 from sgate_serve.server.served_model import ServedModel
@@ -24,8 +25,8 @@ from sgate_serve.server.served_model import ServedModel
 class MessagesEndpoints:
     """Each endpoint reads a body, treats it as a chat, and writes Anthropic's response."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def router(self) -> APIRouter:
         router = APIRouter(route_class=BodyRoute)
@@ -35,24 +36,27 @@ class MessagesEndpoints:
 
     async def answer(self, body: MessagesRequest, request: Request) -> Response:
         """Answer a conversation."""
-        model = self._service.model_for("generate", request)
-        self._service.driver.check_room(1)
-        job = await until_disconnect(request.receive, self._job(body, model))
+        service = await self._models.named(body.model, request)
+        model = service.model_for("generate", request)
+        service.driver.check_room(1)
+        job = await until_disconnect(request.receive, _job(service, body, model))
         shape = MessageShape(f"msg_{request.state.request_id}", model.name)
         write_stream = MessageStream(shape).events if body.stream else None
-        return await answered(self._service, job, request, shape.body, write_stream)
+        return await answered(service, job, request, shape.body, write_stream)
 
     async def count(self, body: CountTokensRequest, request: Request) -> Response:
         """Count the tokens of a conversation."""
-        model = self._service.model_for("generate", request)
-        job = await until_disconnect(request.receive, self._job(body, model))
+        service = await self._models.named(body.model, request)
+        model = service.model_for("generate", request)
+        job = await until_disconnect(request.receive, _job(service, body, model))
         num_tokens = sum(job.num_prompt_tokens)
         return await json_answer(lambda: {"input_tokens": num_tokens})
 
-    async def _job(self, body: CountTokensRequest, model: ServedModel) -> Job:
-        with renaming(body.chat_names):
-            chat = await asyncio.to_thread(body.as_chat)
-            return await prepared_chat(self._service, chat, model)
+
+async def _job(service: Service, body: CountTokensRequest, model: ServedModel) -> Job:
+    with renaming(body.chat_names):
+        chat = await asyncio.to_thread(body.as_chat)
+        return await prepared_chat(service, chat, model)
 
 
 class MessageStream:

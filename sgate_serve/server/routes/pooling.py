@@ -24,6 +24,7 @@ from sgate_serve.server.protocol.pooling_responses import (
 from sgate_serve.server.request_ids import rename_request
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
+from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import until_disconnect
 from sgate_serve.server.served_model import ServedModel
@@ -32,8 +33,8 @@ from sgate_serve.server.served_model import ServedModel
 class PoolingEndpoints:
     """Each endpoint reads a body, runs its texts and writes the response."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def router(self) -> APIRouter:
         router = APIRouter(route_class=BodyRoute)
@@ -43,9 +44,10 @@ class PoolingEndpoints:
 
     async def embed(self, body: EmbeddingRequest, request: Request) -> Response:
         """Return the embedding of each text."""
-        model = self._service.model_for("embed", request)
-        requests = await self._requests(body, request, model)
-        vectors = await self._run(requests, request, model.name)
+        service = await self._models.named(body.model, request)
+        model = service.model_for("embed", request)
+        requests = await _requests(service, body, request, model)
+        vectors = await _run(service, requests, request)
         vectors = shortened(vectors, body.dimensions, model.widths)
         if model.normalize if body.use_activation is None else body.use_activation:
             vectors = [unit_length(vector) for vector in vectors]
@@ -54,36 +56,40 @@ class PoolingEndpoints:
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """Return the best label of each text or pair, and the scores of all labels."""
-        model = self._service.model_for("classify", request)
+        service = await self._models.named(body.model, request)
+        model = service.model_for("classify", request)
         assert model.head is not None
         head = model.head.bare() if body.use_activation is False else model.head
-        requests = await self._requests(body, request, model)
-        logits = await self._run(requests, request, model.name)
+        requests = await _requests(service, body, request, model)
+        logits = await _run(service, requests, request)
         first = {"id": f"classify-{request.state.request_id}"}
         num_tokens = _num_tokens(requests)
         return await json_answer(lambda: first | classes_json(logits, head, model.name, num_tokens))
 
-    async def _requests(
-        self, body: PoolingBody, request: Request, model: ServedModel
-    ) -> list[PoolingRequest]:
-        rename_request(request, body.request_id)
-        self._service.driver.check_room(body.num_inputs)
-        return await until_disconnect(request.receive, self._encoded(body, model))
 
-    async def _encoded(self, body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
-        model.check_name(body.model)
-        text = None
-        if body.messages is not None:
-            text = await self._service.render(body.messages, body.options, model)
-        return await asyncio.to_thread(pooling_requests, body, text, model)
+async def _requests(
+    service: Service, body: PoolingBody, request: Request, model: ServedModel
+) -> list[PoolingRequest]:
+    rename_request(request, body.request_id)
+    service.driver.check_room(body.num_inputs)
+    return await until_disconnect(request.receive, _encoded(service, body, model))
 
-    async def _run(
-        self, requests: Sequence[PoolingRequest], request: Request, model_name: str
-    ) -> Sequence[NDArray[np.float32]]:
-        request.state.log.update(model=model_name, prompt_tokens=_num_tokens(requests))
-        service, deadline = self._service, request.state.deadline
-        work = pooled(requests, service.driver, service.metrics, deadline)
-        return await until_disconnect(request.receive, work)
+
+async def _encoded(service: Service, body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
+    model.check_name(body.model)
+    text = None
+    if body.messages is not None:
+        text = await service.render(body.messages, body.options, model)
+    return await asyncio.to_thread(pooling_requests, body, text, model)
+
+
+async def _run(
+    service: Service, requests: Sequence[PoolingRequest], request: Request
+) -> Sequence[NDArray[np.float32]]:
+    name = service.driver.model.name
+    request.state.log.update(model=name, prompt_tokens=_num_tokens(requests))
+    work = pooled(requests, service.driver, service.metrics, request.state.deadline)
+    return await until_disconnect(request.receive, work)
 
 
 def _num_tokens(requests: Sequence[PoolingRequest]) -> int:

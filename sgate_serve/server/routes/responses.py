@@ -15,6 +15,7 @@ from sgate_serve.server.protocol.responses_output import Json, OutputItems, Resp
 from sgate_serve.server.protocol.responses_requests import ResponsesRequest
 from sgate_serve.server.routes.answering import answered, prepared_chat
 from sgate_serve.server.routes.body_route import BodyRoute
+from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import named_event, until_disconnect
 from sgate_serve.server.served_model import ServedModel
@@ -23,8 +24,8 @@ from sgate_serve.server.served_model import ServedModel
 class ResponsesEndpoint:
     """Reads a body, answers it as a chat, and writes OpenAI's response or typed events."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def router(self) -> APIRouter:
         router = APIRouter(route_class=BodyRoute)
@@ -33,19 +34,21 @@ class ResponsesEndpoint:
 
     async def respond(self, body: ResponsesRequest, request: Request) -> Response:
         """Answer a conversation, without storing the answer."""
-        model = self._service.model_for("generate", request)
-        self._service.driver.check_room(1)
-        job = await until_disconnect(request.receive, self._job(body, model))
+        service = await self._models.named(body.model, request)
+        model = service.model_for("generate", request)
+        service.driver.check_room(1)
+        job = await until_disconnect(request.receive, _job(service, body, model))
         shape = ResponseShape(
             f"resp_{request.state.request_id}", int(time.time()), model.name, body
         )
         write_stream = ResponseStream(shape).events if body.stream else None
-        return await answered(self._service, job, request, shape.body, write_stream)
+        return await answered(service, job, request, shape.body, write_stream)
 
-    async def _job(self, body: ResponsesRequest, model: ServedModel) -> Job:
-        with renaming(body.chat_names):
-            chat = await asyncio.to_thread(body.as_chat)
-            return await prepared_chat(self._service, chat, model)
+
+async def _job(service: Service, body: ResponsesRequest, model: ServedModel) -> Job:
+    with renaming(body.chat_names):
+        chat = await asyncio.to_thread(body.as_chat)
+        return await prepared_chat(service, chat, model)
 
 
 class ResponseStream:

@@ -1,6 +1,7 @@
 """The router of all endpoints, and the endpoints about the server itself."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter
@@ -8,32 +9,30 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from sgate_serve import __version__
-from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.paths import HEALTH_PATH, LOAD_PATH, METRICS_PATH
+from sgate_serve.server.prometheus import text_of
 from sgate_serve.server.routes.generation import GenerationEndpoints
 from sgate_serve.server.routes.messages import MessagesEndpoints
+from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.page import page_router
 from sgate_serve.server.routes.pooling import PoolingEndpoints
 from sgate_serve.server.routes.responses import ResponsesEndpoint
 from sgate_serve.server.routes.scoring import ScoringEndpoints
-from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.tokens import TokenEndpoints
 from sgate_serve.server.served_model import ServedModel
-from sgate_serve.server.shadow.shadow import Shadow
 
 
-def create_router(driver: EngineDriver, shadow: Shadow | None = None) -> APIRouter:
-    """Return the router of all endpoints on one driver."""
-    service = Service(driver, shadow)
+def create_router(models: Models) -> APIRouter:
+    """Return the router of all endpoints."""
     router = page_router()
     for endpoints in (
-        GenerationEndpoints(service),
-        ResponsesEndpoint(service),
-        MessagesEndpoints(service),
-        PoolingEndpoints(service),
-        ScoringEndpoints(service),
-        TokenEndpoints(service),
-        ServerEndpoints(service),
+        GenerationEndpoints(models),
+        ResponsesEndpoint(models),
+        MessagesEndpoints(models),
+        PoolingEndpoints(models),
+        ScoringEndpoints(models),
+        TokenEndpoints(models),
+        ServerEndpoints(models),
     ):
         router.include_router(endpoints.router())
     return router
@@ -42,8 +41,8 @@ def create_router(driver: EngineDriver, shadow: Shadow | None = None) -> APIRout
 class ServerEndpoints:
     """Models, health, metrics and version."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: Models) -> None:
+        self._models = models
         self._created = int(time.time())
 
     def router(self) -> APIRouter:
@@ -57,43 +56,54 @@ class ServerEndpoints:
         return router
 
     async def list_models(self) -> JSONResponse:
-        """List the one model that is served, under each of its names."""
-        model = self._service.driver.model
-        cards = [self._model_card(model, name) for name in model.names]
-        return JSONResponse({"object": "list", "data": cards})
+        """List the models that are served, each under all of its names."""
+        self._models.first.driver.check_ready()
+        return JSONResponse({"object": "list", "data": list(self._cards())})
 
     async def show_model(self, name: str) -> JSONResponse:
-        """Describe the served model."""
-        model = self._service.driver.model
-        model.check_name(name)
-        return JSONResponse(self._model_card(model, name if name in model.names else model.name))
+        """Describe a served model."""
+        first = self._models.first.driver.model
+        found = next((card for card in self._cards() if card["id"] == name), None)
+        if found is None:
+            self._models.check_known(name, first)
+            found = self._card(first.name, first)
+        return JSONResponse(found)
 
     async def show_health(self) -> JSONResponse:
         """Answer 200 when requests can be served, 503 while loading, stopping or after a crash."""
-        self._service.driver.check_ready()
-        return JSONResponse({"status": self._service.driver.state})
+        driver = self._models.first.driver
+        driver.check_ready()
+        return JSONResponse({"status": driver.state})
 
     async def show_metrics(self) -> Response:
-        """Return the Prometheus metrics, of which there are none before the model is loaded."""
-        driver, shadow = self._service.driver, self._service.shadow
-        content = self._service.metrics.render(driver.stats) if driver.loaded else b""
-        if shadow is not None:
-            content += shadow.tally.render()
-        return Response(content, media_type=CONTENT_TYPE_LATEST)
+        """Return the Prometheus metrics of the models that are loaded."""
+        shadow = self._models.first.shadow
+        registries = [service.counted() for service in self._models.loaded()]
+        registries += [] if shadow is None else [shadow.tally.registry]
+        return Response(text_of(registries), media_type=CONTENT_TYPE_LATEST)
 
     async def show_load(self) -> JSONResponse:
-        """Return how many calls are being answered by the model (vLLM's shape)."""
-        return JSONResponse({"server_load": self._service.driver.num_calls})
+        """Return how many calls are being answered by the models (vLLM's shape)."""
+        load = sum(service.driver.num_calls for service in self._models.loaded())
+        return JSONResponse({"server_load": load})
 
     async def show_version(self) -> JSONResponse:
         """Return the version of sgate-serve."""
         return JSONResponse({"version": __version__})
 
-    def _model_card(self, model: ServedModel, name: str) -> dict[str, Any]:
+    def _cards(self) -> Iterator[dict[str, Any]]:
+        for service in self._models.loaded():
+            model = service.driver.loaded
+            assert model is not None
+            yield from (self._card(name, model) for name in model.names)
+        yield from (self._card(name, None) for name in self._models.unloaded())
+
+    def _card(self, name: str, model: ServedModel | None) -> dict[str, Any]:
         return {
             "id": name,
             "object": "model",
             "created": self._created,
             "owned_by": "sgate-serve",
-            "max_model_len": model.engine.max_model_len,
+            # Not known before a model is loaded.
+            "max_model_len": None if model is None else model.engine.max_model_len,
         }

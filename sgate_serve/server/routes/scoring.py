@@ -14,7 +14,7 @@ from sgate_serve.server.protocol.scoring_responses import ranking_json, scores_j
 from sgate_serve.server.request_ids import rename_request
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
-from sgate_serve.server.routes.service import Service
+from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.streaming import until_disconnect
 from sgate_serve.server.served_model import SERVED_AT, ServedModel
 
@@ -25,8 +25,8 @@ RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 class ScoringEndpoints:
     """Each endpoint reads a body, runs its pairs and writes the response."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def router(self) -> APIRouter:
         router = APIRouter(route_class=BodyRoute)
@@ -52,7 +52,7 @@ class ScoringEndpoints:
         self, body: ScoringBody, request: Request
     ) -> tuple[Sequence[float], ServedModel, int]:
         """Return the scores of the pairs, the model, and the tokens that it read."""
-        service = self._service
+        service = await self._models.named(body.model, request)
         model = service.driver.model
         _check_scores(model, request.url.path)
         rename_request(request, body.request_id)

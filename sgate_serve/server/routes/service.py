@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from sgate_serve.server.driver import EngineDriver
@@ -31,6 +32,11 @@ class Service:
             assert model is not None
             self._metrics = ServerMetrics(model.name, model.engine.max_model_len)
         return self._metrics
+
+    def counted(self) -> CollectorRegistry:
+        """Return the metrics, with what the engine says now."""
+        self.metrics.update(self.driver.stats)
+        return self.metrics.registry
 
     def model_for(self, task: ServedTask, request: Request) -> ServedModel:
         """Return the model; raise RequestError 503 if there is none, 400 if its task differs."""

@@ -14,6 +14,7 @@ from sgate_serve.server.protocol.token_requests import (
 )
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
+from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import until_disconnect
 from sgate_serve.server.served_model import LONG_TEXT, ServedModel
@@ -22,8 +23,8 @@ from sgate_serve.server.served_model import LONG_TEXT, ServedModel
 class TokenEndpoints:
     """Each endpoint writes vLLM's response, and that of /apply-template llama.cpp's."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def router(self) -> APIRouter:
         router = APIRouter(route_class=BodyRoute)
@@ -35,35 +36,38 @@ class TokenEndpoints:
 
     async def tokenize(self, body: TokenizeRequest, request: Request) -> Response:
         """Return the token ids of a prompt or of a conversation."""
-        model = self._service.driver.model
-        return await until_disconnect(request.receive, self._tokens(body, model))
+        service = await self._models.named(body.model, request)
+        return await until_disconnect(request.receive, _tokens(service, body))
 
-    async def _tokens(self, body: TokenizeRequest, model: ServedModel) -> Response:
-        model.check_name(body.model)
-        text = body.prompt
-        if text is None:
-            text = await self._service.render(body.messages or (), body.options, model)
-        return await json_answer(lambda: _tokenize(text, body, model))
-
-    async def detokenize(self, body: DetokenizeRequest) -> Response:
+    async def detokenize(self, body: DetokenizeRequest, request: Request) -> Response:
         """Return the text of token ids, including special tokens."""
-        model = self._service.driver.model
+        model = (await self._models.named(body.model, request)).driver.model
         return await json_answer(lambda: _detokenize(body, model))
 
     async def apply_template(self, body: ApplyTemplateRequest, request: Request) -> Response:
         """Return a conversation as the text that the chat template makes of it."""
-        model = self._service.driver.model
+        service = await self._models.named(body.model, request)
+        model = service.driver.model
         model.check_name(body.model)
-        work = self._service.render(body.messages, body.options, model)
+        work = service.render(body.messages, body.options, model)
         text = await until_disconnect(request.receive, work)
         return await json_answer(lambda: {"prompt": text})
 
     async def show_tokenizer(self) -> Response:
         """Return the settings of the tokenizer, including the chat template."""
-        codec = self._service.driver.model.codec
+        codec = self._models.first.driver.model.codec
         if codec is None:
             raise RequestError("this model has no tokenizer", status=404)
         return await json_answer(lambda: codec.info)
+
+
+async def _tokens(service: Service, body: TokenizeRequest) -> Response:
+    model = service.driver.model
+    model.check_name(body.model)
+    text = body.prompt
+    if text is None:
+        text = await service.render(body.messages or (), body.options, model)
+    return await json_answer(lambda: _tokenize(text, body, model))
 
 
 def _tokenize(text: str, body: TokenizeRequest, model: ServedModel) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections import Counter as Tally
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from sgate_serve.server.prometheus import FIRST_TOKEN_BUCKETS, NEXT_TOKEN_BUCKETS
 from sgate_serve.server.shadow.agreement import FIRST_TOKENS, Agreement, Answer
@@ -39,7 +39,7 @@ class ShadowTally:
     """Counts outcomes, agreements and times of one shadow."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._outcomes: Tally[Outcome] = Tally()
         self._first_token, self._divergence = Mean(), Mean()
         self._equal, self._distance = Mean(), Mean()
@@ -48,13 +48,13 @@ class ShadowTally:
             "sgate:shadow_requests",
             "Requests of the shadow's share, by what became of them.",
             ("outcome",),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._first_tokens = Counter(
             "sgate:shadow_first_token",
             "Compared answers, by whether both models find the same first token likeliest.",
             ("agrees",),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._distances = self._histogram(
             "edit_distance", "Edit distance of greedy answers, 0 to 1.", DISTANCE_BUCKETS
@@ -104,10 +104,6 @@ class ShadowTally:
                     self._seconds[of, time].add(seconds)
                     self._times[time].labels(of).observe(seconds)
 
-    def render(self) -> bytes:
-        """Return Prometheus' text format."""
-        return generate_latest(self._registry)
-
     def summary(self, name: str) -> str:
         """Return what was found, in a sentence about the shadow `name`."""
         outcomes, compared = self._outcomes, self._outcomes["compared"]
@@ -135,5 +131,5 @@ class ShadowTally:
         self, name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()
     ) -> Histogram:
         return Histogram(
-            f"sgate:shadow_{name}", text, labels, registry=self._registry, buckets=buckets
+            f"sgate:shadow_{name}", text, labels, registry=self.registry, buckets=buckets
         )
