@@ -53,7 +53,7 @@ class TextBody(StrictBody):
             return None
         if asked > limit:
             raise RequestError(
-                f"`truncate_prompt_tokens` is {asked}, but this model reads {limit} tokens; send "
+                f"`truncate_prompt_tokens` is {asked}, but at most {limit} tokens fit; send "
                 "at most that, or -1",
                 param="truncate_prompt_tokens",
             )
