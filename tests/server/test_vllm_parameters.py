@@ -328,6 +328,7 @@ def test_only_allowed_tokens_come_and_no_bad_words(noise: httpx.Client) -> None:
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "0 leaves nothing to read"),
         ({"truncate_prompt_tokens": 1}, "truncate_prompt_tokens", "leave no room for text"),
         ({"truncate_prompt_tokens": 99_999}, "truncate_prompt_tokens", "send at most that, or -1"),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 300}, "prompt", "may be generated; shorten"),
         ({"truncation_side": "left"}, "truncation_side", "only for `truncate_prompt_tokens`"),
         ({"request_id": "a b"}, "request_id", "up to 128 letters, digits"),
         ({"allowed_token_ids": []}, "allowed_token_ids", "at least 1 item"),

@@ -1,7 +1,7 @@
 """Turns a validated body into engine requests: token ids, sampling parameters and limits."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 import numpy as np
@@ -53,15 +53,15 @@ class Job:
     """The engine requests of one HTTP call, in the order of its choices.
 
     `stop` are the strings that end a choice, `stop_ids` the tokens that do so only in this call,
-    `echo` the text shown before each choice (empty by
-    default). The `num_choices` requests of a prompt are adjacent.
+    `echo` the text shown before each choice (empty by default). The `num_choices` requests of a
+    prompt are adjacent.
     """
 
     requests: tuple[Request, ...]
     stop: tuple[str, ...]
     echo: tuple[str, ...]
-    display: Display
     num_choices: int = 1
+    display: Display = field(default_factory=Display)
     stop_ids: frozenset[int] = frozenset()
 
     @property
@@ -89,7 +89,7 @@ def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
         echo = [_echo(prompt, body, model) for prompt in shown]
     echoes = tuple(text for text in echo for _ in range(body.n))
     display = Display.of(body, counts)
-    return Job(requests, body.stop_strings, echoes, display, body.n, _own_stops(body, model))
+    return Job(requests, body.stop_strings, echoes, body.n, display, _own_stops(body, model))
 
 
 def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
@@ -108,7 +108,7 @@ def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
     model.check_text(body.echoed_text, "messages")
     echo = (body.echoed_text,) * body.n
     display = Display.of(body, counts)
-    return Job(requests, body.stop_strings, echo, display, body.n, _own_stops(body, model))
+    return Job(requests, body.stop_strings, echo, body.n, display, _own_stops(body, model))
 
 
 def _requests(
