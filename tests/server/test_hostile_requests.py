@@ -67,6 +67,9 @@ def health_answers(client: httpx.Client) -> Iterator[None]:
     assert max(waits) < LONGEST_WAIT
 
 
+MANY_CHOICES: dict[str, Any] = {"prompt": ["a"] * 8, "n": 128, "max_tokens": 1}
+
+
 def many(before: bytes, item: bytes, after: bytes, num_bytes: int) -> bytes:
     return before + item * (num_bytes // len(item)) + after
 
@@ -109,6 +112,9 @@ def test_long_valid_bodies_delay_no_one(client: httpx.Client) -> None:
         ("/tokenize", {"prompt": "def f(x): " * 30_000}),
         ("/detokenize", {"tokens": [5] * 400_000}),
         ("/v1/completions", {"prompt": ["the cat "] * 1000, "max_tokens": 1, "logprobs": 20}),
+        ("/v1/completions", {**MANY_CHOICES, "allowed_token_ids": [5] * 400_000}),
+        ("/v1/completions", {**MANY_CHOICES, "bad_words": ["the cat " * 32] * 256}),
+        ("/apply-template", {"messages": [{"role": "a", "content": "a", "b": [0] * 400_000}]}),
     ]
     for path, body in bodies:
         with health_answers(client):

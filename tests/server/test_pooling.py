@@ -44,6 +44,9 @@ def test_every_form_of_input_is_read(embedder: httpx.Client) -> None:
     for form in (ids, [ids], ["the cat"]):
         assert embed(embedder, input=form)["data"] == [one]
     assert len(embed(embedder, input=[ids, [5]])["data"]) == 2
+    for nothing in ("", [""]):
+        [empty] = embed(embedder, input=nothing)["data"]
+        assert empty["embedding"] == expected("").tolist()
 
 
 def test_base64_is_little_endian_float32(embedder: httpx.Client) -> None:

@@ -54,7 +54,7 @@ def test_pairs_that_do_not_match_are_refused(
         (
             {"input": "a", "truncate_prompt_tokens": 65},
             "truncate_prompt_tokens",
-            "is 65, but this model reads 64 tokens; send at most that, or -1",
+            "is 65, but at most 64 tokens fit; send at most that, or -1",
         ),
         (
             {"input": "a", "truncate_prompt_tokens": 0},

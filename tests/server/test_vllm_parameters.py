@@ -26,7 +26,9 @@ from tests.text_model import BOS, EOS
 
 Json = dict[str, Any]
 TEXT = "the cat 🚀 sat"
+[BOS_ID] = TOKENIZER.encode("").ids
 USER = {"role": "user", "content": "hi"}
+MIXED = [*token_ids("the"), EOS_ID, *token_ids(" cat 🚀"), BOS_ID, *token_ids(" sat")]
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
 BOTH: tuple[tuple[str, Json], ...] = (
     (COMPLETIONS, {"prompt": "the cat"}),
@@ -37,6 +39,19 @@ BOTH: tuple[tuple[str, Json], ...] = (
 @pytest.fixture(scope="module")
 def speaker() -> Iterator[httpx.Client]:
     with serving_engine(speaking(TEXT)) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def cat() -> Iterator[httpx.Client]:
+    with serving_engine(speaking("the cat")) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def mixer() -> Iterator[httpx.Client]:
+    """A client of a server whose texts have special tokens in the middle."""
+    with serving_engine(HashEngine(VOCAB_SIZE, script=MIXED)) as client:
         yield client
 
 
@@ -201,10 +216,9 @@ def test_special_tokens_are_added_where_the_client_asks(client: httpx.Client) ->
     body: Json = {"max_tokens": 1, "return_token_ids": True}
     [choice] = ask(client, prompt="the", add_special_tokens=False, **body)["choices"]
     assert choice["prompt_token_ids"] == token_ids("the")
-    [bos] = TOKENIZER.encode("").ids
     plain = ask(client, CHATS, messages=[USER], **body)
     added = ask(client, CHATS, messages=[USER], add_special_tokens=True, **body)
-    assert added["prompt_token_ids"] == [bos, *plain["prompt_token_ids"]]
+    assert added["prompt_token_ids"] == [BOS_ID, *plain["prompt_token_ids"]]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -227,11 +241,10 @@ def test_special_tokens_are_added_where_the_client_asks(client: httpx.Client) ->
     ],
 )
 def test_what_ended_the_text_is_said_and_may_be_shown(
-    stream: bool, extra: Json, text: str, reason: str | int | None
+    cat: httpx.Client, stream: bool, extra: Json, text: str, reason: str | int | None
 ) -> None:
-    with serving_engine(speaking("the cat")) as client:
-        response = client.post(COMPLETIONS, json={"prompt": "a", "stream": stream, **extra})
-        answers = events(response) if stream else [response.json()]
+    response = cat.post(COMPLETIONS, json={"prompt": "a", "stream": stream, **extra})
+    answers = events(response) if stream else [response.json()]
     choices = [answer["choices"][0] for answer in answers]
     assert "".join(choice["text"] for choice in choices) == text
     assert [choice["stop_reason"] for choice in choices if "stop_reason" in choice] == (
@@ -251,20 +264,11 @@ def test_what_ended_the_text_is_said_and_may_be_shown(
     ],
 )
 def test_what_is_shown_of_special_tokens_and_stop_strings(
-    extra: Json, text: str, stream: bool
+    mixer: httpx.Client, extra: Json, text: str, stream: bool
 ) -> None:
-    [bos] = TOKENIZER.encode("").ids
-    script = [*token_ids("the"), EOS_ID, *token_ids(" cat 🚀"), bos, *token_ids(" sat")]
-    engine = HashEngine(VOCAB_SIZE, script=script)
-    body: Json = {
-        "max_tokens": len(script),
-        "ignore_eos": True,
-        "stream": stream,
-        **extra,
-    }
-    with serving_engine(engine) as client:
-        response = client.post(COMPLETIONS, json={"prompt": "a", **body})
-        answers = events(response) if stream else [response.json()]
+    body: Json = {"max_tokens": len(MIXED), "ignore_eos": True, "stream": stream, **extra}
+    response = mixer.post(COMPLETIONS, json={"prompt": "a", **body})
+    answers = events(response) if stream else [response.json()]
     assert "".join(answer["choices"][0]["text"] for answer in answers) == text
 
 
@@ -328,6 +332,7 @@ def test_only_allowed_tokens_come_and_no_bad_words(noise: httpx.Client) -> None:
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "0 leaves nothing to read"),
         ({"truncate_prompt_tokens": 1}, "truncate_prompt_tokens", "leave no room for text"),
         ({"truncate_prompt_tokens": 99_999}, "truncate_prompt_tokens", "send at most that, or -1"),
+        ({"truncate_prompt_tokens": -1, "max_tokens": 300}, "prompt", "may be generated; shorten"),
         ({"truncation_side": "left"}, "truncation_side", "only for `truncate_prompt_tokens`"),
         ({"request_id": "a b"}, "request_id", "up to 128 letters, digits"),
         ({"allowed_token_ids": []}, "allowed_token_ids", "at least 1 item"),

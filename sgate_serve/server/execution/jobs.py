@@ -1,7 +1,7 @@
 """Turns a validated body into engine requests: token ids, sampling parameters and limits."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 import numpy as np
@@ -61,8 +61,8 @@ class Job:
     requests: tuple[Request, ...]
     stop: tuple[str, ...]
     echo: tuple[str, ...]
-    display: Display
     num_choices: int = 1
+    display: Display = field(default_factory=Display)
     stop_ids: frozenset[int] = frozenset()
     tools: ToolUse | None = None
 
@@ -93,7 +93,7 @@ def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
         echo = [_echo(prompt, body, model) for prompt in shown]
     echoes = tuple(text for text in echo for _ in range(body.n))
     display = Display.of(body, counts)
-    return Job(requests, body.stop_strings, echoes, display, body.n, _own_stops(body, model))
+    return Job(requests, body.stop_strings, echoes, body.n, display, _own_stops(body, model))
 
 
 def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
@@ -115,7 +115,7 @@ def chat_job(body: ChatRequest, text: str, model: ServedModel) -> Job:
     model.check_text(body.echoed_text, "messages")
     echo = (body.echoed_text,) * body.n
     display = Display.of(body, counts)
-    return Job(requests, body.stop_strings, echo, display, body.n, _own_stops(body, model), use)
+    return Job(requests, body.stop_strings, echo, body.n, display, _own_stops(body, model), use)
 
 
 def _requests(

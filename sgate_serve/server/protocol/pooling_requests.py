@@ -48,12 +48,16 @@ class PoolingBody(EncoderBody, ConversationBody):
 
     @property
     def num_inputs(self) -> int:
-        return 1 if self.input is None else len(as_list(self.input))
+        return 1 if self.input is None else len(self._texts)
 
     @property
     def inputs(self) -> list[tuple[str | TokenIds, str | None]]:
         """The texts of `input`, each with the second text of its pair or None."""
-        return [(text, None) for text in as_list(self.input or [])]
+        return [(text, None) for text in self._texts]
+
+    @property
+    def _texts(self) -> list[str | TokenIds]:
+        return [] if self.input is None else as_list(self.input)
 
 
 class EmbeddingRequest(PoolingBody):
@@ -95,14 +99,13 @@ class ClassifyRequest(PoolingBody):
     def _check_pairs(self) -> Self:
         if self.text_pair is None:
             return self
-        texts = as_list(self.input or [])
-        is_text = all(isinstance(text, str) for text in texts)
+        is_text = all(isinstance(text, str) for text in self._texts)
         is_one = isinstance(self.input, str)
         if (
             self.input is None
             or not is_text
             or is_one != isinstance(self.text_pair, str)
-            or len(texts) != len(self._pairs)
+            or len(self._texts) != len(self._pairs)
         ):
             raise RequestError(
                 "`text_pair` does not match `input`; send two strings, or two lists of strings of "
@@ -120,4 +123,4 @@ class ClassifyRequest(PoolingBody):
         """The texts, each with the second text of its pair or None."""
         if self.text_pair is None:
             return super().inputs
-        return [*zip(as_list(self.input or []), self._pairs, strict=True)]
+        return [*zip(self._texts, self._pairs, strict=True)]

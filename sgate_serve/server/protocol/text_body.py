@@ -44,16 +44,16 @@ class TextBody(StrictBody):
         return self
 
     def truncation(self, limit: int, default_side: Side | None = None) -> Truncation | None:
-        """Return how to cut the texts for a model that reads `limit` tokens of each.
+        """Return how to cut the texts for a model that reads `limit` tokens of each, if at all.
 
         Raises RequestError if the body asks for more.
         """
         asked = self.truncate_prompt_tokens
-        if asked is None:
+        if asked is None or limit < 1:
             return None
         if asked > limit:
             raise RequestError(
-                f"`truncate_prompt_tokens` is {asked}, but this model reads {limit} tokens; send "
+                f"`truncate_prompt_tokens` is {asked}, but at most {limit} tokens fit; send "
                 "at most that, or -1",
                 param="truncate_prompt_tokens",
             )
