@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
@@ -78,7 +79,13 @@ def run(args: argparse.Namespace) -> int:
         shadow = Checkpoint.open(options.shadow)
         check_shadow(model, shadow)
         load_shadow = loader_of(shadow, ServedNames.of(options.shadow))
-    return serve(options, loader_of(model, names), load_shadow, others)
+    load = loader_of(model, names)
+    return serve(
+        options,
+        lambda: replace(load(), tool_call_parser=options.tool_call_parser),
+        load_shadow,
+        others,
+    )
 
 
 def named_folders(pairs: Sequence[str], first: "ServedNames") -> dict[str, str]:

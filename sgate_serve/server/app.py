@@ -1,4 +1,4 @@
-"""The ASGI application around one engine driver: routes, error handlers and middleware."""
+"""The ASGI application around a server's models: routes, error handlers and middleware."""
 
 import asyncio
 from collections.abc import AsyncIterator

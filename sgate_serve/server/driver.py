@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Literal
@@ -79,6 +79,11 @@ class EngineDriver:
         self.check_ready()
         assert self.loaded is not None
         return self.loaded
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the engine has failed or was stopped, so that it will serve nothing more."""
+        return self.state in ("failed", "stopping")
 
     def check_ready(self) -> None:
         """Raise RequestError 503 unless requests can be served now."""
@@ -236,7 +241,7 @@ class EngineDriver:
 
     def _run(self) -> None:
         try:
-            model = replace(self._load(), tool_call_parser=self._options.tool_call_parser)
+            model = self._load()
         except BaseException as error:  # even SystemExit, or the state would stay "loading"
             self._post(self._fail_loading, error)
             return

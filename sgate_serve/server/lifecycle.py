@@ -18,7 +18,7 @@ from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.request_log import start_logging
 from sgate_serve.server.routes.models import Load, Models
 from sgate_serve.server.routes.service import Service
-from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.server.server_options import DEFAULT_SHARE, ServerOptions
 from sgate_serve.server.shadow.shadow import Shadow
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def serve(
     listener = open_listener(options.host, options.port)
     shadow = None
     if load_shadow is not None:
-        shadow = Shadow(EngineDriver(load_shadow, options), options.shadow_share)
+        shadow = Shadow(EngineDriver(load_shadow, options), options.shadow_share or DEFAULT_SHARE)
     first = Service(EngineDriver(load, options), shadow)
     server = DrainingServer(Models(first, options, others), options)
     with listener, server.signals_that_end_it():

@@ -1,6 +1,6 @@
 """Prometheus metrics under vLLM's names, so that dashboards and load tools for vLLM work.
 
-Each server has its own registry. Times are in seconds, measured when the event loop receives a
+Each model has its own registry. Times are in seconds, measured when the event loop receives a
 token from the engine.
 """
 

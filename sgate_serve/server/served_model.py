@@ -28,7 +28,7 @@ SHORT_TEXT, LONG_TEXT = 2**16, 2**20
 
 
 class AnyEngine(Protocol):
-    """The common interface of `engines.base.Engine` and `PoolingEngine`."""
+    """The common interface of `engines.contract.Engine` and `PoolingEngine`."""
 
     name: str
     max_model_len: int

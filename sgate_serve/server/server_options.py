@@ -11,6 +11,7 @@ LOG_FORMATS = ("text", "json")
 # The groups of `sgate serve --help`.
 ADDRESS, LIMITS, LOG = "address, names and access", "limits", "log and traces"
 COMPARISON = "comparison with another model"
+DEFAULT_SHARE = 0.1
 # The form of a browser's `Origin` header: a scheme, a host and optionally a port, but no path.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
 
@@ -77,8 +78,10 @@ class ServerOptions:
         "unseen by clients; /metrics and the last lines of the log say how far the answers agree",
         group=COMPARISON,
     )
-    shadow_share: float = option(
-        0.1, "share of the requests that the shadow answers too, at most 1", group=COMPARISON
+    shadow_share: float | None = option(
+        None,
+        f"share of the requests that the shadow answers too, at most 1 (default: {DEFAULT_SHARE})",
+        group=COMPARISON,
     )
     log_format: str = option(
         "text", "format of the log: text, or json for one object per line", group=LOG
@@ -100,10 +103,13 @@ class ServerOptions:
     def _check_numbers(self) -> None:
         if self.grace_seconds < 0:
             raise SgateError(f"grace_seconds is {self.grace_seconds}; it must be 0 or more")
-        if not 0 < self.shadow_share <= 1:
+        if self.shadow_share is not None and not 0 < self.shadow_share <= 1:
             raise SgateError(
                 f"shadow_share is {self.shadow_share}; it must be above 0 and at most 1"
             )
+        for name, of in (("shadow_share", "shadow"), ("max_loaded_models", "model")):
+            if getattr(self, name) is not None and not getattr(self, of):
+                raise SgateError(f"{flag_of(name)} has no effect without {flag_of(of)}")
         if self.max_loaded_models is not None and self.max_loaded_models < 2:
             raise SgateError(
                 f"max_loaded_models is {self.max_loaded_models}; it must be at least 2, as the "

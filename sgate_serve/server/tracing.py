@@ -8,7 +8,7 @@ OTEL_SERVICE_NAME, apply.
 import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from importlib.util import find_spec
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SERVICE = "sgate-serve"
 EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 # How long the last spans may take to be sent when the server stops.
-FLUSH_MILLISECONDS = 3000
+FLUSH_SECONDS = 3.0
 # The conventions' name of what an endpoint does; others are named by their path.
 OPERATIONS: Mapping[str, str] = {
     "/v1/chat/completions": "chat",
@@ -36,26 +36,29 @@ def start_tracing(endpoint: str) -> "TracerProvider":
 
     Raises SgateError unless the extra is installed.
     """
-    if find_spec("opentelemetry") is None or find_spec(EXPORTER) is None:
+    try:
+        exporter = import_module(EXPORTER).OTLPSpanExporter(endpoint)
+        from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
         raise SgateError(
-            "--otlp-traces-endpoint needs OpenTelemetry; install it with "
+            f"--otlp-traces-endpoint needs OpenTelemetry ({error}); install it with "
             "`pip install 'sgate-serve[otel]'`"
-        )
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-
+        ) from error
     name = os.environ.get("OTEL_SERVICE_NAME", SERVICE)
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
-    exporter = import_module(EXPORTER).OTLPSpanExporter(endpoint)
+    resource = Resource.create({SERVICE_NAME: name})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
 
 def stop_tracing(provider: "TracerProvider") -> None:
     """Send the last spans; a collector that does not answer is not waited for long."""
-    provider.force_flush(FLUSH_MILLISECONDS)
-    provider.shutdown()
+    # The SDK would wait for as long as the exporter tries.
+    sending = Thread(target=provider.shutdown, name="last traces", daemon=True)
+    sending.start()
+    sending.join(FLUSH_SECONDS)
 
 
 class Tracing:

@@ -2,7 +2,7 @@
 
 A call has the name of a tool that was offered, and a JSON object of arguments, which is passed on
 as the model wrote it. Everything else is content, character for character, except for white space
-around calls.
+around calls, and for what separates calls or ends their block.
 """
 
 import re

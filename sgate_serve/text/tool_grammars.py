@@ -90,11 +90,12 @@ class CallGrammar:
             return f"start: answer | {begin} {block} {more}\nanswer: %json {self.answer.text}"
         if not self.allows_text:
             return f"start: {begin} {block} {more}"
+        marked = rf"/(?s:.*){re.escape(own.begin)}(?s:.*)/"
         if own.is_bare:
-            return f"start: TEXT | {block} {more}\nTEXT: /\\s*([^\\s{{](?s:.*))?/"
+            unmarked = "" if own.begin in self.special else f" & ~{marked}"
+            return f"start: TEXT | {block} {more}\nTEXT: /\\s*([^\\s{{](?s:.*))?/{unmarked}"
         if own.begin in self.special:
             return f"start: TEXT | TEXT {begin} {block} {more}\nTEXT: /(?s:.*)/"
-        marked = rf"/(?s:.*){re.escape(own.begin)}(?s:.*)/"
         return (
             f"start: TEXT | before {block} {more}\nTEXT: /(?s:.*)/ & ~{marked}\n"
             f"before[suffix={begin}]: /(?s:.*)/"

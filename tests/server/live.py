@@ -15,7 +15,7 @@ from sgate_serve.server.lifecycle import DrainingServer, address, open_listener
 from sgate_serve.server.routes.models import Load, Models
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.served_model import AnyEngine, ServedModel
-from sgate_serve.server.server_options import ServerOptions
+from sgate_serve.server.server_options import DEFAULT_SHARE, ServerOptions
 from sgate_serve.server.shadow.shadow import Shadow
 from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
@@ -55,10 +55,15 @@ def serving(
     **options: Any,
 ) -> Iterator[httpx.Client]:
     """Run a server until the block ends; yields a client whose base is the server's address."""
+    if shadow is not None:
+        options["shadow"] = "folder"
+    if others is not None:
+        options["model"] = tuple(f"{name}=folder" for name in others)
     chosen = ServerOptions(**{"grace_seconds": 2.0, **options})
     beside = None
     if shadow is not None:
-        beside = Shadow(EngineDriver(lambda: shadow, chosen), chosen.shadow_share)
+        share = chosen.shadow_share or DEFAULT_SHARE
+        beside = Shadow(EngineDriver(lambda: shadow, chosen), share)
     with open_listener(chosen.host, 0) as listener:
         first = Service(EngineDriver(load, chosen), beside)
         server = DrainingServer(Models(first, chosen, others), chosen)

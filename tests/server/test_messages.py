@@ -283,3 +283,22 @@ def test_a_stream_that_fails_ends_with_an_error() -> None:
         last = [json.loads(line[6:]) for line in lines if line.startswith("data: ")][-1]
     assert (last["type"], last["error"]["type"]) == ("error", "api_error")
     assert "engine failed" in last["error"]["message"]
+
+
+def test_an_answer_goes_on_with_the_assistants_text(caller: httpx.Client) -> None:
+    begun = {"role": "assistant", "content": "It is"}
+    chat = {"continue_final_message": True, "add_generation_prompt": False}
+    messages = [USER, begun]
+    shown = caller.post("/apply-template", json={"messages": messages, **chat}).json()
+    assert shown["prompt"].endswith("It is")
+    tokens = caller.post("/tokenize", json={"messages": messages, **chat}).json()["count"]
+    counted = ask(caller, COUNT, messages=messages)
+    assert counted == {"input_tokens": tokens}
+    usage = ask(caller, MESSAGES, max_tokens=2, messages=messages)["usage"]
+    assert usage["input_tokens"] + (usage["cache_read_input_tokens"] or 0) == tokens
+
+
+def test_tokens_are_counted_of_what_the_model_could_not_read(caller: httpx.Client) -> None:
+    long = [{"role": "user", "content": "a" * 9000}]
+    assert ask(caller, COUNT, messages=long)["input_tokens"] > 9000
+    assert caller.post(MESSAGES, json={**BODY, "messages": long}).status_code == 400

@@ -16,7 +16,8 @@ from sgate_serve.commands.serve import named_folders
 from sgate_serve.errors import CheckpointError, SgateError
 from sgate_serve.server import ServedModel, ServedNames, ServerOptions
 from tests.server.encoders import encoder_of
-from tests.server.live import MODEL, model_of, refusal, serving, speaking, wait_until
+from tests.server.hash_engine import HashEngine
+from tests.server.live import MODEL, VOCAB_SIZE, model_of, refusal, serving, speaking, wait_until
 
 BODY = {"prompt": "Hi", "max_tokens": 8}
 
@@ -100,9 +101,51 @@ def test_idle_models_make_room_and_busy_ones_stay() -> None:
             assert "all of the 2 models that this server may hold are in use" in full.text
             assert running.result() == ("slow", "slow")
         assert cards(client) == {MODEL: 512, "slow": 512, "other": None}
-        wait_until(lambda: said(client, model="other") == ("other", "other"))
+        named = BODY | {"model": "other"}
+        # The slot is free a moment after the answer.
+        wait_until(lambda: client.post("/v1/completions", json=named).status_code == 200)
         assert (slow.count, other.count) == (1, 2)
         assert cards(client) == {MODEL: 512, "slow": None, "other": 512}
+
+
+def test_bursts_that_change_models_stay_within_the_limit() -> None:
+    loaders = [Loader(name) for name in "abc"]
+    with serving_with(*loaders, max_loaded_models=2) as client, ThreadPoolExecutor(4) as pool:
+        for name in "abcab":
+            named = [BODY | {"model": name}] * 4
+            answers = pool.map(lambda body: client.post("/v1/completions", json=body), named)
+            assert {answer.status_code for answer in answers} == {200}
+            assert sum(length is not None for length in cards(client).values()) == 2
+
+
+def test_a_load_that_nobody_waits_for_counts_until_it_has_ended() -> None:
+    slow, other = Loader("slow"), Loader("other")
+    slow.may_load.clear()
+    with serving_with(slow, other, max_loaded_models=2) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json=BODY | {"model": "slow"}, timeout=0.3)
+        full = client.post("/v1/completions", json=BODY | {"model": "other"})
+        assert (full.status_code, other.count) == (503, 0)
+        slow.may_load.set()
+        named = BODY | {"model": "other"}
+        wait_until(lambda: client.post("/v1/completions", json=named).status_code == 200)
+
+
+def test_an_engine_that_failed_is_loaded_again() -> None:
+    engines: list[HashEngine] = []
+
+    def load() -> ServedModel:
+        engines.append(HashEngine(VOCAB_SIZE))
+        return replace(model_of(engines[-1]), name="other")
+
+    load.name = "other"  # type: ignore[attr-defined]
+    with serving_with(load) as client:
+        assert said(client, model="other")[0] == "other"
+        engines[0].fails.set()
+        assert client.post("/v1/completions", json=BODY | {"model": "other"}).status_code == 500
+        wait_until(lambda: cards(client)["other"] is None)
+        assert said(client, model="other")[0] == "other"
+        assert len(engines) == 2
 
 
 def test_a_model_is_loaded_once_for_calls_that_come_together_and_again_after_a_failure() -> None:
@@ -120,7 +163,7 @@ def test_a_model_is_loaded_once_for_calls_that_come_together_and_again_after_a_f
             other.may_load.set()
             answers = [call.result() for call in calls]
         assert {answer.status_code for answer in answers} == {500}
-        expected = "the model 'other' could not be loaded: config.json is missing"
+        expected = "the model 'other' cannot be loaded: config.json is missing"
         assert refusal(answers[0])["message"] == expected
         other.error = None
         assert said(client, model="other") == ("other", "other")
@@ -160,4 +203,6 @@ def test_models_need_a_folder_and_a_name_of_their_own(pairs: list[str], message:
 
 def test_at_least_two_models_fit_a_limit() -> None:
     with pytest.raises(SgateError, match="max_loaded_models is 1; it must be at least 2"):
-        ServerOptions(max_loaded_models=1)
+        ServerOptions(model=("a=f",), max_loaded_models=1)
+    with pytest.raises(SgateError, match="--max-loaded-models has no effect without --model"):
+        ServerOptions(max_loaded_models=2)

@@ -68,6 +68,8 @@ def test_distributions_are_compared_up_to_the_first_other_token() -> None:
     assert other is not None and not other.first_token and other.distance is None
     assert other.divergence > 1
     assert Agreement.of(Answer(), reference, is_greedy=True) is None
+    impossible = TokenLogprobs(1, -800.0, ((1, -800.0), (2, -900.0)))
+    assert divergence(far, impossible) >= 0
 
 
 def test_a_share_of_the_requests_is_compared(caplog: pytest.LogCaptureFixture) -> None:
@@ -126,7 +128,9 @@ def test_a_shadow_with_other_tokens_is_refused() -> None:
 @pytest.mark.parametrize("share", [0.0, 1.5, math.nan])
 def test_a_share_is_above_0_and_at_most_1(share: float) -> None:
     with pytest.raises(SgateError, match=r"shadow_share is .* must be above 0 and at most 1"):
-        ServerOptions(shadow_share=share)
+        ServerOptions(shadow="folder", shadow_share=share)
+    with pytest.raises(SgateError, match="--shadow-share has no effect without --shadow"):
+        ServerOptions(shadow_share=0.5)
 
 
 def _top(logprobs: Any, count: int) -> TokenLogprobs:

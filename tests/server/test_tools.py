@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tests.server.live import (
     MODEL,
     VOCAB_SIZE,
     events,
+    model_of,
     refusal,
-    serving_engine,
+    serving_model,
     token_ids,
 )
 from tests.server.onnx_server import serving_folder, tiny_folder
@@ -330,7 +332,7 @@ def test_the_servers_operator_may_say_the_format(caplog: pytest.LogCaptureFixtur
     caplog.set_level("INFO", "sgate_serve.server.driver")
     codec = tool_codec("{{ messages[0].content }}{{ tools }}")
     engine = HashEngine(VOCAB_SIZE, script=[*token_ids(CALL), EOS_ID], max_model_len=4096)
-    with serving_engine(engine, codec, tool_call_parser="hermes") as client:
+    with serving_model(replace(model_of(engine, codec), tool_call_parser="hermes")) as client:
         [choice] = ask(client, **BODY)["choices"]
     assert calls_of(choice) == [("get_weather", json.loads(PARIS))]
     assert f"serving model={MODEL!r} engine=hash tool_calls=hermes" in caplog.messages

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -98,9 +100,18 @@ def test_an_engine_that_fails_is_an_error_of_the_span() -> None:
     assert span["status"] == {"code": "STATUS_CODE_ERROR"}
 
 
+def test_a_silent_collector_does_not_hold_up_the_shutdown() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"
+        with serving_engine(HashEngine(VOCAB_SIZE), otlp_traces_endpoint=url) as client:
+            client.post("/v1/completions", json={"prompt": "x"})
+            start = time.monotonic()
+        assert time.monotonic() - start < tracing.FLUSH_SECONDS + 2
+
+
 def test_traces_need_a_url_and_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SgateError, match="--otlp-traces-endpoint localhost:4318: give a URL"):
         ServerOptions(otlp_traces_endpoint="localhost:4318")
-    monkeypatch.setattr(tracing, "find_spec", lambda name: None)
-    with pytest.raises(SgateError, match=r"needs OpenTelemetry; .*sgate-serve\[otel\]"):
+    monkeypatch.setattr(tracing, "EXPORTER", "opentelemetry.missing.exporter")
+    with pytest.raises(SgateError, match=r"needs OpenTelemetry \(No module.*sgate-serve\[otel\]"):
         tracing.start_tracing("http://127.0.0.1:1/v1/traces")

@@ -79,6 +79,9 @@ def test_calls_are_those_of_the_format(
     if not own.is_bare:
         assert allows(f"Hello{one}", own, special, allows_text=True)
         assert not allows(f"Hello{one}", own, special)
+    else:
+        # A marker that is no special token cannot be text, which would be read as a call.
+        assert not allows(f"Hello {own.begin}{{oops}}", own, special, allows_text=True)
 
 
 @pytest.mark.parametrize(

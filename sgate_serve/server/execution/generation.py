@@ -210,7 +210,7 @@ class Generation:
             if num_tokens
         }
         self._num_cached = 0
-        self._shadow = shadow
+        self._driver, self._shadow = driver, shadow
         self._watch = None if shadow is None else shadow.watch(job, driver)
         requests = job.requests if self._watch is None else (self._watch.request,)
         self._group = driver.open(requests, deadline)
@@ -271,7 +271,7 @@ class Generation:
             self._group.abort(event.request_id)
             self._clocks.pop(event.request_id).end(decoder.finish_reason)
             if self._shadow is not None and self._watch is not None:
-                self._shadow.compare(self._watch)
+                self._shadow.compare(self._watch, self._driver)
                 self._watch = None
 
 

@@ -80,6 +80,12 @@ class AnthropicMessage(StrictModel):
         return self
 
     @property
+    def is_begun_answer(self) -> bool:
+        """Whether this is the assistant's text, without calls."""
+        has_calls = any(isinstance(block, ToolUseBlock) for block in self.content)
+        return self.role == "assistant" and bool(self.content) and not has_calls
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages of a chat: results come before the text of the same turn."""
         if isinstance(self.content, str):
@@ -220,6 +226,9 @@ class CountTokensRequest(StrictBody):
             "tools": [tool.function for _, tool in self.functions],
             "tool_choice": self.tool_choice.tool_choice,
             "parallel_tool_calls": not self.tool_choice.disable_parallel_tool_use,
+            # The answer goes on with the text of a last message of the assistant.
+            "add_generation_prompt": not self.messages[-1].is_begun_answer,
+            "continue_final_message": self.messages[-1].is_begun_answer,
         }
 
 

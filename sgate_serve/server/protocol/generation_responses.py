@@ -129,12 +129,14 @@ class ChatWriter:
     def chunks(self, delta: Delta) -> list[Json]:
         contents: list[Json] = [{"content": delta.text}] if delta.text else []
         contents += [{"tool_calls": [_piece(piece)]} for piece in delta.calls]
-        # Tokens belong to the first chunk, and the reason to the last one.
+        # Tokens belong to the first chunk, and the reasons to the last one.
         first, *others = contents or [{}]
         rest = Delta(delta.index, "", (), has_called=delta.has_called)
-        chunks = [(replace(delta, finish_reason=None), first), *((rest, own) for own in others)]
+        begun = replace(delta, finish_reason=None, stop_reason=None)
+        chunks = [(begun, first), *((rest, own) for own in others)]
         last, content = chunks[-1]
-        chunks[-1] = replace(last, finish_reason=delta.finish_reason), content
+        last = replace(last, finish_reason=delta.finish_reason, stop_reason=delta.stop_reason)
+        chunks[-1] = last, content
         return [self._chunk(own, content) for own, content in chunks]
 
     def closing(self, usage: Usage) -> Json:

@@ -19,7 +19,7 @@ from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import named_event, until_disconnect
-from sgate_serve.server.served_model import ServedModel
+from sgate_serve.server.served_model import LONG_TEXT, ServedModel
 
 
 class MessagesEndpoints:
@@ -48,9 +48,19 @@ class MessagesEndpoints:
         """Count the tokens of a conversation."""
         service = await self._models.named(body.model, request)
         model = service.model_for("generate", request)
-        job = await until_disconnect(request.receive, _job(service, body, model))
-        num_tokens = sum(job.num_prompt_tokens)
+        num_tokens = await until_disconnect(request.receive, _num_tokens(service, body, model))
         return await json_answer(lambda: {"input_tokens": num_tokens})
+
+
+async def _num_tokens(service: Service, body: CountTokensRequest, model: ServedModel) -> int:
+    """Count the tokens of a conversation, which may be longer than the model reads."""
+    with renaming(body.chat_names):
+        chat = await asyncio.to_thread(body.as_chat)
+        model.check_name(chat.model)
+        text = await service.render(chat.messages, chat.options, model)
+        model.check_text(text, "messages", LONG_TEXT)
+    codec = model.require_codec("messages")
+    return len(await asyncio.to_thread(codec.encode, text, add_special_tokens=False))
 
 
 async def _job(service: Service, body: CountTokensRequest, model: ServedModel) -> Job:

@@ -35,8 +35,10 @@ class _Entry:
     idle: float = 0.0
 
     @property
-    def is_evictable(self) -> bool:
-        return self.service is not None and not self.num_users
+    def is_idle(self) -> bool:
+        """Say whether the model can be unloaded, which one that is being loaded cannot."""
+        has_settled = self.service is not None and self.service.driver.settled.is_set()
+        return has_settled and not self.num_users
 
 
 class Models:
@@ -48,6 +50,8 @@ class Models:
         self.first = first
         self._options = options
         self._others = {name: _Entry(name, load) for name, load in (others or {}).items()}
+        # One model at a time makes room and begins to load.
+        self._starting = asyncio.Lock()
 
     async def named(self, name: str | None, request: Request) -> Service:
         """Return the service of a model, loaded for as long as this request runs.
@@ -67,13 +71,13 @@ class Models:
     def loaded(self) -> Iterator[Service]:
         """Yield the services whose models are in memory."""
         for service in (self.first, *(entry.service for entry in self._others.values())):
-            if service is not None and service.driver.loaded is not None:
+            if service is not None and service.driver.loaded and not service.driver.has_ended:
                 yield service
 
     def unloaded(self) -> Iterator[str]:
         """Yield the names of the models that are not in memory."""
         for entry in self._others.values():
-            if entry.service is None or entry.service.driver.loaded is None:
+            if entry.service not in [*self.loaded()]:
                 yield entry.name
 
     def end_requests(self) -> None:
@@ -102,31 +106,38 @@ class Models:
 
     async def _loaded(self, entry: _Entry) -> Service:
         """Load a model unless it is loaded or about to be."""
-        self.first.driver.check_accepts()
-        service = entry.service
-        if service is None:
-            await self._make_room(entry)
-        service = entry.service
-        if service is None:
-            service = entry.service = Service(EngineDriver(entry.load, self._options))
-            service.driver.start()
+        service = await self._started(entry)
         await service.driver.settled.wait()
         error = service.driver.load_error
         if error is None:
             return service
-        if entry.service is service:
-            entry.service = None  # so that the next call tries again
-        logger.error("the model %r could not be loaded: %s", entry.name, error)
-        reason = str(error) if isinstance(error, SgateError) else "this server's log has the reason"
+        is_ours = isinstance(error, SgateError)
+        if not service.is_reported:
+            service.is_reported = True
+            trace = None if is_ours else error
+            logger.error("the model %r cannot be loaded: %s", entry.name, error, exc_info=trace)
+        reason = str(error) if is_ours else "this server's log has the reason"
         raise RequestError(
-            f"the model {entry.name!r} could not be loaded: {reason}", status=500
+            f"the model {entry.name!r} cannot be loaded: {reason}", status=500
         ) from error
+
+    async def _started(self, entry: _Entry) -> Service:
+        """Return the service of a model whose loading has begun, now if it must."""
+        self.first.driver.check_accepts()
+        async with self._starting:
+            if entry.service is not None and entry.service.driver.has_ended:
+                await self._unload(entry)  # it failed, and is tried again
+            if entry.service is None:
+                await self._make_room(entry)
+                entry.service = Service(EngineDriver(entry.load, self._options))
+                entry.service.driver.start()
+            return entry.service
 
     async def _make_room(self, wanted: _Entry) -> None:
         """Unload the models that have been idle the longest, until another one may be loaded."""
         most = self._options.max_loaded_models
         while most is not None and len(self._services()) >= most:
-            idle = [entry for entry in self._others.values() if entry.is_evictable]
+            idle = [entry for entry in self._others.values() if entry.is_idle]
             if not idle:
                 raise RequestError(
                     f"{wanted.name!r} is not loaded, and all of the {most} models that this server "
@@ -134,10 +145,13 @@ class Models:
                     status=503,
                 )
             entry = min(idle, key=lambda each: each.idle)
-            service, entry.service = entry.service, None
-            assert service is not None
             logger.info("unloading %r to make room for %r", entry.name, wanted.name)
-            await service.driver.stop()
+            await self._unload(entry)
+
+    async def _unload(self, entry: _Entry) -> None:
+        assert entry.service is not None
+        await entry.service.driver.stop()
+        entry.service = None
 
 
 class Leases:

@@ -104,6 +104,7 @@ class ServerEndpoints:
             "object": "model",
             "created": self._created,
             "owned_by": "sgate-serve",
+            "root": name if model is None else model.name,
             # Not known before a model is loaded.
             "max_model_len": None if model is None else model.engine.max_model_len,
         }

@@ -1,4 +1,4 @@
-"""The state that all endpoints share: the driver, its model, the metrics and chat templates."""
+"""What endpoints need of one model: its driver, its metrics and its chat template."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,11 +16,13 @@ from sgate_serve.text.chat_template import ChatOptions
 
 
 class Service:
-    """The driver and metrics of one server; the metrics carry the model's name."""
+    """The driver, shadow and metrics of one model; the metrics carry its name."""
 
     def __init__(self, driver: EngineDriver, shadow: Shadow | None = None) -> None:
         self.driver, self.shadow = driver, shadow
         self._metrics: ServerMetrics | None = None
+        # Whether the log says why the model could not be loaded.
+        self.is_reported = False
         # A thread of its own, so that a slow template keeps only chats waiting.
         self._renderer = ThreadPoolExecutor(1, "chat template")
 

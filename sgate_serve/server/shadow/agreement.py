@@ -78,7 +78,7 @@ def divergence(ours: TokenLogprobs, reference: TokenLogprobs) -> float:
     terms = [math.exp(p[token]) * (p[token] - q[token]) for token in shared]
     in_q, in_p, only = _sum(q, q), _sum(p, p), _sum(p, missing)
     left, others = max(LEAST, 1 - _sum(q, shared)), max(LEAST, 1 - in_p)
-    if missing:
+    if only:
         most = min(len(missing) * math.exp(min(q.values())), 1 - in_q)
         own_only = max(LEAST, min(most, left * only / (only + others)))
         terms.append(only * math.log(only / own_only))

@@ -7,6 +7,7 @@ waits for the served model, so that clients pay for at most one such request at 
 import asyncio
 import logging
 from dataclasses import replace
+from functools import partial
 from uuid import uuid4
 
 from sgate_serve.engines.contract import Request
@@ -62,9 +63,9 @@ class Shadow:
             return None
         return Watch(request)
 
-    def compare(self, watch: Watch) -> None:
-        """Run the request of an answer that has ended, in the background."""
-        if not self._is_ready() or self._is_busy():
+    def compare(self, watch: Watch, served: EngineDriver) -> None:
+        """Run the request of an answer that has ended, in the background, if there is room now."""
+        if not self._has_room(served):
             self.tally.count("no_room")
             return
         self._running = asyncio.get_running_loop().create_task(self._compare(watch))
@@ -73,20 +74,26 @@ class Shadow:
         """Stop the comparison that runs, and the engine; say what was found."""
         if self._running is not None:
             self._running.cancel()
+            await asyncio.wait([self._running])
         await self.driver.stop()
         if self.driver.loaded is not None:
             logger.info("%s", self.tally.summary(self.driver.loaded.name))
 
     async def _compare(self, watch: Watch) -> None:
-        served = watch.answer
+        served, is_greedy = watch.answer, watch.request.sampling.temperature == 0
         try:
             reference = await self._answer(_repeated(watch.request, served))
+            # The distance of long texts takes seconds.
+            agreement = await asyncio.to_thread(
+                partial(Agreement.of, served, reference, is_greedy=is_greedy)
+            )
+            self.tally.add(served, reference, agreement)
         except RequestError as error:
             logger.warning("the shadow did not answer: %s", error)
             self.tally.count("failed")
-            return
-        is_greedy = watch.request.sampling.temperature == 0
-        self.tally.add(served, reference, Agreement.of(served, reference, is_greedy=is_greedy))
+        except Exception:
+            logger.exception("an answer could not be compared with the shadow's")
+            self.tally.count("failed")
 
     async def _answer(self, request: Request) -> Answer:
         watch = Watch(request)
