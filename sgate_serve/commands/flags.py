@@ -141,7 +141,7 @@ def _add_flag(
     parser.add_argument(
         flag,
         dest=field.name,
-        action=_Joined if hint == tuple[str, ...] else "store",
+        action=_Gathered if hint == tuple[str, ...] else "store",
         type=_reader(hint),
         required=required,
         default=None if keep_unset else default,
@@ -151,20 +151,7 @@ def _add_flag(
 
 
 class _Gathered(argparse.Action):
-    """Gathers the values of a flag that is given several times in a tuple."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
-
-
-class _Joined(argparse.Action):
-    """Joins the words of a flag that is given several times; each may have several itself."""
+    """Gathers the values of a flag that is given several times in a tuple; each may be a tuple."""
 
     def __call__(
         self,
@@ -174,8 +161,10 @@ class _Joined(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         before = getattr(namespace, self.dest)
-        # The default is a text, or None.
-        setattr(namespace, self.dest, (*(before if isinstance(before, tuple) else ()), *values))
+        # The default may be a text, or None.
+        before = before if isinstance(before, tuple) else ()
+        added = values if isinstance(values, tuple) else (values,)
+        setattr(namespace, self.dest, (*before, *added))
 
 
 def _reader(hint: Any) -> Any:

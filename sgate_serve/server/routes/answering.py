@@ -10,7 +10,10 @@ from fastapi.responses import Response
 
 from sgate_serve.server.execution.generation import Delta, Generation, Usage, joined
 from sgate_serve.server.execution.jobs import Job, chat_job
+from sgate_serve.server.protocol.anthropic_requests import CountTokensRequest
 from sgate_serve.server.protocol.generation_requests import ChatRequest
+from sgate_serve.server.protocol.renamed_fields import renaming
+from sgate_serve.server.protocol.responses_requests import ResponsesRequest
 from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import EventStream, until_disconnect
@@ -27,6 +30,15 @@ async def prepared_chat(service: Service, body: ChatRequest, model: ServedModel)
     model.check_name(body.model)
     text = await service.render(body.messages, body.options, model)
     return await asyncio.to_thread(chat_job, body, text, model)
+
+
+async def prepared_as_chat(
+    service: Service, body: CountTokensRequest | ResponsesRequest, model: ServedModel
+) -> Job:
+    """Prepare what the body of another API says as a chat; errors name the fields of that API."""
+    with renaming(body.chat_names):
+        chat = await asyncio.to_thread(body.as_chat)
+        return await prepared_chat(service, chat, model)
 
 
 async def answered(

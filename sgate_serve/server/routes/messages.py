@@ -8,12 +8,11 @@ from fastapi.responses import Response
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.execution.generation import Delta, Generation
-from sgate_serve.server.execution.jobs import Job
 from sgate_serve.server.paths import MESSAGES_PATH
 from sgate_serve.server.protocol.anthropic_output import MessageBlocks, MessageShape
 from sgate_serve.server.protocol.anthropic_requests import CountTokensRequest, MessagesRequest
 from sgate_serve.server.protocol.renamed_fields import renaming
-from sgate_serve.server.routes.answering import answered, prepared_chat
+from sgate_serve.server.routes.answering import answered, prepared_as_chat
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
 from sgate_serve.server.routes.models import Models
@@ -39,7 +38,7 @@ class MessagesEndpoints:
         service = await self._models.named(body.model, request)
         model = service.model_for("generate", request)
         service.driver.check_room(1)
-        job = await until_disconnect(request.receive, _job(service, body, model))
+        job = await until_disconnect(request.receive, prepared_as_chat(service, body, model))
         shape = MessageShape(f"msg_{request.state.request_id}", model.name)
         write_stream = MessageStream(shape).events if body.stream else None
         return await answered(service, job, request, shape.body, write_stream)
@@ -61,12 +60,6 @@ async def _num_tokens(service: Service, body: CountTokensRequest, model: ServedM
         model.check_text(text, "messages", LONG_TEXT)
     codec = model.require_codec("messages")
     return len(await asyncio.to_thread(codec.encode, text, add_special_tokens=False))
-
-
-async def _job(service: Service, body: CountTokensRequest, model: ServedModel) -> Job:
-    with renaming(body.chat_names):
-        chat = await asyncio.to_thread(body.as_chat)
-        return await prepared_chat(service, chat, model)
 
 
 class MessageStream:

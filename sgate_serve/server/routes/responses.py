@@ -9,16 +9,12 @@ from fastapi.responses import Response
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.execution.generation import Delta, Generation
-from sgate_serve.server.execution.jobs import Job
-from sgate_serve.server.protocol.renamed_fields import renaming
 from sgate_serve.server.protocol.responses_output import Json, OutputItems, ResponseShape
 from sgate_serve.server.protocol.responses_requests import ResponsesRequest
-from sgate_serve.server.routes.answering import answered, prepared_chat
+from sgate_serve.server.routes.answering import answered, prepared_as_chat
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.models import Models
-from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import named_event, until_disconnect
-from sgate_serve.server.served_model import ServedModel
 
 
 class ResponsesEndpoint:
@@ -37,18 +33,12 @@ class ResponsesEndpoint:
         service = await self._models.named(body.model, request)
         model = service.model_for("generate", request)
         service.driver.check_room(1)
-        job = await until_disconnect(request.receive, _job(service, body, model))
+        job = await until_disconnect(request.receive, prepared_as_chat(service, body, model))
         shape = ResponseShape(
             f"resp_{request.state.request_id}", int(time.time()), model.name, body
         )
         write_stream = ResponseStream(shape).events if body.stream else None
         return await answered(service, job, request, shape.body, write_stream)
-
-
-async def _job(service: Service, body: ResponsesRequest, model: ServedModel) -> Job:
-    with renaming(body.chat_names):
-        chat = await asyncio.to_thread(body.as_chat)
-        return await prepared_chat(service, chat, model)
 
 
 class ResponseStream:
