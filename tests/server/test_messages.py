@@ -201,7 +201,11 @@ def refusal(response: httpx.Response) -> tuple[str, str | None, str]:
     ("body", "param", "message"),
     [
         ({"max_tokens": None}, "max_tokens", "is missing; expected a positive integer"),
-        ({"max_tokens": 9000}, "messages", "this model's maximum context length is 4096 tokens, and"),
+        (
+            {"max_tokens": 9000},
+            "messages",
+            "maximum context length is 4096 tokens, and",
+        ),
         ({"thread": {"type": "create"}}, "thread", "this server stores none; leave it out"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role", "'user' or 'assi"),
