@@ -27,8 +27,9 @@ from benchmarks.soak.traffic import Traffic
 from benchmarks.soak.watch import (
     FEW_HANDLES,
     Sample,
-    complaints,
     growth,
+    growth_complaints,
+    is_alive,
     polling,
     process_at,
     sample,
@@ -36,12 +37,14 @@ from benchmarks.soak.watch import (
 )
 from sgate_serve.demo.serving import running_server
 from sgate_serve.environment import hardware, library_versions
+from sgate_serve.errors import BenchError, SgateError
 from sgate_serve.options import option
 from sgate_serve.progress import activity
 
 NUM_SAMPLES = 600
 TIMEOUT_SECONDS = 120
 DRAIN_SECONDS = 15
+LOG_CHARACTERS = 4000
 
 
 @dataclass(frozen=True)
@@ -63,15 +66,18 @@ class SoakOptions:
         return [name for name in self.skip.split(",") if name]
 
 
-def load(url: str, traffic: Traffic, options: SoakOptions) -> None:
-    """Run all clients for as long as the options say, and report how far they are."""
+def load(url: str, pid: int, traffic: Traffic, options: SoakOptions) -> None:
+    """Run all clients for as long as the options say, and report how far they are.
+
+    Raises BenchError with what went wrong so far if the process of the server ends.
+    """
     total = options.minutes * 60
     deadline = time.monotonic() + total
 
     def visit(number: int) -> None:
         random = Random(options.seed * options.clients + number)
         with httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS) as client:
-            while time.monotonic() < deadline:
+            while time.monotonic() < deadline and is_alive(pid):
                 traffic.ask(client, random)
 
     with activity("soak") as soak, ThreadPoolExecutor(options.clients) as pool:
@@ -79,11 +85,14 @@ def load(url: str, traffic: Traffic, options: SoakOptions) -> None:
         while time.monotonic() < deadline and not all(own.done() for own in visits):
             time.sleep(min(1.0, total / 10))
             done = round(min(total, total - deadline + time.monotonic()))
-            failures = len(traffic.tally.failures)
-            values = {"requests": traffic.tally.requests, "failures": failures}
+            tally = traffic.tally
+            values = {"requests": tally.num_requests, "failures": tally.num_failures}
             soak.report(done, round(total), "second", **values)
         for own in visits:
             own.result()
+    if not is_alive(pid):
+        failures = "; ".join(traffic.tally.failures)
+        raise BenchError(f"the server ended under the load; what failed first: {failures}")
 
 
 def drain(client: httpx.Client) -> list[str]:
@@ -115,13 +124,11 @@ def soak(url: str, options: SoakOptions) -> dict[str, Any]:
         before, _ = idle(pid, client)
         seconds = max(0.2, options.minutes * 60 / NUM_SAMPLES)
         with sampling(pid, seconds) as samples, polling(url) as health:
-            load(url, traffic, options)
+            load(url, pid, traffic, options)
         after, stay = idle(pid, client)
-    found, slow = growth(samples), max(health.seconds)
-    failures = [*traffic.tally.failures, *traffic.complaints(), *health.failures[:5], *stay]
-    failures += complaints(found)
-    if slow > options.health_seconds:
-        failures.append(f"/health took {slow:.3f} s")
+    found = growth(samples)
+    failures = [*traffic.tally.failures, *traffic.complaints(), *stay, *growth_complaints(found)]
+    failures += health.complaints(options.health_seconds)
     if after.handles > before.handles + FEW_HANDLES:
         failures.append(f"{after.handles} handles are open afterwards, and {before.handles} before")
     return {
@@ -142,11 +149,14 @@ def server(options: SoakOptions) -> Iterator[str]:
         yield options.url
         return
     engine = ("--slots", str(options.slots), "--precision", options.precision)
-    with (
-        tempfile.TemporaryDirectory(prefix="sgate-soak-") as folder,
-        running_server(Path(options.model), Path(folder) / "serve.log", engine) as url,
-    ):
-        yield url
+    with tempfile.TemporaryDirectory(prefix="sgate-soak-") as folder:
+        log = Path(folder) / "serve.log"
+        try:
+            with running_server(Path(options.model), log, engine) as url:
+                yield url
+        except SgateError as error:
+            end = log.read_text("utf-8", errors="replace")[-LOG_CHARACTERS:]
+            raise BenchError(f"{error}; the log of the server ends with:\n{end}") from error
 
 
 def run(options: SoakOptions) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from jsonschema import Draft202012Validator
 
-from benchmarks.soak.answers import COMPARED, PROMPTS, SAMPLING, AnswerError, post
+from benchmarks.soak.answers import COMPARED, PROMPTS, SAMPLING, AnswerError, Ask, post
 from benchmarks.soak.hostile import hang_up, send_bad_body, send_half
 from sgate_serve.errors import BenchError
 
@@ -53,8 +53,12 @@ class Tally:
     _lock: Lock = field(default_factory=Lock)
 
     @property
-    def requests(self) -> int:
+    def num_requests(self) -> int:
         return sum(count.requests for count in self.counts.values())
+
+    @property
+    def num_failures(self) -> int:
+        return sum(count.failures for count in self.counts.values())
 
     def add(self, name: str, seconds: float, failure: str | None) -> None:
         with self._lock:
@@ -91,7 +95,7 @@ class Traffic:
             raise BenchError(f"--skip {unknown[0]}: give some of {', '.join(everything)}")
         self._asks = {name: ask for name, ask in everything.items() if name not in skip}
         self.tally = Tally({name: Count() for name in self._asks})
-        self._quiet: dict[tuple[str, int], list[str]] = {}
+        self._quiet: dict[tuple[Ask, int], list[str]] = {}
 
     def learn(self, client: httpx.Client) -> None:
         """Ask for everything once while nobody else does, and remember the answers.
@@ -101,7 +105,7 @@ class Traffic:
         references = {COMPARED[name][1] for name in self._asks if name in COMPARED}
         for ask in references:
             for index in range(len(PROMPTS)):
-                self._quiet[ask.__name__, index] = ask(client, index, False)
+                self._quiet[ask, index] = ask(client, index, False)
         for own in self._asks.values():
             own(client, Random(0))
 
@@ -120,7 +124,7 @@ class Traffic:
 
         def compare(client: httpx.Client, random: Random) -> None:
             index, stream = random.randrange(len(PROMPTS)), random.random() < 0.5
-            found, quiet = ask(client, index, stream), self._quiet[reference.__name__, index]
+            found, quiet = ask(client, index, stream), self._quiet[reference, index]
             if found != quiet:
                 raise AnswerError(f"{found} (stream {stream}), but without load {quiet}")
 

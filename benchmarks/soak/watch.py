@@ -25,6 +25,7 @@ POLL_SECONDS = 0.1
 WARM_UP = 0.2
 # Growth from the first third to the last that is none, and handles that come and go.
 TOLERANCE, FEW_HANDLES = 0.05, 4
+MAX_LISTED = 5
 LISTENING = "0A"
 
 
@@ -53,9 +54,10 @@ def process_at(url: str) -> int:
     sockets = {
         f"socket:[{row[9]}]" for row in rows if row[3] == LISTENING and row[1].endswith(ending)
     }
-    for process in Path("/proc").glob("[0-9]*"):
-        if sockets & {*_open_files(process)}:
-            return int(process.name)
+    # A child that has inherited the socket comes after the one that opened it.
+    for pid in sorted(int(process.name) for process in Path("/proc").glob("[0-9]*")):
+        if sockets & {*_open_files(Path(f"/proc/{pid}"))}:
+            return pid
     raise BenchError(f"no process of this user on this machine listens at {url}; start one here")
 
 
@@ -66,6 +68,14 @@ def _open_files(process: Path) -> Iterator[str]:
             yield str(handle.readlink())
     except OSError:
         return
+
+
+def is_alive(pid: int) -> bool:
+    """Say whether a process runs; one that has ended has no memory, even if nobody has waited."""
+    try:
+        return memory_of(pid)["rss_bytes"] > 0
+    except (OSError, KeyError):
+        return False
 
 
 def sample(pid: int, started: float) -> Sample:
@@ -80,12 +90,12 @@ def sample(pid: int, started: float) -> Sample:
 
 @contextmanager
 def sampling(pid: int, seconds: float) -> Iterator[list[Sample]]:
-    """Take a sample every so many seconds while the context lasts; yields the list of them."""
+    """Take a sample every so many seconds while the context and the process last; yields them."""
     samples: list[Sample] = []
     over, started = Event(), time.monotonic()
 
     def take() -> None:
-        while not over.wait(seconds):
+        while not over.wait(seconds) and is_alive(pid):
             samples.append(sample(pid, started))
 
     thread = Thread(target=take)
@@ -108,7 +118,7 @@ def growth(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     }
 
 
-def complaints(found: dict[str, dict[str, float]]) -> list[str]:
+def growth_complaints(found: dict[str, dict[str, float]]) -> list[str]:
     """Say what has grown."""
     slack = {"rss_bytes": 0, "handles": FEW_HANDLES, "threads": FEW_HANDLES}
     return [
@@ -125,6 +135,17 @@ class Health:
     seconds: list[float] = field(default_factory=list)
     overslept: float = 0.0
     failures: list[str] = field(default_factory=list)
+
+    def complaints(self, limit: float) -> list[str]:
+        """Say what went wrong, and whether an answer took longer than so many seconds."""
+        slow = [seconds for seconds in self.seconds if seconds > limit]
+        if not slow:
+            return self.failures[:MAX_LISTED]
+        late = (
+            f"/health took up to {max(slow):.3f} s, and more than {limit:g} s in {len(slow)} of "
+            f"{len(self.seconds)} polls; the poller overslept by up to {self.overslept:.3f} s"
+        )
+        return [*self.failures[:MAX_LISTED], late]
 
     def summary(self) -> dict[str, Any]:
         ordered = sorted(self.seconds)
