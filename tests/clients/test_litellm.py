@@ -69,7 +69,8 @@ def test_chats_and_tools(talker: str, caller: str, provider: str, stream: bool) 
 def test_forced_calls_and_formats_are_followed(noise: str, provider: str) -> None:
     forced: Any = {"type": "function", "function": {"name": "get_weather"}}
     [(name, arguments)] = calls(ask(provider, noise, tools=TOOLS, tool_choice=forced))
-    assert (name, arguments.keys()) == ("get_weather", PARIS.keys())
+    assert name == "get_weather"
+    assert arguments.keys() >= PARIS.keys()  # vLLM gets no `additionalProperties` from litellm
     choice = ask(provider, noise, response_format=Pet, max_tokens=100)
     assert Pet.model_validate_json(choice.message.content)
 
