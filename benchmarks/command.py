@@ -18,8 +18,11 @@ def command_line(name: str, options: Any) -> str:
 
 def run_script(
     name: str, description: str | None, options: type[Options], run: Callable[[Options], Any]
-) -> None:
-    """Parse `--json FILE` and a flag for each field of `options`, run, and write the record."""
+) -> Any:
+    """Parse `--json FILE` and a flag for each field of `options`; run, and write the record.
+
+    Returns the record.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--json", type=Path, required=True, help="file to write the record to")
     for field in fields(options):  # type: ignore[arg-type]
@@ -31,3 +34,4 @@ def run_script(
     path = arguments.pop("json")
     record = run(options(**arguments))
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return record

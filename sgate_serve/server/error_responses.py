@@ -45,10 +45,15 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 
 def messages_error(error: RequestError) -> dict[str, Any]:
-    """Return the body of an error in Anthropic's shape; `param` and `code` are added to it."""
+    """Return the body of an error in Anthropic's shape; `param` and `code` are added to it.
+
+    Anthropic's SDK reads the code of an error that it can recover from in `details`.
+    """
     kind = ANTHROPIC_KINDS.get(error.status, "api_error" if error.status >= 500 else INVALID)
-    own = error_body(error)["error"]
-    return {"type": "error", "error": {**own, "type": kind}}
+    own = error_body(error)["error"] | {"type": kind}
+    if error.code is not None:
+        own["details"] = {"error_code": error.code}
+    return {"type": "error", "error": own}
 
 
 def error_response(

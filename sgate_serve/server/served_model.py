@@ -166,8 +166,9 @@ class ServedModel:
         longest = max(least, self.require_codec(param).max_characters(limit))
         if len(text) > longest:
             raise RequestError(
-                f"`{param}` has {len(text)} characters; this model holds {limit} tokens, so at "
-                f"most {longest} characters are read",
+                f"the prompt is too long: `{param}` has {len(text)} characters; this model's "
+                f"maximum context length is {limit} tokens, so at most {longest} characters are "
+                "read",
                 param=param,
                 code="context_length_exceeded",
             )

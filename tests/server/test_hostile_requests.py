@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +16,8 @@ import httpx
 import pytest
 
 from sgate_serve.server import connection, middleware
+from sgate_serve.server.protocol.strict_body import StrictBody, read_body
+from sgate_serve.server.routes import body_route
 from sgate_serve.text import chat_template as chat_templates
 from sgate_serve.text.chat_template import ChatTemplate
 from sgate_serve.text.template_worker import TemplateWorker
@@ -307,6 +310,32 @@ def test_time_limit_counts_a_body_that_comes_slowly() -> None:
         assert time.monotonic() - start < 0.4
     assert received.startswith(b"HTTP/1.1 504 Gateway Timeout\r\n")
     assert error_of(received)["code"] == "request_timeout"
+
+
+@pytest.mark.parametrize(("num_bytes", "num_at_once"), [(100_000, 1), (100, 4)])
+def test_long_bodies_are_read_one_after_the_other(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, num_bytes: int, num_at_once: int
+) -> None:
+    """Each holds the interpreter's lock at times, and everyone else waits for all of them."""
+    reading: list[bytes] = []
+    seen: list[int] = []
+
+    def read_slowly(content: bytes, kind: type[StrictBody]) -> StrictBody:
+        reading.append(content)
+        time.sleep(0.1)
+        seen.append(len(reading))
+        reading.pop()
+        return read_body(content, kind)
+
+    monkeypatch.setattr(body_route, "read_body", read_slowly)
+    body = b'{"prompt": "a"' + b" " * num_bytes + b"}"
+    with ThreadPoolExecutor(4) as pool:
+        sent = [
+            pool.submit(client.post, "/v1/completions", content=body, headers=JSON)
+            for _ in range(4)
+        ]
+    assert all(response.result().is_success for response in sent)
+    assert max(seen) == num_at_once
 
 
 def test_calls_over_the_queue_are_refused_before_any_work_on_them() -> None:

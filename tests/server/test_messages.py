@@ -192,6 +192,8 @@ def refusal(response: httpx.Response) -> tuple[str, str | None, str]:
     body = response.json()
     assert body.keys() == {"type", "error"}
     assert body["type"] == "error"
+    details = body["error"].get("details", {"error_code": None})
+    assert details == {"error_code": body["error"]["code"]}
     return body["error"]["type"], body["error"]["param"], body["error"]["message"]
 
 
@@ -199,7 +201,12 @@ def refusal(response: httpx.Response) -> tuple[str, str | None, str]:
     ("body", "param", "message"),
     [
         ({"max_tokens": None}, "max_tokens", "is missing; expected a positive integer"),
-        ({"max_tokens": 9000}, "messages", "this model holds 4096 tokens"),
+        (
+            {"max_tokens": 9000},
+            "messages",
+            "maximum context length is 4096 tokens, and",
+        ),
+        ({"thread": {"type": "create"}}, "thread", "this server stores none; leave it out"),
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages.0.role", "'user' or 'assi"),
         (

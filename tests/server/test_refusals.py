@@ -44,16 +44,21 @@ def test_prompt_that_does_not_fit_says_what_does(client: httpx.Client) -> None:
         error = refusal(response)
         assert error["code"] == "context_length_exceeded"
         assert error["message"] == (
-            "this model holds 512 tokens, but `prompt` has 510 and 3 more may be generated; "
-            "shorten it or lower max_tokens"
+            "this model's maximum context length is 512 tokens, and `prompt` has 510, after which "
+            "3 more may be generated; shorten it or lower max_tokens"
         )
 
 
-def test_conversation_that_fills_the_model_is_refused(client: httpx.Client) -> None:
-    messages = [{"role": "user", "content": "q" * 600}]
+@pytest.mark.parametrize("num_letters", [600, 70_000])
+def test_conversation_that_fills_the_model_is_refused(
+    client: httpx.Client, num_letters: int
+) -> None:
+    """In words that clients know: several tell by them that a conversation must be shortened."""
+    messages = [{"role": "user", "content": "q" * num_letters}]
     error = refusal(client.post("/v1/chat/completions", json={"messages": messages}))
-    assert error["param"] == "messages"
-    assert "this model holds 512 tokens, but `messages` has" in error["message"]
+    assert (error["param"], error["code"]) == ("messages", "context_length_exceeded")
+    assert error["message"].startswith("the prompt is too long: ")
+    assert "this model's maximum context length is 512 tokens" in error["message"]
 
 
 def test_what_the_engine_itself_refuses_is_a_400_also_for_a_stream() -> None:

@@ -189,7 +189,7 @@ def test_forced_calls_and_formats_are_valid(noise: httpx.Client) -> None:
         ({"conversation": "x"}, "conversation", "is not supported; leave it out"),
         ({"background": True}, "background", "is not supported"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
-        ({"max_output_tokens": 9000}, "input", "this model holds 4096 tokens, but `input` has"),
+        ({"max_output_tokens": 9000}, "input", "is 4096 tokens, and `input` has"),
         (
             {
                 "tools": [{"type": "mcp"}, {**CLOCK, "parameters": {"type": "array"}}],

@@ -224,12 +224,16 @@ def _check_length(prompt: Sequence[int], max_tokens: int, model: ServedModel, pa
             f"`{param}` has no tokens; send some text, or at least one token id", param=param
         )
     if len(prompt) + max_tokens > limit:
-        raise RequestError(
-            f"this model holds {limit} tokens, but `{param}` has {len(prompt)} and {max_tokens} "
-            "more may be generated; shorten it or lower max_tokens",
-            param=param,
-            code="context_length_exceeded",
-        )
+        # Clients know these words, and shorten the conversation.
+        found = f"this model's maximum context length is {limit} tokens, and `{param}` has "
+        if len(prompt) >= limit:
+            reason = f"the prompt is too long: {found}{len(prompt)}; shorten it"
+        else:
+            reason = (
+                f"{found}{len(prompt)}, after which {max_tokens} more may be generated; shorten it "
+                "or lower max_tokens"
+            )
+        raise RequestError(reason, param=param, code="context_length_exceeded")
 
 
 def _bad_words(words: Sequence[str], model: ServedModel) -> Iterator[tuple[int, ...]]:

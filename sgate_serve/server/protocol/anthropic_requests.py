@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from sgate_serve.errors import RequestError
 from sgate_serve.server.excerpt import cut
 from sgate_serve.server.protocol.generation_requests import (
     MAX_STOP_STRINGS,
@@ -249,6 +250,18 @@ class MessagesRequest(CountTokensRequest):
     top_p: float = Field(1.0, description="as in chats")
     top_k: int = Field(0, description="as in chats")
     stream: bool = Field(False, description="true or false")
+    thread: dict[str, Any] | None = Field(None, description="absent, as nothing is stored")
+
+    @model_validator(mode="after")
+    def _check_stateless(self) -> Self:
+        if self.thread is not None:
+            raise RequestError(
+                "`thread` needs stored messages, and this server stores none; leave it out, and "
+                "send the conversation so far as `messages`",
+                param="thread",
+                code="thread_unsupported_request",  # on which Anthropic's SDK does so
+            )
+        return self
 
     def _chat(self) -> dict[str, Any]:
         return {

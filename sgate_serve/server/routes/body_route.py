@@ -1,10 +1,13 @@
 """A route that reads, parses and validates its body off the event loop.
 
-FastAPI parses and validates on the loop, where a long body stops every other call.
+FastAPI parses and validates on the loop, where a long body stops every other call. Off the loop it
+holds the interpreter's lock for a few hundredths of a second now and then, which would add up if
+several were read at once.
 """
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from typing import Any
 
@@ -13,6 +16,10 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from sgate_serve.server.protocol.strict_body import NOT_AN_OBJECT, StrictBody, read_body
+
+LONG_BODY_BYTES = 2**16
+# One after the other.
+LONG_BODIES = ThreadPoolExecutor(1, "long-bodies")
 
 
 class BodyRoute(APIRoute):
@@ -28,7 +35,9 @@ class BodyRoute(APIRoute):
                 content = await request.body()
                 if not content or not _is_json(request):
                     raise NOT_AN_OBJECT
-                body = await asyncio.to_thread(read_body, content, kind)
+                pool = LONG_BODIES if len(content) > LONG_BODY_BYTES else None
+                loop = asyncio.get_running_loop()
+                body = await loop.run_in_executor(pool, read_body, content, kind)
                 request = ReadRequest(request, body)
             return await handle(request)
 

@@ -1,0 +1,1 @@
+"""Loads a server for a long time with everything at once: see `__main__`."""
