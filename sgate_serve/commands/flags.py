@@ -99,7 +99,10 @@ def target_from(args: argparse.Namespace) -> Target:
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a word, or several separated by commas")
+    return words
 
 
 def comma_separated_numbers(text: str) -> tuple[int, ...]:
@@ -133,10 +136,10 @@ def _add_flag(
         return
     required = field.default is MISSING and field.default_factory is MISSING
     default = None if required else field.default
-    if isinstance(default, tuple):
+    if isinstance(default, tuple) and default:
         # argparse parses a text default like the user's input, and shows it unchanged.
         default = ",".join(map(str, default))
-    if default not in (None, "") and text:
+    if default not in (None, "", ()) and text:
         text += f" (default: {default})"
     parser.add_argument(
         flag,

@@ -27,7 +27,7 @@ from sgate_serve.text.tokenizer_files import (
     token_texts,
 )
 from sgate_serve.text.tokenizer_loading import load_tokenizer
-from sgate_serve.text.truncation import Truncation, truncate
+from sgate_serve.text.truncation import Truncation, cut, truncate
 
 logger = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class TextCodec:
             second = self._encoding(text_pair, add_special_tokens=False)
         for own, most in zip((first, second), longest, strict=True):
             if own is not None and most is not None:
-                own.truncate(most)
+                cut(own, most)
         if truncation is not None and not truncation.cuts_special:
             count = self.tokenizer.num_special_tokens_to_add
             num_special = count(second is not None) if add_special_tokens else 0

@@ -41,13 +41,15 @@ class CallOptions:
     """How the calls of a request are read.
 
     Where the text `is_constrained` by a grammar, arguments are passed on while they are written,
-    else once they are known to be valid. Without `is_parallel`, only the first call counts.
+    else once they are known to be valid. Without `is_parallel`, only the first call counts. An
+    answer that `must_call` has no text, even if it is cut off before its first call.
     """
 
     format: ToolFormat
     names: frozenset[str]
     is_constrained: bool = False
     is_parallel: bool = True
+    must_call: bool = False
 
 
 class CallParser:
@@ -88,6 +90,8 @@ class CallParser:
 
     def _is_between_calls(self, rest: str) -> bool:
         """Say whether the last text belongs to a call: space after one, or a grammar's next one."""
+        if self._options.must_call:
+            return True
         if not self._options.is_constrained:
             return self.num_calls > 0 and rest.isspace()
         return self.num_calls > 0 or (self._state == self._in_value and not self._format.is_bare)

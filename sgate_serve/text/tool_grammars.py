@@ -35,7 +35,9 @@ class CallableTool:
             raise RequestError(
                 f'`{self.param}.type` must be "object", as arguments have names', param=self.param
             )
-        own.setdefault("x-guidance", SPACING)
+        given = own.get("x-guidance", {})
+        # Other separators would make arguments that are no JSON.
+        own["x-guidance"] = given | SPACING if isinstance(given, dict) else given
         return GrammarText("json", json.dumps(own, ensure_ascii=False), self.param)
 
 

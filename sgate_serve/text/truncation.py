@@ -41,9 +41,19 @@ class Truncation:
 def truncate(first: Encoding, second: Encoding | None, room: int, side: str) -> None:
     """Truncate to `room` tokens in all, as transformers' `longest_first` does."""
     if second is None:
-        first.truncate(room, direction=side)
+        cut(first, room, side)
         return
     shorter, longer = (second, first) if len(first) > len(second) else (first, second)
     # The longer one gets what the shorter one leaves, but at least half.
-    longer.truncate(max(room - len(shorter), (room + 1) // 2), direction=side)
-    shorter.truncate(room - len(longer), direction=side)
+    cut(longer, max(room - len(shorter), (room + 1) // 2), side)
+    cut(shorter, room - len(longer), side)
+
+
+def cut(encoding: Encoding, most: int, side: str = "right") -> None:
+    """Cut an encoding down to `most` tokens, by halves, as long as it has many more.
+
+    The library keeps what it cuts off in pieces of what stays, each of which takes a kilobyte.
+    """
+    while len(encoding) > 2 * max(most, 1):
+        encoding.truncate(len(encoding) // 2, direction=side)
+    encoding.truncate(most, direction=side)

@@ -233,6 +233,7 @@ def test_bench_measures_requests_without_a_server(
             "unknown engine 'tgi'; use one of: onnx, torch, vllm",
         ),
         (["serve", "BASE", "--port", "0", "--", "--frob", "1"], "--frob"),
+        (["serve", "BASE", "--model", ","], "--model: ',': give a word, or several separated by"),
         (["serve", "BASE", "--", "--slots", "0"], "slots must be at least 1, found 0"),
         (["inspect", "BASE", "--", "--slots", "4"], "nothing is expected after `--`"),
         (["bench", "compare", "BASE", "BASE", "--rounds", "0"], "--rounds 0: must be at least 1"),

@@ -118,6 +118,12 @@ def test_long_valid_bodies_delay_no_one(client: httpx.Client) -> None:
         ("/v1/completions", {**MANY_CHOICES, "allowed_token_ids": [5] * 400_000}),
         ("/v1/completions", {**MANY_CHOICES, "bad_words": ["the cat " * 32] * 256}),
         ("/apply-template", {"messages": [{"role": "a", "content": "a", "b": [0] * 400_000}]}),
+        (
+            "/v1/completions",
+            {"prompt": "a" * 500_000, "max_tokens": 1, "truncate_prompt_tokens": 1},
+        ),
+        ("/v1/completions", {"prompt": [5] * 400, "max_tokens": 1, "prompt_logprobs": -1}),
+        ("/v1/responses", {"input": "a", "metadata": {"b": "\x01" * 400_000}, "stream": True}),
     ]
     for path, body in bodies:
         with health_answers(client):

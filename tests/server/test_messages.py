@@ -9,7 +9,13 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sgate_serve.server.execution.generation import Delta, Usage
+from sgate_serve.server.protocol.anthropic_output import MessageShape
+from sgate_serve.server.routes.json_answer import json_bytes
+from sgate_serve.text.tool_calls import CallPiece
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, serving_engine
 from tests.server.onnx_server import serving_folder, tiny_folder
@@ -309,3 +315,26 @@ def test_tokens_are_counted_of_what_the_model_could_not_read(caller: httpx.Clien
     long = [{"role": "user", "content": "a" * 9000}]
     assert ask(caller, COUNT, messages=long)["input_tokens"] > 9000
     assert caller.post(MESSAGES, json={**BODY, "messages": long}).status_code == 400
+
+
+@pytest.mark.parametrize("value", ["1e999", '"\\ud83d"', "[" * 5000 + "]" * 5000, "[1"])
+def test_arguments_that_json_cannot_say_again_are_none(value: str) -> None:
+    call = [CallPiece(0, id="x", name="f"), CallPiece(0, f'{{"a": {value}}}')]
+    delta = Delta(0, "", (), "stop", calls=tuple(call), has_called=True)
+    message = MessageShape("msg", "m").body([delta], Usage(1, 1))
+    assert message["content"] == [{"type": "tool_use", "id": "x", "name": "f", "input": {}}]
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text('a"é'),
+        lambda own: st.lists(own, max_size=3) | st.dictionaries(st.text("b\\"), own, max_size=3),
+        max_leaves=30,
+    )
+)
+def test_json_in_pieces_is_json(value: Any) -> None:
+    whole = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    assert json_bytes(value) == whole.encode()

@@ -15,7 +15,7 @@ from sgate_serve.text.chat_template import ChatTemplate
 from sgate_serve.text.mistral_words import WORDS as MISTRAL_WORDS
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids
 from sgate_serve.text.tokenizer_pipelines import QWEN2_WORDS
-from sgate_serve.text.truncation import Side, Truncation
+from sgate_serve.text.truncation import Side, Truncation, cut
 from tests.text_model import (
     BOS,
     CHAT_TEMPLATE,
@@ -279,3 +279,13 @@ def test_no_text_of_so_many_tokens_is_longer_than_it_can_be(tmp_path: Path) -> N
     codec = load(tmp_path)
     for text in (*SENTENCES, EOS * 5, " " * 50):
         assert len(text) <= codec.max_characters(len(codec.encode(text, add_special_tokens=False)))
+
+
+@given(st.integers(0, 3000), st.integers(0, 40), st.sampled_from(["left", "right"]))
+def test_cutting_by_halves_is_cutting(length: int, most: int, side: Side) -> None:
+    encoding = BYTES.encode("a" * length, add_special_tokens=False)
+    ids = encoding.ids
+    cut(encoding, most, side)
+    kept = ids[max(0, len(ids) - most) :] if side == "left" else ids[:most]
+    assert encoding.ids == kept == encoding.ids[: len(encoding.type_ids)]
+    assert len(encoding.overflowing) <= 3

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -177,6 +178,9 @@ def test_arguments_of_constrained_calls_are_passed_on_at_once(own: ToolFormat) -
     text = begin + opens + (own.separator or joint).join(several) + own.closes + own.end
     options = CallOptions(own, NAMES, is_constrained=True)
     assert read(options, [text]) == read(options, list(text)) == ("", BOTH)
+    forced = replace(options, must_call=True)
+    for end in range(len(text)):
+        assert read(forced, [text[:end]])[0] == ""  # also if the limit cuts a marker
     parser = CallParser(options)
     sent = [parser.push(character).calls for character in text[: text.index("Paris")]]
     assert [piece.arguments for calls in sent for piece in calls] == ["", *'{"city": "']

@@ -1,5 +1,6 @@
 """Which texts the grammars of tool calls allow; that real models follow them is tested at HTTP."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from sgate_serve.text.tool_formats import (
     SMOLLM2,
     ToolFormat,
 )
-from sgate_serve.text.tool_grammars import CallableTool, CallGrammar
+from sgate_serve.text.tool_grammars import SPACING, CallableTool, CallGrammar
 from tests.server.live import CODEC, VOCAB_SIZE
 from tests.text_model import BOS, EOS
 
@@ -110,3 +111,8 @@ def test_too_many_tools_are_refused_by_the_length_of_their_grammar() -> None:
     tools = [CallableTool(f"f{index}", SCHEMA, "x") for index in range(400)]
     with pytest.raises(RequestError, match=r"`tools` cannot be followed: it has \d+ characters"):
         CallGrammar(HERMES, tools, {}).compile(COMPILER)
+
+
+def test_separators_of_json_cannot_be_changed() -> None:
+    own = {"x-guidance": {"item_separator": "z", "key_separator": "x"}, **SCHEMA}
+    assert json.loads(CallableTool("f", own, "f").schema.text)["x-guidance"] == SPACING

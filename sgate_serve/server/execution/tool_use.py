@@ -36,6 +36,7 @@ def tool_use(body: ChatRequest, model: ServedModel) -> ToolUse | None:
         frozenset(tool.function.name for tool in body.shown_tools),
         body.constrains_calls,
         body.parallel_tool_calls,
+        body.must_call,
     )
     special = model.require_codec("tools").special_tokens_in(own.markers)
     return ToolUse(options, {index: text for text, index in special.items()})

@@ -99,10 +99,15 @@ class MessageBlocks:
 
 
 def _object(arguments: str) -> Json:
-    """Return the arguments of a call; those that `max_tokens` cuts off are none."""
+    """Return the arguments of a call, none if JSON cannot say them.
+
+    They may be cut off by `max_tokens`, or have a number out of range, half of a character, or
+    thousands of levels.
+    """
     try:
         value: Json = json.loads(arguments)
-    except ValueError:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
         return {}
     return value
 

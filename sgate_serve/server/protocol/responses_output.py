@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from uuid import uuid4
 
@@ -43,9 +44,6 @@ class ResponseShape:
         return self.response("failed", {"error": reason, "output": items.whole})
 
     def response(self, status: str, fields: Mapping[str, Any] | None = None) -> Json:
-        body = self.request
-        own = body.text.model_dump(by_alias=True, exclude_none=True)
-        choice: Any = body.tool_choice
         return {
             "id": self.id,
             "object": "response",
@@ -54,22 +52,32 @@ class ResponseShape:
             "background": False,
             "error": None,
             "incomplete_details": None,
+            "model": self.model,
+            "output": [],
+            "previous_response_id": None,
+            "store": False,
+            "truncation": "disabled",
+            "usage": None,
+            **self.repeated,
+            **(fields or {}),
+        }
+
+    @cached_property
+    def repeated(self) -> Json:
+        """What is repeated of the request; with long tools it takes a while."""
+        body = self.request
+        own = body.text.model_dump(by_alias=True, exclude_none=True)
+        choice: Any = body.tool_choice
+        return {
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata,
-            "model": self.model,
-            "output": [],
             "parallel_tool_calls": body.parallel_tool_calls,
-            "previous_response_id": None,
-            "store": False,
             "temperature": body.temperature,
             "text": {"format": {"type": "text"}, **own},
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "tools": [tool.model_dump() for _, tool in body.functions],
             "top_p": body.top_p,
-            "truncation": "disabled",
-            "usage": None,
-            **(fields or {}),
         }
 
 

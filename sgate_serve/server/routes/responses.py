@@ -37,6 +37,7 @@ class ResponsesEndpoint:
         shape = ResponseShape(
             f"resp_{request.state.request_id}", int(time.time()), model.name, body
         )
+        await asyncio.to_thread(lambda: shape.repeated)
         write_stream = ResponseStream(shape).events if body.stream else None
         return await answered(service, job, request, shape.body, write_stream)
 
@@ -54,7 +55,7 @@ class ResponseStream:
         """Yield the stream up to the whole response, or to the failed one."""
         items = OutputItems()
         for status in ("created", "in_progress"):
-            yield self._response(status, self._shape.response("in_progress"))
+            yield await self._response(status, self._shape.response("in_progress"))
         try:
             for event in self._of(first, items):
                 yield event
@@ -63,9 +64,9 @@ class ResponseStream:
                     yield event
                     await asyncio.sleep(0)  # a backlog must not hold up the loop
             ended = self._shape.ended(items, generation.usage)
-            yield self._response(ended["status"], ended)
+            yield await self._response(ended["status"], ended)
         except RequestError as error:
-            yield self._response("failed", self._shape.failed(items, error))
+            yield await self._response("failed", self._shape.failed(items, error))
 
     def _of(self, delta: Delta, items: OutputItems) -> list[bytes]:
         events = items.push(delta)
@@ -73,9 +74,11 @@ class ResponseStream:
             events += items.finish(delta.finish_reason == "length")
         return [self._event(event) for event in events]
 
-    def _response(self, status: str, response: Json) -> bytes:
-        return self._event({"type": f"response.{status}", "response": response})
+    async def _response(self, status: str, response: Json) -> bytes:
+        """Write the event of a response, which repeats tools that may be long."""
+        event = {"type": f"response.{status}", "response": response}
+        return await asyncio.to_thread(self._event, event, is_long=True)
 
-    def _event(self, event: Json) -> bytes:
+    def _event(self, event: Json, *, is_long: bool = False) -> bytes:
         self._number += 1
-        return named_event({**event, "sequence_number": self._number - 1})
+        return named_event({**event, "sequence_number": self._number - 1}, is_long=is_long)

@@ -20,6 +20,7 @@ from sgate_serve.server.execution.generation import (
 )
 from sgate_serve.server.protocol.generation_requests import StreamOptions
 from sgate_serve.server.protocol.generation_responses import ResponseWriter, usage_json
+from sgate_serve.server.routes.json_answer import json_bytes
 
 DONE = b"data: [DONE]\n\n"
 
@@ -70,9 +71,10 @@ def event(value: dict[str, Any]) -> bytes:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
 
 
-def named_event(value: dict[str, Any]) -> bytes:
-    """Return one event that is named by the type of its value."""
-    return f"event: {value['type']}\n".encode() + event(value)
+def named_event(value: dict[str, Any], *, is_long: bool = False) -> bytes:
+    """Return one event that is named by the type of its value; a long one is written in pieces."""
+    data = b"data: " + json_bytes(value) + b"\n\n" if is_long else event(value)
+    return f"event: {value['type']}\n".encode() + data
 
 
 class EventWriter:
