@@ -120,7 +120,7 @@ def test_long_valid_bodies_delay_no_one(client: httpx.Client) -> None:
         ("/apply-template", {"messages": [{"role": "a", "content": "a", "b": [0] * 400_000}]}),
         (
             "/v1/completions",
-            {"prompt": "a" * 500_000, "max_tokens": 1, "truncate_prompt_tokens": 1},
+            {"prompt": "a" * 500_000, "max_tokens": 1, "truncate_prompt_tokens": 2},
         ),
         ("/v1/completions", {"prompt": [5] * 400, "max_tokens": 1, "prompt_logprobs": -1}),
         ("/v1/responses", {"input": "a", "metadata": {"b": "\x01" * 400_000}, "stream": True}),
