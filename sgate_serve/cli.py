@@ -59,7 +59,9 @@ class Parser(argparse.ArgumentParser):
             is_flag = flag.startswith("-") and flag.strip("-") and not NEGATIVE_NUMBER.match(flag)
             if is_flag and not any(each.startswith(flag) for each in known):
                 wanted = f"--{flag.lstrip('-')}"
-                self.error(f"unknown option {flag}{did_you_mean(wanted, known)}")
+                takes_more = "engine_arguments" in self._defaults
+                more = "; options of the engine follow `--`" if takes_more else ""
+                self.error(f"unknown option {flag}{did_you_mean(wanted, known)}{more}")
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

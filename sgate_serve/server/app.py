@@ -33,7 +33,11 @@ def create_app(models: Models, options: ServerOptions) -> FastAPI:
         driver.start()
         if shadow is not None:
             shadow.driver.start()
-        yield
+        try:
+            yield
+        finally:  # also after a second Ctrl-C, which cancels this
+            if shadow is not None:
+                shadow.report()
         shared_worker().cancel()  # else the process would wait for a template that does not end
         if shadow is not None:
             await shadow.stop()

@@ -75,7 +75,7 @@ class ServerOptions:
     shadow: str | None = option(
         None,
         "model folder or hub id, such as the dense model: it also answers a share of the requests, "
-        "unseen by clients; /metrics and the last lines of the log say how far the answers agree",
+        "unseen by clients; /metrics and the end of the log say how far the answers agree",
         group=COMPARISON,
     )
     shadow_share: float | None = option(

@@ -89,6 +89,7 @@ def test_no_number_is_negative_or_beyond_what_libraries_take(
         (["bench", "serve", "http://a", "--slo", "tftt:1"], "--slo .*; did you mean ttft?"),
         (["--", "convert"], "sgate: give the command first, not --"),
         (["--verison"], "unknown option --verison; did you mean --version?"),
+        (["serve", "m", "--slots", "2"], "options of the engine follow `--`"),
         (["--print-completion", "bsah"], "; did you mean bash?"),
         (["train", "-target", "0.3"], "unknown option -target; did you mean --target?"),
         (["train", "BASE", "--target=30%"], "'30%': give a number; did you mean 0.3?"),

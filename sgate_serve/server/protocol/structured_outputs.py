@@ -44,9 +44,10 @@ class ResponseFormat(StrictModel):
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
         if (self.type == "json_schema") != (self.json_schema is not None):
+            found = "is missing" if self.json_schema is None else f"has no place in {self.type}"
             raise RequestError(
-                "`response_format.json_schema` goes with the type `json_schema`, and with no other "
-                "one",
+                f"`response_format.json_schema` {found}; it goes with the type `json_schema`, and "
+                "with no other one",
                 param="response_format.json_schema",
             )
         return self

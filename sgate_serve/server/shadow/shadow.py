@@ -71,11 +71,14 @@ class Shadow:
         self._running = asyncio.get_running_loop().create_task(self._compare(watch))
 
     async def stop(self) -> None:
-        """Stop the comparison that runs, and the engine; say what was found."""
+        """Stop the comparison that runs, and the engine."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait([self._running])
         await self.driver.stop()
+
+    def report(self) -> None:
+        """Log what was found."""
         if self.driver.loaded is not None:
             logger.info("%s", self.tally.summary(self.driver.loaded.name))
 
