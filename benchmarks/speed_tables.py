@@ -205,6 +205,24 @@ def footprint_sentence(record: Mapping[str, Any]) -> str:
     )
 
 
+def soak_sentence(record: Mapping[str, Any]) -> str:
+    """Say how a server stood a long load of everything at once."""
+    results = record["results"]
+    counts, health = results["requests"].values(), results["health_seconds"]
+    memory, idle = results["growth"]["rss_bytes"], results["idle"]
+    return (
+        f"In {record['options']['minutes']:.0f} minutes of everything at once, hang-ups and bad "
+        f"bodies included, on a machine that had\nother work too, "
+        f"{sum(own['failures'] for own in counts)} of {sum(own['requests'] for own in counts):,} "
+        f"answers were wrong or missing. `/health` took {health['p99']:.3f} s at the 99th\n"
+        f"percentile and {health['max']:.3f} s at most. The server's memory was "
+        f"{memory['first'] / 1e6:.0f} MB in the first third and {memory['last'] / 1e6:.0f} MB in "
+        f"the last,\nand {idle['after']['handles']:.0f} handles were open afterwards, "
+        f"{idle['before']['handles']:.0f} before\n"
+        "(`python -m benchmarks.soak`, [soak.json](../benchmarks/results/soak.json))."
+    )
+
+
 def streaming_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of conversion: seconds, speed over copying the files, and peak memory."""
     size, rounds = record["checkpoint"]["bytes"] / 2**30, record["options"]["rounds"]
