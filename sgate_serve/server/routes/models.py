@@ -69,8 +69,11 @@ class Models:
         return await until_disconnect(request.receive, self._loaded(entry))
 
     def loaded(self) -> Iterator[Service]:
-        """Yield the services whose models are in memory."""
-        for service in (self.first, *(entry.service for entry in self._others.values())):
+        """Yield the services whose models are in memory; others than the first must also work."""
+        if self.first.driver.loaded:
+            yield self.first
+        for entry in self._others.values():
+            service = entry.service
             if service is not None and service.driver.loaded and not service.driver.has_ended:
                 yield service
 
