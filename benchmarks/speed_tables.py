@@ -205,22 +205,28 @@ def footprint_sentence(record: Mapping[str, Any]) -> str:
     )
 
 
-def soak_sentence(record: Mapping[str, Any]) -> str:
-    """Say how a server stood a long load of everything at once."""
-    results = record["results"]
-    counts, health = results["requests"].values(), results["health_seconds"]
-    memory, idle = results["growth"]["rss_bytes"], results["idle"]
-    return (
-        f"In {record['options']['minutes']:.0f} minutes of everything at once, hang-ups and bad "
-        f"bodies included, on a machine that had\nother work too, "
-        f"{sum(own['failures'] for own in counts)} of {sum(own['requests'] for own in counts):,} "
-        f"answers were wrong or missing. `/health` took {health['p99']:.3f} s at the 99th\n"
-        f"percentile and {health['max']:.3f} s at most. The server's memory was "
-        f"{memory['first'] / 1e6:.0f} MB in the first third and {memory['last'] / 1e6:.0f} MB in "
-        f"the last,\nand {idle['after']['handles']:.0f} handles were open afterwards, "
-        f"{idle['before']['handles']:.0f} before\n"
-        "(`python -m benchmarks.soak`, [soak.json](../benchmarks/results/soak.json))."
+def soak_rows(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield how a server stood a long load of everything at once, by what the machine did."""
+    yield (
+        "| everything at once, hang-ups and bad bodies included | minutes | answers | wrong or "
+        "missing | `/health`: 99th percentile, longest | memory, first and last third | handles "
+        "before, after |"
     )
+    yield "|---|---|---|---|---|---|---|"
+    for machine, record in records.items():
+        results = record["results"]
+        counts, health = results["requests"].values(), results["health_seconds"]
+        memory, idle = results["growth"]["rss_bytes"], results["idle"]
+        cells = (
+            machine,
+            f"{record['options']['minutes']:.0f}",
+            f"{sum(own['requests'] for own in counts):,}",
+            f"{sum(own['failures'] for own in counts)}",
+            f"{health['p99']:.3f} s, {health['max']:.3f} s",
+            f"{memory['first'] / 1e6:.0f} MB, {memory['last'] / 1e6:.0f} MB",
+            f"{idle['before']['handles']}, {idle['after']['handles']}",
+        )
+        yield f"| {' | '.join(cells)} |"
 
 
 def streaming_rows(record: Mapping[str, Any]) -> Iterator[str]:

@@ -50,7 +50,13 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], s
 
 def test_both_contain_what_they_must(distributions: tuple[set[str], set[str], Message]) -> None:
     in_sdist, in_wheel, _ = distributions
-    assert {"LICENSE", "README.md", "CHANGELOG.md", "docs/cli.md", "deploy/grafana.json"} <= in_sdist
+    assert {
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "docs/cli.md",
+        "deploy/grafana.json",
+    } <= in_sdist
     for package in ("sgate_serve", "converters"):
         files = {
             path.relative_to(ROOT).as_posix()
