@@ -34,7 +34,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], s
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     # Building writes into the tree, so not here.
     for path in ROOT.iterdir():
-        if path.name in ("sgate_serve", "converters", "docs") or path.is_file():
+        if path.name in ("sgate_serve", "converters", "deploy", "docs") or path.is_file():
             (source / path.name).symlink_to(path)
     command = [sys.executable, "-c", BUILD, str(out)]
     built = subprocess.run(command, cwd=source, capture_output=True, text=True)
@@ -50,13 +50,8 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], s
 
 def test_both_contain_what_they_must(distributions: tuple[set[str], set[str], Message]) -> None:
     in_sdist, in_wheel, _ = distributions
-    assert {
-        "LICENSE",
-        "README.md",
-        "CHANGELOG.md",
-        "docs/cli.md",
-        "deploy/grafana.json",
-    } <= in_sdist
+    own = {"LICENSE", "README.md", "CHANGELOG.md", "docs/cli.md", "pyproject.toml"}
+    assert own | {"deploy/grafana.json"} <= in_sdist
     for package in ("sgate_serve", "converters"):
         files = {
             path.relative_to(ROOT).as_posix()
