@@ -114,7 +114,8 @@ def test_any_text_is_the_default(noise: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("constraint", "pattern"),
     [
-        ({"regex": r"[a-f]{3}-\d{2}"}, r"[a-f]{3}-\d{2}"),
+        # Not \d, which means more digits to the newer Unicode of llguidance than to Python.
+        ({"regex": "[a-f]{3}-[0-9]{2}"}, "[a-f]{3}-[0-9]{2}"),
         ({"choice": ["yes", "no 🚀", 'per"haps\n']}, 'yes|no 🚀|per"haps\n'),
         ({"grammar": 'start: "<" NAME ">"\nNAME: /[a-z]{1,5}/'}, "<[a-z]{1,5}>"),
         ({"grammar": 'root ::= "a" [xy] [xy]'}, "a[xy][xy]"),
