@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sgate_serve.text.call_values import JsonEnd, WrittenCall, calls_in, is_object
+from sgate_serve.text.overlap import overlap
 from sgate_serve.text.tool_formats import ToolFormat
 
 # Newer Mistral models write the name of a call, and perhaps its id, before the object.
@@ -110,7 +111,7 @@ class CallParser:
                 self._state = self._in_value
                 return True
         place = self._held.find(begin)
-        end = place if place >= 0 else len(self._held) - _overlap(self._held, begin)
+        end = place if place >= 0 else len(self._held) - overlap(self._held, begin)
         shown = self._held[:end].rstrip()
         self._content.append(shown)
         self._held = self._held[len(shown) :]
@@ -257,9 +258,3 @@ class CallParser:
 def _agree(first: str, second: str) -> bool:
     """Say whether one text begins with the other."""
     return first.startswith(second) or second.startswith(first)
-
-
-def _overlap(text: str, marker: str) -> int:
-    """Return the length of the longest end of a text that is a beginning of the marker."""
-    lengths = range(min(len(text), len(marker) - 1), 0, -1)
-    return next((length for length in lengths if text.endswith(marker[:length])), 0)

@@ -6,6 +6,8 @@ longer one. It does not depend on how the text is split into pieces.
 
 from collections.abc import Sequence
 
+from sgate_serve.text.overlap import overlap
+
 
 class StopStrings:
     """Watches the text of one choice; after `found`, no more text may be pushed.
@@ -31,7 +33,7 @@ class StopStrings:
             end, start, self.found = min(matches)
             self._held = ""
             return text[: end if self._is_shown else start]
-        num_held = max((_overlap(text, string) for string in self._strings), default=0)
+        num_held = max((overlap(text, string) for string in self._strings), default=0)
         shown = text[: len(text) - num_held]
         self._held = text[len(shown) :]
         return shown
@@ -40,11 +42,3 @@ class StopStrings:
         """Return the text held back, at the end of the stream."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, string: str) -> int:
-    """Return the length of the longest suffix of `text` that is a proper prefix of `string`."""
-    for length in range(min(len(text), len(string) - 1), 0, -1):
-        if string.startswith(text[-length:]):
-            return length
-    return 0
