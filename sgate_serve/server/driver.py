@@ -116,7 +116,7 @@ class EngineDriver:
     @property
     def num_calls(self) -> int:
         """How many calls have requests that run or wait."""
-        return len(set(map(id, self._groups.values())))
+        return len(set(self._groups.values()))
 
     def start(self) -> None:
         """Start loading; must be called on the event loop that will receive the events."""

@@ -68,16 +68,18 @@ class Tracing:
     """
 
     def __init__(self, app: ASGIApp, provider: "TracerProvider") -> None:
+        from opentelemetry.trace import SpanKind, StatusCode
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
         self._app = app
         self._tracer = provider.get_tracer(SERVICE)
+        self._callers = TraceContextTextMapPropagator()
+        self._kind, self._failed = SpanKind.SERVER, StatusCode.ERROR
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        from opentelemetry.trace import SpanKind, StatusCode
-        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
         status: int | None = None
 
         async def send_and_see(message: Message) -> None:
@@ -86,15 +88,15 @@ class Tracing:
                 status = message["status"]
             await send(message)
 
-        caller = TraceContextTextMapPropagator().extract(dict(Headers(scope=scope)))
+        caller = self._callers.extract(dict(Headers(scope=scope)))
         operation = OPERATIONS.get(scope["path"], scope["path"].rpartition("/")[2])
-        span = self._tracer.start_span(operation, caller, SpanKind.SERVER)
+        span = self._tracer.start_span(operation, caller, self._kind)
         try:
             await self._app(scope, receive, send_and_see)
         except Exception as error:
             # Not its text, which may quote a prompt.
             span.set_attribute("error.type", type(error).__qualname__)
-            span.set_status(StatusCode.ERROR)
+            span.set_status(self._failed)
             raise
         finally:
             facts: Mapping[str, Any] = scope["state"]["log"]
@@ -102,7 +104,7 @@ class Tracing:
                 span.update_name(f"{operation} {facts['model']}")
             span.set_attributes(dict(_attributes(scope, operation, status, facts)))
             if status is not None and status >= 500:
-                span.set_status(StatusCode.ERROR)
+                span.set_status(self._failed)
             span.end()
 
 
