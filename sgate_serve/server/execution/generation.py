@@ -210,7 +210,6 @@ class Generation:
             if num_tokens
         }
         self._num_cached = 0
-        self._driver, self._shadow = driver, shadow
         self._watch = None if shadow is None else shadow.watch(job, driver)
         requests = job.requests if self._watch is None else (self._watch.request,)
         self._group = driver.open(requests, deadline)
@@ -253,8 +252,8 @@ class Generation:
         self._group.close()
         for request_id in tuple(self._clocks):
             self._clocks.pop(request_id).end("abort")
-        if self._shadow is not None and self._watch is not None:
-            self._shadow.tally.count("aborted")
+        if self._watch is not None:
+            self._watch.give_up()
             self._watch = None
 
     def _record(self, event: TokenEvent, decoder: ChoiceDecoder) -> None:
@@ -270,8 +269,8 @@ class Generation:
         if decoder.finish_reason is not None:
             self._group.abort(event.request_id)
             self._clocks.pop(event.request_id).end(decoder.finish_reason)
-            if self._shadow is not None and self._watch is not None:
-                self._shadow.compare(self._watch, self._driver)
+            if self._watch is not None:
+                self._watch.end()
                 self._watch = None
 
 

@@ -44,7 +44,7 @@ class Shadow:
             self._is_checked = True
         return self.driver.load_error
 
-    def watch(self, job: Job, served: EngineDriver) -> Watch | None:
+    def watch(self, job: Job, served: EngineDriver) -> "Watched | None":
         """Return a watch on the one request of a job that the shadow will run too, or None.
 
         Not those that ask for what a comparison would change: several choices, an answer that
@@ -61,7 +61,7 @@ class Shadow:
         if not self._has_room(served) or not self._fits(request):
             self.tally.count("no_room")
             return None
-        return Watch(request)
+        return Watched(request, self, served)
 
     def compare(self, watch: Watch, served: EngineDriver) -> None:
         """Run the request of an answer that has ended, in the background, if there is room now."""
@@ -128,6 +128,21 @@ class Shadow:
     def _fits(self, request: Request) -> bool:
         limit = self.driver.model.engine.max_model_len
         return len(request.prompt) + request.sampling.max_tokens <= limit
+
+
+class Watched(Watch):
+    """A watch on a request to the `served` model, which the shadow runs once it has ended."""
+
+    def __init__(self, request: Request, shadow: Shadow, served: EngineDriver) -> None:
+        super().__init__(request)
+        self._shadow, self._served = shadow, served
+
+    def end(self) -> None:
+        self._shadow.compare(self, self._served)
+
+    def give_up(self) -> None:
+        """Say that the client has left."""
+        self._shadow.tally.count("aborted")
 
 
 def check_same_tokens(served: ServedModel, shadow: ServedModel) -> None:
