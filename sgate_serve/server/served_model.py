@@ -146,17 +146,6 @@ class ServedModel:
         short = (Path(name).name for name in self.names)
         return requested in (*self.names, *self.aliases, *short)
 
-    def check_name(self, requested: str | None) -> None:
-        """Raise RequestError 404 unless `requested` is absent, a name, or the last part of one."""
-        if requested is not None and not self.has_name(requested):
-            listed = ", ".join(map(repr, self.names))
-            raise RequestError(
-                f"the model {excerpt(requested)} is not served here; this server has {listed}",
-                param="model",
-                status=404,
-                code="model_not_found",
-            )
-
     def check_text(self, text: str, param: str, least: int = SHORT_TEXT) -> None:
         """Raise RequestError naming `param` if a text is too long to be tokenized.
 

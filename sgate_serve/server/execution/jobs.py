@@ -77,7 +77,6 @@ class Job:
 
 def completion_job(body: CompletionRequest, model: ServedModel) -> Job:
     """Encode the prompts of a completion; raise RequestError naming what cannot be served."""
-    model.check_name(body.model)
     texts = as_list(body.prompt)
     truncation = body.truncation(model.engine.max_model_len - body.max_tokens, "left")
     prompts = [_encode(prompt, body, model, truncation) for prompt in texts]

@@ -26,7 +26,6 @@ def num_scored(body: ScoringBody, model: ServedModel) -> int:
 
 def scoring_requests(body: ScoringBody, model: ServedModel) -> list[PoolingRequest]:
     """Encode the pairs, or each text by itself; raise RequestError naming what cannot be served."""
-    model.check_name(body.model)
     most = (body.max_tokens_per_query or None, body.max_tokens_per_doc or None)
     _check_most(body, model)
     (name, first), (other, second) = body.sides.items()

@@ -27,7 +27,6 @@ WriteStream = Callable[[Generation, Delta, AsyncIterator[Delta]], AsyncIterator[
 
 async def prepared_chat(service: Service, body: ChatRequest, model: ServedModel) -> Job:
     """Render and encode a conversation; raise RequestError naming what cannot be served."""
-    model.check_name(body.model)
     text = await service.render(body.messages, body.options, model)
     return await asyncio.to_thread(chat_job, body, text, model)
 

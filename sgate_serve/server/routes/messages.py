@@ -55,7 +55,6 @@ async def _num_tokens(service: Service, body: CountTokensRequest, model: ServedM
     """Count the tokens of a conversation, which may be longer than the model reads."""
     with renaming(body.chat_names):
         chat = await asyncio.to_thread(body.as_chat)
-        model.check_name(chat.model)
         text = await service.render(chat.messages, chat.options, model)
         model.check_text(text, "messages", LONG_TEXT)
     codec = model.require_codec("messages")

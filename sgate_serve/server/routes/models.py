@@ -35,6 +35,12 @@ class _Entry:
     idle: float = 0.0
 
     @property
+    def is_loaded(self) -> bool:
+        """Say whether the model is in memory, and its engine works."""
+        driver = None if self.service is None else self.service.driver
+        return driver is not None and driver.loaded is not None and not driver.has_ended
+
+    @property
     def is_idle(self) -> bool:
         """Say whether the model can be unloaded, which one that is being loaded cannot."""
         has_settled = self.service is not None and self.service.driver.settled.is_set()
@@ -61,8 +67,8 @@ class Models:
         """
         entry = self._others.get(name or "")
         if entry is None:
-            if self._others and name is not None and self.first.driver.loaded is not None:
-                self.check_known(name, self.first.driver.loaded)
+            if name is not None and self.first.driver.state == "ready":
+                self.check_known(name)
             return self.first
         entry.num_users += 1
         request.state.leases.append(entry)
@@ -73,15 +79,12 @@ class Models:
         if self.first.driver.loaded:
             yield self.first
         for entry in self._others.values():
-            service = entry.service
-            if service is not None and service.driver.loaded and not service.driver.has_ended:
-                yield service
+            if entry.service is not None and entry.is_loaded:
+                yield entry.service
 
     def unloaded(self) -> Iterator[str]:
         """Yield the names of the models that are not in memory."""
-        for entry in self._others.values():
-            if entry.service not in [*self.loaded()]:
-                yield entry.name
+        yield from (entry.name for entry in self._others.values() if not entry.is_loaded)
 
     def end_requests(self) -> None:
         """Refuse new requests and fail the open ones, because the server is shutting down."""
@@ -96,8 +99,9 @@ class Models:
         others = [entry.service for entry in self._others.values()]
         return [self.first, *(service for service in others if service is not None)]
 
-    def check_known(self, name: str, first: ServedModel) -> None:
-        """Raise RequestError 404 naming all models unless one of them has this name."""
+    def check_known(self, name: str) -> None:
+        """Raise RequestError 404 naming all models unless the first one has this name."""
+        first = self.first.driver.model
         if not first.has_name(name):
             listed = ", ".join(map(repr, (*first.names, *self._others)))
             raise RequestError(

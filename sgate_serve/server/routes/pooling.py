@@ -76,7 +76,6 @@ async def _requests(
 
 
 async def _encoded(service: Service, body: PoolingBody, model: ServedModel) -> list[PoolingRequest]:
-    model.check_name(body.model)
     text = None
     if body.messages is not None:
         text = await service.render(body.messages, body.options, model)

@@ -65,7 +65,7 @@ class ServerEndpoints:
         first = self._models.first.driver.model
         found = next((card for card in self._cards() if card["id"] == name), None)
         if found is None:
-            self._models.check_known(name, first)
+            self._models.check_known(name)
             found = self._card(first.name, first)
         return JSONResponse(found)
 

@@ -48,7 +48,6 @@ class TokenEndpoints:
         """Return a conversation as the text that the chat template makes of it."""
         service = await self._models.named(body.model, request)
         model = service.driver.model
-        model.check_name(body.model)
         work = service.render(body.messages, body.options, model)
         text = await until_disconnect(request.receive, work)
         return await json_answer(lambda: {"prompt": text})
@@ -63,7 +62,6 @@ class TokenEndpoints:
 
 async def _tokens(service: Service, body: TokenizeRequest) -> Response:
     model = service.driver.model
-    model.check_name(body.model)
     text = body.prompt
     if text is None:
         text = await service.render(body.messages or (), body.options, model)
@@ -86,7 +84,6 @@ def _tokenize(text: str, body: TokenizeRequest, model: ServedModel) -> dict[str,
 
 
 def _detokenize(body: DetokenizeRequest, model: ServedModel) -> dict[str, str]:
-    model.check_name(body.model)
     codec = model.require_codec("tokens")
     model.check_ids(body.tokens, "tokens")
     return {"prompt": codec.decode(body.tokens, skip_special_tokens=False)}
