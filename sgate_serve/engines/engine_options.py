@@ -47,6 +47,9 @@ class OnnxOptions(SlotOptions):
     kv_cache_mib: int | None = option(None, "memory for keys and values, in MiB")
     device: str = option("cpu", f"{' or '.join(DEVICES)}; cuda is untested")
     precision: str | None = option(None, PRECISION_HELP)
+    batch_invariant: bool = option(
+        False, "int4: a lone stream's tokens do not depend on whether others run beside it; slower"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,9 +74,13 @@ def read_options(options: type[Options], name: str, arguments: Sequence[str]) ->
     parser = _Parser(prog=f"engine {name}", add_help=False, allow_abbrev=False)
     hints = get_type_hints(options)
     for each in fields(options):
+        flag = flag_of(each.name)
+        if hints[each.name] is bool:
+            parser.add_argument(flag, action="store_true")
+            continue
         is_text = str in (hints[each.name], *get_args(hints[each.name]))
         reader = str if is_text else whole
-        parser.add_argument(flag_of(each.name), dest=each.name, type=reader, default=each.default)
+        parser.add_argument(flag, dest=each.name, type=reader, default=each.default)
     return options(**vars(parser.parse_args(arguments)))
 
 
@@ -81,18 +88,21 @@ class _Parser(argparse.ArgumentParser):
     """An argparse parser that raises EngineError instead of printing usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        known = [action.option_strings[0] for action in self._actions]
+        known = {
+            action.option_strings[0]: "" if action.nargs == 0 else " VALUE"
+            for action in self._actions
+        }
         _, is_unknown, words = message.partition("unrecognized arguments: ")
         flag = words.split()[0].partition("=")[0] if is_unknown else ""
         hint = did_you_mean(flag, known)
         raise EngineError(
-            f"{self.prog}: {message}; its options, each with a value: {', '.join(known)}{hint}"
+            f"{self.prog}: {message}; its options: {', '.join(map(''.join, known.items()))}{hint}"
         )
 
 
 def _check_sizes(options: PoolingOptions | SlotOptions) -> None:
     for name, value in vars(options).items():
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and value < 1 and not isinstance(value, bool):
             raise EngineError(f"engine option {name} must be at least 1, found {value}")
 
 

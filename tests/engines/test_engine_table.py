@@ -71,6 +71,7 @@ def test_options_of_an_engine() -> None:
     assert parse_options("onnx", []) == OnnxOptions()
     assert parse_options("onnx", ["--device", "cuda"]) == OnnxOptions(device="cuda")
     assert parse_options("onnx", ["--precision", "int4"]) == OnnxOptions(precision="int4")
+    assert parse_options("onnx", ["--batch-invariant"]) == OnnxOptions(batch_invariant=True)
     assert parse_options("torch", ["--slots", "4"]) == SlotOptions(slots=4)
 
 
@@ -79,7 +80,7 @@ def test_options_of_an_engine() -> None:
     [
         (
             ["--gpus", "2"],
-            "engine onnx: unrecognized arguments: --gpus 2; its options, .*: --slots",
+            "engine onnx: unrecognized arguments: --gpus 2; its options: --slots VALUE, .*",
         ),
         (["--slots", "many"], "argument --slots: 'many': give a whole number from 0 to"),
         (["--slot", "3"], "unrecognized arguments: --slot 3"),

@@ -218,4 +218,5 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
     tokens = min(affordable, slots * length)
     # With a single slot no other row can change how its sums are rounded.
     multiple = info.row_multiple if slots > 1 else 1
-    return RunnerSizes(slots, length, tokens, prefill_chunk(options), multiple)
+    chunk = prefill_chunk(options)
+    return RunnerSizes(slots, length, tokens, chunk, multiple, options.batch_invariant)

@@ -51,7 +51,8 @@ class RunnerSizes:
     """Sizes of a runner: slots, tokens per slot, tokens of all slots, and tokens per shared call.
 
     `chunk` bounds the new tokens of a row in a call with several rows. Calls are padded to
-    multiples of `row_multiple` tokens and logits, as some kernels round a remainder differently.
+    multiples of `row_multiple` tokens and logits, as some kernels round a remainder differently;
+    a lone token or logit is only with `pads_lone`.
     """
 
     num_slots: int
@@ -59,6 +60,7 @@ class RunnerSizes:
     cache_tokens: int
     chunk: int
     row_multiple: int = 1
+    pads_lone: bool = False
 
 
 class _Shape(NamedTuple):
@@ -97,6 +99,7 @@ class OnnxRunner:
         self.lengths = np.zeros(sizes.num_slots, np.int64)
         self.cache = KvCache(session, sizes.num_slots, sizes.max_model_len + sizes.chunk, device)
         self._device, self._chunk, self._multiple = device, sizes.chunk, sizes.row_multiple
+        self._pads_lone = sizes.pads_lone
         self._wanted = {value.name for value in session.get_inputs()}
         # Keys and values on a GPU are not copied.
         self.shares_prefixes = device == CPU
@@ -134,6 +137,8 @@ class OnnxRunner:
         return call.logits[: nums.sum()].copy()
 
     def _padded(self, count: int) -> int:
+        if count == 1 and not self._pads_lone:
+            return 1
         return -(-int(count) // self._multiple) * self._multiple
 
     def try_out(self) -> None:

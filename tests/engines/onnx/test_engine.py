@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from converters.to_onnx import write_onnx
 from sgate_serve.engines.contract import Request, SamplingParams, TokenEvent
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx import engine as onnx
@@ -22,6 +23,7 @@ from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.environment import num_cpus
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.serving import load_slot_engine
+from sgate_serve.onnx_format.precision import PRECISIONS
 from tests.engines.drive import decode, prefill, prompt
 from tests.engines.uneven_model import SIZES, UnevenModel
 from tests.small_llama import dense_llama, random_tokens, save
@@ -182,6 +184,24 @@ def test_logits_of_a_row_are_the_same_in_any_batch(folder: Path) -> None:
     for slot in (0, 1, 2):
         prefill(runner, slot, random_tokens(9 if slot == 1 else 4).tolist())
     np.testing.assert_array_equal(decode(runner, [0, 1, 2], [8, 3, 1])[1:2], alone)
+
+
+def test_int4_is_the_same_in_any_batch_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    """A lone token is half the work of a pair, which the kernel sums in another order."""
+    model = save(dense_llama(hidden_size=256), tmp_path / "model")
+    write_onnx(model, tmp_path / "onnx", PRECISIONS["int4"])
+    for batch_invariant in (True, False):
+        options = OnnxOptions(slots=3, threads=1, batch_invariant=batch_invariant)
+        runner = load_runner(tmp_path / "onnx", options)
+        for slot in (0, 1, 2):
+            prefill(runner, slot, random_tokens(9, seed=slot).tolist())
+        together = decode(runner, [0, 1, 2], [8, 3, 1])[1:2]
+        runner.share(1, 1, 9)
+        alone = decode(runner, [1], [3])
+        np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5)
+        if batch_invariant:
+            np.testing.assert_array_equal(alone, together)
+        assert {call.num_tokens for call in runner._decode_calls} == {4, 1 + batch_invariant}
 
 
 def test_returned_logits_outlive_the_next_call(folder: Path) -> None:
