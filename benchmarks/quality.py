@@ -90,6 +90,10 @@ class ClassifierTable(Table):
             rounds=self.own.rounds, prefill_tokens=self.own.seq_len, threads=num_cpus()
         )
 
+    def base(self) -> Path:
+        """Return the folder of the model without a head."""
+        return Path(self.own.base)
+
     def prepare(self) -> None:
         tasks = Path(self.own.dir) / "tasks"
         if not tasks.exists():
@@ -100,7 +104,7 @@ class ClassifierTable(Table):
         out = self.root / str(seed) / DENSE_START
         if not (out / METRICS_FILE).exists():
             flags = {"method": "dense", "recovery": "none", "dense_steps": self.own.start_steps}
-            self.train(self.train_options(self.own.base, out, seed, **flags))
+            self.train(self.train_options(self.base(), out, seed, **flags))
         return out / "base"
 
 

