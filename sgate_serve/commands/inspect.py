@@ -3,8 +3,11 @@
 import argparse
 from pathlib import Path
 
+from sgate_serve.checkpoint.outline.outline import Outline
 from sgate_serve.commands.output import check_file, load_plots, print_json, print_lines
+from sgate_serve.errors import CheckpointError
 from sgate_serve.reports.inspection import Inspection
+from sgate_serve.reports.outlines import outline_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +22,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     plots = load_plots(args.plot)
     check_file(args.plot, "--plot")
-    inspection = Inspection.of(args.out)
+    outline = Outline.of(args.out)
+    try:
+        inspection = Inspection.of(args.out)
+    except CheckpointError as error:
+        if outline.is_supported and not outline.faults:
+            raise
+        return _show_outline(outline, error, args)
     if plots is not None:
         plots.plot_widths(inspection, args.plot)
     if args.json:
-        print_json(inspection.to_json())
+        print_json({**inspection.to_json(), "faults": list(outline.faults)})
     else:
-        print_lines(inspection.lines())
+        print_lines([*inspection.lines(), *(f"fault: {fault}" for fault in outline.faults)])
     return 0
+
+
+def _show_outline(outline: Outline, error: CheckpointError, args: argparse.Namespace) -> int:
+    """Show what headers and config say of a folder that does not load; 1 if it has faults."""
+    if args.plot is not None:
+        raise error
+    if args.json:
+        print_json({**outline.to_json(), "error": str(error)})
+    else:
+        print_lines([*outline_lines(outline), f"sgate does not load it: {error}"])
+    return 1 if outline.faults else 0

@@ -1,0 +1,1 @@
+"""What the headers and the config of a checkpoint of any family say, and where they disagree."""
