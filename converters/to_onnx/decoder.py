@@ -129,7 +129,7 @@ class _Decoder:
             {
                 "num_heads": shape.num_heads,
                 "kv_num_heads": shape.num_kv_heads,
-                "do_rotary": int(self.spec.family.is_rotary),
+                "do_rotary": int(self.spec.ropes[index] is not None),
                 "scale": self.spec.attention_scales[index],
                 "softcap": self.spec.attention_softcap or 0.0,
                 "local_window_size": self.spec.windows[index] or UNLIMITED_WINDOW,

@@ -11,6 +11,7 @@ from typing import Any
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
+from sgate_serve.architecture.rope import rotates
 from sgate_serve.architecture.sgate_config import (
     READ_VERSIONS,
     SGATE_CLASS_PREFIX,
@@ -174,6 +175,8 @@ def windows(get: ConfigReader, family: Family, num_layers: int) -> Iterator[int 
 
 def _slides(get: ConfigReader, family: Family, index: int, window: int | None) -> bool:
     """Say whether a layer slides by the pattern of its class."""
+    if family.has_unrotated_layers:
+        return window is not None and not rotates(get, index)
     if family.windows == "switched":
         return window is not None and index >= get.integer("max_window_layers")
     return (index + 1) % get.integer("sliding_window_pattern") != 0

@@ -51,6 +51,12 @@ TOKEN_IDS = Kind(
     "a token id or a list of token ids",
     lambda value: _is_integer(value) or (isinstance(value, list) and all(map(_is_integer, value))),
 )
+SWITCHES = Kind(
+    "a list of 0s and 1s",
+    lambda value: (
+        isinstance(value, list) and all(type(one) is int and one in (0, 1) for one in value)
+    ),
+)
 TRUE = Kind("true", lambda value: value is True)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 DTYPE = Kind(f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES)
@@ -189,6 +195,29 @@ _QWEN3: Fields = {
     "head_dim": ConfigField(WHOLE, 128),
     "attention_bias": ConfigField(FLAG, False),
 }
+_SMOLLM3: Fields = {
+    **_changed(
+        _DECODER,
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=11008,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        max_position_embeddings=32768,
+        pad_token_id=128004,
+        bos_token_id=128000,
+        eos_token_id=128001,
+        tie_word_embeddings=True,
+    ),
+    "num_key_value_heads": _nullable(WHOLE, 4),
+    "use_sliding_window": ConfigField(FLAG, False),
+    "sliding_window": _nullable(SIZE),
+    "no_rope_layers": _nullable(SWITCHES),
+    "no_rope_layer_interval": ConfigField(SIZE, 4),
+    "layer_types": _nullable(TEXTS),
+    "attention_bias": ConfigField(FLAG, False),
+    "mlp_bias": ConfigField(FLAG, False),
+}
 _PHI3: Fields = {
     **_changed(
         _DECODER,
@@ -308,6 +337,7 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "MistralConfig": _MISTRAL,
     "Qwen2Config": _QWEN2,
     "Qwen3Config": _QWEN3,
+    "SmolLM3Config": _SMOLLM3,
     "Phi3Config": _PHI3,
     "Gemma2Config": _GEMMA2,
     "Gemma3TextConfig": _GEMMA3,
@@ -338,6 +368,10 @@ EXTRA_KEYS: Mapping[str, Fields] = {
     **dict.fromkeys(CONFIG_CLASSES, _EVERYWHERE),
     **dict.fromkeys(("LlamaConfig", "MistralConfig", "Qwen3Config", "Gemma2Config"), _ROTARY),
     "Qwen2Config": {**_ROTARY, "head_dim": ConfigField(WHOLE)},
+    "SmolLM3Config": {
+        **_changed(_ROTARY, rope_theta=2_000_000.0),
+        "head_dim": ConfigField(WHOLE),
+    },
     "Phi3Config": {
         **{key: field for key, field in _ROTARY.items() if key not in _PHI3},
         "partial_rotary_factor": ConfigField(SHARE, 1.0),

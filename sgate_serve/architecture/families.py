@@ -99,6 +99,16 @@ QWEN3 = replace(
     head_norms=("self_attn.q_norm", "self_attn.k_norm"),
 )
 
+SMOLLM3 = replace(
+    LLAMA,
+    name="smollm3",
+    config_class="SmolLM3Config",
+    tasks=_decoder_tasks("SmolLM3"),
+    windows="switched",
+    has_unrotated_layers=True,
+    divides_hidden_size=False,
+)
+
 PHI3 = replace(
     LLAMA,
     name="phi3",
@@ -343,6 +353,6 @@ DISTILBERT = replace(
     refused=("chunk_size_feed_forward",),
 )
 
-_DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, PHI3, GEMMA2, GEMMA3, GPT2)
+_DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, GEMMA2, GEMMA3, GPT2)
 _ENCODERS = (BERT, ROBERTA, DISTILBERT)
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS)}

@@ -102,6 +102,9 @@ class Family:
     has_padded_positions: bool = False
     # The config's `partial_rotary_factor` counts.
     has_partial_rotation: bool = False
+    # Some layers do not rotate: `no_rope_layers` says which, else every so many-th. Where the
+    # config does not name the layers with a window, it is those.
+    has_unrotated_layers: bool = False
     # Layers with a window and layers without have their own rope settings.
     has_rope_by_type: bool = False
     # Where only some types of rope exist: old names of those, and the names that they have now.

@@ -54,7 +54,7 @@ class Rope:
 def layer_ropes(
     get: ConfigReader, family: Family, windows: Sequence[int | None], num_positions: int
 ) -> Iterator[Rope | None]:
-    """Yield the settings of each layer; None in a family with a table of positions.
+    """Yield the settings of each layer; None for one that does not rotate.
 
     Raises CheckpointError for settings that transformers refuses or cannot compute with.
     """
@@ -69,7 +69,29 @@ def layer_ropes(
         _check_settings(settings, get, family)
         share = settings.get(PARTIAL, 1.0) if family.has_partial_rotation else 1.0
         ropes[layer_type] = Rope(_with_factor(settings, num_positions), float(share))
-    yield from (ropes[layer_type] for layer_type in types)
+    if family.has_unrotated_layers:
+        _check_switches(get, len(types))
+    for index, layer_type in enumerate(types):
+        is_rotated = not family.has_unrotated_layers or rotates(get, index)
+        yield ropes[layer_type] if is_rotated else None
+
+
+def rotates(get: ConfigReader, index: int) -> bool:
+    """Say whether a layer rotates, in a family where some layers do not."""
+    switches = get("no_rope_layers")
+    if switches is None:
+        return (index + 1) % get.integer("no_rope_layer_interval") != 0
+    return index < len(switches) and switches[index] == 1
+
+
+def _check_switches(get: ConfigReader, num_layers: int) -> None:
+    """Refuse switches of another number of layers, of which transformers would take the first."""
+    switches = get("no_rope_layers")
+    if switches is not None and len(switches) != num_layers:
+        raise CheckpointError(
+            f"{get.source}: no_rope_layers has {len(switches)} entries for {num_layers} layers; "
+            "keep those of the kept layers"
+        )
 
 
 def _of_every_layer(get: ConfigReader, layer_type: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class ModelSpec:
     biased_roles: frozenset[str]
 
     # The forward. Scales, windows and ropes have one entry per layer; a window is in tokens, None
-    # for full attention, and a rope is None in families with a table of positions.
+    # for full attention, and a rope is None in layers that do not rotate.
     norm_eps: float
     activation: str
     attention_scales: tuple[float, ...]
@@ -164,7 +164,7 @@ class ModelSpec:
                 f"{source}: layer {index} has {layer.num_heads} query heads, not a multiple of "
                 f"its {layer.num_kv_heads} KV heads; correct the config"
             )
-        if layer.head_dim <= 0 or (self.family.is_rotary and layer.head_dim % 2):
+        if layer.head_dim <= 0 or (self.ropes[index] is not None and layer.head_dim % 2):
             raise CheckpointError(
                 f"{source}: layer {index}: head_dim {layer.head_dim} must be even and positive"
             )

@@ -20,7 +20,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, Array
 from sgate_serve.checkpoint.writer import TensorHeader, new_folder
 
-LAYERS, LAYER_TYPES = "num_hidden_layers", "layer_types"
+LAYERS = "num_hidden_layers"
+PER_LAYER = ("layer_types", "no_rope_layers")
 SHARD_BYTES = 4 * 2**30
 # Random numbers repeat after this many; their values do not change how long a product takes.
 NOISE_SIZE = 2**20 + 7
@@ -55,8 +56,9 @@ def _config(base: Checkpoint, stack: Stack) -> dict[str, Any]:
     sizes = LayerSizes(spec.family, layers, spec.hidden_size, spec.norm_size)
     config = stock_config(base.config) | sizes.top_level()
     config[spec.family.keys.get(LAYERS, LAYERS)] = num_layers
-    if isinstance(config.get(LAYER_TYPES), list):
-        config[LAYER_TYPES] = config[LAYER_TYPES][:num_layers]
+    for name in PER_LAYER:
+        if isinstance(config.get(name), list):
+            config[name] = config[name][:num_layers]
     config["dtype"] = "bfloat16"
     if is_stock_shape(replace(spec, layers=layers)):
         return config

@@ -174,7 +174,11 @@ def _ropes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
     # Built once more, because the tables of the model above have no values.
     rotary = type(model.base_model.rotary_emb)(config)
     for index, rope in enumerate(spec.ropes):
-        assert rope is not None, "a rotary family"
+        if spec.family.has_unrotated_layers:
+            theirs = bool(config.no_rope_layers[index])
+            yield f"rotation of layer {index}", rope is not None, theirs
+        if rope is None:
+            continue
         settings, prefix = config.rope_parameters, ""
         if spec.family.has_rope_by_type:
             layer_type = config.layer_types[index]

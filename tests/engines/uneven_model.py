@@ -26,6 +26,7 @@ FAMILIES = {
     "mistral": ZOO["mistral"][1],
     "qwen2": ZOO["qwen2"][1],
     "qwen3": ZOO["qwen3"][1],
+    "smollm3": ZOO["smollm3"][1],
     "phi3": ZOO["phi3"][0],
     "gemma2": ZOO["gemma2"][0],
     "gemma3_text": ZOO["gemma3_text"][0],

@@ -50,6 +50,8 @@ FOLLOWED: dict[str, Any] = {
     "use_sliding_window": False,
     "max_window_layers": 0,
     "layer_types": ["sliding_attention", "full_attention"],
+    "no_rope_layers": [0, 1],
+    "no_rope_layer_interval": 1,
     "sliding_window_pattern": 3,
     "query_pre_attn_scalar": 5,
     "final_logit_softcapping": 2.5,

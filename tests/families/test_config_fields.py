@@ -160,10 +160,10 @@ def test_a_field_left_out_has_the_default_of_its_class(
     if key in (own["num_attention_heads"], "num_key_value_heads"):
         config |= {own["hidden_size"]: 384, own["num_attention_heads"]: 32}
     config = {name: value for name, value in config.items() if name != key}
-    if key == "pad_token_id" and family == "phi3":
-        with pytest.raises(CheckpointError, match="pad_token_id 32000, the default of its class,"):
+    if key == "pad_token_id" and full[key] is not None and full[key] >= config["vocab_size"]:
+        with pytest.raises(CheckpointError, match=f"{full[key]}, the default of its class,"):
             ModelSpec.from_config(config, "config.json")
-        config["vocab_size"] = 32064
+        config["vocab_size"] = full["vocab_size"]
     write_config(config, tmp_path)
     check_reading(tmp_path)
 
@@ -189,6 +189,9 @@ MEETING: list[tuple[str, Config]] = [
     ("qwen2", {"layer_types": None, "max_window_layers": 2}),
     ("qwen2", {"use_sliding_window": False, "layer_types": ["full_attention"] * 2}),
     ("qwen3", {"rope_theta": 3.0, "rope_parameters": {"rope_theta": 50.0}}),
+    ("smollm3", {"no_rope_layers": [0, 1], "layer_types": ["sliding_attention"] * 2}),
+    ("smollm3", {"no_rope_layers": [0, 0], "use_sliding_window": False}),
+    ("smollm3", {"no_rope_layers": None, "sliding_window": None, "no_rope_layer_interval": 1}),
     ("phi3", {"rope_scaling": {**LONGROPE, "type": "longrope", "factor": 3.0}}),
     ("phi3", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 16}),
     ("phi3", {"rope_scaling": {**LONGROPE, "rope_type": "yarn"}}),
@@ -246,6 +249,8 @@ CONTRADICTING: list[tuple[str, Config, str]] = [
     ("qwen2", {"rope_parameters": {"full_attention": LINEAR}}, "has settings for full_attention"),
     ("qwen2", {"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
     ("qwen2", {"layer_types": ["full_attention", "conv"]}, "layer_types names 'conv'"),
+    ("smollm3", {"no_rope_layers": [1, 0, 1]}, "no_rope_layers has 3 entries for 2 layers"),
+    ("smollm3", {"no_rope_layers": [1, 2]}, "no_rope_layers must be a list of 0s and 1s"),
     ("phi3", {"layer_types": UNUSUAL["layer_types"]}, "layers of family phi3 are all alike"),
     ("phi3", {"rope_scaling": {**LONGROPE, "rope_type": "su"}}, "needs original_max_position_emb"),
     ("phi3", {"rope_scaling": LINEAR}, r"rope_type 'linear' is not .* \(longrope, default\)"),

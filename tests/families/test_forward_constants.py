@@ -51,6 +51,9 @@ SPELLINGS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+ROTATED = [True] * 99
+
+
 def settings_of_transformers(config: PreTrainedConfig, index: int) -> dict[str, Any]:
     """Return a layer's settings as its class reads them: by type of layer where they are nested."""
     settings, types = dict(config.rope_parameters), getattr(config, "layer_types", None)
@@ -62,7 +65,9 @@ def settings_of_transformers(config: PreTrainedConfig, index: int) -> dict[str, 
 def check_ropes(spec: ModelSpec, config: PreTrainedConfig) -> None:
     assert len(spec.ropes) == len(spec.layers)
     for index, rope in enumerate(spec.ropes):
-        assert rope is not None
+        assert (rope is not None) == getattr(config, "no_rope_layers", ROTATED)[index]
+        if rope is None:
+            continue
         derived = {"factor"} if rope.rope_type == "longrope" else set()
         expected = settings_of_transformers(config, index)
         own = {k: v for k, v in rope.settings.items() if k not in derived - expected.keys()}

@@ -56,6 +56,7 @@ GEMMA = WITH_HEAD_DIM | {
     "sliding_window": WINDOW,
     "final_logit_softcapping": 4.0,
 }
+SMOLLM3 = DECODER | {"no_rope_layer_interval": 2}
 GPT2: dict[str, Any] = COMMON | {
     "n_embd": 48,
     "n_inner": 30,
@@ -136,6 +137,17 @@ ZOO: Mapping[str, list[Variant]] = {
             WITH_HEAD_DIM
             | {"use_sliding_window": True, "sliding_window": WINDOW, "attention_bias": True}
             | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+        ),
+    ],
+    "smollm3": [
+        Variant("smollm3", "tied", "causal-lm", SMOLLM3 | {"tie_word_embeddings": True}),
+        Variant(
+            "smollm3",
+            "biased-sliding",
+            "causal-lm",
+            SMOLLM3
+            | {"use_sliding_window": True, "sliding_window": WINDOW, "no_rope_layers": [0, 1, 0]}
+            | {"attention_bias": True, "mlp_bias": True},
         ),
     ],
     "phi3": [

@@ -58,7 +58,7 @@ def row_col_removal(spec: ModelSpec) -> Removal:
             if layer.mlp_units:
                 kept[MLP].append(_kept_mlp(of, spec))
             if layer.num_heads:
-                kept[ATTENTION].append(_kept_attention(of, layer, spec.family.is_rotary))
+                kept[ATTENTION].append(_kept_attention(of, layer, spec.ropes[index] is not None))
         return _removed(spec, kept)
 
     return removal
