@@ -12,6 +12,7 @@ from converters.quantize import check_quantizable
 from converters.rewrite import Rewriter
 from converters.rules import compile_plan
 from converters.second_reading import check_with_transformers
+from converters.to_gguf import GGUF_FILE
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -110,7 +111,7 @@ def convert(options: ConvertOptions) -> Plan:
         plan = replace(plan, base_digest=masked.base.digest)
         write_others = [FORMATS[name](masked, plan, options.precision) for name in options.to]
         write_hf(writer, masked, plan, is_int8)
-        card = model_card(plan, masked.spec, options.precision)
+        card = model_card(plan, masked.spec, options.precision, options.to)
         writer.path(CARD_FILE).write_text(card, encoding="utf-8")
         for write in write_others:
             write(writer)
@@ -135,7 +136,7 @@ def _check_formats(options: ConvertOptions) -> None:
 def check_gguf(masked: MaskedCheckpoint) -> None:
     """Raise SgateError, before any work, for what cannot be written as GGUF."""
     check_installed("--to gguf needs", EXTRAS[GGUF], GGUF, PlanError)
-    from converters.to_gguf import check_model
+    from converters.to_gguf.writer import check_model
 
     check_model(masked.spec, masked.base.folder)
 
@@ -158,7 +159,9 @@ def _gguf(masked: MaskedCheckpoint, plan: Plan, precision: str | None) -> Format
 
     It is made from the rewritten floats: the int8 of the HF layout would be rounded twice.
     """
-    from converters.to_gguf import GGUF_FILE, STORAGES, FileModel, write_gguf
+    from converters.to_gguf.storage import STORAGES
+    from converters.to_gguf.tensors import FileModel
+    from converters.to_gguf.writer import write_gguf
 
     rewriter = Rewriter(masked, plan)
     model = FileModel.of(rewriter.small, STORAGES[precision], rewriter.tensor)

@@ -1,7 +1,7 @@
-"""GGUF files for llama.cpp, written tensor by tensor with the `gguf` package."""
+"""GGUF files for llama.cpp, written tensor by tensor with the `gguf` package.
 
-from converters.to_gguf.storage import STORAGES
-from converters.to_gguf.tensors import FileModel
-from converters.to_gguf.writer import GGUF_FILE, check_model, write_gguf
+The modules here that import it do so at once: check that it is installed before importing them.
+"""
 
-__all__ = ["GGUF_FILE", "STORAGES", "FileModel", "check_model", "write_gguf"]
+# Relative to the model folder.
+GGUF_FILE = "gguf/model.gguf"

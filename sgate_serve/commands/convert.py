@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from converters.convert import ConvertOptions, convert
+from converters.to_gguf import GGUF_FILE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.commands.advice import next_step
 from sgate_serve.commands.flags import (
@@ -21,6 +22,7 @@ EXAMPLES = """\
 examples:
   sgate convert my-model --gates my-gates --out my-pruned
   sgate convert my-model --gates my-gates --to hf,onnx --precision int8 --out my-pruned
+  sgate convert my-model --gates my-gates --to gguf --precision int4 --out my-pruned
   sgate convert my-zeroed-model --out my-pruned    # what is zero goes
 
 afterwards:
@@ -43,11 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=comma_separated,
         default=("hf",),
         metavar="FORMATS",
-        help="formats, separated by commas: hf (always written), onnx (default: hf)",
+        help="formats, separated by commas: hf (always written), onnx, gguf (default: hf)",
     )
     output.add_argument(
         "--precision",
-        help="fp32, fp16, bf16, int8, or int4 (ONNX graph only) (default: as stored)",
+        help="fp32, fp16, bf16, int8, or int4 (ONNX graph and GGUF only) (default: as stored; "
+        "fp16 in GGUF)",
     )
 
 
@@ -65,4 +68,6 @@ def run(args: argparse.Namespace) -> int:
         print(hint)
     if report["onnx"] is not None:
         print(f"HF layout in {report['precision']}, ONNX graph in {report['onnx']['precision']}")
+    if report["gguf"] is not None:
+        print(f"for llama.cpp: {args.out / GGUF_FILE}, {report['gguf']['bytes']:,} bytes")
     return 0

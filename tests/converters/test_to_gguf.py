@@ -1,7 +1,9 @@
 """GGUF files: as llama.cpp computes them, they equal the masked dense model."""
 
 import json
+import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +25,8 @@ from sgate_serve.cli import main  # noqa: E402
 from sgate_serve.errors import PlanError  # noqa: E402
 from sgate_serve.loaders.torch_model import TorchModel  # noqa: E402
 from sgate_serve.plan import Target  # noqa: E402
+from sgate_serve.verify.verification import verify  # noqa: E402
+from sgate_serve.verify.verify_options import VerifyOptions  # noqa: E402
 from tests.converters.gguf_forward import GgufModel  # noqa: E402
 from tests.converters.test_convert import random_gates, write_gates  # noqa: E402
 from tests.converters.test_to_onnx_lowered import row_col_gates  # noqa: E402
@@ -204,9 +208,53 @@ def test_halves_are_the_default_and_one_file_is_the_same_every_time(tmp_path: Pa
     assert one == two and os.fsencode(tmp_path) not in one
 
 
-def test_a_window_ends_the_context(tmp_path: Path) -> None:
-    model = converted(Case("", "deci", "mistral", "sliding"), tmp_path)
-    assert model.key("context_length") == WINDOW
+@pytest.mark.parametrize("precision", [None, "int4"])
+def test_verify_compares_the_file_too(precision: str | None, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == "blocks")
+    converted(replace(case, precision=precision), tmp_path)
+    options = VerifyOptions(
+        str(tmp_path / "base"), str(tmp_path / "out"), tmp_path / "gates", "torch"
+    )
+    result = verify(options)
+    assert result.passed, result.difference
+    path = tmp_path / "out" / GGUF_FILE
+    stored = bytearray(path.read_bytes())
+    key = b"deci.context_length"
+    length = stored.index(key) + len(key) + 4
+    # The last bytes are padding.
+    for place, message in ((-40, "tensor output.weight"), (length, "its metadata, tokenizer or")):
+        edited = stored.copy()
+        edited[place] ^= 1
+        path.write_bytes(edited)
+        result = verify(options)
+        assert not result.passed and f"{GGUF_FILE}: {message}" in str(result.difference)
+    path.write_bytes(b"GGUF?")
+    assert "is not a GGUF file of a type" in str(verify(options).difference)
+
+
+@pytest.mark.parametrize(
+    ("case", "note"),
+    [
+        (
+            Case("", "", "mistral", "sliding"),
+            "its context ends at 5 of 64 tokens, as llama.cpp has",
+        ),
+        (Case("", "", closed=((0, "kv_groups"), (1, "mlp_units"))), "1 MLPs are wider by units"),
+        (Case("", "", closed=((0, "kv_groups"),)), "the first layer has a head that is zero"),
+        (Case("", "", row_col=True), "matrices have zeros for what index vectors leave out"),
+        (Case("", "", precision="int4"), "in Q4_0 and Q8_0; 3 MLPs .* matrices are in F16, as"),
+    ],
+)
+def test_what_the_file_has_otherwise_is_said(
+    case: Case, note: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "converters"):
+        model = converted(case, tmp_path)
+    said = next(line for line in caplog.messages if line.startswith("model.gguf: llama.cpp's"))
+    assert re.search(note, said)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "gguf/model.gguf" in card and "ONNX" not in card
+    assert model.key("context_length") == (WINDOW if case.family == "mistral" else 64)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,10 @@ from transformers import AutoTokenizer
 
 gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
 
-from converters.to_gguf import check_model  # noqa: E402
 from converters.to_gguf.pre_tokenizers import NAMES, serialized_steps  # noqa: E402
 from converters.to_gguf.storage import STORAGES  # noqa: E402
 from converters.to_gguf.tensors import FileModel  # noqa: E402
-from converters.to_gguf.writer import write_gguf  # noqa: E402
+from converters.to_gguf.writer import check_model, write_gguf  # noqa: E402
 from sgate_serve.architecture.families import LLAMA  # noqa: E402
 from sgate_serve.checkpoint.reader import Checkpoint  # noqa: E402
 from sgate_serve.errors import CheckpointError  # noqa: E402
