@@ -14,10 +14,10 @@ from typing import Any
 
 import gguf
 
-from converters.to_gguf.pre_tokenizers import NAMES, pre_tokenizer_name
 from converters.to_gguf.sentence_pieces import check_merges, prefix_space, scores_of
 from sgate_serve.errors import CheckpointError
 from sgate_serve.text.chat_template import DEFAULT_NAME, TOOLS_NAME, ChatTemplate
+from sgate_serve.text.pre_tokenizers import NAMES, pre_tokenizer_name
 from sgate_serve.text.tokenization import BYTE_PIECE, TextCodec, read_stop_token_ids
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
 

@@ -15,6 +15,7 @@ from sgate_serve.commands.flags import (
     target_from,
 )
 from sgate_serve.commands.output import check_new_folder
+from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.plan.figures import Figures
 from sgate_serve.reports.inspection import Inspection
 
@@ -33,7 +34,9 @@ afterwards:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate convert CHECKPOINT --out DIR [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model folder or hub id")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="model folder, hub id or GGUF file"
+    )
     add_gates_flags(parser)
     add_target_flags(parser)
     output = parser.add_argument_group("output")
@@ -56,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_new_folder(args.out)
+    args.checkpoint = model_folder(args.checkpoint)
     convert(options_from(args, ConvertOptions, target=target_from(args)))
     report = Inspection.of(args.out).to_json()
     found = "closed gates" if args.gates is not None else "zero rows and columns"

@@ -13,13 +13,13 @@ from transformers import AutoTokenizer
 
 gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
 
-from converters.to_gguf.pre_tokenizers import NAMES, serialized_steps  # noqa: E402
 from converters.to_gguf.storage import STORAGES  # noqa: E402
 from converters.to_gguf.tensors import FileModel  # noqa: E402
 from converters.to_gguf.writer import check_model, write_gguf  # noqa: E402
 from sgate_serve.architecture.families import LLAMA  # noqa: E402
 from sgate_serve.checkpoint.reader import Checkpoint  # noqa: E402
 from sgate_serve.errors import CheckpointError  # noqa: E402
+from sgate_serve.text.pre_tokenizers import NAMES, serialized_steps  # noqa: E402
 from sgate_serve.text.tokenization import TextCodec  # noqa: E402
 from tests.converters.gguf_forward import GgufModel  # noqa: E402
 from tests.families.small_models import small_model  # noqa: E402
@@ -37,9 +37,9 @@ SIZE = 420
 
 def pre_tokenized(name: str) -> Tokenizer:
     """Return a tokenizer that is trained behind the steps of this name."""
-    steps = {"pre_tokenizer": serialized_steps(name)}
-    tokenizer = byte_tokenizer()
-    contents = json.loads(tokenizer.to_str()) | steps
+    found = serialized_steps(name)
+    assert found is not None
+    contents = json.loads(byte_tokenizer().to_str()) | {"pre_tokenizer": found[0]}
     contents["model"] |= {"vocab": {}, "merges": []}
     empty = Tokenizer.from_str(json.dumps({**contents, "post_processor": None, "added_tokens": []}))
     alphabet = pre.ByteLevel.alphabet()
@@ -53,9 +53,7 @@ def pre_tokenized(name: str) -> Tokenizer:
         ),
     )
     trained = json.loads(empty.to_str())
-    trained["model"]["ignore_merges"] = next(
-        skips for (_, skips), known in NAMES.items() if known == name
-    )
+    trained["model"]["ignore_merges"] = found[1]
     return Tokenizer.from_str(json.dumps(trained))
 
 

@@ -41,6 +41,15 @@ NAMES: Mapping[tuple[tuple[Step, ...], bool], str] = {
     (_split(_cased(_CONTRACTION, r"\p{N}{1,3}")), False): "gpt-4o",
     (_split(_cased("", r"\p{N}")), True): "tekken",
 }
+# Names in files that stand for the same as one of these.
+OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("olmo", "mpt", "phi-2", "jais", "trillion", "exaone4"), "gpt-2"),
+    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell", "exaone"), "smollm"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), "llama-bpe"),
+    **dict.fromkeys(("dbrx",), "smaug-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan"), "qwen2"),
+    **dict.fromkeys(("llama4",), "gpt-4o"),
+}
 
 
 def pre_tokenizer_name(serialized: Mapping[str, Any]) -> str | None:
@@ -49,12 +58,15 @@ def pre_tokenizer_name(serialized: Mapping[str, Any]) -> str | None:
     return NAMES.get((steps, bool(serialized["model"].get("ignore_merges"))))
 
 
-def serialized_steps(name: str) -> dict[str, Any] | None:
-    """Return the `pre_tokenizer` of a tokenizer.json that llama.cpp's name stands for, if known."""
-    steps = next((steps for (steps, _), known in NAMES.items() if known == name), None)
-    if steps is None:
+def serialized_steps(name: str) -> tuple[dict[str, Any], bool] | None:
+    """Return the `pre_tokenizer` of a tokenizer.json and `ignore_merges` for a name, if known."""
+    own = OTHER_NAMES.get(name, name)
+    found = next((key for key, known in NAMES.items() if known == own), None)
+    if found is None:
         return None
-    return {"type": "Sequence", "pretokenizers": [_serialized(step) for step in steps]}
+    steps, ignores_merges = found
+    parts = [_serialized(step) for step in steps]
+    return {"type": "Sequence", "pretokenizers": parts}, ignores_merges
 
 
 def _steps(stage: Mapping[str, Any]) -> Iterator[Step]:
