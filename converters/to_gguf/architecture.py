@@ -106,7 +106,7 @@ def file_layers(spec: ModelSpec, block: int) -> tuple[FileLayer, ...]:
     kept = [
         index for index, layer in enumerate(spec.layers) if layer.skipped_blocks != (ATTENTION, MLP)
     ]
-    layers = []
+    layers: list[FileLayer] = []
     for index in kept or [0]:
         shape = spec.layers[index]
         units = -(-max(shape.mlp_units, 1) // block) * block

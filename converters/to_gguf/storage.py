@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import gguf
 import numpy as np
 
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.errors import PlanError
-from sgate_serve.onnx_format.precision import FP16, FP32, INT4, INT8
+from sgate_serve.onnx_format.precision import FP16, FP32, INT4
 
 F32, F16, BF16, Q8_0, Q4_0 = "F32", "F16", "BF16", "Q8_0", "Q4_0"
 
@@ -31,7 +32,7 @@ class Storage:
     @property
     def block(self) -> int:
         """How many numbers of a row share a block; 1 for types without blocks."""
-        return gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.matrices]][0]
+        return int(gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.matrices]][0])
 
     def of_matrix(self, width: int) -> str:
         return self.matrices if width % self.block == 0 else F16

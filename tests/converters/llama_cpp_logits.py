@@ -61,6 +61,5 @@ def llama_cpp_tokens(path: Path, texts: list[str]) -> list[list[int]]:
     return found
 
 
-@lib.llama_log_callback
-def _silence(level: int, text: bytes, data: Any) -> None:
-    """Drop a line of llama.cpp's log."""
+# Drops a line of llama.cpp's log.
+_silence = lib.llama_log_callback(lambda level, text, data: None)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def write_model(folder: Path, tokenizer: Tokenizer, **settings: Any) -> Path:
 
 
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
-    **{name: lambda name=name: pre_tokenized(name) for name in NAMES.values()},
+    **{name: partial(pre_tokenized, name) for name in NAMES.values()},
     "adds-bos": byte_tokenizer,
     "pieces": piece_tokenizer,
     "pieces-without-prefix": lambda: piece_tokenizer(prefix=False),
