@@ -1,5 +1,6 @@
 """SentencePiece's BPE in llama.cpp: tokens merge by their scores, not by a list of merges."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 from sgate_serve.errors import CheckpointError
 from sgate_serve.text.tokenization import METASPACE
+
+logger = logging.getLogger(__name__)
 
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE}
 PREFIX = {"type": "Prepend", "prepend": METASPACE}
@@ -50,7 +53,14 @@ def prefix_space(serialized: Mapping[str, Any], source: Path) -> bool:
     normalizer, stage = serialized.get("normalizer") or {}, serialized.get("pre_tokenizer") or {}
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
     if stage.get("type") == "Metaspace" and not steps and not stage.get("split"):
-        return bool(stage["prepend_scheme"] != "never")
+        adds_space = stage["prepend_scheme"] != "never"
+        if adds_space:
+            logger.info(
+                "%s: llama.cpp, as SentencePiece, puts a space before a text that begins with one "
+                "too, and before a text after a special token",
+                source,
+            )
+        return adds_space
     if not stage and steps in ([PREFIX, SPACES], [SPACES]):
         return len(steps) == 2
     raise CheckpointError(

@@ -95,6 +95,7 @@ CASES = [
     Case("index-vectors", "deci", row_col=True),
     Case("narrow-stream", "llama", prepare=lost_dimensions, share=0, config={"rms_norm_eps": 0.3}),
     Case("mistral", "deci", "mistral", "full"),
+    Case("phi3", "deci", "phi3", "sliding", {"sliding_window": None}),
     Case("qwen2-uneven", "deci", "qwen2", "tied"),
     Case("qwen2-fewer-heads", "llama", "qwen2", "tied", uniform=True, share=0.6),
     Case("blocks", "deci", precision="int8", config={"hidden_size": 64, "intermediate_size": 160}),
@@ -266,6 +267,8 @@ def test_what_the_file_has_otherwise_is_said(
         ("llama", 0, {"hidden_act": "gelu"}, "llama with hidden_act 'gelu': llama.cpp computes"),
         ("llama", 0, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not"),
         ("qwen3", "biased-sliding", {}, "has a bias, which llama.cpp's qwen3 does not add"),
+        ("phi3", "partial-rotary", {}, "phi3: 50% of each head rotates, and llama.cpp rotates"),
+        ("phi3", "longrope", {}, "phi3 with rope_type 'longrope' is not written as GGUF"),
         (
             "qwen3",
             0,

@@ -1,6 +1,7 @@
 """The tokenizer of a GGUF file: read by transformers and by llama.cpp, it cuts text alike."""
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from converters.to_gguf.writer import check_model, write_gguf  # noqa: E402
 from sgate_serve.architecture.families import LLAMA  # noqa: E402
 from sgate_serve.checkpoint.reader import Checkpoint  # noqa: E402
 from sgate_serve.errors import CheckpointError  # noqa: E402
-from sgate_serve.text.pre_tokenizers import NAMES, serialized_steps  # noqa: E402
+from sgate_serve.text.pre_tokenizers import NAMES, OTHER_NAMES, serialized_steps  # noqa: E402
 from sgate_serve.text.tokenization import TextCodec  # noqa: E402
 from tests.converters.gguf_forward import GgufModel  # noqa: E402
 from tests.families.small_models import small_model  # noqa: E402
@@ -131,6 +132,42 @@ def test_llama_cpp_cuts_text_alike(name: str, tmp_path: Path) -> None:
     codec = TextCodec.load(tmp_path)
     assert codec is not None
     assert llama_cpp_tokens(path, TEXTS) == [list(codec.encode(text)) for text in TEXTS]
+
+
+def test_expressions_are_those_of_transformers() -> None:
+    module = pytest.importorskip("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    splits = module.GGUF_PRE_TOKENIZER_SPLITS
+    names = [*OTHER_NAMES, *NAMES.values()]
+    assert len(set(names)) == len(names)
+    for name in set(names) & splits.keys():
+        found = serialized_steps(name)
+        assert found is not None
+        assert found[0]["pretokenizers"][0]["pattern"] == {"Regex": splits[name]}, name
+    assert set(NAMES.values()) - splits.keys() == {"gpt-2", "smollm"}
+
+
+@pytest.mark.parametrize(
+    ("class_name", "name"),
+    [("Qwen2Tokenizer", "qwen2"), ("GPT2Tokenizer", "gpt-2"), ("LlamaTokenizer", "pieces")],
+)
+def test_the_steps_of_a_class_count(class_name: str, name: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[name]()
+    tokenizer.pre_tokenizer = pre.Whitespace()
+    path = write_model(tmp_path, tokenizer, tokenizer_class=class_name)
+    fields = GgufModel(path).fields
+    expected = "default" if name == "pieces" else name
+    assert fields["tokenizer.ggml.pre"] == expected
+
+
+def test_spaces_that_llama_cpp_adds_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = piece_tokenizer(prefix=False)
+    tokenizer.normalizer = None
+    tokenizer.pre_tokenizer = pre.Metaspace(prepend_scheme="first", split=False)
+    with caplog.at_level(logging.INFO, "converters"):
+        write_model(tmp_path, tokenizer)
+    assert "puts a space before a text that begins with one too" in caplog.text
 
 
 def test_the_file_names_tokens_ends_and_template(tmp_path: Path) -> None:
