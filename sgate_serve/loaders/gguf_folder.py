@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from sgate_serve.checkpoint.digests import file_digest
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.environment import EXTRAS, cache_dir, check_installed
 from sgate_serve.errors import CheckpointError, writing
@@ -64,7 +65,21 @@ def _dequantize(file: Path, target: Path) -> None:
         try:
             with activity(f"dequantizing {file.name}", is_brief=True):
                 write_dequantized(file, staging)
+            _check_written(file, staging)
             if not target.exists():
                 staging.replace(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check_written(file: Path, folder: Path) -> None:
+    """Raise CheckpointError if tensors and config contradict each other: transformers lets them."""
+    try:
+        layout = Checkpoint.open(folder).layout
+        if layout is not None:
+            raise CheckpointError(layout)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{file}: its metadata and tensors contradict each other ({error}); give the "
+            "checkpoint that the file was made from"
+        ) from error

@@ -6,8 +6,8 @@ text as GPT-2 does where it does not know the name of the steps.
 
 import json
 import logging
-from collections.abc import Mapping
-from contextlib import redirect_stderr
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -17,13 +17,14 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter, TensorHeader, new_folder
-from sgate_serve.errors import CheckpointError
+from sgate_serve.errors import CheckpointError, SgateError
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.text.chat_template import TEMPLATE_FILE
 from sgate_serve.text.generation_settings import GENERATION_FILE
@@ -61,7 +62,7 @@ class GgufFile:
             return gguf.GGUFReader(self.path)
         except Exception as error:  # the library raises nothing narrower
             raise CheckpointError(
-                f"{self.path} cannot be read as GGUF ({error}); download or copy it again"
+                f"{self.path} cannot be read as GGUF ({error!s:.200}); download or copy it again"
             ) from error
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -113,6 +114,9 @@ class GgufFile:
             config.head_dim = width
         if getattr(config, "sliding_window", None) is not None:
             config.sliding_window = None
+        for name in ("bos", "eos"):
+            # Not those of the class, which may be words of this tokenizer.
+            setattr(config, f"{name}_token_id", self.get(f"tokenizer.ggml.{name}_token_id"))
         scaling = self._scaling()
         if scaling is not None:
             config.rope_parameters = {**config.rope_parameters, **scaling}
@@ -160,13 +164,19 @@ def write_dequantized(path: Path, folder: Path) -> None:
     file that cannot be read, or if `folder` is not empty.
     """
     file = GgufFile(path)
-    file.check()
-    config, tokenizer = file.config(), tokenizer_of(file)
-    # Its bar cannot be turned off otherwise.
-    with redirect_stderr(StringIO()), hidden_bars():
-        model = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
-        )
+    with _refusals_named(path):
+        file.check()
+        config, tokenizer = file.config(), tokenizer_of(file)
+        # Its bar cannot be turned off otherwise.
+        with redirect_stderr(StringIO()), hidden_bars():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    _check_report(path, report)
     stored = {key: value for key, value in config.to_diff_dict().items() if key not in LEFT_OUT}
     stored |= {"architectures": [type(model).__name__], "dtype": "float32"}
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
@@ -177,6 +187,32 @@ def write_dequantized(path: Path, folder: Path) -> None:
         if tokenizer is not None:
             _write_tokenizer(writer, file, tokenizer)
         writer.write_weights(headers, iter(tensors.values()), MAX_SHARD_BYTES)
+
+
+def _check_report(path: Path, report: Mapping[str, Any]) -> None:
+    """Raise CheckpointError for tensors that were left out, or filled with random numbers."""
+    for kind, found in report.items():
+        if found:
+            name = next(iter(sorted(map(str, found))))
+            raise CheckpointError(
+                f"{path}: transformers loads it with {kind.replace('_', ' ')}, such as {name:.80}; "
+                f"{REMEDY}"
+            )
+
+
+@contextmanager
+def _refusals_named(path: Path) -> Iterator[None]:
+    """Turn whatever is raised about a file that lacks something into a CheckpointError."""
+    try:
+        yield
+    except (SgateError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{path}: transformers {transformers.__version__} does not read it "
+            f"({type(error).__name__}: {reason:.200}); {REMEDY}"
+        ) from error
 
 
 def tokenizer_of(file: GgufFile) -> Tokenizer | None:

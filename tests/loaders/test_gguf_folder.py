@@ -102,6 +102,8 @@ def edited(path: Path, old: bytes, new: bytes) -> None:
     [
         (b"llama", b"mamba", r"architecture mamba is not read from GGUF \(llama, qwen2, qwen3 are"),
         (b"GGUF", b"GGML", r"model\.gguf cannot be read as GGUF"),
+        (b"head_count_kv", b"head_count_xx", "its metadata and tensors contradict each other"),
+        (b"blk.0.ffn_up.", b"blk.0.ffn_xx.", "transformers loads it with missing keys, such as "),
         (b"no_vocab", b"tok_kind", r"a tokenizer 'tok_kind' with the steps 'default' is not read"),
     ],
 )
@@ -109,6 +111,13 @@ def test_what_is_not_read_is_named(old: bytes, new: bytes, message: str, tmp_pat
     path = write_file(small_model(LLAMA, num_hidden_layers=1), tmp_path)
     edited(path, old, new)
     with pytest.raises(CheckpointError, match=message):
+        model_folder(str(path))
+
+
+def test_what_transformers_cannot_use_is_one_line(tmp_path: Path) -> None:
+    path = write_model(tmp_path, TOKENIZERS["gpt-2"]())
+    edited(path, b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz")
+    with pytest.raises(CheckpointError, match=r"transformers [\d.]+ does not read it \(\w+Error: "):
         model_folder(str(path))
 
 
