@@ -105,11 +105,14 @@ def convert(options: ConvertOptions) -> Plan:
     if is_int8:
         check_quantizable(masked.spec.family)
     if GGUF in options.to:
-        check_gguf(masked)
+        from converters.to_gguf.writer import check_model
+
+        check_model(masked.spec, masked.base.folder)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         plan = replace(plan, base_digest=masked.base.digest)
-        write_others = [FORMATS[name](masked, plan, options.precision) for name in options.to]
+        formats = sorted(set(options.to))
+        write_others = [FORMATS[name](masked, plan, options.precision) for name in formats]
         write_hf(writer, masked, plan, is_int8)
         card = model_card(plan, masked.spec, options.precision, options.to)
         writer.path(CARD_FILE).write_text(card, encoding="utf-8")
@@ -119,7 +122,7 @@ def convert(options: ConvertOptions) -> Plan:
 
 
 def _check_formats(options: ConvertOptions) -> None:
-    """Raise SgateError for an unknown format, or one that is not for this precision."""
+    """Raise PlanError for an unknown format, one without its package, or not for this precision."""
     unknown = sorted(set(options.to) - set(FORMATS))
     if unknown or not options.to:
         raise PlanError(
@@ -131,14 +134,8 @@ def _check_formats(options: ConvertOptions) -> None:
             f"--precision {INT4} exists only for the ONNX graph and GGUF, not for the HF layout; "
             "add --to hf,onnx or --to hf,gguf"
         )
-
-
-def check_gguf(masked: MaskedCheckpoint) -> None:
-    """Raise SgateError, before any work, for what cannot be written as GGUF."""
-    check_installed("--to gguf needs", EXTRAS[GGUF], GGUF, PlanError)
-    from converters.to_gguf.writer import check_model
-
-    check_model(masked.spec, masked.base.folder)
+    if GGUF in options.to:
+        check_installed("--to gguf needs", EXTRAS[GGUF], GGUF, PlanError)
 
 
 def _onnx(masked: MaskedCheckpoint, plan: Plan, precision: str | None) -> FormatWriter:

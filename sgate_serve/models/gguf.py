@@ -127,6 +127,8 @@ class GgufFile:
         kind, factor = self.own("rope.scaling.type", "none"), self.own("rope.scaling.factor")
         if "rope_freqs.weight" in self.names:
             factors = self.vector("rope_freqs.weight")
+            if (factors == 1).all():
+                return None
             found = self._scaling_of(factors)
         elif kind == "none" or factor in (None, 0, 1):
             return None

@@ -198,6 +198,21 @@ def test_the_file_names_tokens_ends_and_template(tmp_path: Path) -> None:
     assert found["chat_template"] == CHAT_TEMPLATE
 
 
+def test_templates_for_tools_and_composed_characters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.normalizer = normalizers.NFC()
+    named = {"default": CHAT_TEMPLATE, "tool_use": "{{ tools }}"}
+    templates = [{"name": name, "template": text} for name, text in named.items()]
+    with caplog.at_level(logging.INFO, "converters"):
+        path = write_model(tmp_path, tokenizer, chat_template=templates)
+    fields = GgufModel(path).fields
+    assert fields["tokenizer.chat_template"] == CHAT_TEMPLATE
+    assert fields["tokenizer.chat_template.tool_use"] == "{{ tools }}"
+    assert "composes characters first (NFC), and llama.cpp does not" in caplog.text
+
+
 def test_a_model_without_tokenizer_has_none(tmp_path: Path) -> None:
     small_model(LLAMA, num_hidden_layers=1).save_pretrained(tmp_path)
     base = Checkpoint.open(tmp_path)
