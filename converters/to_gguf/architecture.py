@@ -21,7 +21,7 @@ from sgate_serve.errors import PlanError
 
 # Types of rope that turn each pair by a fixed angle per position.
 ROPE_TYPES = (DEFAULT_TYPE, "linear", "llama3")
-READ_FAMILIES = "llama, mistral, phi3, qwen2, qwen3"
+FAMILY_NAMES = "llama, mistral, phi3, qwen2, qwen3"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def check_family(spec: ModelSpec) -> None:
     is_plain = family.residual == "pre" and family.norm == "rms" and not family.norm_offset
     if not (is_plain and family.is_rotary and family.is_gated):
         raise PlanError(
-            f"{what} is not written as GGUF (families that are: {READ_FAMILIES}); leave out gguf, "
+            f"{what} is not written as GGUF (families that are: {FAMILY_NAMES}); leave out gguf, "
             "or convert the folder with convert_hf_to_gguf.py of llama.cpp if its layers are alike"
         )
     if spec.activation not in ("silu", "swish"):

@@ -22,7 +22,7 @@ from converters.convert import ConvertOptions, convert, open_masked  # noqa: E40
 from converters.to_gguf import GGUF_FILE  # noqa: E402
 from sgate_serve.checkpoint.reader import Checkpoint  # noqa: E402
 from sgate_serve.cli import main  # noqa: E402
-from sgate_serve.errors import PlanError  # noqa: E402
+from sgate_serve.errors import CheckpointError, PlanError  # noqa: E402
 from sgate_serve.loaders.torch_model import TorchModel  # noqa: E402
 from sgate_serve.plan import Target  # noqa: E402
 from sgate_serve.verify.verification import verify  # noqa: E402
@@ -210,7 +210,9 @@ def test_halves_are_the_default_and_one_file_is_the_same_every_time(tmp_path: Pa
 
 
 @pytest.mark.parametrize("precision", [None, "int4"])
-def test_verify_compares_the_file_too(precision: str | None, tmp_path: Path) -> None:
+def test_verify_compares_the_file_too(
+    precision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = next(case for case in CASES if case.name == "blocks")
     converted(replace(case, precision=precision), tmp_path)
     options = VerifyOptions(
@@ -231,6 +233,13 @@ def test_verify_compares_the_file_too(precision: str | None, tmp_path: Path) -> 
         assert not result.passed and f"{GGUF_FILE}: {message}" in str(result.difference)
     path.write_bytes(b"GGUF?")
     assert "is not a GGUF file of a type" in str(verify(options).difference)
+    monkeypatch.setattr(
+        "sgate_serve.environment.find_spec", lambda name: None if name == "gguf" else True
+    )
+    with pytest.raises(
+        CheckpointError, match=r"model\.gguf is compared too, which needs gguf, not"
+    ):
+        verify(options)
 
 
 @pytest.mark.parametrize(
