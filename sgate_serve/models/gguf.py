@@ -124,7 +124,9 @@ class GgufFile:
 
     def _scaling(self) -> dict[str, Any] | None:
         """Return the settings of a scaled rotation; raise CheckpointError for unknown ones."""
-        kind, factor = self.own("rope.scaling.type", "none"), self.own("rope.scaling.factor")
+        # llama.cpp takes a factor without a type, and its old name, for linear.
+        kind = self.own("rope.scaling.type", "linear")
+        factor = self.own("rope.scaling.factor", self.own("rope.scale_linear"))
         if "rope_freqs.weight" in self.names:
             factors = self.vector("rope_freqs.weight")
             if (factors == 1).all():
@@ -248,9 +250,9 @@ def _frame(tokenizer: Tokenizer, file: GgufFile, kind: str, pre: str) -> None:
     bos = [tokens["bos_token"]] if adds_bos and "bos_token" in tokens else []
     eos = [tokens["eos_token"]] if adds_eos and "eos_token" in tokens else []
     frame = [(token, tokenizer.token_to_id(token)) for token in (*bos, *eos)]
-    whole = " ".join([*bos, "$A", *eos])
+    whole = [*bos, "$A", *eos]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=whole, pair=f"{whole} $B", special_tokens=frame
+        single=whole, pair=[*whole, "$B"], special_tokens=frame
     )
 
 

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 
 gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
 
+from converters.to_gguf import writer  # noqa: E402
+from converters.to_gguf.metadata import add_metadata  # noqa: E402
 from converters.to_gguf.storage import STORAGES  # noqa: E402
 from converters.to_gguf.tensors import FileModel  # noqa: E402
 from converters.to_gguf.writer import write_gguf  # noqa: E402
@@ -126,6 +128,27 @@ def test_rotation_that_no_config_says_is_refused(tmp_path: Path) -> None:
     path = write_file(small_model(LLAMA, rope_parameters=settings, **WIDE), tmp_path)
     with pytest.raises(CheckpointError, match="otherwise than by one factor or as Llama 3 does"):
         model_folder(str(path))
+
+
+@pytest.mark.parametrize("kind", [None, "LINEAR", "YARN"])
+def test_a_factor_in_the_metadata_scales_rotation(
+    kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_scaled(metadata: gguf.GGUFWriter, model: FileModel) -> None:
+        add_metadata(metadata, model)
+        metadata.add_rope_scaling_factor(4.0)
+        if kind is not None:
+            metadata.add_rope_scaling_type(gguf.RopeScalingType[kind])
+
+    monkeypatch.setattr(writer, "add_metadata", add_scaled)
+    path = write_file(small_model(LLAMA, num_hidden_layers=1), tmp_path)
+    if kind == "YARN":
+        with pytest.raises(CheckpointError, match=r"scales its rotation \(yarn\) otherwise than"):
+            model_folder(str(path))
+        return
+    rope = Checkpoint.open(model_folder(str(path))).spec.ropes[0]
+    assert rope is not None
+    assert (rope.rope_type, rope.settings["factor"]) == ("linear", 4.0)
 
 
 def test_biases_that_transformers_leaves_out_are_refused(tmp_path: Path) -> None:
