@@ -53,7 +53,7 @@ def prefix_space(serialized: Mapping[str, Any], source: Path) -> bool:
     normalizer, stage = serialized.get("normalizer") or {}, serialized.get("pre_tokenizer") or {}
     steps = normalizer.get("normalizers", [normalizer] if normalizer else [])
     if stage.get("type") == "Metaspace" and not steps and not stage.get("split"):
-        adds_space = stage["prepend_scheme"] != "never"
+        adds_space: bool = stage["prepend_scheme"] != "never"
         if adds_space:
             logger.info(
                 "%s: llama.cpp, as SentencePiece, puts a space before a text that begins with one "

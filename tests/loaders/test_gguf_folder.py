@@ -134,7 +134,7 @@ def test_rotation_that_no_config_says_is_refused(tmp_path: Path) -> None:
 def test_a_factor_in_the_metadata_scales_rotation(
     kind: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def add_scaled(metadata: gguf.GGUFWriter, model: FileModel) -> None:
+    def add_scaled(metadata: Any, model: FileModel) -> None:
         add_metadata(metadata, model)
         metadata.add_rope_scaling_factor(4.0)
         if kind is not None:
