@@ -9,19 +9,25 @@ from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
 from converters.quantize import check_quantizable
+from converters.rewrite import Rewriter
 from converters.rules import compile_plan
 from converters.second_reading import check_with_transformers
+from converters.to_gguf import GGUF_FILE
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
+from sgate_serve.environment import EXTRAS, check_installed
 from sgate_serve.errors import GatesError, PlanError, did_you_mean
 from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
 from sgate_serve.plan import Plan, Target
 
-# The dtype that weights are rounded to. int8 and the int4 graph are made from the stored dtype.
+FormatWriter = Callable[[FolderWriter], None]
+
+GGUF = "gguf"  # the format, and the extra that writes it
+# The dtype that weights are rounded to. int8 and int4 are made from the stored dtype.
 PRECISIONS: Mapping[str, str | None] = {
     FP32: "F32",
     FP16: "F16",
@@ -91,44 +97,77 @@ def convert(options: ConvertOptions) -> Plan:
 
     Raises SgateError before anything is written if an input is malformed or `out` is not empty.
     """
-    unknown = sorted(set(options.to) - set(WRITERS))
-    if unknown or not options.to:
-        raise PlanError(
-            f"--to {','.join(unknown)}: this release writes {', '.join(WRITERS)}"
-            f"{did_you_mean(unknown[0] if unknown else '', WRITERS)}"
-        )
-    if options.precision == INT4 and "onnx" not in options.to:
-        raise PlanError(
-            f"--precision {INT4} exists only for the ONNX graph, not for the HF layout; add "
-            "--to hf,onnx"
-        )
+    _check_formats(options)
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     if masked.base.layout is None:
         check_with_transformers(masked.base.folder)
     if is_int8:
         check_quantizable(masked.spec.family)
+    if GGUF in options.to:
+        from converters.to_gguf.writer import check_model
+
+        check_model(masked.spec, masked.base.folder)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         plan = replace(plan, base_digest=masked.base.digest)
+        formats = sorted(set(options.to))
+        write_others = [FORMATS[name](masked, plan, options.precision) for name in formats]
         write_hf(writer, masked, plan, is_int8)
-        card = model_card(plan, masked.spec, options.precision)
+        card = model_card(plan, masked.spec, options.precision, options.to)
         writer.path(CARD_FILE).write_text(card, encoding="utf-8")
-        for target in sorted(set(options.to)):
-            WRITERS[target](writer, options.precision)
+        for write in write_others:
+            write(writer)
     return plan
 
 
-def _write_onnx(writer: FolderWriter, precision: str | None) -> None:
-    from converters.to_onnx import write_onnx
+def _check_formats(options: ConvertOptions) -> None:
+    """Raise PlanError for an unknown format, one without its package, or not for this precision."""
+    unknown = sorted(set(options.to) - set(FORMATS))
+    if unknown or not options.to:
+        raise PlanError(
+            f"--to {','.join(unknown)}: this release writes {', '.join(FORMATS)}"
+            f"{did_you_mean(unknown[0] if unknown else '', FORMATS)}"
+        )
+    if options.precision == INT4 and not {"onnx", GGUF} & set(options.to):
+        raise PlanError(
+            f"--precision {INT4} exists only for the ONNX graph and GGUF, not for the HF layout; "
+            "add --to hf,onnx or --to hf,gguf"
+        )
+    if GGUF in options.to:
+        check_installed("--to gguf needs", EXTRAS[GGUF], GGUF, PlanError)
 
-    folder = writer.path(f"{ONNX_DIR}/{GRAPH_FILE}").parent
-    model, name = Checkpoint.open(writer.staging), GRAPH_PRECISIONS.get(precision, FP32)
-    write_onnx(model, folder, precision_named(name, is_encoder=model.spec.is_encoder))
+
+def _onnx(masked: MaskedCheckpoint, plan: Plan, precision: str | None) -> FormatWriter:
+    """Return what writes the graph of the folder that is staged."""
+
+    def write(writer: FolderWriter) -> None:
+        from converters.to_onnx import write_onnx
+
+        folder = writer.path(f"{ONNX_DIR}/{GRAPH_FILE}").parent
+        model, name = Checkpoint.open(writer.staging), GRAPH_PRECISIONS.get(precision, FP32)
+        write_onnx(model, folder, precision_named(name, is_encoder=model.spec.is_encoder))
+
+    return write
 
 
-# The HF layout is always written: the other formats are derived from it, in the same folder.
-WRITERS: Mapping[str, Callable[[FolderWriter, str | None], None]] = {
-    "hf": lambda writer, precision: None,
-    "onnx": _write_onnx,
+def _gguf(masked: MaskedCheckpoint, plan: Plan, precision: str | None) -> FormatWriter:
+    """Return what writes the GGUF file; raise PlanError for a result that it cannot hold.
+
+    It is made from the rewritten floats: the int8 of the HF layout would be rounded twice.
+    """
+    from converters.to_gguf.storage import STORAGES
+    from converters.to_gguf.tensors import FileModel
+    from converters.to_gguf.writer import write_gguf
+
+    rewriter = Rewriter(masked, plan)
+    model = FileModel.of(rewriter.small, STORAGES[precision], rewriter.tensor)
+    return lambda writer: write_gguf(model, masked.base.folder, writer.path(GGUF_FILE))
+
+
+# The HF layout is always written. Each entry raises what prevents a format before that.
+FORMATS: Mapping[str, Callable[[MaskedCheckpoint, Plan, str | None], FormatWriter]] = {
+    "hf": lambda masked, plan, precision: lambda writer: None,
+    "onnx": _onnx,
+    GGUF: _gguf,
 }

@@ -1,6 +1,6 @@
 """The model card of a converted folder: how much was removed, and how to load the model."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
@@ -41,7 +41,7 @@ not verified yet
 ```python
 {code}
 ```
-{precision}
+{notes}
 `sgate_plan.json` lists every removed unit with the rule and the reason for its removal.
 """
 
@@ -69,14 +69,24 @@ folder; `verification.json` records its error.
 """
 
 
-NOTES: Mapping[str | None, str] = {INT8: INT8_NOTE, INT4: INT4_NOTE}
+GGUF_NOTE = """
+`gguf/model.gguf` is the model for llama.cpp: `llama-server -m gguf/model.gguf`.
+"""
 
 
-def model_card(plan: Plan, dense: ModelSpec, precision: str | None = None) -> str:
+def model_card(
+    plan: Plan, dense: ModelSpec, precision: str | None = None, formats: Collection[str] = ()
+) -> str:
     """Return the card as Markdown.
 
-    `dense` is the architecture before pruning, `precision` the value of `--precision`.
+    `dense` is the architecture before pruning, `precision` and `formats` the values of
+    `--precision` and `--to`.
     """
+    notes = {
+        INT8_NOTE: precision == INT8,
+        INT4_NOTE: precision == INT4 and "onnx" in formats,
+        GGUF_NOTE: "gguf" in formats,
+    }
     figures = Figures.of(plan, dense)
     code = CODE.format(auto=AUTO_CLASSES[dense.task])
     return CARD.format(
@@ -84,6 +94,6 @@ def model_card(plan: Plan, dense: ModelSpec, precision: str | None = None) -> st
         start=CARD_START,
         end=CARD_END,
         **vars(figures),
-        precision=NOTES.get(precision, ""),
+        notes="".join(note for note, holds in notes.items() if holds),
         code=code if is_stock_shape(pruned_spec(plan, dense)) else REGISTERED + code,
     )

@@ -63,7 +63,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "plot": ("matplotlib",),
     "train": ("accelerate", "peft", "torch", "transformers"),
     "demo": ("openai",),
-    "real": ("gguf",),
+    "gguf": ("gguf",),
     "vllm": ("vllm",),
 }
 

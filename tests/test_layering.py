@@ -32,7 +32,7 @@ ROOMS: Mapping[str, set[str]] = {
     "checkpoint": {"errors", "json_fields", "environment", "progress", "architecture", "text"},
     "plan": {"errors", "json_fields", "architecture"},
     "gates": CORE,
-    "models": CORE,
+    "models": CORE | {"text"},
     "onnx_format": CORE,
     "data": CORE | {"text"},
     "converters": CORE | {"gates", "models", "onnx_format", "text"},

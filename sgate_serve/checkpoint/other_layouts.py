@@ -29,7 +29,7 @@ MAX_NAMED = 3
 def describe_file(path: Path) -> str:
     """Return what a file is that was given as a model, and what to give instead."""
     if path.suffix == ".gguf":
-        return f"{path} is a GGUF file, which is not read; {gguf_remedy(path)}"
+        return f"{path} is a GGUF file, which is not read here; {gguf_remedy(path)}"
     if path.name in GATES_FILES:
         return f"{path} holds gates; give their base here, and the gates with --gates"
     if path.name.startswith("adapter_model"):
@@ -47,7 +47,7 @@ def describe_folder(folder: Path) -> str:
         return f"{folder} is a gates folder; give their base here, and the gates with --gates"
     gguf = _first(folder, "*.gguf")
     if gguf is not None:
-        return f"{folder} holds GGUF, which is not read; {gguf_remedy(gguf)}"
+        return f"{folder} holds GGUF, which is not read here; {gguf_remedy(gguf)}"
     if (folder / "params.json").is_file():
         return (
             f"{folder} has the original layout of a Llama or Mistral release (params.json); give "
@@ -71,7 +71,7 @@ def describe_missing_weights(folder: Path) -> str:
         return f"a pickle ({PICKLES[0]}) may run code and is not read; {resave_remedy(folder)}"
     gguf = _first(folder, "*.gguf")
     if gguf is not None:
-        return f"GGUF is not read; {gguf_remedy(gguf)}"
+        return f"GGUF is not read here; {gguf_remedy(gguf)}"
     shard = _first(folder, "model-*-of-*.safetensors")
     if shard is not None:
         return f"{shard.name} is there without the index; download or copy {INDEX_FILE} too"
@@ -140,14 +140,8 @@ def resave_remedy(folder: Path, place: str | None = None) -> str:
 
 
 def gguf_remedy(file: Path) -> str:
-    """Return the line that writes a GGUF file as a folder for transformers."""
-    source = f"{str(file.parent)!r}, gguf_file={file.name!r}"
-    return (
-        "convert the checkpoint that it was made from, or dequantize it once: python -c "
-        '"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
-        f"m = M.from_pretrained({source}); m.hf_quantizer = m.config.quantization_config = None; "
-        f"m.save_pretrained('NEW'); T.from_pretrained({source}).save_pretrained('NEW')\""
-    )
+    """Return the command that writes a GGUF file as a model folder."""
+    return f"`sgate convert {file} --out NEW` writes it as a folder; give that"
 
 
 def _model_class(folder: Path) -> str:

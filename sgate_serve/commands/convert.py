@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from converters.convert import ConvertOptions, convert
+from converters.to_gguf import GGUF_FILE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.commands.advice import next_step
 from sgate_serve.commands.flags import (
@@ -14,6 +15,7 @@ from sgate_serve.commands.flags import (
     target_from,
 )
 from sgate_serve.commands.output import check_new_folder
+from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.plan.figures import Figures
 from sgate_serve.reports.inspection import Inspection
 
@@ -21,6 +23,7 @@ EXAMPLES = """\
 examples:
   sgate convert my-model --gates my-gates --out my-pruned
   sgate convert my-model --gates my-gates --to hf,onnx --precision int8 --out my-pruned
+  sgate convert my-model --gates my-gates --to gguf --precision int4 --out my-pruned
   sgate convert my-zeroed-model --out my-pruned    # what is zero goes
 
 afterwards:
@@ -31,7 +34,9 @@ afterwards:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate convert CHECKPOINT --out DIR [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model folder or hub id")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="model folder, hub id or GGUF file"
+    )
     add_gates_flags(parser)
     add_target_flags(parser)
     output = parser.add_argument_group("output")
@@ -43,16 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=comma_separated,
         default=("hf",),
         metavar="FORMATS",
-        help="formats, separated by commas: hf (always written), onnx (default: hf)",
+        help="formats, separated by commas: hf (always written), onnx, gguf (default: hf)",
     )
     output.add_argument(
         "--precision",
-        help="fp32, fp16, bf16, int8, or int4 (ONNX graph only) (default: as stored)",
+        help="fp32, fp16, bf16, int8, or int4 (ONNX graph and GGUF only) (default: as stored; "
+        "fp16 in GGUF)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     check_new_folder(args.out)
+    args.checkpoint = model_folder(args.checkpoint)
     convert(options_from(args, ConvertOptions, target=target_from(args)))
     report = Inspection.of(args.out).to_json()
     found = "closed gates" if args.gates is not None else "zero rows and columns"
@@ -65,4 +72,6 @@ def run(args: argparse.Namespace) -> int:
         print(hint)
     if report["onnx"] is not None:
         print(f"HF layout in {report['precision']}, ONNX graph in {report['onnx']['precision']}")
+    if report["gguf"] is not None:
+        print(f"for llama.cpp: {args.out / GGUF_FILE}, {report['gguf']['bytes']:,} bytes")
     return 0

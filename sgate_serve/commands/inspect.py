@@ -6,13 +6,14 @@ from pathlib import Path
 from sgate_serve.checkpoint.outline.outline import Outline
 from sgate_serve.commands.output import check_file, load_plots, print_json, print_lines
 from sgate_serve.errors import CheckpointError
+from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.reports.inspection import Inspection
 from sgate_serve.reports.outlines import outline_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  sgate inspect my-pruned --plot widths.png"
-    parser.add_argument("out", metavar="OUT", help="model folder, converted or plain")
+    parser.add_argument("out", metavar="OUT", help="model folder, converted or plain, or GGUF file")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="plot the widths of each layer to this file"
@@ -22,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     plots = load_plots(args.plot)
     check_file(args.plot, "--plot")
-    outline = Outline.of(args.out)
+    folder = model_folder(args.out)
+    outline = Outline.of(folder)
     try:
-        inspection = Inspection.of(args.out)
+        inspection = Inspection.of(folder)
     except CheckpointError as error:
         if outline.is_supported and not outline.faults:
             raise

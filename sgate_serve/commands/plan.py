@@ -10,6 +10,7 @@ from sgate_serve.commands.advice import next_step
 from sgate_serve.commands.flags import add_gates_flags, add_target_flags, target_from
 from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.errors import writing
+from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.json_form import plan_to_json, write_plan
 
@@ -24,7 +25,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate plan CHECKPOINT [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="model folder or hub id")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="model folder, hub id or GGUF file"
+    )
     add_gates_flags(parser)
     add_target_flags(parser)
     output = parser.add_argument_group("output")
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_file(args.out, "--out")
+    args.checkpoint = model_folder(args.checkpoint)
     # A plan needs masks and headers; the weights of a large model are not read for it.
     masked = open_masked(args.checkpoint, args.gates, gates_kind=args.gates_kind, whole_base=False)
     plan = make_plan(masked, target_from(args), args.index_price)

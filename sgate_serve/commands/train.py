@@ -8,6 +8,7 @@ from typing import Any
 from sgate_serve.bench.text_table import table_lines
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import how_to_continue, load_plots, print_lines
+from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.progress import age_of
 from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.training.train_options import TrainOptions, TrainResult
@@ -33,7 +34,7 @@ afterwards:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate train BASE --data DATA --out DIR [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument("base", metavar="BASE", help="model folder or hub id")
+    parser.add_argument("base", metavar="BASE", help="model folder, hub id or GGUF file")
     add_flags(parser, TrainOptions, leave_out=("base",))
 
 
@@ -42,8 +43,9 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.training.option_checks import check_options
     from sgate_serve.training.train import check_packages, train
 
-    options = options_from(args, TrainOptions)
     check_packages()
+    args.base = model_folder(args.base)
+    options = options_from(args, TrainOptions)
     check_options(options)
     plots = load_plots(
         None if options.dry_run else options.out / PLOT_FILE, f"{PLOT_FILE} of train"

@@ -8,6 +8,7 @@ from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import EngineError, writing
+from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 from sgate_serve.verify.verify_options import VerifyOptions
 
@@ -21,7 +22,9 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "sgate verify CHECKPOINT [--gates GATES] OUT [options]"
     parser.epilog = EXAMPLES
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="base model folder or hub id")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="base model folder, hub id or GGUF file"
+    )
     parser.add_argument("out", metavar="OUT", help="converted model folder")
     add_flags(parser, VerifyOptions, leave_out=("checkpoint", "out"))
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
@@ -29,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_installed("verify needs", ("torch", "transformers"), "train", EngineError)
+    args.checkpoint = model_folder(args.checkpoint)
     options = options_from(args, VerifyOptions)
     options.check()
     folder = find_folder(args.out)

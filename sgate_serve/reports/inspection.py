@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from converters.to_gguf import GGUF_FILE
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.bench.ideal import ideal_speedup
@@ -69,6 +70,7 @@ class Inspection:
             "parameters": spec.num_parameters,
             "bytes_stored": self.folder.num_bytes,
             "onnx": _graph(self.folder),
+            "gguf": _gguf(self.folder),
             # For models other than causal LMs, the bytes of one forward pass.
             "bytes_per_decode_step": bytes_per_step(self.folder),
             "layers": [
@@ -111,6 +113,8 @@ class Inspection:
         )
         if report["onnx"] is not None:
             yield _graph_line(report["onnx"])
+        if report["gguf"] is not None:
+            yield f"GGUF: {report['gguf']['bytes']:,} bytes"
         yield f"{'layer':>5}  {'MLP units':>9}  {'heads':>5}  {'KV heads':>8}  {'head dim':>8}"
         for index, layer in enumerate(report["layers"]):
             yield (
@@ -158,6 +162,11 @@ def _graph(folder: Checkpoint) -> dict[str, Any] | None:
         "block": int(stored_text(graph, META_BLOCK) or 0),
         "bytes": (folder.folder / ONNX_DIR / WEIGHTS_FILE).stat().st_size,
     }
+
+
+def _gguf(folder: Checkpoint) -> dict[str, int] | None:
+    path = folder.folder / GGUF_FILE
+    return {"bytes": path.stat().st_size} if path.is_file() else None
 
 
 def _graph_line(graph: Mapping[str, Any]) -> str:

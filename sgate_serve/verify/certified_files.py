@@ -7,6 +7,7 @@ the end of text or the names of labels. A verification compares these files all 
 import hashlib
 import json
 
+from converters.to_gguf import GGUF_FILE
 from sgate_serve.architecture.family import BASE
 from sgate_serve.checkpoint.companions import companion_names
 from sgate_serve.checkpoint.digests import file_digest
@@ -15,11 +16,11 @@ from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE
 
-GRAPH_FILES = (f"{ONNX_DIR}/{GRAPH_FILE}", f"{ONNX_DIR}/{WEIGHTS_FILE}")
+GRAPH_FILES = (f"{ONNX_DIR}/{GRAPH_FILE}", f"{ONNX_DIR}/{WEIGHTS_FILE}", GGUF_FILE)
 
 
 def files_digest(model: Checkpoint) -> str:
-    """Return a sha256 over (name, sha256) of config, plan, companion files and ONNX graph.
+    """Return a sha256 over (name, sha256) of config, plan, companion files, ONNX graph and GGUF.
 
     A file that is missing counts as well. Raises CheckpointError for one that cannot be read.
     """

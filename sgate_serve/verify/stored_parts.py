@@ -17,6 +17,8 @@ import numpy as np
 from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE
 from converters.quantize import stored_tensors
+from converters.rewrite import Rewriter
+from converters.to_gguf import GGUF_FILE
 from converters.to_hf import written_config
 from converters.to_onnx.comparison import first_difference
 from sgate_serve.architecture.family import BASE
@@ -26,7 +28,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, DTYPE_NAMES, INDEX_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.engines.table import ONNX
-from sgate_serve.errors import writing
+from sgate_serve.environment import EXTRAS, check_installed
+from sgate_serve.errors import CheckpointError, writing
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
@@ -34,7 +37,7 @@ from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
 # Compared in other ways, or read by people only.
 OWN_FILES = frozenset({CONFIG_FILE, PLAN_FILE, CERTIFICATE_FILE, CARD_FILE, INDEX_FILE})
-OWN_FILES |= {f"{ONNX_DIR}/{name}" for name in (GRAPH_FILE, WEIGHTS_FILE)}
+OWN_FILES |= {GGUF_FILE, *(f"{ONNX_DIR}/{name}" for name in (GRAPH_FILE, WEIGHTS_FILE))}
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) 
         copy_companions(masked.base.folder, writer, masked.spec.task, config)
         expected = _files_in(writer.staging)
         file = next(_different_files(writer.staging, expected, out.folder), None)
+        file = file or gguf_difference(masked, plan, out)
     weights = {info.file.name for info in out.tensors.values()}
     others = _files_in(out.folder) - expected - weights - OWN_FILES
     return StoredParts(
@@ -94,6 +98,28 @@ def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint
             return header.name
     names = {header.name for header in headers}
     return next((name for name in sorted(out.tensors) if name not in names), None)
+
+
+def gguf_difference(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) -> str | None:
+    """Say how the GGUF file of a folder differs from the plan's; None if it does not, or is none.
+
+    Raises CheckpointError if the package that reads it is not installed.
+    """
+    path = out.folder / GGUF_FILE
+    if not path.is_file():
+        return None
+    check_installed(f"{path} is compared too, which needs", EXTRAS["gguf"], "gguf", CheckpointError)
+    from converters.to_gguf.tensors import FileModel
+    from converters.to_gguf.writer import first_difference, stored_type
+
+    storage, rewriter = stored_type(path), Rewriter(masked, plan)
+    if storage is None:
+        return f"{GGUF_FILE} is not a GGUF file of a type that conversions write"
+    model = FileModel.of(rewriter.small, storage, rewriter.tensor)
+    different = first_difference(model, masked.base.folder, path)
+    if different is None:
+        return None
+    return f"{GGUF_FILE}: {different} is not what the conversion of this base writes"
 
 
 def describe_tensor(spec: ModelSpec, tensor: str) -> str:

@@ -72,7 +72,7 @@ def leave_staging(folder: Path) -> None:
 WITHOUT_WEIGHTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "variant": (rename_weights("model.fp16.safetensors"), "rename it to model.safetensors"),
     "shard": (rename_weights("model-00001-of-00002.safetensors"), f"download or copy {INDEX} too"),
-    "gguf": (rename_weights("x.gguf"), r"GGUF is not read; .*gguf_file='x\.gguf'"),
+    "gguf": (rename_weights("x.gguf"), r"GGUF is not read here; `sgate convert .*x\.gguf --out"),
     "tf": (rename_weights("tf_model.h5"), r"tf_model\.h5 is not read; load it in transformers 4"),
     "nothing": (lambda folder: (folder / WEIGHTS).unlink(), "download or copy the weights too"),
     "killed": (leave_staging, "was interrupted; run it again"),
@@ -140,7 +140,7 @@ def test_an_adapter_of_gates_is_sent_to_its_flag(base: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (["a.gguf"], r"holds GGUF, which is not read; .*gguf_file='a\.gguf'"),
+        (["a.gguf"], r"holds GGUF, which is not read here; .*a\.gguf --out NEW`"),
         (["gates.safetensors"], "is a gates folder; give their base here, and the gates with --ga"),
         (["params.json", "consolidated.00.pth"], "has the original layout of a Llama or Mistral"),
         (["model.onnx", "model.onnx.data"], "is a graph alone; give the model folder that it was"),
@@ -165,7 +165,7 @@ def test_a_folder_without_a_config_says_what_it_is(
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a.gguf", "is a GGUF file, which is not read; convert the checkpoint that it was made"),
+        ("a.gguf", "is a GGUF file, which is not read here; `sgate convert "),
         ("gates.safetensors", "holds gates; give their base here, and the gates with --gates"),
         ("adapter_model.safetensors", "is an adapter; merge it first: python -c"),
         ("model.safetensors", "is a file; give the model folder that holds it, with config.json"),

@@ -217,12 +217,12 @@ def test_refusals_leave_nothing_behind(tmp_path: Path) -> None:
     out, source = tmp_path / "out", str(base.folder)
     with pytest.raises(GatesError, match="give the base that they were trained on"):
         convert(ConvertOptions(source, out, gates))
-    with pytest.raises(PlanError, match="--to gguf: this release writes hf, onnx"):
-        convert(ConvertOptions(source, out, to=("gguf",)))
+    with pytest.raises(PlanError, match="--to tflite: this release writes hf, onnx, gguf"):
+        convert(ConvertOptions(source, out, to=("tflite",)))
     with pytest.raises(PlanError, match="--precision int2: this release writes fp32, fp16, bf16"):
         convert(ConvertOptions(source, out, precision="int2"))
     with pytest.raises(
-        PlanError, match=r"int4 exists only for the ONNX graph, .*; add --to hf,onnx"
+        PlanError, match=r"int4 exists only for the ONNX graph and GGUF, .*; add --to hf,onnx"
     ):
         convert(ConvertOptions(source, out, precision="int4"))
     with pytest.raises(PlanError, match="--align 0"):

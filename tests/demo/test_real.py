@@ -28,8 +28,9 @@ from sgate_serve.demo.real_text import (
 )
 from sgate_serve.demo.serving import Answer
 from sgate_serve.demo.sizes import DemoOptions, DemoSizes, RealSizes
-from sgate_serve.demo.smollm2 import find_smollm2, write_gguf
+from sgate_serve.demo.smollm2 import find_smollm2
 from sgate_serve.errors import SgateError
+from sgate_serve.models.gguf import write_dequantized
 from sgate_serve.text.tokenization import TextCodec
 
 SIZES = RealSizes.quick()
@@ -44,7 +45,7 @@ def write_stand_in(file: Path) -> dict[str, Any]:
 
     Return the MLP weight of its layer as it is dequantized.
     """
-    gguf = pytest.importorskip("gguf", reason="the extra `real` is not installed")
+    gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
     from tokenizers.pre_tokenizers import ByteLevel
 
     hidden, units, heads, kv_heads = 64, 96, 4, 2
@@ -92,7 +93,7 @@ def write_stand_in(file: Path) -> dict[str, Any]:
 
 def test_a_file_of_its_kind_becomes_a_plain_folder(tmp_path: Path) -> None:
     expected = write_stand_in(tmp_path / "model.gguf")
-    write_gguf(tmp_path / "model.gguf", tmp_path / "dense")
+    write_dequantized(tmp_path / "model.gguf", tmp_path / "dense")
     checkpoint = Checkpoint.open(tmp_path / "dense")
     assert checkpoint.spec.tied_head and "lm_head.weight" not in checkpoint.tensors
     up = checkpoint.read("model.layers.0.mlp.up_proj.weight")
@@ -114,7 +115,7 @@ def test_text_is_topics_and_chats_and_none_is_in_both_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_stand_in(tmp_path / "model.gguf")
-    write_gguf(tmp_path / "model.gguf", tmp_path / "dense")
+    write_dequantized(tmp_path / "model.gguf", tmp_path / "dense")
     monkeypatch.setattr(
         real_text, "ask", lambda url, prompts, n: [Answer(f"re {p}", "?" in p) for p in prompts]
     )
