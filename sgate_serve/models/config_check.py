@@ -175,8 +175,8 @@ def _ropes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
     rotary = type(model.base_model.rotary_emb)(config)
     for index, rope in enumerate(spec.ropes):
         if spec.family.has_unrotated_layers:
-            theirs = bool(config.no_rope_layers[index])
-            yield f"rotation of layer {index}", rope is not None, theirs
+            rotates = bool(config.no_rope_layers[index])
+            yield f"rotation of layer {index}", rope is not None, rotates
         if rope is None:
             continue
         settings, prefix = config.rope_parameters, ""

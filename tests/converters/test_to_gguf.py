@@ -277,6 +277,7 @@ def test_what_the_file_has_otherwise_is_said(
         ("llama", 0, {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic' is not"),
         ("qwen3", "biased-sliding", {}, "has a bias, which llama.cpp's qwen3 does not add"),
         ("phi3", "partial-rotary", {}, "phi3: 50% of each head rotates, and llama.cpp rotates"),
+        ("smollm3", 0, {}, "smollm3: its layers rotate differently"),
         ("phi3", "longrope", {}, "phi3 with rope_type 'longrope' is not written as GGUF"),
         (
             "qwen3",
