@@ -104,7 +104,12 @@ def _check_choice(sampling: SamplingParams, vocab_size: int) -> None:
     last = {word[-1] for word in sampling.bad_words}
     # They are sorted.
     ends = () if allowed is None else (*allowed[:1].tolist(), *allowed[-1:].tolist())
-    for name, tokens in (("allowed_token_ids", ends), ("bad_words", last)):
+    ids = sampling.logprob_token_ids
+    for name, tokens in (
+        ("allowed_token_ids", ends),
+        ("bad_words", last),
+        ("logprob_token_ids", ids),
+    ):
         for token in tokens:
             if not 0 <= token < vocab_size:
                 raise RequestError(

@@ -108,6 +108,9 @@ class HashEngine:
         tokens.append(token)
         num_top = request.sampling.logprobs
         scores = None if num_top is None else self._scores(token, num_top)
+        if scores is not None and request.sampling.logprob_token_ids:
+            ids = sorted({token, *request.sampling.logprob_token_ids})
+            scores = replace(scores, top=tuple((own, -0.5) for own in ids))
         if len(tokens) == request.sampling.max_tokens:
             del self._running[request.request_id]
             return TokenEvent(request.request_id, token, "length", scores)

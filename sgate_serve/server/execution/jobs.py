@@ -178,6 +178,7 @@ def _sampling(
     model.check_ids(body.stop_token_ids, "stop_token_ids")
     allowed = body.allowed_token_ids
     model.check_ids(allowed or (), "allowed_token_ids")
+    model.check_ids(body.logprob_token_ids, "logprob_token_ids")
     stop_ids = frozenset(body.stop_token_ids)
     if not body.ignore_eos:
         stop_ids |= model.stop_token_ids
@@ -198,6 +199,7 @@ def _sampling(
         logit_bias=bias,
         logprobs=counts.new,
         prompt_logprobs=counts.read,
+        logprob_token_ids=tuple(body.logprob_token_ids),
         drafted_tokens=body.prompt_lookup_num_tokens,
         allowed_token_ids=None if allowed is None else np.unique(np.array(allowed, np.int64)),
         bad_words=tuple(_bad_words(body.bad_words, model)),
