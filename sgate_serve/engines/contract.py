@@ -104,10 +104,10 @@ class TokenEvent:
     """One step of one request: a new token, its end, or both.
 
     `token` is None if the request ended without a new visible token; a stop token, which is never
-    one, is the `stop_token`. `finish_reason` is None while the request continues. The first event
-    of a request carries the log-probabilities of its prompt if they were requested. `num_cached`
-    tokens of the prompt were in the KV cache before. A request that cannot go on ends with `abort`
-    and the `error`.
+    one, is the `stop_token`; `logprobs` are of either. `finish_reason` is None while the request
+    continues. The first event of a request carries the log-probabilities of its prompt if they were
+    requested. `num_cached` tokens of the prompt were in the KV cache before. A request that cannot
+    go on ends with `abort` and the `error`.
     """
 
     request_id: str

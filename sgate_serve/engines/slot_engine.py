@@ -275,8 +275,9 @@ def _with_logprobs(
     asked: list[tuple[int, int, int | tuple[int, ...]]] = []
     for row, (event, sequence) in enumerate(zip(events, sequences, strict=True)):
         sampling = sequence.request.sampling
-        if sampling.logprobs is not None and event.token is not None:
-            asked.append((row, event.token, sampling.logprob_token_ids or sampling.logprobs))
+        token = event.stop_token if event.token is None else event.token
+        if sampling.logprobs is not None and token is not None:
+            asked.append((row, token, sampling.logprob_token_ids or sampling.logprobs))
     if asked:
         rows, tokens, shown = zip(*asked, strict=True)
         found = token_logprobs(logits[list(rows)], tokens, shown)

@@ -62,6 +62,15 @@ def test_logprobs_of_new_tokens_are_of_raw_logits_and_only_on_request(
     assert all(event.logprobs is not None and not event.logprobs.top for event in events["chosen"])
 
 
+def test_a_stop_token_has_its_logprobs(engine: SlotEngine, served: UnevenModel) -> None:
+    bias, ends = ((5, 50.0),), frozenset({5})
+    asking = SamplingParams(9, logit_bias=bias, logprobs=2, stop_token_ids=ends, min_tokens=1)
+    first, last = events_of(engine, Request("a", prompt(6), asking))["a"]
+    assert first.token is not None and (last.token, last.stop_token) == (None, 5)
+    assert last.logprobs is not None and last.logprobs.token == 5
+    check_logprobs(last.logprobs, reference(served, [*prompt(6), first.token])[-1], 2)
+
+
 @pytest.mark.parametrize("length", [1, 5, 17, 48])
 def test_prompt_logprobs_cover_all_chunks(
     engine: SlotEngine, served: UnevenModel, length: int

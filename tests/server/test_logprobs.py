@@ -60,6 +60,9 @@ def test_chat_lists_each_token_with_its_bytes(stream: bool) -> None:
     with serving_engine(speaking(TEXT)) as client:
         found = answers(client, "/v1/chat/completions", stream, **body)
         plain = answers(client, "/v1/chat/completions", stream, messages=messages)
+    if stream:
+        # The role comes first, without a token, and the end of the text last.
+        assert [found.pop(place)["choices"][0]["logprobs"] for place in (0, -1)] == [None, None]
     content = [entry for answer in found for entry in answer["choices"][0]["logprobs"]["content"]]
     assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == TEXT
     for entry in content:
@@ -131,6 +134,30 @@ def test_bytes_of_sentencepiece_tokens() -> None:
     vocab = {"<unk>": 0, "\u2581the": 1, "<0xF0>": 2, "cat": 3}
     codec = TextCodec(Tokenizer(models.BPE(vocab, [], byte_fallback=True)))
     assert [codec.token_bytes(token) for token in (1, 2, 3)] == [b" the", b"\xf0", b"cat"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_stop_token_is_the_last_where_token_ids_are_asked_for(stream: bool, path: str) -> None:
+    is_chat = path != "/v1/completions"
+    source = {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": "a"}
+    body = {**source, "logprobs": True if is_chat else 0, "return_tokens_as_token_ids": True}
+    with serving_engine(speaking(TEXT)) as client:
+        found = answers(client, path, stream, **body, return_token_ids=True)
+        plain = answers(client, path, stream, **body)
+
+    def names(parts: list[dict[str, Any]]) -> list[str]:
+        own = [part["choices"][0]["logprobs"] for part in parts]
+        if not is_chat:
+            return [name for logprobs in own for name in logprobs["tokens"]]
+        return [entry["token"] for logprobs in own if logprobs for entry in logprobs["content"]]
+
+    ids = [*TOKENIZER.encode(TEXT).ids[1:], EOS_ID]
+    assert [token for part in found for token in part["choices"][0]["token_ids"]] == ids
+    assert names(found) == [f"token_id:{token}" for token in ids]
+    assert names(plain) == names(found)[:-1]
+    text = "".join(part["choices"][0].get("text", "") for part in found)
+    assert text == ("" if is_chat else TEXT)
 
 
 def test_chosen_tokens_are_shown_instead_of_the_likeliest(tmp_path: Path) -> None:

@@ -28,12 +28,14 @@ SEED_MODULUS = 2**64
 class Display:
     """How the tokens of a job become text and log-probabilities, by the fields of the body.
 
-    `echoed` and `prompt` say how many likeliest tokens are shown with those of an echoed prompt,
+    With `lists_stop` the token that ends a choice is one of its tokens, as in vLLM. `echoed` and
+    `prompt` say how many likeliest tokens are shown with those of an echoed prompt,
     and in `prompt_logprobs`; None for no log-probabilities.
     """
 
     skips_special_tokens: bool = True
     shows_stop: bool = False
+    lists_stop: bool = False
     tokens_as_ids: bool = False
     echoed: int | None = None
     prompt: int | None = None
@@ -43,6 +45,7 @@ class Display:
         return cls(
             body.skip_special_tokens,
             body.include_stop_str_in_output,
+            body.return_token_ids,
             body.return_tokens_as_token_ids,
             counts.echoed,
             counts.prompt,

@@ -151,6 +151,8 @@ class ChatWriter:
 
     def _chunk(self, delta: Delta, content: Json) -> Json:
         choice = self.head.choice(delta, {"delta": content}, chat_logprobs)
+        if not delta.positions:
+            choice["logprobs"] = None
         return self.head.envelope("chat.completion.chunk", [choice])
 
 
