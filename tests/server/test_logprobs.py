@@ -183,9 +183,9 @@ def test_chosen_tokens_are_shown_instead_of_the_likeliest(tmp_path: Path) -> Non
             names = {token, *(f"token_id:{own}" for own in ids)}
             assert top == pytest.approx({name: every[name] for name in names}, abs=1e-4)
     for entry in spoken["choices"][0]["logprobs"]["content"]:
-        names = [top["token"] for top in entry["top_logprobs"]]
-        assert {*names} == {entry["token"], *(f"token_id:{own}" for own in ids)}
-        assert len(names) == len({*names})
+        listed = [top["token"] for top in entry["top_logprobs"]]
+        assert {*listed} == {entry["token"], *(f"token_id:{own}" for own in ids)}
+        assert len(listed) == len({*listed})
 
 
 @pytest.mark.parametrize(

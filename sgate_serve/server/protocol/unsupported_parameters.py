@@ -43,7 +43,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "images": (),
-    "include": ([], ["reasoning.encrypted_content"]),
+    "include": ([],),
     "inputs": (),
     "length_penalty": (1,),
     "max_tool_calls": (),

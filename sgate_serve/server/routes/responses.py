@@ -53,7 +53,7 @@ class ResponseStream:
         self, generation: Generation, first: Delta, deltas: AsyncIterator[Delta]
     ) -> AsyncIterator[bytes]:
         """Yield the stream up to the whole response, or to the failed one."""
-        items = OutputItems()
+        items = self._shape.items()
         for status in ("created", "in_progress"):
             yield await self._response(status, self._shape.response("in_progress"))
         try:
