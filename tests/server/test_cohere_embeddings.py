@@ -102,7 +102,7 @@ def test_long_texts_are_cut_where_asked_and_keep_special_tokens(
         ({"texts": ["a"] * 1025}, "texts", "at most 1024"),
         ({"texts": "a"}, "texts", "expected a list of at most 1024 strings"),
         ({"images": ["a"]}, "images", "`images` is not supported; leave it out"),
-        ({"inputs": [{"content": []}]}, "inputs", "`inputs` is not supported; leave it out"),
+        ({"inputs": [{"content": []}]}, "inputs", "`inputs` is not a known field; leave it out"),
         ({"embedding_types": ["int8"]}, "embedding_types.0", "a list of float, base64 (little"),
         ({"embedding_types": []}, "embedding_types", "at least 1 item"),
         ({"input_type": "x"}, "input_type", "no prompt of that name; send one of document, query"),
