@@ -87,10 +87,9 @@ class Request:
 class TokenLogprobs:
     """A token, its log-probability, and the most likely tokens at its position.
 
-    `top` holds (token id, log-probability), most likely first, or those of `logprob_token_ids` and
-    of the token itself; `rank` is how many tokens are at
-    least as likely as this one. The first token of a prompt has `logprob` and `rank` None, since
-    nothing predicts it.
+    `top` holds (token id, log-probability), most likely first, or instead those of
+    `logprob_token_ids` and of the token itself; `rank` is how many tokens are at least as likely as
+    this one. The first token of a prompt has `logprob` and `rank` None, since nothing predicts it.
     """
 
     token: int

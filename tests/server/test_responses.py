@@ -228,6 +228,7 @@ def test_forced_calls_and_formats_are_valid(noise: httpx.Client) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id", "this server stores none"),
         ({"conversation": "x"}, "conversation", "is not supported; leave it out"),
         ({"background": True}, "background", "is not supported"),
+        ({"top_logprobs": -1}, "top_logprobs", "greater than or equal to 0"),
         ({"top_logprobs": 2}, "top_logprobs", "is only for `include: [message.output_text.logp"),
         ({"include": ["file_search_call.results"]}, "include.0", "a list with `message.output_"),
         ({"include": ["message.output_text.logprobs"]}, "include", "that may call `tools`; leave"),

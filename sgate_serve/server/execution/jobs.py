@@ -28,9 +28,9 @@ SEED_MODULUS = 2**64
 class Display:
     """How the tokens of a job become text and log-probabilities, by the fields of the body.
 
-    With `lists_stop` the token that ends a choice is one of its tokens, as in vLLM. `echoed` and
-    `prompt` say how many likeliest tokens are shown with those of an echoed prompt,
-    and in `prompt_logprobs`; None for no log-probabilities.
+    With `lists_stop` the stop token that ends a choice is one of its tokens, as in vLLM. `echoed`
+    and `prompt` say how many likeliest tokens are shown with those of an echoed prompt, and in
+    `prompt_logprobs`; None for no log-probabilities.
     """
 
     skips_special_tokens: bool = True

@@ -13,7 +13,7 @@ ALL = -1
 
 @dataclass(frozen=True)
 class LogprobCounts:
-    """The tokens shown beside new tokens, an echoed prompt's, and in `prompt_logprobs`.
+    """The tokens shown beside a new one, one of an echoed prompt, and in `prompt_logprobs`.
 
     Each is None for no log-probabilities.
     """

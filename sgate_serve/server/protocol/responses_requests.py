@@ -14,6 +14,7 @@ from sgate_serve.server.excerpt import cut
 from sgate_serve.server.protocol.generation_requests import ChatRequest
 from sgate_serve.server.protocol.strict_body import StrictBody, StrictModel
 from sgate_serve.server.protocol.tools import ArgumentsText, Function
+from sgate_serve.server.protocol.vllm_parameters import MAX_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,11 @@ class ResponsesRequest(StrictBody):
         description=f"a list with `{OUTPUT_LOGPROBS}`, for the log-probability of each token",
     )
     top_logprobs: int = Field(
-        0, description=f"as in chats, together with `{OUTPUT_LOGPROBS}` in `include`"
+        0,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description=f"a whole number up to {MAX_LOGPROBS}, together with `{OUTPUT_LOGPROBS}` in "
+        "`include`: how many of the likeliest tokens to show at each position",
     )
     metadata: dict[str, str] = Field(
         default_factory=dict, description="an object of strings, which the response repeats"
