@@ -70,10 +70,11 @@ class ResponseStream:
 
     async def _of(self, delta: Delta, items: OutputItems) -> list[bytes]:
         events = items.push(delta)
-        if delta.finish_reason is None:
+        if delta.finish_reason is not None:
+            events += items.finish(delta.finish_reason == "length")
+        if delta.finish_reason is None or not self._shape.request.shows_logprobs:
             return [self._event(event) for event in events]
-        events += items.finish(delta.finish_reason == "length")
-        # These repeat the text, and the log-probabilities of all of its tokens.
+        # The last events repeat the log-probabilities of all tokens.
         return await asyncio.to_thread(
             lambda: [self._event(event, is_long=True) for event in events]
         )
