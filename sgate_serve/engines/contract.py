@@ -44,7 +44,8 @@ class SamplingParams:
     `repetition_penalty` counts prompt and completion, the other two penalties only the completion.
     `logit_bias` holds pairs of a token id and the number added to its logit. Stop tokens are
     suppressed before `min_tokens` tokens. `logprobs` requests the log-probability of each new token
-    and of that many most likely tokens, `prompt_logprobs` the same for the prompt. With
+    and of that many most likely tokens, `prompt_logprobs` the same for the prompt; for new tokens,
+    `logprob_token_ids` are shown instead of the most likely ones, if there are any. With
     `max_tokens` 0 only the prompt is processed. `allowed_token_ids`, sorted and unique, are the
     only tokens that may be chosen; of each of `bad_words`, which are token ids, the last never
     follows the others. Up to `drafted_tokens` at a time may be looked up in the request's own text,
@@ -66,6 +67,7 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     drafted_tokens: int = 0
     grammar: Grammar | None = None
     allowed_token_ids: NDArray[np.int64] | None = None
@@ -85,9 +87,9 @@ class Request:
 class TokenLogprobs:
     """A token, its log-probability, and the most likely tokens at its position.
 
-    `top` holds (token id, log-probability), most likely first; `rank` is how many tokens are at
-    least as likely as this one. The first token of a prompt has `logprob` and `rank` None, since
-    nothing predicts it.
+    `top` holds (token id, log-probability), most likely first, or instead those of
+    `logprob_token_ids` and of the token itself; `rank` is how many tokens are at least as likely as
+    this one. The first token of a prompt has `logprob` and `rank` None, since nothing predicts it.
     """
 
     token: int
@@ -101,10 +103,10 @@ class TokenEvent:
     """One step of one request: a new token, its end, or both.
 
     `token` is None if the request ended without a new visible token; a stop token, which is never
-    one, is the `stop_token`. `finish_reason` is None while the request continues. The first event
-    of a request carries the log-probabilities of its prompt if they were requested. `num_cached`
-    tokens of the prompt were in the KV cache before. A request that cannot go on ends with `abort`
-    and the `error`.
+    one, is the `stop_token`; `logprobs` are of either. `finish_reason` is None while the request
+    continues. The first event of a request carries the log-probabilities of its prompt if they were
+    requested. `num_cached` tokens of the prompt were in the KV cache before. A request that cannot
+    go on ends with `abort` and the `error`.
     """
 
     request_id: str

@@ -1,7 +1,7 @@
 """Checks of requests before they are queued: those that an engine can never run are rejected."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +104,12 @@ def _check_choice(sampling: SamplingParams, vocab_size: int) -> None:
     last = {word[-1] for word in sampling.bad_words}
     # They are sorted.
     ends = () if allowed is None else (*allowed[:1].tolist(), *allowed[-1:].tolist())
-    for name, tokens in (("allowed_token_ids", ends), ("bad_words", last)):
+    ids: dict[str, Iterable[int]] = {
+        "allowed_token_ids": ends,
+        "bad_words": last,
+        "logprob_token_ids": sampling.logprob_token_ids,
+    }
+    for name, tokens in ids.items():
         for token in tokens:
             if not 0 <= token < vocab_size:
                 raise RequestError(

@@ -272,14 +272,15 @@ def _with_logprobs(
     events: list[TokenEvent], sequences: list[Sequence], logits: Logits
 ) -> list[TokenEvent]:
     """Add log-probabilities to the events whose requests ask for them, from [rows, vocab]."""
-    asked: list[tuple[int, int, int]] = []
+    asked: list[tuple[int, int, int | tuple[int, ...]]] = []
     for row, (event, sequence) in enumerate(zip(events, sequences, strict=True)):
-        num_top = sequence.request.sampling.logprobs
-        if num_top is not None and event.token is not None:
-            asked.append((row, event.token, num_top))
+        sampling = sequence.request.sampling
+        token = event.stop_token if event.token is None else event.token
+        if sampling.logprobs is not None and token is not None:
+            asked.append((row, token, sampling.logprob_token_ids or sampling.logprobs))
     if asked:
-        rows, tokens, nums = zip(*asked, strict=True)
-        found = token_logprobs(logits[list(rows)], tokens, nums)
+        rows, tokens, shown = zip(*asked, strict=True)
+        found = token_logprobs(logits[list(rows)], tokens, shown)
         for row, logprobs in zip(rows, found, strict=True):
             events[row] = replace(events[row], logprobs=logprobs)
     return events

@@ -10,19 +10,23 @@ from sgate_serve.engines.sampling import Logits
 
 
 def token_logprobs(
-    logits: Logits, tokens: Sequence[int], nums: Sequence[int]
+    logits: Logits, tokens: Sequence[int], shown: Sequence[int | tuple[int, ...]]
 ) -> list[TokenLogprobs]:
     """Return for each row of `logits` [rows, vocab] log-probability and rank of `tokens[row]`.
 
-    Each comes with the `nums[row]` most likely tokens of its row, or fewer if its grammar allows
-    no more.
+    Each comes with the `shown[row]` most likely tokens of its row, or fewer if its grammar allows
+    no more; or with the tokens of these ids and itself.
     """
     best = logits.max(axis=-1, keepdims=True)
     sums = np.exp(logits - best).sum(axis=-1, dtype=np.float64)
     totals: NDArray[np.float64] = best[:, 0] + np.log(sums)
     logprobs = []
-    for row, token, num, total in zip(logits, tokens, nums, totals, strict=True):
-        top = tuple((index, float(row[index] - total)) for index in _likeliest(row, num))
+    for row, token, asked, total in zip(logits, tokens, shown, totals, strict=True):
+        if isinstance(asked, int):
+            others = _likeliest(row, asked)
+        else:
+            others = sorted({token, *asked}, key=lambda index: (-row[index], index))
+        top = tuple((index, float(row[index] - total)) for index in others)
         rank = int(np.count_nonzero(row >= row[token]))
         logprobs.append(TokenLogprobs(token, float(row[token] - total), top, rank))
     return logprobs

@@ -16,6 +16,7 @@ from sgate_serve.server.paths import (
     OPEN_PATHS,
     TOKENIZER_INFO_PATH,
 )
+from sgate_serve.server.routes.pooling import COHERE_EMBED_PATH
 from sgate_serve.server.routes.scoring import RERANK_PATHS, SCORE_PATHS
 from sgate_serve.server.server_options import ServerOptions
 
@@ -31,7 +32,7 @@ MEANINGS = {
     504: "the request took longer than this server's limit",
 }
 STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/responses", MESSAGES_PATH)
-QUEUED = (*STREAMED, "/v1/embeddings", "/classify", *SCORE_PATHS, *RERANK_PATHS)
+QUEUED = (*STREAMED, "/v1/embeddings", COHERE_EMBED_PATH, "/classify", *SCORE_PATHS, *RERANK_PATHS)
 READY = (HEALTH_PATH, TOKENIZER_INFO_PATH)
 FOREIGN_SCHEMAS = ("HTTPValidationError", "ValidationError")
 

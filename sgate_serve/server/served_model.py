@@ -73,8 +73,9 @@ class ServedModel:
     """A loaded engine, the name it is served under, and its codec if the folder has a tokenizer.
 
     Responses carry `name`. Requests may also use `more_names`, which are listed too, and `aliases`.
-    Only a classifier has a `head`. Embeddings are of `prompt` and the text; with `normalize`, they
-    are scaled to length 1; they can be cut to one of `widths`, or to any width if there are none.
+    Only a classifier has a `head`. Embeddings are of `prompt`, or that of the `prompts` that a
+    request names, and the text; with `normalize`, they are scaled to length 1; they can be cut to
+    one of `widths`, or to any width if there are none.
     `tool_call_parser` overrides the format that the chat template shows.
     """
 
@@ -90,6 +91,7 @@ class ServedModel:
     aliases: tuple[str, ...] = ()
     tool_call_parser: str | None = None
     widths: tuple[int, ...] | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_folder(
@@ -124,6 +126,7 @@ class ServedModel:
             tuple(others),
             names.aliases,
             widths=pooling.widths,
+            prompts=pooling.prompts,
         )
 
     @property

@@ -5,7 +5,8 @@ Normalize in folders of their own. Other modules are refused by name.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Pooling:
     The text has `prompt` in front, is read in lower case with `lower_case`, and is truncated by
     sentence-transformers to `max_tokens`. A model that was trained so (Matryoshka) has good
     embeddings of other `widths` too, which are the first numbers; without any, every width is good.
+    A caller may choose one of the `prompts` by name instead.
     """
 
     mode: str = MEAN
@@ -52,6 +54,7 @@ class Pooling:
     prompt: str = ""
     lower_case: bool = False
     widths: tuple[int, ...] | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> "Pooling":
@@ -83,6 +86,7 @@ class Pooling:
             text.prompt,
             text.lower_case,
             _widths(folder),
+            text.prompts,
         )
         logger.info(
             "%s: %s pooling, normalize=%s, prompt=%r, lower_case=%s",

@@ -7,7 +7,7 @@ them. They count only if there is a `modules.json`, as in sentence-transformers.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from reprlib import repr as brief
 from typing import Any
@@ -61,11 +61,15 @@ class Module:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What sentence-transformers does to a text: prompt first, lower case, longest length."""
+    """What sentence-transformers does to a text: prompt first, lower case, longest length.
+
+    `prompts` are what callers may choose instead of the default `prompt`, by name.
+    """
 
     prompt: str = ""
     lower_case: bool = False
     max_tokens: int | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> "TextSettings":
@@ -79,7 +83,8 @@ class TextSettings:
         max_tokens = settings.get(MAX_LENGTH)
         if max_tokens is None:
             max_tokens = _longest(folder)
-        return cls(_default_prompt(folder), bool(settings.get("do_lower_case")), max_tokens)
+        prompt, prompts = _read_prompts(folder)
+        return cls(prompt, bool(settings.get("do_lower_case")), max_tokens, prompts)
 
 
 def read_modules(folder: Path) -> list[Module]:
@@ -149,11 +154,11 @@ def _longest(folder: Path) -> int | None:
     return None if length is None or math.isinf(length) else int(length)
 
 
-def _default_prompt(folder: Path) -> str:
-    """Return the prompt that comes before every text unless a caller chooses another."""
+def _read_prompts(folder: Path) -> tuple[str, dict[str, str]]:
+    """Return the prompt that comes before a text unless a caller chooses one, and all by name."""
     path = folder / MODEL_FILE
     if not path.exists():
-        return ""
+        return "", {}
     config = read_json(path)
     kinds = {"prompts": OBJECT, "default_prompt_name": TEXT, "model_type": TEXT}
     check_fields(config, kinds, str(path), CheckpointError)
@@ -164,11 +169,10 @@ def _default_prompt(folder: Path) -> str:
     prompts = {"query": None, "document": None, **(config.get("prompts") or {})}
     check_fields(prompts, dict.fromkeys(prompts, TEXT), f"{path}: prompts", CheckpointError)
     name = config.get("default_prompt_name")
-    if name is None:
-        return ""
-    if name not in prompts:
+    if name is not None and name not in prompts:
         raise CheckpointError(
             f"{path}: default_prompt_name is {name!r}, but the prompts are "
             f"{', '.join(map(repr, prompts))}; correct it, or remove it"
         )
-    return prompts[name] or ""
+    named = {key: prompt for key, prompt in prompts.items() if prompt is not None}
+    return named.get(name, ""), named

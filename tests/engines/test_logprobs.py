@@ -62,6 +62,15 @@ def test_logprobs_of_new_tokens_are_of_raw_logits_and_only_on_request(
     assert all(event.logprobs is not None and not event.logprobs.top for event in events["chosen"])
 
 
+def test_a_stop_token_has_its_logprobs(engine: SlotEngine, served: UnevenModel) -> None:
+    bias, ends = ((5, 50.0),), frozenset({5})
+    asking = SamplingParams(9, logit_bias=bias, logprobs=2, stop_token_ids=ends, min_tokens=1)
+    first, last = events_of(engine, Request("a", prompt(6), asking))["a"]
+    assert first.token is not None and (last.token, last.stop_token) == (None, 5)
+    assert last.logprobs is not None and last.logprobs.token == 5
+    check_logprobs(last.logprobs, reference(served, [*prompt(6), first.token])[-1], 2)
+
+
 @pytest.mark.parametrize("length", [1, 5, 17, 48])
 def test_prompt_logprobs_cover_all_chunks(
     engine: SlotEngine, served: UnevenModel, length: int
@@ -96,3 +105,20 @@ def test_likeliest_tokens_are_ordered_and_ties_go_to_the_lowest_id() -> None:
     assert [token for token, _ in tied.top] == [1, 2]
     assert [token for token, _ in few.top] == [4, 0, 1, 2, 3]
     assert few.top[0][1] == few.logprob
+
+
+def test_chosen_tokens_come_with_the_new_one_instead_of_the_likeliest(
+    engine: SlotEngine, served: UnevenModel
+) -> None:
+    asking = SamplingParams(4, temperature=1, seed=1, logprobs=3, logprob_token_ids=(9, 2, 9))
+    plain = SamplingParams(4, temperature=1, seed=1, logprobs=3)
+    events = events_of(engine, Request("a", prompt(6), asking), Request("b", prompt(6), plain))
+    tokens = [event.token for event in events["a"] if event.token is not None]
+    expected = reference(served, [*prompt(6), *tokens])[5:]
+    for row, event, beside in zip(expected[:-1], *events.values(), strict=True):
+        assert event.logprobs is not None and event.token == beside.token
+        ids = [token for token, _ in event.logprobs.top]
+        assert set(ids) == {2, 9, event.token} and len(ids) == len(set(ids))
+        np.testing.assert_allclose([value for _, value in event.logprobs.top], row[ids], atol=1e-4)
+        assert ids == sorted(ids, key=lambda token: -float(row[token]))
+        assert beside.logprobs is not None and len(beside.logprobs.top) == 3

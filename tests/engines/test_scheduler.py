@@ -128,6 +128,7 @@ def test_impossible_prompts_are_refused(
             SamplingParams(allowed_token_ids=np.array([1, 97])),
             "has the token 97; the",
         ),
+        ("logprob_token_ids", SamplingParams(logprob_token_ids=(97,)), "has the token 97; the"),
         (
             "allowed_token_ids",
             SamplingParams(allowed_token_ids=np.array([], int)),

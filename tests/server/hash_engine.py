@@ -102,12 +102,15 @@ class HashEngine:
             return TokenEvent(request.request_id, None, "length")
         token = self._next(running)
         is_late = len(tokens) >= request.sampling.min_tokens
-        if is_late and token in request.sampling.stop_token_ids:
-            del self._running[request.request_id]
-            return TokenEvent(request.request_id, None, "stop", stop_token=token)
-        tokens.append(token)
         num_top = request.sampling.logprobs
         scores = None if num_top is None else self._scores(token, num_top)
+        if scores is not None and request.sampling.logprob_token_ids:
+            ids = sorted({token, *request.sampling.logprob_token_ids})
+            scores = replace(scores, top=tuple((own, -0.5) for own in ids))
+        if is_late and token in request.sampling.stop_token_ids:
+            del self._running[request.request_id]
+            return TokenEvent(request.request_id, None, "stop", scores, stop_token=token)
+        tokens.append(token)
         if len(tokens) == request.sampling.max_tokens:
             del self._running[request.request_id]
             return TokenEvent(request.request_id, token, "length", scores)

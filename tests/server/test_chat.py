@@ -25,12 +25,15 @@ def chat(client: httpx.Client, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def test_chat_has_openais_shape(client: httpx.Client) -> None:
+def test_chat_has_openais_shape_and_vllms_members(client: httpx.Client) -> None:
     answer = chat(client, max_tokens=5)
     assert answer["object"] == "chat.completion"
     assert answer["id"].startswith("chatcmpl-")
     [choice] = answer["choices"]
-    assert choice.keys() == {"index", "message", "logprobs", "finish_reason"}
+    vllms = {"stop_reason", "token_ids"}
+    assert choice.keys() == {"index", "message", "logprobs", "finish_reason", *vllms}
+    assert {choice[name] for name in vllms} == {None}
+    assert {answer[name] for name in ("prompt_token_ids", "prompt_logprobs")} == {None}
     assert choice["message"].keys() == {"role", "content", "refusal"}
     assert choice["message"]["role"] == "assistant"
 

@@ -26,14 +26,16 @@ def complete(client: httpx.Client, **body: Any) -> dict[str, Any]:
     return answer
 
 
-def test_completion_has_openais_shape(client: httpx.Client) -> None:
+def test_completion_has_openais_shape_and_vllms_members(client: httpx.Client) -> None:
     answer = complete(client, model=MODEL, prompt="the cat")
     assert answer.keys() == {"id", "object", "created", "model", "choices", "usage"}
     assert answer["object"] == "text_completion"
     assert answer["model"] == MODEL
     assert answer["id"].startswith("cmpl-")
     [choice] = answer["choices"]
-    assert choice.keys() == {"index", "text", "logprobs", "finish_reason"}
+    vllms = {"stop_reason", "token_ids", "prompt_token_ids", "prompt_logprobs"}
+    assert choice.keys() == {"index", "text", "logprobs", "finish_reason", *vllms}
+    assert {choice[name] for name in vllms} == {None}
     assert choice["finish_reason"] == "length"
 
 

@@ -81,6 +81,9 @@ EXCHANGES = {
     "embeddings-base64": Exchange(
         "/v1/embeddings", {"input": "a", "encoding_format": "base64"}, "embed"
     ),
+    "embeddings-by-type": Exchange(
+        "/v2/embed", {"texts": ["the cat"], "embedding_types": ["float", "base64"]}, "embed"
+    ),
     "classify": Exchange("/classify", {"input": "a", "text_pair": "the cat"}, "classify"),
     "error-400": Exchange(COMPLETIONS, PROMPT | {"temperature": 3}),
     "error-400-task": Exchange(COMPLETIONS, PROMPT, "classify"),

@@ -1,5 +1,6 @@
 """Log-probabilities in both shapes, whole and streamed, and those of an echoed prompt."""
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,7 +9,17 @@ from tokenizers import Tokenizer, models
 
 from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
-from tests.server.live import CODEC, EOS_ID, TOKENIZER, VOCAB_SIZE, events, serving_engine, speaking
+from tests.server.live import (
+    CODEC,
+    EOS_ID,
+    TOKENIZER,
+    VOCAB_SIZE,
+    events,
+    refusal,
+    serving_engine,
+    speaking,
+)
+from tests.server.onnx_server import serving_folder, tiny_folder
 from tests.text_model import BOS
 
 TEXT = "the cat 🚀 座った sat"
@@ -49,6 +60,9 @@ def test_chat_lists_each_token_with_its_bytes(stream: bool) -> None:
     with serving_engine(speaking(TEXT)) as client:
         found = answers(client, "/v1/chat/completions", stream, **body)
         plain = answers(client, "/v1/chat/completions", stream, messages=messages)
+    if stream:
+        # The role comes first, without a token, and the end of the text last.
+        assert [found.pop(place)["choices"][0]["logprobs"] for place in (0, -1)] == [None, None]
     content = [entry for answer in found for entry in answer["choices"][0]["logprobs"]["content"]]
     assert bytes(byte for entry in content for byte in entry["bytes"]).decode() == TEXT
     for entry in content:
@@ -120,3 +134,72 @@ def test_bytes_of_sentencepiece_tokens() -> None:
     vocab = {"<unk>": 0, "\u2581the": 1, "<0xF0>": 2, "cat": 3}
     codec = TextCodec(Tokenizer(models.BPE(vocab, [], byte_fallback=True)))
     assert [codec.token_bytes(token) for token in (1, 2, 3)] == [b" the", b"\xf0", b"cat"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_stop_token_is_the_last_where_token_ids_are_asked_for(stream: bool, path: str) -> None:
+    is_chat = path != "/v1/completions"
+    source = {"messages": [{"role": "user", "content": "hi"}]} if is_chat else {"prompt": "a"}
+    body = {**source, "logprobs": True if is_chat else 0, "return_tokens_as_token_ids": True}
+    with serving_engine(speaking(TEXT)) as client:
+        found = answers(client, path, stream, **body, return_token_ids=True)
+        plain = answers(client, path, stream, **body)
+
+    def names(parts: list[dict[str, Any]]) -> list[str]:
+        own = [part["choices"][0]["logprobs"] for part in parts]
+        if not is_chat:
+            return [name for logprobs in own for name in logprobs["tokens"]]
+        return [entry["token"] for logprobs in own if logprobs for entry in logprobs["content"]]
+
+    ids = [*TOKENIZER.encode(TEXT).ids[1:], EOS_ID]
+    assert [token for part in found for token in part["choices"][0]["token_ids"]] == ids
+    assert names(found) == [f"token_id:{token}" for token in ids]
+    assert names(plain) == names(found)[:-1]
+    text = "".join(part["choices"][0].get("text", "") for part in found)
+    assert text == ("" if is_chat else TEXT)
+
+
+def test_chosen_tokens_are_shown_instead_of_the_likeliest(tmp_path: Path) -> None:
+    ids = [70, 80, 90]
+    body = {"prompt": "the cat", "max_tokens": 3, "seed": 1, "ignore_eos": True}
+    named = {"return_tokens_as_token_ids": True}
+    chosen = {**body, **named, "logprob_token_ids": ids}
+    chat = {**chosen, "logprobs": True, "messages": [{"role": "user", "content": "hi"}]}
+    del chat["prompt"]
+    with serving_folder(tiny_folder(tmp_path), slots=2) as client:
+        [whole] = answers(client, "/v1/completions", False, **body, **named, logprobs=-1)
+        found = [
+            answers(client, "/v1/completions", stream, **chosen, logprobs=1)
+            for stream in (False, True)
+        ]
+        [spoken] = answers(client, "/v1/chat/completions", False, **chat)
+    all_of_them = whole["choices"][0]["logprobs"]
+    for answer in found:
+        shown = [top for part in answer for top in part["choices"][0]["logprobs"]["top_logprobs"]]
+        for top, token, every in zip(
+            shown, all_of_them["tokens"], all_of_them["top_logprobs"], strict=True
+        ):
+            names = {token, *(f"token_id:{own}" for own in ids)}
+            assert top == pytest.approx({name: every[name] for name in names}, abs=1e-4)
+    for entry in spoken["choices"][0]["logprobs"]["content"]:
+        listed = [top["token"] for top in entry["top_logprobs"]]
+        assert {*listed} == {entry["token"], *(f"token_id:{own}" for own in ids)}
+        assert len(listed) == len({*listed})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "`logprob_token_ids` is only for `logprobs`; leave it out"),
+        ({"logprobs": 1, "max_tokens": 0, "echo": True}, "and `max_tokens` 0 generates none; leav"),
+        ({"logprobs": 1, "logprob_token_ids": [10**9]}, "has the token id 1000000000; this model"),
+        ({"logprobs": 1, "logprob_token_ids": [5] * 129}, "a list of at most 128 token ids"),
+    ],
+)
+def test_chosen_tokens_that_cannot_be_shown_are_refused(
+    client: httpx.Client, body: dict[str, Any], message: str
+) -> None:
+    whole = {"prompt": "a", "logprob_token_ids": [5], **body}
+    error = refusal(client.post("/v1/completions", json=whole))
+    assert error["param"] == "logprob_token_ids" and message in error["message"]

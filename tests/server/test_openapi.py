@@ -33,6 +33,7 @@ def test_statuses_are_those_of_each_endpoint() -> None:
         "POST /v1/messages": {"200", "429", *REFUSED},
         "POST /v1/messages/count_tokens": {"200", *REFUSED},
         "POST /v1/embeddings": {"200", "429", *REFUSED},
+        "POST /v2/embed": {"200", "429", *REFUSED},
         "POST /classify": {"200", "429", *REFUSED},
         "POST /score": {"200", "429", *REFUSED},
         "POST /v1/score": {"200", "429", *REFUSED},

@@ -66,6 +66,46 @@ def test_a_response_has_text_and_calls(caller: httpx.Client) -> None:
     assert [tool.name for tool in response.tools] == ["get_weather", "clock"]
 
 
+def test_texts_come_with_log_probabilities_where_asked(noise: httpx.Client) -> None:
+    sdk = sdk_of(noise)
+    [model] = sdk.models.list().data
+    options: dict[str, Any] = {
+        "model": model.id,
+        "input": "the cat",
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "max_output_tokens": 12,
+        "temperature": 0,
+    }
+    messages: list[Any] = [{"role": "user", "content": "the cat"}]
+    chat = sdk.chat.completions.create(
+        model=model.id,
+        messages=messages,
+        max_tokens=12,
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    assert chat.choices[0].logprobs is not None
+    wanted = [entry.model_dump() for entry in chat.choices[0].logprobs.content or ()]
+    with sdk.responses.stream(**options) as stream:
+        events = list(stream)
+    final = events[-1].response  # type: ignore[union-attr]
+    for response in (sdk.responses.create(**options), final):
+        assert response.top_logprobs == 2
+        [part] = response.output[-1].model_dump()["content"]
+        assert len(part["logprobs"]) == len(wanted) == 12
+        for entry, own in zip(part["logprobs"], wanted, strict=True):
+            assert entry["logprob"] == pytest.approx(own["logprob"], abs=1e-4)
+            assert (entry["token"], entry["bytes"]) == (own["token"], own["bytes"])
+            assert len(entry["top_logprobs"]) == 2
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert "".join(event.delta for event in deltas) == final.output_text
+    tokens = [entry.token for event in deltas for entry in event.logprobs]
+    # The last tokens may have no text of their own.
+    assert tokens == [entry["token"] for entry in wanted][: len(tokens)] and tokens
+
+
 def test_typed_events_make_the_same_response(caller: httpx.Client) -> None:
     sdk = sdk_of(caller)
     whole = sdk.responses.create(**BODY)
@@ -188,6 +228,10 @@ def test_forced_calls_and_formats_are_valid(noise: httpx.Client) -> None:
         ({"previous_response_id": "resp_1"}, "previous_response_id", "this server stores none"),
         ({"conversation": "x"}, "conversation", "is not supported; leave it out"),
         ({"background": True}, "background", "is not supported"),
+        ({"top_logprobs": -1}, "top_logprobs", "greater than or equal to 0"),
+        ({"top_logprobs": 2}, "top_logprobs", "is only for `include: [message.output_text.logp"),
+        ({"include": ["file_search_call.results"]}, "include.0", "a list with `message.output_"),
+        ({"include": ["message.output_text.logprobs"]}, "include", "that may call `tools`; leave"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"max_output_tokens": 9000}, "input", "is 4096 tokens, and `input` has"),
         (

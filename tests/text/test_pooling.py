@@ -181,7 +181,7 @@ def test_settings_are_applied_or_refused_by_name(
     }
     for name, value_of in contents.items():
         (tmp_path / name).write_text(json.dumps(value_of))
-    assert Pooling.of(tmp_path) == Pooling("mean", True, 12, "q: ", lower_case=False)
+    assert Pooling.of(tmp_path) == Pooling("mean", True, 12, "q: ", prompts={"query": "q: "})
     (tmp_path / file).write_text(json.dumps({**contents[file], key: value}))
     with pytest.raises(
         CheckpointError, match=rf"{file}: {key}[\w.]* is .*, which this release does"

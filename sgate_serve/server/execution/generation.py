@@ -81,7 +81,10 @@ class ChoiceDecoder:
         prompt, self._prompt = self._prompt, ()
         scores = self._prompt_scores(event.prompt_logprobs)
         positions = self._prompt_positions(event.prompt_logprobs)
-        if event.logprobs is not None:
+        listed = event.token
+        if listed is None and self._display.lists_stop:
+            listed = event.stop_token
+        if event.logprobs is not None and listed is not None:
             positions.append(self._position(event.logprobs, self._length))
         if event.token is not None and self._text is not None:
             text = self._decode(event.token)
@@ -90,7 +93,7 @@ class ChoiceDecoder:
         self.finish_reason = "stop" if self._stops.found else event.finish_reason
         if event.finish_reason is not None and self._text is not None and not self._stops.found:
             shown += self._finish(self._end(event.stop_token, self._text))
-        tokens = () if event.token is None else (event.token,)
+        tokens = () if listed is None else (listed,)
         delta = Delta(
             self.index,
             shown,

@@ -28,12 +28,14 @@ SEED_MODULUS = 2**64
 class Display:
     """How the tokens of a job become text and log-probabilities, by the fields of the body.
 
-    `echoed` and `prompt` say how many likeliest tokens are shown with those of an echoed prompt,
-    and in `prompt_logprobs`; None for no log-probabilities.
+    With `lists_stop` the stop token that ends a choice is one of its tokens, as in vLLM. `echoed`
+    and `prompt` say how many likeliest tokens are shown with those of an echoed prompt, and in
+    `prompt_logprobs`; None for no log-probabilities.
     """
 
     skips_special_tokens: bool = True
     shows_stop: bool = False
+    lists_stop: bool = False
     tokens_as_ids: bool = False
     echoed: int | None = None
     prompt: int | None = None
@@ -43,6 +45,7 @@ class Display:
         return cls(
             body.skip_special_tokens,
             body.include_stop_str_in_output,
+            body.return_token_ids,
             body.return_tokens_as_token_ids,
             counts.echoed,
             counts.prompt,
@@ -178,6 +181,7 @@ def _sampling(
     model.check_ids(body.stop_token_ids, "stop_token_ids")
     allowed = body.allowed_token_ids
     model.check_ids(allowed or (), "allowed_token_ids")
+    model.check_ids(body.logprob_token_ids, "logprob_token_ids")
     stop_ids = frozenset(body.stop_token_ids)
     if not body.ignore_eos:
         stop_ids |= model.stop_token_ids
@@ -198,6 +202,7 @@ def _sampling(
         logit_bias=bias,
         logprobs=counts.new,
         prompt_logprobs=counts.read,
+        logprob_token_ids=tuple(body.logprob_token_ids),
         drafted_tokens=body.prompt_lookup_num_tokens,
         allowed_token_ids=None if allowed is None else np.unique(np.array(allowed, np.int64)),
         bad_words=tuple(_bad_words(body.bad_words, model)),

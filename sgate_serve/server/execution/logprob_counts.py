@@ -13,7 +13,7 @@ ALL = -1
 
 @dataclass(frozen=True)
 class LogprobCounts:
-    """The likeliest tokens beside new tokens, an echoed prompt, and in `prompt_logprobs`.
+    """The tokens shown beside a new one, one of an echoed prompt, and in `prompt_logprobs`.
 
     Each is None for no log-probabilities.
     """
@@ -31,8 +31,9 @@ class LogprobCounts:
         def count(asked: int | None) -> int | None:
             return vocab_size if asked == ALL else asked
 
-        new = count(body.num_logprobs)
-        return cls(new, new if echoes else None, count(body.prompt_logprobs))
+        likeliest = count(body.num_logprobs)
+        new = len(body.logprob_token_ids) or likeliest
+        return cls(new, likeliest if echoes else None, count(body.prompt_logprobs))
 
     @property
     def read(self) -> int | None:

@@ -1,6 +1,6 @@
 """Runs texts through an encoder: one request for each text, one vector for each request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from uuid import uuid4
@@ -12,7 +12,9 @@ from sgate_serve.engines.contract import PoolingRequest
 from sgate_serve.errors import RequestError
 from sgate_serve.server.driver import EngineDriver
 from sgate_serve.server.prometheus import ServerMetrics
+from sgate_serve.server.protocol.cohere_embeddings import CohereEmbedRequest
 from sgate_serve.server.protocol.pooling_requests import PoolingBody
+from sgate_serve.server.protocol.renamed_fields import renaming
 from sgate_serve.server.protocol.strict_body import TokenIds
 from sgate_serve.server.served_model import LONG_TEXT, SHORT_TEXT, ServedModel
 from sgate_serve.text.tokenization import EncodedTexts
@@ -32,12 +34,36 @@ def pooling_requests(
     if conversation is not None:
         reader = replace(reader, params=("messages", ""), prompt="")
         inputs = [(conversation, None)]
-    job_id = uuid4().hex
-    requests = []
-    for index, (text, text_pair) in enumerate(inputs):
-        encoded = reader.read(text, text_pair)
-        requests.append(PoolingRequest(f"{job_id}-{index}", encoded.ids, encoded.token_types))
+    return numbered(reader.read(text, text_pair) for text, text_pair in inputs)
+
+
+def cohere_requests(body: CohereEmbedRequest, model: ServedModel) -> list[PoolingRequest]:
+    """Encode the texts; raise RequestError for what cannot be served."""
+    reader = TextReader(
+        model,
+        body.truncation(model.engine.max_model_len),
+        ("texts", ""),
+        prompt=body.prompt(model.prompt, model.prompts),
+        remedy="truncate: END",
+    )
+    with renaming({"truncate_prompt_tokens": "max_tokens"}):
+        requests = numbered(map(reader.read, body.texts))
+    longest = max(len(request.prompt) for request in requests)
+    if body.max_tokens is not None and longest > body.max_tokens:
+        raise RequestError(
+            f"`texts` has {longest} tokens, over `max_tokens`; shorten it, or send `truncate: END`",
+            param="texts",
+        )
     return requests
+
+
+def numbered(texts: Iterable[EncodedTexts]) -> list[PoolingRequest]:
+    """Return a request for each text."""
+    job_id = uuid4().hex
+    return [
+        PoolingRequest(f"{job_id}-{index}", own.ids, own.token_types)
+        for index, own in enumerate(texts)
+    ]
 
 
 async def pooled(
@@ -70,7 +96,8 @@ async def pooled(
 class TextReader:
     """Encodes the texts of a body; `params` are the fields of the two sides of a pair.
 
-    Of each side, at most `longest` tokens are read, after `prompt`.
+    Of each side, at most `longest` tokens are read, after `prompt`. `remedy` is what a client sends
+    to have texts cut.
     """
 
     model: ServedModel
@@ -79,6 +106,7 @@ class TextReader:
     longest: tuple[int | None, int | None] = (None, None)
     prompt: str = ""
     adds_special_tokens: bool = True
+    remedy: str = "truncate_prompt_tokens: -1"
 
     def read(self, text: str | TokenIds, text_pair: str | None = None) -> EncodedTexts:
         """Return the tokens of a text or pair; raise RequestError naming what cannot be served."""
@@ -115,7 +143,7 @@ class TextReader:
         if len(tokens) > limit:
             raise RequestError(
                 f"this model reads {limit} tokens, but `{param}` has {len(tokens)}; shorten it, or "
-                "send `truncate_prompt_tokens: -1` to cut off its end",
+                f"send `{self.remedy}` to cut off its end",
                 param=param,
                 code="context_length_exceeded",
             )

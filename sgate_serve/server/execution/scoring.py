@@ -1,14 +1,13 @@
 """Scores pairs of texts: by a cross-encoder, which reads both, or by two embeddings' cosine."""
 
 from collections.abc import Sequence
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.engines.contract import PoolingRequest
 from sgate_serve.errors import RequestError
-from sgate_serve.server.execution.pooling import TextReader
+from sgate_serve.server.execution.pooling import TextReader, numbered
 from sgate_serve.server.protocol.scoring_requests import ScoringBody
 from sgate_serve.server.served_model import ServedModel
 
@@ -41,11 +40,7 @@ def scoring_requests(body: ScoringBody, model: ServedModel) -> list[PoolingReque
             for param, longest, texts in zip((name, other), most, (first, second), strict=True)
             for text in texts
         ]
-    job_id = uuid4().hex
-    return [
-        PoolingRequest(f"{job_id}-{index}", own.ids, own.token_types)
-        for index, own in enumerate(encoded)
-    ]
+    return numbered(encoded)
 
 
 def scores_of(outputs: Sequence[Vector], body: ScoringBody, model: ServedModel) -> list[float]:

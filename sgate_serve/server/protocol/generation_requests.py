@@ -157,6 +157,12 @@ class CompletionRequest(GenerationRequest):
                 "`max_tokens` 0 generates nothing, so it is only for `echo: true`; send at least 1",
                 param="max_tokens",
             )
+        if self.max_tokens == 0 and self.logprob_token_ids:
+            raise RequestError(
+                "`logprob_token_ids` is about new tokens, and `max_tokens` 0 generates none; leave "
+                "it out",
+                param="logprob_token_ids",
+            )
         return self
 
     @model_validator(mode="after")

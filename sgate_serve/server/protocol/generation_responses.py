@@ -11,6 +11,11 @@ from sgate_serve.text.tool_calls import CallPiece
 Json = dict[str, Any]
 WriteLogprobs = Callable[[Sequence[Position]], Json]
 
+# vLLM's members, which whole responses have even if there is nothing to say: its clients read them
+# without asking.
+CHOICE_FACTS = dict.fromkeys(("stop_reason", "token_ids"))
+PROMPT_FACTS = dict.fromkeys(("prompt_logprobs", "prompt_token_ids"))
+
 
 @dataclass(frozen=True)
 class ResponseHead:
@@ -83,7 +88,8 @@ class CompletionWriter:
     head: ResponseHead
 
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
-        written = [self._choice(delta) for delta in choices]
+        facts = CHOICE_FACTS | PROMPT_FACTS
+        written = [_whole(self._choice(delta), facts) for delta in choices]
         return self._object(written) | {"usage": usage_json(usage)}
 
     def opening(self, first: Delta, num_choices: int) -> list[Json]:
@@ -111,13 +117,14 @@ class ChatWriter:
     role: str = "assistant"
 
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
+        contents = [{"message": _message(delta, self.role)} for delta in choices]
         written = [
-            self.head.choice(delta, {"message": _message(delta, self.role)}, chat_logprobs)
-            for delta in choices
+            _whole(self.head.choice(delta, content, chat_logprobs), CHOICE_FACTS)
+            for delta, content in zip(choices, contents, strict=True)
         ]
-        envelope = self.head.envelope("chat.completion", written)
+        envelope = self.head.envelope("chat.completion", written) | {"usage": usage_json(usage)}
         # The choices of a chat have one prompt.
-        return envelope | {"usage": usage_json(usage)} | self.head.prompt_facts(choices[0])
+        return envelope | PROMPT_FACTS | self.head.prompt_facts(choices[0])
 
     def opening(self, first: Delta, num_choices: int) -> list[Json]:
         facts = self.head.prompt_facts(first)
@@ -144,7 +151,14 @@ class ChatWriter:
 
     def _chunk(self, delta: Delta, content: Json) -> Json:
         choice = self.head.choice(delta, {"delta": content}, chat_logprobs)
+        if not delta.positions:
+            choice["logprobs"] = None
         return self.head.envelope("chat.completion.chunk", [choice])
+
+
+def _whole(choice: Json, facts: Json) -> Json:
+    """Return a choice with those facts that it lacks, which come last."""
+    return {**choice, **facts, **choice}
 
 
 def _message(delta: Delta, role: str) -> Json:

@@ -96,14 +96,16 @@ def completion_logprobs(positions: Sequence[Position]) -> Json:
 
 
 def _by_text(position: Position) -> dict[str, float] | None:
-    """Return text → log-probability of the likeliest tokens and of the chosen one."""
+    """Return text → log-probability of the chosen token, which comes first, and the likeliest.
+
+    Of several tokens with the same text, the likeliest is shown.
+    """
     if position.token.logprob is None:
         return None
-    shown: dict[str, float] = {}
-    for token in (*position.top, position.token):
+    shown = {position.token.text: position.token.logprob}
+    for token in position.top:
         assert token.logprob is not None
-        # Of several tokens with the same text, the likeliest comes first and is shown.
-        shown.setdefault(token.text, token.logprob)
+        shown[token.text] = max(token.logprob, shown.get(token.text, token.logprob))
     return shown
 
 

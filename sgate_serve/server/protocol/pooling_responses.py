@@ -49,9 +49,9 @@ def embeddings_json(
     vectors: Sequence[Vector], body: EmbeddingRequest, model_name: str, num_tokens: int
 ) -> Json:
     """Return the list object."""
-    write: Callable[[Vector], Any] = _numbers
+    write: Callable[[Vector], Any] = numbers
     if body.encoding_format == "base64":
-        write = partial(_base64, dtype=body.embed_dtype, endianness=body.endianness)
+        write = partial(base64_text, dtype=body.embed_dtype, endianness=body.endianness)
     data = [
         {"object": "embedding", "index": index, "embedding": write(vector)}
         for index, vector in enumerate(vectors)
@@ -67,25 +67,26 @@ def classes_json(
     for index, own in enumerate(logits):
         scores = head.scores(own)
         label = head.names[int(scores.argmax())]
-        entry = {"label": label, "probs": _numbers(scores), "num_classes": len(scores)}
+        entry = {"label": label, "probs": numbers(scores), "num_classes": len(scores)}
         data.append({"index": index, **entry})
     envelope = {"object": "list", "created": int(time.time()), "model": model_name}
     return {**envelope, "data": data, "usage": _usage(num_tokens) | {"completion_tokens": 0}}
 
 
-def _numbers(vector: Vector) -> list[float]:
+def numbers(vector: Vector) -> list[float]:
+    """Return a vector as JSON writes it."""
     return [float(value) for value in vector]
 
 
-def _base64(vector: Vector, dtype: str | None, endianness: str | None) -> str:
+def base64_text(vector: Vector, dtype: str | None = None, endianness: str | None = None) -> str:
     """Return the bytes of a vector, by default of little-endian float32."""
     order = {"big": ">", "native": "="}.get(endianness or "", "<")
     if dtype == "bfloat16":
-        numbers: NDArray[Any] = _upper_halves(vector)
+        values: NDArray[Any] = _upper_halves(vector)
     else:
         with np.errstate(over="ignore"):
-            numbers = vector.astype(dtype or "float32")
-    ordered = numbers.astype(np.dtype(order + numbers.dtype.str[1:]))
+            values = vector.astype(dtype or "float32")
+    ordered = values.astype(np.dtype(order + values.dtype.str[1:]))
     return base64.b64encode(ordered.tobytes()).decode()
 
 

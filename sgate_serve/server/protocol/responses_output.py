@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from sgate_serve.errors import RequestError
 from sgate_serve.server.execution.generation import Delta, Usage
+from sgate_serve.server.protocol.openai_logprobs import Position, chat_logprobs
 from sgate_serve.server.protocol.responses_requests import ResponsesRequest
 from sgate_serve.text.tool_calls import CallPiece
 
@@ -26,10 +27,14 @@ class ResponseShape:
     def body(self, choices: Sequence[Delta], usage: Usage) -> Json:
         """Return the whole response; it has one choice."""
         [delta] = choices
-        items = OutputItems()
+        items = self.items()
         items.push(delta)
         items.finish(delta.finish_reason == "length")
         return self.ended(items, usage)
+
+    def items(self) -> "OutputItems":
+        """Return the items of an answer that begins."""
+        return OutputItems(shows_logprobs=self.request.shows_logprobs)
 
     def ended(self, items: "OutputItems", usage: Usage) -> Json:
         """Return the response with its output."""
@@ -77,16 +82,21 @@ class ResponseShape:
             "text": {"format": {"type": "text"}, **own},
             "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
             "tools": [tool.model_dump() for _, tool in body.functions],
+            "top_logprobs": body.top_logprobs,
             "top_p": body.top_p,
         }
 
 
 @dataclass
 class OutputItem:
-    """A message or a call that is being written: its fields, and the pieces of its text."""
+    """A message or a call that is being written: its fields, and the pieces of its text.
+
+    `logprobs` are of the tokens of a message.
+    """
 
     fields: Json
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[Json] = field(default_factory=list)
     status: str = "in_progress"
 
     @property
@@ -106,14 +116,18 @@ class OutputItem:
     def part(self) -> Json:
         """The one part of a message."""
         text = "".join(self.pieces)
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        own = {"type": "output_text", "text": text, "annotations": []}
+        return {**own, "logprobs": [*self.logprobs]}
 
 
 class OutputItems:
     """The items of one answer. Each method returns the events of what it adds, without numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, shows_logprobs: bool = False) -> None:
         self._items: list[OutputItem] = []
+        self._shows_logprobs = shows_logprobs
+        # Of tokens whose text is still to come.
+        self._held: list[Position] = []
         self.is_cut_off = False
 
     @property
@@ -122,6 +136,8 @@ class OutputItems:
 
     def push(self, delta: Delta) -> list[Json]:
         """Add text and calls."""
+        if self._shows_logprobs:
+            self._held += delta.positions
         events = self._add_text(delta.text) if delta.text else []
         for piece in delta.calls:
             events += self._add_call(piece)
@@ -131,6 +147,7 @@ class OutputItems:
         """End the last item; an answer without anything is an empty message."""
         self.is_cut_off = is_cut_off
         events = [] if self._items else self._open(_new_message())
+        self._items[-1].logprobs += self._scores()
         return events + self._close("incomplete" if is_cut_off else "completed")
 
     def _add_text(self, text: str) -> list[Json]:
@@ -138,9 +155,17 @@ class OutputItems:
         events = []
         if not is_open or not self._items[-1].is_message:
             events = self._close() + self._open(_new_message())
+        logprobs = self._scores()
         self._items[-1].pieces.append(text)
-        delta = {"type": "response.output_text.delta", "delta": text, "logprobs": []}
+        self._items[-1].logprobs += logprobs
+        delta = {"type": "response.output_text.delta", "delta": text, "logprobs": logprobs}
         return [*events, self._placed(delta, content_index=0)]
+
+    def _scores(self) -> list[Json]:
+        """Return the log-probabilities that are held, which thereby no longer are."""
+        held, self._held = self._held, []
+        content: list[Json] = chat_logprobs(held)["content"]
+        return content
 
     def _add_call(self, piece: CallPiece) -> list[Json]:
         if piece.id is not None:
@@ -166,7 +191,7 @@ class OutputItems:
         item, index = self._items[-1], len(self._items) - 1
         text = "".join(item.pieces)
         if item.is_message:
-            done = {"type": "response.output_text.done", "text": text, "logprobs": []}
+            done = {"type": "response.output_text.done", "text": text, "logprobs": item.logprobs}
             part = {"type": "response.content_part.done", "part": item.part}
             events = [self._placed(own, content_index=0) for own in (done, part)]
         else:

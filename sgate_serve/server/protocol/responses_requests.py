@@ -5,7 +5,7 @@ Nothing is stored: a client sends the whole conversation as `input`, also what w
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -14,6 +14,7 @@ from sgate_serve.server.excerpt import cut
 from sgate_serve.server.protocol.generation_requests import ChatRequest
 from sgate_serve.server.protocol.strict_body import StrictBody, StrictModel
 from sgate_serve.server.protocol.tools import ArgumentsText, Function
+from sgate_serve.server.protocol.vllm_parameters import MAX_LOGPROBS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,11 @@ PASSED_ON = (
     "seed",
     "chat_template_kwargs",
     "parallel_tool_calls",
+    "top_logprobs",
 )
+# What more a response may hold; there is never any reasoning here.
+OUTPUT_LOGPROBS = "message.output_text.logprobs"
+Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 
 
 class TextItem(StrictModel):
@@ -184,6 +189,18 @@ class ResponsesRequest(StrictBody):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, description="as in chats: variables of the chat template"
     )
+    include: Annotated[list[Included], Field(fail_fast=True)] = Field(
+        default_factory=list,
+        max_length=len(get_args(Included)),
+        description=f"a list with `{OUTPUT_LOGPROBS}`, for the log-probability of each token",
+    )
+    top_logprobs: int = Field(
+        0,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description=f"a whole number up to {MAX_LOGPROBS}, together with `{OUTPUT_LOGPROBS}` in "
+        "`include`: how many of the likeliest tokens to show at each position",
+    )
     metadata: dict[str, str] = Field(
         default_factory=dict, description="an object of strings, which the response repeats"
     )
@@ -200,6 +217,26 @@ class ResponsesRequest(StrictBody):
                 param="previous_response_id",
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs and not self.shows_logprobs:
+            raise RequestError(
+                f"`top_logprobs` is only for `include: [{OUTPUT_LOGPROBS}]`; leave it out",
+                param="top_logprobs",
+            )
+        if self.shows_logprobs and self.functions and self.tool_choice != "none":
+            raise RequestError(
+                f"`{OUTPUT_LOGPROBS}` is not for answers that may call `tools`; leave one of them "
+                "out, or send `tool_choice: none`",
+                param="include",
+            )
+        return self
+
+    @property
+    def shows_logprobs(self) -> bool:
+        """Whether texts come with the log-probabilities of their tokens."""
+        return OUTPUT_LOGPROBS in self.include
 
     @property
     def functions(self) -> list[tuple[int, FunctionTool]]:
@@ -236,6 +273,7 @@ class ResponsesRequest(StrictBody):
             "tool_choice": choice,
             "response_format": None if own is None else own.response_format,
             "max_completion_tokens": self.max_output_tokens,
+            "logprobs": self.shows_logprobs,
         }
         return ChatRequest.model_validate(_given(chat))
 

@@ -10,6 +10,7 @@ from sgate_serve.server.protocol.strict_body import TokenIds
 from sgate_serve.server.protocol.text_body import TextBody
 
 MAX_LOGPROBS = 20
+MAX_LOGPROB_TOKENS = 128
 MAX_BAD_WORDS = 256
 MAX_WORD_CHARACTERS = 256
 
@@ -30,6 +31,12 @@ class VllmParameters(TextBody):
         le=MAX_LOGPROBS,
         description=f"a whole number up to {MAX_LOGPROBS}: shows each prompt token's "
         "log-probability and rank, and this many likeliest tokens, or all for -1",
+    )
+    logprob_token_ids: TokenIds = Field(
+        default_factory=list,
+        max_length=MAX_LOGPROB_TOKENS,
+        description=f"a list of at most {MAX_LOGPROB_TOKENS} token ids, which `logprobs` shows "
+        "instead of the likeliest tokens",
     )
     return_tokens_as_token_ids: bool = Field(
         False,
@@ -57,9 +64,7 @@ class VllmParameters(TextBody):
 
     @model_validator(mode="after")
     def _check_shown_tokens(self) -> Self:
-        if self.return_tokens_as_token_ids and self.num_logprobs is None:
-            raise RequestError(
-                "`return_tokens_as_token_ids` is only for `logprobs`; leave it out",
-                param="return_tokens_as_token_ids",
-            )
+        for name in ("return_tokens_as_token_ids", "logprob_token_ids"):
+            if getattr(self, name) and self.num_logprobs is None:
+                raise RequestError(f"`{name}` is only for `logprobs`; leave it out", param=name)
         return self

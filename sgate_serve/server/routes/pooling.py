@@ -9,7 +9,11 @@ from fastapi.responses import Response
 from numpy.typing import NDArray
 
 from sgate_serve.engines.contract import PoolingRequest
-from sgate_serve.server.execution.pooling import pooled, pooling_requests
+from sgate_serve.server.execution.pooling import cohere_requests, pooled, pooling_requests
+from sgate_serve.server.protocol.cohere_embeddings import (
+    CohereEmbedRequest,
+    embeddings_by_type_json,
+)
 from sgate_serve.server.protocol.pooling_requests import (
     ClassifyRequest,
     EmbeddingRequest,
@@ -21,6 +25,7 @@ from sgate_serve.server.protocol.pooling_responses import (
     shortened,
     unit_length,
 )
+from sgate_serve.server.protocol.renamed_fields import renaming
 from sgate_serve.server.request_ids import rename_request
 from sgate_serve.server.routes.body_route import BodyRoute
 from sgate_serve.server.routes.json_answer import json_answer
@@ -28,6 +33,8 @@ from sgate_serve.server.routes.models import Models
 from sgate_serve.server.routes.service import Service
 from sgate_serve.server.routes.streaming import until_disconnect
 from sgate_serve.server.served_model import ServedModel
+
+COHERE_EMBED_PATH = "/v2/embed"
 
 
 class PoolingEndpoints:
@@ -39,6 +46,7 @@ class PoolingEndpoints:
     def router(self) -> APIRouter:
         router = APIRouter(route_class=BodyRoute)
         router.add_api_route("/v1/embeddings", self.embed, methods=["POST"])
+        router.add_api_route(COHERE_EMBED_PATH, self.embed_by_type, methods=["POST"])
         router.add_api_route("/classify", self.classify, methods=["POST"])
         return router
 
@@ -53,6 +61,22 @@ class PoolingEndpoints:
             vectors = [unit_length(vector) for vector in vectors]
         num_tokens = _num_tokens(requests)
         return await json_answer(lambda: embeddings_json(vectors, body, model.name, num_tokens))
+
+    async def embed_by_type(self, body: CohereEmbedRequest, request: Request) -> Response:
+        """Return the embedding of each text, in one or several types (Cohere's shape)."""
+        service = await self._models.named(body.model, request)
+        model = service.model_for("embed", request)
+        service.driver.check_room(len(body.texts))
+        encoding = asyncio.to_thread(cohere_requests, body, model)
+        requests = await until_disconnect(request.receive, encoding)
+        vectors = await _run(service, requests, request)
+        with renaming({"dimensions": "output_dimension"}):
+            vectors = shortened(vectors, body.output_dimension, model.widths)
+        if model.normalize:
+            vectors = [unit_length(vector) for vector in vectors]
+        first = {"id": f"embd-{request.state.request_id}"}
+        num_tokens = _num_tokens(requests)
+        return await json_answer(lambda: first | embeddings_by_type_json(vectors, body, num_tokens))
 
     async def classify(self, body: ClassifyRequest, request: Request) -> Response:
         """Return the best label of each text or pair, and the scores of all labels."""

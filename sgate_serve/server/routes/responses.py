@@ -53,14 +53,14 @@ class ResponseStream:
         self, generation: Generation, first: Delta, deltas: AsyncIterator[Delta]
     ) -> AsyncIterator[bytes]:
         """Yield the stream up to the whole response, or to the failed one."""
-        items = OutputItems()
+        items = self._shape.items()
         for status in ("created", "in_progress"):
             yield await self._response(status, self._shape.response("in_progress"))
         try:
-            for event in self._of(first, items):
+            for event in await self._of(first, items):
                 yield event
             async for delta in deltas:
-                for event in self._of(delta, items):
+                for event in await self._of(delta, items):
                     yield event
                     await asyncio.sleep(0)  # a backlog must not hold up the loop
             ended = self._shape.ended(items, generation.usage)
@@ -68,11 +68,16 @@ class ResponseStream:
         except RequestError as error:
             yield await self._response("failed", self._shape.failed(items, error))
 
-    def _of(self, delta: Delta, items: OutputItems) -> list[bytes]:
+    async def _of(self, delta: Delta, items: OutputItems) -> list[bytes]:
         events = items.push(delta)
         if delta.finish_reason is not None:
             events += items.finish(delta.finish_reason == "length")
-        return [self._event(event) for event in events]
+        if delta.finish_reason is None or not self._shape.request.shows_logprobs:
+            return [self._event(event) for event in events]
+        # The last events repeat the log-probabilities of all tokens.
+        return await asyncio.to_thread(
+            lambda: [self._event(event, is_long=True) for event in events]
+        )
 
     async def _response(self, status: str, response: Json) -> bytes:
         """Write the event of a response, which repeats tools that may be long."""

@@ -26,7 +26,7 @@ class Watch:
             if answer.first_token_seconds is None:
                 answer.first_token_seconds = now
             answer.seconds = now
-        if event.logprobs is not None and len(answer.first) < FIRST_TOKENS:
-            answer.first.append(event.logprobs)
+            if event.logprobs is not None and len(answer.first) < FIRST_TOKENS:
+                answer.first.append(event.logprobs)
         answer.finish_reason = event.finish_reason
         return replace(event, logprobs=None)
