@@ -66,6 +66,7 @@ def receiver_of(
     2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: none, since the constant would have to pass the norm.
     4. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
+       Neither does one that is scaled, or otherwise than what blocks add.
     """
     spec, family = facts.spec, facts.spec.family
     if family.residual == "sandwich":
@@ -80,7 +81,8 @@ def receiver_of(
             return Receiver(f"{writer}.bias", place)
     if family.position_table is not None:
         return Receiver(f"{family.position_table}.weight")
-    if spec.tied_head or not facts.has_exact_sums:
+    is_scaled = spec.embedding_scale is not None or spec.residual_multiplier != 1
+    if spec.tied_head or is_scaled or not facts.has_exact_sums:
         return None
     return Receiver(f"{family.embedding}.weight")
 

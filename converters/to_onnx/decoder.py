@@ -76,10 +76,10 @@ class _Decoder:
         for index, shape in enumerate(self.spec.layers):
             if shape.num_heads:
                 normed = stream.normalize(self.norm(index, ATTENTION))
-                stream.add(self.post_norm(index, ATTENTION, self.attention(index, normed)))
+                stream.add(self.added(index, ATTENTION, self.attention(index, normed)))
             if shape.mlp_units:
                 normed = stream.normalize(self.norm(index, MLP))
-                stream.add(self.post_norm(index, MLP, self.mlp(index, normed)))
+                stream.add(self.added(index, MLP, self.mlp(index, normed)))
             stream.end_layer(index)
         normed = stream.normalize(self.norms.over_stream(f"{family.final_norm}"))
         if self.generates:
@@ -95,14 +95,13 @@ class _Decoder:
     def norm(self, index: int, block: str) -> Norm:
         return self.norms.over_stream(self.spec.family.norm_name(index, block))
 
-    def post_norm(self, index: int, block: str, x: ir.Value) -> ir.Value:
-        """Apply the norm after a block, in families that have one."""
-        family = self.spec.family
-        if block not in family.post_norms:
-            return x
-        return self.norms.over_stream(
-            f"{family.layer_name(index)}.{family.post_norms[block]}"
-        ).apply(x)
+    def added(self, index: int, block: str, x: ir.Value) -> ir.Value:
+        """Apply the norm after a block and the factor on it, in families that have them."""
+        family, factor = self.spec.family, self.spec.residual_multiplier
+        if block in family.post_norms:
+            name = f"{family.layer_name(index)}.{family.post_norms[block]}"
+            x = self.norms.over_stream(name).apply(x)
+        return x if factor == 1 else self.graph.node("Mul", [x, self.number(factor)])[0]
 
     def embed(self) -> ir.Value:
         # A tied head has the embedding's name, so both share one initializer.
@@ -198,8 +197,14 @@ class _Decoder:
         logit_index = self.graph.input(names.LOGIT_INDEX, ir.DataType.INT64, ["n"])
         (wanted,) = self.graph.node("Gather", [x, logit_index], {"axis": 0})
         logits = self.products.linear(linears.head(self.checkpoint), wanted)
-        logits = self.softcapped(self.graph.in_fp32(logits))
+        logits = self.softcapped(self.divided(self.graph.in_fp32(logits)))
         self.graph.output_in_fp32(logits, names.LOGITS, ["n", self.spec.vocab_size])
+
+    def divided(self, logits: ir.Value) -> ir.Value:
+        if self.spec.logit_divisor == 1:
+            return logits
+        divisor = self.graph.constant("divisor", np.array(self.spec.logit_divisor, np.float32))
+        return self.graph.node("Div", [logits, divisor])[0]
 
     def softcapped(self, logits: ir.Value) -> ir.Value:
         """Return cap · tanh(logits / cap), or the logits unchanged if the model has no cap."""

@@ -141,6 +141,7 @@ def attention_scales(get: ConfigReader, layers: Sequence[LayerShape]) -> Iterato
     for index, layer in enumerate(layers):
         base = get("query_pre_attn_scalar") or max(layer.head_dim, 1)
         scale = float(base**-0.5) if get("scale_attn_weights", True) else 1.0
+        scale = float(get("attention_multiplier", scale))
         yield scale / (index + 1) if get("scale_attn_by_inverse_layer_idx") else scale
 
 

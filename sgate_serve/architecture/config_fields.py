@@ -218,6 +218,49 @@ _SMOLLM3: Fields = {
     "attention_bias": ConfigField(FLAG, False),
     "mlp_bias": ConfigField(FLAG, False),
 }
+_GRANITE: Fields = {
+    **_changed(
+        _DECODER,
+        vocab_size=32000,
+        intermediate_size=11008,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "num_key_value_heads": _nullable(WHOLE),
+    "attention_bias": ConfigField(FLAG, False),
+    "mlp_bias": ConfigField(FLAG, False),
+    "embedding_multiplier": ConfigField(POSITIVE, 1.0),
+    "logits_scaling": ConfigField(POSITIVE, 1.0),
+    "residual_multiplier": ConfigField(POSITIVE, 1.0),
+    "attention_multiplier": ConfigField(POSITIVE, 1.0),
+}
+_STARCODER2: Fields = {
+    **{
+        key: field
+        for key, field in _changed(
+            _DECODER,
+            vocab_size=49152,
+            hidden_size=3072,
+            intermediate_size=12288,
+            num_hidden_layers=30,
+            num_attention_heads=24,
+            num_key_value_heads=2,
+            hidden_act="gelu_pytorch_tanh",
+            max_position_embeddings=4096,
+            initializer_range=0.018042,
+            bos_token_id=50256,
+            eos_token_id=50256,
+            tie_word_embeddings=True,
+        ).items()
+        if key != "rms_norm_eps"
+    },
+    "norm_epsilon": ConfigField(DECIMAL, 1e-5),
+    "sliding_window": _nullable(SIZE),
+    "residual_dropout": ConfigField(RATE, 0.0),
+    "embedding_dropout": ConfigField(RATE, 0.0),
+    "use_bias": ConfigField(FLAG, True),
+}
 _PHI3: Fields = {
     **_changed(
         _DECODER,
@@ -338,6 +381,8 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "Qwen2Config": _QWEN2,
     "Qwen3Config": _QWEN3,
     "SmolLM3Config": _SMOLLM3,
+    "GraniteConfig": _GRANITE,
+    "Starcoder2Config": _STARCODER2,
     "Phi3Config": _PHI3,
     "Gemma2Config": _GEMMA2,
     "Gemma3TextConfig": _GEMMA3,
@@ -367,7 +412,10 @@ _ROTARY: Fields = {
 EXTRA_KEYS: Mapping[str, Fields] = {
     **dict.fromkeys(CONFIG_CLASSES, _EVERYWHERE),
     **dict.fromkeys(("LlamaConfig", "MistralConfig", "Qwen3Config", "Gemma2Config"), _ROTARY),
-    "Qwen2Config": {**_ROTARY, "head_dim": ConfigField(WHOLE)},
+    **{
+        name: {**_ROTARY, "head_dim": ConfigField(WHOLE)}
+        for name in ("Qwen2Config", "GraniteConfig", "Starcoder2Config")
+    },
     "SmolLM3Config": {
         **_changed(_ROTARY, rope_theta=2_000_000.0),
         "head_dim": ConfigField(WHOLE),

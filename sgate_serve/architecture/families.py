@@ -109,6 +109,39 @@ SMOLLM3 = replace(
     divides_hidden_size=False,
 )
 
+GRANITE = replace(
+    LLAMA,
+    name="granite",
+    config_class="GraniteConfig",
+    tasks={
+        CAUSAL_LM: replace(LLAMA.tasks[CAUSAL_LM], model_class="GraniteForCausalLM"),
+        BASE: TaskHead("GraniteModel"),
+    },
+    has_multipliers=True,
+    divides_hidden_size=False,
+)
+
+STARCODER2 = replace(
+    LLAMA,
+    name="starcoder2",
+    config_class="Starcoder2Config",
+    tasks=_decoder_tasks("Starcoder2"),
+    linears={
+        QUERY: "self_attn.q_proj",
+        KEY: "self_attn.k_proj",
+        VALUE: "self_attn.v_proj",
+        OUTPUT: "self_attn.o_proj",
+        UP: "mlp.c_fc",
+        DOWN: "mlp.c_proj",
+    },
+    biases=dict.fromkeys((*ATTENTION_ROLES, UP, DOWN), "use_bias"),
+    outside={**LLAMA.outside, "model.norm.bias": (HIDDEN,)},
+    norm="layer",
+    windows="always",
+    keys={"norm_eps": "norm_epsilon"},
+    divides_hidden_size=False,
+)
+
 PHI3 = replace(
     LLAMA,
     name="phi3",
@@ -353,6 +386,6 @@ DISTILBERT = replace(
     refused=("chunk_size_feed_forward",),
 )
 
-_DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, PHI3, GEMMA2, GEMMA3, GPT2)
+_DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, PHI3, GEMMA2, GEMMA3, GPT2)
 _ENCODERS = (BERT, ROBERTA, DISTILBERT)
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS)}

@@ -93,6 +93,8 @@ class Family:
     # Added to every RMSNorm weight: Gemma stores w and multiplies by 1 + w.
     norm_offset: float = 0.0
     scales_embeddings: bool = False
+    # The config has factors for embeddings, scores, what blocks add to the stream, and logits.
+    has_multipliers: bool = False
     overflows_in_fp16: bool = False
     windows: Literal["never", "always", "switched", "typed"] = "never"
     has_kv_heads: bool = True

@@ -58,6 +58,9 @@ class ModelSpec:
     ropes: tuple[Rope | None, ...]
     attention_softcap: float | None
     logit_softcap: float | None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logit_divisor: float = 1.0
     first_position: int = 0
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
@@ -103,6 +106,9 @@ class ModelSpec:
             ropes=tuple(layer_ropes(get, family, windows, num_positions)),
             attention_softcap=values.softcap(get, "attn_logit_softcapping"),
             logit_softcap=values.softcap(get, "final_logit_softcapping"),
+            embedding_multiplier=float(get("embedding_multiplier", 1)),
+            residual_multiplier=float(get("residual_multiplier", 1)),
+            logit_divisor=float(get("logits_scaling", 1)),
             first_position=get("pad_token_id") + 1 if family.has_padded_positions else 0,
             extra_biases=block.extra_biases,
             lowered=block.lowered,
@@ -129,7 +135,9 @@ class ModelSpec:
     @property
     def embedding_scale(self) -> float | None:
         """The factor on embeddings: for Gemma the square root of the width before removal."""
-        return float(self.norm_size**0.5) if self.family.scales_embeddings else None
+        if self.family.scales_embeddings:
+            return float(self.norm_size**0.5)
+        return None if self.embedding_multiplier == 1 else self.embedding_multiplier
 
     @property
     def norm_gain(self) -> float:

@@ -142,14 +142,25 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
         ("final_logit_softcapping", spec.logit_softcap),
     ):
         yield key, cap, getattr(config, key) if key in config.__dataclass_fields__ else None
-    embedding = model.get_input_embeddings()
-    scale = getattr(embedding, "scalar_embed_scale", None)
-    yield "the scale of embeddings", spec.embedding_scale, None if scale is None else float(scale)
+    yield from _multipliers(spec, model)
     if spec.family.has_padded_positions:
         padding = model.base_model.embeddings.padding_idx
         yield "the first position", spec.first_position, padding + 1
     if not spec.is_encoder:
         yield "is_causal", True, bool(getattr(config, "is_causal", True))
+
+
+def _multipliers(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    if spec.family.has_multipliers:
+        for key, own in (
+            ("embedding_multiplier", spec.embedding_multiplier),
+            ("residual_multiplier", spec.residual_multiplier),
+            ("logits_scaling", spec.logit_divisor),
+        ):
+            yield key, own, float(getattr(model.config, key))
+        return
+    scale = getattr(model.get_input_embeddings(), "scalar_embed_scale", None)
+    yield "the scale of embeddings", spec.embedding_scale, None if scale is None else float(scale)
 
 
 def _layer(spec: ModelSpec, model: PreTrainedModel, index: int) -> torch.nn.Module:

@@ -176,7 +176,8 @@ def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:
         )
         model.set_submodule(_inside(model, name), norm)
     table = model.get_submodule(_inside(model, spec.family.embedding))
-    if spec.embedding_scale is not None:
+    if spec.family.scales_embeddings:
+        assert spec.embedding_scale is not None
         table.scalar_embed_scale = spec.embedding_scale
         table.embed_scale = torch.tensor(spec.embedding_scale)
 

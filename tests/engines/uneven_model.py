@@ -27,6 +27,8 @@ FAMILIES = {
     "qwen2": ZOO["qwen2"][1],
     "qwen3": ZOO["qwen3"][1],
     "smollm3": ZOO["smollm3"][1],
+    "granite": ZOO["granite"][1],
+    "starcoder2": ZOO["starcoder2"][0],
     "phi3": ZOO["phi3"][0],
     "gemma2": ZOO["gemma2"][0],
     "gemma3_text": ZOO["gemma3_text"][0],

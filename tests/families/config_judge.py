@@ -62,6 +62,9 @@ BASES: dict[str, Config] = {
     | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "smollm3": DECODER
     | {"use_sliding_window": True, "sliding_window": WINDOW, "no_rope_layer_interval": 2},
+    "granite": DECODER
+    | {"embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7},
+    "starcoder2": DECODER | {"sliding_window": WINDOW},
     "phi3": DECODER | {"sliding_window": WINDOW},
     "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},

@@ -104,7 +104,8 @@ def test_constants_are_those_of_the_model_that_transformers_builds(
     assert spec.attention_softcap == getattr(model.config, "attn_logit_softcapping", None)
     assert spec.logit_softcap == getattr(model.config, "final_logit_softcapping", None)
     embedding = model.get_input_embeddings()
-    assert spec.embedding_scale == getattr(embedding, "scalar_embed_scale", None)
+    multiplier = getattr(model.config, "embedding_multiplier", None)
+    assert spec.embedding_scale == getattr(embedding, "scalar_embed_scale", multiplier)
     scales = [module.scaling for module in model.modules() if hasattr(module, "scaling")]
     if scales:
         assert spec.attention_scales == pytest.approx(scales, rel=1e-12)

@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from tests.families.float64 import logits64
-from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build, padded_batch, token_batch
+from tests.families.zoo import (
+    GRANITE,
+    VARIANTS,
+    VOCABULARY,
+    ZOO,
+    Variant,
+    build,
+    padded_batch,
+    token_batch,
+)
 
 FULL = ["full_attention"] * 3
 SAME_ROPE = {
@@ -23,6 +32,8 @@ SWITCHES: list[tuple[str, int, dict[str, Any]]] = [
     ("smollm3", 0, {"no_rope_layer_interval": 9}),
     ("smollm3", 1, {"no_rope_layers": [1, 1, 1]}),
     ("smollm3", 1, {"use_sliding_window": False}),
+    *(("granite", 0, {key: 1.0}) for key in GRANITE),
+    ("starcoder2", 1, {"sliding_window": None}),
     ("phi3", 0, {"partial_rotary_factor": 1.0}),
     ("phi3", 1, {"original_max_position_embeddings": 32}),
     ("phi3", 1, {"rope_scaling": None}),
@@ -62,6 +73,7 @@ def test_the_feature_of_a_variant_changes_its_outputs(
         ("gemma2", 0, "post_feedforward_layernorm.weight"),
         ("gemma2", 1, "self_attn.o_proj.bias"),
         ("gemma3_text", 1, "self_attn.q_norm.weight"),
+        ("starcoder2", 0, "mlp.c_fc.bias"),
         ("phi3", 0, "self_attn.qkv_proj.weight"),
         ("gpt2", 0, "attn.c_attn.weight"),
         ("bert", 0, "attention.self.query.bias"),

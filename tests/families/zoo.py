@@ -57,6 +57,12 @@ GEMMA = WITH_HEAD_DIM | {
     "final_logit_softcapping": 4.0,
 }
 SMOLLM3 = DECODER | {"no_rope_layer_interval": 2}
+GRANITE: dict[str, Any] = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 1.5,
+}
 GPT2: dict[str, Any] = COMMON | {
     "n_embd": 48,
     "n_inner": 30,
@@ -148,6 +154,26 @@ ZOO: Mapping[str, list[Variant]] = {
             SMOLLM3
             | {"use_sliding_window": True, "sliding_window": WINDOW, "no_rope_layers": [0, 1, 0]}
             | {"attention_bias": True, "mlp_bias": True},
+        ),
+    ],
+    "granite": [
+        Variant("granite", "scaled", "causal-lm", DECODER | GRANITE),
+        Variant(
+            "granite",
+            "biased-tied",
+            "causal-lm",
+            DECODER
+            | GRANITE
+            | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        ),
+    ],
+    "starcoder2": [
+        Variant("starcoder2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),
+        Variant(
+            "starcoder2",
+            "sliding-without-biases",
+            "causal-lm",
+            DECODER | {"sliding_window": WINDOW, "use_bias": False, "hidden_act": "relu"},
         ),
     ],
     "phi3": [

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from sgate_serve.architecture.config import biased_roles
+from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import (
     ATTENTION_ROLES,
     DOWN,
@@ -117,11 +119,8 @@ class Headers:
 
     def added_biases(self, config: Mapping[str, Any], depth: int) -> Iterator[str]:
         """Yield the linears with a bias that neither the family nor the config implies."""
-        own = {
-            self.family.linears[role]
-            for role, switch in self.family.biases.items()
-            if (config.get(switch) if isinstance(switch, str) else switch)
-        }
+        get = ConfigReader(config, self.source, self.family)
+        own = {self.family.linears[role] for role in biased_roles(get, self.family)}
         added = [name for name in dict.fromkeys(self.family.linears.values()) if name not in own]
         for layer in range(depth):
             names = (f"{self.family.layer_name(layer)}.{module}" for module in added)

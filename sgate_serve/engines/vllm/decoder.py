@@ -59,7 +59,7 @@ class UnevenDecoderLayer(nn.Module):
     def __init__(self, model: ModelContext, index: int, prefix: str) -> None:
         super().__init__()
         layer, shape = model.layer(index), model.spec.layers[index]
-        self.layer = layer
+        self.layer, self.factor = layer, model.spec.residual_multiplier
         self.blocks = nn.ModuleDict()
         self.norms, self.post_norms = nn.ModuleDict(), nn.ModuleDict()
         if shape.num_heads:
@@ -79,6 +79,7 @@ class UnevenDecoderLayer(nn.Module):
             hidden = block(positions, hidden) if name == ATTENTION else block(hidden)
             if name in self.post_norms:
                 hidden = self.post_norms[name](hidden)
+            hidden = hidden if self.factor == 1 else hidden * self.factor
         return hidden, residual
 
 
@@ -187,7 +188,9 @@ class UnevenForCausalLM(UnevenDecoder):
             self.head = ParallelLMHead(spec.vocab_size, spec.hidden_size, bias=has_bias)
             if spec.tied_head:
                 self.head = self.head.tie_weights(self.stack.embedding)
-        self.logits_processor = LogitsProcessor(spec.vocab_size, soft_cap=spec.logit_softcap)
+        self.logits_processor = LogitsProcessor(
+            spec.vocab_size, scale=1 / spec.logit_divisor, soft_cap=spec.logit_softcap
+        )
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """Return [tokens, vocab] on the first shard, None on the others."""

@@ -23,7 +23,7 @@ CPU_ROWS, GPU_ROWS = 128, 4096
 
 def has_plain_head(model: nn.Module, spec: ModelSpec) -> bool:
     """Say whether logits are a frozen linear map of the last hidden states, and nothing more."""
-    if spec.task != CAUSAL_LM or spec.logit_softcap is not None:
+    if spec.task != CAUSAL_LM or spec.logit_softcap is not None or spec.logit_divisor != 1:
         return False
     head = model.get_submodule(spec.family.head)
     is_hooked = bool(head._forward_hooks or head._forward_pre_hooks)
