@@ -9,7 +9,7 @@ from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import EngineError, writing
 from sgate_serve.loaders.gguf_folder import model_folder
-from sgate_serve.verify.certificate import CERTIFICATE_FILE
+from sgate_serve.verify.certificate import CERTIFICATE_FILE, certificate_line, good_certificate
 from sgate_serve.verify.verify_options import VerifyOptions
 
 EXAMPLES = """\
@@ -44,11 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.verify.verification import verify
 
     result = verify(options)
-    if not is_base:
+    kept = None if result.passed else good_certificate(folder, result.base_fingerprint)
+    if not is_base and kept is None:
         with writing(folder):
             result.write(folder)
     if args.json:
         print_json(result.to_json())
     else:
         print_lines(result.lines())
+        if kept is not None:
+            print(f"{folder / CERTIFICATE_FILE} stays: {certificate_line(kept)}")
     return 0 if result.passed else 1

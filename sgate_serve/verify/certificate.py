@@ -192,6 +192,22 @@ def is_current(certificate: Mapping[str, Any], model: Checkpoint) -> bool:
     return certificate.get("files_digest") in (None, files_digest(model))
 
 
+def good_certificate(folder: Path, other_base: str | None) -> dict[str, Any] | None:
+    """Return the folder's certificate if it passed, still holds, and is against another base.
+
+    What a comparison with `other_base`, a fingerprint, finds does not contradict it.
+    """
+    path = folder / CERTIFICATE_FILE
+    try:
+        stored = read_certificate(path) if path.exists() else None
+    except CheckpointError:
+        return None
+    if stored is None or not stored["passed"]:
+        return None
+    is_other = stored.get("base_fingerprint") not in (None, other_base)
+    return stored if is_other and is_current(stored, Checkpoint.open(folder)) else None
+
+
 def certificate_line(certificate: Mapping[str, Any] | None) -> str:
     """Return a stored certificate in one line."""
     if certificate is None:
