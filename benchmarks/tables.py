@@ -12,8 +12,10 @@ from typing import Any
 
 from benchmarks.quality_tables import (
     balance_sentence,
+    classifier_sentence,
     gate_cost_sentence,
     quality_blocks,
+    quality_rows,
     recovery_rows,
     smollm2_rows,
     smollm2_sentence,
@@ -47,6 +49,7 @@ SOAKS = {"beside other work on the same CPUs": "soak", "nothing else": "soak_qui
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
 SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_recovery"
+SMOLLM2_CLASSIFIER = "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
@@ -148,6 +151,7 @@ def read_records() -> dict[str, Any]:
         SMOLLM2,
         SMOLLM2_SHORT,
         SMOLLM2_RECOVERY,
+        SMOLLM2_CLASSIFIER,
         INT4_DENSE,
         SPEED_TARGET,
         INT4_PRUNED,
@@ -164,6 +168,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "README.md": {
             "results": results,
             "smollm2-summary": smollm2_sentence(records[SMOLLM2]),
+            "smollm2-classifier": classifier_sentence(records[SMOLLM2_CLASSIFIER]),
         },
         "docs/demo.md": {"results": results, "demo-output": demo_output(records["demo"])},
         "docs/server.md": {
@@ -208,6 +213,7 @@ def training_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "smollm2": "\n".join(smollm2_rows(records[SMOLLM2])),
         "smollm2-short": "\n".join(smollm2_rows(records[SMOLLM2_SHORT])),
         "smollm2-recovery": "\n".join(recovery_rows(records[SMOLLM2_RECOVERY])),
+        "smollm2-classifier": "\n".join(quality_rows(records[SMOLLM2_CLASSIFIER], "accuracy")),
         **quality_blocks("quality", records[QUALITY], "accuracy"),
         "speed-target": "\n".join(speed_target_rows(records[SPEED_TARGET])),
         "balance": balance_sentence(records[BALANCE]),
