@@ -105,8 +105,9 @@ class TokenEvent:
     `token` is None if the request ended without a new visible token; a stop token, which is never
     one, is the `stop_token`; `logprobs` are of either. `finish_reason` is None while the request
     continues. The first event of a request carries the log-probabilities of its prompt if they were
-    requested. `num_cached` tokens of the prompt were in the KV cache before. A request that cannot
-    go on ends with `abort` and the `error`.
+    requested. `num_cached` tokens of the prompt were in the KV cache before, and `admitted` is when
+    the request got its slot, on the clock of `time.perf_counter`; None if the engine does not say.
+    A request that cannot go on ends with `abort` and the `error`.
     """
 
     request_id: str
@@ -117,6 +118,7 @@ class TokenEvent:
     num_cached: int = 0
     error: RequestError | None = None
     stop_token: int | None = None
+    admitted: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,8 @@ class EngineStats:
     """A snapshot for /metrics: running and queued requests, and the fraction of KV cache in use.
 
     `prefix_queries` and `prefix_hits` count the prompt tokens so far that were looked up, and that
-    were found, in the KV cache; the last three the drafts, their tokens, and those that were right.
+    were found, in the KV cache; the next three the drafts, their tokens, and those that were right.
+    `preemptions` counts how often a request gave back its slot before its end.
     """
 
     num_running: int
@@ -135,6 +138,7 @@ class EngineStats:
     drafts: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    preemptions: int = 0
 
 
 class Engine(Protocol):

@@ -25,6 +25,8 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     # Of the prompt, how many tokens the KV cache held when the request was admitted first.
     num_shared: int = 0
+    # When it was admitted first, on the clock of time.perf_counter.
+    admitted: float | None = None
 
     @classmethod
     def of(cls, request: Request) -> "Sequence":

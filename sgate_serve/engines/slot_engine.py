@@ -13,6 +13,7 @@ that begins alike does not process it again.
 from collections import deque
 from dataclasses import replace
 from itertools import islice
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ class SlotEngine:
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
         self._slots = Slots(runner, prefill_chunk)
-        self._num_drafts = self._num_drafted = self._num_accepted = 0
+        self._num_drafts = self._num_drafted = self._num_accepted = self._num_preemptions = 0
 
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
@@ -99,6 +100,7 @@ class SlotEngine:
             drafts=self._num_drafts,
             draft_tokens=self._num_drafted,
             accepted_tokens=self._num_accepted,
+            preemptions=self._num_preemptions,
         )
 
     def logits(self, tokens: Tokens, types: Tokens | None = None) -> Floats:
@@ -129,6 +131,8 @@ class SlotEngine:
             source, length = self._slots.prefix_of(sequence, running)
             if not self._slots.is_worth_waiting(sequence, length, running):
                 self._waiting.remove(sequence)
+                if sequence.admitted is None:
+                    sequence.admitted = perf_counter()
                 self._slots.place(sequence, source, length, running)
                 self._running[sequence.request.request_id] = sequence
                 self._slots.make_room(held)
@@ -136,6 +140,7 @@ class SlotEngine:
     def _preempt(self) -> None:
         """Free the slot of the newest sequence and put it at the front of the queue."""
         _, sequence = self._running.popitem()
+        self._num_preemptions += 1
         self.runner.release(sequence.slot)
         sequence.num_cached = 0
         if not sequence.num_generated:
@@ -248,6 +253,7 @@ class SlotEngine:
             reason,
             prompt_logprobs=prompt_logprobs,
             num_cached=sequence.num_shared,
+            admitted=sequence.admitted,
         )
 
     def _end(
@@ -261,6 +267,7 @@ class SlotEngine:
             reason,
             prompt_logprobs=prompt_logprobs,
             num_cached=sequence.num_shared,
+            admitted=sequence.admitted,
         )
 
     def _release(self, sequence: Sequence) -> None:

@@ -61,6 +61,9 @@ class ServerMetrics:
         self._accepted_tokens = self._counter(
             "spec_decode_num_accepted_tokens", "Drafted tokens that were right."
         )
+        self._preemptions = self._counter(
+            "num_preemptions", "Times that a request gave back its slot before its end."
+        )
         self._counted = EngineStats(0, 0, 0.0)
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens processed.")
         self._generated_tokens = self._counter("generation_tokens", "Tokens generated.")
@@ -79,6 +82,18 @@ class ServerMetrics:
         self._request = self._histogram(
             "e2e_request_latency_seconds", "Request to its end.", REQUEST_BUCKETS
         )
+        self._queue = self._histogram(
+            "request_queue_time_seconds", "Request to its slot.", REQUEST_BUCKETS
+        )
+        self._prefill = self._histogram(
+            "request_prefill_time_seconds", "Slot to first token.", REQUEST_BUCKETS
+        )
+        self._decode = self._histogram(
+            "request_decode_time_seconds", "First token to last token.", REQUEST_BUCKETS
+        )
+        self._inference = self._histogram(
+            "request_inference_time_seconds", "Slot to last token.", REQUEST_BUCKETS
+        )
         self._mean_token = self._histogram(
             "request_time_per_output_token_seconds",
             "Mean time from token to next token of a request that ended.",
@@ -90,6 +105,9 @@ class ServerMetrics:
         )
         self._generated_length = self._histogram(
             "request_generation_tokens", "Tokens generated for each choice.", token_buckets
+        )
+        self._max_tokens = self._histogram(
+            "request_params_max_tokens", "Tokens that each choice may have.", token_buckets
         )
 
     def update(self, stats: EngineStats) -> None:
@@ -103,9 +121,11 @@ class ServerMetrics:
         self._drafts.inc(stats.drafts - before.drafts)
         self._draft_tokens.inc(stats.draft_tokens - before.draft_tokens)
         self._accepted_tokens.inc(stats.accepted_tokens - before.accepted_tokens)
+        self._preemptions.inc(stats.preemptions - before.preemptions)
 
-    def clock(self, num_prompt_tokens: int) -> "RequestClock":
+    def clock(self, num_prompt_tokens: int, max_tokens: int) -> "RequestClock":
         """Start the clock of one engine request."""
+        self._max_tokens.observe(max_tokens)
         return RequestClock(self, num_prompt_tokens)
 
     def count_prompt(self, num_tokens: int) -> None:
@@ -124,6 +144,13 @@ class ServerMetrics:
         self._generated_length.observe(num_tokens)
         if num_tokens > 1:
             self._mean_token.observe(decode_seconds / (num_tokens - 1))
+
+    def count_phases(self, queue: float, prefill: float, decode: float) -> None:
+        """Record the seconds that a request with a token spent in each phase."""
+        self._queue.observe(queue)
+        self._prefill.observe(prefill)
+        self._decode.observe(decode)
+        self._inference.observe(prefill + decode)
 
     def count_end(self, seconds: float, reason: FinishReason) -> None:
         self._ended.labels(self._name, reason).inc()
@@ -151,9 +178,14 @@ class RequestClock:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_generated = 0
         self._start = self._first = self._last = perf_counter()
+        self._admitted: float | None = None
 
-    def read_prompt(self) -> None:
-        """Count the prompt once; to be called on every event, as the first shows it was read."""
+    def read_prompt(self, admitted: float | None) -> None:
+        """Count the prompt once; to be called on every event, as the first shows it was read.
+
+        `admitted` is when the engine began with it, if it says so.
+        """
+        self._admitted = admitted
         if self._num_prompt_tokens:
             self._metrics.count_prompt(self._num_prompt_tokens)
             self._num_prompt_tokens = 0
@@ -173,6 +205,9 @@ class RequestClock:
         """Record that the request ended now."""
         self._metrics.count_end(perf_counter() - self._start, reason)
         self._metrics.count_generated(self._num_generated, self._last - self._first)
+        if self._admitted is not None and self._num_generated:
+            queue, prefill = self._admitted - self._start, self._first - self._admitted
+            self._metrics.count_phases(queue, prefill, self._last - self._first)
 
 
 def text_of(registries: Sequence[CollectorRegistry]) -> bytes:

@@ -86,6 +86,7 @@ def test_a_full_cache_makes_the_newest_wait_and_changes_no_token(
 
 
 def test_prompt_logprobs_come_once_even_after_preemption(slot_engine: SlotEngine) -> None:
+    before, admitted = slot_engine.stats().preemptions, set[tuple[str, float | None]]()
     slot_engine.runner.cache_tokens = 50
     scored = replace(greedy(20), prompt_logprobs=0)
     for name in ("first", "second"):
@@ -94,7 +95,11 @@ def test_prompt_logprobs_come_once_even_after_preemption(slot_engine: SlotEngine
     while slot_engine.has_work():
         for event in slot_engine.step():
             lengths[event.request_id].append(len(event.prompt_logprobs))
+            admitted.add((event.request_id, event.admitted))
     assert lengths == {name: [20] + [0] * 19 for name in lengths}
+    assert slot_engine.stats().preemptions > before
+    # What is preempted was admitted when it was first.
+    assert len(admitted) == 2 and None not in {time for _, time in admitted}
 
 
 def test_what_a_slot_holds_is_not_processed_again(

@@ -24,6 +24,7 @@ from sgate_serve.errors import RequestError
 class Running:
     request: Request
     tokens: list[int] = field(default_factory=list)
+    admitted: float = field(default_factory=time.perf_counter)
 
 
 class HashEngine:
@@ -71,7 +72,8 @@ class HashEngine:
         while self._waiting and len(self._running) < self._num_slots:
             request = self._waiting.pop(0)
             self._running[request.request_id] = Running(request)
-        return [self._advance(running) for running in tuple(self._running.values())]
+        running = tuple(self._running.values())
+        return [replace(self._advance(own), admitted=own.admitted) for own in running]
 
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)

@@ -138,6 +138,12 @@ def test_metrics_count_what_happened_under_vllms_names() -> None:
         "inter_token_latency_seconds_count": 12,
         "request_time_per_output_token_seconds_count": 4,
         "e2e_request_latency_seconds_count": 4,
+        "request_queue_time_seconds_count": 4,
+        "request_prefill_time_seconds_count": 4,
+        "request_decode_time_seconds_count": 4,
+        "request_inference_time_seconds_count": 4,
+        "request_params_max_tokens_sum": 16,
+        "num_preemptions_total": 0,
         "num_requests_running": 0,
         "num_requests_waiting": 0,
         "kv_cache_usage_perc": 0,
@@ -147,6 +153,15 @@ def test_metrics_count_what_happened_under_vllms_names() -> None:
     mean = values["request_time_per_output_token_seconds_sum", None] / 4
     gap = values["inter_token_latency_seconds_sum", None] / 12
     assert mean == pytest.approx(gap)
+    queue, prefill, decode, inference, first, whole = (
+        values[f"{name}_seconds_sum", None]
+        for name in (
+            *("request_queue_time", "request_prefill_time", "request_decode_time"),
+            *("request_inference_time", "time_to_first_token", "e2e_request_latency"),
+        )
+    )
+    assert queue >= 0 and queue + prefill == pytest.approx(first)
+    assert inference == pytest.approx(prefill + decode) and queue + inference <= whole
 
 
 def test_metrics_count_a_prompt_once_also_if_nothing_is_generated() -> None:

@@ -200,7 +200,7 @@ class Generation:
             for index, request in enumerate(job.requests)
         }
         self._clocks = {
-            request.request_id: metrics.clock(num_prompt_tokens)
+            request.request_id: metrics.clock(num_prompt_tokens, request.sampling.max_tokens)
             for request, num_prompt_tokens in zip(job.requests, job.num_prompt_tokens, strict=True)
         }
         self._num_prompt_tokens = sum(job.num_prompt_tokens)
@@ -262,7 +262,7 @@ class Generation:
     def _record(self, event: TokenEvent, decoder: ChoiceDecoder) -> None:
         """Count the event, and free the slot of a choice ended by a stop string."""
         clock = self._clocks[event.request_id]
-        clock.read_prompt()
+        clock.read_prompt(event.admitted)
         if event.request_id in self._uncounted:
             self._uncounted.remove(event.request_id)
             self._num_cached += event.num_cached
