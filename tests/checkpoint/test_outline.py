@@ -1,6 +1,8 @@
 """Outlines of models of any family: as transformers writes them, and as tools break them."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sgate_serve.checkpoint.outline.faults import ranges
+from sgate_serve.checkpoint.outline.config import AnyConfig
+from sgate_serve.checkpoint.outline.faults import gaps, ranges
 from sgate_serve.checkpoint.outline.outline import Outline
+from sgate_serve.reports.outlines import outline_lines
 from tests.checkpoint.outline_models import (
     BLOCK,
     EXPERTS,
@@ -186,3 +190,53 @@ def test_puzzles_blocks_are_compared_with_the_tensors(tmp_path: Path) -> None:
 
 def test_numbers_are_written_as_ranges() -> None:
     assert ranges({7, 1, 2, 3, 9, 10}) == "1 to 3, 7, 9 to 10"
+    assert ranges([]) == gaps([0, 1], 2) == ""
+    assert gaps([1, 2, 4, 99], 10**12) == f"0, 3, 5 to 98, 100 to {10**12 - 1}"
+    assert gaps(range(1, 99, 2), 90) == "0, 2, 4, 6, 8, 10, 12, 14, others"
+
+
+# Fields of every kind that a config may have by mistake, and tensors of no use.
+ODD: list[Any] = ["x", "", [], [None], {}, {"a": 1}, -1, 0, 1.5, 2**39, 2**70, True, None]
+NAMES = (
+    *("num_hidden_layers", "text_config", "layer_types", "architectures", "block_configs"),
+    *("vocab_size", "tie_word_embeddings", "n_group", "topk_group", "num_experts_per_tok"),
+    *("n_routed_experts", "moe_intermediate_size", "mlp_only_layers", "model_type"),
+    *("num_nextn_predict_layers", "zero_expert_num", "is_encoder_decoder"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_odd_configs_are_read(name: str, glm: Path) -> None:
+    outline = Outline.of(glm)
+    for value in ODD:
+        config = AnyConfig.of({**outline.config.values, name: value})
+        other = Outline(glm, config, outline.tensors)
+        assert all(isinstance(line, str) and len(line) < 300 for line in other.faults)
+        json.dumps(other.to_json())
+
+
+def test_odd_tensors_are_read(glm: Path) -> None:
+    outline = Outline.of(glm)
+    whole = next(iter(outline.tensors.values()))
+    names = [
+        *(
+            "model.layers.99999999999999999999.x",
+            "model.layers.1.mlp.experts.9999999999.up_proj.weight",
+        ),
+        *("model.layers.2.mlp.experts.up_proj", "model.layers.2.mlp.gate.weight", "lm_head.weight"),
+        *(
+            "model.embed_tokens.weight",
+            "x",
+            ".",
+            ".experts.",
+            "a.experts.0.w1.weight",
+            "h.0.",
+            "eh_proj.weight",
+        ),
+    ]
+    for shape in ((), (0,), (0, 0), (2**30,), (2**39, 1, 1)):
+        tensors = {name: replace(whole, name=name, shape=shape) for name in names}
+        for merged in (tensors, {**outline.tensors, **tensors}):
+            other = Outline(glm, outline.config, merged)
+            assert all(len(line) < 400 for line in other.faults)
+            list(outline_lines(other))

@@ -1,8 +1,13 @@
 """A fault of a checkpoint, and how the same fault of many layers is said once."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
+
+# Of numbers that are missing, or too many.
+MOST_RUNS = 8
 
 
 class Fault(NamedTuple):
@@ -24,10 +29,19 @@ def grouped(faults: Iterable[Fault]) -> Iterator[str]:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Write numbers with their runs cut short: 1, 3 to 5."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1] = [runs[-1][0], number]
-        else:
-            runs.append([number])
-    return ", ".join(" to ".join(map(str, run)) for run in runs)
+    known = sorted(set(numbers))
+    starts = [number for before, number in pairwise([-2, *known]) if number != before + 1]
+    ends = [number for number, after in pairwise([*known, math.inf]) if after != number + 1]
+    return _written([*zip(starts, ends, strict=True)])
+
+
+def gaps(numbers: Iterable[int], end: int) -> str:
+    """Write the numbers from 0 to `end` - 1 that are missing in `numbers`, in the same way."""
+    known = sorted({number for number in numbers if number < end})
+    around = pairwise([-1, *known, end])
+    return _written([(low + 1, high - 1) for low, high in around if high - low > 1])
+
+
+def _written(runs: Sequence[tuple[int, int]]) -> str:
+    texts = [str(low) if low == high else f"{low} to {high}" for low, high in runs[:MOST_RUNS]]
+    return ", ".join([*texts, "others"] if len(runs) > MOST_RUNS else texts)

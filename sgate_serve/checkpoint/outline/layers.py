@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sgate_serve.checkpoint.outline.config import AnyConfig
-from sgate_serve.checkpoint.outline.faults import Fault, ranges
+from sgate_serve.checkpoint.outline.faults import Fault, gaps, ranges
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
 
 LAYER = re.compile(r"(?P<stack>(?:.*?\.)?(?:layers|h|blocks|layer))\.(?P<number>\d+)\.")
@@ -48,10 +48,10 @@ def layer_faults(config: AnyConfig, stack: Mapping[int, list[TensorInfo]]) -> It
     if extra := {index for index in stack if index >= most}:
         yield Fault(CONFIG_FILE, f"it says {number} layers, but files hold layer {ranges(extra)}")
     may_be_empty = {index for index, block in enumerate(config.blocks) if is_empty(block)}
-    if missing := set(range(number)) - stack.keys() - may_be_empty:
+    if missing := gaps(stack.keys() | may_be_empty, number):
         yield Fault(
             CONFIG_FILE,
-            f"it says {number} layers, but there are no tensors of layer {ranges(missing)}; "
+            f"it says {number} layers, but there are no tensors of layer {missing}; "
             "layers that are left are numbered anew from 0",
         )
     predicted = {index for index in stack if number <= index < most}

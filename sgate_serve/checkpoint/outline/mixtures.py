@@ -15,7 +15,7 @@ from sgate_serve.checkpoint.outline.config import (
     NUM_EXPERTS,
     AnyConfig,
 )
-from sgate_serve.checkpoint.outline.faults import Fault, ranges
+from sgate_serve.checkpoint.outline.faults import Fault, gaps
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
@@ -42,6 +42,7 @@ class Mixture:
     """The experts of one block: their numbers, units and router, as the headers have them."""
 
     numbers: set[int] = field(default_factory=set)
+    num_stacked: int = 0
     units: set[int] = field(default_factory=set)
     router_rows: int | None = None
     biases: dict[str, int] = field(default_factory=dict)
@@ -49,7 +50,7 @@ class Mixture:
     @property
     def size(self) -> int:
         """The number of experts, those that are missing between others included."""
-        return max(self.numbers) + 1
+        return max((self.num_stacked, *(number + 1 for number in self.numbers)))
 
 
 def mixtures_of(tensors: Tensors) -> dict[str, Mixture]:
@@ -59,10 +60,10 @@ def mixtures_of(tensors: Tensors) -> dict[str, Mixture]:
         if match := EXPERT.fullmatch(name):
             mixture = found[match["block"]]
             mixture.numbers.add(int(match["number"]))
-            if match["part"] in READS_INPUT and match["kind"] == "weight":
+            if match["part"] in READS_INPUT and match["kind"] == "weight" and info.shape:
                 mixture.units.add(info.shape[0])
         elif (match := STACKED.fullmatch(name)) and len(info.shape) > 1:
-            found[match["block"]].numbers |= set(range(info.shape[0]))
+            found[match["block"]].num_stacked = info.shape[0]
     _add_routers(found, tensors)
     return dict(found)
 
@@ -88,8 +89,8 @@ def mixture_faults(config: AnyConfig, mixtures: Mapping[str, Mixture]) -> Iterat
 
 def _within(mixture: Mixture, config: AnyConfig) -> Iterator[str]:
     size = mixture.size
-    if missing := set(range(size)) - mixture.numbers:
-        yield f"of {size} experts there are no tensors of {ranges(missing)}; number them anew"
+    if not mixture.num_stacked and (missing := gaps(mixture.numbers, size)):
+        yield f"of {size} experts there are no tensors of {missing}; number them anew"
     if len(mixture.units) > 1:
         yield (
             f"its experts have {min(mixture.units)} to {max(mixture.units)} units; stock engines "

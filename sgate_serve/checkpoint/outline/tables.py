@@ -22,6 +22,7 @@ TIED = "tie_word_embeddings"
 
 def table_faults(config: AnyConfig, tensors: Mapping[str, TensorInfo]) -> Iterator[Fault]:
     """Yield tables whose rows are not the vocabulary, and a tie that the files contradict."""
+    tensors = {name: info for name, info in tensors.items() if len(info.shape) == 2}
     own = {name: info for name, info in tensors.items() if not OTHER_STACKS.search(name)}
     embedding = _last(own, EMBEDDINGS)
     if embedding is None:
