@@ -1,6 +1,5 @@
 """A fault of a checkpoint, and how the same fault of many layers is said once."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -29,9 +28,9 @@ def grouped(faults: Iterable[Fault]) -> Iterator[str]:
 
 def ranges(numbers: Iterable[int]) -> str:
     """Write numbers with their runs cut short: 1, 3 to 5."""
-    known = sorted(set(numbers))
-    starts = [number for before, number in pairwise([-2, *known]) if number != before + 1]
-    ends = [number for number, after in pairwise([*known, math.inf]) if after != number + 1]
+    known = set(numbers)
+    starts = sorted(number for number in known if number - 1 not in known)
+    ends = sorted(number for number in known if number + 1 not in known)
     return _written([*zip(starts, ends, strict=True)])
 
 
