@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from reprlib import repr as brief
 from typing import Any
 
-from sgate_serve.architecture.config_fields import MAX_LAYERS, SHARE
+from sgate_serve.architecture.config_kinds import MAX_LAYERS, SHARE
 from sgate_serve.architecture.family import (
     ATTENTION,
     FULL_ATTENTION,

@@ -15,7 +15,7 @@ from sgate_serve.progress import activity
 
 logger = logging.getLogger(__name__)
 
-GGUF_DIR, FOLDER_VERSION = "gguf", 1
+GGUF_DIR, FOLDER_VERSION = "gguf", 2
 
 
 def model_folder(location: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
@@ -26,9 +27,10 @@ from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter, TensorHeader, new_folder
 from sgate_serve.errors import CheckpointError, SgateError
 from sgate_serve.models.progress import hidden_bars
-from sgate_serve.text.chat_template import TEMPLATE_FILE
+from sgate_serve.text.chat_template import TEMPLATE_DIR, TEMPLATE_FILE, TOOLS_NAME
 from sgate_serve.text.generation_settings import GENERATION_FILE
 from sgate_serve.text.pre_tokenizers import serialized_steps
+from sgate_serve.text.tokenization import METASPACE
 from sgate_serve.text.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
 logger = logging.getLogger(__name__)
@@ -45,15 +47,24 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+# Keys of chat templates, and the files of a folder that hold them.
+TEMPLATES = {
+    "chat_template": TEMPLATE_FILE,
+    f"chat_template.{TOOLS_NAME}": f"{TEMPLATE_DIR}/{TOOLS_NAME}.jinja",
+}
 # llama.cpp adds the first token for these unless the file says otherwise.
 ADDS_BOS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "tekken")
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The metadata and the tensors of a file."""
+    """The metadata and the tensors of a file.
+
+    `alone` is the file in a folder of its own: transformers would read what lies beside it.
+    """
 
     path: Path
+    alone: Path
 
     @cached_property
     def reader(self) -> Any:
@@ -93,6 +104,7 @@ class GgufFile:
                 f"{self.path}: architecture {architecture:.40} is not read from GGUF "
                 f"({', '.join(ARCHITECTURES)} are); {REMEDY}"
             )
+        self._check_sizes()
         counts = (self.own("attention.head_count"), self.own("feed_forward_length"))
         if any(isinstance(count, list) for count in counts) or self.own("expert_count"):
             raise CheckpointError(
@@ -106,9 +118,46 @@ class GgufFile:
                 f"{architecture}; {REMEDY}"
             )
 
+    def _check_sizes(self) -> None:
+        """Raise CheckpointError for sizes that are missing, or that transformers passes over."""
+        blocks = {name.split(".")[1] for name in self.names if name.startswith("blk.")}
+        if self.own("block_count") != len(blocks):
+            raise CheckpointError(
+                f"{self.path}: its metadata and tensors contradict each other: block_count is "
+                f"{self.own('block_count')!r:.40}, and there are {len(blocks)}; {REMEDY}"
+            )
+        if self.own("attention.layer_norm_rms_epsilon") is None:
+            raise CheckpointError(
+                f"{self.path} lacks {self.architecture}.attention.layer_norm_rms_epsilon; {REMEDY}"
+            )
+        heads = self.own("attention.head_count")
+        width = self.own("attention.key_length")
+        if width is None and isinstance(heads, int) and heads:
+            width = self.own("embedding_length", 0) // heads
+        if self.own("rope.dimension_count", width) != width:
+            raise CheckpointError(
+                f"{self.path} rotates {self.own('rope.dimension_count')!r:.40} of {width} "
+                f"dimensions of a head, which is not read from GGUF; {REMEDY}"
+            )
+
+    def token_id(self, name: str) -> int | None:
+        """Return a special token's id, None for none; raise CheckpointError for one without token.
+
+        Some files write -1 for none, in 32 bits without a sign.
+        """
+        key = f"tokenizer.ggml.{name}_token_id"
+        index, size = self.get(key), len(self.get("tokenizer.ggml.tokens", ()))
+        if index is None or index in (-1, 2**32 - 1):
+            return None
+        if not isinstance(index, int) or (size and not 0 <= index < size):
+            raise CheckpointError(
+                f"{self.path}: {key} is {index!r:.40}, and there are {size} tokens; {REMEDY}"
+            )
+        return index
+
     def config(self) -> Any:
         """Return transformers' config, with what it does not read of the file."""
-        config = AutoConfig.from_pretrained(self.path.parent, gguf_file=self.path.name)
+        config = AutoConfig.from_pretrained(self.alone.parent, gguf_file=self.alone.name)
         width = self.own("attention.key_length")
         if width is not None:
             config.head_dim = width
@@ -116,7 +165,7 @@ class GgufFile:
             config.sliding_window = None
         for name in ("bos", "eos"):
             # Not those of the class, which may be words of this tokenizer.
-            setattr(config, f"{name}_token_id", self.get(f"tokenizer.ggml.{name}_token_id"))
+            setattr(config, f"{name}_token_id", self.token_id(name))
         scaling = self._scaling()
         if scaling is not None:
             config.rope_parameters = {**config.rope_parameters, **scaling}
@@ -167,14 +216,15 @@ def write_dequantized(path: Path, folder: Path) -> None:
     fp32, as the products of most types have more digits than fp16. Raises CheckpointError for a
     file that cannot be read, or if `folder` is not empty.
     """
-    file = GgufFile(path)
-    with _refusals_named(path):
+    with _refusals_named(path), TemporaryDirectory(prefix="sgate-gguf-") as place:
+        file = GgufFile(path, Path(place) / path.name)
+        file.alone.symlink_to(path.resolve())
         file.check()
         config, tokenizer = file.config(), tokenizer_of(file)
         # Its bar cannot be turned off otherwise.
         with redirect_stderr(StringIO()), hidden_bars():
             model, report = AutoModelForCausalLM.from_pretrained(
-                path.parent,
+                place,
                 gguf_file=path.name,
                 config=config,
                 dtype=torch.float32,
@@ -186,7 +236,7 @@ def write_dequantized(path: Path, folder: Path) -> None:
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     tensors = {k: v.numpy() for k, v in model.state_dict().items() if k not in tied}
     headers = [TensorHeader(name, "F32", tuple(array.shape)) for name, array in tensors.items()]
-    with new_folder(folder) as writer:
+    with _refusals_named(path), new_folder(folder) as writer:
         writer.write_json(CONFIG_FILE, stored)
         if tokenizer is not None:
             _write_tokenizer(writer, file, tokenizer)
@@ -233,13 +283,34 @@ def tokenizer_of(file: GgufFile) -> Tokenizer | None:
             f"{file.path}: a tokenizer {kind!r:.40} with the steps {pre!r:.40} is not read from "
             f"GGUF; {REMEDY}"
         )
-    read = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name)
+    read = AutoTokenizer.from_pretrained(file.alone.parent, gguf_file=file.alone.name)
     contents = json.loads(read.backend_tokenizer.to_str())
+    # transformers adds tokens that it expects.
+    size = len(file.get("tokenizer.ggml.tokens"))
+    contents["added_tokens"] = [own for own in contents["added_tokens"] if own["id"] < size]
     if kind == "gpt2":
         contents["pre_tokenizer"], contents["model"]["ignore_merges"] = steps
+    else:
+        contents |= _sentence_pieces(file.get("tokenizer.ggml.add_space_prefix", True))
     tokenizer = Tokenizer.from_str(json.dumps(contents))
     _frame(tokenizer, file, kind, pre)
     return tokenizer
+
+
+def _sentence_pieces(adds_space: bool) -> dict[str, Any]:
+    """Return the steps before and after SentencePiece's merges, which transformers has as one."""
+    marks = {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE}
+    prefix = [{"type": "Prepend", "prepend": METASPACE}] if adds_space else []
+    back = {"type": "Replace", "pattern": {"String": METASPACE}, "content": " "}
+    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if adds_space else []
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, marks]},
+        "pre_tokenizer": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
+        },
+    }
 
 
 def _frame(tokenizer: Tokenizer, file: GgufFile, kind: str, pre: str) -> None:
@@ -257,7 +328,7 @@ def _frame(tokenizer: Tokenizer, file: GgufFile, kind: str, pre: str) -> None:
 
 
 def _special_tokens(file: GgufFile) -> dict[str, str]:
-    ids = {name: file.get(f"tokenizer.ggml.{key}_token_id") for name, key in SPECIAL.items()}
+    ids = {name: file.token_id(key) for name, key in SPECIAL.items()}
     tokens = file.get("tokenizer.ggml.tokens")
     return {name: tokens[index] for name, index in ids.items() if index is not None}
 
@@ -271,10 +342,14 @@ def _write_tokenizer(writer: FolderWriter, file: GgufFile, tokenizer: Tokenizer)
         **_special_tokens(file),
     }
     writer.write_json(TOKENIZER_CONFIG_FILE, settings)
-    template = file.get("tokenizer.chat_template")
-    if template is not None:
-        writer.path(TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    ends = [file.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot")]
+    for key, name in TEMPLATES.items():
+        template = file.get(f"tokenizer.{key}")
+        if template is None:
+            continue
+        if not isinstance(template, str):
+            raise CheckpointError(f"{file.path}: tokenizer.{key} is not a text; {REMEDY}")
+        writer.path(name).write_text(template, encoding="utf-8")
+    ends = [file.token_id(key) for key in ("eos", "eot")]
     given = [index for index in dict.fromkeys(ends) if index is not None]
     if len(given) > 1:
         writer.write_json(GENERATION_FILE, {"eos_token_id": given})

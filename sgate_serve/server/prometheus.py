@@ -40,6 +40,14 @@ FIRST_TOKEN_BUCKETS = (
 NEXT_TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5)
 REQUEST_BUCKETS = (0.1, 0.3, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 
+# The phases of a request.
+PHASES = {
+    "queue": "Request to its slot.",
+    "prefill": "Slot to first token.",
+    "decode": "First token to last token.",
+    "inference": "Slot to last token.",
+}
+
 
 class ServerMetrics:
     """The metrics of one served model."""
@@ -82,18 +90,10 @@ class ServerMetrics:
         self._request = self._histogram(
             "e2e_request_latency_seconds", "Request to its end.", REQUEST_BUCKETS
         )
-        self._queue = self._histogram(
-            "request_queue_time_seconds", "Request to its slot.", REQUEST_BUCKETS
-        )
-        self._prefill = self._histogram(
-            "request_prefill_time_seconds", "Slot to first token.", REQUEST_BUCKETS
-        )
-        self._decode = self._histogram(
-            "request_decode_time_seconds", "First token to last token.", REQUEST_BUCKETS
-        )
-        self._inference = self._histogram(
-            "request_inference_time_seconds", "Slot to last token.", REQUEST_BUCKETS
-        )
+        self._phases = {
+            phase: self._histogram(f"request_{phase}_time_seconds", text, REQUEST_BUCKETS)
+            for phase, text in PHASES.items()
+        }
         self._mean_token = self._histogram(
             "request_time_per_output_token_seconds",
             "Mean time from token to next token of a request that ended.",
@@ -147,10 +147,9 @@ class ServerMetrics:
 
     def count_phases(self, queue: float, prefill: float, decode: float) -> None:
         """Record the seconds that a request with a token spent in each phase."""
-        self._queue.observe(queue)
-        self._prefill.observe(prefill)
-        self._decode.observe(decode)
-        self._inference.observe(prefill + decode)
+        inference = prefill + decode
+        for phase, seconds in zip(PHASES, (queue, prefill, decode, inference), strict=True):
+            self._phases[phase].observe(seconds)
 
     def count_end(self, seconds: float, reason: FinishReason) -> None:
         self._ended.labels(self._name, reason).inc()

@@ -196,7 +196,23 @@ def test_numbers_are_written_as_ranges() -> None:
 
 
 # Fields of every kind that a config may have by mistake, and tensors of no use.
-ODD: list[Any] = ["x", "", [], [None], {}, {"a": 1}, -1, 0, 1.5, 2**39, 2**70, True, None]
+ODD: list[Any] = [
+    ["llama"],
+    [{"ffn": {"intermediate_size": 3}}] * 4,
+    "x",
+    "",
+    [],
+    [None],
+    {},
+    {"a": 1},
+    -1,
+    0,
+    1.5,
+    2**39,
+    2**70,
+    True,
+    None,
+]
 NAMES = (
     *("num_hidden_layers", "text_config", "layer_types", "architectures", "block_configs"),
     *("vocab_size", "tie_word_embeddings", "n_group", "topk_group", "num_experts_per_tok"),
@@ -240,3 +256,7 @@ def test_odd_tensors_are_read(glm: Path) -> None:
             other = Outline(glm, outline.config, merged)
             assert all(len(line) < 400 for line in other.faults)
             list(outline_lines(other))
+    empty = Outline(glm, outline.config, {})
+    assert empty.faults[0] == "config.json: it says 4 layers, but no tensor is of a numbered layer"
+    strange = Outline(glm, AnyConfig.of({"model_type": "x\x1b[31m"}), {})
+    assert "\x1b" not in "".join(outline_lines(strange))

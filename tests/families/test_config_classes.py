@@ -12,7 +12,8 @@ import transformers
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from sgate_serve.architecture.config_fields import ACTIVATION_NAMES, CONFIG_CLASSES, EXTRA_KEYS
+from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS
+from sgate_serve.architecture.config_kinds import ACTIVATION_NAMES
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.models import AUTO_CLASSES
 from tests.families.config_judge import TOKENS, config_of

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgate_serve.architecture.config_fields import DECIMAL
+from sgate_serve.architecture.config_kinds import DECIMAL
 from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint

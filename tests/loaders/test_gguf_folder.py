@@ -1,6 +1,8 @@
 """GGUF files as models: dequantized once, read as the model that they were written from."""
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from sgate_serve.cli import main  # noqa: E402
 from sgate_serve.errors import CheckpointError  # noqa: E402
 from sgate_serve.loaders.gguf_folder import model_folder  # noqa: E402
 from sgate_serve.loaders.torch_model import TorchModel  # noqa: E402
+from sgate_serve.models.gguf import GgufFile  # noqa: E402
 from sgate_serve.text.tokenization import TextCodec, read_stop_token_ids  # noqa: E402
 from tests.converters.test_to_gguf_vocabulary import TEXTS, TOKENIZERS, write_model  # noqa: E402
 from tests.families.small_models import small_model  # noqa: E402
@@ -73,14 +76,24 @@ def test_a_file_is_the_model_that_it_was_written_from(
 def test_its_tokenizer_cuts_text_as_the_one_that_it_was_written_from(
     name: str, tmp_path: Path
 ) -> None:
-    path = write_model(tmp_path / "own", TOKENIZERS[name](), chat_template=CHAT_TEMPLATE)
-    folder = Path(model_folder(str(path)))
+    templates = [
+        {"name": "default", "template": CHAT_TEMPLATE},
+        {"name": "tool_use", "template": f"{{{{ tools }}}}{CHAT_TEMPLATE}"},
+    ]
+    path = write_model(tmp_path / "own", TOKENIZERS[name](), chat_template=templates)
+    # What lies beside a file is not read with it.
+    (tmp_path / "alone").mkdir()
+    alone = shutil.copy(path, tmp_path / "alone")
+    (tmp_path / "alone" / "tokenizer.json").write_text("{}")
+    folder = Path(model_folder(str(alone)))
     own, found = TextCodec.load(path.parent), TextCodec.load(folder)
     assert own is not None and found is not None
     for text in TEXTS:
         assert found.encode(text) == own.encode(text), text
     messages = [{"role": "user", "content": "hi"}]
     assert found.render_chat(messages) == own.render_chat(messages)
+    assert found.chat_template is not None and found.chat_template.for_tools is not None
+    assert found.tokenizer.get_vocab_size() == Checkpoint.open(folder).spec.vocab_size
     assert read_stop_token_ids(folder, found) == read_stop_token_ids(path.parent, own)
 
 
@@ -114,6 +127,46 @@ def test_what_is_not_read_is_named(old: bytes, new: bytes, message: str, tmp_pat
     edited(path, old, new)
     with pytest.raises(CheckpointError, match=message):
         model_folder(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "llama.rope.dimension_count",
+            4,
+            "rotates 4 of 16 dimensions of a head, which is not read",
+        ),
+        ("llama.attention.layer_norm_rms_epsilon", None, "lacks llama.attention.layer_norm_rms_ep"),
+        ("llama.block_count", 2**31 - 1, "block_count is 2147483647, and there are 1"),
+        ("tokenizer.ggml.eos_token_id", "x", "eos_token_id is 'x', and there are "),
+        ("tokenizer.ggml.eot_token_id", 10**6, "eot_token_id is 1000000, and there are "),
+        ("tokenizer.chat_template", [3], "tokenizer.chat_template is not a text"),
+    ],
+)
+def test_metadata_that_would_be_passed_over_is_refused(
+    key: str, value: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_model(tmp_path / "own", TOKENIZERS["gpt-2"]())
+    get = GgufFile.get
+    monkeypatch.setattr(
+        GgufFile,
+        "get",
+        lambda self, asked, *rest: value if asked == key else get(self, asked, *rest),
+    )
+    with pytest.raises(CheckpointError, match=message):
+        model_folder(str(path))
+
+
+def test_an_id_of_minus_one_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_model(tmp_path / "own", TOKENIZERS["gpt-2"]())
+    get, key = GgufFile.get, "tokenizer.ggml.eos_token_id"
+    monkeypatch.setattr(
+        GgufFile, "get", lambda self, asked, *rest: -1 if asked == key else get(self, asked, *rest)
+    )
+    folder = Path(model_folder(str(path)))
+    assert "eos_token" not in json.loads((folder / "tokenizer_config.json").read_text())
+    assert Checkpoint.open(folder).config.get("eos_token_id") is None
 
 
 def test_what_transformers_cannot_use_is_one_line(tmp_path: Path) -> None:

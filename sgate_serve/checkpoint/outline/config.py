@@ -53,8 +53,9 @@ class AnyConfig:
 
     @property
     def is_language_model(self) -> bool:
-        names = self.values.get("architectures") or []
-        return any(str(name).endswith(LANGUAGE_MODELS) for name in names)
+        names = self.values.get("architectures")
+        named = names if isinstance(names, list) else [names]
+        return any(str(name).endswith(LANGUAGE_MODELS) for name in named)
 
     @property
     def blocks(self) -> Sequence[Any]:

@@ -42,7 +42,10 @@ def stack_of(tensors: Mapping[str, TensorInfo]) -> dict[int, list[TensorInfo]]:
 def layer_faults(config: AnyConfig, stack: Mapping[int, list[TensorInfo]]) -> Iterator[Fault]:
     """Yield layers that are missing or too many, and arrays that are not as long as the stack."""
     number = config.num_layers
-    if number is None or not stack:
+    if number is None:
+        return
+    if not stack:
+        yield Fault(CONFIG_FILE, f"it says {number} layers, but no tensor is of a numbered layer")
         return
     most = number + config.num_predicted
     if extra := {index for index in stack if index >= most}:
@@ -111,7 +114,7 @@ def _block_faults(block: Any, tensors: list[TensorInfo], config: AnyConfig) -> I
             yield f"block_configs gives it {part}, but files hold none"
         for info in here:
             units = own.get("intermediate_size")
-            is_down = info.name.endswith(".mlp.down_proj.weight")
+            is_down = info.name.endswith(".mlp.down_proj.weight") and len(info.shape) == 2
             if is_down and isinstance(units, int) and info.shape[-1] != units:
                 yield (
                     f"block_configs says intermediate_size {units}, but {info.name} reads "

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.families import FAMILIES
@@ -14,7 +15,7 @@ from sgate_serve.checkpoint.outline.faults import grouped
 from sgate_serve.checkpoint.outline.layers import layer_faults, stack_of
 from sgate_serve.checkpoint.outline.mixtures import Mixture, mixture_faults, mixtures_of
 from sgate_serve.checkpoint.outline.tables import table_faults
-from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo, is_name
 from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.json_fields import read_json
 
@@ -62,11 +63,13 @@ class Outline:
     @property
     def is_supported(self) -> bool:
         """Whether the family is one that converts; its folder may still not load."""
-        return stored_family(self.config.values) in FAMILIES
+        name = stored_family(self.config.values)
+        return isinstance(name, str) and name in FAMILIES
 
     @property
     def model_type(self) -> str:
-        return str(self.config.values.get("model_type"))
+        found = self.config.values.get("model_type")
+        return found if isinstance(found, str) and is_name(found) else brief(found)
 
     def to_json(self) -> dict[str, Any]:
         return {
