@@ -23,6 +23,7 @@ from sgate_serve.architecture.config_kinds import (
     PROBLEM,
     RATE,
     SHARE,
+    STRATEGY,
     SWITCHES,
     TOKEN_IDS,
     TRUE,
@@ -329,6 +330,8 @@ _EVERYWHERE: Fields = {
     "torch_dtype": _nullable(DTYPE),
     "output_attentions": ConfigField(FLAG, False),
     "is_causal": ConfigField(FLAG, True),
+    # Without effect, and checked by the forward of every model.
+    "vision_feature_select_strategy": _nullable(STRATEGY),
     "auto_map": ConfigField(CLASS_NAMES),
     "attn_implementation": _nullable(KERNEL),
     "_attn_implementation": _nullable(KERNEL),

@@ -63,6 +63,8 @@ LABEL_IDS = Kind(
         and any(all(map(kind.accepts, value.values())) for kind in (INTEGER, TEXT))
     ),
 )
+STRATEGIES = ("default", "full")
+STRATEGY = Kind(f"one of {', '.join(STRATEGIES)}", lambda value: value in STRATEGIES)
 # The attention kernels that compute the same function and need no other package.
 KERNELS = ("eager", "sdpa")
 KERNEL = Kind(f"one of {', '.join(KERNELS)}", lambda value: value in KERNELS)

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from converters.convert import ConvertOptions, convert
 from converters.to_onnx import write_onnx
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
@@ -26,7 +27,9 @@ from tests.families.zoo import VOCABULARY, ZOO, build
 from tests.small_llama import random_tokens
 
 OPTIONS = SlotOptions(slots=1, max_model_len=64, threads=1)
-RMS_FAMILIES = [name for name in ZOO if ZOO[name][0].task == CAUSAL_LM and name != "gpt2"]
+RMS_FAMILIES = [
+    name for name in ZOO if ZOO[name][0].task == CAUSAL_LM and FAMILIES[name].norm == "rms"
+]
 
 
 def saved(root: Path, family: str, number: int = 0, **config: Any) -> Checkpoint:

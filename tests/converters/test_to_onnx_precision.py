@@ -18,7 +18,7 @@ from converters.to_onnx import write_onnx
 from converters.to_onnx.comparison import first_difference
 from converters.to_onnx.integer_blocks import round_to_4_bits, round_to_8_bits
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.engine_options import OnnxOptions
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.onnx.runner import OnnxRunner
 from sgate_serve.engines.runner import TokenChunk, all_logits
@@ -42,7 +42,7 @@ DECODERS = [v for v in VARIANTS if v.task == "causal-lm" and v.name != "longrope
 NAMES = {"llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"}
 SOME = [variant for variant in DECODERS if str(variant) in NAMES]
 QUANTIZED = ["int8", "int4"]
-SIZES = SlotOptions(slots=4, max_model_len=48, threads=1, prefill_chunk=16)
+SIZES = OnnxOptions(slots=4, max_model_len=48, threads=1, prefill_chunk=16, batch_invariant=True)
 
 
 def runner_of(checkpoint: Checkpoint, precision: str) -> OnnxRunner:
