@@ -24,20 +24,29 @@ def run(args: argparse.Namespace) -> int:
     plots = load_plots(args.plot)
     check_file(args.plot, "--plot")
     folder = model_folder(args.out)
-    outline = Outline.of(folder)
     try:
         inspection = Inspection.of(folder)
     except CheckpointError as error:
-        if outline.is_supported and not outline.faults:
-            raise
-        return _show_outline(outline, error, args)
+        return _show_outline(_outline_of(folder, error), error, args)
+    faults = Outline.of(inspection.folder.folder).faults
     if plots is not None:
         plots.plot_widths(inspection, args.plot)
     if args.json:
-        print_json({**inspection.to_json(), "faults": list(outline.faults)})
+        print_json({**inspection.to_json(), "faults": list(faults)})
     else:
-        print_lines([*inspection.lines(), *(f"fault: {fault}" for fault in outline.faults)])
+        print_lines([*inspection.lines(), *(f"fault: {fault}" for fault in faults)])
     return 0
+
+
+def _outline_of(folder: str, error: CheckpointError) -> Outline:
+    """Return the outline of a folder that does not load; raise the error if it says no more."""
+    try:
+        outline = Outline.of(folder)
+    except CheckpointError:
+        raise error from None
+    if outline.is_supported and not outline.faults:
+        raise error
+    return outline
 
 
 def _show_outline(outline: Outline, error: CheckpointError, args: argparse.Namespace) -> int:
