@@ -18,7 +18,6 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -27,6 +26,7 @@ from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter, TensorHeader, new_folder
 from sgate_serve.errors import CheckpointError, SgateError
 from sgate_serve.models.progress import hidden_bars
+from sgate_serve.models.refusals import refused
 from sgate_serve.text.chat_template import TEMPLATE_DIR, TEMPLATE_FILE, TOOLS_NAME
 from sgate_serve.text.generation_settings import GENERATION_FILE
 from sgate_serve.text.pre_tokenizers import serialized_steps
@@ -262,11 +262,7 @@ def _refusals_named(path: Path) -> Iterator[None]:
     except (SgateError, OSError, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path}: transformers {transformers.__version__} does not read it "
-            f"({type(error).__name__}: {reason:.200}); {REMEDY}"
-        ) from error
+        raise refused(path, error, "does not read it", REMEDY, longest=200) from error
 
 
 def tokenizer_of(file: GgufFile) -> Tokenizer | None:

@@ -1,4 +1,4 @@
-"""Errors of transformers' config and model classes, as ours that name the file."""
+"""Errors of transformers' classes, as ours that name the file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +20,15 @@ def refusals_named(source: Path) -> Iterator[None]:
     except SgateError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{source}: transformers {transformers.__version__} refuses this config "
-            f"({type(error).__name__}: {reason:.300}); correct the field"
-        ) from error
+        raise refused(source, error, "refuses this config", "correct the field") from error
+
+
+def refused(
+    source: Path, error: Exception, what: str, remedy: str, longest: int = 300
+) -> CheckpointError:
+    """Return an error of transformers as ours; of its text, at most `longest` characters."""
+    reason = " ".join(str(error).split())[:longest]
+    return CheckpointError(
+        f"{source}: transformers {transformers.__version__} {what} "
+        f"({type(error).__name__}: {reason}); {remedy}"
+    )
