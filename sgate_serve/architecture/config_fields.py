@@ -52,6 +52,10 @@ def _changed(fields: Fields, **defaults: Any) -> dict[str, ConfigField]:
     return {**fields, **{key: replace(fields[key], default=new) for key, new in defaults.items()}}
 
 
+def _without(fields: Fields, name: str) -> dict[str, ConfigField]:
+    return {key: field for key, field in fields.items() if key != name}
+
+
 _EVERY: Fields = {
     "transformers_version": _nullable(TEXT),
     "architectures": _nullable(TEXTS),
@@ -168,25 +172,21 @@ _GRANITE: Fields = {
     "attention_multiplier": ConfigField(POSITIVE, 1.0),
 }
 _STARCODER2: Fields = {
-    **{
-        key: field
-        for key, field in _changed(
-            _DECODER,
-            vocab_size=49152,
-            hidden_size=3072,
-            intermediate_size=12288,
-            num_hidden_layers=30,
-            num_attention_heads=24,
-            num_key_value_heads=2,
-            hidden_act="gelu_pytorch_tanh",
-            max_position_embeddings=4096,
-            initializer_range=0.018042,
-            bos_token_id=50256,
-            eos_token_id=50256,
-            tie_word_embeddings=True,
-        ).items()
-        if key != "rms_norm_eps"
-    },
+    **_changed(
+        _without(_DECODER, "rms_norm_eps"),
+        vocab_size=49152,
+        hidden_size=3072,
+        intermediate_size=12288,
+        num_hidden_layers=30,
+        num_attention_heads=24,
+        num_key_value_heads=2,
+        hidden_act="gelu_pytorch_tanh",
+        max_position_embeddings=4096,
+        initializer_range=0.018042,
+        bos_token_id=50256,
+        eos_token_id=50256,
+        tie_word_embeddings=True,
+    ),
     "norm_epsilon": ConfigField(DECIMAL, 1e-5),
     "sliding_window": _nullable(SIZE),
     "residual_dropout": ConfigField(RATE, 0.0),
@@ -212,24 +212,20 @@ _PHI3: Fields = {
     "sliding_window": _nullable(SIZE),
 }
 _GEMMA2: Fields = {
-    **{
-        key: field
-        for key, field in _changed(
-            _DECODER,
-            vocab_size=256000,
-            hidden_size=2304,
-            intermediate_size=9216,
-            num_hidden_layers=26,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=8192,
-            pad_token_id=0,
-            bos_token_id=2,
-            eos_token_id=1,
-            tie_word_embeddings=True,
-        ).items()
-        if key != "hidden_act"
-    },
+    **_changed(
+        _without(_DECODER, "hidden_act"),
+        vocab_size=256000,
+        hidden_size=2304,
+        intermediate_size=9216,
+        num_hidden_layers=26,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=8192,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=1,
+        tie_word_embeddings=True,
+    ),
     "head_dim": ConfigField(WHOLE, 256),
     "hidden_activation": ConfigField(ACTIVATION, "gelu_pytorch_tanh"),
     "attention_bias": ConfigField(FLAG, False),

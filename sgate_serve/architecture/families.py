@@ -127,10 +127,7 @@ STARCODER2 = replace(
     config_class="Starcoder2Config",
     tasks=_decoder_tasks("Starcoder2"),
     linears={
-        QUERY: "self_attn.q_proj",
-        KEY: "self_attn.k_proj",
-        VALUE: "self_attn.v_proj",
-        OUTPUT: "self_attn.o_proj",
+        **{role: LLAMA.linears[role] for role in ATTENTION_ROLES},
         UP: "mlp.c_fc",
         DOWN: "mlp.c_proj",
     },
