@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sgate_serve.errors import CheckpointError
-from sgate_serve.text.tokenization import METASPACE
+from sgate_serve.text.pre_tokenizers import PREFIX, SPACES
 
 logger = logging.getLogger(__name__)
-
-SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE}
-PREFIX = {"type": "Prepend", "prepend": METASPACE}
 
 
 def check_merges(model: Mapping[str, Any], added: Collection[str], source: Path) -> None:

@@ -29,7 +29,7 @@ from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refused
 from sgate_serve.text.chat_template import TEMPLATE_DIR, TEMPLATE_FILE, TOOLS_NAME
 from sgate_serve.text.generation_settings import GENERATION_FILE
-from sgate_serve.text.pre_tokenizers import serialized_steps
+from sgate_serve.text.pre_tokenizers import PREFIX, SPACES, serialized_steps
 from sgate_serve.text.tokenization import METASPACE
 from sgate_serve.text.tokenizer_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
@@ -295,12 +295,11 @@ def tokenizer_of(file: GgufFile) -> Tokenizer | None:
 
 def _sentence_pieces(adds_space: bool) -> dict[str, Any]:
     """Return the steps before and after SentencePiece's merges, which transformers has as one."""
-    marks = {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE}
-    prefix = [{"type": "Prepend", "prepend": METASPACE}] if adds_space else []
+    prefix = [PREFIX] if adds_space else []
     back = {"type": "Replace", "pattern": {"String": METASPACE}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if adds_space else []
     return {
-        "normalizer": {"type": "Sequence", "normalizers": [*prefix, marks]},
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, SPACES]},
         "pre_tokenizer": None,
         "decoder": {
             "type": "Sequence",

@@ -1,4 +1,4 @@
-"""How text is cut into words before byte-level BPE: llama.cpp's names for the steps of a tokenizer.
+"""The steps of tokenizers before BPE, and llama.cpp's names for those before byte-level BPE.
 
 llama.cpp has the steps in code, by a name in the file (`tokenizer.ggml.pre`). Its own converter
 recognises vocabularies; here the steps themselves are compared, so that any vocabulary trained
@@ -7,6 +7,12 @@ behind known steps is named, and one behind unknown steps is refused.
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from sgate_serve.text.tokenization import METASPACE
+
+# Normalizers of SentencePiece's kind: spaces become marks, and a text may begin with one.
+SPACES: Mapping[str, Any] = {"type": "Replace", "pattern": {"String": " "}, "content": METASPACE}
+PREFIX: Mapping[str, Any] = {"type": "Prepend", "prepend": METASPACE}
 
 Step = tuple[Any, ...]
 
