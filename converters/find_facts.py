@@ -6,6 +6,7 @@ zero, everything else counts as nonzero. Without gates, every tensor is scanned,
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -15,13 +16,14 @@ from converters.rules import (
     ModelFacts,
     NormZeros,
     Zeros,
+    joined,
     zeros_of_masks,
     zeros_of_weight,
     zeros_on,
 )
 from converters.rules.facts import Flags
 from sgate_serve.architecture.activations import is_zero_below_zero
-from sgate_serve.architecture.family import GATE, HIDDEN, UP
+from sgate_serve.architecture.family import DOWN, GATE, HIDDEN, UP
 from sgate_serve.checkpoint.tensor_files import Array
 
 
@@ -37,7 +39,13 @@ def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
         found = zeros_of_masks(masked.spec, masked.masks, _biases(masked))
         layers = tuple(_with_inactive(masked, *numbered) for numbered in enumerate(found))
         trained = {name for name in _norm_names(masked) if f"{name}.weight" in masked.deltas}
-        return ModelFacts(masked.spec, layers, _norms(masked, trained), has_exact_sums=sums)
+        return ModelFacts(
+            masked.spec,
+            layers,
+            _norms(masked, trained),
+            has_exact_sums=sums,
+            closed_experts=masked.closed_experts,
+        )
     inner, outer = _linears_on_top(masked)
     return ModelFacts(
         spec=masked.spec,
@@ -46,19 +54,34 @@ def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
         unembedded=_unembedded(masked),
         inner=inner,
         outer=outer,
-        scan=lambda index, role, rows, columns: zeros_on(
-            masked.read_role(index, role), rows, columns
-        ),
+        scan=partial(_scan, masked),
         has_exact_sums=sums,
     )
 
 
 def _scanned_layer(masked: MaskedCheckpoint, index: int) -> dict[str, Zeros]:
-    layer = {
-        role: zeros_of_weight(masked.read_role(index, role), masked.read_bias(index, role))
-        for role in masked.spec.linear_shapes(index)
-    }
+    layer = {role: _scanned_role(masked, index, role) for role in masked.spec.linear_shapes(index)}
     return _with_inactive(masked, index, layer)
+
+
+def _scanned_role(masked: MaskedCheckpoint, index: int, role: str) -> Zeros:
+    parts, layer = masked.spec.parts(index, role), masked.spec.layers[index]
+    if not layer.experts or len(parts) == 1:
+        return zeros_of_weight(masked.read_role(index, role), masked.read_bias(index, role))
+    # One expert at a time: all of them together are large.
+    weights = (masked.read(f"{part.module}.weight") for part in parts)
+    return joined([zeros_of_weight(weight, None) for weight in weights], role)
+
+
+def _scan(masked: MaskedCheckpoint, index: int, role: str, rows: Flags, columns: Flags) -> Zeros:
+    """Return the zeros of a role on its living rows and columns."""
+    parts, found = masked.spec.parts(index, role), []
+    if len(parts) == 1:
+        return zeros_on(masked.read_role(index, role), rows, columns)
+    for part in parts:
+        own = (rows, columns[part.units]) if role == DOWN else (rows[part.units], columns)
+        found.append(zeros_on(masked.read(f"{part.module}.weight"), *own))
+    return joined(found, role)
 
 
 def _with_inactive(

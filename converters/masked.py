@@ -5,7 +5,7 @@ in memory as a whole. Folding: W' = diag(rows) · W · diag(columns), b' = rows 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.float_bits import is_finite
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.architecture.family import DOWN, EXPERTS, MLP_ROLES
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec, Part
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
 from sgate_serve.errors import CheckpointError
@@ -48,6 +49,19 @@ class MaskedCheckpoint:
     @cached_property
     def masks(self) -> Masks:
         return {} if self.gates is None else self.gates.masks(replace(self.base.spec, lowered={}))
+
+    @cached_property
+    def closed_experts(self) -> Mapping[str, NDArray[np.bool_]]:
+        """By router, flags over the experts that it must never choose."""
+        gates = {name: self.masks[name].rows for name in self._routers if name in self.masks}
+        closed = {name: rows == 0 for name, rows in gates.items() if rows is not None}
+        return {name: flags for name, flags in closed.items() if flags.any()}
+
+    @cached_property
+    def _routers(self) -> frozenset[str]:
+        layers = range(len(self.spec.layers))
+        tensors = (item for index in layers for item in self.spec.router_tensors(index).items())
+        return frozenset(name.removesuffix(".weight") for name, axes in tensors if EXPERTS in axes)
 
     @cached_property
     def deltas(self) -> Mapping[str, TensorInfo]:
@@ -100,7 +114,8 @@ class MaskedCheckpoint:
         module, _, kind = name.rpartition(".")
         if kind == "weight" and name not in self.deltas and module in self.base.spec.lowered:
             value = self._spread(module, value)
-        gate = self.masks.get(module, Gate())
+        # A closed expert is one that its router never chooses, whatever its row holds.
+        gate = Gate() if module in self._routers else self.masks.get(module, Gate())
         if self.spec.family.is_transposed and kind == "weight" and module in self._modules:
             gate = Gate(gate.columns, gate.rows)
         by_row = _Side.of(gate.rows, rows)
@@ -111,17 +126,38 @@ class MaskedCheckpoint:
         self, layer: int, role: str, rows: Indices | None = None, columns: Indices | None = None
     ) -> Array:
         """Return the masked (out, in) matrix of one role, or the given rows and columns of it."""
-        module, part = self.spec.family.linear(layer, role), self.spec.role_rows(layer, role)
+        parts = self.spec.parts(layer, role)
+        if len(parts) > 1:
+            return self._read_parts(parts, role, rows, columns)
+        module, part = parts[0].module, parts[0].rows
         if len(self.spec.family.fused_roles(role)) > 1:
             rows = np.arange(part.start, part.stop) if rows is None else rows + part.start
         if not self.spec.family.is_transposed:
             return self.read(f"{module}.weight", rows, columns)
         return self.read(f"{module}.weight", columns, rows).T
 
+    def _read_parts(
+        self, parts: Sequence[Part], role: str, rows: Indices | None, columns: Indices | None
+    ) -> Array:
+        """Return a role whose units several modules hold, of which only those asked for are read."""
+        units, found = columns if role == DOWN else rows, list[Array]()
+        for part in parts:
+            own = None
+            if units is not None:
+                inside = (units >= part.units.start) & (units < part.units.stop)
+                own = units[inside] - part.units.start
+            if own is None or own.size:
+                sides = (rows, own) if role == DOWN else (own, columns)
+                found.append(self.read(f"{part.module}.weight", *sides))
+        if not found:
+            found = [self.read(f"{parts[0].module}.weight")[: None if role == DOWN else 0]]
+        return np.concatenate(found, axis=1 if role == DOWN else 0)
+
     def read_bias(self, layer: int, role: str) -> Array | None:
         """Return the masked bias of one role, or None if its linear has none."""
         if not self.spec.has_bias(layer, role):
             return None
+        assert not self.spec.layers[layer].experts or role not in MLP_ROLES, "experts lack biases"
         module = self.spec.family.linear(layer, role)
         return self.read(f"{module}.bias")[self.spec.role_rows(layer, role)]
 

@@ -5,13 +5,14 @@ follow in the same order. Peak memory is the largest tensor.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 
 from converters.folded_constants import FoldedConstants
 from converters.masked import Indices, MaskedCheckpoint
-from sgate_serve.architecture.family import DOWN, HEAD_UNITS, HIDDEN, KEY, OUTPUT
+from sgate_serve.architecture.family import DOWN, EXPERTS, HEAD_UNITS, HIDDEN, KEY, OUTPUT
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array
 from sgate_serve.checkpoint.writer import TensorHeader
@@ -66,13 +67,19 @@ class Rewriter:
 
     def _weight(self, module: str) -> Array:
         index = self._modules[module]
-        parts = [self._role_weight(index, role) for role in self.small.modules(index)[module]]
+        roles = self.small.modules(index)[module]
+        parts = [self._role_weight(index, role, self._own_units(module)) for role in roles]
         stacked = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return stacked.T if self.dense.family.is_transposed else stacked
 
-    def _role_weight(self, index: int, role: str) -> Array:
-        """Return the stored part of one role: sliced, merges applied, dead columns zeroed."""
+    def _role_weight(self, index: int, role: str, units: slice | None) -> Array:
+        """Return the stored part of one role: sliced, merges applied, dead columns zeroed.
+
+        In an expert only those of its own `units`, in the coordinates before pruning.
+        """
         at = self._placed(index, role)
+        if units is not None:
+            at = _within(at, role, units)
         shape = self.dense.linear_shapes(index)[role]
         rows, columns = _stored(at.rows, shape[0]), _stored(at.columns, shape[1])
         value = self.masked.read_role(index, role, rows, columns)
@@ -80,6 +87,15 @@ class Rewriter:
         value = self._merge_keys(index, value, at) if role == KEY else value
         dead = np.isin(at.columns.stored, self._zeroed_columns(index, role))
         return np.where(dead, np.zeros((), value.dtype), value) if dead.any() else value
+
+    def _own_units(self, module: str) -> slice | None:
+        """Return which units of the dense layer an expert's module has; None for other modules."""
+        number = self.small.expert_of(module)
+        if number is None:
+            return None
+        index = self._modules[module]
+        kept, dense = self.plan.layers[index].experts, self.dense.layers[index]
+        return dense.expert_spans[kept[number] if number < len(kept) else len(dense.experts)]
 
     def _zeroed_columns(self, index: int, role: str) -> Indices:
         """Return the columns stored as zeros: of revived units, or folded into the bias."""
@@ -150,7 +166,8 @@ class Rewriter:
         """Return a norm, a table or a tensor of the head, sliced along its named axes."""
         # A tensor without named axes is a norm of the residual stream, or is never sliced.
         axes = () if name in self._never_sliced else self._outside.get(name, (HIDDEN,))
-        kept = [self._kept(axis) for axis in axes] or [None]
+        index, axes = self._routers.get(name, (0, axes))
+        kept = [self._kept(axis, index) for axis in axes] or [None]
         value = self.masked.read(name, *kept)
         added = self.constants.added_to(name)
         if added is None:
@@ -169,7 +186,18 @@ class Rewriter:
         }
         return {*norms, f"{family.head}.bias"}
 
-    def _kept(self, axis: str) -> Indices | None:
+    @cached_property
+    def _routers(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """The tensors that choose experts, with their layer and their axes."""
+        return {
+            name: (index, axes)
+            for index in range(len(self.small.layers))
+            for name, axes in self.small.router_tensors(index).items()
+        }
+
+    def _kept(self, axis: str, layer: int) -> Indices | None:
+        if axis == EXPERTS:
+            return np.asarray(self.plan.layers[layer].experts, np.int64)
         kept = {HIDDEN: self.plan.hidden, HEAD_UNITS: self.plan.head_units}.get(axis)
         return None if kept is None else np.asarray(kept, np.int64)
 
@@ -177,6 +205,13 @@ class Rewriter:
         placed = place(self.plan, self.dense, index, role)
         assert placed is not None, (index, role)
         return placed
+
+
+def _within(at: Placement, role: str, units: slice) -> Placement:
+    """Restrict a role's own side to some of its units."""
+    side = at.columns if role == DOWN else at.rows
+    own = side.stays[(side.stays >= units.start) & (side.stays < units.stop)]
+    return replace(at, **{"columns" if role == DOWN else "rows": Side(own, own)})
 
 
 def _stored(side: Side, size: int) -> Indices | None:

@@ -76,7 +76,9 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     config = {key: value for key, value in base.items() if key not in LEFT_OUT}
     family = spec.family
     sizes = LayerSizes(family, spec.layers, spec.hidden_size, spec.norm_size)
-    config |= sizes.top_level()
+    top = sizes.top_level()
+    synonyms = {name for key in top for name in family.synonyms(key)}
+    config = {key: value for key, value in config.items() if key not in synonyms} | top
     config |= {"tie_word_embeddings": spec.tied_head} if spec.tied_head else {}
     if not spec.tied_head and masked.base.spec.tied_head:
         config["tie_word_embeddings"] = False
@@ -96,4 +98,5 @@ def _sgate_block(spec: ModelSpec, base_model_type: str) -> SgateBlock:
         norm_size=None if spec.norm_size == spec.hidden_size else spec.norm_size,
         head_units=None if spec.head_units == spec.hidden_size else spec.head_units,
         lowered=spec.lowered,
+        expert_units=spec.uneven_experts,
     )

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 TITLE = "sgate gates folder"
 FILES = (GATES_FILE,)
-MARKS = (".mlp_units", ".heads", ".kv_groups", ".rows", ".columns")
+MARKS = (".mlp_units", ".experts", ".heads", ".kv_groups", ".rows", ".columns")
 
 
 def read(source: GatesSource, base: Checkpoint) -> Gates:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from converters.rules.blocks import constant_blocks, silent_blocks
 from converters.rules.dense_head import dead_head_units
+from converters.rules.experts import closed_experts
 from converters.rules.facts import ModelFacts
 from converters.rules.findings import LayerRule, ModelRule
 from converters.rules.fixpoint import Fixpoint, indices_of
@@ -28,6 +29,7 @@ from sgate_serve.plan.targets import TARGETS, check_target
 
 # Rules on one layer. Where several find the same part dead, the first names the cause.
 LAYER_RULES: Mapping[str, LayerRule] = {
+    "13 closed expert": closed_experts,
     "6 silent block": silent_blocks,
     "8 column": dead_columns,
     "1 MLP unit never read": unread_units,

@@ -65,7 +65,8 @@ class ModelFacts:
     residual dimensions that are zero in every embedding table; None if the tables were not read.
     `inner` and `outer` are the linears before and after units on top. `scan` reads a role's matrix
     again and returns its zeros on the given rows and columns. `has_exact_sums` says whether the
-    stored dtype can hold sums of weights: a 16-bit dtype would round them.
+    stored dtype can hold sums of weights: a 16-bit dtype would round them. `closed_experts` flags,
+    by router, the experts that it must never choose.
     """
 
     spec: ModelSpec
@@ -76,6 +77,7 @@ class ModelFacts:
     outer: Zeros | None = None
     scan: Callable[[int, str, Flags, Flags], Zeros] | None = None
     has_exact_sums: bool = True
+    closed_experts: Mapping[str, Flags] = field(default_factory=dict)
 
     def norm(self, name: str) -> NormZeros:
         """Return a norm's zeros; a norm that was not read counts as having none.

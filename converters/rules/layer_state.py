@@ -47,7 +47,7 @@ ModelAxis = Literal["hidden", "head_units"]
 class LayerState:
     """Flags for what is alive in a layer, by axis, and the zeros of its linears.
 
-    Shapes: MLP units [I], heads [h], KV heads [kv], value and key dimensions [kv, head_dim],
+    Shapes: MLP units [I] (of all experts), experts [E], heads [h], KV heads [kv], value and key dimensions [kv, head_dim],
     `inputs` of each reader [hidden]. `folded` flags, by role, the bias entries that a fold may have
     made nonzero; `moved` are the blocks without units whose constant another tensor now holds.
     """
@@ -60,6 +60,7 @@ class LayerState:
     kv_heads: Flags
     value_dims: Flags
     key_dims: Flags
+    experts: Flags
     hidden: Flags
     inputs: Mapping[str, Flags] = field(default_factory=dict)
     folded: Mapping[str, Flags] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class LayerState:
             kv_heads=np.ones(shape.num_kv_heads, np.bool_),
             value_dims=np.ones(dims, np.bool_),
             key_dims=np.ones(dims, np.bool_),
+            experts=np.ones(len(shape.experts), np.bool_),
             hidden=hidden,
             inputs={role: hidden for block in READERS for role in READERS[block] if role in zeros},
         )

@@ -66,9 +66,8 @@ def lower_layer(
     """
     state = _with_revived(state, revivals)
     chosen: list[Lowering] = []
-    for block in BLOCKS:
-        if state.has(block):
-            chosen += _inputs(state, block, align, price)
+    for block in _blocks(state):
+        chosen += _inputs(state, block, align, price)
     if state.has(ATTENTION):
         chosen += _one(state, OUTPUT, "columns", align, price, chosen)
     for module in _modules(state):
@@ -87,8 +86,14 @@ def _with_revived(state: LayerState, revivals: Sequence[Revival]) -> LayerState:
     return state
 
 
+def _blocks(state: LayerState) -> list[str]:
+    """Return the blocks with linears that may have index vectors; those of experts have none."""
+    blocks = (ATTENTION,) if state.shape.experts else BLOCKS
+    return [block for block in blocks if state.has(block)]
+
+
 def _modules(state: LayerState) -> list[tuple[str, ...]]:
-    roles = [role for block in BLOCKS if state.has(block) for role in _roles_of(state, block)]
+    roles = [role for block in _blocks(state) for role in _roles_of(state, block)]
     return list(dict.fromkeys(state.family.fused_roles(role) for role in roles))
 
 

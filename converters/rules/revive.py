@@ -12,7 +12,7 @@ import numpy as np
 from converters.rules.facts import Flags, ModelFacts
 from converters.rules.layer_state import LayerState
 from converters.rules.stream import written_by
-from converters.rules.widths import Widths, common_widths, own_heads, own_mlp_units
+from converters.rules.widths import Widths, common_widths, own_heads, own_mlp_units, units_by_expert
 from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.plan import Revival, Target
 
@@ -94,18 +94,33 @@ def align_mlp(state: LayerState, target: Target, common: Widths | None = None) -
 
     Raises PlanError if no width can be shared among the shards.
     """
-    wanted = own_mlp_units(state, target) if common is None else common.mlp_units
-    kept = int(state.mlp_units.sum())
-    if wanted == kept:
-        return state, []
-    revived = np.flatnonzero(~state.mlp_units)[: wanted - kept]
     flags = state.mlp_units.copy()
-    flags[revived] = True
+    parts = units_by_expert(replace(state, mlp_units=flags))  # views
+    if common is None:
+        wanted = own_mlp_units(state, target)
+    else:
+        wanted = _common_units(state, common)
+    for number, (part, width) in enumerate(zip(parts, wanted, strict=True)):
+        is_closed = number < state.experts.size and not state.experts[number]
+        if not is_closed:
+            part[np.flatnonzero(~part)[: width - int(part.sum())]] = True
+    revived = np.flatnonzero(flags & ~state.mlp_units)
+    if not revived.size:
+        return state, []
     reason = f"widths are multiples of {target.align * target.tensor_parallel}"
     if common is not None:
-        reason = f"every layer has {wanted} MLP units"
+        reason = f"every layer has {wanted[0]} MLP units"
+        reason = reason if not state.shape.experts else f"every expert has {wanted[0]} units"
     revival = Revival("mlp_units", tuple(revived.tolist()), reason)
     return replace(state, mlp_units=flags), [revival]
+
+
+def _common_units(state: LayerState, common: Widths) -> list[int]:
+    """Return the width of a layer's MLP, or of each of its experts, under common widths."""
+    if not state.shape.experts:
+        return [common.mlp_units]
+    shared = [common.shared_units] if state.shape.shared_units else []
+    return [common.expert_units] * len(state.shape.experts) + shared
 
 
 def _writes_only_a_bias(facts: ModelFacts, state: LayerState, block: str) -> bool:

@@ -3,9 +3,11 @@
 What they ask for beyond the survivors is revived: `converters.rules.revive`.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from converters.rules.facts import Flags
 from converters.rules.layer_state import LayerState
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
@@ -14,13 +16,24 @@ from sgate_serve.plan import Target
 from sgate_serve.plan.targets import is_shardable
 
 
+# Stands for a width that a kind of layer does not have, where others may have any.
+ANY = sys.maxsize
+
+
 @dataclass(frozen=True)
 class Widths:
-    """Widths of one layer, or of every layer: KV heads, query heads for each, MLP units."""
+    """Widths of one layer, or of every layer: KV heads, query heads for each, MLP units.
+
+    `expert_units` and `shared_units` are those of each expert and of the shared one in mixtures,
+    `experts` their number.
+    """
 
     kv_heads: int
     queries_per_kv: int
     mlp_units: int
+    experts: int = 0
+    expert_units: int = 0
+    shared_units: int = 0
 
 
 def own_heads(state: LayerState, target: Target) -> Widths:
@@ -32,13 +45,21 @@ def own_heads(state: LayerState, target: Target) -> Widths:
     return min(_head_counts(least, _of_shape(state.shape), target), key=_cost)
 
 
-def own_mlp_units(state: LayerState, target: Target) -> int:
-    """Return a layer's own least MLP width, 0 if its MLP is removed.
+def own_mlp_units(state: LayerState, target: Target) -> list[int]:
+    """Return a layer's own least MLP width, 0 if its MLP is removed; of a mixture, each expert's.
 
     Raises PlanError, naming the layer, if no width can be shared among the shards.
     """
-    kept, size = int(state.mlp_units.sum()), state.mlp_units.size
-    return _mlp_units(kept, size, target, f"layer {state.index} keeps")
+    return [
+        _mlp_units(int(units.sum()), units.size, target, f"layer {state.index} keeps")
+        for units in units_by_expert(state)
+    ]
+
+
+def units_by_expert(state: LayerState) -> list[Flags]:
+    """Return the flags of a layer's MLP units, of a mixture those of each expert."""
+    spans = state.shape.expert_spans if state.shape.experts else [slice(None)]
+    return [state.mlp_units[span] for span in spans]
 
 
 def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target) -> Widths:
@@ -50,17 +71,22 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
     3. The stock class accepts the number of heads (`is_stock_shape`).
     Raises PlanError, naming the layer or the sizes, if there are no such widths.
     """
-    least, most = Widths(1, 1, 1), _of_shape(spec.layers[0])
+    _check_counts(states)
+    least, most = _least(spec), _of_shape(spec.layers[0])
     for state in states:
         least = _each(max, least, _kept(state))
         most = _each(min, most, _of_shape(state.shape))
     for state in states:
         _check_room(state, least)
-    units = _mlp_units(least.mlp_units, most.mlp_units, target, "a layer keeps")
+    units = {
+        name: _mlp_units(getattr(least, name), getattr(most, name), target, "a layer keeps")
+        for name in ("mlp_units", "expert_units", "shared_units")
+        if getattr(least, name)
+    }
     choices = [
-        replace(heads, mlp_units=units)
+        widths
         for heads in _head_counts(least, most, target)
-        if _is_stock(spec, replace(heads, mlp_units=units))
+        if _is_stock(spec, widths := replace(heads, **units, experts=least.experts))
     ]
     if not choices:
         raise PlanError(
@@ -76,12 +102,51 @@ def _kept(state: LayerState) -> Widths:
     """Return the widths that hold the survivors of one layer."""
     shape = state.shape
     per_kv = state.heads.reshape(shape.num_kv_heads, shape.queries_per_kv).sum(axis=1)
-    most = int(per_kv.max(initial=0))
-    return Widths(int(state.kv_heads.sum()), most, int(state.mlp_units.sum()))
+    most, counts = int(per_kv.max(initial=0)), [int(u.sum()) for u in units_by_expert(state)]
+    return _widths(state.shape, int(state.kv_heads.sum()), most, counts, int(state.experts.sum()))
 
 
 def _of_shape(shape: LayerShape) -> Widths:
-    return Widths(shape.num_kv_heads, shape.queries_per_kv, shape.mlp_units)
+    spans = [span.stop - span.start for span in shape.expert_spans] or [shape.mlp_units]
+    return _widths(
+        shape, shape.num_kv_heads, shape.queries_per_kv, spans, len(shape.experts), absent=ANY
+    )
+
+
+def _widths(
+    shape: LayerShape,
+    kv_heads: int,
+    queries_per_kv: int,
+    units: Sequence[int],
+    num_experts: int,
+    absent: int = 0,
+) -> Widths:
+    """Return the widths of one layer; `absent` stands for those that its kind does not have."""
+    if not shape.experts:
+        return Widths(kv_heads, queries_per_kv, units[0], absent, absent, absent)
+    routed = max(units[: len(shape.experts)])
+    shared = units[len(shape.experts)] if shape.shared_units else absent
+    return Widths(kv_heads, queries_per_kv, absent, num_experts, routed, shared)
+
+
+def _least(spec: ModelSpec) -> Widths:
+    """Return the least widths that a stock class takes: one of each kind of part that it has."""
+    kinds = [_of_shape(shape) for shape in spec.layers]
+    names = ("mlp_units", "expert_units", "shared_units")
+    return Widths(1, 1, **{n: int(any(getattr(k, n) != ANY for k in kinds)) for n in names})
+
+
+def _check_counts(states: Sequence[LayerState]) -> None:
+    """Raise PlanError if layers keep different numbers of experts, which none can take back."""
+    counts = {state.index: int(state.experts.sum()) for state in states if state.shape.experts}
+    if len(set(counts.values())) > 1:
+        (one, few), (other, many) = (
+            choose(counts.items(), key=lambda item: item[1]) for choose in (min, max)
+        )
+        raise PlanError(
+            f"--uniform: layer {one} keeps {few} experts and layer {other} keeps {many}, and a "
+            "closed expert cannot come back; close as many in every layer, or leave --uniform out"
+        )
 
 
 def _each(choose: Callable[[int, int], int], one: Widths, other: Widths) -> Widths:
@@ -94,7 +159,10 @@ def _sizes(widths: Widths) -> tuple[int, ...]:
 
 def _check_room(state: LayerState, least: Widths) -> None:
     """Raise PlanError if a layer was never as wide as others are after pruning."""
-    names = ("KV heads", "query heads for each KV head", "MLP units")
+    names = (
+        *("KV heads", "query heads for each KV head", "MLP units"),
+        *("experts", "units of an expert", "units of its shared expert"),
+    )
     dense = _of_shape(state.shape)
     for name, needed, size in zip(names, _sizes(least), _sizes(dense), strict=True):
         if needed > size:
@@ -132,15 +200,26 @@ def _head_counts(least: Widths, most: Widths, target: Target) -> Iterator[Widths
 
 
 def _cost(widths: Widths) -> tuple[int, ...]:
-    kv_heads, per_kv, _ = _sizes(widths)
+    kv_heads, per_kv = widths.kv_heads, widths.queries_per_kv
     return (kv_heads * per_kv + 2 * kv_heads, kv_heads, per_kv)
 
 
 def _is_stock(spec: ModelSpec, widths: Widths) -> bool:
-    shape = replace(
-        spec.layers[0],
-        num_heads=widths.kv_heads * widths.queries_per_kv,
-        num_kv_heads=widths.kv_heads,
-        mlp_units=widths.mlp_units,
+    return is_stock_shape(
+        replace(spec, layers=tuple(with_widths(shape, widths) for shape in spec.layers))
     )
-    return is_stock_shape(replace(spec, layers=(shape,) * len(spec.layers)))
+
+
+def with_widths(shape: LayerShape, widths: Widths) -> LayerShape:
+    """Return a layer's shape with common widths, those of its own kind."""
+    heads = widths.kv_heads * widths.queries_per_kv
+    found = replace(shape, num_heads=heads, num_kv_heads=widths.kv_heads)
+    if not shape.experts:
+        return replace(found, mlp_units=widths.mlp_units)
+    units = widths.experts * widths.expert_units + (shape.shared_units and widths.shared_units)
+    return replace(
+        found,
+        mlp_units=units,
+        experts=(widths.expert_units,) * widths.experts,
+        top_k=min(shape.top_k, widths.experts),
+    )

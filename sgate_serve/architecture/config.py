@@ -5,17 +5,19 @@ checked before, by `config_schema`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
+from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family, Mixture
 from sgate_serve.architecture.rope import rotates
 from sgate_serve.architecture.sgate_config import (
     READ_VERSIONS,
     SGATE_CLASS_PREFIX,
     SGATE_MODEL_TYPE,
+    SHARED_UNITS,
     stored_block,
     stored_family,
 )
@@ -59,15 +61,40 @@ def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:
     )
 
 
-def dense_shape(get: ConfigReader, family: Family) -> LayerShape:
-    """Return the widths at the top level of the config: a layer without its own has these."""
+def dense_shapes(get: ConfigReader, family: Family, num_layers: int) -> Iterator[LayerShape]:
+    """Yield the widths of each layer by the top level of the config, where no layer has its own."""
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
-    return LayerShape(
+    shape = LayerShape(
         num_heads=heads,
         num_kv_heads=get.integer("num_key_value_heads", heads) if family.has_kv_heads else heads,
         head_dim=get.integer("head_dim", hidden // max(heads, 1)),
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
+    for index in range(num_layers):
+        if family.mixture is not None and has_experts(get, index):
+            yield mixture_shape(shape, family.mixture, get)
+        else:
+            yield shape
+
+
+def has_experts(get: ConfigReader, index: int) -> bool:
+    """Say whether a layer of a family with mixtures is one, as transformers' classes decide."""
+    step = get.integer("decoder_sparse_step", 1)
+    return index not in (get("mlp_only_layers") or ()) and (index + 1) % step == 0
+
+
+def mixture_shape(shape: LayerShape, mixture: Mixture, get: ConfigReader) -> LayerShape:
+    """Return the shape of a layer with experts instead of an MLP."""
+    count, width = get.integer("num_experts"), get.integer(mixture.units)
+    shared = get.integer(SHARED_UNITS) if mixture.shared else 0
+    top_k = get.integer("num_experts_per_tok")
+    if not 0 < top_k <= count:
+        raise CheckpointError(
+            f"{get.source}: num_experts_per_tok {top_k} of {count} experts; a token uses at least "
+            "one and at most all"
+        )
+    experts = (width,) * count
+    return replace(shape, mlp_units=width * count + shared, experts=experts, top_k=top_k)
 
 
 def check_sizes(get: ConfigReader, family: Family) -> None:
@@ -111,6 +138,12 @@ def biased_roles(get: ConfigReader, family: Family) -> Iterator[str]:
     for role, switch in family.biases.items():
         if get(switch) if isinstance(switch, str) else switch:
             yield role
+
+
+def normalizes_routes(get: ConfigReader, family: Family) -> bool:
+    """Say whether the shares of a token's experts are divided by their sum."""
+    switch = False if family.mixture is None else family.mixture.normalizes
+    return bool(get(switch)) if isinstance(switch, str) else switch
 
 
 def num_labels(config: Mapping[str, Any]) -> int:
@@ -157,12 +190,12 @@ def windows(get: ConfigReader, family: Family, num_layers: int) -> Iterator[int 
     The derivation is that of transformers' config classes. Raises CheckpointError for a layer that
     slides without a window, and for settings that transformers follows only in part.
     """
-    types, window = _stated_types(get, num_layers), get("sliding_window")
+    types, window = _stated_types(get, num_layers), get("sliding_window") or None
     if family.windows in ("never", "always"):
         _check_unread(get, family, types)
-        yield from [window] * num_layers
+        yield from [window if get("use_sliding_window", True) else None] * num_layers
         return
-    if family.windows == "switched" and not get("use_sliding_window"):
+    if family.windows in ("switched", "alternating") and not get("use_sliding_window"):
         window = None
     for index in range(num_layers):
         is_sliding = _slides(get, family, index, window) if types is None else types[index]
@@ -180,6 +213,8 @@ def _slides(get: ConfigReader, family: Family, index: int, window: int | None) -
         return window is not None and not rotates(get, index)
     if family.windows == "switched":
         return window is not None and index >= get.integer("max_window_layers")
+    if family.windows == "alternating":
+        return window is not None and index % 2 == 0 and index < get.integer("max_window_layers")
     return (index + 1) % get.integer("sliding_window_pattern") != 0
 
 

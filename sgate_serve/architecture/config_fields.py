@@ -20,6 +20,7 @@ from sgate_serve.architecture.config_kinds import (
     LABEL_IDS,
     LABEL_NAMES,
     LAYERS,
+    LAYER_NUMBERS,
     PROBLEM,
     RATE,
     SHARE,
@@ -129,6 +130,52 @@ _QWEN2: Fields = {
 _QWEN3: Fields = {
     **_QWEN2,
     "head_dim": ConfigField(WHOLE, 128),
+    "attention_bias": ConfigField(FLAG, False),
+}
+_MIXTRAL: Fields = {
+    **_changed(_MISTRAL, rms_norm_eps=1e-5, sliding_window=None),
+    "num_experts_per_tok": ConfigField(SIZE, 2),
+    "num_local_experts": ConfigField(SIZE, 8),
+    "output_router_logits": ConfigField(FLAG, False),
+    "router_aux_loss_coef": ConfigField(DECIMAL, 0.001),
+    "router_jitter_noise": ConfigField(FRACTION, 0.0),
+}
+_QWEN_EXPERTS: Fields = {
+    "decoder_sparse_step": ConfigField(SIZE, 1),
+    "moe_intermediate_size": ConfigField(SIZE, 768),
+    "num_experts_per_tok": ConfigField(SIZE, 8),
+    "num_experts": ConfigField(SIZE, 128),
+    "norm_topk_prob": ConfigField(FLAG, False),
+    "output_router_logits": ConfigField(FLAG, False),
+    "router_aux_loss_coef": ConfigField(DECIMAL, 0.001),
+    "mlp_only_layers": _nullable(LAYER_NUMBERS),
+}
+_QWEN2_MOE: Fields = {
+    **_changed(
+        {**_QWEN2, **_QWEN_EXPERTS},
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        moe_intermediate_size=1408,
+        num_experts_per_tok=4,
+        num_experts=60,
+    ),
+    # Saved as 0 where it is switched off.
+    "sliding_window": _nullable(WHOLE, 4096),
+    "shared_expert_intermediate_size": ConfigField(SIZE, 5632),
+    "qkv_bias": ConfigField(FLAG, True),
+}
+_QWEN3_MOE: Fields = {
+    **_changed(
+        {**_without(_without(_QWEN2, "max_window_layers"), "layer_types"), **_QWEN_EXPERTS},
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=24,
+        num_key_value_heads=4,
+    ),
+    "num_key_value_heads": ConfigField(WHOLE, 4),
     "attention_bias": ConfigField(FLAG, False),
 }
 _SMOLLM3: Fields = {
@@ -308,6 +355,9 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "MistralConfig": _MISTRAL,
     "Qwen2Config": _QWEN2,
     "Qwen3Config": _QWEN3,
+    "MixtralConfig": _MIXTRAL,
+    "Qwen2MoeConfig": _QWEN2_MOE,
+    "Qwen3MoeConfig": _QWEN3_MOE,
     "SmolLM3Config": _SMOLLM3,
     "GraniteConfig": _GRANITE,
     "Starcoder2Config": _STARCODER2,
@@ -344,7 +394,16 @@ EXTRA_KEYS: Mapping[str, Fields] = {
     **dict.fromkeys(("LlamaConfig", "MistralConfig", "Qwen3Config", "Gemma2Config"), _ROTARY),
     **{
         name: {**_ROTARY, "head_dim": ConfigField(WHOLE)}
-        for name in ("Qwen2Config", "GraniteConfig", "Starcoder2Config")
+        for name in ("Qwen2Config", "GraniteConfig", "Starcoder2Config", "Qwen2MoeConfig")
+    },
+    "MixtralConfig": {
+        **_changed(_ROTARY, rope_theta=1_000_000.0),
+        "num_experts": ConfigField(SIZE),
+    },
+    "Qwen3MoeConfig": {
+        **_ROTARY,
+        "head_dim": ConfigField(WHOLE),
+        "num_local_experts": ConfigField(SIZE),
     },
     "SmolLM3Config": {
         **_changed(_ROTARY, rope_theta=2_000_000.0),

@@ -47,6 +47,10 @@ SWITCHES = Kind(
         isinstance(value, list) and all(type(one) is int and one in (0, 1) for one in value)
     ),
 )
+LAYER_NUMBERS = Kind(
+    "a list of numbers of layers",
+    lambda value: isinstance(value, list) and all(type(one) is int and one >= 0 for one in value),
+)
 TRUE = Kind("true", lambda value: value is True)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 DTYPE = Kind(f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES)

@@ -23,7 +23,10 @@ class ConfigReader:
             return self.values.get(own, default)
         if own not in family.fields:
             return family.fixed.get(key, default)
-        return self.values.get(own, family.fields[own].default)
+        for name in (own, *family.synonyms(own)):
+            if name in self.values:
+                return self.values[name]
+        return family.fields[own].default
 
     def own_key(self, key: str) -> str:
         """Return the name that the config's family has for one of our keys."""

@@ -24,6 +24,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import (
+    INDICES,
     NUMBERS,
     OBJECT,
     POSITIVE,
@@ -44,6 +45,10 @@ LAYER_FIELDS: Mapping[str, Kind] = {
     "num_key_value_heads": WHOLE,
     "head_dim": WHOLE,
     "intermediate_size": WHOLE,
+    "num_experts": SIZE,
+    "num_experts_per_tok": SIZE,
+    "moe_intermediate_size": WHOLE,
+    "shared_expert_intermediate_size": WHOLE,
 }
 ROPE_FIELDS: Mapping[str, Kind] = {
     "rope_type": TEXT,
@@ -66,6 +71,7 @@ SGATE_FIELDS: Mapping[str, Kind] = {
     "norm_size": SIZE,
     "head_units": SIZE,
     "lowered": OBJECT,
+    "expert_units": OBJECT,
 }
 LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
 # Keys with which transformers reads another file or builds something else, unless they have one of
@@ -102,6 +108,7 @@ def check_config(config: Mapping[str, Any], source: str, family: Family) -> None
     check_fields(config, {PER_LAYER: OBJECT, BLOCK: OBJECT}, source, CheckpointError)
     check_fields(stored_block(config), SGATE_FIELDS, f"{source}: {BLOCK}", CheckpointError)
     _check_lowered(stored_block(config).get("lowered") or {}, f"{source}: sgate.lowered")
+    _check_expert_units(stored_block(config).get("expert_units") or {}, f"{source}: {BLOCK}")
     _check_rope(config, source)
     _check_labels(config, source)
     _check_layers(config.get(PER_LAYER) or {}, f"{source}: {PER_LAYER}", family)
@@ -128,10 +135,10 @@ def _check_steering(config: Mapping[str, Any], source: str, family: Family) -> N
                 "convert a checkpoint without it"
             )
     for alias, key in family.aliases.items():
-        if alias in config and config[alias] != config.get(key):
+        if alias in config and key in config and config[alias] != config[key]:
             raise CheckpointError(
                 f"{source}: transformers reads {alias} as {key}; here they are "
-                f"{brief(config[alias])} and {brief(config.get(key))}: keep {key} alone"
+                f"{brief(config[alias])} and {brief(config[key])}: keep one of them"
             )
 
 
@@ -175,6 +182,14 @@ def _check_lowered(modules: Mapping[Any, Any], source: str) -> None:
         if entry is None or unknown:
             raise CheckpointError(f"{where} must hold rows or columns, found {brief(entry)}")
         check_fields(entry, LOWERED_FIELDS, where, CheckpointError)
+
+
+def _check_expert_units(layers: Mapping[Any, Any], source: str) -> None:
+    for key, widths in layers.items():
+        where = f"{source}.expert_units"
+        if not str(key).isdecimal() or len(str(key)) > len(str(MAX_LAYERS)):
+            raise CheckpointError(f"{where} holds {brief(key)}; expected the number of a layer")
+        check_fields({key: widths}, {key: INDICES}, where, CheckpointError)
 
 
 def _check_layers(layers: Mapping[Any, Any], source: str, family: Family) -> None:

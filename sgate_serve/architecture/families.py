@@ -27,6 +27,7 @@ from sgate_serve.architecture.family import (
     Axes,
     Dense,
     Family,
+    Mixture,
     TaskHead,
 )
 
@@ -137,6 +138,51 @@ STARCODER2 = replace(
     windows="always",
     keys={"norm_eps": "norm_epsilon"},
     divides_hidden_size=False,
+)
+
+_EXPERTS = Mixture(
+    router="mlp.gate",
+    expert="mlp.experts.{}",
+    linears={GATE: "gate_proj", UP: "up_proj", DOWN: "down_proj"},
+    normalizes="norm_topk_prob",
+)
+
+MIXTRAL = replace(
+    MISTRAL,
+    name="mixtral",
+    config_class="MixtralConfig",
+    tasks=_decoder_tasks("Mixtral"),
+    keys={**MISTRAL.keys, "num_experts": "num_local_experts"},
+    aliases={"num_experts": "num_local_experts"},
+    blocks={ATTENTION: ("self_attn",), MLP: ("block_sparse_moe",)},
+    mixture=Mixture(
+        router="block_sparse_moe.gate",
+        expert="block_sparse_moe.experts.{}",
+        linears={GATE: "w1", UP: "w3", DOWN: "w2"},
+        normalizes=True,
+        units="intermediate_size",
+        renames={"block_sparse_moe": "mlp"},
+    ),
+)
+
+QWEN2_MOE = replace(
+    QWEN2,
+    name="qwen2_moe",
+    config_class="Qwen2MoeConfig",
+    tasks=_decoder_tasks("Qwen2Moe"),
+    biases=dict.fromkeys((QUERY, KEY, VALUE), "qkv_bias"),
+    windows="alternating",
+    mixture=replace(_EXPERTS, shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"),
+)
+
+QWEN3_MOE = replace(
+    QWEN3,
+    name="qwen3_moe",
+    config_class="Qwen3MoeConfig",
+    tasks=_decoder_tasks("Qwen3Moe"),
+    windows="always",
+    aliases={"num_experts": "num_local_experts"},
+    mixture=_EXPERTS,
 )
 
 PHI3 = replace(
@@ -384,5 +430,8 @@ DISTILBERT = replace(
 )
 
 _DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, PHI3, GEMMA2, GEMMA3, GPT2)
+_MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE)
 _ENCODERS = (BERT, ROBERTA, DISTILBERT)
-FAMILIES: Mapping[str, Family] = {family.name: family for family in (*_DECODERS, *_ENCODERS)}
+FAMILIES: Mapping[str, Family] = {
+    family.name: family for family in (*_DECODERS, *_MIXTURES, *_ENCODERS)
+}

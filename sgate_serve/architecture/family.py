@@ -21,7 +21,7 @@ MLP_ROLES = (GATE, UP, DOWN)
 READERS: Mapping[str, tuple[str, ...]] = {ATTENTION: (QUERY, KEY, VALUE), MLP: (GATE, UP)}
 WRITERS: Mapping[str, str] = {ATTENTION: OUTPUT, MLP: DOWN}
 
-# Axes of the tensors outside the layers.
+# Axes of the tensors outside the layers, and of those that choose experts.
 VOCAB, HIDDEN, POSITIONS, TYPES, LABEL_OUTPUTS, HEAD_UNITS = (
     "vocab",
     "hidden",
@@ -30,6 +30,7 @@ VOCAB, HIDDEN, POSITIONS, TYPES, LABEL_OUTPUTS, HEAD_UNITS = (
     "label_outputs",
     "head_units",
 )
+EXPERTS, ONE = "experts", "one"
 CAUSAL_LM, CLASSIFICATION, BASE = "causal-lm", "classification", "base"
 # The values of a config's `layer_types`.
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
@@ -53,6 +54,28 @@ class TaskHead:
     model_class: str
     tensors: Mapping[str, Axes] = field(default_factory=dict)
     dense: Dense | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Where a family keeps its mixtures of experts, and how their routers choose.
+
+    Names of modules are inside a layer, those of `linears` inside an expert; `expert` has a place
+    for the number. `shared` is an expert that every token uses, times the sigmoid of `shared_gate`.
+    A router takes the softmax over all experts and keeps the `top_k` largest; `normalizes` says
+    whether these are then divided by their sum, always or as this field of the config says.
+    """
+
+    router: str
+    expert: str
+    linears: Mapping[str, str]
+    normalizes: bool | str
+    shared: str | None = None
+    shared_gate: str | None = None
+    # The config's field for the width of an expert.
+    units: str = "moe_intermediate_size"
+    # Beginnings of module names in files, and in the classes of transformers.
+    renames: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,8 @@ class Family:
     position_table: str | None = None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     head_norms: tuple[str, ...] = ()
+    # Some or all layers have experts instead of an MLP.
+    mixture: Mixture | None = None
     # Endings of tensor names in old checkpoints, and the endings that they have now.
     renames: Mapping[str, str] = field(default_factory=dict)
     ignored_suffixes: tuple[str, ...] = ()
@@ -96,7 +121,7 @@ class Family:
     # The config has factors for embeddings, scores, what blocks add to the stream, and logits.
     has_multipliers: bool = False
     overflows_in_fp16: bool = False
-    windows: Literal["never", "always", "switched", "typed"] = "never"
+    windows: Literal["never", "always", "switched", "alternating", "typed"] = "never"
     has_kv_heads: bool = True
     # Weights are stored as (in, out).
     is_transposed: bool = False
@@ -130,6 +155,11 @@ class Family:
         """The keys of a config that transformers reads for this family, by its own names."""
         return {**EXTRA_KEYS[self.config_class], **CONFIG_CLASSES[self.config_class]}
 
+    def synonyms(self, key: str) -> tuple[str, ...]:
+        """Return the other names under which transformers reads one of the config's own keys."""
+        pairs = self.aliases.items()
+        return tuple(a if b == key else b for a, b in pairs if key in (a, b))
+
     @property
     def is_encoder(self) -> bool:
         """Say whether every token attends to all others, so that no model of it decodes."""
@@ -158,6 +188,15 @@ class Family:
     def linear(self, layer: int, role: str) -> str:
         """Return the module name of a role's linear, such as `model.layers.3.mlp.down_proj`."""
         return f"{self.layer_name(layer)}.{self.linears[role]}"
+
+    def expert_linear(self, layer: int, expert: int | None, role: str) -> str:
+        """Return the module name of an expert's linear; None is the expert that all tokens use."""
+        assert self.mixture is not None, "only such a family has experts"
+        if expert is not None:
+            own = f"{self.mixture.expert.format(expert)}.{self.mixture.linears[role]}"
+        else:
+            own = f"{self.mixture.shared}.{self.mixture.linears[role]}"
+        return f"{self.layer_name(layer)}.{own}"
 
     def norm_name(self, layer: int, block: str) -> str:
         return f"{self.layer_name(layer)}.{self.norms[block]}"

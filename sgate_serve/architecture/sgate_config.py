@@ -4,8 +4,8 @@ These are `per_layer_config`, the widths of each layer where they differ from th
 block `sgate`, which holds what Hugging Face has no name for.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sgate_serve.architecture.config_reader import ConfigReader
@@ -21,6 +21,8 @@ SGATE_CLASS_PREFIX = "SGate"
 BLOCK, PER_LAYER, SKIP = "sgate", "per_layer_config", "skip"
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 HEAD_DIM, UNITS = "head_dim", "intermediate_size"
+EXPERTS, TOP_K = "num_experts", "num_experts_per_tok"
+SHARED_UNITS = "shared_expert_intermediate_size"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class SgateBlock:
     norm_size: int | None = None
     head_units: int | None = None
     lowered: Mapping[str, Lowered] = field(default_factory=dict)
+    # By layer, the widths of experts that differ in their layer.
+    expert_units: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "SgateBlock":
@@ -47,6 +51,10 @@ class SgateBlock:
             norm_size=block.get("norm_size"),
             head_units=block.get("head_units"),
             lowered={name: Lowered(**entry) for name, entry in lowered.items()},
+            expert_units={
+                int(layer): tuple(widths)
+                for layer, widths in (block.get("expert_units") or {}).items()
+            },
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -62,6 +70,10 @@ class SgateBlock:
             block["lowered"] = {
                 name: {k: v for k, v in vars(lowered).items() if v is not None}
                 for name, lowered in self.lowered.items()
+            }
+        if self.expert_units:
+            block["expert_units"] = {
+                str(layer): list(widths) for layer, widths in self.expert_units.items()
             }
         return block
 
@@ -84,22 +96,26 @@ class LayerSizes:
         A size that no layer has is left out: the config's own stays. Head counts keep their dense
         values where they state the width of a head, which is hidden size / heads.
         """
-        names = [field.name for field in fields(LayerShape)]
-        top = LayerShape(**{n: max(getattr(layer, n) for layer in self.layers) for n in names})
+        keyed = [self._keyed(layer) for layer in self.layers]
+        top = {key: max(sizes.get(key, 0) for sizes in keyed) for one in keyed for key in one}
         if not self._states_head_width:
-            heads = self.hidden_size // top.head_dim
+            heads = self.hidden_size // max(layer.head_dim for layer in self.layers)
             ratio = max(layer.queries_per_kv for layer in self.layers) or 1
-            kv_heads = max(heads // ratio, top.num_kv_heads)
-            top = replace(top, num_heads=heads, num_kv_heads=kv_heads)
-        return {key: size for key, size in self._keyed(top).items() if size}
+            own = {key: self.family.keys.get(key, key) for key in (HEADS, KV_HEADS)}
+            top[own[HEADS]] = heads
+            if self.family.has_kv_heads:
+                top[own[KV_HEADS]] = max(heads // ratio, top[own[KV_HEADS]])
+        return {key: size for key, size in top.items() if size}
 
     def per_layer(self, top: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each layer's differences from the top level, under zero-padded layer numbers."""
         digits = len(str(len(self.layers) - 1))
         for index, layer in enumerate(self.layers):
             sizes = self._keyed(layer)
+            # A width of 0 is a skipped block, except in a mixture, which may lose its shared expert.
+            zeros = () if layer.experts else (0,)
             entry: dict[str, Any] = {
-                key: size for key, size in sizes.items() if size not in (top.get(key), 0)
+                key: size for key, size in sizes.items() if size not in (top.get(key), *zeros)
             }
             if layer.skipped_blocks:
                 entry[SKIP] = list(layer.skipped_blocks)
@@ -116,13 +132,21 @@ class LayerSizes:
             HEADS: shape.num_heads,
             KV_HEADS: shape.num_kv_heads,
             HEAD_DIM: shape.head_dim,
-            UNITS: shape.mlp_units,
+            **self._units(shape),
         }
         if not self._states_head_width:
             del sizes[HEAD_DIM]
         if not self.family.has_kv_heads:
             del sizes[KV_HEADS]
         return {self.family.keys.get(key, key): size for key, size in sizes.items()}
+
+    def _units(self, shape: LayerShape) -> dict[str, int]:
+        mixture = self.family.mixture
+        if mixture is None or not shape.experts:
+            return {UNITS: shape.mlp_units}
+        shared = {SHARED_UNITS: shape.shared_units} if mixture.shared else {}
+        sizes = {EXPERTS: len(shape.experts), TOP_K: shape.top_k}
+        return sizes | {mixture.units: max(shape.experts)} | shared
 
 
 def sgate_config(stock: Mapping[str, Any], sizes: LayerSizes, block: SgateBlock) -> dict[str, Any]:
@@ -160,24 +184,55 @@ def stored_family(config: Mapping[str, Any]) -> Any:
 
 
 def layer_shapes(
-    dense: LayerShape, family: Family, num_layers: int, config: Mapping[str, Any], source: str
+    dense: Sequence[LayerShape], family: Family, config: Mapping[str, Any], source: str
 ) -> Iterator[LayerShape]:
     """Apply `per_layer_config` (zero-padded string keys, flat HF names, `skip`) to each layer."""
     overrides = {int(key): value for key, value in (config.get(PER_LAYER) or {}).items()}
-    unknown = sorted(set(overrides) - set(range(num_layers)))
+    unknown = sorted(set(overrides) - set(range(len(dense))))
     if unknown:
-        raise CheckpointError(f"{source}: {PER_LAYER} names layers {unknown} of {num_layers}")
-    own = {key: family.keys.get(key, key) for key in (HEADS, KV_HEADS, HEAD_DIM, UNITS)}
-    for index in range(num_layers):
-        get = ConfigReader(overrides.get(index) or {}, f"{source}: {PER_LAYER}[{index}]")
-        heads = get.integer(own[HEADS], dense.num_heads)
-        kv_heads = heads
-        if family.has_kv_heads:
-            kv_heads = get.integer(own[KV_HEADS], dense.num_kv_heads)
-        units, skip = get.integer(own[UNITS], dense.mlp_units), get(SKIP) or ()
-        yield LayerShape(
+        raise CheckpointError(f"{source}: {PER_LAYER} names layers {unknown} of {len(dense)}")
+    uneven = SgateBlock.read(config).expert_units
+    for index, shape in enumerate(dense):
+        get = _LayerReader(overrides.get(index) or {}, family, f"{source}: {PER_LAYER}[{index}]")
+        heads, skip = get(HEADS, shape.num_heads), get.skipped
+        kv_heads = get(KV_HEADS, shape.num_kv_heads) if family.has_kv_heads else heads
+        found = LayerShape(
             num_heads=0 if ATTENTION in skip else heads,
             num_kv_heads=0 if ATTENTION in skip else kv_heads,
-            head_dim=get.integer(own[HEAD_DIM], dense.head_dim),
-            mlp_units=0 if MLP in skip else units,
+            head_dim=get(HEAD_DIM, shape.head_dim),
+            mlp_units=0 if MLP in skip else get(UNITS, shape.mlp_units),
         )
+        has_experts = shape.experts and MLP not in skip
+        yield _with_experts(found, shape, get, uneven.get(index)) if has_experts else found
+
+
+class _LayerReader:
+    """The sizes of one entry of `per_layer_config`, by our names."""
+
+    def __init__(self, values: Mapping[str, Any], family: Family, source: str) -> None:
+        self.mixture, self._keys, self.source = family.mixture, family.keys, source
+        self._get = ConfigReader(values, source)
+
+    def __call__(self, key: str, default: int) -> int:
+        return self._get.integer(self._keys.get(key, key), default)
+
+    @property
+    def skipped(self) -> Sequence[str]:
+        return self._get(SKIP) or ()
+
+
+def _with_experts(
+    found: LayerShape, dense: LayerShape, get: _LayerReader, uneven: tuple[int, ...] | None
+) -> LayerShape:
+    """Return a layer's shape with its experts; `uneven` are their widths where these differ."""
+    assert get.mixture is not None, "only layers of such a family have experts"
+    width, count = get(get.mixture.units, dense.experts[0]), get(EXPERTS, len(dense.experts))
+    shared = get(SHARED_UNITS, dense.shared_units) if get.mixture.shared else 0
+    experts, top_k = uneven or (width,) * count, get(TOP_K, dense.top_k)
+    if len(experts) != count or max(experts) != width or not 0 < top_k <= count:
+        raise CheckpointError(
+            f"{get.source}: {count} experts of up to {width} units, of which a token uses {top_k}, "
+            f"and the block sgate has {len(experts)} of up to {max(experts)}; convert the base "
+            "checkpoint again"
+        )
+    return replace(found, mlp_units=sum(experts) + shared, experts=experts, top_k=top_k)

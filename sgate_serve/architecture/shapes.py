@@ -1,6 +1,9 @@
 """The widths of one layer, and of a linear that stores only some of its rows or columns."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from sgate_serve.architecture.family import (
     ATTENTION,
@@ -17,12 +20,18 @@ from sgate_serve.architecture.family import (
 
 @dataclass(frozen=True)
 class LayerShape:
-    """Widths of one layer. No heads means no attention block, no units means no MLP block."""
+    """Widths of one layer. No heads means no attention block, no units means no MLP block.
+
+    A mixture has the units of its experts one after another, those of the shared expert last;
+    `experts` are the widths of the others, of which each token uses `top_k`.
+    """
 
     num_heads: int
     num_kv_heads: int
     head_dim: int
     mlp_units: int
+    experts: tuple[int, ...] = ()
+    top_k: int = 0
 
     @property
     def queries_per_kv(self) -> int:
@@ -31,6 +40,34 @@ class LayerShape:
     def has(self, block: str) -> bool:
         """Say whether the layer has its attention or its MLP block."""
         return bool(self.num_heads if block == ATTENTION else self.mlp_units)
+
+    @property
+    def shared_units(self) -> int:
+        """The width of the expert that every token uses; 0 without one."""
+        return self.mlp_units - sum(self.experts) if self.experts else 0
+
+    @property
+    def expert_spans(self) -> list[slice]:
+        """Return which of the layer's units each expert has, the shared one last."""
+        widths = [*self.experts, *([self.shared_units] if self.shared_units else [])]
+        ends = np.cumsum(widths).tolist()
+        return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+
+    def narrowed(
+        self, num_heads: int, num_kv_heads: int, units: Sequence[int], experts: Sequence[int] = ()
+    ) -> "LayerShape":
+        """Return the shape of the survivors: so many heads, and these units and experts."""
+        found = replace(self, num_heads=num_heads, num_kv_heads=num_kv_heads, mlp_units=len(units))
+        if not self.experts:
+            return found
+        if not units:
+            return replace(found, experts=(), top_k=0)
+        spans = self.expert_spans
+        starts = np.searchsorted(np.asarray(units), [span.start for span in spans])
+        stops = np.searchsorted(np.asarray(units), [span.stop for span in spans])
+        widths = (stops - starts).tolist()
+        kept = tuple(widths[expert] for expert in experts)
+        return replace(found, experts=kept, top_k=min(self.top_k, len(kept)))
 
     @property
     def skipped_blocks(self) -> tuple[str, ...]:

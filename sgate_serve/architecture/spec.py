@@ -6,6 +6,7 @@ family, or one whose values contradict each other, is refused here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from sgate_serve.architecture import config as values
@@ -14,9 +15,14 @@ from sgate_serve.architecture.config_schema import check_config
 from sgate_serve.architecture.family import (
     BLOCKS,
     CAUSAL_LM,
+    DOWN,
+    EXPERTS,
     HEAD_UNITS,
     HIDDEN,
     LABEL_OUTPUTS,
+    MLP_ROLES,
+    ONE,
+    OUTPUT,
     POSITIONS,
     TYPES,
     VOCAB,
@@ -29,6 +35,19 @@ from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.errors import CheckpointError
 
 IN_INDEX, OUT_INDEX = "in_index", "out_index"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module that holds a role, or those of its units that one expert has.
+
+    `rows` are the role's rows in the module. The shared expert has the number after the others'.
+    """
+
+    module: str
+    rows: slice
+    units: slice
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,8 @@ class ModelSpec:
     residual_multiplier: float = 1.0
     logit_divisor: float = 1.0
     first_position: int = 0
+    # Whether the shares of the experts that a token uses add up to 1.
+    normalizes_routes: bool = False
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
     # store fewer rows or columns than their dimensions and have index vectors.
@@ -82,8 +103,8 @@ class ModelSpec:
         values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
-        dense = values.dense_shape(get, family)
-        layers = tuple(layer_shapes(dense, family, num_layers, config, source))
+        dense = tuple(values.dense_shapes(get, family, num_layers))
+        layers = tuple(layer_shapes(dense, family, config, source))
         windows = tuple(values.windows(get, family, num_layers))
         num_positions = get.integer("max_position_embeddings")
         spec = cls(
@@ -99,6 +120,7 @@ class ModelSpec:
             head_units=block.head_units or hidden,
             tied_head=bool(get("tie_word_embeddings")) and task == CAUSAL_LM,
             biased_roles=frozenset(values.biased_roles(get, family)),
+            normalizes_routes=values.normalizes_routes(get, family),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
@@ -197,15 +219,68 @@ class ModelSpec:
     def has_uniform_layers(self) -> bool:
         return len(set(self.layers)) <= 1
 
+    @property
+    def uneven_experts(self) -> dict[int, tuple[int, ...]]:
+        """The widths of experts, by layer, where they differ in their layer."""
+        shapes = enumerate(self.layers)
+        return {index: shape.experts for index, shape in shapes if len(set(shape.experts)) > 1}
+
     def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Return the (out, in) dimensions of every role in a layer, lowered or not."""
         shapes = self.layers[index].linear_shapes(self.hidden_size)
         return {role: shape for role, shape in shapes.items() if role in self.family.linears}
 
-    def modules(self, index: int) -> dict[str, tuple[str, ...]]:
-        """Return the linear modules of a layer and the roles that each holds, in row order."""
-        roles = self.linear_shapes(index)
-        return {self.family.linear(index, role): self.family.fused_roles(role) for role in roles}
+    def modules(self, index: int) -> Mapping[str, tuple[str, ...]]:
+        """Return the linear modules of a layer and the roles that each holds, in row order.
+
+        In a mixture each module of an expert holds some units of its role: `parts`.
+        """
+        return self._modules[index]
+
+    @cached_property
+    def _modules(self) -> tuple[Mapping[str, tuple[str, ...]], ...]:
+        family, found = self.family, list[Mapping[str, tuple[str, ...]]]()
+        for index, layer in enumerate(self.layers):
+            modules: dict[str, tuple[str, ...]] = {}
+            for role in self.linear_shapes(index):
+                if layer.experts and role in MLP_ROLES:
+                    modules |= {part.module: (role,) for part in self.parts(index, role)}
+                else:
+                    modules[family.linear(index, role)] = family.fused_roles(role)
+            found.append(modules)
+        return tuple(found)
+
+    def parts(self, index: int, role: str) -> list["Part"]:
+        """Return the modules that hold a role, in the order of its units; mostly a single one."""
+        layer, family = self.layers[index], self.family
+        if not layer.experts or role not in MLP_ROLES:
+            height, width = self.linear_shapes(index)[role]
+            whole = slice(0, width if role in (OUTPUT, DOWN) else height)
+            return [Part(family.linear(index, role), self.role_rows(index, role), whole)]
+        found = []
+        for expert, units in enumerate(layer.expert_spans):
+            number = expert if expert < len(layer.experts) else None
+            width = units.stop - units.start
+            if width:
+                module = family.expert_linear(index, number, role)
+                rows = slice(0, self.hidden_size if role == DOWN else width)
+                found.append(Part(module, rows, units, expert))
+        return found
+
+    def expert_of(self, module: str) -> int | None:
+        """Return the number of the expert that a linear is in; the shared one is the last."""
+        part = self._expert_parts.get(module)
+        return None if part is None else part.expert
+
+    @cached_property
+    def _expert_parts(self) -> Mapping[str, "Part"]:
+        return {
+            part.module: part
+            for index, layer in enumerate(self.layers)
+            for role in self.linear_shapes(index)
+            for part in self.parts(index, role)
+            if part.expert is not None
+        }
 
     def module_names(self) -> dict[str, int]:
         """Return every linear inside the blocks, and its layer."""
@@ -223,6 +298,10 @@ class ModelSpec:
     def module_shape(self, index: int, module: str) -> tuple[int, int]:
         """Return the (out, in) shape that a module stores."""
         shapes, roles = self.linear_shapes(index), self.modules(index)[module]
+        part = self._expert_parts.get(module)
+        if part is not None:
+            width = part.units.stop - part.units.start
+            return (self.hidden_size, width) if roles == (DOWN,) else (width, self.hidden_size)
         lowered = self.lowered.get(module, Lowered())
         rows = sum(shapes[role][0] for role in roles)
         columns = shapes[roles[0]][1]
@@ -281,6 +360,9 @@ class ModelSpec:
                 shapes[f"{norm}.bias"] = (self.hidden_size,)
         for norm in family.head_norms if layer.num_heads else ():
             shapes[f"{family.layer_name(index)}.{norm}.weight"] = (layer.head_dim,)
+        sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: self.hidden_size}
+        for name, axes in self.router_tensors(index).items():
+            shapes[name] = tuple(sizes[axis] for axis in axes)
         linears = self.linear_shapes(index)
         for module, roles in self.modules(index).items():
             stored, lowered = self.module_shape(index, module), self.lowered.get(module, Lowered())
@@ -292,6 +374,18 @@ class ModelSpec:
             if lowered.columns is not None:
                 shapes[f"{module}.{IN_INDEX}"] = (lowered.columns,)
         return shapes
+
+    def router_tensors(self, index: int) -> dict[str, tuple[str, ...]]:
+        """Return the tensors that choose and weigh the experts of a layer, with their axes."""
+        family, layer = self.family, self.layers[index]
+        if family.mixture is None or not layer.experts:
+            return {}
+        name = family.layer_name(index)
+        found: dict[str, tuple[str, ...]] = {}
+        found[f"{name}.{family.mixture.router}.weight"] = (EXPERTS, HIDDEN)
+        if layer.shared_units:
+            found[f"{name}.{family.mixture.shared_gate}.weight"] = (ONE, HIDDEN)
+        return found
 
     def norms(self, index: int) -> list[str]:
         """Return the norms over the residual stream that a layer has.
@@ -333,7 +427,7 @@ def is_stock_shape(spec: ModelSpec) -> bool:
     count; where the width of a head is derived from the two, it must be the one that they give.
     """
     first = spec.layers[0]
-    if not spec.has_uniform_layers or not first.num_heads or not first.mlp_units:
+    if not _has_stock_layers(spec) or not first.num_heads or not first.mlp_units:
         return False
     if spec.extra_biases or spec.lowered or spec.norm_size != spec.hidden_size:
         return False
@@ -343,3 +437,16 @@ def is_stock_shape(spec: ModelSpec) -> bool:
     if not spec.family.has_stated_head_width and width != first.head_dim:
         return False
     return not spec.family.divides_hidden_size or rest == 0
+
+
+def _has_stock_layers(spec: ModelSpec) -> bool:
+    """Say whether all layers are alike, and in a family with mixtures all layers of each kind."""
+    mixtures = {layer for layer in spec.layers if layer.experts}
+    others = {layer for layer in spec.layers if not layer.experts}
+    if len(mixtures) > 1 or len(others) > 1:
+        return False
+    for layer in mixtures:
+        if len(set(layer.experts)) > 1:
+            return False
+    heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in spec.layers}
+    return len(heads) == 1 and all(layer.mlp_units for layer in spec.layers)

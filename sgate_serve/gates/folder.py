@@ -24,7 +24,7 @@ from sgate_serve.checkpoint.tensor_files import (
 )
 from sgate_serve.checkpoint.writer import FolderWriter, TensorHeader, new_folder, write_tensors
 from sgate_serve.errors import CheckpointError, GatesError
-from sgate_serve.gates.keys import gate_sites, head_sites, linear_sites
+from sgate_serve.gates.keys import EXPERTS, gate_sites, head_sites, linear_sites
 from sgate_serve.plan import Gate, Masks
 
 GATES_FILE = "gates.safetensors"
@@ -169,6 +169,22 @@ class Gates:
                     f"{self.source}: {key} has {values.size} gates, the model has "
                     f"{sites[key].num_gates} there; give the base that they were trained on"
                 )
+            if sites[key].kind == EXPERTS:
+                self._check_experts(key, values)
+
+    def _check_experts(self, key: str, values: Values) -> None:
+        """Raise GatesError unless each expert is open or closed, and one of a layer is open."""
+        if not np.isin(values, (0, 1)).all():
+            part = values[(values > 0) & (values < 1)][0]
+            raise GatesError(
+                f"{self.source}: {key} holds {part:g}; an expert is open, 1, or closed, 0: close "
+                "single units of it instead"
+            )
+        if not values.any():
+            raise GatesError(
+                f"{self.source}: {key} closes every expert of its layer, and a router must choose "
+                "one; close the units of all of them to remove the block"
+            )
 
     def _check_deltas(self, spec: ModelSpec) -> None:
         expected = self.spec(spec).tensor_shapes()
@@ -212,8 +228,8 @@ class Gates:
         """Fold all gates into rows and columns of linears, by module name.
 
         An MLP unit is a column of the down projection; a head or KV group is a run of columns of
-        the output projection. Gates of the same row or column multiply. The keys must have been
-        checked.
+        the output projection, and an expert a row of its router. Gates of the same row or column
+        multiply. The keys must have been checked.
         """
         sites = gate_sites(spec)
         masks: dict[str, Gate] = {}

@@ -11,7 +11,7 @@ from typing import Literal
 from sgate_serve.architecture.family import CAUSAL_LM, DOWN, OUTPUT
 from sgate_serve.architecture.spec import ModelSpec
 
-MLP_UNITS, HEADS, KV_GROUPS = "mlp_units", "heads", "kv_groups"
+MLP_UNITS, HEADS, KV_GROUPS, EXPERTS = "mlp_units", "heads", "kv_groups", "experts"
 ROWS, COLUMNS = "rows", "columns"
 
 Side = Literal["rows", "columns"]
@@ -33,15 +33,20 @@ class GateSite:
 
     @property
     def kind(self) -> str:
-        """The last part of the key: mlp_units, heads, kv_groups, rows or columns."""
+        """The last part of the key: mlp_units, experts, heads, kv_groups, rows or columns."""
         return self.key.rpartition(".")[2]
 
 
 def coupled_sites(spec: ModelSpec) -> Iterator[GateSite]:
-    """Yield the sites that shrink dense shapes when they close: MLP units, heads, KV groups."""
+    """Yield the sites that shrink dense shapes when they close: MLP units, heads, KV groups.
+
+    In a mixture these are whole experts, and the units of each.
+    """
     for index, layer in enumerate(spec.layers):
         name = spec.family.layer_name(index)
-        if layer.mlp_units:
+        if layer.experts:
+            yield from _expert_sites(spec, index)
+        elif layer.mlp_units:
             down = spec.family.linear(index, DOWN)
             yield GateSite(f"{name}.{MLP_UNITS}", index, down, "columns", layer.mlp_units)
         if layer.num_heads:
@@ -51,6 +56,17 @@ def coupled_sites(spec: ModelSpec) -> Iterator[GateSite]:
             width *= layer.queries_per_kv
             groups = layer.num_kv_heads
             yield GateSite(f"{name}.{KV_GROUPS}", index, output, "columns", groups, width)
+
+
+def _expert_sites(spec: ModelSpec, index: int) -> Iterator[GateSite]:
+    name, mixture = spec.family.layer_name(index), spec.family.mixture
+    assert mixture is not None, "only layers of such a family have experts"
+    count = len(spec.layers[index].experts)
+    yield GateSite(f"{name}.{EXPERTS}", index, f"{name}.{mixture.router}", "rows", count)
+    for part in spec.parts(index, DOWN):
+        expert = part.module.rpartition(".")[0]
+        units = part.units.stop - part.units.start
+        yield GateSite(f"{expert}.{MLP_UNITS}", index, part.module, "columns", units)
 
 
 def linear_sites(spec: ModelSpec) -> Iterator[GateSite]:

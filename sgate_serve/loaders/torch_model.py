@@ -19,7 +19,9 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.experts import close_experts
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
+from sgate_serve.models.names import name_in
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
@@ -59,11 +61,11 @@ class TorchModel:
         Attention is eager, which applies every setting of a config. Raises what transformers raises
         for a folder that it cannot load.
         """
-        auto = AUTO_CLASSES[base.spec.task]
+        auto, kernels = AUTO_CLASSES[base.spec.task], {"attn_implementation": "eager"}
+        if base.spec.family.mixture is not None:
+            kernels["experts_implementation"] = "eager"
         with hidden_bars():
-            model = auto.from_pretrained(
-                base.folder, dtype=torch.float32, attn_implementation="eager"
-            )
+            model = auto.from_pretrained(base.folder, dtype=torch.float32, **kernels)
         return cls(model, base.spec)
 
     @classmethod
@@ -151,6 +153,9 @@ def dense_model(masked: MaskedCheckpoint, dtype: torch.dtype = torch.float32) ->
     model.tie_weights()
     _add_biases(model, masked)
     fill(model, masked.spec, ((name, masked.read(name)) for name in masked.spec.tensor_shapes()))
+    for router, closed in masked.closed_experts.items():
+        own = name_in(model, masked.spec.family, router)
+        close_experts(model.get_submodule(own), torch.from_numpy(closed))
     return model
 
 

@@ -11,7 +11,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.models.configuration import CONFIGS, SGateConfig
@@ -27,5 +30,17 @@ AutoConfig.register(SGATE_MODEL_TYPE, SGateConfig, exist_ok=True)
 for _name, _models in MODELS.items():
     for _task, _model in _models.items():
         AUTO_CLASSES[_task].register(CONFIGS[_name], _model, exist_ok=True)
+
+# The classes of some mixtures call the experts' block otherwise than files do.
+_RENAMES = {
+    old: new
+    for family in FAMILIES.values()
+    for old, new in ({} if family.mixture is None else family.mixture.renames).items()
+}
+register_checkpoint_conversion_mapping(
+    SGATE_MODEL_TYPE,
+    [WeightRenaming(f".{old}.", f".{new}.") for old, new in _RENAMES.items()],
+    overwrite=True,
+)
 
 __all__ = ["AUTO_CLASSES", "CONFIGS", "MODELS", "SGateConfig"]

@@ -26,6 +26,8 @@ from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import read_json
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.experts import stacked_place
+from sgate_serve.models.names import name_in
 from sgate_serve.models.refusals import refusals_named
 
 ACTIVATIONS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activation")
@@ -103,18 +105,25 @@ def _sizes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         yield "num_labels", spec.num_labels, config.num_labels
     if spec.task == CAUSAL_LM:
         yield "tie_word_embeddings", spec.tied_head, bool(config.tie_word_embeddings)
-    prefix = "" if model.base_model is not model else f"{spec.family.prefix}."
-    theirs = {f"{prefix}{name}": tuple(p.shape) for name, p in model.named_parameters()}
-    if spec.lacks_pooler:
-        # What is not stored transformers fills at random, and nothing here reads it.
-        theirs = {name: shape for name, shape in theirs.items() if name not in _pooler(spec)}
-    ours = {
-        name: shape
-        for name, shape in spec.tensor_shapes().items()
-        if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}"))
-    }
-    for name in sorted({*ours, *theirs}):
-        yield f"the shape of {name}", ours.get(name), theirs.get(name)
+    yield from _shapes(spec, model)
+
+
+def _shapes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    theirs = dict(model.named_parameters())
+    seen = {name_in(model, spec.family, name) for name in _pooler(spec) if spec.lacks_pooler}
+    for name, shape in spec.tensor_shapes().items():
+        if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
+            continue
+        own = name_in(model, spec.family, name)
+        found = theirs.get(own)
+        if found is None and spec.expert_of(name.removesuffix(".weight")) is not None:
+            own, select = stacked_place(own, spec.family)
+            found = select(theirs[own]) if own in theirs else None
+        seen.add(own)
+        yield f"the shape of {name}", shape, None if found is None else tuple(found.shape)
+    # What is not stored transformers fills at random, and nothing here reads a pooler of that kind.
+    for name in theirs.keys() - seen:
+        yield f"the shape of {name}", None, tuple(theirs[name].shape)
 
 
 def _pooler(spec: ModelSpec) -> Collection[str]:
@@ -143,11 +152,26 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
     ):
         yield key, cap, getattr(config, key) if key in config.__dataclass_fields__ else None
     yield from _multipliers(spec, model)
+    yield from _choices(spec, model)
     if spec.family.has_padded_positions:
         padding = model.base_model.embeddings.padding_idx
         yield "the first position", spec.first_position, padding + 1
     if not spec.is_encoder:
         yield "is_causal", True, bool(getattr(config, "is_causal", True))
+
+
+def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    """Yield how many experts each router has and chooses, and whether it normalises their shares."""
+    for index, layer in enumerate(spec.layers):
+        if spec.family.mixture is None or not layer.experts:
+            continue
+        name = f"{spec.family.layer_name(index)}.{spec.family.mixture.router}"
+        router: Any = model.get_submodule(name_in(model, spec.family, name))
+        where = f"of layer {index}"
+        yield f"the number of experts {where}", len(layer.experts), router.num_experts
+        yield f"num_experts_per_tok {where}", layer.top_k, router.top_k
+        normalizes = getattr(router, "norm_topk_prob", True)
+        yield f"norm_topk_prob {where}", spec.normalizes_routes, normalizes
 
 
 def _multipliers(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:

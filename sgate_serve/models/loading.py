@@ -16,6 +16,8 @@ from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weig
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, Array
 from sgate_serve.models import AUTO_CLASSES
+from sgate_serve.models.experts import stacked_place
+from sgate_serve.models.names import name_in
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
 
@@ -32,11 +34,13 @@ def config_of(checkpoint: Checkpoint) -> PreTrainedConfig:
 def config_from(config: dict[str, Any]) -> PreTrainedConfig:
     """Return the transformers config that the content of a config.json describes.
 
-    With soft caps its attention is eager: sdpa, transformers' default, silently ignores them.
+    With soft caps its attention is eager: sdpa, transformers' default, silently ignores them. So
+    are experts, whose grouped products need widths of whole 16 bytes.
     """
     made: PreTrainedConfig = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     if getattr(made, "attn_logit_softcapping", None):
         made._attn_implementation = "eager"
+    made._experts_implementation = "eager"
     return made
 
 
@@ -78,9 +82,13 @@ def built_model(
 
 @torch.no_grad()
 def fill(model: PreTrainedModel, spec: ModelSpec, tensors: Iterable[tuple[str, Array]]) -> None:
-    """Copy tensors into a model; names in a model without a head lack the stack's prefix."""
+    """Copy tensors into a model, those of experts into the stacks of a stock class."""
     places = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     for name, value in tensors:
-        own = name if name in places else name.removeprefix(f"{spec.family.prefix}.")
+        own = name_in(model, spec.family, name)
+        place = places.get(own)
+        if place is None:
+            stack, select = stacked_place(own, spec.family)
+            place = select(places[stack])
         # torch does not know ml_dtypes' types, and float64 holds every value.
-        places[own].copy_(torch.from_numpy(value.astype(np.float64)))
+        place.copy_(torch.from_numpy(value.astype(np.float64)))

@@ -19,6 +19,7 @@ from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 from sgate_serve.models.configuration import CONFIGS
+from sgate_serve.models.experts import NarrowExperts, narrow_router
 from sgate_serve.models.layers import (
     IndexedLinear,
     NarrowRMSNorm,
@@ -26,6 +27,7 @@ from sgate_serve.models.layers import (
     SkippedAttention,
     TransposedIndexedLinear,
 )
+from sgate_serve.models.names import name_in
 
 
 def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:
@@ -71,8 +73,12 @@ def shrink(model: PreTrainedModel) -> None:
         )
     caches = _cache_indices(spec)
     for index, shape in enumerate(spec.layers):
+        if shape.experts:
+            _narrow_mixture(model, spec, index)
         for module in spec.modules(index):
-            model.set_submodule(_inside(model, module), _linear(spec, index, module))
+            if not _is_routed(spec, index, module):
+                own = name_in(model, spec.family, module)
+                model.set_submodule(own, _linear(spec, index, module))
         attention = _find(model, spec.family, index, ATTENTION)
         if shape.num_heads:
             _set_head_counts(attention, shape)
@@ -110,6 +116,26 @@ def _linear(spec: ModelSpec, index: int, module: str) -> nn.Module:
     return nn.Linear(shape[1], shape[0], bias=has_bias)
 
 
+def _is_routed(spec: ModelSpec, index: int, module: str) -> bool:
+    """Say whether a linear belongs to an expert that a router chooses."""
+    expert = spec.expert_of(module)
+    return expert is not None and expert < len(spec.layers[index].experts)
+
+
+def _narrow_mixture(model: PreTrainedModel, spec: ModelSpec, index: int) -> None:
+    """Give a layer its own experts and router, and remove a shared expert without units."""
+    mixture = _find(model, spec.family, index, MLP)
+    mixture.set_submodule("experts", NarrowExperts(spec, index))
+    narrow_router(mixture.get_submodule("gate"), spec, index)
+    if spec.family.mixture is None or spec.family.mixture.shared is None:
+        return
+    gate: nn.Module = nn.Linear(spec.hidden_size, 1, bias=False)
+    if not spec.layers[index].shared_units:
+        mixture.set_submodule("shared_expert", Skipped())
+        gate = Skipped()
+    mixture.set_submodule("shared_expert_gate", gate)
+
+
 def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
     """Set the head counts that an attention module's stock forward uses, if it has them."""
     width = shape.head_dim
@@ -145,7 +171,7 @@ class _LayerConfig:
 
 def _find(model: PreTrainedModel, family: Family, index: int, block: str) -> nn.Module:
     name = f"{family.layer_name(index)}.{family.blocks[block][0]}"
-    module: nn.Module = model.get_submodule(_inside(model, name))
+    module: nn.Module = model.get_submodule(name_in(model, family, name))
     return module
 
 
@@ -156,14 +182,14 @@ def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> Non
     stand_in: nn.Module = SkippedAttention() if block == ATTENTION else Skipped()
     if block == MLP and others:
         stand_in = nn.Identity()
-    model.set_submodule(_inside(model, f"{layer}.{first}"), stand_in)
+    model.set_submodule(name_in(model, family, f"{layer}.{first}"), stand_in)
     for name in others:
-        model.set_submodule(_inside(model, f"{layer}.{name}"), Skipped())
+        model.set_submodule(name_in(model, family, f"{layer}.{name}"), Skipped())
     if family.residual == "post":
         return
     for norms in (family.norms, family.post_norms):
         if block in norms:
-            model.set_submodule(_inside(model, f"{layer}.{norms[block]}"), nn.Identity())
+            model.set_submodule(name_in(model, family, f"{layer}.{norms[block]}"), nn.Identity())
 
 
 def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:
@@ -174,8 +200,8 @@ def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:
         norm = NarrowRMSNorm(
             spec.hidden_size, spec.norm_size, spec.norm_eps, spec.family.norm_offset
         )
-        model.set_submodule(_inside(model, name), norm)
-    table = model.get_submodule(_inside(model, spec.family.embedding))
+        model.set_submodule(name_in(model, spec.family, name), norm)
+    table = model.get_submodule(name_in(model, spec.family, spec.family.embedding))
     if spec.family.scales_embeddings:
         assert spec.embedding_scale is not None
         table.scalar_embed_scale = spec.embedding_scale
@@ -187,15 +213,9 @@ def _narrow_head(model: PreTrainedModel, spec: ModelSpec) -> None:
     dense = spec.head.dense
     if dense is not None and spec.head_units != spec.hidden_size:
         inner = nn.Linear(spec.hidden_size, spec.head_units)
-        model.set_submodule(_inside(model, dense.inner), inner)
+        model.set_submodule(name_in(model, spec.family, dense.inner), inner)
         outer = nn.Linear(spec.head_units, spec.num_labels)
-        model.set_submodule(_inside(model, dense.outer), outer)
+        model.set_submodule(name_in(model, spec.family, dense.outer), outer)
     if spec.family.head in spec.extra_biases and hasattr(model, spec.family.head):
         head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=True)
         model.set_submodule(spec.family.head, head)
-
-
-def _inside(model: PreTrainedModel, name: str) -> str:
-    """Return a module's name in `model`; in a base model `model.layers.0` is `layers.0`."""
-    prefix = f"{model.base_model_prefix}."
-    return name.removeprefix(prefix) if model.base_model is model else name

@@ -61,7 +61,7 @@ def _removed(small: ModelSpec, dense: ModelSpec) -> float:
 def revived_weights(plan: Plan, dense: ModelSpec) -> tuple[int, ...]:
     """Count, for each layer, the weights of dead units that are kept only for their width."""
     sliced = pruned_spec(_without_index_work(plan), dense)
-    bare = _without_revivals(plan, sliced)
+    bare = replace(sliced, layers=tuple(layer.without_revived().shape for layer in plan.layers))
     layers = range(len(plan.layers))
     return tuple(sliced.layer_weights(i) - bare.layer_weights(i) for i in layers)
 
@@ -69,20 +69,6 @@ def revived_weights(plan: Plan, dense: ModelSpec) -> tuple[int, ...]:
 def _without_index_work(plan: Plan) -> Plan:
     layers = tuple(replace(layer, lowerings=()) for layer in plan.layers)
     return replace(plan, layers=layers)
-
-
-def _without_revivals(plan: Plan, sliced: ModelSpec) -> ModelSpec:
-    """Return the sliced architecture without the units that are kept only for their width."""
-    layers = (
-        replace(
-            shape,
-            num_heads=shape.num_heads - len(layer.revived("heads")),
-            num_kv_heads=shape.num_kv_heads - len(layer.revived("kv_heads")),
-            mlp_units=shape.mlp_units - len(layer.revived("mlp_units")),
-        )
-        for layer, shape in zip(plan.layers, sliced.layers, strict=True)
-    )
-    return replace(sliced, layers=tuple(layers))
 
 
 def _padding(spec: ModelSpec, multiple: int) -> Iterator[int]:

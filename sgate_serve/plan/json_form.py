@@ -50,6 +50,9 @@ def _choice(*words: str) -> Kind:
     return Kind(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
 
 
+# Fields of layers that only mixtures have.
+EXPERTS, TOP_K = "experts", "top_k"
+
 KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     Removal: {"axis": TEXT, "indices": INDICES, "rule": TEXT, "cause": TEXT},
     Revival: {"axis": _choice(*AXES), "indices": INDICES, "reason": TEXT},
@@ -63,10 +66,13 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
     Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT, "uniform": FLAG},
-    LayerShape: {f.name: WHOLE for f in fields(LayerShape)},
+    LayerShape: {f.name: WHOLE for f in fields(LayerShape)} | {EXPERTS: INDICES},
 }
 # The values of fields that plans written before these existed lack.
-ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {Target: {"uniform": False}}
+ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {
+    Target: {"uniform": False},
+    LayerShape: {EXPERTS: [], TOP_K: 0},
+}
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),
     "layer": WHOLE,
@@ -79,8 +85,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON values."""
     # asdict() would copy one index at a time, and a 70B model's plan has millions.
     layers = [
-        vars(layer)
-        | {"dense": vars(layer.dense)}
+        _without_experts(vars(layer), layer.dense)
+        | {"dense": _without_experts(vars(layer.dense), layer.dense)}
         | {key: _objects(getattr(layer, key)) for key in ("lowerings", "removals", "revivals")}
         for layer in plan.layers
     ]
@@ -88,6 +94,12 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     parts["folds"] = [_fold_to_json(fold, len(plan.layers)) for fold in plan.folds]
     head = {"format": PLAN_FORMAT, "version": PLAN_VERSION}
     return head | vars(plan) | {"target": vars(plan.target), "layers": layers} | parts
+
+
+def _without_experts(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
+    """Return fields of a layer without those that only mixtures have, if it is none."""
+    only = () if dense.experts else (EXPERTS, TOP_K)
+    return {key: value for key, value in values.items() if key not in only}
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -187,7 +199,7 @@ def _read_layer(value: Mapping[str, Any]) -> LayerPlan:
     return LayerPlan(
         index=_typed(value, "index", WHOLE),
         dense=_one(value, "dense", lambda each: _read(LayerShape, each)),
-        **{axis: tuple(_typed(value, axis, INDICES)) for axis in AXES},
+        **{axis: tuple(_typed({EXPERTS: [], **value}, axis, INDICES)) for axis in AXES},
         lowerings=_all(value, "lowerings", lambda each: _read(Lowering, each)),
         removals=_all(value, "removals", lambda each: _read(Removal, each)),
         revivals=_all(value, "revivals", lambda each: _read(Revival, each)),

@@ -21,9 +21,10 @@ PLAN_FORMAT = "sgate-plan"
 PLAN_VERSION = 2
 PLAN_FILE = "sgate_plan.json"
 
-Axis = Literal["mlp_units", "heads", "kv_heads", "value_dims", "key_dims"]
-# Heads and KV heads are counted whole, dimensions as rows of the value and key projections.
-AXES: tuple[Axis, ...] = ("mlp_units", "heads", "kv_heads", "value_dims", "key_dims")
+Axis = Literal["mlp_units", "heads", "kv_heads", "value_dims", "key_dims", "experts"]
+# Heads and KV heads are counted whole, dimensions as rows of the value and key projections; the
+# units of a mixture are those of its experts one after another.
+AXES: tuple[Axis, ...] = ("mlp_units", "heads", "kv_heads", "value_dims", "key_dims", "experts")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class LayerPlan:
     kv_heads: Indices
     value_dims: Indices
     key_dims: Indices
+    experts: Indices = ()
     lowerings: tuple[Lowering, ...] = ()
     removals: tuple[Removal, ...] = ()
     revivals: tuple[Revival, ...] = ()
@@ -128,16 +130,22 @@ class LayerPlan:
 
     @property
     def shape(self) -> LayerShape:
-        return replace(
-            self.dense,
-            num_heads=len(self.heads),
-            num_kv_heads=len(self.kv_heads),
-            mlp_units=len(self.mlp_units),
-        )
+        num_heads, num_kv_heads = len(self.heads), len(self.kv_heads)
+        return self.dense.narrowed(num_heads, num_kv_heads, self.mlp_units, self.experts)
 
     @property
     def skipped_blocks(self) -> tuple[str, ...]:
         return self.shape.skipped_blocks
+
+    def without_revived(self) -> "LayerPlan":
+        """Return the plan of the layer without what is kept only for its width."""
+        units, heads, kv_heads = (
+            tuple(i for i in self.survivors(axis) if i not in revived)
+            if (revived := self.revived(axis))
+            else self.survivors(axis)
+            for axis in ("mlp_units", "heads", "kv_heads")
+        )
+        return replace(self, mlp_units=units, heads=heads, kv_heads=kv_heads)
 
 
 @dataclass(frozen=True)
@@ -209,13 +217,29 @@ def check_indices(kept: Indices, size: int, where: str) -> None:
 def _check_layer(layer: LayerPlan, index: int, source: str) -> None:
     dense = layer.dense
     kv_dims = dense.num_kv_heads * dense.head_dim
-    sizes = (dense.mlp_units, dense.num_heads, dense.num_kv_heads, kv_dims, kv_dims)
+    heads, kv_heads = dense.num_heads, dense.num_kv_heads
+    sizes = (dense.mlp_units, heads, kv_heads, kv_dims, kv_dims, len(dense.experts))
     where = f"{source}, layer {layer.index}"
     if layer.index != index:
         raise PlanError(f"{where} is at position {index}; layers must be in order")
     for axis, size in zip(AXES, sizes, strict=True):
         check_indices(layer.survivors(axis), size, f"{where}: {axis}")
+    _check_experts(layer, where)
     owners = [head // dense.queries_per_kv for head in layer.heads]
     per_group = {owners.count(kv) for kv in layer.kv_heads}
     if set(owners) != set(layer.kv_heads) or len(per_group) > 1:
         raise PlanError(f"{where}: every kept KV head needs the same number of its query heads")
+
+
+def _check_experts(layer: LayerPlan, where: str) -> None:
+    """Raise PlanError if a layer keeps units of experts that it removes, or units of no expert."""
+    removed = set(range(len(layer.dense.experts))) - set(layer.experts)
+    if not removed:
+        return
+    units, spans = np.asarray(layer.mlp_units), layer.dense.expert_spans
+    for expert in removed:
+        span = spans[expert]
+        if ((units >= span.start) & (units < span.stop)).any():
+            raise PlanError(f"{where}: expert {expert} is removed, but some of its units are kept")
+    if layer.mlp_units and not layer.experts:
+        raise PlanError(f"{where}: no expert is kept, but units are")

@@ -23,6 +23,7 @@ from sgate_serve.checkpoint.ragged.claims import (
     claim_keys,
     read_claims,
 )
+from sgate_serve.checkpoint.ragged.mixtures import normalize_mixtures
 from sgate_serve.checkpoint.ragged.widths import Headers, Sizes, StoredTensor, Widths
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import TEXTS
@@ -49,6 +50,9 @@ def normalize_config(
     model_type = MODEL_TYPES.get(stored_type, stored_type)
     if model_type not in FAMILIES:
         return config, None
+    if FAMILIES[model_type].mixture is not None:
+        check_config(config, source, FAMILIES[model_type])
+        return normalize_mixtures(config, FAMILIES[model_type], tensors, source)
     stock = {key: value for key, value in config.items() if key not in claim_keys(config)}
     # Other tools write null for a size that each layer has of its own.
     stock = {key: value for key, value in stock.items() if value is not None or key not in SIZES}

@@ -1,0 +1,91 @@
+"""The experts of mixtures: narrowed ones, and where the stock classes of transformers keep theirs.
+
+Files hold one matrix for each linear of each expert; the stock classes stack those of all experts
+of a layer, which have the same width there.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from sgate_serve.architecture.family import DOWN, GATE, UP, Family
+from sgate_serve.architecture.spec import ModelSpec
+
+# The parameters of transformers' stacked experts: [experts, 2 · units, hidden] with the rows of
+# the gate first, and [experts, hidden, units].
+STACKED_GATE_UP, STACKED_DOWN = "gate_up_proj", "down_proj"
+
+
+class NarrowExperts(nn.Module):
+    """Experts of different widths; an expert without units adds nothing.
+
+    It stands in for a stock class's stacked experts, and is given the same arguments.
+    """
+
+    def __init__(self, spec: ModelSpec, index: int) -> None:
+        super().__init__()
+        assert spec.family.mixture is not None
+        names = spec.family.mixture.linears
+        self.names, self.act_fn = names, ACT2FN[spec.activation]
+        self.num_experts = len(spec.layers[index].experts)
+        for number, units in enumerate(spec.layers[index].experts):
+            expert = nn.Module()
+            for role in (GATE, UP, DOWN) if units else ():
+                shape = (units, spec.hidden_size) if role == DOWN else (spec.hidden_size, units)
+                expert.add_module(names[role], nn.Linear(*shape, bias=False))
+            self.add_module(str(number), expert)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the sum [T, H] over each token's experts; index and weights are [T, top_k]."""
+        total = torch.zeros_like(hidden_states)
+        for number in range(self.num_experts):
+            linears = dict(self.get_submodule(str(number)).named_children())
+            tokens, places = torch.where(top_k_index == number)
+            if linears and len(tokens):
+                x = hidden_states[tokens]
+                gate, up, down = (linears[self.names[role]] for role in (GATE, UP, DOWN))
+                y = down(self.act_fn(gate(x)) * up(x)) * top_k_weights[tokens, places, None]
+                total.index_add_(0, tokens, y.to(total.dtype))
+        return total
+
+
+def narrow_router(router: Any, spec: ModelSpec, index: int) -> None:
+    """Give a stock router the rows and the choice of a layer's own experts, in place."""
+    shape = spec.layers[index]
+    router.weight = nn.Parameter(torch.empty(len(shape.experts), spec.hidden_size))
+    router.num_experts, router.top_k = len(shape.experts), shape.top_k
+    router.hidden_dim = spec.hidden_size
+
+
+def close_experts(router: Any, closed: torch.Tensor) -> None:
+    """Make a filled stock router choose among the experts that are not closed, in place.
+
+    So the logits of closed experts are -infinity: the softmax is over the open ones, and of these
+    it takes as many as there are at most.
+    """
+    is_open = torch.nonzero(~closed)[:, 0]
+    router.weight = nn.Parameter(router.weight[is_open])
+    router.num_experts, router.top_k = len(is_open), min(router.top_k, len(is_open))
+
+    def numbered(module: Any, args: Any, output: Any) -> Any:
+        logits, weights, index = output
+        return logits, weights, is_open[index]
+
+    router.register_forward_hook(numbered)
+
+
+def stacked_place(name: str, family: Family) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
+    """Return the stock parameter that holds an expert's matrix, and what selects it there."""
+    assert family.mixture is not None, name
+    stem, number, linear = name.removesuffix(".weight").rsplit(".", 2)
+    role = {own: role for role, own in family.mixture.linears.items()}[linear]
+    expert = int(number)
+    if role == DOWN:
+        return f"{stem}.{STACKED_DOWN}", lambda stack: stack[expert]
+    half = int(role == UP)
+    return f"{stem}.{STACKED_GATE_UP}", lambda stack: stack[expert].chunk(2)[half]
