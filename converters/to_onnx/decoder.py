@@ -17,6 +17,7 @@ from converters.to_onnx.graph import Dims, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.matrices import Moments
 from converters.to_onnx.metadata import graph_metadata
+from converters.to_onnx.mixture import MixtureBlock
 from converters.to_onnx.norms import Norm, Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
@@ -180,6 +181,8 @@ class _Decoder:
 
     def mlp(self, index: int, x: ir.Value) -> ir.Value:
         """Return down(act(gate) · up), or down(act(up)) in families without a gate."""
+        if self.spec.layers[index].experts:
+            return MixtureBlock(self.graph, self.products, self.checkpoint, index)(x)
         packed = self.products.linear(linears.gate_up(self.checkpoint, index), x)
         if self.spec.family.is_gated:
             halves = [f"layer.{index}.gate", f"layer.{index}.up"]

@@ -27,7 +27,8 @@ class Matrix:
     """One matrix [out, in] and how to read it; `inputs` are the inputs that it has columns for.
 
     `scales` [out, 1] belong to weights that are stored as int8. `is_outer` is true for embeddings
-    and for linears on top, false for the linears inside the blocks, which have `roles`.
+    and for linears on top, false for the linears inside the blocks, which have `roles`. A matrix
+    `of_expert` multiplies any number of tokens, by itself.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Matrix:
     scales: Read | None = None
     is_outer: bool = False
     roles: tuple[str, ...] = ()
+    of_expert: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,22 @@ def gate_up(checkpoint: Checkpoint, layer: int) -> Linear:
 
 def mlp_down(checkpoint: Checkpoint, layer: int) -> Linear:
     return _Layer(checkpoint, layer).linear((DOWN,))
+
+
+def expert_gate_up(checkpoint: Checkpoint, layer: int, expert: int) -> Linear:
+    """Return the first linear of one expert, outputs [gate | up]; the shared one is the last."""
+    return _Layer(checkpoint, layer).linear(READERS[MLP], expert)
+
+
+def expert_down(checkpoint: Checkpoint, layer: int, expert: int) -> Linear:
+    return _Layer(checkpoint, layer).linear((DOWN,), expert)
+
+
+def router(checkpoint: Checkpoint, name: str, rows: int) -> Matrix:
+    """Return a tensor that chooses or weighs experts, [rows, hidden]."""
+    weight = partial(read_fp32, checkpoint, name)
+    shape = (rows, checkpoint.spec.hidden_size)
+    return Matrix(name.removesuffix(".weight"), shape, weight, is_outer=True)
 
 
 def table(checkpoint: Checkpoint, module: str, rows: int) -> Matrix:
@@ -144,9 +162,16 @@ class _Layer:
         self.roles = self.spec.modules(layer)
         self.dims = self.spec.linear_shapes(layer)
 
-    def linear(self, roles: Sequence[str]) -> Linear:
-        """Stack the modules of `roles`; adjacent modules with the same inputs form one matrix."""
-        modules = [name for name, held in self.roles.items() if set(held) <= set(roles)]
+    def linear(self, roles: Sequence[str], expert: int | None = None) -> Linear:
+        """Stack the modules of `roles`; adjacent modules with the same inputs form one matrix.
+
+        Of a mixture, those of one expert.
+        """
+        modules = [
+            name
+            for name, held in self.roles.items()
+            if set(held) <= set(roles) and self.spec.expert_of(name) == expert
+        ]
         places = self._output_places(modules)
         size = sum(
             self._padded(self._rows(module), self._gives_heads(module)) for module in modules
@@ -165,10 +190,14 @@ class _Layer:
 
     def _name(self, modules: Sequence[str]) -> str:
         roles = (role for module in modules for role in self.roles[module])
-        return f"{self.spec.family.layer_name(self.layer)}.{'_'.join(roles)}"
+        expert, name = self.spec.expert_of(modules[0]), self.spec.family.layer_name(self.layer)
+        name = name if expert is None else f"{name}.expert.{expert}"
+        return f"{name}.{'_'.join(roles)}"
 
     def _rows(self, module: str) -> int:
         """Return the number of outputs of a module, stored or not."""
+        if self.spec.expert_of(module) is not None:
+            return self.spec.module_shape(self.layer, module)[0]
         return sum(self.dims[role][0] for role in self.roles[module])
 
     def _gives_heads(self, module: str) -> bool:
@@ -246,6 +275,7 @@ class _Layer:
             inputs,
             scales if has_scales else None,
             roles=tuple(role for module in modules for role in self.roles[module]),
+            of_expert=self.spec.expert_of(modules[0]) is not None,
         )
 
     def _bias(self, modules: Sequence[str]) -> Read | None:

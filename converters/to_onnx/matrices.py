@@ -35,6 +35,8 @@ Moments = Callable[[str], Floats]
 
 # The parts of a matrix of 4 bits; only such a matrix has zeros.
 PARTS, ZEROS = ("values", "scales", "zeros"), ".zeros"
+# The largest block of 4 bits whose products are exact for any number of tokens.
+BLOCK_OF_ANY_COUNT = 32
 # Activations are rounded to int8 in the blocks of the weights.
 INT8_COMPUTE = 4
 UINT8, INT8, FLOAT = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.FLOAT
@@ -65,17 +67,21 @@ class Matrices:
                 self._multiply_rows(matrix, x) if in_rows else self._multiply_floats(matrix, x)
             )
             return product if bias is None else self._graph.node("Add", [product, bias])[0]
-        rows, columns = matrix.shape
+        (rows, columns), block = matrix.shape, self._block(matrix)
         attributes = {
             "N": rows,
             "K": columns,
             "bits": self._bits(matrix),
-            "block_size": self._precision.block,
+            "block_size": block,
             "accuracy_level": INT8_COMPUTE,
         }
-        values, scales, zeros = self._blocks(matrix, self._precision.block)
+        values, scales, zeros = self._blocks(matrix, block)
         inputs = [x, values, scales, zeros, None, bias]
         return self._graph.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)[0]
+
+    def multiply_floats(self, matrix: Matrix, x: ir.Value) -> ir.Value:
+        """Return x Wᵀ in floats, whatever the precision: a choice must not be rounded."""
+        return self._multiply_floats(matrix, x)
 
     def rows(self, table: Matrix, ids: ir.Value) -> ir.Value:
         """Return the rows [t, in] of a matrix for ids [t]."""
@@ -161,6 +167,15 @@ class Matrices:
     def _bits(self, matrix: Matrix) -> int:
         is_finer = matrix.is_outer or not set(matrix.roles).isdisjoint(self._precision.finer)
         return self._precision.outer_bits if is_finer else self._precision.bits
+
+    def _block(self, matrix: Matrix) -> int:
+        """Return how many weights share a scale: in experts so few that products stay exact.
+
+        How many tokens an expert multiplies follows from the tokens, not from the call.
+        """
+        assert self._precision.block is not None, "floats have no blocks"
+        is_paired = self._precision.row_multiple > 1 and self._bits(matrix) == 4
+        return BLOCK_OF_ANY_COUNT if is_paired and matrix.of_expert else self._precision.block
 
     def _blocks(self, matrix: Matrix, block: int) -> list[ir.Value | None]:
         """Return values, scales and, for 4 bits, zeros as initializers."""

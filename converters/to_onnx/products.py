@@ -37,6 +37,10 @@ class Products:
         y = self._indexed.take(y, linear.products, f"{linear.name}.products")
         return y if bias is None else self._graph.node("Add", [y, bias])[0]
 
+    def floats(self, matrix: Matrix, x: ir.Value) -> ir.Value:
+        """Return the product in fp32 that chooses or weighs, [t, out]."""
+        return self._graph.in_fp32(self._matrices.multiply_floats(matrix, x))
+
     def rows(self, table: Matrix, ids: ir.Value) -> ir.Value:
         """Return the rows [t, in] of a table for ids [t]."""
         return self._matrices.rows(table, ids)

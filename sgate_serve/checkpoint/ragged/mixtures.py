@@ -52,7 +52,9 @@ def _stored_shape(family: Family, index: int, stated: LayerShape, tensors: Tenso
         _units(family.expert_linear(index, number, DOWN), router, tensors)
         for number in range(router.shape[0])
     )
-    shared = stated.shared_units and _units(family.expert_linear(index, None, DOWN), router, tensors)
+    shared = stated.shared_units and _units(
+        family.expert_linear(index, None, DOWN), router, tensors
+    )
     units, top_k = sum(experts) + shared, min(stated.top_k, len(experts))
     return replace(stated, mlp_units=units, experts=experts, top_k=top_k)
 

@@ -1,0 +1,123 @@
+"""A mixture of experts in the graph: each expert multiplies the tokens that chose it, and no other.
+
+The (token, choice) pairs are sorted by expert and split into one run for each, of any length. So a
+step reads the weights of chosen experts alone, experts may differ in width, and a token's result
+does not depend on the others of its call: it is the sum over its own choices, in their order.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from converters.to_onnx import linears
+from converters.to_onnx.activations import activate
+from converters.to_onnx.graph import GraphBuilder
+from converters.to_onnx.products import Products
+from sgate_serve.architecture.family import EXPERTS
+from sgate_serve.checkpoint.reader import Checkpoint
+
+
+class MixtureBlock:
+    """The experts of one layer, their router and the shared expert."""
+
+    def __init__(
+        self, graph: GraphBuilder, products: Products, checkpoint: Checkpoint, layer: int
+    ) -> None:
+        self._graph, self._products, self._checkpoint = graph, products, checkpoint
+        self._layer, self._shape = layer, checkpoint.spec.layers[layer]
+        tensors = checkpoint.spec.router_tensors(layer)
+        self._router = next(name for name, axes in tensors.items() if EXPERTS in axes)
+        self._shared_gate = next((name for name in tensors if name != self._router), None)
+
+    def __call__(self, x: ir.Value) -> ir.Value:
+        """Return the block's output [t, hidden]."""
+        routed = self._routed(x)
+        if self._shared_gate is None:
+            return routed
+        gate = linears.router(self._checkpoint, self._shared_gate, 1)
+        (share,) = self._graph.node("Sigmoid", [self._products.floats(gate, x)])
+        shared = self._expert(len(self._shape.experts), x)
+        (weighted,) = self._graph.node("Mul", [shared, self._in_floats(share)])
+        return self._graph.node("Add", [routed, weighted])[0]
+
+    def _routed(self, x: ir.Value) -> ir.Value:
+        graph, top_k = self._graph, self._shape.top_k
+        shares, choices = self._choices(x)
+        (flat,) = graph.node("Reshape", [choices, self._shape_of(-1)])
+        order, lengths = self._sorted(flat), self._lengths(flat)
+        (tokens,) = graph.node("Div", [order, self._numbers("top_k", top_k)])
+        (rows,) = graph.node("Gather", [x, tokens], {"axis": 0})
+        count = len(self._shape.experts)
+        names = [f"layer.{self._layer}.expert.{number}.tokens" for number in range(count)]
+        runs = graph.node("Split", [rows, lengths], {"axis": 0}, outputs=names)
+        outputs = [self._expert(number, run) for number, run in enumerate(runs)]
+        (joined,) = graph.node("Concat", outputs, {"axis": 0})
+        # Sorting the order gives the place of each (token, choice) pair.
+        (mine,) = graph.node("Gather", [joined, self._sorted(order)], {"axis": 0})
+        hidden = self._checkpoint.spec.hidden_size
+        (by_token,) = graph.node("Reshape", [mine, self._shape_of(-1, top_k, hidden)])
+        (across,) = graph.node("Reshape", [shares, self._shape_of(-1, 1, top_k)])
+        (total,) = graph.node("MatMul", [self._in_floats(across), by_token])
+        return graph.node("Reshape", [total, self._shape_of(-1, hidden)])[0]
+
+    def _choices(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Return the shares [t, top_k] of the experts that each token chooses, and their numbers."""
+        graph, count = self._graph, len(self._shape.experts)
+        router = linears.router(self._checkpoint, self._router, count)
+        (odds,) = graph.node("Softmax", [self._products.floats(router, x)], {"axis": -1})
+        most = self._numbers("top_k", self._shape.top_k)
+        names = [f"layer.{self._layer}.{part}" for part in ("shares", "choices")]
+        shares, choices = graph.node("TopK", [odds, most], {"axis": -1}, outputs=names)
+        if self._checkpoint.spec.normalizes_routes:
+            last = self._numbers("last_axis", -1)
+            (total,) = graph.node("ReduceSum", [shares, last], {"keepdims": 1})
+            (shares,) = graph.node("Div", [shares, total])
+        return shares, choices
+
+    def _sorted(self, numbers: ir.Value) -> ir.Value:
+        """Return the order [n] that sorts numbers [n]; equal ones keep theirs."""
+        (length,) = self._graph.node("Shape", [numbers])
+        outputs = [f"{numbers.name}.sorted", f"{numbers.name}.order"]
+        attributes = {"axis": -1, "largest": 0, "sorted": 1}
+        return self._graph.node("TopK", [numbers, length], attributes, outputs=outputs)[1]
+
+    def _lengths(self, flat: ir.Value) -> ir.Value:
+        """Return how often each expert was chosen, [experts]."""
+        graph, count = self._graph, len(self._shape.experts)
+        (column,) = graph.node("Reshape", [flat, self._shape_of(-1, 1)])
+        every = graph.constant(f"experts.{count}", np.arange(count, dtype=np.int64))
+        (hits,) = graph.node("Equal", [column, every])
+        (counted,) = graph.node("Cast", [hits], {"to": int(ir.DataType.INT64)})
+        first = self._numbers("first_axis", 0)
+        return graph.node("ReduceSum", [counted, first], {"keepdims": 0})[0]
+
+    def _expert(self, number: int, x: ir.Value) -> ir.Value:
+        """Return down(act(gate) · up) of one expert; zeros for one without units."""
+        graph, span = self._graph, self._shape.expert_spans[number]
+        if span.start == span.stop:
+            kind = graph.float_type.numpy()
+            return graph.node("Mul", [x, graph.constant("number.0", np.array(0, kind))])[0]
+        packed = self._products.linear(
+            linears.expert_gate_up(self._checkpoint, self._layer, number), x
+        )
+        names = [f"layer.{self._layer}.expert.{number}.{part}" for part in ("gate", "up")]
+        gate, up = graph.node("Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=names)
+        active = activate(graph, self._checkpoint.spec.activation, gate)
+        (units,) = graph.node("Mul", [active, up])
+        return self._products.linear(
+            linears.expert_down(self._checkpoint, self._layer, number), units
+        )
+
+    def _in_floats(self, x: ir.Value) -> ir.Value:
+        """Return a value in fp32 as a float of the graph."""
+        graph = self._graph
+        if graph.float_type == ir.DataType.FLOAT:
+            return x
+        return graph.node("Cast", [x], {"to": int(graph.float_type)})[0]
+
+    def _shape_of(self, *dims: int) -> ir.Value:
+        name = "shape." + ".".join(map(str, dims))
+        return self._graph.constant(name, np.array(dims, np.int64))
+
+    def _numbers(self, name: str, *numbers: int) -> ir.Value:
+        stem = f"{name}.{'.'.join(map(str, numbers))}"
+        return self._graph.constant(stem, np.array(numbers, np.int64))
