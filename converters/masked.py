@@ -139,7 +139,7 @@ class MaskedCheckpoint:
     def _read_parts(
         self, parts: Sequence[Part], role: str, rows: Indices | None, columns: Indices | None
     ) -> Array:
-        """Return a role whose units several modules hold, of which only those asked for are read."""
+        """Return a role whose units several modules hold; only modules asked for are read."""
         units, found = columns if role == DOWN else rows, list[Array]()
         for part in parts:
             own = None

@@ -65,7 +65,9 @@ def receiver_of(
        embedding.
     2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: none, since the constant would have to pass the norm.
-    4. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
+    4. Experts have no biases, and each token uses only some of them: where the nearest earlier block
+       is a mixture, nothing can receive the constant.
+    5. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
        Neither does one that is scaled, or otherwise than what blocks add.
     """
     spec, family = facts.spec, facts.spec.family
@@ -77,6 +79,8 @@ def receiver_of(
         return Receiver(f"{norm}.bias")
     for place in before:
         if layers[place[0]].has(place[1]):
+            if layers[place[0]].shape.experts and place[1] == MLP:
+                return None
             writer = family.linear(place[0], WRITERS[place[1]])
             return Receiver(f"{writer}.bias", place)
     if family.position_table is not None:

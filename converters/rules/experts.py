@@ -1,11 +1,10 @@
-"""Rule 13: experts of a mixture that its router never chooses, and routers without experts."""
+"""Rule 13: experts of a mixture that its router never chooses."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from converters.rules.findings import Finding, LayerView
-from sgate_serve.architecture.family import MLP
 
 
 def closed_experts(view: LayerView) -> Iterator[Finding]:
@@ -18,13 +17,9 @@ def closed_experts(view: LayerView) -> Iterator[Finding]:
     2. Zero weights do *not* close an expert. One that writes nothing is still chosen, and its share
        is missing from the others; a zero row of the router is a logit of 0, which may win. Such an
        expert loses its units (rule 1) and keeps its row.
-    3. Without a unit in any expert the block writes nothing (rule 6), and its router goes too.
     """
     layer = view.layer
     if not layer.shape.experts:
-        return
-    if not layer.has(MLP):
-        yield Finding("experts", np.ones_like(layer.experts), "no expert of the layer has units")
         return
     assert layer.family.mixture is not None, "only layers of such a family have experts"
     router = f"{layer.family.layer_name(layer.index)}.{layer.family.mixture.router}"

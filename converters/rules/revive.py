@@ -96,10 +96,7 @@ def align_mlp(state: LayerState, target: Target, common: Widths | None = None) -
     """
     flags = state.mlp_units.copy()
     parts = units_by_expert(replace(state, mlp_units=flags))  # views
-    if common is None:
-        wanted = own_mlp_units(state, target)
-    else:
-        wanted = _common_units(state, common)
+    wanted = own_mlp_units(state, target) if common is None else _common_units(state, common)
     for number, (part, width) in enumerate(zip(parts, wanted, strict=True)):
         is_closed = number < state.experts.size and not state.experts[number]
         if not is_closed:

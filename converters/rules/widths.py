@@ -15,7 +15,6 @@ from sgate_serve.errors import PlanError
 from sgate_serve.plan import Target
 from sgate_serve.plan.targets import is_shardable
 
-
 # Stands for a width that a kind of layer does not have, where others may have any.
 ANY = sys.maxsize
 

@@ -60,7 +60,7 @@ class MixtureBlock:
         return graph.node("Reshape", [total, self._shape_of(-1, hidden)])[0]
 
     def _choices(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return the shares [t, top_k] of the experts that each token chooses, and their numbers."""
+        """Return the experts that each token chooses and their shares, both [t, top_k]."""
         graph, count = self._graph, len(self._shape.experts)
         router = linears.router(self._checkpoint, self._router, count)
         (odds,) = graph.node("Softmax", [self._products.floats(router, x)], {"axis": -1})

@@ -112,7 +112,7 @@ class LayerSizes:
         digits = len(str(len(self.layers) - 1))
         for index, layer in enumerate(self.layers):
             sizes = self._keyed(layer)
-            # A width of 0 is a skipped block, except in a mixture, which may lose its shared expert.
+            # A width of 0 is a skipped block, but a mixture may lose its shared expert alone.
             zeros = () if layer.experts else (0,)
             entry: dict[str, Any] = {
                 key: size for key, size in sizes.items() if size not in (top.get(key), *zeros)

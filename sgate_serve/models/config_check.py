@@ -161,7 +161,7 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
 
 
 def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
-    """Yield how many experts each router has and chooses, and whether it normalises their shares."""
+    """Yield how many experts each router has and chooses, and whether their shares add up to 1."""
     for index, layer in enumerate(spec.layers):
         if spec.family.mixture is None or not layer.experts:
             continue

@@ -6,14 +6,27 @@ meet: a row that reads only dying columns becomes a zero row later.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from sgate_serve.architecture.family import BLOCKS, DOWN, KEY, OUTPUT, QUERY, UP, VALUE, WRITERS
+from sgate_serve.architecture.family import (
+    BLOCKS,
+    DOWN,
+    EXPERTS,
+    KEY,
+    MLP_ROLES,
+    OUTPUT,
+    QUERY,
+    UP,
+    VALUE,
+    WRITERS,
+)
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.models.names import name_in
 
 SHARES = (0.25, 0.5, 0.9, 1.0)
 FEW = 6
@@ -21,23 +34,55 @@ FEW = 6
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's parameters by role, as views: writing them writes the model."""
+    """A model's parameters by role, as views: writing them writes the model.
+
+    The experts of a layer are copied into one matrix for each role, which `store` writes back.
+    """
 
     model: PreTrainedModel
     spec: ModelSpec
+    stacks: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
 
     def named(self, name: str) -> torch.Tensor | None:
         own = dict(self.model.named_parameters(remove_duplicate=False))
-        found = own.get(name, own.get(name.removeprefix(f"{self.spec.family.prefix}.")))
+        found = own.get(name, own.get(name_in(self.model, self.spec.family, name)))
         return None if found is None else found.data
 
     def matrix(self, layer: int, role: str) -> torch.Tensor:
+        if self.spec.layers[layer].experts and role in MLP_ROLES:
+            parts = self._experts(layer, role)
+            if (layer, role) not in self.stacks:
+                self.stacks[layer, role] = torch.cat(parts, dim=int(role == DOWN))
+            return self.stacks[layer, role]
         weight = self.named(f"{self.spec.family.linear(layer, role)}.weight")
         assert weight is not None, role
         weight = weight.T if self.spec.family.is_transposed else weight
         return weight[self.spec.role_rows(layer, role)]
 
+    def store(self) -> None:
+        for (layer, role), stack in self.stacks.items():
+            parts = self._experts(layer, role)
+            sizes = [part.shape[int(role == DOWN)] for part in parts]
+            for part, value in zip(parts, stack.split(sizes, dim=int(role == DOWN)), strict=True):
+                part.copy_(value)
+
+    def _experts(self, layer: int, role: str) -> list[torch.Tensor]:
+        """Return views of a role's matrix in each expert of transformers' stock class."""
+        name = name_in(self.model, self.spec.family, f"model.layers.{layer}.mlp")
+        block = self.model.get_submodule(name)
+        experts: Any = block.get_submodule("experts")
+        if role == DOWN:
+            parts = list(experts.down_proj.data)
+        else:
+            parts = [both.chunk(2)[int(role == UP)] for both in experts.gate_up_proj.data]
+        if self.spec.layers[layer].shared_units:
+            shared = dict(block.named_parameters())[f"shared_expert.{role}_proj.weight"]
+            parts.append(shared.data)
+        return parts
+
     def bias(self, layer: int, role: str) -> torch.Tensor | None:
+        if self.spec.layers[layer].experts and role in MLP_ROLES:
+            return None
         bias = self.named(f"{self.spec.family.linear(layer, role)}.bias")
         return None if bias is None else bias[self.spec.role_rows(layer, role)]
 
@@ -214,6 +259,19 @@ def scattered(weights: Weights, random: Random) -> None:
     matrix *= torch.from_numpy(random.random(tuple(matrix.shape)) < density)
 
 
+def choices(weights: Weights, random: Random) -> None:
+    """Zero rows of a router, or all that an expert writes: neither closes an expert."""
+    layer = a_layer(weights, random)
+    for name, axes in weights.spec.router_tensors(layer).items():
+        router = weights.named(name)
+        assert router is not None, name
+        if EXPERTS in axes:
+            router[some(random, len(router)) & some(random, len(router))] = 0
+    for span in weights.spec.layers[layer].expert_spans if random.random() < 0.7 else ():
+        if random.random() < 0.5:
+            weights.matrix(layer, DOWN)[:, span] = 0
+
+
 def on_top(weights: Weights, random: Random) -> None:
     """Zero rows of the inner linear on top, biases kept or not, and columns of the outer."""
     dense = weights.spec.head.dense
@@ -245,6 +303,7 @@ WAYS: Mapping[str, Way] = {
         stream,
         few_inputs,
         scattered,
+        choices,
         on_top,
     )
 }
@@ -255,3 +314,4 @@ def make_zeros(weights: Weights, ways: list[tuple[str, int]]) -> None:
     with torch.no_grad():
         for name, seed in ways:
             WAYS[name](weights, np.random.default_rng(seed))
+        weights.store()

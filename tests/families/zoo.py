@@ -63,6 +63,8 @@ GRANITE: dict[str, Any] = {
     "residual_multiplier": 0.6,
     "logits_scaling": 1.5,
 }
+EXPERTS: dict[str, Any] = DECODER | {"num_experts": 5, "num_experts_per_tok": 2}
+QWEN_EXPERTS = EXPERTS | {"moe_intermediate_size": 14, "mlp_only_layers": [1]}
 GPT2: dict[str, Any] = COMMON | {
     "n_embd": 48,
     "n_inner": 30,
@@ -205,6 +207,47 @@ ZOO: Mapping[str, list[Variant]] = {
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
         ),
     ],
+    "mixtral": [
+        Variant("mixtral", "full", "causal-lm", EXPERTS),
+        Variant(
+            "mixtral",
+            "sliding-lone-choice",
+            "causal-lm",
+            EXPERTS | {"sliding_window": WINDOW, "head_dim": 16, "num_experts_per_tok": 1},
+        ),
+    ],
+    "qwen2_moe": [
+        Variant(
+            "qwen2_moe",
+            "shared",
+            "causal-lm",
+            QWEN_EXPERTS | {"shared_expert_intermediate_size": 18},
+        ),
+        Variant(
+            "qwen2_moe",
+            "sliding-normalized",
+            "causal-lm",
+            QWEN_EXPERTS
+            | {"shared_expert_intermediate_size": 10, "norm_topk_prob": True, "qkv_bias": False}
+            | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+        ),
+    ],
+    "qwen3_moe": [
+        Variant(
+            "qwen3_moe",
+            "normalized",
+            "causal-lm",
+            QWEN_EXPERTS | {"head_dim": 16, "norm_topk_prob": True},
+        ),
+        Variant(
+            "qwen3_moe",
+            "biased-sliding-sparse",
+            "causal-lm",
+            QWEN_EXPERTS
+            | {"head_dim": 16, "attention_bias": True, "mlp_only_layers": []}
+            | {"decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": WINDOW},
+        ),
+    ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),
         Variant(
@@ -240,6 +283,8 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
     # A config keeps, and completes in place, the dicts that it is given.
     fields = copy.deepcopy(dict(variant.config) | overrides)
     config = AutoConfig.for_model(variant.family, **fields)
+    # Their grouped products do not exist in float64, and need widths of whole 16 bytes.
+    config._experts_implementation = "eager"
     model: PreTrainedModel = AUTO_CLASSES[variant.task].from_config(config).eval()
     for module in model.modules():
         if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
