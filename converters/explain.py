@@ -23,6 +23,7 @@ from sgate_serve.plan.targets import alignment_advice
 
 AXIS_NAMES = {
     "mlp_units": "MLP unit",
+    "experts": "expert",
     "heads": "query head",
     "kv_heads": "KV head",
     "value_dims": "value dimension",
@@ -36,11 +37,12 @@ MAX_SHOWN_RANGES = 8
 def plan_table(plan: Plan, dense: ModelSpec, explain: bool) -> Iterator[str]:
     """Yield the lines of the table; with `explain`, the reasons of each layer below its row."""
     small, revived = pruned_spec(plan, dense), revived_weights(plan, dense)
-    header = f"{'layer':>5}  {'MLP units':>15}  {'query heads':>13}  {'KV heads':>11}"
+    experts = f"  {'experts':>11}" if dense.family.mixture is not None else ""
+    header = f"{'layer':>5}  {'MLP units':>15}{experts}  {'query heads':>13}  {'KV heads':>11}"
     yield header + f"  {'removed':>7}" + (f"  {'revived':>7}" if any(revived) else "")
     for layer, kept_dead in zip(plan.layers, revived, strict=True):
         total = dense.layer_weights(layer.index) or 1
-        row = _layer_row(layer, 1 - small.layer_weights(layer.index) / total)
+        row = _layer_row(layer, 1 - small.layer_weights(layer.index) / total, bool(experts))
         yield row + (f"  {kept_dead / total:>7.1%}" if any(revived) else "")
         if explain:
             yield from _reasons(plan, layer)
@@ -89,14 +91,14 @@ def _target(plan: Plan) -> str:
     return ", ".join([*words, f"for {target.engine}"] if target.engine else words)
 
 
-def _layer_row(layer: LayerPlan, removed: float) -> str:
+def _layer_row(layer: LayerPlan, removed: float, has_experts: bool) -> str:
     kept, before = layer.shape, layer.dense
-    widths = [
-        f"{kept.mlp_units} of {before.mlp_units}",
-        f"{kept.num_heads} of {before.num_heads}",
-        f"{kept.num_kv_heads} of {before.num_kv_heads}",
-    ]
-    return f"{layer.index:>5}  {widths[0]:>15}  {widths[1]:>13}  {widths[2]:>11}  {removed:>7.1%}"
+    cells = [f"{layer.index:>5}", f"{f'{kept.mlp_units} of {before.mlp_units}':>15}"]
+    if has_experts:
+        cells.append(f"{f'{len(kept.experts)} of {len(before.experts)}':>11}")
+    cells.append(f"{f'{kept.num_heads} of {before.num_heads}':>13}")
+    cells.append(f"{f'{kept.num_kv_heads} of {before.num_kv_heads}':>11}")
+    return "  ".join([*cells, f"{removed:>7.1%}"])
 
 
 def _reasons(plan: Plan, layer: LayerPlan) -> Iterator[str]:

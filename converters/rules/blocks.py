@@ -65,8 +65,8 @@ def receiver_of(
        embedding.
     2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: none, since the constant would have to pass the norm.
-    4. Experts have no biases, and each token uses only some of them: where the nearest earlier block
-       is a mixture, nothing can receive the constant.
+    4. Experts have no biases, and each token uses only some of them: where the nearest earlier
+       block is a mixture, nothing can receive the constant.
     5. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
        Neither does one that is scaled, or otherwise than what blocks add.
     """

@@ -48,8 +48,9 @@ class LayerState:
     """Flags for what is alive in a layer, by axis, and the zeros of its linears.
 
     Shapes: MLP units [I] (of all experts), experts [E], heads [h], KV heads [kv], value and key
-    dimensions [kv, head_dim], `inputs` of each reader [hidden]. `folded` flags, by role, the bias entries that a fold may have
-    made nonzero; `moved` are the blocks without units whose constant another tensor now holds.
+    dimensions [kv, head_dim], `inputs` of each reader [hidden]. `folded` flags, by role, the bias
+    entries that a fold may have made nonzero; `moved` are the blocks without units whose constant
+    another tensor now holds.
     """
 
     spec: ModelSpec

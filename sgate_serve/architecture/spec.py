@@ -39,7 +39,7 @@ IN_INDEX, OUT_INDEX = "in_index", "out_index"
 
 @dataclass(frozen=True)
 class Part:
-    """A module that holds a role, or those of its units that one expert has.
+    """A module of a layer that holds a role, or those of its units that one expert has.
 
     `rows` are the role's rows in the module. The shared expert has the number after the others'.
     """
@@ -47,6 +47,7 @@ class Part:
     module: str
     rows: slice
     units: slice
+    layer: int
     expert: int | None = None
 
 
@@ -256,7 +257,7 @@ class ModelSpec:
         if not layer.experts or role not in MLP_ROLES:
             height, width = self.linear_shapes(index)[role]
             whole = slice(0, width if role in (OUTPUT, DOWN) else height)
-            return [Part(family.linear(index, role), self.role_rows(index, role), whole)]
+            return [Part(family.linear(index, role), self.role_rows(index, role), whole, index)]
         found = []
         for expert, units in enumerate(layer.expert_spans):
             number = expert if expert < len(layer.experts) else None
@@ -264,13 +265,21 @@ class ModelSpec:
             if width:
                 module = family.expert_linear(index, number, role)
                 rows = slice(0, self.hidden_size if role == DOWN else width)
-                found.append(Part(module, rows, units, expert))
+                found.append(Part(module, rows, units, index, expert))
         return found
 
     def expert_of(self, module: str) -> int | None:
         """Return the number of the expert that a linear is in; the shared one is the last."""
         part = self._expert_parts.get(module)
         return None if part is None else part.expert
+
+    def share_read(self, module: str) -> float:
+        """Return the share of tokens that use a linear, if all experts are chosen equally often."""
+        part = self._expert_parts.get(module)
+        layer = None if part is None else self.layers[part.layer]
+        if part is None or layer is None or part.expert == len(layer.experts):
+            return 1.0
+        return layer.top_k / len(layer.experts)
 
     @cached_property
     def _expert_parts(self) -> Mapping[str, "Part"]:

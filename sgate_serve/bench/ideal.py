@@ -5,6 +5,9 @@ per step, including the lm_head but not the embedding's single row. Bytes are co
 precision in which the engine holds the matrices: if the blocks have fewer bits than the head,
 removing half of them gains less. Prefill is bound by arithmetic, so its ideal speedup is the ratio
 of matmul FLOPs. Efficiency is measured over ideal speedup.
+
+Of a mixture's experts a token uses some, and so does a step of one token. Larger batches use more
+of them, up to all: there the ideal of one token is an approximation.
 """
 
 from collections.abc import Iterator
@@ -25,14 +28,15 @@ class Ideal:
 
 
 def decode_weights(spec: ModelSpec) -> int:
-    """Count the weights that one decode step reads: all but the embedding tables.
+    """Count the weights that one decode step reads: all but embedding tables and idle experts.
 
     A tied head reads the table as its matrix, so the head always counts in full.
     """
     shapes = spec.tensor_shapes()
     tables = [shapes[name] for name, axes in spec.family.outside.items() if len(axes) == 2]
     tied = spec.vocab_size * spec.hidden_size if spec.tied_head else 0
-    return spec.num_parameters - sum(rows * columns for rows, columns in tables) + tied
+    idle = spec.num_gateable - _linear_weights(spec)
+    return spec.num_parameters - sum(rows * columns for rows, columns in tables) + tied - idle
 
 
 def decode_bytes(spec: ModelSpec, precision: Precision) -> float:
@@ -65,15 +69,19 @@ def weight_counts(spec: ModelSpec) -> dict[str, int]:
 def _weights_outside(spec: ModelSpec) -> dict[str, int]:
     """Return the weights of the head, and of norms and biases."""
     head = _head_weights(spec)
-    return {HEAD: head, NORMS: decode_weights(spec) - spec.num_gateable - head}
+    return {HEAD: head, NORMS: decode_weights(spec) - _linear_weights(spec) - head}
+
+
+def _linear_weights(spec: ModelSpec) -> int:
+    return sum(weights for _, weights in _linears(spec))
 
 
 def _linears(spec: ModelSpec) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the roles of each linear inside the blocks, and the weights that it stores."""
+    """Yield the roles of each linear inside the blocks, and the weights of it that a token uses."""
     for layer in range(len(spec.layers)):
         for module, roles in spec.modules(layer).items():
             rows, columns = spec.module_shape(layer, module)
-            yield roles, rows * columns
+            yield roles, round(rows * columns * spec.share_read(module))
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
@@ -82,7 +90,7 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     Causal attention computes QKᵀ and PV for half of the token pairs: 2 · heads · head_dim · T²; an
     encoder computes all of them.
     """
-    linears = 2 * spec.num_gateable * num_tokens
+    linears = 2 * _linear_weights(spec) * num_tokens
     heads = sum(layer.num_heads * layer.head_dim for layer in spec.layers)
     attention = (4 if spec.is_encoder else 2) * heads * num_tokens * num_tokens
     return linears + attention + 2 * _head_weights(spec)

@@ -42,9 +42,11 @@ def int8_config(ignore: Iterable[str]) -> dict[str, Any]:
 
 
 def float_linears(spec: ModelSpec) -> list[str]:
-    """Return the linears outside the blocks, including lm_head, stored or tied."""
+    """Return the linears outside the blocks, including lm_head, stored or tied, and routers."""
     on_top = (name for name, axes in spec.head.tensors.items() if len(axes) == 2)
-    return list(dict.fromkeys((spec.family.head, *(n.removesuffix(".weight") for n in on_top))))
+    routers = (name for index in range(len(spec.layers)) for name in spec.router_tensors(index))
+    names = (name.removesuffix(".weight") for name in (*on_top, *routers))
+    return list(dict.fromkeys((spec.family.head, *names)))
 
 
 def is_int8(config: Mapping[str, Any], source: str) -> bool:

@@ -6,6 +6,7 @@ Others are shards, stock model classes and the 4-bit kernels of other tools.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError, did_you_mean
 from sgate_serve.plan import Plan, Target
@@ -116,12 +117,15 @@ def alignment_advice(plan: Plan) -> str | None:
     spoilt = [
         f"{multiple} ({kernels})"
         for kernels, multiple in KERNEL_MULTIPLES.items()
-        if any(
-            layer.dense.mlp_units % multiple == 0 and len(layer.mlp_units) % multiple
-            for layer in plan.layers
-        )
+        if any(_fits(one.dense, multiple) and not _fits(one.shape, multiple) for one in plan.layers)
     ]
     if not spoilt:
         return None
     uniform = "" if plan.target.uniform else "--uniform "
     return f"for 4-bit kernels of other tools: {uniform}--align {' or '.join(spoilt)}"
+
+
+def _fits(shape: LayerShape, multiple: int) -> bool:
+    """Say whether the widths of a layer's MLP, or of its experts, are multiples of `multiple`."""
+    widths = [span.stop - span.start for span in shape.expert_spans] or [shape.mlp_units]
+    return all(width % multiple == 0 for width in widths)

@@ -7,6 +7,7 @@ from typing import Any
 
 from converters.to_gguf import GGUF_FILE
 from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.bench.ideal import ideal_speedup
 from sgate_serve.checkpoint.int8 import INT8
@@ -79,6 +80,7 @@ class Inspection:
                     "heads": layer.num_heads,
                     "kv_heads": layer.num_kv_heads,
                     "head_dim": layer.head_dim,
+                    **_experts(layer),
                 }
                 for layer in spec.layers
             ],
@@ -119,7 +121,7 @@ class Inspection:
         for index, layer in enumerate(report["layers"]):
             yield (
                 f"{index:>5}  {layer['mlp_units']:>9}  {layer['heads']:>5}  "
-                f"{layer['kv_heads']:>8}  {layer['head_dim']:>8}"
+                f"{layer['kv_heads']:>8}  {layer['head_dim']:>8}{_in_words(layer)}"
             )
         if self.plan is not None:
             speedups = report["predicted_speedup"].items()
@@ -144,6 +146,24 @@ class Inspection:
                 "edited since then: config.json, weights, tokenizer or settings files or the graph "
                 "are not those of the certificate"
             )
+
+
+def _experts(layer: LayerShape) -> dict[str, Any]:
+    if not layer.experts:
+        return {}
+    shared = {"shared_expert_units": layer.shared_units} if layer.shared_units else {}
+    return {"expert_units": list(layer.experts), "experts_per_token": layer.top_k} | shared
+
+
+def _in_words(layer: Mapping[str, Any]) -> str:
+    """Say how many experts a layer's units belong to."""
+    if "expert_units" not in layer:
+        return ""
+    widths = layer["expert_units"]
+    least, most = min(widths), max(widths)
+    units = f"{most}" if least == most else f"{least} to {most}"
+    shared = ", and a shared one" if "shared_expert_units" in layer else ""
+    return f"  {len(widths)} experts of {units} units, {layer['experts_per_token']} a token{shared}"
 
 
 def precision(folder: Checkpoint) -> str:
@@ -175,14 +195,19 @@ def _graph_line(graph: Mapping[str, Any]) -> str:
 
 
 def bytes_per_step(folder: Checkpoint) -> int:
-    """Count the bytes that one decode step reads: all but the embedding tables.
+    """Count the bytes that one decode step reads: all but embedding tables and idle experts.
 
-    Of these it reads single rows, but a tied head reads its whole table.
+    Of tables it reads single rows, but a tied head reads its whole table.
     """
+    share = folder.spec.share_read
     family, is_tied = folder.spec.family, folder.spec.tied_head
     tables = {name for name, axes in family.outside.items() if len(axes) == 2}
     tables -= {f"{family.embedding}.weight"} if is_tied else set()
-    return sum(info.num_bytes for name, info in folder.tensors.items() if name not in tables)
+    return sum(
+        round(info.num_bytes * share(name.rpartition(".")[0]))
+        for name, info in folder.tensors.items()
+        if name not in tables
+    )
 
 
 def _read_plan(path: Path, spec: ModelSpec) -> Plan:

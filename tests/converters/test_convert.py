@@ -21,6 +21,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
 from sgate_serve.gates import Gates
+from sgate_serve.gates.keys import EXPERTS, coupled_sites
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import PLAN_FILE, Plan, Target
 from sgate_serve.plan.figures import removed
@@ -43,12 +44,14 @@ def random_gates(base: Checkpoint, seed: int, closed: float) -> dict[str, Any]:
     """Return coupled gates: a share is exactly 0, the others are 1 or fractions."""
     generator = np.random.default_rng(seed)
     values = {}
-    for index, layer in enumerate(base.spec.layers):
-        sizes = {"mlp_units": layer.mlp_units, "heads": layer.num_heads}
-        for kind, size in (sizes | {"kv_groups": layer.num_kv_heads}).items():
-            gates = generator.choice([1.0, 0.5, 0.25], size)
-            gates[generator.random(size) < closed] = 0
-            values[f"{base.spec.family.layer_name(index)}.{kind}"] = gates
+    for site in coupled_sites(base.spec):
+        gates = generator.choice([1.0, 0.5, 0.25], site.num_gates)
+        gates[generator.random(site.num_gates) < closed] = 0
+        if site.kind == EXPERTS:
+            # Experts are open or closed, and as many are closed in every layer.
+            gates = np.ones(site.num_gates)
+            gates[generator.permutation(site.num_gates)[: int(closed * site.num_gates)]] = 0
+        values[site.key] = gates
     return values
 
 

@@ -63,7 +63,9 @@ class Weights:
         for (layer, role), stack in self.stacks.items():
             parts = self._experts(layer, role)
             sizes = [part.shape[int(role == DOWN)] for part in parts]
-            for part, value in zip(parts, stack.split(sizes, dim=int(role == DOWN)), strict=True):
+            for part, value in zip(
+                parts, torch.split(stack, sizes, dim=int(role == DOWN)), strict=True
+            ):
                 part.copy_(value)
 
     def _experts(self, layer: int, role: str) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -65,6 +65,15 @@ BASES: dict[str, Config] = {
     "granite": DECODER
     | {"embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7},
     "starcoder2": DECODER | {"sliding_window": WINDOW},
+    "mixtral": GROUPED | {"num_local_experts": 4, "sliding_window": WINDOW},
+    "qwen2_moe": DECODER
+    | {"num_experts": 4, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 16}
+    | {"num_experts_per_tok": 2, "mlp_only_layers": [1]}
+    | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3_moe": GROUPED
+    | {"num_experts": 8, "moe_intermediate_size": 12}
+    | {"num_experts_per_tok": 2, "mlp_only_layers": [1]}
+    | {"use_sliding_window": True, "sliding_window": WINDOW},
     "phi3": DECODER | {"sliding_window": WINDOW},
     "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
@@ -92,15 +101,37 @@ def theirs(config: Config, task: str, folder: Path) -> Outputs:
     loaded = AutoConfig.from_pretrained(folder, local_files_only=True)
     if getattr(loaded, "attn_logit_softcapping", None):
         loaded._attn_implementation = "eager"
+    loaded._experts_implementation = "eager"
     with no_init_weights():
         model: PreTrainedModel = AUTO_CLASSES[task].from_config(loaded, dtype=torch.float32)
     model.tie_weights()
-    fill(model.eval())
+    if "moe" in config["model_type"] or config["model_type"] == "mixtral":
+        model = stored_and_loaded(model, task, folder)
+    else:
+        fill(model)
+    model.eval()
     with torch.no_grad():
         output = model(torch.from_numpy(TOKENS)[None])
     if "logits" in output:
         return np.asarray(output.logits.reshape(-1, output.logits.shape[-1]).numpy())
     return np.asarray(output.last_hidden_state[0].numpy())
+
+
+def stored_and_loaded(model: PreTrainedModel, task: str, folder: Path) -> PreTrainedModel:
+    """Return the model after transformers wrote it and read our values under the names in its file.
+
+    Its classes hold experts otherwise than files do.
+    """
+    model.config._attn_implementation = "eager"  # sdpa refuses to be saved with some settings
+    model.save_pretrained(folder / "stored")
+    file, prefix = folder / "stored" / SINGLE_FILE, f"{model.base_model_prefix}."
+    names = {name: value.shape for name, value in load_file(file).items()}
+    own = {name: name if model.base_model is not model else f"{prefix}{name}" for name in names}
+    save_file({name: weight(own[name], shape) for name, shape in names.items()}, file)
+    loaded: PreTrainedModel = AUTO_CLASSES[task].from_pretrained(
+        folder / "stored", dtype=torch.float32, experts_implementation="eager"
+    )
+    return loaded
 
 
 def fill(model: PreTrainedModel) -> None:

@@ -43,6 +43,15 @@ FOLLOWED: dict[str, Any] = {
     "tie_word_embeddings": True,
     "attention_bias": True,
     "mlp_bias": True,
+    "num_experts": 5,
+    "num_local_experts": 5,
+    "num_experts_per_tok": 1,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 20,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 2,
+    "mlp_only_layers": [0],
+    "qkv_bias": False,
     "rope_theta": 7.0,
     "rope_parameters": {**LINEAR, "rope_theta": 50.0},
     "rope_scaling": LINEAR,
@@ -120,6 +129,9 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "residual_dropout": 0.5,
     "embedding_dropout": 0.5,
     "pretraining_tp": 2,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.5,
+    "router_jitter_noise": 0.5,
     "reorder_and_upcast_attn": True,
     "sinusoidal_pos_embds": True,
     "summary_type": "mean",
@@ -148,6 +160,7 @@ UNUSUAL = {**FOLLOWED, **REFUSED, **WITHOUT_EFFECT}
 # Where a family needs another value to notice.
 OWN: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {**LONGROPE, "rope_theta": 50.0}, "rope_scaling": LONGROPE},
+    "qwen2_moe": {"layer_types": ["full_attention", "sliding_attention"]},
     "gemma2": {"layer_types": ["full_attention", "sliding_attention"]},
     "gemma3_text": {
         "layer_types": ["full_attention", "sliding_attention"],
@@ -167,7 +180,8 @@ def refused_in(family: str) -> set[str]:
     """Return the keys whose unusual value a family's config must not have."""
     entry = FAMILIES[family]
     refused = _EVERYWHERE | (_ENCODERS if entry.is_encoder else _DECODERS) | set(entry.refused)
-    refused |= set(entry.aliases)
+    # A second name for a key that the config has already.
+    refused |= {key for pair in entry.aliases.items() for key in pair} - BASES[family].keys()
     if entry.windows in ("never", "always"):
         refused |= {"layer_types"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}

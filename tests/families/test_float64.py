@@ -61,11 +61,17 @@ def test_a_model_only_cast_to_double_is_not_linear(variant: Variant) -> None:
     assert largest(slope(model, ids, 1e-10) - expected) > 0.1 * largest(expected)
 
 
+def is_idle(name: str, variant: Variant) -> bool:
+    """Say whether a matrix is a router's whose lone choice has the share 1, whatever it holds."""
+    return name.endswith(".gate.weight") and variant.config.get("num_experts_per_tok") == 1
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_a_change_of_1e_11_in_any_matrix_of_layer_0_shows(variant: Variant) -> None:
     model, ids = build(variant, seed=0), token_batch(variant, seed=0)
     before = logits64(model, ids)
-    matrices = [p for name, p in model.named_parameters() if ".0." in name and p.ndim == 2]
+    named = {name: p for name, p in model.named_parameters() if not is_idle(name, variant)}
+    matrices = [p for name, p in named.items() if ".0." in name and p.ndim == 2]
     assert len(matrices) >= 4
     for matrix in matrices:
         weight = matrix.data.view(-1)[matrix.abs().argmax()]

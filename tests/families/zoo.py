@@ -63,8 +63,10 @@ GRANITE: dict[str, Any] = {
     "residual_multiplier": 0.6,
     "logits_scaling": 1.5,
 }
-EXPERTS: dict[str, Any] = DECODER | {"num_experts": 5, "num_experts_per_tok": 2}
-QWEN_EXPERTS = EXPERTS | {"moe_intermediate_size": 14, "mlp_only_layers": [1]}
+# The grouped products of transformers need widths of whole 16 bytes.
+EXPERTS: dict[str, Any] = DECODER | {"intermediate_size": 32}
+EXPERTS |= {"num_experts": 5, "num_experts_per_tok": 2}
+QWEN_EXPERTS = EXPERTS | {"moe_intermediate_size": 16, "mlp_only_layers": [1]}
 GPT2: dict[str, Any] = COMMON | {
     "n_embd": 48,
     "n_inner": 30,

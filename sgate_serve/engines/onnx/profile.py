@@ -112,7 +112,7 @@ class _TensorWork:
         self._by_module = work_by_module(spec)
         layer = re.escape(spec.family.layer).replace(r"\{\}", r"(\d+)")
         # The linears that read the same input are one product: `model.layers.0.gate_up.values`.
-        self._product = re.compile(rf"{layer}\.([a-z_]+)\.(\w+)$")
+        self._product = re.compile(rf"{layer}(?:\.expert\.\d+)?\.([a-z_]+)\.(\w+)$")
 
     def of_node(self, node: Any) -> Work | None:
         """Return the work of a node that reads a tensor; else None."""

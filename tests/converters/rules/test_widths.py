@@ -131,7 +131,7 @@ def test_zero_rows_stay_without_a_price() -> None:
         assert (lowering.how, lowering.cost) == ("dense", 0)
 
 
-def with_shape(index: int, **sizes: int) -> ModelSpec:
+def with_shape(index: int, **sizes: Any) -> ModelSpec:
     layers = list(SPEC.layers)
     layers[index] = replace(layers[index], **sizes)
     return replace(SPEC, layers=tuple(layers))
