@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from converters.rules.blocks import constant_blocks, silent_blocks
 from converters.rules.dense_head import dead_head_units
-from converters.rules.experts import closed_experts
+from converters.rules.experts import closed_experts, closed_units
 from converters.rules.facts import ModelFacts
 from converters.rules.findings import LayerRule, ModelRule
 from converters.rules.fixpoint import Fixpoint, indices_of
@@ -21,6 +21,7 @@ from converters.rules.value import (
     dead_kv_heads,
     dead_value_dims,
 )
+from sgate_serve.architecture.family import MLP, READERS, WRITERS
 from sgate_serve.architecture.spec import is_stock_shape
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import AXES, LayerPlan, Lowering, Plan, Revival, Target, receiving_tensor
@@ -134,12 +135,15 @@ def _lowerings(
 
 
 def _count_open(facts: ModelFacts) -> int:
-    """Count the block weights in rows and columns that are not closed themselves."""
-    return sum(
-        int((~zeros.rows).sum()) * int((~zeros.columns).sum())
-        for layer in facts.layers
-        for zeros in layer.values()
-    )
+    """Count the block weights in rows, columns and experts that are not closed themselves."""
+    total = 0
+    for index, layer in enumerate(facts.layers):
+        closed = closed_units(facts, index)
+        for role, zeros in layer.items():
+            rows = zeros.rows | closed if role in READERS[MLP] else zeros.rows
+            columns = zeros.columns | closed if role == WRITERS[MLP] else zeros.columns
+            total += int((~rows).sum()) * int((~columns).sum())
+    return total
 
 
 def _with_biases(plan: Plan, facts: ModelFacts) -> Plan:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from converters.rules.facts import Flags, ModelFacts
 from converters.rules.findings import Finding, LayerView
 
 
@@ -19,15 +20,27 @@ def closed_experts(view: LayerView) -> Iterator[Finding]:
        expert loses its units (rule 1) and keeps its row.
     """
     layer = view.layer
-    if not layer.shape.experts:
-        return
-    assert layer.family.mixture is not None, "only layers of such a family have experts"
-    router = f"{layer.family.layer_name(layer.index)}.{layer.family.mixture.router}"
-    closed = view.facts.closed_experts.get(router)
-    if closed is None:
-        return
-    units = np.zeros_like(layer.mlp_units)
-    for expert in np.flatnonzero(closed):
-        units[layer.shape.expert_spans[expert]] = True
-    yield Finding("mlp_units", units, "its expert is closed")
-    yield Finding("experts", closed, "closed: the router never chooses it")
+    closed = closed_in(view.facts, layer.index)
+    if closed.any():
+        units = closed_units(view.facts, layer.index)
+        yield Finding("mlp_units", units, "its expert is closed")
+        yield Finding("experts", closed, "closed: the router never chooses it")
+
+
+def closed_in(facts: ModelFacts, index: int) -> Flags:
+    """Flag the closed experts of a layer, [experts]; none in a layer that is no mixture."""
+    family, shape = facts.spec.family, facts.spec.layers[index]
+    alive = np.zeros(len(shape.experts), np.bool_)
+    if family.mixture is None:
+        return alive
+    router = f"{family.layer_name(index)}.{family.mixture.router}"
+    return facts.closed_experts.get(router, alive)
+
+
+def closed_units(facts: ModelFacts, index: int) -> Flags:
+    """Flag the MLP units of a layer that closed experts have, [units]."""
+    shape = facts.spec.layers[index]
+    units = np.zeros(shape.mlp_units, np.bool_)
+    for expert in np.flatnonzero(closed_in(facts, index)):
+        units[shape.expert_spans[expert]] = True
+    return units

@@ -39,7 +39,10 @@ from tests.small_llama import (
 Floats = NDArray[np.float32]
 
 DECODERS = [v for v in VARIANTS if v.task == "causal-lm" and v.name != "longrope"]
-NAMES = {"llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"}
+NAMES = {
+    *("llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"),
+    "qwen2_moe-shared",
+}
 SOME = [variant for variant in DECODERS if str(variant) in NAMES]
 QUANTIZED = ["int8", "int4"]
 SIZES = OnnxOptions(slots=4, max_model_len=48, threads=1, prefill_chunk=16, batch_invariant=True)

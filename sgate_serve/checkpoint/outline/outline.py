@@ -8,7 +8,7 @@ from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.sgate_config import stored_family
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE, stored_family
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.outline.config import AnyConfig
 from sgate_serve.checkpoint.outline.faults import grouped
@@ -49,13 +49,15 @@ class Outline:
     def faults(self) -> tuple[str, ...]:
         """Where the config and the headers contradict themselves or each other.
 
-        Models with an encoder and a decoder have two stacks, and are not looked at.
+        Models with an encoder and a decoder have two stacks, and are not looked at. The mixtures of
+        our own folders may be uneven, and our reader checks them.
         """
         if self.config.values.get("is_encoder_decoder"):
             return ()
+        is_own = self.config.values.get("model_type") == SGATE_MODEL_TYPE
         found = [
             *layer_faults(self.config, self.stack),
-            *mixture_faults(self.config, self.mixtures),
+            *(() if is_own else mixture_faults(self.config, self.mixtures)),
             *table_faults(self.config, self.tensors),
         ]
         return tuple(grouped(found))

@@ -1,0 +1,162 @@
+"""Mixtures of experts: what closing an expert means, what does not close one, and other tools."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import nn
+
+from converters.convert import ConvertOptions, convert, make_plan, open_masked
+from sgate_serve.architecture.family import DOWN
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.errors import CheckpointError, GatesError, PlanError
+from sgate_serve.loaders.torch_model import TorchModel, dense_model
+from sgate_serve.plan import Target
+from tests.converters.test_convert import write_gates
+from tests.families.float64 import logits64
+from tests.families.zoo import ZOO, Variant, build, token_batch
+
+MIXTURES = [variant for name in ("mixtral", "qwen2_moe", "qwen3_moe") for variant in ZOO[name]]
+WEIGHTS = "model.safetensors"
+
+
+def write_base(variant: Variant, folder: Path) -> Checkpoint:
+    build(variant, seed=0).save_pretrained(folder)
+    return Checkpoint.open(folder)
+
+
+def mixture_layers(base: Checkpoint) -> list[int]:
+    return [index for index, layer in enumerate(base.spec.layers) if layer.experts]
+
+
+def router_name(base: Checkpoint, layer: int) -> str:
+    assert base.spec.family.mixture is not None
+    return f"{base.spec.family.layer_name(layer)}.{base.spec.family.mixture.router}"
+
+
+def closed(*experts: int) -> NDArray[np.float32]:
+    return np.isin(np.arange(5), experts, invert=True).astype(np.float32)
+
+
+def mask_routers(model: nn.Module, normalizes: bool, gates: dict[int, Any]) -> None:
+    """Give routers the formula of the reference: closed logits are -infinity, all else as it is."""
+
+    def choose(router: Any, is_closed: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        logits = nn.functional.linear(x, router.weight).masked_fill(is_closed, -torch.inf)
+        shares, index = torch.topk(torch.softmax(logits, -1), router.top_k, dim=-1)
+        return logits, shares / shares.sum(-1, keepdim=True) if normalizes else shares, index
+
+    for layer, values in gates.items():
+        router = model.get_submodule(f"model.layers.{layer}.mlp.gate")
+        is_closed = torch.from_numpy(values == 0)
+        router.forward = lambda x, r=router, c=is_closed: choose(r, c, x)  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("variant", MIXTURES, ids=str)
+def test_a_closed_expert_is_one_whose_logit_is_minus_infinity(
+    variant: Variant, tmp_path: Path
+) -> None:
+    base = write_base(variant, tmp_path / "base")
+    layers = mixture_layers(base)
+    # In the last mixture fewer experts stay than a token uses.
+    gates = {layer: closed(1, 3) for layer in layers[:-1]} | {layers[-1]: closed(0, 1, 2, 4)}
+    name = base.spec.family.layer_name
+    write_gates(base, tmp_path / "gates", **{f"{name(k)}.experts": v for k, v in gates.items()})
+    ids, stock = token_batch(variant, 0), build(variant, seed=0).double()
+    mask_routers(stock, base.spec.normalizes_routes, gates)
+    expected = logits64(stock, ids)
+    masked = open_masked(tmp_path / "base", tmp_path / "gates")
+    found = logits64(dense_model(masked, torch.float64), ids)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out", tmp_path / "gates"))
+    out = Checkpoint.open(tmp_path / "out")
+    widths = base.spec.layers[layers[-1]].experts
+    assert out.spec.layers[layers[-1]].experts == widths[:1]
+    assert out.spec.layers[layers[-1]].top_k == 1
+    rows = TorchModel.converted(tmp_path / "out").logits(ids[0].numpy())
+    np.testing.assert_allclose(rows, expected[0], rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("variant", MIXTURES[::2], ids=str)
+def test_zeros_close_no_expert(variant: Variant, tmp_path: Path) -> None:
+    """One that writes nothing keeps its row, and one whose row is zero keeps its units."""
+    base = write_base(variant, tmp_path / "base")
+    layer, stored = mixture_layers(base)[0], load_file(tmp_path / "base" / WEIGHTS)
+    down = base.spec.family.expert_linear(layer, 1, DOWN)
+    stored[f"{down}.weight"][:] = 0
+    stored[f"{router_name(base, layer)}.weight"][2] = 0
+    save_file(stored, tmp_path / "base" / WEIGHTS, {"format": "pt"})
+    plan = make_plan(open_masked(tmp_path / "base", None)).layers[layer]
+    width = base.spec.layers[layer].experts[0]
+    assert plan.experts == (0, 1, 2, 3, 4)
+    assert plan.shape.experts == (width, 0, width, width, width)
+    # Without the first one's row others are chosen instead, or have larger shares.
+    ids = token_batch(variant, 0)
+    name = f"{base.spec.family.layer_name(layer)}.experts"
+    zeroed = Checkpoint.open(tmp_path / "base")
+    write_gates(zeroed, tmp_path / "gates", **{name: closed(1)})
+    outputs = [
+        logits64(dense_model(open_masked(tmp_path / "base", gates), torch.float64), ids)
+        for gates in (None, tmp_path / "gates")
+    ]
+    assert np.abs(outputs[0] - outputs[1]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 0.5, 1, 1, 1], "holds 0.5; an expert is open, 1, or closed, 0"),
+        ([0, 0, 0, 0, 0], "closes every expert of its layer"),
+        ([0, 1], "has 2 gates, the model has 5 there"),
+    ],
+)
+def test_gates_that_no_router_can_follow(values: list[float], message: str, tmp_path: Path) -> None:
+    base = write_base(ZOO["mixtral"][0], tmp_path / "base")
+    write_gates(base, tmp_path / "gates", **{"model.layers.0.experts": np.array(values)})
+    with pytest.raises(GatesError, match=message):
+        open_masked(tmp_path / "base", tmp_path / "gates")
+
+
+def test_a_stock_model_has_as_many_experts_in_every_layer(tmp_path: Path) -> None:
+    base = write_base(ZOO["mixtral"][0], tmp_path / "base")
+    gates = {"model.layers.0.experts": closed(1), "model.layers.2.experts": closed(0, 1)}
+    write_gates(base, tmp_path / "gates", **gates)
+    masked = open_masked(tmp_path / "base", tmp_path / "gates")
+    with pytest.raises(PlanError, match="layer 2 keeps 3 experts and layer 1 keeps 5"):
+        make_plan(masked, Target(uniform=True))
+
+
+@pytest.mark.parametrize("variant", MIXTURES[::2], ids=str)
+def test_experts_of_other_tools_are_counted_by_the_tensors(
+    variant: Variant, tmp_path: Path
+) -> None:
+    """A tool may leave uneven layers behind, and the dense numbers in config.json."""
+    base = write_base(variant, tmp_path / "base")
+    layers = mixture_layers(base)
+    gates = {f"{base.spec.family.layer_name(layer)}.experts": closed(layer) for layer in layers[1:]}
+    down = base.spec.family.expert_linear(layers[0], 3, DOWN)
+    units = base.spec.layers[layers[0]].experts[0]
+    gates[f"{down.rpartition('.')[0]}.mlp_units"] = (np.arange(units) % 3 > 0).astype(np.float32)
+    write_gates(base, tmp_path / "gates", **gates)
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out", tmp_path / "gates"))
+    config = (tmp_path / "base" / "config.json").read_text()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text(config)
+    weights = load_file(tmp_path / "out" / WEIGHTS)
+    save_file(weights, tmp_path / "foreign" / WEIGHTS, {"format": "pt"})
+    ours, foreign = Checkpoint.open(tmp_path / "out"), Checkpoint.open(tmp_path / "foreign")
+    assert foreign.spec == ours.spec
+    assert foreign.layout is not None and "experts of each layer" in foreign.layout
+    tokens = token_batch(variant, 0)[0].numpy()
+    one, other = (TorchModel.converted(tmp_path / n).logits(tokens) for n in ("out", "foreign"))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    # A row of the router that was left behind.
+    name = f"{router_name(base, layers[0])}.weight"
+    weights[name] = np.concatenate([weights[name], weights[name][:1]])
+    save_file(weights, tmp_path / "foreign" / WEIGHTS, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="the router of its layer has 6 rows, and tensor"):
+        Checkpoint.open(tmp_path / "foreign")
