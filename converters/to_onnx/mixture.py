@@ -46,11 +46,7 @@ class MixtureBlock:
         order, lengths = self._sorted(flat), self._lengths(flat)
         (tokens,) = graph.node("Div", [order, self._numbers("top_k", top_k)])
         (rows,) = graph.node("Gather", [x, tokens], {"axis": 0})
-        count = len(self._shape.experts)
-        names = [f"layer.{self._layer}.expert.{number}.tokens" for number in range(count)]
-        runs = graph.node("Split", [rows, lengths], {"axis": 0}, outputs=names)
-        outputs = [self._expert(number, run) for number, run in enumerate(runs)]
-        (joined,) = graph.node("Concat", outputs, {"axis": 0})
+        joined = self._experts(rows, lengths)
         # Sorting the order gives the place of each (token, choice) pair.
         (mine,) = graph.node("Gather", [joined, self._sorted(order)], {"axis": 0})
         hidden = self._checkpoint.spec.hidden_size
@@ -58,6 +54,29 @@ class MixtureBlock:
         (across,) = graph.node("Reshape", [shares, self._shape_of(-1, 1, top_k)])
         (total,) = graph.node("MatMul", [self._in_floats(across), by_token])
         return graph.node("Reshape", [total, self._shape_of(-1, hidden)])[0]
+
+    def _experts(self, rows: ir.Value, lengths: ir.Value) -> ir.Value:
+        """Return what each expert makes of its run of rows, [t * top_k, hidden].
+
+        Experts of one width share the operators between their products: most runs of a short call
+        are empty, and each operator costs as much as reading thousands of weights.
+        """
+        graph, numbers = self._graph, range(len(self._shape.experts))
+        runs = self._split(rows, lengths, "tokens")
+        if len(set(self._shape.experts)) > 1:
+            outputs = [self._expert(number, runs[number]) for number in numbers]
+            return graph.node("Concat", outputs, {"axis": 0})[0]
+        packed = [self._gate_up(number, runs[number]) for number in numbers]
+        (joined,) = graph.node("Concat", packed, {"axis": 0})
+        units = self._split(self._active(joined, "experts"), lengths, "units")
+        outputs = [self._down(number, units[number]) for number in numbers]
+        return graph.node("Concat", outputs, {"axis": 0})[0]
+
+    def _split(self, x: ir.Value, lengths: ir.Value, kind: str) -> list[ir.Value]:
+        """Return the run of each expert among sorted rows."""
+        numbers = range(len(self._shape.experts))
+        names = [f"layer.{self._layer}.expert.{number}.{kind}" for number in numbers]
+        return self._graph.node("Split", [x, lengths], {"axis": 0}, outputs=names)
 
     def _choices(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return the experts that each token chooses and their shares, both [t, top_k]."""
@@ -96,16 +115,24 @@ class MixtureBlock:
         if span.start == span.stop:
             kind = graph.float_type.numpy()
             return graph.node("Mul", [x, graph.constant("number.0", np.array(0, kind))])[0]
-        packed = self._products.linear(
-            linears.expert_gate_up(self._checkpoint, self._layer, number), x
-        )
-        names = [f"layer.{self._layer}.expert.{number}.{part}" for part in ("gate", "up")]
+        units = self._active(self._gate_up(number, x), f"expert.{number}")
+        return self._down(number, units)
+
+    def _gate_up(self, number: int, x: ir.Value) -> ir.Value:
+        linear = linears.expert_gate_up(self._checkpoint, self._layer, number)
+        return self._products.linear(linear, x)
+
+    def _down(self, number: int, units: ir.Value) -> ir.Value:
+        linear = linears.expert_down(self._checkpoint, self._layer, number)
+        return self._products.linear(linear, units)
+
+    def _active(self, packed: ir.Value, name: str) -> ir.Value:
+        """Return act(gate) · up of rows [gate | up]."""
+        graph = self._graph
+        names = [f"layer.{self._layer}.{name}.{part}" for part in ("gate", "up")]
         gate, up = graph.node("Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=names)
         active = activate(graph, self._checkpoint.spec.activation, gate)
-        (units,) = graph.node("Mul", [active, up])
-        return self._products.linear(
-            linears.expert_down(self._checkpoint, self._layer, number), units
-        )
+        return graph.node("Mul", [active, up])[0]
 
     def _in_floats(self, x: ir.Value) -> ir.Value:
         """Return a value in fp32 as a float of the graph."""

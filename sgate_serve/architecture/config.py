@@ -214,7 +214,9 @@ def _slides(get: ConfigReader, family: Family, index: int, window: int | None) -
     if family.windows == "switched":
         return window is not None and index >= get.integer("max_window_layers")
     if family.windows == "alternating":
-        return window is not None and index % 2 == 0 and index < get.integer("max_window_layers")
+        # Also without a window, which the caller refuses.
+        is_early = index % 2 == 0 and index < get.integer("max_window_layers")
+        return bool(get("use_sliding_window")) and is_early
     return (index + 1) % get.integer("sliding_window_pattern") != 0
 
 

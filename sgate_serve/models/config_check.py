@@ -111,7 +111,7 @@ def _sizes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
 def _shapes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
     theirs = dict(model.named_parameters())
     seen = {name_in(model, spec.family, name) for name in _pooler(spec) if spec.lacks_pooler}
-    for name, shape in spec.tensor_shapes().items():
+    for name, shape in sorted(spec.tensor_shapes().items()):
         if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
             continue
         own = name_in(model, spec.family, name)
@@ -122,7 +122,7 @@ def _shapes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         seen.add(own)
         yield f"the shape of {name}", shape, None if found is None else tuple(found.shape)
     # What is not stored transformers fills at random, and nothing here reads a pooler of that kind.
-    for name in theirs.keys() - seen:
+    for name in sorted(theirs.keys() - seen):
         yield f"the shape of {name}", None, tuple(theirs[name].shape)
 
 

@@ -139,10 +139,13 @@ def expected_units(base: Checkpoint, gates: Path, layer: int) -> int:
     # A closed row closes its bias too. A linear that is closed on one side is on the other as well.
     is_open = {}
     for role in (DOWN, *({GATE, UP} & family.linears.keys())):
-        gate = masked.masks[family.linear(layer, role)]
-        assert gate.rows is not None and gate.columns is not None
-        rows, columns = gate.rows[base.spec.role_rows(layer, role)] != 0, gate.columns != 0
-        is_open[role] = columns & rows.any() if role == DOWN else rows & columns.any()
+        parts = []
+        for part in base.spec.parts(layer, role):
+            gate = masked.masks[part.module]
+            assert gate.rows is not None and gate.columns is not None
+            rows, columns = gate.rows[part.rows] != 0, gate.columns != 0
+            parts.append(columns & rows.any() if role == DOWN else rows & columns.any())
+        is_open[role] = np.concatenate(parts)
     return int(np.logical_and.reduce(list(is_open.values())).sum())
 
 

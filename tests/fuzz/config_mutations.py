@@ -79,4 +79,6 @@ def _change(config: Config, keys: list[str], rng: random.Random) -> None:
 def _retyped(value: Any, rng: random.Random) -> Any:
     if not isinstance(value, int | float):
         return [value]
-    return rng.choice([float(value), int(value), -value, value + 1, bool(value), str(value), 0, 1])
+    # The largest floats are around 2**1024.
+    decimal = float(value) if abs(value) < 2**1000 else 1e300
+    return rng.choice([decimal, int(value), -value, value + 1, bool(value), str(value), 0, 1])
