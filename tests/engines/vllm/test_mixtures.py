@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.bench.comparison import DENSE, PRUNED
@@ -43,13 +44,14 @@ REQUESTS = [Request(f"r{seed}", prompt(9 + seed, seed), greedy(8)) for seed in r
 def uneven(family: str, root: Path, **options: Any) -> Path:
     """Convert a mixture whose layers keep 5, 3 and 1 experts; some of them have no units left."""
     build(Variant(family, "uneven", "causal-lm", CONFIGS[family]), 0).save_pretrained(root / "base")
-    base, generator, values = Checkpoint.open(root / "base"), np.random.default_rng(0), {}
+    base, generator = Checkpoint.open(root / "base"), np.random.default_rng(0)
+    values: dict[str, NDArray[np.float64]] = {}
     for key, site in gate_sites(base.spec).items():
-        gates = np.ones(site.num_gates)
+        gates: NDArray[np.float64] = np.ones(site.num_gates)
         if site.kind == EXPERTS:
             gates[generator.permutation(site.num_gates)[: 1 + 2 * site.layer]] = 0
         elif site.kind == MLP_UNITS:
-            gates = (generator.random(site.num_gates) > 0.4) * float(".experts.2." not in key)
+            gates[generator.random(site.num_gates) < (1 if ".experts.2." in key else 0.4)] = 0
         elif site.kind == HEADS:
             gates[0] = 0
         else:
