@@ -95,8 +95,10 @@ def check_mixture(spec: ModelSpec, vllm_config: Any) -> None:
         )
     if parallel.enable_eplb:
         raise EngineError("--enable-eplb is not supported for pruned mixtures; leave it out")
-    if parallel.enable_expert_parallel and current_platform.is_cpu():
+    is_divided = parallel.enable_expert_parallel or parallel.data_parallel_size > 1
+    if is_divided and current_platform.is_cpu():
         raise EngineError(
-            "with --enable-expert-parallel vLLM 0.32 computes NaN on CPU; leave it out: shards "
-            "then divide the units of each expert"
+            "on CPU, the experts of vLLM 0.32 crash or compute NaN with --enable-expert-parallel, "
+            "and stop at the first request with --data-parallel-size; give --tensor-parallel-size "
+            "alone"
         )

@@ -88,13 +88,16 @@ def linear_loaders(model: Any) -> Iterator[tuple[str, Callable[[str, Tensors], N
     """Yield the name of every linear in this stage's blocks, and the function that loads it."""
     for layer in _layers(model.stack):
         for block in layer.blocks.values():
-            if isinstance(block, UnevenMixture):
-                yield from block.loaders()
-                block = block.shared
-            if block is not None:
-                readers = block.readers
-                yield from ((module, readers.load) for module in readers.stored_modules)
-                yield block.writer.stored_module, block.writer.load
+            yield from _block_loaders(block)
+
+
+def _block_loaders(block: Any) -> Iterator[tuple[str, Callable[[str, Tensors], None]]]:
+    if isinstance(block, UnevenMixture):
+        yield from block.loaders()
+        yield from () if block.shared is None else _block_loaders(block.shared)
+        return
+    yield from ((module, block.readers.load) for module in block.readers.stored_modules)
+    yield block.writer.stored_module, block.writer.load
 
 
 def tensors_of_linears(context: ModelContext) -> dict[str, set[str]]:

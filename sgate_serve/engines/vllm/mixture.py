@@ -35,7 +35,7 @@ class UnevenMixture(nn.Module):
         self.layer, self.hidden_size = layer, model.spec.hidden_size
         shape = model.spec.layers[layer.index]
         self.width = round_up(self.hidden_size, ALIGNMENT)
-        self.units = round_up(max(1, *shape.experts), ALIGNMENT * layer.num_shards)
+        self.units = round_up(max(1, *shape.experts), ALIGNMENT * _num_shards(layer))
         self.router = _choice(self.hidden_size, len(shape.experts), f"{prefix}.gate")
         self.experts = _fused_experts(
             num_experts=len(shape.experts),
@@ -90,6 +90,13 @@ class UnevenMixture(nn.Module):
         padded, held = nn.functional.pad(weight, padding), self.experts.routed_experts
         place = getattr(held, parameter)
         held.weight_loader(place, padded, parameter, name, spec.expert_of(module))
+
+
+def _num_shards(layer: LayerContext) -> int:
+    """Return among how many processes vLLM divides experts: those of other requests, too."""
+    parallel = layer.vllm_config.parallel_config
+    others: int = parallel.data_parallel_size * parallel.prefill_context_parallel_size
+    return layer.num_shards * others
 
 
 def _fused_experts(**settings: Any) -> Any:

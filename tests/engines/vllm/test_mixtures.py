@@ -92,7 +92,7 @@ def test_shards_divide_the_units_of_every_expert(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--enable-expert-parallel"], "vLLM 0.32 computes NaN on CPU; leave it out"),
+        (["--enable-expert-parallel"], "crash or compute NaN with --enable-expert-parallel, "),
         (
             ['--hf-overrides={"hidden_act": "relu"}'],
             "vLLM's experts have no hidden_act 'relu', only silu, gelu",
@@ -107,17 +107,27 @@ def test_settings_that_a_mixture_cannot_have(
         pass
 
 
-def test_balancing_of_experts_is_refused(tmp_path: Path) -> None:
-    """On CPU, vLLM itself refuses it before our model is built."""
+@pytest.mark.parametrize(
+    ("parallel", "message"),
+    [
+        ({"enable_eplb": True}, "--enable-eplb is not supported for pruned mixtures"),
+        ({"data_parallel_size": 2}, "give --tensor-parallel-size alone"),
+    ],
+)
+def test_parallel_settings_that_need_more_than_this_process(
+    parallel: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    from vllm.config import ParallelConfig
+
     from sgate_serve.engines.vllm.config import check_mixture
 
-    settings = SimpleNamespace(
-        model_config=SimpleNamespace(quantization=None),
-        parallel_config=SimpleNamespace(enable_eplb=True, enable_expert_parallel=True),
-    )
+    settings = ParallelConfig()
+    for name, value in parallel.items():
+        setattr(settings, name, value)
+    model = SimpleNamespace(quantization=None)
     spec = Checkpoint.open(uneven("mixtral", tmp_path)).spec
-    with pytest.raises(EngineError, match="--enable-eplb is not supported for pruned mixtures"):
-        check_mixture(spec, settings)
+    with pytest.raises(EngineError, match=message):
+        check_mixture(spec, SimpleNamespace(model_config=model, parallel_config=settings))
 
 
 def test_experts_in_int8_are_refused(tmp_path: Path) -> None:
