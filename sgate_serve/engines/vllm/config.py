@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.platforms import current_platform
 
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.errors import EngineError
 
 QUANTIZATIONS = (None, "compressed-tensors")
+# Of vLLM's fused experts.
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 
 
 def read_spec(config: dict[str, Any], source: str) -> ModelSpec:
@@ -54,6 +57,8 @@ class ModelContext:
             raise EngineError(
                 f"family {spec.family.name} overflows in float16; serve it with --dtype bfloat16"
             )
+        if any(layer.experts for layer in spec.layers):
+            check_mixture(spec, vllm_config)
         compilation = vllm_config.compilation_config
         if spec.lowered and compilation.mode and "all" in compilation.custom_ops:
             raise EngineError(
@@ -73,3 +78,27 @@ class ModelContext:
     @property
     def cache_config(self) -> Any:
         return self.vllm_config.cache_config
+
+
+def check_mixture(spec: ModelSpec, vllm_config: Any) -> None:
+    """Raise EngineError for settings with which vLLM's fused experts would fail or be wrong."""
+    parallel = vllm_config.parallel_config
+    if vllm_config.model_config.quantization is not None:
+        raise EngineError(
+            f"{vllm_config.model_config.model}: experts in int8 are not supported on vLLM; convert "
+            "without --precision int8, or serve the folder on the onnx engine"
+        )
+    if spec.activation not in ACTIVATIONS:
+        raise EngineError(
+            f"{vllm_config.model_config.model}: vLLM's experts have no hidden_act "
+            f"{spec.activation!r}, only {', '.join(ACTIVATIONS)}; use another engine"
+        )
+    if parallel.enable_eplb:
+        raise EngineError("--enable-eplb is not supported for pruned mixtures; leave it out")
+    is_divided = parallel.enable_expert_parallel or parallel.data_parallel_size > 1
+    if is_divided and current_platform.is_cpu():
+        raise EngineError(
+            "on CPU, the experts of vLLM 0.32 crash or compute NaN with --enable-expert-parallel, "
+            "and stop at the first request with --data-parallel-size; give --tensor-parallel-size "
+            "alone"
+        )

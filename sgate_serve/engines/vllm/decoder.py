@@ -38,6 +38,7 @@ from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.engines.vllm.loading import load_weights
+from sgate_serve.engines.vllm.mixture import UnevenMixture
 from sgate_serve.engines.vllm.mlp import UnevenMLP
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]
@@ -65,7 +66,8 @@ class UnevenDecoderLayer(nn.Module):
         if shape.num_heads:
             self.blocks[ATTENTION] = decoder_attention(model, layer, prefix)
         if shape.mlp_units:
-            self.blocks[MLP] = UnevenMLP(model, layer, f"{prefix}.mlp")
+            kind = UnevenMixture if shape.experts else UnevenMLP
+            self.blocks[MLP] = kind(model, layer, f"{prefix}.mlp")
         for block in self.blocks:
             self.norms[block] = residual_norm(model)
             if block in model.spec.family.post_norms:

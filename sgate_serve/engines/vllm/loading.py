@@ -17,6 +17,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead, key_of
 from sgate_serve.engines.vllm.layer import SCALE, Tensors
+from sgate_serve.engines.vllm.mixture import UnevenMixture
 from sgate_serve.errors import CheckpointError
 
 Weights = Iterable[tuple[str, torch.Tensor]]
@@ -66,7 +67,7 @@ def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination
         _types_name(spec): (getattr(stack, "types", None), 1.0),
     }
     for layer in _layers(stack):
-        modules |= _layer_norms(layer, context)
+        modules |= _layer_norms(layer, context) | _choices(layer)
     head = getattr(model, "head", None)
     if isinstance(head, SequenceHead):
         names = (name.rpartition(".")[0] for name in spec.head.tensors)
@@ -87,8 +88,16 @@ def linear_loaders(model: Any) -> Iterator[tuple[str, Callable[[str, Tensors], N
     """Yield the name of every linear in this stage's blocks, and the function that loads it."""
     for layer in _layers(model.stack):
         for block in layer.blocks.values():
-            yield from ((module, block.readers.load) for module in block.readers.stored_modules)
-            yield block.writer.stored_module, block.writer.load
+            yield from _block_loaders(block)
+
+
+def _block_loaders(block: Any) -> Iterator[tuple[str, Callable[[str, Tensors], None]]]:
+    if isinstance(block, UnevenMixture):
+        yield from block.loaders()
+        yield from () if block.shared is None else _block_loaders(block.shared)
+        return
+    yield from ((module, block.readers.load) for module in block.readers.stored_modules)
+    yield block.writer.stored_module, block.writer.load
 
 
 def tensors_of_linears(context: ModelContext) -> dict[str, set[str]]:
@@ -127,6 +136,12 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
         for name, norm in zip(family.head_norms, norms, strict=False):
             modules[f"{family.layer_name(index)}.{name}"] = (norm, 1.0)
     return modules
+
+
+def _choices(layer: Any) -> Places:
+    """Return what chooses and weighs the experts of a layer."""
+    mixtures = (block for block in layer.blocks.values() if isinstance(block, UnevenMixture))
+    return {name: (module, 1.0) for mixture in mixtures for name, module in mixture.choices()}
 
 
 def _types_name(spec: ModelSpec) -> str | None:

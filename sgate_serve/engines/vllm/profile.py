@@ -26,7 +26,7 @@ from sgate_serve.engines.work import (
 
 # Parts of names that vLLM's models and ours give to blocks and to what is outside of them.
 ATTENTION_PARTS = {"self_attn", "attn", "attention", "self_attention"}
-MLP_PARTS = {"mlp", "fc1", "fc2", "feed_forward"}
+MLP_PARTS = {"mlp", "fc1", "fc2", "feed_forward", "block_sparse_moe"}
 HEAD_PARTS = {"lm_head", "head", "logits_processor"}
 EMBEDDING_PARTS = {"embed_tokens", "embedding", "wte", "wpe", "embed_positions"}
 

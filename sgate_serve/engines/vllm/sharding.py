@@ -34,14 +34,14 @@ class ShardedLayer:
         With fewer KV heads than shards, each KV head is replicated if the counts allow it.
         """
         shape, shards = self.stored, self.num_shards
-        units = _round_up(shape.mlp_units, shards)
+        units = round_up(shape.mlp_units, shards)
         if not shape.num_heads:
             return replace(shape, mlp_units=units)
         if self._is_replicated:
-            queries = _round_up(shape.queries_per_kv, shards // shape.num_kv_heads)
+            queries = round_up(shape.queries_per_kv, shards // shape.num_kv_heads)
             heads = shape.num_kv_heads * queries
             return replace(shape, num_heads=heads, mlp_units=units)
-        kv_heads = _round_up(shape.num_kv_heads, shards)
+        kv_heads = round_up(shape.num_kv_heads, shards)
         return replace(
             shape,
             num_heads=kv_heads * shape.queries_per_kv,
@@ -94,7 +94,7 @@ class ShardedLayer:
         )
 
 
-def _round_up(count: int, multiple: int) -> int:
+def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 

@@ -1,0 +1,127 @@
+"""A mixture of experts: vLLM's fused experts, each layer with its own number of them.
+
+vLLM multiplies all experts of a layer at once, so they have one width: that of the widest, rounded
+up. The added units are zeros, as are all of an expert without units, and add nothing. Experts are
+split over shards by their units or, with --enable-expert-parallel, one by one.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+import vllm
+from torch import nn
+from vllm.model_executor.layers.linear import ReplicatedLinear
+
+from sgate_serve.architecture.family import DOWN, EXPERTS, GATE, MLP_ROLES, UP
+from sgate_serve.engines.vllm.config import ModelContext
+from sgate_serve.engines.vllm.layer import WEIGHT, LayerContext, Tensors
+from sgate_serve.engines.vllm.mlp import UnevenMLP
+from sgate_serve.engines.vllm.sharding import round_up
+from sgate_serve.errors import EngineError
+
+# vLLM's kernels for CPU take multiples of this alone; GPUs read aligned rows faster.
+ALIGNMENT = 32
+# vLLM's names for an expert's linears, and the parameters that hold them.
+LINEARS = {GATE: ("w1", "w13_weight"), UP: ("w3", "w13_weight"), DOWN: ("w2", "w2_weight")}
+
+
+class UnevenMixture(nn.Module):
+    """The experts of one layer, their router, and the expert that every token uses, if any."""
+
+    def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
+        super().__init__()
+        self.layer, self.hidden_size = layer, model.spec.hidden_size
+        shape = model.spec.layers[layer.index]
+        self.width = round_up(self.hidden_size, ALIGNMENT)
+        self.units = round_up(max(1, *shape.experts), ALIGNMENT * _num_shards(layer))
+        self.router = _choice(self.hidden_size, len(shape.experts), f"{prefix}.gate")
+        self.experts = _fused_experts(
+            num_experts=len(shape.experts),
+            top_k=shape.top_k,
+            hidden_size=self.width,
+            intermediate_size=self.units,
+            renormalize=model.spec.normalizes_routes,
+            activation=model.spec.activation,
+            prefix=f"{prefix}.experts",
+        )
+        for _, parameter in LINEARS.values():
+            getattr(self.experts.routed_experts, parameter).data.zero_()
+        self.shared: UnevenMLP | None = None
+        if shape.shared_units:
+            self.shared = UnevenMLP(model, _of_shared(layer), f"{prefix}.shared_expert")
+            self.shared_gate = _choice(self.hidden_size, 1, f"{prefix}.shared_expert_gate")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return [tokens, hidden], to be added to the residual stream."""
+        scores = self.router(x)[0]
+        # Before the others: vLLM may write their sum into x.
+        shared = None
+        if self.shared is not None:
+            shared = torch.sigmoid(self.shared_gate(x)[0]) * self.shared(x)
+        if self.width != self.hidden_size:
+            x = nn.functional.pad(x, (0, self.width - self.hidden_size))
+        y = self.experts(hidden_states=x, router_logits=scores)[..., : self.hidden_size]
+        return y if shared is None else y + shared
+
+    def choices(self) -> Iterator[tuple[str, nn.Module]]:
+        """Yield the router and the shared expert's gate by their names in the folder."""
+        for name, axes in self.layer.spec.router_tensors(self.layer.index).items():
+            module = self.router if EXPERTS in axes else self.shared_gate
+            yield name.removesuffix(f".{WEIGHT}"), module
+
+    def loaders(self) -> Iterator[tuple[str, Callable[[str, Tensors], None]]]:
+        """Yield every linear of the experts that vLLM fuses, and the function that loads it."""
+        spec, index = self.layer.spec, self.layer.index
+        for role in MLP_ROLES:
+            for part in spec.parts(index, role):
+                if part.expert is not None and part.expert < len(spec.layers[index].experts):
+                    yield part.module, self.load
+
+    def load(self, module: str, tensors: Tensors) -> None:
+        """Load the stored matrix of one expert, padded with zeros to the common width."""
+        spec = self.layer.spec
+        (role,) = spec.modules(self.layer.index)[module]
+        name, parameter = LINEARS[role]
+        rows, columns = (self.width, self.units) if role == DOWN else (self.units, self.width)
+        weight = tensors[WEIGHT]
+        padding = (0, columns - weight.shape[1], 0, rows - weight.shape[0])
+        padded, held = nn.functional.pad(weight, padding), self.experts.routed_experts
+        place = getattr(held, parameter)
+        held.weight_loader(place, padded, parameter, name, spec.expert_of(module))
+
+
+def _num_shards(layer: LayerContext) -> int:
+    """Return among how many processes vLLM divides experts: those of other requests, too."""
+    parallel = layer.vllm_config.parallel_config
+    others: int = parallel.data_parallel_size * parallel.prefill_context_parallel_size
+    return layer.num_shards * others
+
+
+def _fused_experts(**settings: Any) -> Any:
+    """Build vLLM's experts, whose module has had this name since 0.27."""
+    try:
+        from vllm.model_executor.layers.fused_moe import FusedMoEFactory
+    except ImportError as error:
+        raise EngineError(
+            f"mixtures of experts need vLLM 0.27 or newer, found {vllm.__version__}; upgrade it"
+        ) from error
+    return FusedMoEFactory(**settings)
+
+
+def _choice(hidden_size: int, outputs: int, prefix: str) -> ReplicatedLinear:
+    """Return the linear of a router or a gate, which are never quantized."""
+    return ReplicatedLinear(hidden_size, outputs, bias=False, prefix=prefix)
+
+
+def _of_shared(layer: LayerContext) -> LayerContext:
+    """Return the layer as its shared expert sees it: with an MLP that has its name and width."""
+    spec, mixture = layer.spec, layer.spec.family.mixture
+    assert mixture is not None, "only such a family has experts"
+    own = {role: f"{mixture.shared}.{name}" for role, name in mixture.linears.items()}
+    family = replace(spec.family, linears={**spec.family.linears, **own})
+    dense = spec.layers[layer.index]
+    shape = replace(dense, mlp_units=dense.shared_units, experts=(), top_k=0)
+    narrow = replace(spec, family=family, layers=(shape,) * len(spec.layers))
+    return replace(layer, spec=narrow)
