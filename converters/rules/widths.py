@@ -106,10 +106,8 @@ def _kept(state: LayerState) -> Widths:
 
 
 def _of_shape(shape: LayerShape) -> Widths:
-    spans = [span.stop - span.start for span in shape.expert_spans] or [shape.mlp_units]
-    return _widths(
-        shape, shape.num_kv_heads, shape.queries_per_kv, spans, len(shape.experts), absent=ANY
-    )
+    kv_heads, queries, count = shape.num_kv_heads, shape.queries_per_kv, len(shape.experts)
+    return _widths(shape, kv_heads, queries, shape.mlp_widths, count, absent=ANY)
 
 
 def _widths(

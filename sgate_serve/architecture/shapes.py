@@ -53,6 +53,11 @@ class LayerShape:
         ends = np.cumsum(widths).tolist()
         return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
 
+    @property
+    def mlp_widths(self) -> list[int]:
+        """The width of the layer's MLP, or of each of its experts, the shared one last."""
+        return [span.stop - span.start for span in self.expert_spans] or [self.mlp_units]
+
     def narrowed(
         self, num_heads: int, num_kv_heads: int, units: Sequence[int], experts: Sequence[int] = ()
     ) -> "LayerShape":

@@ -127,5 +127,4 @@ def alignment_advice(plan: Plan) -> str | None:
 
 def _fits(shape: LayerShape, multiple: int) -> bool:
     """Say whether the widths of a layer's MLP, or of its experts, are multiples of `multiple`."""
-    widths = [span.stop - span.start for span in shape.expert_spans] or [shape.mlp_units]
-    return all(width % multiple == 0 for width in widths)
+    return all(width % multiple == 0 for width in shape.mlp_widths)

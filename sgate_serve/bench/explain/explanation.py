@@ -89,7 +89,7 @@ class Held:
             "weights": weight_counts(self.spec),
             "weight_bytes": weight_bytes(self.spec, self.precision),
             "kv_groups": [layer.num_kv_heads for layer in self.spec.layers],
-            "mlp_widths": [layer.mlp_units for layer in self.spec.layers],
+            "mlp_widths": [width for layer in self.spec.layers for width in layer.mlp_widths],
         }
 
     def achieved(
