@@ -64,7 +64,7 @@ def check_family(spec: ModelSpec) -> None:
             "onnx, which every kind of model can be written in"
         )
     is_plain = family.residual == "pre" and family.norm == "rms" and not family.norm_offset
-    is_plain = is_plain and not family.has_multipliers
+    is_plain = is_plain and not family.has_multipliers and family.mixture is None
     if not (is_plain and family.is_rotary and family.is_gated):
         raise PlanError(
             f"{what} is not written as GGUF (families that are: {FAMILY_NAMES}); leave out gguf, "

@@ -53,7 +53,7 @@ def mask_routers(model: nn.Module, normalizes: bool, gates: dict[int, Any]) -> N
     for layer, values in gates.items():
         router = model.get_submodule(f"model.layers.{layer}.mlp.gate")
         is_closed = torch.from_numpy(values == 0)
-        router.forward = lambda x, r=router, c=is_closed: choose(r, c, x)  # type: ignore[assignment]
+        router.forward = lambda x, r=router, c=is_closed: choose(r, c, x)
 
 
 @pytest.mark.parametrize("variant", MIXTURES, ids=str)

@@ -270,6 +270,7 @@ def test_what_the_file_has_otherwise_is_said(
 @pytest.mark.parametrize(
     ("family", "variant", "config", "message"),
     [
+        ("mixtral", 0, {}, "family mixtral is not written"),
         ("gpt2", 0, {}, r"family gpt2 is not written as GGUF \(families that are: llama, "),
         ("gemma2", 0, {}, "family gemma2 is not written"),
         ("llama", "classifier", {}, "LlamaForSequenceClassification is not a causal LM"),
