@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from converters.float_bits import is_finite
 from sgate_serve.architecture.family import DOWN, EXPERTS, MLP_ROLES
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec, Part
+from sgate_serve.architecture.parts import Part
+from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
 from sgate_serve.errors import CheckpointError

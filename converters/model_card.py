@@ -3,7 +3,8 @@
 from collections.abc import Collection
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
-from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.onnx_format.precision import INT4
 from sgate_serve.plan import Plan

@@ -15,8 +15,10 @@ from sgate_serve.architecture.sgate_config import (
     SgateBlock,
     sgate_config,
     stock_config,
+    uneven_experts,
 )
-from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.checkpoint.companions import copy_companions
 from sgate_serve.checkpoint.int8 import CONFIG_KEY, float_linears, int8_config
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
@@ -98,5 +100,5 @@ def _sgate_block(spec: ModelSpec, base_model_type: str) -> SgateBlock:
         norm_size=None if spec.norm_size == spec.hidden_size else spec.norm_size,
         head_units=None if spec.head_units == spec.hidden_size else spec.head_units,
         lowered=spec.lowered,
-        expert_units=spec.uneven_experts,
+        expert_units=uneven_experts(spec.layers),
     )

@@ -22,7 +22,7 @@ from converters.rules.value import (
     dead_value_dims,
 )
 from sgate_serve.architecture.family import MLP, READERS, WRITERS
-from sgate_serve.architecture.spec import is_stock_shape
+from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import AXES, LayerPlan, Lowering, Plan, Revival, Target, receiving_tensor
 from sgate_serve.plan.placement import pruned_spec

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from converters.rules.facts import Flags
 from converters.rules.layer_state import LayerState
 from sgate_serve.architecture.shapes import LayerShape
-from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import Target
 from sgate_serve.plan.targets import is_shardable

@@ -149,6 +149,11 @@ class LayerSizes:
         return sizes | {mixture.units: max(shape.experts)} | shared
 
 
+def uneven_experts(layers: Sequence[LayerShape]) -> dict[int, tuple[int, ...]]:
+    """Return the widths of experts, by layer, where they differ in their layer."""
+    return {i: shape.experts for i, shape in enumerate(layers) if len(set(shape.experts)) > 1}
+
+
 def sgate_config(stock: Mapping[str, Any], sizes: LayerSizes, block: SgateBlock) -> dict[str, Any]:
     """Return the config of uneven layers: a stock one with these top-level sizes, and our parts."""
     names = stock.get("architectures") or ()

@@ -29,26 +29,13 @@ from sgate_serve.architecture.family import (
     Family,
     TaskHead,
 )
+from sgate_serve.architecture.parts import Part, expert_parts
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.errors import CheckpointError
 
 IN_INDEX, OUT_INDEX = "in_index", "out_index"
-
-
-@dataclass(frozen=True)
-class Part:
-    """A module of a layer that holds a role, or those of its units that one expert has.
-
-    `rows` are the role's rows in the module. The shared expert has the number after the others'.
-    """
-
-    module: str
-    rows: slice
-    units: slice
-    layer: int
-    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -220,12 +207,6 @@ class ModelSpec:
     def has_uniform_layers(self) -> bool:
         return len(set(self.layers)) <= 1
 
-    @property
-    def uneven_experts(self) -> dict[int, tuple[int, ...]]:
-        """The widths of experts, by layer, where they differ in their layer."""
-        shapes = enumerate(self.layers)
-        return {index: shape.experts for index, shape in shapes if len(set(shape.experts)) > 1}
-
     def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Return the (out, in) dimensions of every role in a layer, lowered or not."""
         shapes = self.layers[index].linear_shapes(self.hidden_size)
@@ -251,22 +232,14 @@ class ModelSpec:
             found.append(modules)
         return tuple(found)
 
-    def parts(self, index: int, role: str) -> list["Part"]:
+    def parts(self, index: int, role: str) -> list[Part]:
         """Return the modules that hold a role, in the order of its units; mostly a single one."""
         layer, family = self.layers[index], self.family
         if not layer.experts or role not in MLP_ROLES:
             height, width = self.linear_shapes(index)[role]
             whole = slice(0, width if role in (OUTPUT, DOWN) else height)
             return [Part(family.linear(index, role), self.role_rows(index, role), whole, index)]
-        found = []
-        for expert, units in enumerate(layer.expert_spans):
-            number = expert if expert < len(layer.experts) else None
-            width = units.stop - units.start
-            if width:
-                module = family.expert_linear(index, number, role)
-                rows = slice(0, self.hidden_size if role == DOWN else width)
-                found.append(Part(module, rows, units, index, expert))
-        return found
+        return expert_parts(family, layer, index, role)
 
     def expert_of(self, module: str) -> int | None:
         """Return the number of the expert that a linear is in; the shared one is the last."""
@@ -282,7 +255,7 @@ class ModelSpec:
         return layer.top_k / len(layer.experts)
 
     @cached_property
-    def _expert_parts(self) -> Mapping[str, "Part"]:
+    def _expert_parts(self) -> Mapping[str, Part]:
         return {
             part.module: part
             for index, layer in enumerate(self.layers)
@@ -355,10 +328,8 @@ class ModelSpec:
         }
 
     def _shapes_outside(self) -> dict[str, tuple[int, ...]]:
-        sizes = self._axis_sizes()
-        return {
-            name: tuple(sizes[axis] for axis in axes) for name, axes in self.family.outside.items()
-        }
+        sizes, outside = self._axis_sizes(), self.family.outside
+        return {name: tuple(sizes[axis] for axis in axes) for name, axes in outside.items()}
 
     def _layer_tensors(self, index: int) -> dict[str, tuple[int, ...]]:
         family, layer = self.family, self.layers[index]
@@ -427,35 +398,3 @@ class ModelSpec:
             if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
                 total += shape[0] * (shape[1] if len(shape) > 1 else 1)
         return total
-
-
-def is_stock_shape(spec: ModelSpec) -> bool:
-    """Say whether the stock model class of the family can hold this spec as it is.
-
-    The config validation of most families requires the hidden size to be a multiple of the head
-    count; where the width of a head is derived from the two, it must be the one that they give.
-    """
-    first = spec.layers[0]
-    if not _has_stock_layers(spec) or not first.num_heads or not first.mlp_units:
-        return False
-    if spec.extra_biases or spec.lowered or spec.norm_size != spec.hidden_size:
-        return False
-    if spec.head_units != spec.hidden_size:
-        return False
-    width, rest = divmod(spec.hidden_size, first.num_heads)
-    if not spec.family.has_stated_head_width and width != first.head_dim:
-        return False
-    return not spec.family.divides_hidden_size or rest == 0
-
-
-def _has_stock_layers(spec: ModelSpec) -> bool:
-    """Say whether all layers are alike, and in a family with mixtures all layers of each kind."""
-    mixtures = {layer for layer in spec.layers if layer.experts}
-    others = {layer for layer in spec.layers if not layer.experts}
-    if len(mixtures) > 1 or len(others) > 1:
-        return False
-    for layer in mixtures:
-        if len(set(layer.experts)) > 1:
-            return False
-    heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in spec.layers}
-    return len(heads) == 1 and all(layer.mlp_units for layer in spec.layers)

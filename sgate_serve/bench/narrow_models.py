@@ -15,7 +15,8 @@ from sgate_serve.architecture.sgate_config import (
     stock_config,
 )
 from sgate_serve.architecture.shapes import LayerShape
-from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, Array
 from sgate_serve.checkpoint.writer import TensorHeader, new_folder

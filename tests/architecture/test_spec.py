@@ -9,7 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.shapes import LayerShape
-from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.errors import CheckpointError
 
 LLAMA: dict[str, Any] = {

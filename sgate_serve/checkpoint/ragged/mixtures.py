@@ -11,7 +11,12 @@ from typing import Any
 from sgate_serve.architecture.config import dense_shapes
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import DOWN, Family
-from sgate_serve.architecture.sgate_config import LayerSizes, SgateBlock, sgate_config
+from sgate_serve.architecture.sgate_config import (
+    LayerSizes,
+    SgateBlock,
+    sgate_config,
+    uneven_experts,
+)
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.checkpoint.ragged.widths import StoredTensor
 from sgate_serve.errors import CheckpointError
@@ -34,10 +39,7 @@ def normalize_mixtures(
     hidden = get.integer("hidden_size")
     sizes = LayerSizes(family, tuple(found), hidden, hidden)
     stock = {key: value for key, value in config.items() if key not in family.aliases}
-    uneven = {
-        index: shape.experts for index, shape in enumerate(found) if len(set(shape.experts)) > 1
-    }
-    block = SgateBlock(family.name, family.name, expert_units=uneven)
+    block = SgateBlock(family.name, family.name, expert_units=uneven_experts(found))
     words = f"{family.name} checkpoint, experts of each layer from the tensor shapes"
     return sgate_config({**stock, **sizes.top_level()}, sizes, block), words
 

@@ -7,7 +7,8 @@ import pytest
 
 from converters.rules import ModelFacts, compile_plan
 from sgate_serve.architecture.shapes import LayerShape
-from sgate_serve.architecture.spec import ModelSpec, is_stock_shape
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import Plan, Target
 from sgate_serve.plan.figures import Figures

@@ -1,0 +1,35 @@
+"""Whether a stock model class of transformers can hold an architecture as it is."""
+
+from sgate_serve.architecture.spec import ModelSpec
+
+
+def is_stock_shape(spec: ModelSpec) -> bool:
+    """Say whether the stock model class of the family can hold this spec as it is.
+
+    The config validation of most families requires the hidden size to be a multiple of the head
+    count; where the width of a head is derived from the two, it must be the one that they give.
+    """
+    first = spec.layers[0]
+    if not _has_stock_layers(spec) or not first.num_heads or not first.mlp_units:
+        return False
+    if spec.extra_biases or spec.lowered or spec.norm_size != spec.hidden_size:
+        return False
+    if spec.head_units != spec.hidden_size:
+        return False
+    width, rest = divmod(spec.hidden_size, first.num_heads)
+    if not spec.family.has_stated_head_width and width != first.head_dim:
+        return False
+    return not spec.family.divides_hidden_size or rest == 0
+
+
+def _has_stock_layers(spec: ModelSpec) -> bool:
+    """Say whether all layers are alike, and in a family with mixtures all layers of each kind."""
+    mixtures = {layer for layer in spec.layers if layer.experts}
+    others = {layer for layer in spec.layers if not layer.experts}
+    if len(mixtures) > 1 or len(others) > 1:
+        return False
+    for layer in mixtures:
+        if len(set(layer.experts)) > 1:
+            return False
+    heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in spec.layers}
+    return len(heads) == 1 and all(layer.mlp_units for layer in spec.layers)
