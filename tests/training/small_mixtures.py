@@ -1,11 +1,14 @@
 """Small random mixtures of experts with a tokenizer, and options of a run on them."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.models.experts import unstack
 from sgate_serve.training import TrainOptions
 from tests.text_model import SENTENCES, write_tokenizer
 
@@ -44,6 +47,14 @@ def small_mixture(family: str, seed: int = 0) -> PreTrainedModel:
         if name.endswith("mlp.gate.weight"):
             torch.nn.init.normal_(parameter, std=0.5)
     return model
+
+
+def unstacked(stock: PreTrainedModel) -> tuple[Any, ModelSpec]:
+    """Copy a stock model as training opens it; return the copy and its architecture."""
+    model, spec = deepcopy(stock), ModelSpec.from_config(stock.config.to_dict(), "test model")
+    model.config.use_cache = False
+    unstack(model, spec)
+    return model, spec
 
 
 def mixture_run(folder: Path, family: str, **options: Any) -> TrainOptions:

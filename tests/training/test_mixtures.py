@@ -17,6 +17,7 @@ from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.masks.masking import masked_by
 from sgate_serve.training.option_checks import check_options
+from sgate_serve.training.phases.tuning import closed_linears
 from sgate_serve.training.tasks.causal_lm import load_frozen
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
@@ -54,6 +55,9 @@ def test_a_mixture_trains_converts_and_verifies(family: str, way: str, tmp_path:
         {"experts"} if options.gates == "experts" else {"mlp_units", "kv_groups"}
     )
     assert gates.deltas.keys() <= base.tensors.keys()
+    closed = closed_linears(base.spec, gates.masks(base.spec))
+    assert bool(closed) == (options.gates == "experts")
+    assert not closed & {name.removesuffix(".weight") for name in gates.deltas}
     assert metrics["removed"] == pytest.approx(options.weight_target, abs=0.02)
     engine = "onnx" if way == "reap" else "torch"
     to = ("hf", "onnx") if way == "reap" else ("hf",)

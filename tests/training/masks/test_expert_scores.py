@@ -1,7 +1,6 @@
 """Scores of whole experts, against stock transformers models and the formulas."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -9,22 +8,14 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.models.experts import unstack
 from sgate_serve.training.masks.importance import fisher_scores
 from sgate_serve.training.masks.prunable_sites import expert_sites
 from sgate_serve.training.masks.reap import reap_scores
 from sgate_serve.training.tasks.training_data import Batch
 from tests.small_llama import random_tokens
-from tests.training.small_mixtures import MIXTURES, small_mixture
+from tests.training.small_mixtures import MIXTURES, small_mixture, unstacked
 
 IDS = torch.from_numpy(random_tokens(2 * 12).reshape(2, 12))
-
-
-def unstacked(stock: Any) -> tuple[torch.nn.Module, ModelSpec]:
-    spec, model = ModelSpec.from_config(stock.config.to_dict(), "test model"), deepcopy(stock)
-    unstack(model, spec)
-    return model, spec
 
 
 def mixtures_of(stock: torch.nn.Module) -> Mapping[int, Any]:
