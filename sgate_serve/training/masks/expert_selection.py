@@ -1,8 +1,11 @@
 """Selection of whole experts: closes the lowest-ranked until the Plan removes the target.
 
 Every mixture keeps as many experts as a token uses. An expert is the smallest step, so the target
-is met as nearly as whole experts can.
+is met as nearly as whole experts can. An even balance closes the same number in every layer where
+that is near enough: a stock model can hold the result.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -32,12 +35,19 @@ def select_experts(
         gates = Gates(ranking.method, spec.family.name, EXPERTS, base_fingerprint, values)
         return Selection(gates, target.removed(spec, gates))
 
+    def nearest(counts: Iterable[int]) -> Selection:
+        return min(map(close, counts), key=lambda selection: selection.miss(target.fraction))
+
     most = close(len(order))
     if most.removed < target.fraction - TOLERANCE:
         raise target.unreachable(most.removed, KEPT)
     count = first_reaching(close, 0, len(order), target.fraction)
-    nearby = [close(number) for number in (max(count - 1, 1), count)]
-    return min(nearby, key=lambda selection: selection.miss(target.fraction))
+    if not ranking.is_joint:
+        rounds, layers = count // len(ranking.scores), len(ranking.scores)
+        alike = nearest(layers * number for number in (rounds, rounds + 1))
+        if alike.miss(target.fraction) <= TOLERANCE:
+            return alike
+    return nearest((max(count - 1, 1), count))
 
 
 def _closing_order(spec: ModelSpec, ranking: Ranking) -> list[tuple[str, int]]:

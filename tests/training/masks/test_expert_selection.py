@@ -1,5 +1,7 @@
 """The selection of whole experts: which close, how many, and how many stay."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,13 +12,14 @@ from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.expert_selection import select_experts
 from sgate_serve.training.masks.prunable_sites import expert_sites, unit_sites
 from sgate_serve.training.masks.removal_target import WeightTarget, compile_gates
-from sgate_serve.training.masks.selection import Ranking
+from sgate_serve.training.masks.selection import TOLERANCE, Ranking
 from sgate_serve.training.train_options import EXPERTS
 from tests.training.small_mixtures import MIXTURES
 
 
-def spec_of(family: str) -> ModelSpec:
-    return ModelSpec.from_config({"model_type": family, **MIXTURES[family]}, "config.json")
+def spec_of(family: str, **changes: Any) -> ModelSpec:
+    config = {"model_type": family, **MIXTURES[family], **changes}
+    return ModelSpec.from_config(config, "config.json")
 
 
 @pytest.mark.parametrize("family", MIXTURES)
@@ -51,6 +54,19 @@ def test_experts_of_low_scores_close_up_to_the_target(
         assert open_experts == [6 - min(closed, 4), 6 - max(closed - 4, 0)]
     else:
         assert abs(open_experts[0] - open_experts[1]) <= 1
+
+
+@pytest.mark.parametrize(("is_joint", "target", "kept"), [(False, 0.253, 4), (True, 0.253, None)])
+def test_an_even_balance_closes_the_same_number_where_that_is_near_enough(
+    is_joint: bool, target: float, kept: int | None
+) -> None:
+    spec = spec_of("mixtral", num_hidden_layers=8)
+    rng = np.random.default_rng(0)
+    scores = {s.gate.key: rng.random(6).astype(np.float32) for s in expert_sites(spec)}
+    selection = select_experts(spec, Ranking(scores, is_joint=is_joint), WeightTarget(target), "")
+    numbers = {int(gates.sum()) for gates in selection.gates.values.values()}
+    assert (numbers == {kept}) == (kept is not None)
+    assert selection.miss(target) <= TOLERANCE
 
 
 def test_every_layer_keeps_as_many_experts_as_a_token_uses() -> None:
