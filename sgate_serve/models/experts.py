@@ -82,6 +82,15 @@ def close_experts(router: Any, closed: torch.Tensor) -> None:
     router.register_forward_hook(numbered)
 
 
+def without_router_loss(config: Any) -> dict[str, bool]:
+    """Return the argument that keeps a model from computing its routers' own loss.
+
+    Some configs ask for it; the stock one cannot count experts whose number differs by layer.
+    """
+    name = "output_router_logits"
+    return {name: False} if hasattr(config, name) else {}
+
+
 def is_router(module: nn.Module) -> bool:
     """Say whether a module chooses experts; a linear never does."""
     return hasattr(module, "top_k")

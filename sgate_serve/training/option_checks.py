@@ -26,8 +26,8 @@ from sgate_serve.training.train_options import (
 WITHOUT_MASK = (
     *("target", "target_speedup", "method", "gates", "balance", "gate_block", "dense_steps"),
 )
-# What finds whole experts that close; the last removes nothing.
-OF_EXPERTS = (REAP, FISHER, RANDOM, DENSE)
+# The scores of whole experts.
+OF_EXPERTS = (REAP, FISHER, RANDOM)
 OF_SPEED = ("target_engine", "target_precision", "target_phase")
 
 
@@ -151,10 +151,10 @@ def _check_granularity(options: TrainOptions) -> None:
             raise TrainingError(
                 f"{flag_of(name)} is for coupled gates: drop it, or drop --gates {options.gates}"
             )
-    if options.gates == EXPERTS and options.method not in OF_EXPERTS:
+    if options.gates == EXPERTS and options.method not in (*OF_EXPERTS, DENSE):
         raise TrainingError(
-            f"--method {options.method}: whole experts are scored by {', '.join(OF_EXPERTS[:3])}; "
-            "use one of these, or --gates coupled"
+            f"--method {options.method}: whole experts are scored by {', '.join(OF_EXPERTS)}; use "
+            "one of these, or --gates coupled"
         )
     if options.method == REAP and options.gates != EXPERTS:
         raise TrainingError(

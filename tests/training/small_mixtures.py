@@ -28,10 +28,16 @@ _SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _QWEN = {"num_experts": 6, "moe_intermediate_size": 16, "intermediate_size": 24}
-# Qwen2-MoE has a shared expert; one layer of the Qwen3-MoE is no mixture.
+# Qwen2-MoE has a shared expert, and its routers a loss of their own; one layer of Qwen3-MoE is no
+# mixture.
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {**_SIZES, "num_local_experts": 6, "intermediate_size": 16},
-    "qwen2_moe": {**_SIZES, **_QWEN, "shared_expert_intermediate_size": 24},
+    "qwen2_moe": {
+        **_SIZES,
+        **_QWEN,
+        "shared_expert_intermediate_size": 24,
+        "output_router_logits": True,
+    },
     "qwen3_moe": {**_SIZES, **_QWEN, "num_hidden_layers": 3, "mlp_only_layers": [1]},
 }
 

@@ -9,8 +9,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.models.experts import unstack
 from sgate_serve.training.precision import best_device
 
-# Fields of the config that training turns off for itself. A router's loss of its own would be part
-# of the loss that gates are scored by.
+# Fields of the config that training turns off for itself; the second adds the routers' own loss to
+# that of the model.
 TURNED_OFF = ("use_cache", "output_router_logits")
 
 
@@ -20,8 +20,7 @@ def frozen_model(model: Any, folder: Path) -> nn.Module:
     Its modules get the names that files have, also where its class stacks the experts of a mixture.
     """
     for name in TURNED_OFF:
-        if name in model.config.__dataclass_fields__ or name == "use_cache":
-            setattr(model.config, name, False)
+        setattr(model.config, name, False)
     unstack(model, Checkpoint.open(folder).spec)
     frozen: nn.Module = model.requires_grad_(False).to(best_device())
     return frozen
