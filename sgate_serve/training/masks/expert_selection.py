@@ -44,7 +44,7 @@ def select_experts(
     count = first_reaching(close, 0, len(order), target.fraction)
     if not ranking.is_joint:
         rounds, layers = count // len(ranking.scores), len(ranking.scores)
-        alike = nearest(layers * number for number in (rounds, rounds + 1))
+        alike = nearest(layers * number for number in (max(rounds, 1), rounds + 1))
         if alike.miss(target.fraction) <= TOLERANCE:
             return alike
     return nearest((max(count - 1, 1), count))
