@@ -16,7 +16,7 @@ from tests.training.masks.test_reconstruction import cacheless, columns_of, some
 from tests.training.small_mixtures import MIXTURES, small_mixture, unstacked
 
 
-@pytest.mark.parametrize("family", [*ZOO, *MIXTURES])
+@pytest.mark.parametrize("family", dict.fromkeys([*ZOO, *MIXTURES]))
 def test_a_step_at_the_width_of_the_mask_is_the_step_under_the_mask(family: str) -> None:
     masked = cacheless(family) if family in ZOO else unstacked(small_mixture(family))[0]
     spec = spec_of(masked)
