@@ -36,8 +36,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 CASES = [
     *(("reap", family) for family in MIXTURES),
-    *(("units", family) for family in MIXTURES),
-    *[("fisher", "mixtral"), ("trained", "mixtral"), ("trained", "qwen2_moe")],
+    *[("units", "qwen2_moe"), ("units", "qwen3_moe"), ("fisher", "mixtral")],
+    *[("trained", "mixtral"), ("trained", "qwen2_moe")],
 ]
 
 

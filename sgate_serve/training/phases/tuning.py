@@ -6,7 +6,6 @@ Every phase also trains a classifier's head; none trains embeddings.
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 from peft import LoraConfig, get_peft_model
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
+from converters.rules import closed_experts_of_masks
 from sgate_serve.architecture.family import (
     CLASSIFICATION,
     DOWN,
@@ -85,13 +85,13 @@ def untouched_tensors(spec: ModelSpec, kinds: Sequence[str]) -> frozenset[str]:
 
 def closed_linears(spec: ModelSpec, masks: Masks) -> frozenset[str]:
     """Return the linears of the experts that their router never chooses."""
-    found = set()
-    for site in expert_sites(spec):
-        gate = masks.get(site.gate.module)
-        closed = [] if gate is None or gate.rows is None else np.flatnonzero(gate.rows == 0)
-        for expert, role in product(closed, MLP_ROLES):
-            found.add(spec.family.expert_linear(site.gate.layer, int(expert), role))
-    return frozenset(found)
+    closed = closed_experts_of_masks(spec, masks)
+    return frozenset(
+        spec.family.expert_linear(site.gate.layer, int(expert), role)
+        for site in expert_sites(spec)
+        for expert in np.flatnonzero(closed.get(site.gate.module, ()))
+        for role in MLP_ROLES
+    )
 
 
 @contextmanager
