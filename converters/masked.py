@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.float_bits import is_finite
+from converters.rules import closed_experts_of_masks
 from sgate_serve.architecture.family import DOWN, EXPERTS, MLP_ROLES
 from sgate_serve.architecture.parts import Part
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
@@ -54,9 +55,7 @@ class MaskedCheckpoint:
     @cached_property
     def closed_experts(self) -> Mapping[str, NDArray[np.bool_]]:
         """By router, flags over the experts that it must never choose."""
-        gates = {name: self.masks[name].rows for name in self._routers if name in self.masks}
-        closed = {name: rows == 0 for name, rows in gates.items() if rows is not None}
-        return {name: flags for name, flags in closed.items() if flags.any()}
+        return closed_experts_of_masks(self.spec, self.masks)
 
     @cached_property
     def _routers(self) -> frozenset[str]:

@@ -37,7 +37,7 @@ ROOMS: Mapping[str, set[str]] = {
     "data": CORE | {"text"},
     "converters": CORE | {"gates", "models", "onnx_format", "text"},
     "engines": CORE | {"models", "onnx_format", "text"},
-    "training": CORE | {"converters", "data", "gates"},
+    "training": CORE | {"converters", "data", "gates", "models"},
     "server": FOUNDATION | {"__init__", "engines", "text"},
     "loaders": CORE | {"__init__", "converters", "engines", "models", "onnx_format", "text"},
     "bench": CORE | {"engines", "loaders", "onnx_format"},

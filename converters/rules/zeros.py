@@ -31,6 +31,18 @@ def zeros_of_masks(spec: ModelSpec, masks: Masks, biases: Biases) -> tuple[dict[
     )
 
 
+def closed_experts_of_masks(spec: ModelSpec, masks: Masks) -> dict[str, Flags]:
+    """Return flags over the experts that a router must never choose, by the router's name."""
+    closed = {}
+    for index, layer in enumerate(spec.layers):
+        if layer.experts and spec.family.mixture is not None:
+            router = f"{spec.family.layer_name(index)}.{spec.family.mixture.router}"
+            rows = masks.get(router, Gate()).rows
+            if rows is not None and not rows.all():
+                closed[router] = rows == 0
+    return closed
+
+
 def zeros_of_weight(weight: Array, bias: Array | None) -> Zeros:
     """Return the zero rows and columns of one (out, in) matrix and the zeros of its bias."""
     rows, columns, num_zero = zero_lines(weight)

@@ -20,6 +20,7 @@ from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.errors import EngineError
+from sgate_serve.models.experts import without_router_loss
 from sgate_serve.models.loading import load_model
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 
@@ -90,6 +91,7 @@ class TorchRunner:
             use_cache=True,
             # transformers takes 0 for all logits, so one is computed and dropped below.
             logits_to_keep=max(1, chunk.num_logits),
+            **without_router_loss(self.model.config),
         )
         self._lengths[chunk.slot] += len(chunk.tokens)
         return np.asarray(output.logits[0, : chunk.num_logits].float().numpy())

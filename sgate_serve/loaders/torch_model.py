@@ -19,7 +19,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
-from sgate_serve.models.experts import close_experts
+from sgate_serve.models.experts import close_experts, without_router_loss
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
 from sgate_serve.models.names import name_in
 from sgate_serve.models.progress import hidden_bars
@@ -118,7 +118,9 @@ class TorchModel:
         a base model, followed by its pooled state [1, H] if it has a pooler.
         """
         with torch.inference_mode():
-            options: dict[str, Any] = {"use_cache": False} if self.spec.family.is_rotary else {}
+            options: dict[str, Any] = without_router_loss(self.model.config)
+            if self.spec.family.is_rotary:
+                options["use_cache"] = False
             if types is not None:
                 options["token_type_ids"] = torch.from_numpy(types)[None]
             output = self.model(torch.from_numpy(tokens)[None], **options)

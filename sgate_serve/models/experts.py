@@ -4,14 +4,16 @@ Files hold one matrix for each linear of each expert; the stock classes stack th
 of a layer, which have the same width there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.initialization import no_init_weights
 
-from sgate_serve.architecture.family import DOWN, GATE, UP, Family
+from sgate_serve.architecture.family import DOWN, GATE, MLP, UP, Family
 from sgate_serve.architecture.spec import ModelSpec
 
 # The parameters of transformers' stacked experts: [experts, 2 · units, hidden] with the rows of
@@ -46,7 +48,8 @@ class NarrowExperts(nn.Module):
         for number in range(self.num_experts):
             linears = dict(self.get_submodule(str(number)).named_children())
             tokens, places = torch.where(top_k_index == number)
-            if linears and len(tokens):
+            # In training every parameter takes part, also that of an expert without tokens.
+            if linears and (len(tokens) or self.training):
                 x = hidden_states[tokens]
                 gate, up, down = (linears[self.names[role]] for role in (GATE, UP, DOWN))
                 y = down(self.act_fn(gate(x)) * up(x)) * top_k_weights[tokens, places, None]
@@ -77,6 +80,77 @@ def close_experts(router: Any, closed: torch.Tensor) -> None:
         return logits, weights, is_open[index]
 
     router.register_forward_hook(numbered)
+
+
+def without_router_loss(config: Any) -> dict[str, bool]:
+    """Return the argument that keeps a model from computing its routers' own loss.
+
+    Some configs ask for it; the stock one cannot count experts whose number differs by layer.
+    """
+    name = "output_router_logits"
+    return {name: False} if hasattr(config, name) else {}
+
+
+def is_router(module: nn.Module) -> bool:
+    """Say whether a module chooses experts; a linear never does."""
+    return hasattr(module, "top_k")
+
+
+@contextmanager
+def chosen_among(router: Any, is_open: torch.Tensor) -> Iterator[None]:
+    """Within the context a stock router chooses among the open experts, by all of its weights.
+
+    The result is that of `close_experts`; gradients reach the router's own parameter.
+    """
+    numbers = torch.nonzero(is_open)[:, 0]
+
+    def forward(hidden: torch.Tensor) -> Any:
+        narrow = _OfOpenExperts(router, numbers.to(hidden.device))
+        logits, weights, index = type(router).forward(narrow, hidden)
+        return logits, weights, narrow.numbers[index]
+
+    router.forward = forward
+    try:
+        yield
+    finally:
+        del router.forward
+
+
+class _OfOpenExperts:
+    """A view of a stock router that has rows for some experts only."""
+
+    def __init__(self, router: Any, numbers: torch.Tensor) -> None:
+        self._router, self.numbers = router, numbers
+        self.weight = router.weight[numbers]
+        self.num_experts, self.top_k = len(numbers), min(router.top_k, len(numbers))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._router, name)
+
+
+@torch.no_grad()
+def unstack(model: Any, spec: ModelSpec) -> None:
+    """Replace the stacked experts of a stock model by linears of their own, in place.
+
+    Its modules then have the names that files have. The model must have a head.
+    """
+    mixture = spec.family.mixture
+    for index, shape in enumerate(spec.layers):
+        if mixture is None or not shape.experts:
+            continue
+        layer = model.get_submodule(spec.family.layer_name(index))
+        for own, stock in mixture.renames.items():
+            # The stock forward still finds it, under a name that is not that of a submodule.
+            block = layer._modules.pop(stock)
+            layer.add_module(own, block)
+            layer.__dict__[stock] = block
+        block = layer.get_submodule(spec.family.blocks[MLP][0])
+        with no_init_weights():
+            narrow = NarrowExperts(spec, index).to(block.experts.down_proj)
+        for name, weight in narrow.named_parameters():
+            stack, select = stacked_place(f"experts.{name}", spec.family)
+            weight.copy_(select(block.get_parameter(stack)))
+        block.experts = narrow.train(block.training)
 
 
 def stacked_place(name: str, family: Family) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:

@@ -17,7 +17,7 @@ from sgate_serve.training.gates.initialization import num_groups_of
 from sgate_serve.training.gates.kurtosis import kurtosis_pressure
 from sgate_serve.training.gates.relaxations import RELAXATIONS
 from sgate_serve.training.gates.trained_gates import TrainedGates
-from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.granularities import GRANULARITIES, TRAINABLE
 from sgate_serve.training.masks.comparison import best_mask
 from sgate_serve.training.masks.given_mask import is_to_refit, load_deltas, read_mask
 from sgate_serve.training.masks.importance import SCORING_BATCHES, fisher_scores, scores_of
@@ -98,7 +98,7 @@ def _choose(
         scores = known_scores(options.method, sites, base, data, options, compute)
         method = f"one-shot {options.method} scores, top-k snap"
         groups = num_groups_of(spec, scores, target, options)
-        ranking = Ranking(scores, None, options.gate_block, method, groups)
+        ranking = Ranking(scores, None, options.gate_block, method, groups, options.is_joint)
     with activity("choosing what closes", is_brief=True):
         chosen = select(ranking)
     return agreed(chosen), changed
@@ -113,16 +113,16 @@ def _gates_to_train(
     options: TrainOptions,
 ) -> tuple[TrainedGates, GateTraining]:
     """Return gates initialized by their Fisher scores, and the settings of their training."""
-    granularity, spec = GRANULARITIES[options.gates], base.spec
-    sites = granularity.sites(spec)
+    trainable, spec = TRAINABLE[options.gates], base.spec
+    sites = GRANULARITIES[options.gates].sites(spec)
     compute = partial(fisher_scores, model, sites, batches)
     scores = known_scores(FISHER, sites, base, data, options, compute)
     with activity("measuring kurtosis", is_brief=True):
         pressure = kurtosis_pressure(model, sites, batches) if options.kurtosis else None
     with activity("choosing where to start", is_brief=True):
-        initial = granularity.initialize(spec, scores, target, options)
+        initial = trainable.initialize(spec, scores, target, options)
     relaxation = RELAXATIONS[options.gate_relaxation]
-    gates = TrainedGates(sites, initial.logits, granularity.removal(spec), relaxation, pressure)
+    gates = TrainedGates(sites, initial.logits, trainable.removal(spec), relaxation, pressure)
     tuning = Tuning(options.gate_tuning, options.rank_for(spec.hidden_size), options.seed)
     return gates, GateTraining(initial, options.gate_learning_rate, tuning)
 

@@ -7,11 +7,16 @@ from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
 from sgate_serve.errors import TrainingError, did_you_mean
 from sgate_serve.options import check_at_least, flag_of
 from sgate_serve.training.train_options import (
+    COUPLED,
     DENSE,
+    EXPERTS,
+    FISHER,
     GATES,
     HEAD,
     JOINT,
     NONE,
+    RANDOM,
+    REAP,
     ROW_COL,
     SUPPORTED,
     TrainOptions,
@@ -21,6 +26,8 @@ from sgate_serve.training.train_options import (
 WITHOUT_MASK = (
     *("target", "target_speedup", "method", "gates", "balance", "gate_block", "dense_steps"),
 )
+# The scores of whole experts.
+OF_EXPERTS = (REAP, FISHER, RANDOM)
 OF_SPEED = ("target_engine", "target_precision", "target_phase")
 
 
@@ -83,8 +90,8 @@ def _check_together(options: TrainOptions) -> None:
                 )
     if options.balance == JOINT and not options.has_costs:
         raise TrainingError(
-            "--balance joint compares Fisher scores of coupled gates: use --method fisher or "
-            "gates, or drop it"
+            "--balance joint compares Fisher scores of coupled gates or experts: use --method "
+            "fisher or gates, or drop it"
         )
     if options.task == CAUSAL_LM and options.recovery == HEAD:
         raise TrainingError("--recovery head trains a classifier's head; a causal LM has none")
@@ -113,7 +120,7 @@ def _check_speed(options: TrainOptions) -> None:
             f"--target {options.target} and --target-speedup {options.target_speedup:g} are two "
             "goals: drop one of them"
         )
-    if not options.has_costs or not options.is_joint:
+    if options.gates != COUPLED or not options.has_costs or not options.is_joint:
         raise TrainingError(
             "--target-speedup weighs seconds against Fisher scores of coupled gates: use "
             "--method fisher or gates, with --gates coupled and --balance joint, or give "
@@ -140,10 +147,19 @@ def _check_granularity(options: TrainOptions) -> None:
     if options.gates != ROW_COL and options.kurtosis:
         raise TrainingError("--kurtosis is for row-col gates: add --gates row-col, or drop it")
     for name in ("gate_block", "no_refit"):
-        if options.gates == ROW_COL and getattr(options, name) != _default_of(name):
+        if options.gates != COUPLED and getattr(options, name) != _default_of(name):
             raise TrainingError(
-                f"{flag_of(name)} is for coupled gates: drop it, or drop --gates row-col"
+                f"{flag_of(name)} is for coupled gates: drop it, or drop --gates {options.gates}"
             )
+    if options.gates == EXPERTS and options.method not in (*OF_EXPERTS, DENSE):
+        raise TrainingError(
+            f"--method {options.method}: whole experts are scored by {', '.join(OF_EXPERTS)}; use "
+            "one of these, or --gates coupled"
+        )
+    if options.method == REAP and options.gates != EXPERTS:
+        raise TrainingError(
+            "--method reap scores whole experts: add --gates experts, or use --method fisher"
+        )
 
 
 def _check_eval_data(options: TrainOptions) -> None:

@@ -28,6 +28,7 @@ from sgate_serve.training.masks.removal_target import (
     compile_gates,
 )
 from sgate_serve.training.methods import find_gates
+from sgate_serve.training.mixture_checks import check_mixture
 from sgate_serve.training.overview import overview
 from sgate_serve.training.phases.control import control_scores
 from sgate_serve.training.phases.dense import BASE_DIR, train_dense_base
@@ -65,6 +66,7 @@ def run_training(options: TrainOptions, timer: BlockTimer | None = None) -> Trai
     given = Checkpoint.open(options.base)
     given.check_unquantized()
     check_base(given, options)
+    check_mixture(given, options)
     target = removal_target(given, options, timer)
     check_target(given, target, options)
     with activity("reading and tokenizing the data", is_brief=True):

@@ -12,11 +12,12 @@ from sgate_serve.data.records import Columns
 from sgate_serve.options import option, required
 from sgate_serve.plan.block_times import DECODE, ENCODE, MIX, PREFILL, BlockTimes
 
-COUPLED, ROW_COL = "coupled", "row-col"
+COUPLED, EXPERTS, ROW_COL = "coupled", "experts", "row-col"
 STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE = "straight-through", "gaussian", "hard-concrete"
-GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE = (
+GATES, FISHER, REAP, WANDA, MAGNITUDE, RANDOM, DENSE = (
     "gates",
     "fisher",
+    "reap",
     "wanda",
     "magnitude",
     "random",
@@ -28,8 +29,8 @@ FP32, BF16 = "fp32", "bf16"
 
 SUPPORTED: Mapping[str, tuple[str, ...]] = {
     "task": (CAUSAL_LM, CLASSIFICATION),
-    "method": (GATES, FISHER, WANDA, MAGNITUDE, RANDOM, DENSE),
-    "gates": (COUPLED, ROW_COL),
+    "method": (GATES, FISHER, REAP, WANDA, MAGNITUDE, RANDOM, DENSE),
+    "gates": (COUPLED, EXPERTS, ROW_COL),
     "balance": (JOINT, EVEN),
     "relaxation": (STRAIGHT_THROUGH, GAUSSIAN, HARD_CONCRETE),
     "gates_with": (NONE, BIAS, LORA),
@@ -106,8 +107,8 @@ class TrainOptions:
     task: str = option(CAUSAL_LM, "task of the model: causal-lm or classification", group=DATA)
     method: str = option(
         FISHER,
-        "how the mask is found: fisher, wanda, magnitude and random score the gates once, gates "
-        "trains them, dense removes nothing",
+        "how the mask is found: fisher, wanda, magnitude and random score the gates once, so does "
+        "reap whole experts, gates trains them, dense removes nothing",
         group=REMOVED,
     )
     mask: Path | None = option(
@@ -119,8 +120,9 @@ class TrainOptions:
     balance: str | None = option(
         None,
         "how MLP units and attention groups share the target: joint closes those that cost least "
-        "by their Fisher scores, even closes the same share of both (default: joint for coupled "
-        "gates with method fisher or gates, else even)",
+        "by their Fisher scores, even closes the same share of both; so do the layers whose whole "
+        "experts close (default: joint with method fisher, and for coupled gates with gates, else "
+        "even)",
         group=REMOVED,
     )
     gate_block: int = option(
@@ -188,9 +190,9 @@ class TrainOptions:
     )
     gates: str = option(
         COUPLED,
-        "what each gate controls: coupled (an MLP unit, head or KV group) or row-col (a row or "
-        "column of a linear)",
-        group=RESEARCH,
+        "what each gate controls: coupled (an MLP unit, head or KV group), experts (a whole expert "
+        "of a mixture) or row-col (a row or column of a linear; for research)",
+        group=REMOVED,
     )
     no_refit: bool = option(
         False,
@@ -221,7 +223,7 @@ class TrainOptions:
     @property
     def has_costs(self) -> bool:
         """Say whether scores estimate costs that add up and compare across kinds of block."""
-        return self.gates == COUPLED and self.method in (FISHER, GATES)
+        return self.gates != ROW_COL and self.method in (FISHER, GATES)
 
     @property
     def weight_target(self) -> float:

@@ -18,7 +18,7 @@ from sgate_serve.training.masks.prunable_sites import (
 )
 from sgate_serve.training.masks.removal_target import RemovalTarget
 from sgate_serve.training.masks.selection import Ranking
-from sgate_serve.training.train_options import TrainOptions
+from sgate_serve.training.train_options import COUPLED, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ def start_at_mask(
 def num_groups_of(
     spec: ModelSpec, costs: GateValues, target: RemovalTarget, options: TrainOptions
 ) -> int | None:
-    """Return how many attention groups close with a joint balance; None with an even one."""
-    if not options.is_joint:
+    """Return how many attention groups close with a joint balance; None with an even one.
+
+    Whole experts leave attention alone.
+    """
+    if not options.is_joint or options.gates != COUPLED:
         return None
     return cheapest_num_groups(spec, costs, target, options.gate_block)
 

@@ -8,6 +8,7 @@ from converters.importers import read_gates
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
+from sgate_serve.training.masks.prunable_sites import expert_sites
 from sgate_serve.training.train_options import COUPLED, TrainOptions
 
 
@@ -21,8 +22,8 @@ def read_mask(base: Checkpoint, options: TrainOptions) -> Gates:
     gates = read_gates(options.mask, base)
     if all(values.all() for values in gates.values.values()):
         raise TrainingError(f"--mask {options.mask}: every gate is open; nothing is pruned")
-    linears = base.spec.module_names()
-    beyond = sorted({*gates.masks(base.spec)} - set(linears))
+    routers = {site.gate.module for site in expert_sites(base.spec)}
+    beyond = sorted({*gates.masks(base.spec)} - {*base.spec.module_names()} - routers)
     if beyond:
         raise TrainingError(
             f"--mask {options.mask}: {beyond[0]} has gates, but only linears of the blocks are "

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from sgate_serve.gates.keys import COLUMNS, GateSite
 from sgate_serve.progress import counted
-from sgate_serve.training.masks.masking import masked_linears, sources_of_sites
+from sgate_serve.training.masks.masking import GateSources, masked_linears, sources_of_sites
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite
+from sgate_serve.training.masks.reap import reap_scores
 from sgate_serve.training.tasks.training_data import Batch, on_device
-from sgate_serve.training.train_options import FISHER, MAGNITUDE, RANDOM, WANDA
+from sgate_serve.training.train_options import FISHER, MAGNITUDE, RANDOM, REAP, WANDA
 
 SCORING_BATCHES = 24
 
@@ -24,21 +25,37 @@ SCORING_BATCHES = 24
 def fisher_scores(
     model: nn.Module, sites: Sequence[PrunableSite], batches: Sequence[Batch]
 ) -> GateValues:
-    """Return the mean over batches of (∂loss/∂gate)² at gate = 1, by gate key."""
+    """Return the mean over batches of (∂loss/∂gate)² at gate = 1, by gate key.
+
+    The gate of a whole expert multiplies what the expert writes. So its score includes the products
+    of its units' gradients, which a sum of their own scores lacks.
+    """
     device = next(model.parameters()).device
     gates = [torch.ones(s.gate.num_gates, device=device, requires_grad=True) for s in sites]
     totals = [torch.zeros_like(gate, requires_grad=False) for gate in gates]
-    pairs = zip(sites, gates, strict=True)
-    sources = sources_of_sites(
-        (site.gate, partial(gate.repeat_interleave, site.gate.repeat)) for site, gate in pairs
-    )
-    with masked_linears(model, sources):
+    with masked_linears(model, _sources(sites, gates)):
         for batch in counted(batches, "batch"):
             loss = model(**on_device(batch, device)).loss
-            for total, gradient in zip(totals, torch.autograd.grad(loss, gates), strict=True):
+            # No token of a batch may have chosen an expert.
+            gradients = torch.autograd.grad(loss, gates, materialize_grads=True)
+            for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient.detach() ** 2
     scored = zip(sites, totals, strict=True)
     return {site.gate.key: (total / len(batches)).cpu().numpy() for site, total in scored}
+
+
+def _sources(sites: Sequence[PrunableSite], gates: Sequence[Tensor]) -> dict[str, GateSources]:
+    """Return what reads out the gates of each linear; experts are gated where they write."""
+    pairs = list(zip(sites, gates, strict=True))
+    sources = sources_of_sites(
+        (site.gate, partial(gate.repeat_interleave, site.gate.repeat))
+        for site, gate in pairs
+        if not site.experts
+    )
+    for site, gate in pairs:
+        for number, writer in enumerate(site.experts):
+            sources[writer] = GateSources(columns=partial(gate.__getitem__, number))
+    return sources
 
 
 def wanda_scores(
@@ -78,6 +95,7 @@ def scores_of(
         WANDA: lambda: wanda_scores(model, sites, batches),
         MAGNITUDE: lambda: magnitude_scores(model, sites),
         RANDOM: lambda: random_scores(sites, seed),
+        REAP: lambda: reap_scores(model, sites, batches),
     }
     return methods[method]()
 

@@ -1,10 +1,10 @@
 """Runs a model under masks: forward hooks multiply its linears' inputs and outputs by gates.
 
-The weights do not change.
+Closed experts are out of their router's choice. The weights do not change.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sgate_serve.gates.keys import GateSite
+from sgate_serve.models.experts import chosen_among, is_router
 from sgate_serve.plan import Masks
 
 Source = Callable[[], Tensor]
@@ -65,10 +66,23 @@ def masked_linears(model: nn.Module, sources: Mapping[str, GateSources]) -> Iter
             handle.remove()
 
 
-def masked_by(model: nn.Module, masks: Masks) -> AbstractContextManager[None]:
-    """Within the context, `model` runs under constant masks."""
+@contextmanager
+def masked_by(model: nn.Module, masks: Masks) -> Iterator[None]:
+    """Within the context, `model` runs under constant masks.
+
+    Routers never choose the experts whose rows are closed.
+    """
+    routers = {name for name in masks if is_router(model.get_submodule(name))}
+    linears = {name: gate for name, gate in masks.items() if name not in routers}
     device = next(model.parameters()).device
-    return masked_linears(model, constant_sources(masks, device))
+    with ExitStack() as stack:
+        for name in routers:
+            rows = masks[name].rows
+            assert rows is not None, "gates of experts are rows of their router"
+            is_open = torch.from_numpy(rows > 0)
+            stack.enter_context(chosen_among(model.get_submodule(name), is_open))
+        stack.enter_context(masked_linears(model, constant_sources(linears, device)))
+        yield
 
 
 def _identity(tensor: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import ATTENTION, ATTENTION_ROLES, MLP
+from sgate_serve.architecture.family import ATTENTION, ATTENTION_ROLES, DOWN, MLP
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates.keys import (
+    EXPERTS,
     HEADS,
     KV_GROUPS,
     MLP_UNITS,
@@ -28,15 +29,22 @@ GateValues = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class PrunableSite:
-    """A gate site, its kind of block, and the number of weights that each of its gates removes."""
+    """A gate site, its kind of block, and the number of weights that each of its gates removes.
+
+    A site of whole experts names for each of them the linear that writes its output.
+    """
 
     gate: GateSite
     block: str
     unit_weights: int
+    experts: tuple[str, ...] = ()
 
 
 def unit_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
-    """Return two sites per layer: MLP units, and KV groups (or heads, if each has its own KV)."""
+    """Return two sites per layer: MLP units, and KV groups (or heads, if each has its own KV).
+
+    A mixture has a site of units for every expert.
+    """
     sites = []
     for gate in coupled_sites(spec):
         shape = spec.layers[gate.layer]
@@ -45,7 +53,23 @@ def unit_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
             continue
         block = MLP if gate.kind == MLP_UNITS else ATTENTION
         weights = _block_weights(spec, gate.layer, block)
-        sites.append(PrunableSite(gate, block, weights // gate.num_gates))
+        num_gates = shape.mlp_units if block == MLP else gate.num_gates
+        sites.append(PrunableSite(gate, block, weights // num_gates))
+    return tuple(sites)
+
+
+def expert_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
+    """Return one site per mixture: the experts that its router chooses among."""
+    sites = []
+    for gate in coupled_sites(spec):
+        if gate.kind == EXPERTS:
+            shape = spec.layers[gate.layer]
+            per_unit = _block_weights(spec, gate.layer, MLP) // shape.mlp_units
+            writers = (
+                spec.family.expert_linear(gate.layer, i, DOWN) for i in range(gate.num_gates)
+            )
+            weights = per_unit * sum(shape.experts) // gate.num_gates
+            sites.append(PrunableSite(gate, MLP, weights, tuple(writers)))
     return tuple(sites)
 
 

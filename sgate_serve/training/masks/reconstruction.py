@@ -54,7 +54,10 @@ def reconstruct(
 
 def calibration_batches(spec: ModelSpec, data: TrainingData, size: int, seed: int) -> list[Batch]:
     """Return random batches of `size` samples with enough tokens for the widest linear."""
-    widest = max(max(layer.mlp_units, layer.num_heads * layer.head_dim) for layer in spec.layers)
+    widest = max(
+        max(0 if layer.experts else layer.mlp_units, layer.num_heads * layer.head_dim)
+        for layer in spec.layers
+    )
     lengths = [len(sample["input_ids"]) for sample in data.train.samples]
     per_batch = size * sum(lengths) / len(lengths)
     return data.shuffled_batches(size, ceil(TOKENS_PER_UNIT * widest / per_batch), seed)
@@ -108,10 +111,15 @@ def _refit(linear: nn.Module, moments: _Moments, gates: Tensor) -> None:
 
 
 def _closed_linears(spec: ModelSpec, masks: Masks, index: int) -> Iterator[str]:
-    """Yield the linears of a layer that have closed columns, in the order in which they run."""
+    """Yield the linears of a layer that have closed columns, in the order in which they run.
+
+    Experts stay as they are: each sees some of the tokens only.
+    """
     for name in spec.modules(index):
         gate = masks.get(name)
-        if gate is not None and gate.columns is not None and not gate.columns.all():
+        if spec.expert_of(name) is not None or gate is None or gate.columns is None:
+            continue
+        if not gate.columns.all():
             yield name
 
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from converters.rules import ModelFacts, compile_plan, zeros_of_masks
+from converters.rules import (
+    ModelFacts,
+    closed_experts_of_masks,
+    compile_plan,
+    zeros_of_masks,
+)
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
@@ -44,8 +49,9 @@ class RemovalTarget(Protocol):
 
 def compile_gates(spec: ModelSpec, gates: Gates) -> Plan:
     """Return the Plan of `gates`, with every bias taken as nonzero."""
-    zeros = zeros_of_masks(spec, gates.masks(spec), {})
-    return compile_plan(ModelFacts(spec, zeros), gates.base_fingerprint)
+    masks = gates.masks(spec)
+    zeros, closed = zeros_of_masks(spec, masks, {}), closed_experts_of_masks(spec, masks)
+    return compile_plan(ModelFacts(spec, zeros, closed_experts=closed), gates.base_fingerprint)
 
 
 def removed_by_plan(spec: ModelSpec, gates: Gates) -> float:

@@ -18,7 +18,7 @@ class Ranking:
 
     Open gates keep their `read_outs`, or 1 if there are none. MLP units close `gate_block` at a
     time. `num_groups` attention groups close; by default, the target's share of them. `method` says
-    where the scores come from.
+    where the scores come from. `is_joint` says that scores of experts compare across layers.
     """
 
     scores: GateValues
@@ -26,6 +26,7 @@ class Ranking:
     gate_block: int = 1
     method: str = ""
     num_groups: int | None = None
+    is_joint: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from sgate_serve.training.phases.trainer import Phase
 from sgate_serve.training.phases.tuning import Tuning
 from sgate_serve.training.processes import processes
 from sgate_serve.training.run_dir import run_dir_of
+from sgate_serve.training.tasks.frozen_model import TURNED_OFF
 from sgate_serve.training.tasks.training_task import TrainingTask
 from sgate_serve.training.train_options import LORA, TrainOptions
 
@@ -67,7 +68,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
 
 def write_base(model: nn.Module, source: Path, folder: Path) -> None:
     """Write a model folder with the tokenizer and other companion files of `source`, atomically."""
-    restore_cache(model, read_json(source / "config.json"))
+    restore_config(model, read_json(source / "config.json"))
     with new_folder(folder) as writer:
         saved: Any = model
         saved.save_pretrained(writer.staging, max_shard_size="1000GB")
@@ -75,10 +76,11 @@ def write_base(model: nn.Module, source: Path, folder: Path) -> None:
         writer.last = [SINGLE_FILE]
 
 
-def restore_cache(model: nn.Module, stored: Mapping[str, Any]) -> None:
-    """Set a config's `use_cache` to what the base says: training turned it off for itself."""
+def restore_config(model: nn.Module, stored: Mapping[str, Any]) -> None:
+    """Set the fields of a config that training turned off for itself to what the base says."""
     config: Any = model.config
-    if "use_cache" in config.__dataclass_fields__:
-        config.use_cache = stored.get("use_cache", True)
-    else:
-        del config.use_cache
+    for name in TURNED_OFF:
+        if name in config.__dataclass_fields__:
+            setattr(config, name, stored.get(name, config.__dataclass_fields__[name].default))
+        elif name in vars(config):
+            delattr(config, name)

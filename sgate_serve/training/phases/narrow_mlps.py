@@ -3,7 +3,7 @@
 A closed unit gets no gradient: steps compute what they would under the mask.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sgate_serve.architecture.family import DOWN, MLP, READERS
-from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.spec import ModelSpec, Part
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.plan import Masks
 
@@ -28,42 +28,55 @@ SIZES: Mapping[str, tuple[str, str]] = {
 def narrow_mlps(model: nn.Module, spec: ModelSpec, masks: Masks) -> Iterator[Masks]:
     """Within the context, MLPs lack the units whose output `masks` close; yields masks to match.
 
-    A layer keeps at least one unit. Afterwards the weights of closed units are as they were, and
-    those of the others as they became.
+    A layer, and each expert of a mixture, keeps at least one unit. Afterwards the weights of closed
+    units are as they were, and those of the others as they became.
     """
     narrow = dict(masks)
     with ExitStack() as stack:
-        for index in range(len(spec.layers)):
-            units = _open_units(spec, masks, index)
-            if units is None:
-                continue
-            for name, (side, kept) in _linears_of(spec, index, units).items():
-                stack.enter_context(_narrowed(model.get_submodule(name), side, kept))
-                gate = masks.get(name)
-                values = None if gate is None else getattr(gate, side)
-                if gate is not None and values is not None:
-                    narrow[name] = replace(gate, **{side: values[kept.numpy()]})
+        for name, (side, kept) in _narrower(spec, masks):
+            stack.enter_context(_narrowed(model.get_submodule(name), side, kept))
+            gate = masks.get(name)
+            values = None if gate is None else getattr(gate, side)
+            if gate is not None and values is not None:
+                narrow[name] = replace(gate, **{side: values[kept.numpy()]})
         yield narrow
 
 
-def _open_units(spec: ModelSpec, masks: Masks, index: int) -> Tensor | None:
-    """Return the units that a layer keeps, or None for all."""
-    gate = masks.get(spec.family.linear(index, DOWN))
+def _narrower(spec: ModelSpec, masks: Masks) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+    """Yield the linears that lack units, the side where they do, and the places that stay."""
+    for index in range(len(spec.layers)):
+        readers = _readers(spec, index)
+        for down in spec.parts(index, DOWN) if readers else ():
+            units = _open_units(masks, down.module)
+            if units is not None:
+                yield from _rows_of(readers[down.expert], units)
+                yield down.module, (COLUMNS, units)
+
+
+def _rows_of(parts: Sequence[Part], units: Tensor) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+    """Yield the linears of these parts, and the rows that `units` have there."""
+    rows: dict[str, list[Tensor]] = {}
+    for part in parts:
+        rows.setdefault(part.module, []).append(units + part.rows.start)
+    yield from ((name, (ROWS, torch.cat(found))) for name, found in rows.items())
+
+
+def _readers(spec: ModelSpec, index: int) -> dict[int | None, list[Part]]:
+    """Return the parts that hold the units of a layer's MLP as rows, by expert."""
+    readers: dict[int | None, list[Part]] = {}
+    for role in READERS[MLP]:
+        for part in spec.parts(index, role) if role in spec.linear_shapes(index) else ():
+            readers.setdefault(part.expert, []).append(part)
+    return readers
+
+
+def _open_units(masks: Masks, down: str) -> Tensor | None:
+    """Return the units whose columns of the linear `down` are open, or None for all."""
+    gate = masks.get(down)
     if gate is None or gate.columns is None or gate.columns.all():
         return None
     units = torch.from_numpy(gate.columns).nonzero().flatten()
     return units if len(units) else torch.tensor([0])
-
-
-def _linears_of(spec: ModelSpec, index: int, units: Tensor) -> dict[str, tuple[str, Tensor]]:
-    """Return the linears that hold a layer's units, the side where they do, and the places."""
-    rows: dict[str, list[Tensor]] = {}
-    for role in READERS[MLP]:
-        if role in spec.family.linears:
-            name = spec.family.linear(index, role)
-            rows.setdefault(name, []).append(units + spec.role_rows(index, role).start)
-    readers = {name: (ROWS, torch.cat(parts)) for name, parts in rows.items()}
-    return readers | {spec.family.linear(index, DOWN): (COLUMNS, units)}
 
 
 @contextmanager

@@ -3,17 +3,29 @@
 Every phase also trains a classifier's head; none trains embeddings.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 
-from sgate_serve.architecture.family import CLASSIFICATION, DOWN, OUTPUT, POSITIONS, TYPES, VOCAB
+from converters.rules import closed_experts_of_masks
+from sgate_serve.architecture.family import (
+    CLASSIFICATION,
+    DOWN,
+    MLP_ROLES,
+    OUTPUT,
+    POSITIONS,
+    TYPES,
+    VOCAB,
+)
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.plan import Masks
+from sgate_serve.training.masks.prunable_sites import expert_sites
 from sgate_serve.training.train_options import BIAS, FULL, HEAD, LORA, NONE
 
 LORA_ALPHA_PER_RANK = 2
@@ -71,22 +83,35 @@ def untouched_tensors(spec: ModelSpec, kinds: Sequence[str]) -> frozenset[str]:
     return embedding_tensors(spec)
 
 
+def closed_linears(spec: ModelSpec, masks: Masks) -> frozenset[str]:
+    """Return the linears of the experts that their router never chooses."""
+    closed = closed_experts_of_masks(spec, masks)
+    return frozenset(
+        spec.family.expert_linear(site.gate.layer, int(expert), role)
+        for site in expert_sites(spec)
+        for expert in np.flatnonzero(closed.get(site.gate.module, ()))
+        for role in MLP_ROLES
+    )
+
+
 @contextmanager
-def tuned(model: nn.Module, spec: ModelSpec, tuning: Tuning) -> Iterator[tuple[str, ...]]:
+def tuned(
+    model: nn.Module, spec: ModelSpec, tuning: Tuning, left_out: Container[str] = ()
+) -> Iterator[tuple[str, ...]]:
     """Within the context, the tuning's parameters and the head of `model` are trainable.
 
-    Everything else is frozen. Yields the names of the tensors that change; LoRA is merged into them
-    at the end.
+    Everything else is frozen, also the linears that are `left_out`. Yields the names of the tensors
+    that change; LoRA is merged into them at the end.
     """
     model.requires_grad_(False)
     head = head_tensors(spec)
     if tuning.kind == LORA:
-        linears = BlockLinears.of(spec).names
+        linears = [name for name in BlockLinears.of(spec).names if name not in left_out]
         set_seed(tuning.seed)
         config = LoraConfig(
             r=tuning.rank,
             lora_alpha=LORA_ALPHA_PER_RANK * tuning.rank,
-            target_modules=list(linears),
+            target_modules=linears,
             fan_in_fan_out=spec.family.is_transposed,
         )
         adapted = get_peft_model(model, config)
@@ -95,6 +120,7 @@ def tuned(model: nn.Module, spec: ModelSpec, tuning: Tuning) -> Iterator[tuple[s
         adapted.merge_and_unload(progressbar=False)
     else:
         names = {BIAS: _biases, FULL: _all_but_embeddings}.get(tuning.kind, _nothing)(model, spec)
+        names = tuple(name for name in names if name.rpartition(".")[0] not in left_out)
         names = tuple(dict.fromkeys([*names, *head]))
         _train(model, names)
         yield names

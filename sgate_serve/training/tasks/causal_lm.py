@@ -1,7 +1,6 @@
 """The causal-lm task: packed blocks of text, measured by loss and perplexity."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,8 +19,8 @@ from sgate_serve.data.documents import (
 from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.errors import TrainingError
-from sgate_serve.training.precision import best_device
 from sgate_serve.training.tasks.evaluate import causal_lm_metrics
+from sgate_serve.training.tasks.frozen_model import frozen_model
 from sgate_serve.training.tasks.training_data import Samples, TrainingData, block_samples
 from sgate_serve.training.train_options import TrainOptions
 
@@ -74,7 +73,5 @@ def read_data(base: Checkpoint, options: TrainOptions) -> TrainingData:
 
 def load_frozen(folder: Path) -> nn.Module:
     """Load a frozen causal LM in fp32, on the GPU if there is one."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.config.use_cache = False
-    frozen: nn.Module = model.requires_grad_(False).to(best_device())
-    return frozen
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return frozen_model(model, folder)

@@ -18,8 +18,8 @@ from sgate_serve.data.metrics import Metrics
 from sgate_serve.data.records import Example, read_examples
 from sgate_serve.errors import TrainingError
 from sgate_serve.progress import counted
-from sgate_serve.training.precision import best_device
 from sgate_serve.training.tasks.evaluate import classifier_metrics
+from sgate_serve.training.tasks.frozen_model import frozen_model
 from sgate_serve.training.tasks.training_data import Sample, Samples, TrainingData
 from sgate_serve.training.train_options import TrainOptions
 
@@ -69,10 +69,8 @@ class ClassificationTask:
         model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=torch.float32, **options
         )
-        model.config.use_cache = False
         model.config.pad_token_id = self.data.pad_token
-        frozen: nn.Module = model.requires_grad_(False).to(best_device())
-        return frozen
+        return frozen_model(model, folder)
 
     def metrics(self, model: nn.Module, samples: Samples) -> Metrics:
         return classifier_metrics(model, samples, self.data.pad_token)

@@ -15,7 +15,7 @@ from sgate_serve.training.gates.expected_removal import coupled_removal
 from sgate_serve.training.gates.initialization import start_at_mask, start_open
 from sgate_serve.training.gates.relaxations import RELAXATIONS
 from sgate_serve.training.gates.trained_gates import TrainedGates
-from sgate_serve.training.granularities import GRANULARITIES
+from sgate_serve.training.granularities import GRANULARITIES, TRAINABLE
 from sgate_serve.training.masks.coupled_selection import select_units
 from sgate_serve.training.masks.prunable_sites import (
     GateValues,
@@ -31,8 +31,7 @@ from tests.training.masks.test_coupled_selection import random_scores, spec_of
 
 def gates_of(spec: ModelSpec, granularity: str = COUPLED) -> TrainedGates:
     """Return gates that start from random scores."""
-    kind = GRANULARITIES[granularity]
-    sites = kind.sites(spec)
+    kind, sites = TRAINABLE[granularity], GRANULARITIES[granularity].sites(spec)
     options = TrainOptions("base", Path("data"), Path("out"), method=GATES, gates=granularity)
     start = kind.initialize(spec, random_scores(sites), WeightTarget(0.3), options)
     relaxation = RELAXATIONS[options.gate_relaxation]

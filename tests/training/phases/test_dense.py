@@ -7,7 +7,7 @@ from transformers import AutoConfig
 from transformers.models.distilbert.modeling_distilbert import DistilBertModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from sgate_serve.training.phases.dense import restore_cache
+from sgate_serve.training.phases.dense import restore_config
 from tests.families.zoo import DECODER, DISTILBERT
 
 
@@ -22,5 +22,5 @@ def test_the_cache_is_as_the_base_has_it(
     model = made(AutoConfig.for_model(family, **sizes, **stored))
     before = model.config.to_dict()
     model.config.use_cache = False
-    restore_cache(model, stored)
+    restore_config(model, stored)
     assert model.config.to_dict() == before

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,16 +13,17 @@ from sgate_serve.training.phases.dense import spec_of
 from sgate_serve.training.phases.narrow_mlps import narrow_mlps
 from tests.families.zoo import ZOO
 from tests.training.masks.test_reconstruction import cacheless, columns_of, some_batches, some_masks
+from tests.training.small_mixtures import MIXTURES, small_mixture, unstacked
 
 
-@pytest.mark.parametrize("family", ZOO)
+@pytest.mark.parametrize("family", dict.fromkeys([*ZOO, *MIXTURES]))
 def test_a_step_at_the_width_of_the_mask_is_the_step_under_the_mask(family: str) -> None:
-    masked = cacheless(family)
+    masked = cacheless(family) if family in ZOO else unstacked(small_mixture(family))[0]
     spec = spec_of(masked)
-    first, last = (spec.family.linear(index, DOWN) for index in (0, len(spec.layers) - 1))
+    first, last = spec.parts(0, DOWN)[0].module, spec.parts(len(spec.layers) - 1, DOWN)[-1].module
     masks = dict(some_masks(spec))
     # Rows as well, open gates that scale, and a layer that loses all units.
-    masks[first] = Gate(columns=0 * columns_of(masks[last]))
+    masks[first] = Gate(columns=np.zeros(spec.module_shape(0, first)[1], np.float32))
     masks[last] = Gate(columns=columns_of(masks[last]) * 0.5)
     narrow = copy.deepcopy(masked)
     shapes = {name: tensor.shape for name, tensor in narrow.named_parameters()}

@@ -1,0 +1,26 @@
+"""What every model of a run goes through once transformers has loaded it."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.models.experts import unstack
+from sgate_serve.training.precision import best_device
+
+# Fields of the config that training turns off for itself; the second adds the routers' own loss to
+# that of the model.
+TURNED_OFF = ("use_cache", "output_router_logits")
+
+
+def frozen_model(model: Any, folder: Path) -> nn.Module:
+    """Freeze a model of `folder`, on the GPU if there is one.
+
+    Its modules get the names that files have, also where its class stacks the experts of a mixture.
+    """
+    for name in TURNED_OFF:
+        setattr(model.config, name, False)
+    unstack(model, Checkpoint.open(folder).spec)
+    frozen: nn.Module = model.requires_grad_(False).to(best_device())
+    return frozen
