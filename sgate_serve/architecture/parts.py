@@ -30,5 +30,5 @@ def expert_parts(family: Family, layer: LayerShape, index: int, role: str) -> li
         number = expert if expert < len(layer.experts) else None
         if units.stop > units.start:
             module = family.expert_linear(index, number, role)
-            found.append(Part(module, slice(None), units, index, expert))
+            found.append(Part(module, slice(0, None), units, index, expert))
     return found

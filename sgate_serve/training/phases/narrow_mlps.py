@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from sgate_serve.architecture.family import DOWN, MLP, READERS
-from sgate_serve.architecture.spec import ModelSpec, Part
+from sgate_serve.architecture.parts import Part
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.plan import Masks
 
