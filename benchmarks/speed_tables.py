@@ -5,6 +5,7 @@ from statistics import median
 from typing import Any
 
 from sgate_serve.bench.rounds import ratios, round_sums
+from sgate_serve.gates.keys import EXPERTS
 
 PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "batch 8", "prefill": "prefill"}
 # Our precision → the contenders whose weights have the same, or the nearest, width.
@@ -192,6 +193,27 @@ def row_col_rows(record: Mapping[str, Any]) -> Iterator[str]:
         cells = " | ".join(f"{speedup['ratio']:.2f}×" for speedup in speedups.values())
         ideal = speedups["decode_batch_1"]["ideal"]
         yield f"| {name} | {result['figures']['removed']:.1%} | {cells} | {ideal:.2f}× |"
+
+
+def mixture_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of mixtures with fewer or narrower experts: removed fraction, speedups."""
+    yield "| closed | removed | decode, batch 1 | batch 8 | prefill | ideal, batch 1 |"
+    yield "|---|---|---|---|---|---|"
+    for key, result in record["results"].items():
+        kind, _, share = key.rpartition("_")
+        what = "of the experts" if kind == EXPERTS else "of the units of every expert"
+        speedups = result["speedups"]["onnx"]
+        cells = " | ".join(interval_cell(speedup) for speedup in speedups.values())
+        ideal = speedups["decode_batch_1"]["ideal"]
+        removed = result["figures"]["removed"]
+        yield f"| {float(share):.0%} {what} | {removed:.1%} | {cells} | {ideal:.2f}× |"
+
+
+def operator_sentence(record: Mapping[str, Any]) -> str:
+    """Say how our graph of one layer compares with ONNX Runtime's operator."""
+    times = {count: found["seconds"] for count, found in record["operators"].items()}
+    shown = ", ".join(f"{own['moe'] / own['ours']:.2f}× at {n}" for n, own in times.items())
+    return f"Our graph of a layer is as many times as fast as the operator `MoE`: {shown} tokens."
 
 
 def footprint_sentence(record: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ from benchmarks.speed_tables import (
     footprint_sentence,
     int4_rows,
     interval_cell,
+    mixture_rows,
+    operator_sentence,
     overhead_rows,
     precision_rows,
     quantizer_rows,
@@ -140,6 +142,7 @@ def read_records() -> dict[str, Any]:
     names = (
         "demo",
         "row_col",
+        "mixtures",
         FOOTPRINT,
         *SOAKS.values(),
         STREAMING,
@@ -197,6 +200,8 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
     return {
         "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
         "row-col": "\n".join(row_col_rows(records["row_col"])),
+        "mixtures": "\n".join(mixture_rows(records["mixtures"])),
+        "mixture-operator": operator_sentence(records["mixtures"]),
         **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
         "encoders": "\n".join(encoder_rows(records["encoders"])),
         "precision": "\n".join(precision_rows(records["precision"])),
