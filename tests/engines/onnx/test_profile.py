@@ -52,11 +52,13 @@ def test_nodes_work_on_the_tensors_that_they_read(
     works = node_work(tmp_path / "graph" / GRAPH_FILE, spec)
     found = products(tmp_path / "graph" / GRAPH_FILE, spec)
     for layer, shape in enumerate(spec.layers):
-        # Query, key and value are one product, and so are gate and up; a mixture has a router, a
-        # gate of its shared expert, and the sum over a token's experts besides.
-        experts = len(shape.expert_spans) + len(spec.router_tensors(layer)) / 2 + 0.5
+        # Query, key and value are one product, and so are gate and up.
         assert found[Work(PROJECTIONS, layer)] == 2
-        assert found[Work(UNITS, layer)] == 2 * (experts if shape.experts else 1)
+        # A mixture has a router, and perhaps a gate of its shared expert, and adds up experts.
+        choices = len(spec.router_tensors(layer)) + 1
+        assert found[Work(UNITS, layer)] == (
+            2 * len(shape.expert_spans) + choices if shape.experts else 2
+        )
         assert Work(ATTENDING, layer) in works.values() and Work(NORMS, layer) in works.values()
     assert {work.kind for work in found} <= {PROJECTIONS, UNITS, HEAD}
     kinds = {work.kind for work in works.values()}
