@@ -62,8 +62,19 @@ class Rewriter:
     def _dtype(self, name: str) -> str:
         if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
             return "I64"
-        stored = self.masked.dtype(name)
+        stored = self.masked.dtype(self._dense_name(name))
         return "F32" if name in self.constants.changed and stored != "F64" else stored
+
+    def _dense_name(self, name: str) -> str:
+        """Return the name that a tensor has before pruning, which numbers experts anew."""
+        module, _, kind = name.rpartition(".")
+        number = self.small.expert_of(module)
+        if number is None:
+            return name
+        index, (role,) = self._modules[module], self.small.modules(self._modules[module])[module]
+        kept = self.plan.layers[index].experts
+        expert = kept[number] if number < len(kept) else None
+        return f"{self.dense.family.expert_linear(index, expert, role)}.{kind}"
 
     def _weight(self, module: str) -> Array:
         index = self._modules[module]

@@ -31,6 +31,7 @@ from sgate_serve.progress import activity, counted
 SHARD_BYTES = 4 * 2**30
 # The dtype is written anew, and no remote code goes with the weights.
 LEFT_OUT = frozenset({"dtype", "torch_dtype", "auto_map"})
+ROUTER_LOSS = "output_router_logits"
 TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -89,6 +90,9 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     config["dtype"] = TORCH_DTYPES[masked.dtype(f"{family.embedding}.weight")]
     if is_stock_shape(spec):
         return config
+    if ROUTER_LOSS in config:
+        # Its stock code cannot count experts whose number differs by layer.
+        config[ROUTER_LOSS] = False
     return sgate_config(config, sizes, _sgate_block(spec, config["model_type"]))
 
 

@@ -30,11 +30,10 @@ def closed_experts(view: LayerView) -> Iterator[Finding]:
 def closed_in(facts: ModelFacts, index: int) -> Flags:
     """Flag the closed experts of a layer, [experts]; none in a layer that is no mixture."""
     family, shape = facts.spec.family, facts.spec.layers[index]
-    alive = np.zeros(len(shape.experts), np.bool_)
+    none = np.zeros(len(shape.experts), np.bool_)
     if family.mixture is None:
-        return alive
-    router = f"{family.layer_name(index)}.{family.mixture.router}"
-    return facts.closed_experts.get(router, alive)
+        return none
+    return facts.closed_experts.get(family.router_name(index), none)
 
 
 def closed_units(facts: ModelFacts, index: int) -> Flags:

@@ -107,7 +107,7 @@ def align_mlp(state: LayerState, target: Target, common: Widths | None = None) -
     reason = f"widths are multiples of {target.align * target.tensor_parallel}"
     if common is not None:
         reason = f"every layer has {wanted[0]} MLP units"
-        reason = reason if not state.shape.experts else f"every expert has {wanted[0]} units"
+        reason = reason if not state.shape.experts else "all experts are as wide as the widest"
     revival = Revival("mlp_units", tuple(revived.tolist()), reason)
     return replace(state, mlp_units=flags), [revival]
 

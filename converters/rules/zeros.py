@@ -36,7 +36,7 @@ def closed_experts_of_masks(spec: ModelSpec, masks: Masks) -> dict[str, Flags]:
     closed = {}
     for index, layer in enumerate(spec.layers):
         if layer.experts and spec.family.mixture is not None:
-            router = f"{spec.family.layer_name(index)}.{spec.family.mixture.router}"
+            router = spec.family.router_name(index)
             rows = masks.get(router, Gate()).rows
             if rows is not None and not rows.all():
                 closed[router] = rows == 0

@@ -35,8 +35,6 @@ Moments = Callable[[str], Floats]
 
 # The parts of a matrix of 4 bits; only such a matrix has zeros.
 PARTS, ZEROS = ("values", "scales", "zeros"), ".zeros"
-# The largest block of 4 bits whose products are exact for any number of tokens.
-BLOCK_OF_ANY_COUNT = 32
 # Activations are rounded to int8 in the blocks of the weights.
 INT8_COMPUTE = 4
 UINT8, INT8, FLOAT = ir.DataType.UINT8, ir.DataType.INT8, ir.DataType.FLOAT
@@ -173,9 +171,10 @@ class Matrices:
 
         How many tokens an expert multiplies follows from the tokens, not from the call.
         """
-        assert self._precision.block is not None, "floats have no blocks"
-        is_paired = self._precision.row_multiple > 1 and self._bits(matrix) == 4
-        return BLOCK_OF_ANY_COUNT if is_paired and matrix.of_expert else self._precision.block
+        own, block = self._precision, self._precision.block
+        assert block is not None, "floats have no blocks"
+        is_fine = matrix.of_expert and self._bits(matrix) == own.bits
+        return own.expert_block or block if is_fine else block
 
     def _blocks(self, matrix: Matrix, block: int) -> list[ir.Value | None]:
         """Return values, scales and, for 4 bits, zeros as initializers."""

@@ -63,7 +63,7 @@ class MixtureBlock:
         """
         graph, numbers = self._graph, range(len(self._shape.experts))
         runs = self._split(rows, lengths, "tokens")
-        if len(set(self._shape.experts)) > 1:
+        if len(set(self._shape.experts)) > 1 or not self._shape.experts[0]:
             outputs = [self._expert(number, runs[number]) for number in numbers]
             return graph.node("Concat", outputs, {"axis": 0})[0]
         packed = [self._gate_up(number, runs[number]) for number in numbers]

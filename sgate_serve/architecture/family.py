@@ -198,6 +198,11 @@ class Family:
             own = f"{self.mixture.shared}.{self.mixture.linears[role]}"
         return f"{self.layer_name(layer)}.{own}"
 
+    def router_name(self, layer: int) -> str:
+        """Return the module name of the linear that chooses a layer's experts."""
+        assert self.mixture is not None, "only such a family has experts"
+        return f"{self.layer_name(layer)}.{self.mixture.router}"
+
     def norm_name(self, layer: int, block: str) -> str:
         return f"{self.layer_name(layer)}.{self.norms[block]}"
 

@@ -197,6 +197,8 @@ def layer_shapes(
     if unknown:
         raise CheckpointError(f"{source}: {PER_LAYER} names layers {unknown} of {len(dense)}")
     uneven = SgateBlock.read(config).expert_units
+    if stray := sorted(set(uneven) - {i for i, shape in enumerate(dense) if shape.experts}):
+        raise CheckpointError(f"{source}: sgate.expert_units names layers {stray}, not mixtures")
     for index, shape in enumerate(dense):
         get = _LayerReader(overrides.get(index) or {}, family, f"{source}: {PER_LAYER}[{index}]")
         heads, skip = get(HEADS, shape.num_heads), get.skipped

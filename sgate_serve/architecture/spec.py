@@ -246,13 +246,13 @@ class ModelSpec:
         part = self._expert_parts.get(module)
         return None if part is None else part.expert
 
-    def share_read(self, module: str) -> float:
-        """Return the share of tokens that use a linear, if all experts are chosen equally often."""
+    def share_read(self, module: str, tokens: int = 1) -> float:
+        """Return how likely some of `tokens` use a linear, if experts are chosen equally often."""
         part = self._expert_parts.get(module)
         layer = None if part is None else self.layers[part.layer]
         if part is None or layer is None or part.expert == len(layer.experts):
             return 1.0
-        return layer.top_k / len(layer.experts)
+        return 1 - (1 - layer.top_k / len(layer.experts)) ** tokens
 
     @cached_property
     def _expert_parts(self) -> Mapping[str, Part]:
@@ -362,7 +362,7 @@ class ModelSpec:
             return {}
         name = family.layer_name(index)
         found: dict[str, tuple[str, ...]] = {}
-        found[f"{name}.{family.mixture.router}.weight"] = (EXPERTS, HIDDEN)
+        found[f"{family.router_name(index)}.weight"] = (EXPERTS, HIDDEN)
         if layer.shared_units:
             found[f"{name}.{family.mixture.shared_gate}.weight"] = (ONE, HIDDEN)
         return found

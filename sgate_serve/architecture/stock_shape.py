@@ -28,8 +28,11 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
     others = {layer for layer in spec.layers if not layer.experts}
     if len(mixtures) > 1 or len(others) > 1:
         return False
+    mixture = spec.family.mixture
     for layer in mixtures:
-        if len(set(layer.experts)) > 1:
+        if len(set(layer.experts)) > 1 or not layer.experts[0]:
+            return False
+        if mixture is not None and mixture.shared and not layer.shared_units:
             return False
     heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in spec.layers}
     return len(heads) == 1 and all(layer.mlp_units for layer in spec.layers)

@@ -16,6 +16,7 @@ from sgate_serve.bench.workload import (
     AnyWorkload,
     PoolingWorkload,
     SizedWorkload,
+    batch_of,
     is_decode,
     phases,
     tokens_per_run,
@@ -76,8 +77,9 @@ class ComparisonRun:
 
     def result(self, *, is_interrupted: bool = False) -> Comparison:
         """Return the result of the whole rounds, of which there must be one."""
-        workload, ideals, results = self.workload, self._ideals(), {}
+        workload, results = self.workload, {}
         for phase, seconds in whole_rounds(self.times).items():
+            ideals = self._ideals(batch_of(phase))
             expected = {
                 name: ideal.decode if is_decode(phase) else ideal.prefill
                 for name, ideal in ideals.items()
@@ -96,12 +98,16 @@ class ComparisonRun:
             is_interrupted=is_interrupted,
         )
 
-    def _ideals(self) -> Mapping[str, Ideal]:
-        """Return the ideal speedups of all models but the dense one."""
+    def _ideals(self, batch: int) -> Mapping[str, Ideal]:
+        """Return the ideal speedups of all models but the dense one, for steps of `batch`."""
         num_tokens, precisions = self.workload.prefill_tokens, self.precisions
         return {
             name: ideal_speedup(
-                self.dense.spec, model.spec, num_tokens, (precisions[DENSE], precisions[name])
+                self.dense.spec,
+                model.spec,
+                num_tokens,
+                (precisions[DENSE], precisions[name]),
+                batch,
             )
             for name, model in self.models.items()
             if name != DENSE

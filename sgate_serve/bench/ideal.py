@@ -6,8 +6,8 @@ precision in which the engine holds the matrices: if the blocks have fewer bits 
 removing half of them gains less. Prefill is bound by arithmetic, so its ideal speedup is the ratio
 of matmul FLOPs. Efficiency is measured over ideal speedup.
 
-Of a mixture's experts a token uses some, and so does a step of one token. Larger batches use more
-of them, up to all: there the ideal of one token is an approximation.
+Of a mixture's experts a token uses some, and a step those of all its tokens. How many these are is
+estimated as if experts were chosen equally often and independently.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Ideal:
     prefill: float
 
 
-def decode_weights(spec: ModelSpec) -> int:
+def decode_weights(spec: ModelSpec, batch: int = 1) -> int:
     """Count the weights that one decode step reads: all but embedding tables and idle experts.
 
     A tied head reads the table as its matrix, so the head always counts in full.
@@ -35,21 +35,23 @@ def decode_weights(spec: ModelSpec) -> int:
     shapes = spec.tensor_shapes()
     tables = [shapes[name] for name, axes in spec.family.outside.items() if len(axes) == 2]
     tied = spec.vocab_size * spec.hidden_size if spec.tied_head else 0
-    idle = spec.num_gateable - _linear_weights(spec)
+    idle = spec.num_gateable - _linear_weights(spec, batch)
     return spec.num_parameters - sum(rows * columns for rows, columns in tables) + tied - idle
 
 
-def decode_bytes(spec: ModelSpec, precision: Precision) -> float:
-    """Count the bytes of weights that one decode step reads in a precision."""
-    return sum(weight_bytes(spec, precision).values())
+def decode_bytes(spec: ModelSpec, precision: Precision, batch: int = 1) -> float:
+    """Count the bytes of weights that one decode step of `batch` tokens reads in a precision."""
+    return sum(weight_bytes(spec, precision, batch).values())
 
 
-def weight_bytes(spec: ModelSpec, precision: Precision) -> dict[str, float]:
+def weight_bytes(spec: ModelSpec, precision: Precision, batch: int = 1) -> dict[str, float]:
     """Return the bytes of weights that one decode step reads, by kind of work."""
     found = {PROJECTIONS: 0.0, UNITS: 0.0}
-    for roles, weights in _linears(spec):
+    for roles, weights, is_expert in _linears(spec, batch):
         is_finer = not set(roles).isdisjoint(precision.finer)
         size = precision.bytes_outside if is_finer else precision.bytes_inside
+        if is_expert and not is_finer:
+            size = precision.bytes_of_experts
         found[kind_of(roles)] += weights * size
     outside = _weights_outside(spec)
     return found | {
@@ -61,7 +63,7 @@ def weight_bytes(spec: ModelSpec, precision: Precision) -> dict[str, float]:
 def weight_counts(spec: ModelSpec) -> dict[str, int]:
     """Return the weights that one decode step reads, by kind of work."""
     found = {PROJECTIONS: 0, UNITS: 0}
-    for roles, weights in _linears(spec):
+    for roles, weights, _ in _linears(spec):
         found[kind_of(roles)] += weights
     return found | _weights_outside(spec)
 
@@ -72,16 +74,20 @@ def _weights_outside(spec: ModelSpec) -> dict[str, int]:
     return {HEAD: head, NORMS: decode_weights(spec) - _linear_weights(spec) - head}
 
 
-def _linear_weights(spec: ModelSpec) -> int:
-    return sum(weights for _, weights in _linears(spec))
+def _linear_weights(spec: ModelSpec, batch: int = 1) -> int:
+    return sum(weights for _, weights, _ in _linears(spec, batch))
 
 
-def _linears(spec: ModelSpec) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield the roles of each linear inside the blocks, and the weights of it that a token uses."""
+def _linears(spec: ModelSpec, batch: int = 1) -> Iterator[tuple[tuple[str, ...], int, bool]]:
+    """Yield roles of each linear inside the blocks, weights of it that a step of `batch` reads.
+
+    The last value says whether it belongs to an expert.
+    """
     for layer in range(len(spec.layers)):
         for module, roles in spec.modules(layer).items():
             rows, columns = spec.module_shape(layer, module)
-            yield roles, round(rows * columns * spec.share_read(module))
+            weights = round(rows * columns * spec.share_read(module, batch))
+            yield roles, weights, spec.expert_of(module) is not None
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
@@ -109,9 +115,14 @@ def ideal_speedup(
     pruned: ModelSpec,
     prefill_tokens: int,
     precisions: tuple[Precision, Precision] = (PRECISIONS[FP32], PRECISIONS[FP32]),
+    batch: int = 1,
 ) -> Ideal:
-    """Compare two models, each in its own precision; FLOPs count the same in all precisions."""
+    """Compare two models, each in its own precision; FLOPs count the same in all precisions.
+
+    A decode step has `batch` tokens.
+    """
+    before = decode_bytes(dense, precisions[0], batch)
     return Ideal(
-        decode=decode_bytes(dense, precisions[0]) / decode_bytes(pruned, precisions[1]),
+        decode=before / decode_bytes(pruned, precisions[1], batch),
         prefill=prefill_flops(dense, prefill_tokens) / prefill_flops(pruned, prefill_tokens),
     )

@@ -127,6 +127,11 @@ def is_decode(phase: str) -> bool:
     return phase.startswith(DECODE)
 
 
+def batch_of(phase: str) -> int:
+    """Return the tokens of a decode step in a phase; 1 for other phases."""
+    return int(phase.rpartition("_")[2]) if is_decode(phase) else 1
+
+
 def steps_of(workload: AnyWorkload, phase: str) -> int:
     """Return the steps of one timed run of a phase; only decoding has several."""
     if isinstance(workload, Workload) and is_decode(phase):

@@ -59,10 +59,9 @@ def coupled_sites(spec: ModelSpec) -> Iterator[GateSite]:
 
 
 def _expert_sites(spec: ModelSpec, index: int) -> Iterator[GateSite]:
-    name, mixture = spec.family.layer_name(index), spec.family.mixture
-    assert mixture is not None, "only layers of such a family have experts"
+    name, router = spec.family.layer_name(index), spec.family.router_name(index)
     count = len(spec.layers[index].experts)
-    yield GateSite(f"{name}.{EXPERTS}", index, f"{name}.{mixture.router}", "rows", count)
+    yield GateSite(f"{name}.{EXPERTS}", index, router, "rows", count)
     for part in spec.parts(index, DOWN):
         expert = part.module.rpartition(".")[0]
         units = part.units.stop - part.units.start

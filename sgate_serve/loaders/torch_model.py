@@ -7,7 +7,9 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -19,7 +21,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
-from sgate_serve.models.experts import close_experts, without_router_loss
+from sgate_serve.models.experts import RoutingMargins, close_experts, without_router_loss
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
 from sgate_serve.models.names import name_in
 from sgate_serve.models.progress import hidden_bars
@@ -33,6 +35,10 @@ from sgate_serve.plan.placement import pruned_spec
 ORIGIN = frozenset({"_name_or_path", "transformers_version", "dtype", "tie_word_embeddings"})
 
 
+# Of the largest logit of a router; sums in another order differ by about a tenth of it.
+CLOSE_CHOICE = 1e-5
+
+
 class TorchModel:
     """A `LogitsModel` (engines/model_protocols.py) in transformers, in fp32."""
 
@@ -42,6 +48,7 @@ class TorchModel:
 
     def __init__(self, model: Any, spec: ModelSpec) -> None:
         self.model, self.spec = model.float().eval(), spec
+        self._margins = RoutingMargins(self.model, spec) if spec.family.mixture else None
 
     @classmethod
     def masked_dense(cls, masked: MaskedCheckpoint) -> "TorchModel":
@@ -132,6 +139,18 @@ class TorchModel:
         hidden = output.last_hidden_state[0]
         rows: Floats = (hidden if pooled is None else torch.cat([hidden, pooled])).numpy()
         return rows
+
+    def doubtful(self, num_rows: int) -> NDArray[np.bool_]:
+        """Flag the rows of the last outputs that follow from a close choice among experts.
+
+        Rounding may choose the other expert, whose output is another one altogether. A choice
+        matters to its own token and to all after it.
+        """
+        least = None if self._margins is None else self._margins.least
+        if least is None:
+            return np.zeros(num_rows, np.bool_)
+        close = np.logical_or.accumulate((least < CLOSE_CHOICE).numpy())
+        return close if len(close) == num_rows else np.full(num_rows, close[-1])
 
     def close(self) -> None:
         """Drop the model."""

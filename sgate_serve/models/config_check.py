@@ -163,10 +163,10 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
 def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
     """Yield how many experts each router has and chooses, and whether their shares add up to 1."""
     for index, layer in enumerate(spec.layers):
-        if spec.family.mixture is None or not layer.experts:
+        if not layer.experts:
             continue
-        name = f"{spec.family.layer_name(index)}.{spec.family.mixture.router}"
-        router: Any = model.get_submodule(name_in(model, spec.family, name))
+        name = name_in(model, spec.family, spec.family.router_name(index))
+        router: Any = model.get_submodule(name)
         where = f"of layer {index}"
         yield f"the number of experts {where}", len(layer.experts), router.num_experts
         yield f"num_experts_per_tok {where}", layer.top_k, router.top_k

@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.family import DOWN, GATE, MLP, UP, Family
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.models.names import name_in
 
 # The parameters of transformers' stacked experts: [experts, 2 · units, hidden] with the rows of
 # the gate first, and [experts, hidden, units].
@@ -66,20 +67,49 @@ def narrow_router(router: Any, spec: ModelSpec, index: int) -> None:
 
 
 def close_experts(router: Any, closed: torch.Tensor) -> None:
-    """Make a filled stock router choose among the experts that are not closed, in place.
+    """Make the logits of closed experts -infinity in a filled stock router, in place.
 
-    So the logits of closed experts are -infinity: the softmax is over the open ones, and of these
-    it takes as many as there are at most.
+    Its forward stays the stock one: one more input, which is always 1, has the weight -infinity for
+    closed experts and 0 for the others.
     """
-    is_open = torch.nonzero(~closed)[:, 0]
-    router.weight = nn.Parameter(router.weight[is_open])
-    router.num_experts, router.top_k = len(is_open), min(router.top_k, len(is_open))
+    column = torch.where(closed, -torch.inf, 0.0).to(router.weight)[:, None]
+    router.weight = nn.Parameter(torch.cat([router.weight, column], dim=1))
+    router.hidden_dim += 1
 
-    def numbered(module: Any, args: Any, output: Any) -> Any:
-        logits, weights, index = output
-        return logits, weights, is_open[index]
+    def with_one(module: Any, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        hidden = args[0]
+        return (torch.cat([hidden, hidden.new_ones((*hidden.shape[:-1], 1))], dim=-1),)
 
-    router.register_forward_hook(numbered)
+    router.register_forward_pre_hook(with_one)
+
+
+class RoutingMargins:
+    """How clearly the routers of a stock model choose, of the last forward of a single text.
+
+    A margin is that of the last chosen expert's logit over the first that is not chosen, relative
+    to the largest logit. `least` [T] is the least of all layers, None before a forward.
+    """
+
+    def __init__(self, model: Any, spec: ModelSpec) -> None:
+        self.least: torch.Tensor | None = None
+        for index, shape in enumerate(spec.layers):
+            if shape.experts:
+                name = name_in(model, spec.family, spec.family.router_name(index))
+                model.get_submodule(name).register_forward_hook(self._chosen)
+        model.register_forward_pre_hook(self._begin)
+
+    def _begin(self, module: Any, args: Any) -> None:
+        self.least = None
+
+    def _chosen(self, router: Any, args: Any, output: Any) -> None:
+        logits = output[0].float()
+        if router.top_k >= logits.shape[-1]:
+            return
+        best = logits.topk(router.top_k + 1, dim=-1).values
+        scale = logits.masked_fill(logits.isinf(), 0).abs().amax(dim=-1).clamp(min=1)
+        # Where fewer are open than are chosen, both are -infinity, and neither counts.
+        margin = ((best[:, -2] - best[:, -1]) / scale).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        self.least = margin if self.least is None else torch.minimum(self.least, margin)
 
 
 def without_router_loss(config: Any) -> dict[str, bool]:

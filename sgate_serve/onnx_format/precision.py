@@ -1,7 +1,7 @@
 """The number formats of ONNX graphs, by their names in `--precision`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sgate_serve.architecture.family import DOWN, KEY, QUERY, VALUE
@@ -31,6 +31,13 @@ class Precision:
     block: int | None = None
     row_multiple: int = 1
     finer: tuple[str, ...] = ()
+    # How many weights share a scale in experts, which multiply any number of tokens.
+    expert_block: int | None = None
+
+    @property
+    def bytes_of_experts(self) -> float:
+        """Bytes of one weight of an expert, including its share of scale and zero point."""
+        return replace(self, block=self.expert_block or self.block).bytes_inside
 
     @property
     def bytes_inside(self) -> float:
@@ -61,7 +68,15 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
         FP32: Precision(FP32, bits=32, outer_bits=32),
         FP16: Precision(FP16, bits=16, outer_bits=16),
         INT8: Precision(INT8, bits=8, outer_bits=8, block=64),
-        INT4: Precision(INT4, bits=4, outer_bits=8, block=128, row_multiple=2, finer=SENSITIVE),
+        INT4: Precision(
+            INT4,
+            bits=4,
+            outer_bits=8,
+            block=128,
+            row_multiple=2,
+            finer=SENSITIVE,
+            expert_block=32,
+        ),
     }
 )
 

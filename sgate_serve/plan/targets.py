@@ -47,6 +47,10 @@ KERNEL_MULTIPLES: Mapping[str, int] = {
 }
 
 
+# Halves in 16 bytes.
+GROUPED_MULTIPLE = 8
+
+
 def check_target(target: Target, spec: ModelSpec) -> None:
     """Raise PlanError for an unknown target, or one that this model cannot be cut for."""
     if target.align < 1:
@@ -120,9 +124,22 @@ def alignment_advice(plan: Plan) -> str | None:
         if any(_fits(one.dense, multiple) and not _fits(one.shape, multiple) for one in plan.layers)
     ]
     if not spoilt:
-        return None
-    uniform = "" if plan.target.uniform else "--uniform "
+        return _grouped_advice(plan)
+    # No stock model holds layers with different numbers of experts.
+    can_agree = len({len(one.experts) for one in plan.layers if one.dense.experts}) <= 1
+    uniform = "--uniform " if can_agree and not plan.target.uniform else ""
     return f"for 4-bit kernels of other tools: {uniform}--align {' or '.join(spoilt)}"
+
+
+def _grouped_advice(plan: Plan) -> str | None:
+    """Say which `--align` lets transformers multiply experts in groups, on whole 16 bytes."""
+    widths = {width for one in plan.layers for width in one.shape.experts}
+    if not plan.target.uniform or all(width % GROUPED_MULTIPLE == 0 for width in widths):
+        return None
+    return (
+        f"for the grouped products of transformers: --align {GROUPED_MULTIPLE}, or load the folder "
+        'with experts_implementation="eager"'
+    )
 
 
 def _fits(shape: LayerShape, multiple: int) -> bool:

@@ -163,7 +163,8 @@ def _in_words(layer: Mapping[str, Any]) -> str:
     least, most = min(widths), max(widths)
     units = f"{most}" if least == most else f"{least} to {most}"
     shared = ", and a shared one" if "shared_expert_units" in layer else ""
-    return f"  {len(widths)} experts of {units} units, {layer['experts_per_token']} a token{shared}"
+    experts = f"{len(widths)} expert{'s' if len(widths) > 1 else ''}"
+    return f"  {experts} of {units} units, {layer['experts_per_token']} a token{shared}"
 
 
 def precision(folder: Checkpoint) -> str:
@@ -176,10 +177,11 @@ def _graph(folder: Checkpoint) -> dict[str, Any] | None:
     """Return the format and size of the folder's graph, None if it has no graph."""
     if not has_onnx(folder):
         return None
-    graph = (folder.folder / ONNX_DIR / GRAPH_FILE).read_bytes()
+    graph, held = (folder.folder / ONNX_DIR / GRAPH_FILE).read_bytes(), graph_precision(folder)
     return {
-        "precision": graph_precision(folder).name,
+        "precision": held.name,
         "block": int(stored_text(graph, META_BLOCK) or 0),
+        "expert_block": held.expert_block if folder.spec.family.mixture else None,
         "bytes": (folder.folder / ONNX_DIR / WEIGHTS_FILE).stat().st_size,
     }
 
@@ -191,6 +193,8 @@ def _gguf(folder: Checkpoint) -> dict[str, int] | None:
 
 def _graph_line(graph: Mapping[str, Any]) -> str:
     blocks = f" in blocks of {graph['block']}" if graph["block"] else ""
+    if graph["expert_block"]:
+        blocks += f" ({graph['expert_block']} in experts)"
     return f"ONNX graph: {graph['precision']}{blocks}, {graph['bytes']:,} bytes"
 
 

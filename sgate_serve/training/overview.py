@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.architecture.family import BLOCKS, CLASSIFICATION
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.training.granularities import GRANULARITIES
@@ -46,7 +46,7 @@ def overview(base: Checkpoint, task: TrainingTask, options: TrainOptions) -> dic
     }
     return {
         "parameters": spec.num_parameters,
-        "block_weights": {block: num_block_weights(spec, block) for block in num_gates},
+        "block_weights": {block: num_block_weights(spec, block) for block in BLOCKS},
         "gates": {} if options.method == DENSE else num_gates,
         "examples": {
             "train": len(task.data.train),

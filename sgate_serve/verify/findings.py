@@ -86,6 +86,11 @@ def _unshown(outputs: Outputs, out: Checkpoint) -> Iterator[str]:
         yield (
             f"a difference of outputs: all are within the tolerance of zero ({compared.scale:.1e})"
         )
+    if compared.rerouted:
+        yield (
+            f"{compared.rerouted} tokens after a choice among experts that is closer than rounding "
+            "and went the other way"
+        )
     if kind.choice is not None and 2 * compared.undecided > compared.num_tokens:
         yield (
             f"{kind.choice}, mostly: in {compared.undecided} of {compared.num_tokens} the best two "

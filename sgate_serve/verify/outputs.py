@@ -178,7 +178,8 @@ def _compared(
         cost = Divergence(is_choice, pair.has_pooled)
         for prompt in prompts.all:
             wanted = models.reference.logits(prompt.tokens, prompt.types)
-            comparison.add(wanted, models.exact.logits(prompt.tokens, prompt.types))
+            doubtful = models.reference.doubtful(len(wanted))
+            comparison.add(wanted, models.exact.logits(prompt.tokens, prompt.types), doubtful)
             if models.is_rounded and prompts.measures(prompt):
                 cost.add(
                     models.unrounded.logits(prompt.tokens, prompt.types),
@@ -208,6 +209,11 @@ def _difference(
         return None
     if compared.lacking is not None:
         return f"{models.exact.name} {compared.lacking}"
+    if compared.max_abs_diff <= compared.tolerance and compared.rerouted:
+        return (
+            f"{compared.rerouted} rows differ after a close choice among experts, too many for "
+            "accidents of rounding"
+        )
     if bisected is None:
         return f"outputs differ by {compared.max_abs_diff:.2e}"
     return first_different_layer(

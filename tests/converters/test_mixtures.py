@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
 from sgate_serve.architecture.family import DOWN
@@ -16,6 +17,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
 from sgate_serve.loaders.torch_model import TorchModel, dense_model
 from sgate_serve.plan import Target
+from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import write_gates
 from tests.families.float64 import logits64
 from tests.families.zoo import ZOO, Variant, build, token_batch
@@ -137,7 +140,7 @@ def test_experts_of_other_tools_are_counted_by_the_tensors(
     """A tool may leave uneven layers behind, and the dense numbers in config.json."""
     base = write_base(variant, tmp_path / "base")
     layers = mixture_layers(base)
-    gates = {f"{base.spec.family.layer_name(layer)}.experts": closed(layer) for layer in layers[1:]}
+    gates = {f"{base.spec.family.layer_name(layer)}.experts": closed(layer) for layer in layers}
     down = base.spec.family.expert_linear(layers[0], 3, DOWN)
     units = base.spec.layers[layers[0]].experts[0]
     gates[f"{down.rpartition('.')[0]}.mlp_units"] = (np.arange(units) % 3 > 0).astype(np.float32)
@@ -158,5 +161,91 @@ def test_experts_of_other_tools_are_counted_by_the_tensors(
     name = f"{router_name(base, layers[0])}.weight"
     weights[name] = np.concatenate([weights[name], weights[name][:1]])
     save_file(weights, tmp_path / "foreign" / WEIGHTS, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="the router of its layer has 6 rows, and tensor"):
+    with pytest.raises(CheckpointError, match="the router of its layer has 5 rows, and tensor"):
         Checkpoint.open(tmp_path / "foreign")
+
+
+def test_an_expert_keeps_its_own_type(tmp_path: Path) -> None:
+    """Expert 1 becomes number 0, which was stored in halves."""
+    base = write_base(ZOO["mixtral"][0], tmp_path / "base")
+    stored = load_file(tmp_path / "base" / WEIGHTS)
+    first = base.spec.family.expert_linear(0, 0, DOWN).rpartition(".")[0]
+    stored = {k: v.astype(np.float16) if k.startswith(first) else v for k, v in stored.items()}
+    save_file(stored, tmp_path / "base" / WEIGHTS, {"format": "pt"})
+    base = Checkpoint.open(tmp_path / "base")
+    write_gates(base, tmp_path / "gates", **{"model.layers.0.experts": closed(0)})
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out", tmp_path / "gates"))
+    old, new = (f"{base.spec.family.expert_linear(0, number, DOWN)}.weight" for number in (1, 0))
+    found = load_file(tmp_path / "out" / WEIGHTS)[new]
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, stored[old])
+
+
+def test_a_pruned_mixture_is_pruned_again(tmp_path: Path) -> None:
+    """Among its experts is one without units, before others that stay."""
+    base = write_base(ZOO["qwen2_moe"][0], tmp_path / "base")
+    expert = base.spec.family.expert_linear(0, 1, DOWN).rpartition(".")[0]
+    write_gates(base, tmp_path / "gates", **{f"{expert}.mlp_units": np.zeros(16)})
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "once", tmp_path / "gates"))
+    once = Checkpoint.open(tmp_path / "once")
+    assert once.spec.layers[0].experts == (16, 0, 16, 16, 16)
+    for number, gates in enumerate(((0,), (1, 3))):
+        mask, out = tmp_path / f"mask{number}", tmp_path / f"twice{number}"
+        write_gates(once, mask, **{"model.layers.0.experts": closed(*gates)})
+        convert(ConvertOptions(str(tmp_path / "once"), out, mask))
+        result = verify(VerifyOptions(str(tmp_path / "once"), str(out), mask, "torch"))
+        assert result.passed, result.difference
+
+
+@pytest.mark.parametrize("dead", ["routed", "shared"])
+def test_only_shared_or_only_routed_experts_stay(dead: str, tmp_path: Path) -> None:
+    """No stock class holds either, though all layers are alike."""
+    base = write_base(ZOO["qwen2_moe"][0], tmp_path / "base")
+    gates = {}
+    for layer in mixture_layers(base):
+        for part in base.spec.parts(layer, DOWN):
+            if (part.expert == 5) == (dead == "shared"):
+                units = part.units.stop - part.units.start
+                gates[f"{part.module.rpartition('.')[0]}.mlp_units"] = np.zeros(units)
+    write_gates(base, tmp_path / "gates", **gates)
+    out = tmp_path / "out"
+    convert(ConvertOptions(str(tmp_path / "base"), out, tmp_path / "gates", to=("hf", "onnx")))
+    assert Checkpoint.open(out).config["model_type"] == "sgate"
+    for engine in ("torch", "onnx"):
+        result = verify(VerifyOptions(str(tmp_path / "base"), str(out), tmp_path / "gates", engine))
+        assert result.passed, result.difference
+
+
+def test_an_uneven_mixture_runs_in_plain_transformers(tmp_path: Path) -> None:
+    """The routers' own loss, which a config may ask for, counts as many experts in every layer."""
+    variant = ZOO["mixtral"][0]
+    build(variant, 0, output_router_logits=True).save_pretrained(tmp_path / "base")
+    base = Checkpoint.open(tmp_path / "base")
+    write_gates(base, tmp_path / "gates", **{"model.layers.0.experts": closed(0, 1)})
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out", tmp_path / "gates"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    tokens = token_batch(variant, 0)[:1]
+    with torch.no_grad():
+        found = model(tokens).logits[0].numpy()
+    expected = TorchModel.converted(tmp_path / "out").logits(tokens[0].numpy())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_tokens_after_a_close_choice_among_experts_are_doubtful(tmp_path: Path) -> None:
+    base = write_base(ZOO["mixtral"][0], tmp_path / "base")
+    model = TorchModel.masked_dense(open_masked(tmp_path / "base", None))
+    tokens = token_batch(ZOO["mixtral"][0], 0)[0].numpy()
+    model.logits(tokens)
+    assert not model.doubtful(len(tokens)).any()
+    # Experts with the same row tie where the last to be chosen is one of them.
+    router = model.model.get_submodule("model.layers.0.mlp.gate")
+    router.weight.data[1:3] = router.weight.data[0]
+    chosen: list[torch.Tensor] = []
+    router.register_forward_hook(lambda *hooked: chosen.append(hooked[2][0]))
+    model.logits(tokens)
+    best = -np.sort(-chosen[0].numpy(), axis=1)
+    ties = best[:, 1] - best[:, 2] < 1e-6
+    assert ties.any() and not ties.all() and base.spec.layers[0].top_k == 2
+    expected = np.logical_or.accumulate(ties)
+    np.testing.assert_array_equal(model.doubtful(len(tokens)), expected)
+    assert model.doubtful(1).tolist() == [True]

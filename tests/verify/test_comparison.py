@@ -38,6 +38,25 @@ def test_ties_are_no_failures_and_differences_are() -> None:
     assert not compared(expected, expected * np.float32("nan")).holds
 
 
+def test_rows_after_a_close_choice_may_differ_if_they_are_few() -> None:
+    expected = np.random.default_rng(0).normal(0, 1, (8, 5)).astype(np.float32)
+    found = expected.copy()
+    found[3:5] += 1
+    for doubtful, holds, rerouted in (
+        (range(3, 8), True, 2),
+        (range(4, 8), False, 1),
+        ((), False, 0),
+    ):
+        comparison = OutputComparison()
+        comparison.add(expected, found, np.isin(np.arange(8), list(doubtful)))
+        result = comparison.result()
+        assert (result.holds, result.rerouted) == (holds, rerouted)
+        assert result.num_tokens == 8 - rerouted
+    comparison = OutputComparison()
+    comparison.add(expected, found + 1, np.ones(8, np.bool_))
+    assert not comparison.result().holds
+
+
 def test_the_tolerance_has_a_floor() -> None:
     assert [tolerance_of(scale) for scale in (0.0, 1.0, 50.0)] == [1e-4, 1e-4, 5e-3]
 

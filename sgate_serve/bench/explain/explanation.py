@@ -14,6 +14,7 @@ from sgate_serve.bench.ideal import prefill_flops, weight_bytes, weight_counts
 from sgate_serve.bench.workload import (
     AnyWorkload,
     PoolingWorkload,
+    batch_of,
     is_decode,
     steps_of,
     tokens_per_run,
@@ -89,6 +90,7 @@ class Held:
             "weights": weight_counts(self.spec),
             "weight_bytes": weight_bytes(self.spec, self.precision),
             "kv_groups": [layer.num_kv_heads for layer in self.spec.layers],
+            "mlp_units": [layer.mlp_units for layer in self.spec.layers],
             "mlp_widths": [width for layer in self.spec.layers for width in layer.mlp_widths],
         }
 
@@ -100,7 +102,8 @@ class Held:
         `share` is that of the machine's own rate, None if that was not measured.
         """
         if is_decode(phase):
-            speed = sum(weight_bytes(self.spec, self.precision).values()) / seconds
+            read = weight_bytes(self.spec, self.precision, batch_of(phase))
+            speed = sum(read.values()) / seconds
             return {"bytes_per_second": speed, "share": speed / rates.read_bytes}
         texts = tokens_per_run(workload, phase) // workload.prefill_tokens
         speed = texts * prefill_flops(self.spec, workload.prefill_tokens) / seconds

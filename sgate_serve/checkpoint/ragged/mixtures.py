@@ -38,16 +38,18 @@ def normalize_mixtures(
         return config, None
     hidden = get.integer("hidden_size")
     sizes = LayerSizes(family, tuple(found), hidden, hidden)
-    stock = {key: value for key, value in config.items() if key not in family.aliases}
+    top = sizes.top_level()
+    stale = {name for key in top for name in family.synonyms(key)}
+    stock = {key: value for key, value in config.items() if key not in stale} | top
     block = SgateBlock(family.name, family.name, expert_units=uneven_experts(found))
     words = f"{family.name} checkpoint, experts of each layer from the tensor shapes"
-    return sgate_config({**stock, **sizes.top_level()}, sizes, block), words
+    return sgate_config(stock, sizes, block), words
 
 
 def _stored_shape(family: Family, index: int, stated: LayerShape, tensors: Tensors) -> LayerShape:
     """Return a layer's shape as the files have it; as stated where they have no router."""
     assert family.mixture is not None, "only such a family has experts"
-    router = tensors.get(f"{family.layer_name(index)}.{family.mixture.router}.weight")
+    router = tensors.get(f"{family.router_name(index)}.weight")
     if not stated.experts or router is None:
         return stated
     experts = tuple(

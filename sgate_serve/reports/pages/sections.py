@@ -117,7 +117,7 @@ def _pairs(after: Sequence[float], before: Sequence[float], unit: str) -> Iterat
 def _widths(models: Record) -> Iterator[Section]:
     dense, pruned = models[DENSE], models[PRUNED]
     for key, title, unit in (
-        ("mlp_widths", "MLP units by layer", "units"),
+        ("mlp_units", "MLP units by layer", "units"),
         ("kv_groups", "KV groups by layer", "groups"),
     ):
         text = f"{sum(pruned[key]):,} of {sum(dense[key]):,} left"

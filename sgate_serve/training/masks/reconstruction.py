@@ -34,6 +34,8 @@ def reconstruct(
 
     `model` must keep no cache (`use_cache`), as its layers run more than once.
     """
+    if not any(any(_closed_linears(spec, masks, index)) for index in range(len(spec.layers))):
+        return ()
     was_training = model.training
     model.eval()
     changed: list[str] = []

@@ -20,7 +20,8 @@ def frozen_model(model: Any, folder: Path) -> nn.Module:
     Its modules get the names that files have, also where its class stacks the experts of a mixture.
     """
     for name in TURNED_OFF:
-        setattr(model.config, name, False)
+        if hasattr(model.config, name) or name == "use_cache":
+            setattr(model.config, name, False)
     unstack(model, Checkpoint.open(folder).spec)
     frozen: nn.Module = model.requires_grad_(False).to(best_device())
     return frozen
