@@ -53,8 +53,8 @@ DYNAMIC = {
 class UnevenDecoderLayer(nn.Module):
     """A decoder layer; either block may be missing, together with its norms.
 
-    The residual stream is carried as (delta, residual): a norm adds the two in one pass. Before the
-    first norm of a model the residual is None.
+    The residual stream is carried as (delta, residual), and the norm before the next block adds the
+    two in one pass. Before the first block of a model the residual is None.
     """
 
     def __init__(self, model: ModelContext, index: int, prefix: str) -> None:
@@ -69,7 +69,8 @@ class UnevenDecoderLayer(nn.Module):
             kind = UnevenMixture if shape.experts else UnevenMLP
             self.blocks[MLP] = kind(model, layer, f"{prefix}.mlp")
         for block in self.blocks:
-            self.norms[block] = residual_norm(model)
+            if block in model.spec.family.norms:
+                self.norms[block] = residual_norm(model)
             if block in model.spec.family.post_norms:
                 self.post_norms[block] = residual_norm(model)
 
@@ -77,7 +78,10 @@ class UnevenDecoderLayer(nn.Module):
         self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
     ) -> Stream:
         for name, block in self.blocks.items():
-            hidden, residual = add_and_norm(self.norms[name], hidden, residual)
+            if name in self.norms:
+                hidden, residual = add_and_norm(self.norms[name], hidden, residual)
+            else:
+                residual = hidden = hidden if residual is None else hidden + residual
             hidden = block(positions, hidden) if name == ATTENTION else block(hidden)
             if name in self.post_norms:
                 hidden = self.post_norms[name](hidden)
