@@ -32,8 +32,12 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.sequence import IntermediateTensors
 
-from sgate_serve.architecture.family import ATTENTION, MLP
-from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_size
+from sgate_serve.architecture.family import ATTENTION, KEY, MLP, QUERY
+from sgate_serve.engines.vllm.attention import (
+    ShardedHeadNorm,
+    UnevenAttention,
+    backend_head_size,
+)
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
@@ -249,8 +253,12 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
         parts["rotary"] = get_rope(
             width, max_position=spec.num_positions, rope_parameters=dict(rope.settings)
         )
-    for name, _ in zip(("query_norm", "key_norm"), spec.family.head_norms, strict=False):
-        parts[name] = rms_norm(model, width, spec.norm_eps)
+    sizes = spec.head_norm_sizes(layer.index).values()
+    for name, role, size in zip(("query_norm", "key_norm"), (QUERY, KEY), sizes, strict=False):
+        if spec.family.has_joint_head_norms and model.num_shards > 1:
+            parts[name] = ShardedHeadNorm(layer, role, spec.norm_eps)
+        else:
+            parts[name] = rms_norm(model, size, spec.norm_eps)
     return UnevenAttention(layer, core, f"{prefix}.self_attn", **parts)
 
 

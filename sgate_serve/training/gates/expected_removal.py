@@ -36,13 +36,19 @@ LayerProbabilities = Callable[[str, str], Tensor]
 
 
 def coupled_removal(spec: ModelSpec) -> Removal:
-    """Return the expected removal of coupled gates; each removes the weights of its unit."""
+    """Return the expected removal of coupled gates; each removes the weights of its unit.
+
+    A kind of block without gates keeps everything.
+    """
     sites = unit_sites(spec)
 
     def removal(probabilities: OpenProbabilities) -> Tensor:
         kept: dict[str, list[Tensor]] = {block: [] for block in BLOCK_KINDS}
         for site in sites:
             kept[site.block].append(site.unit_weights * probabilities[site.gate.key].sum())
+        for block in BLOCK_KINDS:
+            weights = torch.tensor(float(num_block_weights(spec, block)))
+            kept[block] = kept[block] or [weights.to(next(iter(probabilities.values())))]
         return _removed(spec, kept)
 
     return removal

@@ -36,7 +36,10 @@ class PrunableSite:
 
 
 def unit_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
-    """Return two sites per layer: MLP units, and KV groups (or heads, if each has its own KV)."""
+    """Return two sites per layer: MLP units, and KV groups (or heads, if each has its own KV).
+
+    Where one norm spans all heads, attention has none: closing a group would not remove it.
+    """
     sites = []
     for gate in coupled_sites(spec):
         shape = spec.layers[gate.layer]
@@ -44,6 +47,8 @@ def unit_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
         if gate.kind not in (MLP_UNITS, attention_kind):
             continue
         block = MLP if gate.kind == MLP_UNITS else ATTENTION
+        if block == ATTENTION and spec.family.has_joint_head_norms:
+            continue
         weights = _block_weights(spec, gate.layer, block)
         sites.append(PrunableSite(gate, block, weights // gate.num_gates))
     return tuple(sites)
