@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
+from converters.explain import plan_table
 from sgate_serve.architecture.family import KEY, OUTPUT, QUERY
-from tests.converters.exactness import Example, check
+from sgate_serve.checkpoint.reader import Checkpoint
+from tests.converters.exactness import Example, check, write_base
 from tests.converters.zeroing import Weights
 from tests.families.zoo import DECODER, ZOO, token_batch
 
@@ -43,8 +45,13 @@ def test_a_group_that_writes_nothing_loses_its_values_and_no_head(tmp_path: Path
     def change(weights: Weights) -> None:
         weights.matrix(0, OUTPUT)[:, 2 * WIDTH :] = 0
 
-    layer = check(Example(OLMO2[0], change=change), tmp_path).layers[0]
+    example = Example(OLMO2[0], change=change)
+    plan = check(example, tmp_path / "checked")
+    layer = plan.layers[0]
     assert layer.heads == (0, 1, 2, 3) and layer.kv_heads == (0, 1)
+    write_base(example, tmp_path / "base")
+    explained = plan_table(plan, Checkpoint.open(tmp_path / "base").spec, explain=True)
+    assert any("heads stay wherever a block does: one norm spans all" in line for line in explained)
     cuts = {(*cut.roles, cut.side): cut.kept for cut in layer.lowerings}
     assert cuts["value", "rows"] == tuple(range(WIDTH))
     assert cuts["output", "columns"] == tuple(range(2 * WIDTH))
