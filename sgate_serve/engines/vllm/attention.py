@@ -86,14 +86,15 @@ class ShardedHeadNorm(nn.Module):
             replicas = max(1, shape.num_shards // shape.padded.num_kv_heads)
         width = shape.stored.head_dim
         self.size, self.replicas = stored * width * replicas, replicas
-        self.weight: Any = nn.Parameter(torch.ones(num_heads * width))
-        self.weight.weight_loader = self.load
+        weight: Any = nn.Parameter(torch.ones(num_heads * width))
+        weight.weight_loader = self.load
+        self.weight = weight
 
     def load(self, parameter: nn.Parameter, stored: torch.Tensor) -> None:
         """Load this shard's part of the weight of all heads."""
-        place = get_tensor_model_parallel_rank() // self.replicas
-        parts = spread(stored, 0, self.sources).split(len(parameter))
-        parameter.data.copy_(parts[place])
+        start = get_tensor_model_parallel_rank() // self.replicas * len(parameter)
+        own = spread(stored, 0, self.sources)[start : start + len(parameter)]
+        parameter.data.copy_(own)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         wide = x.to(torch.float32)
