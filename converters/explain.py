@@ -160,7 +160,7 @@ def _fold_line(fold: LayerFold | BlockFold) -> str:
 def _model_reasons(plan: Plan, dense: ModelSpec) -> Iterator[str]:
     yield from _removal_lines(plan.removals)
     if dense.family.has_joint_head_norms and any(layer.heads for layer in plan.layers):
-        yield "       . heads stay wherever a block does: one norm spans all of them (rule 4)"
+        yield "       . heads stay as long as their block does: one norm spans them all (rule 4)"
     added = sorted(set(plan.extra_biases) - dense.extra_biases)
     if added:
         yield f"       = biases added for constants: {', '.join(added)}"

@@ -46,9 +46,10 @@ def coupled_removal(spec: ModelSpec) -> Removal:
         kept: dict[str, list[Tensor]] = {block: [] for block in BLOCK_KINDS}
         for site in sites:
             kept[site.block].append(site.unit_weights * probabilities[site.gate.key].sum())
+        some = next(iter(probabilities.values()))
         for block in BLOCK_KINDS:
-            weights = torch.tensor(float(num_block_weights(spec, block)))
-            kept[block] = kept[block] or [weights.to(next(iter(probabilities.values())))]
+            if not kept[block]:
+                kept[block].append(some.new_tensor(num_block_weights(spec, block)))
         return _removed(spec, kept)
 
     return removal
