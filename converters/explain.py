@@ -159,6 +159,8 @@ def _fold_line(fold: LayerFold | BlockFold) -> str:
 
 def _model_reasons(plan: Plan, dense: ModelSpec) -> Iterator[str]:
     yield from _removal_lines(plan.removals)
+    if dense.family.has_joint_head_norms and any(layer.heads for layer in plan.layers):
+        yield "       . heads stay as long as their block does: one norm spans them all (rule 4)"
     added = sorted(set(plan.extra_biases) - dense.extra_biases)
     if added:
         yield f"       = biases added for constants: {', '.join(added)}"

@@ -125,6 +125,7 @@ class FoldedConstants:
         """Return what columns output for the bias of the norm before."""
         block = next(block for block in BLOCKS if fold.role in READERS[block])
         norm = norm_before(self.family, fold.layer, block)
+        assert norm is not None, "without a norm before the block no column is a constant"
         columns = np.asarray(fold.indices)
         inputs = self.masked.read(f"{norm}.bias").astype(np.float64)[columns]
         return np.asarray(self._columns(fold.layer, fold.role, columns) @ inputs)

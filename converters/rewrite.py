@@ -12,7 +12,7 @@ import numpy as np
 
 from converters.folded_constants import FoldedConstants
 from converters.masked import Indices, MaskedCheckpoint
-from sgate_serve.architecture.family import DOWN, EXPERTS, HEAD_UNITS, HIDDEN, KEY, OUTPUT
+from sgate_serve.architecture.family import DOWN, EXPERTS, HEAD_UNITS, HIDDEN, KEY, OUTPUT, QUERY
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array
 from sgate_serve.checkpoint.writer import TensorHeader
@@ -175,10 +175,11 @@ class Rewriter:
 
     def _vector_or_table(self, name: str) -> Array:
         """Return a norm, a table or a tensor of the head, sliced along its named axes."""
-        # A tensor without named axes is a norm of the residual stream, or is never sliced.
-        axes = () if name in self._never_sliced else self._outside.get(name, (HIDDEN,))
+        # A tensor without named axes is a norm of the residual stream.
+        axes = self._outside.get(name, (HIDDEN,))
         index, axes = self._routers.get(name, (0, axes))
-        kept = [self._kept(axis, index) for axis in axes] or [None]
+        kept = [self._kept(axis, index) for axis in axes]
+        kept = [self._unaligned[name]] if name in self._unaligned else kept
         value = self.masked.read(name, *kept)
         added = self.constants.added_to(name)
         if added is None:
@@ -187,15 +188,21 @@ class Rewriter:
         return (value.astype(np.float64) + added).astype(DTYPES[self._dtype(name)])
 
     @cached_property
-    def _never_sliced(self) -> set[str]:
-        """Norms over the width of an attention head, and the bias of the model's head."""
+    def _unaligned(self) -> dict[str, Indices | None]:
+        """Vectors that do not lie along the stream, and the part that stays; None for all.
+
+        They are the bias of the model's head and the norms on query and key. Only those that span
+        all heads lose a part.
+        """
         family = self.dense.family
-        norms = {
-            f"{family.layer_name(index)}.{norm}.weight"
-            for index in range(len(self.dense.layers))
-            for norm in family.head_norms
-        }
-        return {*norms, f"{family.head}.bias"}
+        found: dict[str, Indices | None] = {f"{family.head}.bias": None}
+        for index in range(len(self.small.layers)):
+            norms = self.small.head_norm_sizes(index)
+            for name, role in zip(norms, (QUERY, KEY), strict=False):
+                whole = not family.has_joint_head_norms
+                stays = None if whole else self._placed(index, role).rows.stays
+                found[f"{name}.weight"] = stays
+        return found
 
     @cached_property
     def _routers(self) -> dict[str, tuple[int, tuple[str, ...]]]:

@@ -19,7 +19,7 @@ def silent_blocks(view: LayerView) -> Iterator[Finding]:
     1. Matrix and bias of that linear are zero on the living residual dimensions. With a norm
        *before* the block, x + 0 = x: the block and its norm are removed. With a norm on the sum
        (BERT), the block is removed and the norm stays.
-    2. With a norm after the block (Gemma), a dimension counts as zero also where that norm's
+    2. With a norm after the block (Gemma, OLMo), a dimension counts as zero also where that norm's
        effective weight is zero; the norm maps zeros to zeros.
     """
     layer = view.layer
@@ -71,7 +71,7 @@ def receiver_of(
        Neither does one that is scaled, or otherwise than what blocks add.
     """
     spec, family = facts.spec, facts.spec.family
-    if family.residual == "sandwich":
+    if block in family.post_norms:
         return None
     before = _blocks_before(index, block)
     if family.residual == "post":

@@ -21,7 +21,8 @@ def dead_key_dims(view: LayerView) -> Iterator[Finding]:
        such a shift, the key bias must be zero too.
     3. Rotated: rotation mixes the pair (i, i + rotated/2), so both dimensions must be zero on one
        side, biases included.
-    4. With norms on query and key, every row counts in the norm: both sides must be zero.
+    4. With norms on query and key, every row counts in the norm: both sides must be zero. A norm
+       over all heads still divides by the whole width then, as only stored rows are cut (rule 12).
     """
     layer = view.layer
     if not layer.has(ATTENTION):
@@ -47,9 +48,12 @@ def uniform_heads(view: LayerView) -> Iterator[Finding]:
        remain equal under soft-capping, windows and norms on query and key.
     2. The output columns of the first head become the sum over the merged heads. The stored dtype
        must hold it: 16-bit weights would round it.
+    3. No norm spans the queries of all heads: without a head it would divide by a smaller width.
     """
     layer = view.layer
     if not layer.has(ATTENTION) or not view.facts.has_exact_sums:
+        return
+    if layer.family.has_joint_head_norms:
         return
     silent = layer.per_group(layer.live_zeros[QUERY].silent_rows)
     uniform = np.all(silent | ~layer.key_dims[:, None, :], axis=2)

@@ -14,7 +14,8 @@ def dead_columns(view: LayerView) -> Iterator[Finding]:
     """Remove the columns of a reader whose input is always zero or constant (rule 8).
 
     1. RMSNorm: no embedding or earlier block writes the dimension, so it is zero, and the norm
-       keeps it zero. LayerNorm subtracts the mean and does not.
+       keeps it zero. LayerNorm subtracts the mean and does not. A block without a norm before it
+       (OLMo) reads the zero itself.
     2. The effective weight of the norm before is 0 there (Gemma's is 1 + w), and so is its bias.
     3. LayerNorm with weight 0 and a nonzero bias: `W[:, j] · β_j` is a constant, which moves into
        the reader's bias. If the column is zero already, there is no constant to move.
@@ -23,20 +24,28 @@ def dead_columns(view: LayerView) -> Iterator[Finding]:
     for block in BLOCKS:
         if not layer.has(block):
             continue
-        norm = view.facts.norm(norm_before(family, layer.index, block))
+        before = norm_before(family, layer.index, block)
         for role in READERS[block]:
             if role not in layer.inputs:
                 continue
             axis = Columns(role)
             if family.norm == "rms":
                 yield Finding(axis, view.unwritten[block], "nothing writes the dimension before")
+            if before is None:
+                continue
+            norm = view.facts.norm(before)
             constant = norm.weight & ~norm.bias & ~layer.live_zeros[role].columns
             yield Finding(axis, norm.weight & ~constant, "the norm's weight is zero")
             yield Finding(axis, constant, "the norm passes only its bias", constant=constant)
 
 
-def norm_before(family: Family, index: int, block: str) -> str:
-    """Return the module name of the norm whose output a block reads."""
+def norm_before(family: Family, index: int, block: str) -> str | None:
+    """Return the module name of the norm whose output a block reads.
+
+    None if it reads the stream itself.
+    """
+    if family.residual == "after":
+        return None
     if family.residual != "post":
         return family.norm_name(index, block)
     if block == MLP:

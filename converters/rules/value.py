@@ -45,15 +45,21 @@ def dead_heads(view: LayerView) -> Iterator[Finding]:
     1. Every output column of the head is zero or belongs to a dead value dimension.
     2. A head whose query or key is zero is *not* dead: its softmax is uniform, so it averages the
        values.
+    3. Where one norm spans the queries, or the keys, of all heads, those of every head count in the
+       scores of the others: heads are removed only all together.
     """
     layer = view.layer
     if not layer.has(ATTENTION):
         return
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     silent = ~layer.value_dims[:, None, :]
-    yield Finding("heads", np.all(unread, axis=2).reshape(-1), "output columns are zero")
-    unread_or_silent = np.all(unread | silent, axis=2).reshape(-1)
-    yield Finding("heads", unread_or_silent, "value dimensions are dead")
+    for unused, cause in (
+        (unread, "output columns are zero"),
+        (unread | silent, "value dimensions are dead"),
+    ):
+        dead = np.all(unused, axis=2).reshape(-1)
+        if dead.all() or not layer.family.has_joint_head_norms:
+            yield Finding("heads", dead, cause)
 
 
 def dead_kv_heads(view: LayerView) -> Iterator[Finding]:

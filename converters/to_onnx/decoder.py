@@ -18,7 +18,7 @@ from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.matrices import Moments
 from converters.to_onnx.metadata import graph_metadata
 from converters.to_onnx.mixture import MixtureBlock
-from converters.to_onnx.norms import Norm, Norms
+from converters.to_onnx.norms import Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
 from converters.to_onnx.residual import ResidualStream
@@ -76,11 +76,11 @@ class _Decoder:
         stream = ResidualStream(self.graph, self.embed())
         for index, shape in enumerate(self.spec.layers):
             if shape.num_heads:
-                normed = stream.normalize(self.norm(index, ATTENTION))
-                stream.add(self.added(index, ATTENTION, self.attention(index, normed)))
+                read = self.read(index, ATTENTION, stream)
+                stream.add(self.added(index, ATTENTION, self.attention(index, read)))
             if shape.mlp_units:
-                normed = stream.normalize(self.norm(index, MLP))
-                stream.add(self.added(index, MLP, self.mlp(index, normed)))
+                read = self.read(index, MLP, stream)
+                stream.add(self.added(index, MLP, self.mlp(index, read)))
             stream.end_layer(index)
         normed = stream.normalize(self.norms.over_stream(f"{family.final_norm}"))
         if self.generates:
@@ -93,8 +93,12 @@ class _Decoder:
     def generates(self) -> bool:
         return self.spec.task == CAUSAL_LM
 
-    def norm(self, index: int, block: str) -> Norm:
-        return self.norms.over_stream(self.spec.family.norm_name(index, block))
+    def read(self, index: int, block: str, stream: ResidualStream) -> ir.Value:
+        """Return what a block reads: the norm of the stream, or the stream itself."""
+        family = self.spec.family
+        if block not in family.norms:
+            return stream.current()
+        return stream.normalize(self.norms.over_stream(family.norm_name(index, block)))
 
     def added(self, index: int, block: str, x: ir.Value) -> ir.Value:
         """Apply the norm after a block and the factor on it, in families that have them."""
@@ -171,10 +175,15 @@ class _Decoder:
             {"axis": -1},
             outputs=[f"layer.{index}.{part}" for part in ("query", "key", "value")],
         )
+        names = [f"{family.layer_name(index)}.{norm}" for norm in family.head_norms]
+        if family.has_joint_head_norms:
+            for part, (name, count) in enumerate(zip(names, counts, strict=False)):
+                parts[part] = self.norms.over_heads(name, heads, count).apply(parts[part])
+            return [*parts]
         apart = self.graph.constant(f"heads.{heads.width}", np.array([0, 0, -1, heads.width]))
         together = self.graph.constant("heads", np.array([0, 0, -1]))
-        for part, name in enumerate(family.head_norms):
-            norm = self.norms.over_heads(f"{family.layer_name(index)}.{name}", heads)
+        for part, name in enumerate(names):
+            norm = self.norms.over_heads(name, heads)
             (rows,) = self.graph.node("Reshape", [parts[part], apart])
             (parts[part],) = self.graph.node("Reshape", [norm.apply(rows), together])
         return [*parts]

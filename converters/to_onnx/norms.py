@@ -1,7 +1,7 @@
 """RMS norms and LayerNorms of the graph, with weights that correct for a changed width.
 
 An RMS norm over a narrowed residual stream must divide by the width n before pruning, and one over
-a padded head by the width without padding, but ONNX Runtime's operators divide by the width h of
+padded heads by the width without padding, but ONNX Runtime's operators divide by the width h of
 their input. Removed and padded elements are zero, so the sum of squares is the same. The weight is
 therefore multiplied by sqrt(n/h), and epsilon by n/h.
 """
@@ -66,8 +66,10 @@ class Norms:
         sizes = (self._spec.norm_size, self._spec.hidden_size)
         return self._norm(self._spec.family.norm, name, sizes, np.asarray)
 
-    def over_heads(self, name: str, layout: HeadLayout) -> Norm:
-        return self._norm("rms", name, (layout.head_dim, layout.width), layout.pad_rows)
+    def over_heads(self, name: str, layout: HeadLayout, count: int = 1) -> Norm:
+        """Make a norm over each head, or over `count` heads at once."""
+        sizes = (count * layout.head_dim, count * layout.width)
+        return self._norm("rms", name, sizes, layout.pad_rows)
 
     def _norm(
         self, kind: str, name: str, sizes: tuple[int, int], place: Callable[[Array], Array]

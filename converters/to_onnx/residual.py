@@ -1,4 +1,4 @@
-"""The residual stream of a decoder, with each addition fused into the norm after it."""
+"""The residual stream of a decoder, with each addition fused into the norm after it, if any."""
 
 import onnx_ir as ir
 
@@ -11,7 +11,7 @@ class ResidualStream:
     """The last sum, the block output not yet added to it, and the names that the sum will have.
 
     The stream after layer i is computed only by the addition in a later norm, so `end_layer` stores
-    its name and `normalize` assigns it. After a layer without blocks, an Identity repeats the
+    its name and the addition assigns it. After a layer without blocks, an Identity repeats the
     stream under the layer's name; ONNX Runtime removes it unless it is requested as an output.
     """
 
@@ -21,7 +21,7 @@ class ResidualStream:
         self._pending_names: list[str] = []
 
     def add(self, delta: ir.Value) -> None:
-        assert self._delta is None, "a norm must come between two blocks"
+        assert self._delta is None, "a block must read the stream before the next adds to it"
         self._delta = delta
 
     def end_layer(self, layer: int) -> None:
@@ -32,14 +32,25 @@ class ResidualStream:
         if self._delta is None:
             normed = norm.apply(self._sum)
         else:
-            normed = self._add_and_normalize(self._delta, norm)
+            name = self._sum_name(self._delta)
+            normed, self._sum = norm.add_and_apply(self._sum, self._delta, name)
+        self._settle()
+        return normed
+
+    def current(self) -> ir.Value:
+        """Return the stream itself, [t, hidden], for a block without a norm before it."""
+        if self._delta is not None:
+            name = self._sum_name(self._delta)
+            (self._sum,) = self._graph.node("Add", [self._sum, self._delta], outputs=[name])
+        self._settle()
+        return self._sum
+
+    def _sum_name(self, delta: ir.Value) -> str:
+        return self._pending_names.pop(0) if self._pending_names else f"{delta.name}.sum"
+
+    def _settle(self) -> None:
+        """Note that the last block's output is added, and name the sum after the layers so far."""
+        self._delta = None
         for name in self._pending_names:
             self._graph.node("Identity", [self._sum], outputs=[name])
         self._pending_names = []
-        return normed
-
-    def _add_and_normalize(self, delta: ir.Value, norm: Norm) -> ir.Value:
-        sum_name = self._pending_names.pop(0) if self._pending_names else f"{delta.name}.sum"
-        normed, self._sum = norm.add_and_apply(self._sum, delta, sum_name)
-        self._delta = None
-        return normed

@@ -1,4 +1,4 @@
-"""Rotary position tables for the ONNX graph: rope types default, linear, llama3 and longrope.
+"""Rotary position tables for the ONNX graph: rope types default, linear, llama3, yarn and longrope.
 
 The formulas and their order of operations in fp32 are those of transformers'
 `modeling_rope_utils`, so that the tables are rounded as in the reference. For longrope, the short
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.to_onnx.heads import HeadLayout
-from sgate_serve.architecture.rope import LONGROPE, ORIGINAL_LENGTH
+from sgate_serve.architecture.rope import LONGROPE, ORIGINAL_LENGTH, YARN
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import EngineError
 
@@ -84,13 +84,23 @@ def inverse_frequencies(rope: Mapping[str, Any], rotary_dims: int) -> Floats:
 
 
 def attention_factor(rope: Mapping[str, Any]) -> float:
-    """Return the factor of rotated dimensions under longrope, 1 for other rope types."""
-    if rope["rope_type"] != LONGROPE:
+    """Return the factor of rotated dimensions under longrope and yarn, 1 for other rope types."""
+    if rope["rope_type"] not in (LONGROPE, YARN):
         return 1.0
     stated, factor = rope.get("attention_factor"), rope["factor"]
+    if rope["rope_type"] == YARN:
+        return _yarn_factor(rope) if stated is None else float(stated)
     if stated is not None or factor <= 1:
         return float(stated or 1.0)
     return math.sqrt(1 + math.log(factor) / math.log(rope["original_max_position_embeddings"]))
+
+
+def _yarn_factor(rope: Mapping[str, Any]) -> float:
+    log = math.log(max(rope["factor"], 1))
+    above, below = rope.get("mscale"), rope.get("mscale_all_dim")
+    if above and below:
+        return float((0.1 * above * log + 1) / (0.1 * below * log + 1))
+    return 0.1 * log + 1
 
 
 def _unscaled(periods: Floats, rope: Mapping[str, Any]) -> Floats:
@@ -116,6 +126,27 @@ def _llama3(periods: Floats, rope: Mapping[str, Any]) -> Floats:
     return np.where(wavelength < context / high, base, inner)
 
 
+def _yarn(periods: Floats, rope: Mapping[str, Any]) -> Floats:
+    """Slow the low frequencies by `factor`, keep the high ones, with a ramp between the pairs.
+
+    The ramp begins and ends at the pairs that turn `beta_fast` and `beta_slow` times within the
+    original length.
+    """
+    dims, theta, length = 2 * len(periods), rope["rope_theta"], rope[ORIGINAL_LENGTH]
+    low, high = (
+        dims * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        for turns in (rope.get("beta_fast") or 32, rope.get("beta_slow") or 1)
+    )
+    if rope.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    high = high + 0.001 if low == high else high
+    pairs = np.arange(len(periods), dtype=np.float32)
+    kept = 1 - np.clip((pairs - np.float32(low)) / np.float32(high - low), 0, 1)
+    slow = np.float32(1) / (np.float32(rope["factor"]) * periods)
+    return np.asarray(slow * (1 - kept) + _unscaled(periods, rope) * kept)
+
+
 def _longrope(periods: Floats, rope: Mapping[str, Any]) -> Floats:
     short = np.asarray(rope["short_factor"], np.float32)
     if len(short) != len(periods):
@@ -126,4 +157,10 @@ def _longrope(periods: Floats, rope: Mapping[str, Any]) -> Floats:
     return np.float32(1) / (short * periods)
 
 
-_SCALINGS = {"default": _unscaled, "linear": _linear, "llama3": _llama3, LONGROPE: _longrope}
+_SCALINGS = {
+    "default": _unscaled,
+    "linear": _linear,
+    "llama3": _llama3,
+    YARN: _yarn,
+    LONGROPE: _longrope,
+}

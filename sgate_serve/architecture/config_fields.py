@@ -292,6 +292,24 @@ _GEMMA3: Fields = _changed(
     attn_logit_softcapping=None,
     use_bidirectional_attention=False,
 )
+_OLMO2: Fields = {
+    **_changed(
+        _DECODER,
+        vocab_size=50304,
+        intermediate_size=11008,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        pad_token_id=1,
+        eos_token_id=50279,
+    ),
+    "num_key_value_heads": _nullable(WHOLE),
+    "attention_bias": ConfigField(FLAG, False),
+}
+_OLMO3: Fields = {
+    **_OLMO2,
+    "sliding_window": _nullable(SIZE, 4096),
+    "layer_types": _nullable(TEXTS),
+}
 _GPT2: Fields = {
     **_changed(
         _EVERY, vocab_size=50257, bos_token_id=50256, eos_token_id=50256, tie_word_embeddings=True
@@ -364,6 +382,8 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "Phi3Config": _PHI3,
     "Gemma2Config": _GEMMA2,
     "Gemma3TextConfig": _GEMMA3,
+    "Olmo2Config": _OLMO2,
+    "Olmo3Config": _OLMO3,
     "GPT2Config": _GPT2,
     "BertConfig": _BERT,
     "RobertaConfig": _ROBERTA,
@@ -394,7 +414,10 @@ EXTRA_KEYS: Mapping[str, Fields] = {
     **dict.fromkeys(("LlamaConfig", "MistralConfig", "Qwen3Config", "Gemma2Config"), _ROTARY),
     **{
         name: {**_ROTARY, "head_dim": ConfigField(WHOLE)}
-        for name in ("Qwen2Config", "GraniteConfig", "Starcoder2Config", "Qwen2MoeConfig")
+        for name in (
+            *("Qwen2Config", "GraniteConfig", "Starcoder2Config", "Qwen2MoeConfig"),
+            "Olmo2Config",
+        )
     },
     "MixtralConfig": {
         **_changed(_ROTARY, rope_theta=1_000_000.0),
@@ -412,6 +435,10 @@ EXTRA_KEYS: Mapping[str, Fields] = {
     "Phi3Config": {
         **{key: field for key, field in _ROTARY.items() if key not in _PHI3},
         "partial_rotary_factor": ConfigField(SHARE, 1.0),
+        "head_dim": ConfigField(WHOLE),
+    },
+    "Olmo3Config": {
+        **_changed(_ROTARY, rope_theta=500_000.0),
         "head_dim": ConfigField(WHOLE),
     },
     "Gemma3TextConfig": {

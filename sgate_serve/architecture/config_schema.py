@@ -24,6 +24,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import (
+    FLAG,
     INDICES,
     NUMBERS,
     OBJECT,
@@ -60,6 +61,11 @@ ROPE_FIELDS: Mapping[str, Kind] = {
     "high_freq_factor": POSITIVE,
     "original_max_position_embeddings": SIZE,
     "attention_factor": POSITIVE,
+    "beta_fast": POSITIVE,
+    "beta_slow": POSITIVE,
+    "mscale": POSITIVE,
+    "mscale_all_dim": POSITIVE,
+    "truncate": FLAG,
     "short_factor": NUMBERS,
     "long_factor": NUMBERS,
 }

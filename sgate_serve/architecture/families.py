@@ -236,6 +236,31 @@ GEMMA3 = replace(
     refused=("use_bidirectional_attention", "attn_logit_softcapping"),
 )
 
+OLMO2 = replace(
+    LLAMA,
+    name="olmo2",
+    config_class="Olmo2Config",
+    tasks=_decoder_tasks("Olmo2"),
+    biases=dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+    residual="after",
+    norms={},
+    post_norms={ATTENTION: "post_attention_layernorm", MLP: "post_feedforward_layernorm"},
+    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
+    has_joint_head_norms=True,
+    divides_hidden_size=False,
+)
+
+OLMO3 = replace(
+    OLMO2,
+    name="olmo3",
+    config_class="Olmo3Config",
+    tasks=_decoder_tasks("Olmo3"),
+    windows="typed",
+    has_rope_by_type=True,
+    # transformers' class reads `rope_theta` for layers without a window alone.
+    fixed={"sliding_window_pattern": 4, "rope_local_base_freq": 500_000.0},
+)
+
 GPT2 = Family(
     name="gpt2",
     config_class="GPT2Config",
@@ -429,7 +454,10 @@ DISTILBERT = replace(
     refused=("chunk_size_feed_forward",),
 )
 
-_DECODERS = (LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, PHI3, GEMMA2, GEMMA3, GPT2)
+_DECODERS = (
+    *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, PHI3, GEMMA2, GEMMA3),
+    *(OLMO2, OLMO3, GPT2),
+)
 _MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE)
 _ENCODERS = (BERT, ROBERTA, DISTILBERT)
 FAMILIES: Mapping[str, Family] = {

@@ -105,6 +105,8 @@ class Family:
     position_table: str | None = None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     head_norms: tuple[str, ...] = ()
+    # Each of these norms spans all heads of query or key, not single ones.
+    has_joint_head_norms: bool = False
     # Some or all layers have experts instead of an MLP.
     mixture: Mixture | None = None
     # Endings of tensor names in old checkpoints, and the endings that they have now.
@@ -112,8 +114,9 @@ class Family:
     ignored_suffixes: tuple[str, ...] = ()
 
     # The forward. `residual` says where the norms are: before each block, also after it
-    # ("sandwich"), or on the sum ("post": then `norms` are those on the sum).
-    residual: Literal["pre", "sandwich", "post"] = "pre"
+    # ("sandwich"), only after it ("after": then `norms` is empty), or on the sum ("post": then
+    # `norms` are those on the sum).
+    residual: Literal["pre", "sandwich", "after", "post"] = "pre"
     norm: Literal["rms", "layer"] = "rms"
     # Added to every RMSNorm weight: Gemma stores w and multiplies by 1 + w.
     norm_offset: float = 0.0
@@ -205,6 +208,11 @@ class Family:
 
     def norm_name(self, layer: int, block: str) -> str:
         return f"{self.layer_name(layer)}.{self.norms[block]}"
+
+    def block_norms(self, layer: int, block: str) -> list[str]:
+        """Return the module names of a block's norms over the residual stream."""
+        names = (norms[block] for norms in (self.norms, self.post_norms) if block in norms)
+        return [f"{self.layer_name(layer)}.{name}" for name in names]
 
     def fused_roles(self, role: str) -> tuple[str, ...]:
         """Return the roles whose rows share one module with `role`, in the order of their rows."""

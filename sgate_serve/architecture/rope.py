@@ -14,18 +14,19 @@ from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
 from sgate_serve.errors import CheckpointError
 
-LONGROPE, DEFAULT_TYPE = "longrope", "default"
+LONGROPE, YARN, DEFAULT_TYPE = "longrope", "yarn", "default"
 PARTIAL, ORIGINAL_LENGTH = "partial_rotary_factor", "original_max_position_embeddings"
+TRUNCATE = "truncate"
 THETA, LOCAL_THETA, TYPE, OLD_TYPE = "rope_theta", "rope_local_base_freq", "rope_type", "type"
 # These types compare positions with the length that the model was first trained on.
-LENGTH_TYPES = ("llama3", "yarn", LONGROPE)
+LENGTH_TYPES = ("llama3", YARN, LONGROPE)
 # The values that each type cannot do without.
 NEEDS: Mapping[str, tuple[str, ...]] = {
     DEFAULT_TYPE: (),
     "linear": ("factor",),
     "dynamic": ("factor",),
     "proportional": (),
-    "yarn": ("factor", ORIGINAL_LENGTH),
+    YARN: ("factor", ORIGINAL_LENGTH),
     "llama3": ("factor", ORIGINAL_LENGTH, "low_freq_factor", "high_freq_factor"),
     LONGROPE: ("short_factor", "long_factor", ORIGINAL_LENGTH),
 }
@@ -112,6 +113,11 @@ def _of_layer_type(get: ConfigReader, layer_type: str) -> dict[str, Any]:
     parameters = get("rope_parameters")
     nested = {FULL_ATTENTION: {TYPE: DEFAULT_TYPE}} if parameters is None else parameters
     stated, scaling = dict(nested.get(layer_type) or {TYPE: DEFAULT_TYPE}), get("rope_scaling")
+    if not all(place.get(TRUNCATE, True) for place in (nested, stated, scaling or {})):
+        raise CheckpointError(
+            f"{get.source}: rope_parameters: {TRUNCATE} false is not supported where types of "
+            "layers rotate apart: transformers does not read it there; remove it"
+        )
     if scaling is not None:
         if not nested.get(FULL_ATTENTION):
             raise CheckpointError(
@@ -189,7 +195,7 @@ def _check_numbers(settings: Mapping[str, Any], num_rotated: int, where: str) ->
             )
     singular = (
         (kind == "dynamic" and num_rotated <= 2)
-        or (kind == "yarn" and settings[THETA] == 1)
+        or (kind == YARN and settings[THETA] == 1)
         or (kind == LONGROPE and settings[ORIGINAL_LENGTH] == 1)
     )
     if singular:

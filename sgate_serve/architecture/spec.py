@@ -338,8 +338,8 @@ class ModelSpec:
             shapes[f"{norm}.weight"] = (self.hidden_size,)
             if family.has_norm_bias:
                 shapes[f"{norm}.bias"] = (self.hidden_size,)
-        for norm in family.head_norms if layer.num_heads else ():
-            shapes[f"{family.layer_name(index)}.{norm}.weight"] = (layer.head_dim,)
+        for norm, size in self.head_norm_sizes(index).items():
+            shapes[f"{norm}.weight"] = (size,)
         sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: self.hidden_size}
         for name, axes in self.router_tensors(index).items():
             shapes[name] = tuple(sizes[axis] for axis in axes)
@@ -372,13 +372,22 @@ class ModelSpec:
 
         The norms of a skipped block are gone, except norms on the sum ("post"): LN(x + 0) is not x.
         """
-        family, layer, names = self.family, self.layers[index], []
+        family, layer, names = self.family, self.layers[index], list[str]()
         for block in BLOCKS:
             if layer.has(block) or family.residual == "post":
-                names.append(family.norm_name(index, block))
-            if layer.has(block) and block in family.post_norms:
-                names.append(f"{family.layer_name(index)}.{family.post_norms[block]}")
+                names += family.block_norms(index, block)
         return names
+
+    def head_norm_sizes(self, index: int) -> dict[str, int]:
+        """Return the norms on query and key of a layer with attention, and the length of each.
+
+        They span one head, or all heads of the layer.
+        """
+        family, layer = self.family, self.layers[index]
+        counts = (layer.num_heads, layer.num_kv_heads) if family.has_joint_head_norms else (1, 1)
+        sizes = [count * layer.head_dim for count in counts if layer.num_heads]
+        names = (f"{family.layer_name(index)}.{norm}" for norm in family.head_norms)
+        return dict(zip(names, sizes, strict=False))
 
     @property
     def num_gateable(self) -> int:

@@ -172,9 +172,9 @@ class Checkpoint:
         family, names = self.spec.family, set[str]()
         for index, layer in enumerate(self.spec.layers):
             for block in layer.skipped_blocks:
-                own = [n[block] for n in (family.norms, family.post_norms) if block in n]
-                own += family.head_norms if block == ATTENTION else ()
+                own = family.head_norms if block == ATTENTION else ()
                 names |= {f"{family.layer_name(index)}.{name}" for name in own}
+                names |= set(family.block_norms(index, block))
         return frozenset(f"{name}.{kind}" for name in names for kind in ("weight", "bias"))
 
     def read(self, name: str) -> Array:

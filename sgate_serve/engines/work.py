@@ -71,7 +71,7 @@ def work_by_module(spec: ModelSpec) -> Mapping[str, Work]:
         found[f"{name}.{family.blocks[MLP][0]}"] = Work(UNITS, layer)
         found |= {norm: Work(NORMS, layer) for norm in spec.norms(layer)}
         found |= {module_of(router): Work(UNITS, layer) for router in spec.router_tensors(layer)}
-        found |= {f"{name}.{norm}": Work(NORMS, layer) for norm in family.head_norms}
+        found |= {norm: Work(NORMS, layer) for norm in spec.head_norm_sizes(layer)}
         for module, roles in spec.modules(layer).items():
             found[module] = Work(kind_of(roles), layer)
     return found

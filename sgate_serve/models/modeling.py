@@ -82,6 +82,7 @@ def shrink(model: PreTrainedModel) -> None:
         attention = _find(model, spec.family, index, ATTENTION)
         if shape.num_heads:
             _set_head_counts(attention, shape)
+            _set_head_norms(model, spec, index)
             if hasattr(attention, "layer_idx"):
                 setattr(attention, "layer_idx", caches[index])  # noqa: B010  # typed as a tensor
         for block in shape.skipped_blocks:
@@ -156,6 +157,15 @@ def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
         setattr(attention, "config", view)  # noqa: B010  # typed as a tensor
 
 
+def _set_head_norms(model: PreTrainedModel, spec: ModelSpec, index: int) -> None:
+    """Give a layer norms on query and key of its own width, where they span all of its heads."""
+    for name, size in spec.head_norm_sizes(index).items():
+        own = name_in(model, spec.family, name)
+        stock: Any = model.get_submodule(own)
+        if stock.weight.shape != (size,):
+            model.set_submodule(own, type(stock)(size, spec.norm_eps))
+
+
 class _LayerConfig:
     """A view of a model's config for one layer: its own head count, everything else shared."""
 
@@ -187,9 +197,8 @@ def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> Non
         model.set_submodule(name_in(model, family, f"{layer}.{name}"), Skipped())
     if family.residual == "post":
         return
-    for norms in (family.norms, family.post_norms):
-        if block in norms:
-            model.set_submodule(name_in(model, family, f"{layer}.{norms[block]}"), nn.Identity())
+    for norm in family.block_norms(index, block):
+        model.set_submodule(name_in(model, family, norm), nn.Identity())
 
 
 def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:

@@ -154,8 +154,8 @@ def explanation(**changes: Any) -> dict[str, Any]:
         "measured": {"decode_batch_1": 1.0},
         "ideal": {"decode_batch_1": 1.25},
         "models": {
-            DENSE: dense | {"mlp_widths": [64, 64]},
-            PRUNED: pruned | {"mlp_widths": [32, 33]},
+            DENSE: dense | {"mlp_units": [64, 64], "mlp_widths": [64, 64]},
+            PRUNED: pruned | {"mlp_units": [32, 33], "mlp_widths": [32, 33]},
         },
         "machine": {
             "read_bytes_per_second": 10e9,

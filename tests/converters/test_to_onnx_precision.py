@@ -59,7 +59,10 @@ def relative_error(found: Floats, expected: Floats) -> float:
 
 
 def error_of_most(found: Floats, expected: Floats) -> float:
-    """Return the median over tokens: rounding may choose other experts for some of them."""
+    """Return the median over tokens, since rounding changes more for some of them.
+
+    It may choose other experts, or a norm after a block magnifies it where the block writes little.
+    """
     return float(np.median(np.abs(found - expected).max(axis=-1)) / np.abs(expected).max())
 
 
@@ -128,11 +131,12 @@ def test_every_family_in_every_precision(
         build(variant, 0).save_pretrained(out := tmp_path / "out")
     checkpoint, tokens = Checkpoint.open(out), random_tokens(20)
     assert bool(checkpoint.spec.lowered) == is_lowered
-    exact = all_logits(runner_of(checkpoint, "fp32"), tokens)
+    family, exact = checkpoint.spec.family, all_logits(runner_of(checkpoint, "fp32"), tokens)
+    has_uneven_errors = family.mixture is not None or family.residual == "after"
     for precision, error in (("fp16", 0.02), ("int8", 0.2), ("int4", 1.0)):
         found = all_logits(runner_of(checkpoint, precision), tokens)
         assert 0 < error_of_most(found, exact) < error
-        assert checkpoint.spec.family.mixture or relative_error(found, exact) < error
+        assert has_uneven_errors or relative_error(found, exact) < error
         assert first_difference(checkpoint, out / precision, PRECISIONS[precision]) is None
 
 

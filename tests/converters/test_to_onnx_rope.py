@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from converters.to_onnx import write_onnx
 from converters.to_onnx.heads import HeadLayout
-from converters.to_onnx.rope import RotaryTable, inverse_frequencies
+from converters.to_onnx.rope import RotaryTable, attention_factor, inverse_frequencies
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.onnx.engine import load_runner
@@ -30,12 +30,21 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+}
 ROPES: list[dict[str, Any]] = [
     {"rope_type": "default", "rope_theta": 10000.0},
     {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
     LLAMA3,
+    YARN,
+    YARN | {"beta_fast": 8, "beta_slow": 2, "truncate": False, "attention_factor": 1.3},
+    YARN | {"mscale": 0.7, "mscale_all_dim": 1.2},
 ]
-IDS = [str(rope["rope_type"]) for rope in ROPES]
+IDS = [f"{number}-{rope['rope_type']}" for number, rope in enumerate(ROPES)]
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=IDS)
@@ -43,11 +52,12 @@ IDS = [str(rope["rope_type"]) for rope in ROPES]
 def test_frequencies_are_those_of_transformers(rope: dict[str, Any], head_dim: int) -> None:
     config = LlamaConfig(**SIZES | {"head_dim": head_dim, "rope_parameters": dict(rope)})
     if rope["rope_type"] == "default":
-        expected, _ = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
+        expected, factor = LlamaRotaryEmbedding.compute_default_rope_parameters(config)
     else:
-        expected, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
+        expected, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config)
     found = inverse_frequencies(rope, head_dim)
     np.testing.assert_allclose(found, expected.numpy(), rtol=3e-7)
+    assert attention_factor(rope) == pytest.approx(factor, rel=1e-12)
 
 
 @pytest.mark.parametrize("rope", ROPES, ids=IDS)
@@ -65,9 +75,11 @@ def test_rope_types_differ() -> None:
     tables = [inverse_frequencies(rope, 16) for rope in ROPES]
     assert np.abs(tables[0] - tables[1]).max() > 0.1
     assert np.abs(tables[0] - tables[2]).max() > 0.01
+    assert np.abs(tables[0] - tables[3]).max() > 0.01
+    assert np.abs(tables[3] - tables[4]).max() > 0.01
 
 
-@pytest.mark.parametrize("rope_type", ["yarn", "dynamic", "proportional"])
+@pytest.mark.parametrize("rope_type", ["dynamic", "proportional"])
 def test_other_rope_types_are_refused_by_name(rope_type: str) -> None:
     with pytest.raises(EngineError, match=f"rope_type '{rope_type}'.*use --engine torch"):
         inverse_frequencies({"rope_type": rope_type, "rope_theta": 1e4}, 16)

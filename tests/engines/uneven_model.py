@@ -32,6 +32,8 @@ FAMILIES = {
     "phi3": ZOO["phi3"][0],
     "gemma2": ZOO["gemma2"][0],
     "gemma3_text": ZOO["gemma3_text"][0],
+    "olmo2": ZOO["olmo2"][0],
+    "olmo3": ZOO["olmo3"][1],
     "gpt2": ZOO["gpt2"][0],
 }
 

@@ -77,6 +77,8 @@ BASES: dict[str, Config] = {
     "phi3": DECODER | {"sliding_window": WINDOW},
     "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
+    "olmo2": DECODER,
+    "olmo3": DECODER | {"num_hidden_layers": 4, "sliding_window": WINDOW},
     "gpt2": SIZES | {"n_embd": 32, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "bert": ENCODER,
     "roberta": ENCODER,

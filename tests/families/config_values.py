@@ -166,6 +166,10 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
+    "olmo3": {
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
+    },
 }
 _EVERYWHERE = {
     *("return_dict", "is_encoder_decoder", "configuration_files", "transformers_weights"),

@@ -179,6 +179,7 @@ def test_a_config_of_nothing_but_its_family_is_that_of_the_class(
     check_reading(tmp_path)
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 # Spellings that meet in one config; the old one wins where transformers lets it.
 MEETING: list[tuple[str, Config]] = [
     ("llama", {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 3.0}}),
@@ -211,6 +212,10 @@ MEETING: list[tuple[str, Config]] = [
     ("gemma3_text", {"rope_parameters": {**LINEAR, "rope_theta": 3.0}}),
     ("gemma3_text", {"rope_parameters": {"sliding_attention": LINEAR, "full_attention": None}}),
     ("gemma3_text", {"original_max_position_embeddings": 8, "rope_scaling": LLAMA3}),
+    ("olmo2", {"rope_scaling": YARN, "rope_theta": 200.0}),
+    ("olmo2", {"rope_parameters": {**YARN, "truncate": False, "beta_fast": 9}, "head_dim": 16}),
+    ("olmo3", {"rope_scaling": YARN, "rope_theta": 7.0, "sliding_window": 3}),
+    ("olmo3", {"layer_types": None, "rope_parameters": {"sliding_attention": YARN}}),
     ("gpt2", {"n_inner": None, "scale_attn_by_inverse_layer_idx": True, "hidden_size": 32}),
     ("bert", {"head_dim": 4, "pad_token_id": -1}),
     ("roberta", {"pad_token_id": 2}),
@@ -263,6 +268,7 @@ CONTRADICTING: list[tuple[str, Config, str]] = [
         {"rope_scaling": LINEAR, "rope_parameters": LINEAR},
         "transformers refuses bot",
     ),
+    ("olmo3", {"rope_scaling": {**YARN, "truncate": False}}, "rope_parameters: truncate false is"),
     ("gpt2", {"hidden_size": 48}, "transformers reads hidden_size as n_embd; here they are 48 and"),
     ("roberta", {"pad_token_id": -1}, "pad_token_id -1 is not an id from 0 to 30"),
     ("roberta", {"pad_token_id": None}, "pad_token_id is null; positions start after it"),

@@ -116,8 +116,10 @@ def test_process_without_this_package_gets_the_masked_dense_logits(
     shape, dense = case.plan.layers[0].shape, masked.spec.layers[0]
     kinds = {bool(layer.experts) for layer in masked.spec.layers}
     assert len({layer.shape for layer in case.plan.layers}) == len(kinds)
-    # Where no width is stated, hidden size / heads is the width of a head, so all heads stay.
-    stays = 1 if masked.spec.family.has_stated_head_width else 2
+    # Where no width is stated, hidden size / heads is the width of a head, so all heads stay. So do
+    # they where one norm spans them.
+    family = masked.spec.family
+    stays = 1 if family.has_stated_head_width and not family.has_joint_head_norms else 2
     assert (shape.num_heads, shape.num_kv_heads) == (
         dense.num_heads * stays // 2,
         dense.num_kv_heads * stays // 2,

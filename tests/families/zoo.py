@@ -98,6 +98,16 @@ LONGROPE = {
         "long_factor": [1.1, 2.0, 4.0],
     },
 }
+# Layers with a window rotate by other frequencies than those without.
+YARN = {
+    "full_attention": {
+        "rope_type": "yarn",
+        "rope_theta": 100.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,32 @@ ZOO: Mapping[str, list[Variant]] = {
             | {"final_logit_softcapping": None, "attention_bias": True}
             | {"tie_word_embeddings": False}
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        ),
+    ],
+    "olmo2": [
+        Variant("olmo2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),
+        Variant(
+            "olmo2",
+            "biased",
+            "causal-lm",
+            WITH_HEAD_DIM | {"attention_bias": True, "num_key_value_heads": 4},
+        ),
+    ],
+    "olmo3": [
+        Variant(
+            "olmo3",
+            "pattern",
+            "causal-lm",
+            DECODER | {"num_hidden_layers": 4, "sliding_window": WINDOW},
+        ),
+        Variant(
+            "olmo3",
+            "biased-yarn",
+            "causal-lm",
+            WITH_HEAD_DIM
+            | {"attention_bias": True, "sliding_window": WINDOW, "tie_word_embeddings": True}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+            | {"rope_parameters": YARN},
         ),
     ],
     "mixtral": [

@@ -1,4 +1,4 @@
-"""Gates train on families whose modules are fused, transposed or ungated, the whole way."""
+"""Gates train on families whose modules are fused, transposed or ungated, or whose heads stay."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,10 @@ from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import ZOO, build
 from tests.text_model import SENTENCES, write_tokenizer
 
-WIDTHS = {"phi3": "intermediate_size", "gpt2": "n_inner", "gemma3_text": "intermediate_size"}
+WIDTHS = {
+    "gpt2": "n_inner",
+    **dict.fromkeys(("phi3", "gemma3_text", "olmo2"), "intermediate_size"),
+}
 
 
 @pytest.mark.parametrize("family", WIDTHS)

@@ -100,7 +100,7 @@ class Headers:
 
     def head_norm(self, layer: int) -> int:
         """Return the length of the layer's norms over single heads; 0 without such norms."""
-        for norm in self.family.head_norms:
+        for norm in () if self.family.has_joint_head_norms else self.family.head_norms:
             tensor = self.tensors.get(f"{self.family.layer_name(layer)}.{norm}.weight")
             if tensor is not None and len(tensor.shape) == 1:
                 return tensor.shape[0]

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm.distributed import get_tensor_model_parallel_rank, tensor_model_parallel_all_reduce
 from vllm.v1.attention.selector import get_attn_backend
 
-from sgate_serve.architecture.family import ATTENTION
-from sgate_serve.engines.vllm.layer import LayerContext
+from sgate_serve.architecture.family import ATTENTION, KEY
+from sgate_serve.engines.vllm.layer import LayerContext, spread
 from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.errors import EngineError
 
@@ -18,8 +19,8 @@ WIDEST_HEAD = 512
 class UnevenAttention(nn.Module):
     """Project, rotate, attend, project: `core` is vLLM's attention for the padded heads.
 
-    `query_norm` and `key_norm` normalize single heads, `rotary` is vLLM's rotary embedding; all are
-    optional. `core` may have more heads than the layer: the others are zeros.
+    `query_norm` and `key_norm` normalize single heads, or all at once; `rotary` is vLLM's rotary
+    embedding; all are optional. `core` may have more heads than the layer: the others are zeros.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class UnevenAttention(nn.Module):
         self.core: Any = core
         self.rotary = parts.get("rotary")
         self.query_norm, self.key_norm = parts.get("query_norm"), parts.get("key_norm")
+        self.has_joint_norms = layer.spec.family.has_joint_head_norms
 
     def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return [tokens, hidden], to be added to the residual stream."""
@@ -52,6 +54,8 @@ class UnevenAttention(nn.Module):
         return self.writer(y)
 
     def _normed(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if self.has_joint_norms:
+            return norm(x)
         heads = x.reshape(*x.shape[:-1], -1, self.head_dim)
         return norm(heads).view(x.shape)
 
@@ -63,6 +67,39 @@ class UnevenAttention(nn.Module):
         heads = x.view(x.shape[0], -1, self.head_dim)
         padding = (0, width - self.head_dim, 0, num_heads - heads.shape[1])
         return nn.functional.pad(heads, padding).view(x.shape[0], -1)
+
+
+class ShardedHeadNorm(nn.Module):
+    """RMSNorm over the queries or the keys of all heads, of which each shard has some.
+
+    Shards add up their sums of squares: [tokens, local heads * head_dim] of each. Heads that only
+    pad are zeros; a KV head that several shards have counts as often.
+    """
+
+    def __init__(self, layer: LayerContext, role: str, eps: float) -> None:
+        super().__init__()
+        shape, self.eps = layer.shape, eps
+        self.sources, num_heads = shape.rows[role], shape.num_heads
+        stored, replicas = shape.stored.num_heads, 1
+        if role == KEY:
+            num_heads, stored = shape.num_kv_heads, shape.stored.num_kv_heads
+            replicas = max(1, shape.num_shards // shape.padded.num_kv_heads)
+        width = shape.stored.head_dim
+        self.size, self.replicas = stored * width * replicas, replicas
+        weight: Any = nn.Parameter(torch.ones(num_heads * width))
+        weight.weight_loader = self.load
+        self.weight = weight
+
+    def load(self, parameter: nn.Parameter, stored: torch.Tensor) -> None:
+        """Load this shard's part of the weight of all heads."""
+        start = get_tensor_model_parallel_rank() // self.replicas * len(parameter)
+        own = spread(stored, 0, self.sources)[start : start + len(parameter)]
+        parameter.data.copy_(own)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.to(torch.float32)
+        squares = tensor_model_parallel_all_reduce(wide.pow(2).sum(-1, keepdim=True))
+        return (wide * torch.rsqrt(squares / self.size + self.eps) * self.weight).to(x.dtype)
 
 
 @cache

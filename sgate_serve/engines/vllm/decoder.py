@@ -32,8 +32,12 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.sequence import IntermediateTensors
 
-from sgate_serve.architecture.family import ATTENTION, MLP
-from sgate_serve.engines.vllm.attention import UnevenAttention, backend_head_size
+from sgate_serve.architecture.family import ATTENTION, KEY, MLP, QUERY
+from sgate_serve.engines.vllm.attention import (
+    ShardedHeadNorm,
+    UnevenAttention,
+    backend_head_size,
+)
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
@@ -53,8 +57,8 @@ DYNAMIC = {
 class UnevenDecoderLayer(nn.Module):
     """A decoder layer; either block may be missing, together with its norms.
 
-    The residual stream is carried as (delta, residual): a norm adds the two in one pass. Before the
-    first norm of a model the residual is None.
+    The residual stream is carried as (delta, residual), and the norm before the next block adds the
+    two in one pass. Before the first block of a model the residual is None.
     """
 
     def __init__(self, model: ModelContext, index: int, prefix: str) -> None:
@@ -69,7 +73,8 @@ class UnevenDecoderLayer(nn.Module):
             kind = UnevenMixture if shape.experts else UnevenMLP
             self.blocks[MLP] = kind(model, layer, f"{prefix}.mlp")
         for block in self.blocks:
-            self.norms[block] = residual_norm(model)
+            if block in model.spec.family.norms:
+                self.norms[block] = residual_norm(model)
             if block in model.spec.family.post_norms:
                 self.post_norms[block] = residual_norm(model)
 
@@ -77,7 +82,10 @@ class UnevenDecoderLayer(nn.Module):
         self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
     ) -> Stream:
         for name, block in self.blocks.items():
-            hidden, residual = add_and_norm(self.norms[name], hidden, residual)
+            if name in self.norms:
+                hidden, residual = add_and_norm(self.norms[name], hidden, residual)
+            else:
+                residual = hidden = hidden if residual is None else hidden + residual
             hidden = block(positions, hidden) if name == ATTENTION else block(hidden)
             if name in self.post_norms:
                 hidden = self.post_norms[name](hidden)
@@ -245,8 +253,12 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
         parts["rotary"] = get_rope(
             width, max_position=spec.num_positions, rope_parameters=dict(rope.settings)
         )
-    for name, _ in zip(("query_norm", "key_norm"), spec.family.head_norms, strict=False):
-        parts[name] = rms_norm(model, width, spec.norm_eps)
+    sizes = spec.head_norm_sizes(layer.index).values()
+    for name, role, size in zip(("query_norm", "key_norm"), (QUERY, KEY), sizes, strict=False):
+        if spec.family.has_joint_head_norms and model.num_shards > 1:
+            parts[name] = ShardedHeadNorm(layer, role, spec.norm_eps)
+        else:
+            parts[name] = rms_norm(model, size, spec.norm_eps)
     return UnevenAttention(layer, core, f"{prefix}.self_attn", **parts)
 
 

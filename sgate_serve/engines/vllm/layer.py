@@ -59,20 +59,20 @@ class LayerContext:
         """
         weight, scale = self.as_stored(tensors), tensors.get(SCALE)
         rows, columns = self._dims(module)
-        weight = _spread(weight, 0, _inverse(tensors.get(OUT_INDEX), rows))
-        weight = _spread(weight, 1, _inverse(tensors.get(IN_INDEX), columns))
+        weight = spread(weight, 0, _inverse(tensors.get(OUT_INDEX), rows))
+        weight = spread(weight, 1, _inverse(tensors.get(IN_INDEX), columns))
         if scale is not None:
-            scale = _spread(scale, 0, _inverse(tensors.get(OUT_INDEX), rows), 1)
+            scale = spread(scale, 0, _inverse(tensors.get(OUT_INDEX), rows), 1)
         bias = tensors.get(BIAS)
         parts: dict[str, Tensors] = {}
         for role in self.roles(module):
             own = self.spec.role_rows(self.index, role)
             of_rows, of_columns = self.shape.rows.get(role), self.shape.columns.get(role)
-            part = {WEIGHT: _spread(_spread(weight[own], 0, of_rows), 1, of_columns)}
+            part = {WEIGHT: spread(spread(weight[own], 0, of_rows), 1, of_columns)}
             if scale is not None:
-                part[SCALE] = _spread(scale[own], 0, of_rows, 1)
+                part[SCALE] = spread(scale[own], 0, of_rows, 1)
             own_bias = weight.new_zeros(own.stop - own.start) if bias is None else bias[own]
-            part[BIAS] = _spread(own_bias, 0, of_rows)
+            part[BIAS] = spread(own_bias, 0, of_rows)
             parts[role] = part
         return parts
 
@@ -96,7 +96,7 @@ def _inverse(index: torch.Tensor | None, size: int) -> Sources | None:
     return inverse.numpy()
 
 
-def _spread(
+def spread(
     tensor: torch.Tensor, dim: int, sources: Sources | None, filling: float = 0
 ) -> torch.Tensor:
     """Select slices of `dim` by their sources; PADDING becomes `filling`."""

@@ -36,13 +36,20 @@ LayerProbabilities = Callable[[str, str], Tensor]
 
 
 def coupled_removal(spec: ModelSpec) -> Removal:
-    """Return the expected removal of coupled gates; each removes the weights of its unit."""
+    """Return the expected removal of coupled gates; each removes the weights of its unit.
+
+    A kind of block without gates keeps everything.
+    """
     sites = unit_sites(spec)
 
     def removal(probabilities: OpenProbabilities) -> Tensor:
         kept: dict[str, list[Tensor]] = {block: [] for block in BLOCK_KINDS}
         for site in sites:
             kept[site.block].append(site.unit_weights * probabilities[site.gate.key].sum())
+        some = next(iter(probabilities.values()))
+        for block in BLOCK_KINDS:
+            if not kept[block]:
+                kept[block].append(some.new_tensor(num_block_weights(spec, block)))
         return _removed(spec, kept)
 
     return removal

@@ -23,6 +23,7 @@ from sgate_serve.training.train_options import COUPLED
 Units = NDArray[np.int64]
 
 KEPT = "every block keeps one unit and one KV group"
+HEADS_KEPT = "every MLP keeps one unit, and heads under one norm stay"
 COARSE = "its KV groups and blocks of units are too coarse for a step between"
 
 
@@ -44,7 +45,8 @@ def select_units(
 
     most = close(len(orders[MLP]), len(orders[ATTENTION]))
     if most.removed < target.fraction - TOLERANCE:
-        raise target.unreachable(most.removed, KEPT)
+        reason = HEADS_KEPT if spec.family.has_joint_head_norms else KEPT
+        raise target.unreachable(most.removed, reason)
     tried: list[Selection] = []
     total = sum(layer.num_kv_heads for layer in spec.layers)
     wanted = target.fraction * total if ranking.num_groups is None else ranking.num_groups

@@ -43,7 +43,8 @@ class PrunableSite:
 def unit_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
     """Return two sites per layer: MLP units, and KV groups (or heads, if each has its own KV).
 
-    A mixture has a site of units for every expert.
+    A mixture has a site of units for every expert. Where one norm spans all heads, attention has
+    none: closing a group would not remove it.
     """
     sites = []
     for gate in coupled_sites(spec):
@@ -52,6 +53,8 @@ def unit_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
         if gate.kind not in (MLP_UNITS, attention_kind):
             continue
         block = MLP if gate.kind == MLP_UNITS else ATTENTION
+        if block == ATTENTION and spec.family.has_joint_head_norms:
+            continue
         weights = _block_weights(spec, gate.layer, block)
         num_gates = shape.mlp_units if block == MLP else gate.num_gates
         sites.append(PrunableSite(gate, block, weights // num_gates))

@@ -101,8 +101,9 @@ def test_constant_goes_into_the_norm_before_where_norms_are_on_the_sum(
     assert target(facts, index, block, (0, "heads"), (0, "mlp_units")) == expected
 
 
-def test_constant_before_a_post_norm_stays() -> None:
-    assert target(two_layers("gemma2", tie_word_embeddings=False), 1, MLP) is None
+@pytest.mark.parametrize("model_type", ["gemma2", "olmo2"])
+def test_constant_before_a_post_norm_stays(model_type: str) -> None:
+    assert target(two_layers(model_type, tie_word_embeddings=False), 1, MLP) is None
 
 
 def moves(facts: ModelFacts, layer: LayerState) -> list[Move]:

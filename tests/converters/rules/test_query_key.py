@@ -110,6 +110,12 @@ def test_heads_are_uniform_where_what_is_left_of_their_query_is_dead() -> None:
     assert found_by(uniform_heads, without(facts, key_dims=(1, 3)), "heads") == [1]
 
 
+def test_heads_do_not_merge_under_a_norm_that_spans_them() -> None:
+    spec = spec_of("olmo2")
+    facts = facts_of(spec, layer_of(spec, query={"rows": EVERY}))
+    assert found_by(uniform_heads, facts, "heads") == []
+
+
 def test_heads_merge_only_with_exact_sums() -> None:
     layer = layer_of(ROTARY, query={"rows": EVERY})
     facts = facts_of(ROTARY, layer, has_exact_sums=False)

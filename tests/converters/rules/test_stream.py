@@ -76,6 +76,14 @@ def test_norm_before_a_block(spec: ModelSpec, block: str, expected: str) -> None
     assert norm_before(spec.family, 1, block) == expected
 
 
+def test_block_without_a_norm_before_it_reads_the_stream() -> None:
+    spec = spec_of("olmo2")
+    assert norm_before(spec.family, 0, MLP) is None
+    # The norm after a block says nothing of what the block reads.
+    silent = facts_of(spec, norms={POST: norm(weight=EVERY)})
+    assert found_by(dead_columns, view_of(silent, unwritten=(2,)), Columns("up")) == [2]
+
+
 def test_norms_on_the_sum_start_behind_the_embedding() -> None:
     assert norm_before(POST_LN.family, 0, ATTENTION) == "bert.embeddings.LayerNorm"
 

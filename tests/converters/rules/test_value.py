@@ -63,6 +63,15 @@ def test_head_with_zero_query_or_key_lives_because_it_averages_values(role: str)
     assert found_by(dead_heads, facts, "heads") == []
 
 
+def test_heads_under_one_norm_die_all_together_or_not_at_all() -> None:
+    spec = spec_of("olmo2")
+    one = facts_of(spec, layer_of(spec, output={"columns": (2, 3)}))
+    assert found_by(dead_heads, one, "heads") == []
+    # The values of heads 0 and 1 are dead, and nothing reads those of heads 2 and 3.
+    all_four = facts_of(spec, layer_of(spec, output={"columns": (4, 5, 6, 7)}))
+    assert found_by(dead_heads, without(all_four, value_dims=(0, 1)), "heads") == [0, 1, 2, 3]
+
+
 def test_kv_head_dies_with_its_last_query_head() -> None:
     facts = facts_of(SPEC)
     assert found_by(dead_kv_heads, without(facts, heads=(0,)), "kv_heads") == []

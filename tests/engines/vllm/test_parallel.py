@@ -3,6 +3,7 @@
 vLLM 0.32 on CPU allocates what a pipeline stage receives while it compiles, so that case compiles.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ ODD = Variant(
     | {"intermediate_size": 31, "attention_bias": True, "mlp_bias": True},
 )
 TOKENS = 1 + random_tokens(20, vocab_size=96)
+TWO_SHARDS = ["--tensor-parallel-size=2"]
 REQUESTS = [Request(f"r{seed}", prompt(9 + seed, seed), greedy(8)) for seed in range(3)]
 
 
@@ -56,7 +58,15 @@ def check_decoder(folder: Path, arguments: list[str]) -> None:
 
 
 def test_tensor_parallel_shards_of_uneven_layers(odd: Path) -> None:
-    check_decoder(odd, ["--tensor-parallel-size=2"])
+    check_decoder(odd, TWO_SHARDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_heads", [3, 1])
+def test_tensor_parallel_norms_over_all_heads(kv_heads: int, tmp_path: Path) -> None:
+    """Three KV heads for two shards, which get a fourth of zeros; and one that both have."""
+    joint = replace(ODD, family="olmo2", config={**ODD.config, "num_key_value_heads": kv_heads})
+    check_decoder(converted(joint, tmp_path, skip=0, index_price=0)["out"], TWO_SHARDS)
 
 
 @pytest.mark.slow
@@ -67,7 +77,7 @@ def test_pipeline_parallel_stages(odd: Path) -> None:
 @pytest.mark.slow
 def test_tensor_parallel_encoder(tmp_path: Path) -> None:
     folder = converted(ZOO["bert"][1], tmp_path, skip=0, index_price=0)["out"]
-    with worker_engine(folder, ["--tensor-parallel-size=2"]) as engine:
+    with worker_engine(folder, TWO_SHARDS) as engine:
         found = engine.logits(TOKENS)
     expected = TorchModel.converted(folder).logits(TOKENS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)

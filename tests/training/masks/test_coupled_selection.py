@@ -5,11 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.family import MLP
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
 from sgate_serve.plan.figures import removed
+from sgate_serve.training.gates.expected_removal import coupled_removal
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.coupled_selection import cheapest_num_groups, select_units
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite, unit_sites
@@ -138,6 +142,21 @@ def test_a_target_beyond_what_may_close_is_refused() -> None:
         TrainingError, match=r"--target 0\.95: the nearest .* reach is 0\.\d+, because"
     ):
         GRANULARITIES[COUPLED].check_reachable(spec_of(8, 1), WeightTarget(0.95))
+
+
+def test_only_mlp_units_close_where_heads_stay_under_one_norm() -> None:
+    spec = replace(spec_of(4, 2), family=FAMILIES["olmo2"])
+    sites = unit_sites(spec)
+    assert {site.block for site in sites} == {MLP}
+    ranking = Ranking(random_scores(sites))
+    selection = select_units(spec, ranking, WeightTarget(0.3), "")
+    assert selection.removed == pytest.approx(0.3, abs=0.01)
+    mlp, attention = coupled_removal(spec)(
+        {key: torch.from_numpy(values) for key, values in selection.gates.values.items()}
+    )
+    assert mlp > 0.3 and attention == 0
+    with pytest.raises(TrainingError, match="because every MLP keeps one unit, and heads under"):
+        select_units(spec, ranking, WeightTarget(0.9), "")
 
 
 def test_a_target_between_coarse_units_is_refused() -> None:
