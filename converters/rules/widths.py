@@ -143,7 +143,8 @@ def _check_counts(states: Sequence[LayerState]) -> None:
         )
         raise PlanError(
             f"--uniform: layer {one} keeps {few} experts and layer {other} keeps {many}, and a "
-            "closed expert cannot come back; close as many in every layer, or leave --uniform out"
+            "closed expert cannot come back; close as many in every layer (sgate train --balance "
+            "even, with a target that whole experts meet), or leave --uniform out"
         )
 
 

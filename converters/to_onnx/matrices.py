@@ -171,10 +171,9 @@ class Matrices:
 
         How many tokens an expert multiplies follows from the tokens, not from the call.
         """
-        own, block = self._precision, self._precision.block
-        assert block is not None, "floats have no blocks"
-        is_fine = matrix.of_expert and self._bits(matrix) == own.bits
-        return own.expert_block or block if is_fine else block
+        held = self._precision.of_experts if matrix.of_expert else self._precision
+        assert held.block is not None, "floats have no blocks"
+        return held.block
 
     def _blocks(self, matrix: Matrix, block: int) -> list[ir.Value | None]:
         """Return values, scales and, for 4 bits, zeros as initializers."""

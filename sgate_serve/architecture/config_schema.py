@@ -195,6 +195,8 @@ def _check_expert_units(layers: Mapping[Any, Any], source: str) -> None:
         where = f"{source}.expert_units"
         if not str(key).isdecimal() or len(str(key)) > len(str(MAX_LAYERS)):
             raise CheckpointError(f"{where} holds {brief(key)}; expected the number of a layer")
+        if widths is None:
+            raise CheckpointError(f"{where}: layer {key} must be {INDICES.words}, found null")
         check_fields({key: widths}, {key: INDICES}, where, CheckpointError)
 
 

@@ -48,10 +48,9 @@ def weight_bytes(spec: ModelSpec, precision: Precision, batch: int = 1) -> dict[
     """Return the bytes of weights that one decode step reads, by kind of work."""
     found = {PROJECTIONS: 0.0, UNITS: 0.0}
     for roles, weights, is_expert in _linears(spec, batch):
-        is_finer = not set(roles).isdisjoint(precision.finer)
-        size = precision.bytes_outside if is_finer else precision.bytes_inside
-        if is_expert and not is_finer:
-            size = precision.bytes_of_experts
+        held = precision.of_experts if is_expert else precision
+        is_finer = not set(roles).isdisjoint(held.finer)
+        size = held.bytes_outside if is_finer else held.bytes_inside
         found[kind_of(roles)] += weights * size
     outside = _weights_outside(spec)
     return found | {

@@ -16,7 +16,7 @@ def next_step(base: Checkpoint, gates: Path | None, figures: Figures) -> str | N
         return (
             f"nothing can be removed, though gates or zeros close {figures.naive:.2%} of the block "
             "weights: every linear needs the rest, at this --align and --index-price; lower "
-            "--align, or give --index-price 0"
+            "--align, give --index-price 0, or leave --uniform out"
         )
     if gates is not None:
         return (

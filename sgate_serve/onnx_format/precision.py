@@ -35,9 +35,9 @@ class Precision:
     expert_block: int | None = None
 
     @property
-    def bytes_of_experts(self) -> float:
-        """Bytes of one weight of an expert, including its share of scale and zero point."""
-        return replace(self, block=self.expert_block or self.block).bytes_inside
+    def of_experts(self) -> "Precision":
+        """The format of experts' matrices."""
+        return replace(self, block=self.expert_block or self.block)
 
     @property
     def bytes_inside(self) -> float:

@@ -1,5 +1,7 @@
 """Mixtures of experts: what closing an expert means, what does not close one, and other tools."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +163,7 @@ def test_experts_of_other_tools_are_counted_by_the_tensors(
     name = f"{router_name(base, layers[0])}.weight"
     weights[name] = np.concatenate([weights[name], weights[name][:1]])
     save_file(weights, tmp_path / "foreign" / WEIGHTS, {"format": "pt"})
-    with pytest.raises(CheckpointError, match="the router of its layer has 5 rows, and tensor"):
+    with pytest.raises(CheckpointError, match=r"has 5 rows, one for each expert, .* is missing"):
         Checkpoint.open(tmp_path / "foreign")
 
 
@@ -249,3 +251,61 @@ def test_tokens_after_a_close_choice_among_experts_are_doubtful(tmp_path: Path) 
     expected = np.logical_or.accumulate(ties)
     np.testing.assert_array_equal(model.doubtful(len(tokens)), expected)
     assert model.doubtful(1).tolist() == [True]
+
+
+def without(*names: str) -> Callable[[dict[str, Any]], None]:
+    return lambda tensors: [tensors.pop(name) for name in names] and None
+
+
+def cut(name: str, rows: int | None = None, columns: int | None = None) -> Any:
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[name] = np.ascontiguousarray(tensors[name][:rows, :columns])
+
+    return change
+
+
+def stacked(tensors: dict[str, Any]) -> None:
+    tensors["model.layers.0.mlp.experts.down_proj"] = np.zeros((5, 48, 16), np.float32)
+
+
+ROUTER, EXPERT = "model.layers.0.mlp.gate.weight", "model.layers.0.mlp.experts.1"
+
+
+@pytest.mark.parametrize(
+    ("change", "fields", "message"),
+    [
+        (stacked, {}, "experts.down_proj holds all experts of its layer; load the model in tr"),
+        (cut(ROUTER, rows=4), {}, r"gate.weight has 4 rows, but there is .*experts\.4\.down_proj"),
+        (
+            cut(f"{EXPERT}.down_proj.weight", columns=9),
+            {},
+            r"has 9 columns and .*1\.gate_proj.* 16 r",
+        ),
+        (
+            without("model.layers.0.mlp.shared_expert.down_proj.weight"),
+            {},
+            "layer 0 has a shared expert by config.json, and tensor .* is missing",
+        ),
+        (
+            without(),
+            {"mlp_only_layers": [0, 1]},
+            "layer 0 is an MLP by mlp_only_layers .* a mixture",
+        ),
+        (without(), {"mlp_only_layers": None}, "layer 1 is a mixture by mlp_only_layers .* an MLP"),
+        (without(), {"num_experts_per_tok": 9}, "num_experts_per_tok 9 of 5 experts"),
+    ],
+)
+def test_what_contradicts_itself_is_named(
+    change: Callable[[dict[str, Any]], None],
+    fields: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    write_base(ZOO["qwen2_moe"][0], tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    change(tensors)
+    save_file(tensors, tmp_path / WEIGHTS, {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text()) | fields
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(tmp_path)

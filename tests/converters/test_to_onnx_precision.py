@@ -1,5 +1,6 @@
 """Graphs in other precisions than fp32: close to what they mean, and exact token by token."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS
 from tests.converters.integer_blocks import dequantized
 from tests.families.test_equivalence import converted
-from tests.families.zoo import VARIANTS, Variant, build
+from tests.families.zoo import VARIANTS, ZOO, Variant, build
 from tests.small_llama import (
     Kept,
     dense_llama,
@@ -43,7 +44,10 @@ NAMES = {
     *("llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"),
     "qwen2_moe-shared",
 }
+# Wider than the blocks of 4 and of 8 bits.
+WIDE = {"hidden_size": 192, "moe_intermediate_size": 160, "shared_expert_intermediate_size": 160}
 SOME = [variant for variant in DECODERS if str(variant) in NAMES]
+SOME += [replace(v, name="wide", config={**v.config, **WIDE}) for v in ZOO["qwen2_moe"][:1]]
 QUANTIZED = ["int8", "int4"]
 SIZES = OnnxOptions(slots=4, max_model_len=48, threads=1, prefill_chunk=16, batch_invariant=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sgate_serve.architecture.config import dense_shapes
 from sgate_serve.architecture.config_reader import ConfigReader
-from sgate_serve.architecture.family import DOWN, Family
+from sgate_serve.architecture.family import DOWN, GATE, UP, Family
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
@@ -22,6 +22,8 @@ from sgate_serve.checkpoint.ragged.widths import StoredTensor
 from sgate_serve.errors import CheckpointError
 
 Tensors = Mapping[str, StoredTensor]
+# How transformers' classes call the experts of a layer, if they are saved as these have them.
+STACKED = (".experts.gate_up_proj", ".experts.down_proj")
 
 
 def normalize_mixtures(
@@ -31,6 +33,7 @@ def normalize_mixtures(
 
     Raises CheckpointError if the files hold an expert without its router, or the reverse.
     """
+    _check_apart(tensors)
     get = ConfigReader(config, source, family)
     stated = list(dense_shapes(get, family, get.integer("num_hidden_layers")))
     found = [_stored_shape(family, index, each, tensors) for index, each in enumerate(stated)]
@@ -48,28 +51,73 @@ def normalize_mixtures(
 
 def _stored_shape(family: Family, index: int, stated: LayerShape, tensors: Tensors) -> LayerShape:
     """Return a layer's shape as the files have it; as stated where they have no router."""
-    assert family.mixture is not None, "only such a family has experts"
-    router = tensors.get(f"{family.router_name(index)}.weight")
+    name = f"{family.router_name(index)}.weight"
+    router = tensors.get(name)
     if not stated.experts or router is None:
+        _check_kind(family, index, stated, tensors)
         return stated
+    if len(router.shape) != 2:
+        raise CheckpointError(
+            f"{router.file}: tensor {name} has shape {list(router.shape)}, expected a row for each "
+            "expert"
+        )
+    beyond = f"{family.expert_linear(index, router.shape[0], DOWN)}.weight"
+    if beyond in tensors:
+        raise CheckpointError(
+            f"{router.file}: tensor {name} has {router.shape[0]} rows, but there is {beyond}; keep "
+            "as many rows as experts, in their order"
+        )
+    where = f"{router.file}: tensor {name} has {router.shape[0]} rows, one for each expert"
     experts = tuple(
-        _units(family.expert_linear(index, number, DOWN), router, tensors)
-        for number in range(router.shape[0])
+        _units(family, index, number, where, tensors) for number in range(router.shape[0])
     )
-    shared = stated.shared_units and _units(
-        family.expert_linear(index, None, DOWN), router, tensors
-    )
+    where = f"{router.file}: layer {index} has a shared expert by config.json"
+    shared = stated.shared_units and _units(family, index, None, where, tensors)
     units, top_k = sum(experts) + shared, min(stated.top_k, len(experts))
     return replace(stated, mlp_units=units, experts=experts, top_k=top_k)
 
 
-def _units(module: str, router: StoredTensor, tensors: Tensors) -> int:
-    down = tensors.get(f"{module}.weight")
-    if down is None or len(down.shape) != 2:
+def _check_kind(family: Family, index: int, stated: LayerShape, tensors: Tensors) -> None:
+    """Raise CheckpointError if a layer is a mixture in the files and an MLP by the config."""
+    router, mlp = f"{family.router_name(index)}.weight", f"{family.linear(index, DOWN)}.weight"
+    found = tensors.get(mlp if stated.experts else router)
+    if found is not None:
+        kinds = ("a mixture", "an MLP") if stated.experts else ("an MLP", "a mixture")
         raise CheckpointError(
-            f"{router.file}: the router of its layer has {router.shape[0]} rows, and tensor "
-            f"{module}.weight is "
-            + ("missing" if down is None else f"of shape {list(down.shape)}")
-            + ": is a shard lost, or was a row of the router left behind?"
+            f"{found.file}: layer {index} is {kinds[0]} by mlp_only_layers and decoder_sparse_step "
+            f"in config.json, and {kinds[1]} in the files; correct config.json"
         )
-    return down.shape[1]
+
+
+def _units(family: Family, index: int, expert: int | None, where: str, tensors: Tensors) -> int:
+    """Return the width of one expert; its linears must all be there, and fit each other."""
+    shapes = {}
+    for role in (DOWN, GATE, UP):
+        name = f"{family.expert_linear(index, expert, role)}.weight"
+        tensor = tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(
+                f"{where}, and tensor {name} is missing; is a shard lost, or was a row of the "
+                "router left behind?"
+            )
+        if len(tensor.shape) != 2:
+            raise CheckpointError(f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}")
+        shapes[name] = tensor.shape
+    (down, across), *readers = shapes.items()
+    for name, shape in readers:
+        if shape[0] != across[1]:
+            raise CheckpointError(
+                f"{where}; {down} has {across[1]} columns and {name} {shape[0]} rows: cut the "
+                "linears of an expert alike"
+            )
+    return across[1]
+
+
+def _check_apart(tensors: Tensors) -> None:
+    """Raise CheckpointError for experts that are stacked in one tensor."""
+    stacked = (name for name in tensors if name.endswith(STACKED))
+    if (name := next(stacked, None)) is not None:
+        raise CheckpointError(
+            f"{tensors[name].file}: tensor {name} holds all experts of its layer; load the model "
+            "in transformers and save it again, which writes them one by one"
+        )

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
 from sgate_serve.training.masks.prunable_sites import expert_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
@@ -27,6 +28,11 @@ def select_experts(
     Raises TrainingError if all that may close are too few.
     """
     order = _closing_order(spec, ranking)
+    if not order:
+        raise TrainingError(
+            "--gates experts: a token uses every expert of its layer, so none can close; use "
+            "--gates coupled"
+        )
 
     def close(count: int) -> Selection:
         values = {key: np.ones(len(score), np.float32) for key, score in ranking.scores.items()}
