@@ -6,9 +6,16 @@ values that a class accepts, never the reverse.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
 
+from sgate_serve.architecture.config_field import (
+    DECODER,
+    EVERY,
+    ConfigField,
+    Fields,
+    changed,
+    nullable,
+    without,
+)
 from sgate_serve.architecture.config_kinds import (
     ACTIVATION,
     CLASS_NAMES,
@@ -17,98 +24,34 @@ from sgate_serve.architecture.config_kinds import (
     FRACTION,
     INTEGER,
     KERNEL,
-    LABEL_IDS,
-    LABEL_NAMES,
     LAYER_NUMBERS,
     LAYERS,
-    PROBLEM,
     RATE,
     SHARE,
     STRATEGY,
     SWITCHES,
-    TOKEN_IDS,
-    TRUE,
 )
-from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXT, TEXTS, WHOLE, Kind
+from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXT, TEXTS, WHOLE
 
-
-@dataclass(frozen=True)
-class ConfigField:
-    """One field of a config: its values, what its absence means, and whether it may be null."""
-
-    kind: Kind
-    default: Any = None
-    is_nullable: bool = False
-
-
-Fields = Mapping[str, ConfigField]
-
-
-def _nullable(kind: Kind, default: Any = None) -> ConfigField:
-    return ConfigField(kind, default, is_nullable=True)
-
-
-def _changed(fields: Fields, **defaults: Any) -> dict[str, ConfigField]:
-    """Return fields with other defaults."""
-    return {**fields, **{key: replace(fields[key], default=new) for key, new in defaults.items()}}
-
-
-def _without(fields: Fields, name: str) -> dict[str, ConfigField]:
-    return {key: field for key, field in fields.items() if key != name}
-
-
-_EVERY: Fields = {
-    "transformers_version": _nullable(TEXT),
-    "architectures": _nullable(TEXTS),
-    "output_hidden_states": _nullable(FLAG, False),
-    # The models of transformers use their own layers' outputs by name.
-    "return_dict": ConfigField(TRUE, True),
-    "dtype": _nullable(DTYPE),
-    "chunk_size_feed_forward": ConfigField(WHOLE, 0),
-    "is_encoder_decoder": ConfigField(FLAG, False),
-    "id2label": _nullable(LABEL_NAMES),
-    "label2id": _nullable(LABEL_IDS),
-    "problem_type": _nullable(PROBLEM),
-    "vocab_size": ConfigField(SIZE),
-    "initializer_range": ConfigField(FRACTION, 0.02),
-    "pad_token_id": _nullable(INTEGER),
-    "bos_token_id": _nullable(INTEGER),
-    "eos_token_id": _nullable(TOKEN_IDS),
-    "tie_word_embeddings": ConfigField(FLAG, False),
-}
-_DECODER: Fields = {
-    **_EVERY,
-    "hidden_size": ConfigField(SIZE, 4096),
-    "intermediate_size": ConfigField(WHOLE),
-    "num_hidden_layers": ConfigField(LAYERS, 32),
-    "num_attention_heads": ConfigField(WHOLE, 32),
-    "num_key_value_heads": ConfigField(WHOLE),
-    "hidden_act": ConfigField(ACTIVATION, "silu"),
-    "max_position_embeddings": ConfigField(SIZE),
-    "rms_norm_eps": ConfigField(DECIMAL, 1e-6),
-    "use_cache": ConfigField(FLAG, True),
-    "rope_parameters": _nullable(OBJECT),
-    "attention_dropout": ConfigField(RATE, 0.0),
-}
 _LLAMA: Fields = {
-    **_changed(
-        _DECODER,
+    **changed(
+        DECODER,
         vocab_size=32000,
         intermediate_size=11008,
         max_position_embeddings=2048,
         bos_token_id=1,
         eos_token_id=2,
     ),
-    "num_key_value_heads": _nullable(WHOLE),
-    "head_dim": _nullable(WHOLE),
+    "num_key_value_heads": nullable(WHOLE),
+    "head_dim": nullable(WHOLE),
     "attention_bias": ConfigField(FLAG, False),
     "mlp_bias": ConfigField(FLAG, False),
-    "attention_dropout": _nullable(RATE, 0.0),
-    "pretraining_tp": _nullable(INTEGER, 1),
+    "attention_dropout": nullable(RATE, 0.0),
+    "pretraining_tp": nullable(INTEGER, 1),
 }
 _MISTRAL: Fields = {
-    **_changed(
-        _DECODER,
+    **changed(
+        DECODER,
         vocab_size=32000,
         intermediate_size=14336,
         num_key_value_heads=8,
@@ -116,16 +59,16 @@ _MISTRAL: Fields = {
         bos_token_id=1,
         eos_token_id=2,
     ),
-    "head_dim": _nullable(WHOLE),
-    "sliding_window": _nullable(SIZE, 4096),
+    "head_dim": nullable(WHOLE),
+    "sliding_window": nullable(SIZE, 4096),
 }
 _QWEN2: Fields = {
-    **_changed(_DECODER, vocab_size=151936, intermediate_size=22016, max_position_embeddings=32768),
-    "num_key_value_heads": _nullable(WHOLE, 32),
+    **changed(DECODER, vocab_size=151936, intermediate_size=22016, max_position_embeddings=32768),
+    "num_key_value_heads": nullable(WHOLE, 32),
     "use_sliding_window": ConfigField(FLAG, False),
-    "sliding_window": _nullable(SIZE, 4096),
+    "sliding_window": nullable(SIZE, 4096),
     "max_window_layers": ConfigField(WHOLE, 28),
-    "layer_types": _nullable(TEXTS),
+    "layer_types": nullable(TEXTS),
 }
 _QWEN3: Fields = {
     **_QWEN2,
@@ -133,7 +76,7 @@ _QWEN3: Fields = {
     "attention_bias": ConfigField(FLAG, False),
 }
 _MIXTRAL: Fields = {
-    **_changed(_MISTRAL, rms_norm_eps=1e-5, sliding_window=None),
+    **changed(_MISTRAL, rms_norm_eps=1e-5, sliding_window=None),
     "num_experts_per_tok": ConfigField(SIZE, 2),
     "num_local_experts": ConfigField(SIZE, 8),
     "output_router_logits": ConfigField(FLAG, False),
@@ -148,10 +91,10 @@ _QWEN_EXPERTS: Fields = {
     "norm_topk_prob": ConfigField(FLAG, False),
     "output_router_logits": ConfigField(FLAG, False),
     "router_aux_loss_coef": ConfigField(DECIMAL, 0.001),
-    "mlp_only_layers": _nullable(LAYER_NUMBERS),
+    "mlp_only_layers": nullable(LAYER_NUMBERS),
 }
 _QWEN2_MOE: Fields = {
-    **_changed(
+    **changed(
         {**_QWEN2, **_QWEN_EXPERTS},
         hidden_size=2048,
         intermediate_size=5632,
@@ -163,13 +106,13 @@ _QWEN2_MOE: Fields = {
         num_experts=60,
     ),
     # Saved as 0 where it is switched off.
-    "sliding_window": _nullable(WHOLE, 4096),
+    "sliding_window": nullable(WHOLE, 4096),
     "shared_expert_intermediate_size": ConfigField(SIZE, 5632),
     "qkv_bias": ConfigField(FLAG, True),
 }
 _QWEN3_MOE: Fields = {
-    **_changed(
-        {**_without(_without(_QWEN2, "max_window_layers"), "layer_types"), **_QWEN_EXPERTS},
+    **changed(
+        {**without(without(_QWEN2, "max_window_layers"), "layer_types"), **_QWEN_EXPERTS},
         hidden_size=2048,
         intermediate_size=6144,
         num_hidden_layers=24,
@@ -179,8 +122,8 @@ _QWEN3_MOE: Fields = {
     "attention_bias": ConfigField(FLAG, False),
 }
 _SMOLLM3: Fields = {
-    **_changed(
-        _DECODER,
+    **changed(
+        DECODER,
         vocab_size=128256,
         hidden_size=2048,
         intermediate_size=11008,
@@ -192,25 +135,25 @@ _SMOLLM3: Fields = {
         eos_token_id=128001,
         tie_word_embeddings=True,
     ),
-    "num_key_value_heads": _nullable(WHOLE, 4),
+    "num_key_value_heads": nullable(WHOLE, 4),
     "use_sliding_window": ConfigField(FLAG, False),
-    "sliding_window": _nullable(SIZE),
-    "no_rope_layers": _nullable(SWITCHES),
+    "sliding_window": nullable(SIZE),
+    "no_rope_layers": nullable(SWITCHES),
     "no_rope_layer_interval": ConfigField(SIZE, 4),
-    "layer_types": _nullable(TEXTS),
+    "layer_types": nullable(TEXTS),
     "attention_bias": ConfigField(FLAG, False),
     "mlp_bias": ConfigField(FLAG, False),
 }
 _GRANITE: Fields = {
-    **_changed(
-        _DECODER,
+    **changed(
+        DECODER,
         vocab_size=32000,
         intermediate_size=11008,
         max_position_embeddings=2048,
         bos_token_id=1,
         eos_token_id=2,
     ),
-    "num_key_value_heads": _nullable(WHOLE),
+    "num_key_value_heads": nullable(WHOLE),
     "attention_bias": ConfigField(FLAG, False),
     "mlp_bias": ConfigField(FLAG, False),
     "embedding_multiplier": ConfigField(POSITIVE, 1.0),
@@ -219,8 +162,8 @@ _GRANITE: Fields = {
     "attention_multiplier": ConfigField(POSITIVE, 1.0),
 }
 _STARCODER2: Fields = {
-    **_changed(
-        _without(_DECODER, "rms_norm_eps"),
+    **changed(
+        without(DECODER, "rms_norm_eps"),
         vocab_size=49152,
         hidden_size=3072,
         intermediate_size=12288,
@@ -235,14 +178,14 @@ _STARCODER2: Fields = {
         tie_word_embeddings=True,
     ),
     "norm_epsilon": ConfigField(DECIMAL, 1e-5),
-    "sliding_window": _nullable(SIZE),
+    "sliding_window": nullable(SIZE),
     "residual_dropout": ConfigField(RATE, 0.0),
     "embedding_dropout": ConfigField(RATE, 0.0),
     "use_bias": ConfigField(FLAG, True),
 }
 _PHI3: Fields = {
-    **_changed(
-        _DECODER,
+    **changed(
+        DECODER,
         vocab_size=32064,
         hidden_size=3072,
         intermediate_size=8192,
@@ -252,15 +195,15 @@ _PHI3: Fields = {
         bos_token_id=1,
         eos_token_id=32000,
     ),
-    "num_key_value_heads": _nullable(WHOLE),
+    "num_key_value_heads": nullable(WHOLE),
     "resid_pdrop": ConfigField(RATE, 0.0),
     "embd_pdrop": ConfigField(RATE, 0.0),
     "original_max_position_embeddings": ConfigField(SIZE, 4096),
-    "sliding_window": _nullable(SIZE),
+    "sliding_window": nullable(SIZE),
 }
 _GEMMA2: Fields = {
-    **_changed(
-        _without(_DECODER, "hidden_act"),
+    **changed(
+        without(DECODER, "hidden_act"),
         vocab_size=256000,
         hidden_size=2304,
         intermediate_size=9216,
@@ -276,15 +219,15 @@ _GEMMA2: Fields = {
     "head_dim": ConfigField(WHOLE, 256),
     "hidden_activation": ConfigField(ACTIVATION, "gelu_pytorch_tanh"),
     "attention_bias": ConfigField(FLAG, False),
-    "attention_dropout": _nullable(RATE, 0.0),
+    "attention_dropout": nullable(RATE, 0.0),
     "query_pre_attn_scalar": ConfigField(SIZE, 256),
-    "sliding_window": _nullable(SIZE, 4096),
-    "layer_types": _nullable(TEXTS),
-    "final_logit_softcapping": _nullable(DECIMAL, 30.0),
-    "attn_logit_softcapping": _nullable(DECIMAL, 50.0),
-    "use_bidirectional_attention": _nullable(FLAG),
+    "sliding_window": nullable(SIZE, 4096),
+    "layer_types": nullable(TEXTS),
+    "final_logit_softcapping": nullable(DECIMAL, 30.0),
+    "attn_logit_softcapping": nullable(DECIMAL, 50.0),
+    "use_bidirectional_attention": nullable(FLAG),
 }
-_GEMMA3: Fields = _changed(
+_GEMMA3: Fields = changed(
     _GEMMA2,
     vocab_size=262_208,
     max_position_embeddings=131_072,
@@ -293,8 +236,8 @@ _GEMMA3: Fields = _changed(
     use_bidirectional_attention=False,
 )
 _OLMO2: Fields = {
-    **_changed(
-        _DECODER,
+    **changed(
+        DECODER,
         vocab_size=50304,
         intermediate_size=11008,
         max_position_embeddings=2048,
@@ -302,23 +245,23 @@ _OLMO2: Fields = {
         pad_token_id=1,
         eos_token_id=50279,
     ),
-    "num_key_value_heads": _nullable(WHOLE),
+    "num_key_value_heads": nullable(WHOLE),
     "attention_bias": ConfigField(FLAG, False),
 }
 _OLMO3: Fields = {
     **_OLMO2,
-    "sliding_window": _nullable(SIZE, 4096),
-    "layer_types": _nullable(TEXTS),
+    "sliding_window": nullable(SIZE, 4096),
+    "layer_types": nullable(TEXTS),
 }
 _GPT2: Fields = {
-    **_changed(
-        _EVERY, vocab_size=50257, bos_token_id=50256, eos_token_id=50256, tie_word_embeddings=True
+    **changed(
+        EVERY, vocab_size=50257, bos_token_id=50256, eos_token_id=50256, tie_word_embeddings=True
     ),
     "n_positions": ConfigField(SIZE, 1024),
     "n_embd": ConfigField(SIZE, 768),
     "n_layer": ConfigField(LAYERS, 12),
     "n_head": ConfigField(WHOLE, 12),
-    "n_inner": _nullable(WHOLE),
+    "n_inner": nullable(WHOLE),
     "activation_function": ConfigField(ACTIVATION, "gelu_new"),
     "resid_pdrop": ConfigField(RATE, 0.1),
     "embd_pdrop": ConfigField(RATE, 0.1),
@@ -326,7 +269,7 @@ _GPT2: Fields = {
     "layer_norm_epsilon": ConfigField(DECIMAL, 1e-5),
     "summary_type": ConfigField(TEXT, "cls_index"),
     "summary_use_proj": ConfigField(FLAG, True),
-    "summary_activation": _nullable(TEXT),
+    "summary_activation": nullable(TEXT),
     "summary_proj_to_labels": ConfigField(FLAG, True),
     "summary_first_dropout": ConfigField(RATE, 0.1),
     "scale_attn_weights": ConfigField(FLAG, True),
@@ -336,7 +279,7 @@ _GPT2: Fields = {
     "add_cross_attention": ConfigField(FLAG, False),
 }
 _BERT: Fields = {
-    **_changed(_EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
+    **changed(EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
     "hidden_size": ConfigField(SIZE, 768),
     "num_hidden_layers": ConfigField(LAYERS, 12),
     "num_attention_heads": ConfigField(WHOLE, 12),
@@ -348,13 +291,13 @@ _BERT: Fields = {
     "type_vocab_size": ConfigField(SIZE, 2),
     "layer_norm_eps": ConfigField(DECIMAL, 1e-12),
     "use_cache": ConfigField(FLAG, True),
-    "classifier_dropout": _nullable(RATE),
+    "classifier_dropout": nullable(RATE),
     "is_decoder": ConfigField(FLAG, False),
     "add_cross_attention": ConfigField(FLAG, False),
 }
-_ROBERTA: Fields = _changed(_BERT, vocab_size=50265, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+_ROBERTA: Fields = changed(_BERT, vocab_size=50265, pad_token_id=1, bos_token_id=0, eos_token_id=2)
 _DISTILBERT: Fields = {
-    **_changed(_EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
+    **changed(EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
     "max_position_embeddings": ConfigField(SIZE, 512),
     "sinusoidal_pos_embds": ConfigField(FLAG, False),
     "n_layers": ConfigField(LAYERS, 6),
@@ -393,21 +336,21 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
 # Keys that are no field of a class and that its code takes all the same.
 _EVERYWHERE: Fields = {
     "num_labels": ConfigField(SIZE),
-    "torch_dtype": _nullable(DTYPE),
+    "torch_dtype": nullable(DTYPE),
     "output_attentions": ConfigField(FLAG, False),
     "is_causal": ConfigField(FLAG, True),
     # Without effect, and checked by the forward of every model.
-    "vision_feature_select_strategy": _nullable(STRATEGY),
+    "vision_feature_select_strategy": nullable(STRATEGY),
     "auto_map": ConfigField(CLASS_NAMES),
-    "attn_implementation": _nullable(KERNEL),
-    "_attn_implementation": _nullable(KERNEL),
+    "attn_implementation": nullable(KERNEL),
+    "_attn_implementation": nullable(KERNEL),
 }
 _ROTARY: Fields = {
     **_EVERYWHERE,
-    "rope_theta": _nullable(POSITIVE, 10_000.0),
-    "rope_scaling": _nullable(OBJECT),
-    "partial_rotary_factor": _nullable(SHARE),
-    "original_max_position_embeddings": _nullable(SIZE),
+    "rope_theta": nullable(POSITIVE, 10_000.0),
+    "rope_scaling": nullable(OBJECT),
+    "partial_rotary_factor": nullable(SHARE),
+    "original_max_position_embeddings": nullable(SIZE),
 }
 EXTRA_KEYS: Mapping[str, Fields] = {
     **dict.fromkeys(CONFIG_CLASSES, _EVERYWHERE),
@@ -420,7 +363,7 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         )
     },
     "MixtralConfig": {
-        **_changed(_ROTARY, rope_theta=1_000_000.0),
+        **changed(_ROTARY, rope_theta=1_000_000.0),
         "num_experts": ConfigField(SIZE),
     },
     "Qwen3MoeConfig": {
@@ -429,7 +372,7 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         "num_local_experts": ConfigField(SIZE),
     },
     "SmolLM3Config": {
-        **_changed(_ROTARY, rope_theta=2_000_000.0),
+        **changed(_ROTARY, rope_theta=2_000_000.0),
         "head_dim": ConfigField(WHOLE),
     },
     "Phi3Config": {
@@ -438,12 +381,12 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         "head_dim": ConfigField(WHOLE),
     },
     "Olmo3Config": {
-        **_changed(_ROTARY, rope_theta=500_000.0),
+        **changed(_ROTARY, rope_theta=500_000.0),
         "head_dim": ConfigField(WHOLE),
     },
     "Gemma3TextConfig": {
-        **_changed(_ROTARY, rope_theta=1_000_000.0),
-        "rope_local_base_freq": _nullable(POSITIVE, 10_000.0),
+        **changed(_ROTARY, rope_theta=1_000_000.0),
+        "rope_local_base_freq": nullable(POSITIVE, 10_000.0),
         "sliding_window_pattern": ConfigField(SIZE, 6),
     },
 }

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS, Fields
+from sgate_serve.architecture.config_field import Fields
+from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 GATE, UP, DOWN = "gate", "up", "down"

@@ -16,6 +16,7 @@ from sgate_serve.architecture.family import (
     UP,
     VALUE,
 )
+from sgate_serve.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,18 @@ class LayerShape:
     mlp_units: int
     experts: tuple[int, ...] = ()
     top_k: int = 0
+
+    def check(self, where: str, *, rotates: bool) -> None:
+        """Raise CheckpointError, naming `where`, if head counts or widths contradict each other."""
+        if bool(self.num_heads) != bool(self.num_kv_heads):
+            raise CheckpointError(f"{where} has query or KV heads, not both")
+        if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+            raise CheckpointError(
+                f"{where} has {self.num_heads} query heads, not a multiple of its "
+                f"{self.num_kv_heads} KV heads; correct the config"
+            )
+        if self.head_dim <= 0 or (rotates and self.head_dim % 2):
+            raise CheckpointError(f"{where}: head_dim {self.head_dim} must be even and positive")
 
     @property
     def queries_per_kv(self) -> int:

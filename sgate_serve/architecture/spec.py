@@ -165,7 +165,7 @@ class ModelSpec:
     def check(self, source: str) -> None:
         """Raise CheckpointError if head counts or widths contradict each other."""
         for index, layer in enumerate(self.layers):
-            self._check_layer(index, layer, source)
+            layer.check(f"{source}: layer {index}", rotates=self.ropes[index] is not None)
         unknown = sorted(self.extra_biases - {*self.module_names(), self.family.head})
         if unknown:
             raise CheckpointError(
@@ -173,19 +173,6 @@ class ModelSpec:
                 "this model; convert the base checkpoint again"
             )
         self._check_lowered(source)
-
-    def _check_layer(self, index: int, layer: LayerShape, source: str) -> None:
-        if bool(layer.num_heads) != bool(layer.num_kv_heads):
-            raise CheckpointError(f"{source}: layer {index} has query or KV heads, not both")
-        if layer.num_kv_heads and layer.num_heads % layer.num_kv_heads:
-            raise CheckpointError(
-                f"{source}: layer {index} has {layer.num_heads} query heads, not a multiple of "
-                f"its {layer.num_kv_heads} KV heads; correct the config"
-            )
-        if layer.head_dim <= 0 or (self.ropes[index] is not None and layer.head_dim % 2):
-            raise CheckpointError(
-                f"{source}: layer {index}: head_dim {layer.head_dim} must be even and positive"
-            )
 
     def _check_lowered(self, source: str) -> None:
         whole = replace(self, lowered={})

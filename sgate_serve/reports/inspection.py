@@ -181,8 +181,8 @@ def _graph(folder: Checkpoint) -> dict[str, Any] | None:
     return {
         "precision": held.name,
         "block": int(stored_text(graph, META_BLOCK) or 0),
-        "expert_block": held.expert_block if folder.spec.family.mixture else None,
         "bytes": (folder.folder / ONNX_DIR / WEIGHTS_FILE).stat().st_size,
+        **({"expert_block": held.of_experts.block} if folder.spec.family.mixture else {}),
     }
 
 
@@ -193,7 +193,7 @@ def _gguf(folder: Checkpoint) -> dict[str, int] | None:
 
 def _graph_line(graph: Mapping[str, Any]) -> str:
     blocks = f" in blocks of {graph['block']}" if graph["block"] else ""
-    if graph["expert_block"]:
+    if graph.get("expert_block"):
         blocks += f" ({graph['expert_block']} in experts)"
     return f"ONNX graph: {graph['precision']}{blocks}, {graph['bytes']:,} bytes"
 
