@@ -169,7 +169,7 @@ def _their_graph(dense: Checkpoint) -> ir.Model:
         "swiglu_fusion": 1,
         "activation_alpha": 1.0,
         "activation_beta": 0.0,
-        "normalize_routing_weights": int(spec.normalizes_routes),
+        "normalize_routing_weights": int(spec.norm_topk_prob),
     }
     inputs = [x, scores, weights[1], None, weights[2]]
     (y,) = graph.node("MoE", inputs, attributes, domain=MICROSOFT)

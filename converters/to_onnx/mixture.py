@@ -86,7 +86,7 @@ class MixtureBlock:
         most = self._numbers("top_k", self._shape.top_k)
         names = [f"layer.{self._layer}.{part}" for part in ("shares", "choices")]
         shares, choices = graph.node("TopK", [odds, most], {"axis": -1}, outputs=names)
-        if self._checkpoint.spec.normalizes_routes:
+        if self._checkpoint.spec.norm_topk_prob:
             last = self._numbers("last_axis", -1)
             (total,) = graph.node("ReduceSum", [shares, last], {"keepdims": 1})
             (shares,) = graph.node("Div", [shares, total])

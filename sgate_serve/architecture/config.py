@@ -140,7 +140,7 @@ def biased_roles(get: ConfigReader, family: Family) -> Iterator[str]:
             yield role
 
 
-def normalizes_routes(get: ConfigReader, family: Family) -> bool:
+def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     """Say whether the shares of a token's experts are divided by their sum."""
     switch = False if family.mixture is None else family.mixture.normalizes
     return bool(get(switch)) if isinstance(switch, str) else switch

@@ -70,7 +70,7 @@ class ModelSpec:
     logit_divisor: float = 1.0
     first_position: int = 0
     # Whether the shares of the experts that a token uses add up to 1.
-    normalizes_routes: bool = False
+    norm_topk_prob: bool = False
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
     # store fewer rows or columns than their dimensions and have index vectors.
@@ -108,7 +108,7 @@ class ModelSpec:
             head_units=block.head_units or hidden,
             tied_head=bool(get("tie_word_embeddings")) and task == CAUSAL_LM,
             biased_roles=frozenset(values.biased_roles(get, family)),
-            normalizes_routes=values.normalizes_routes(get, family),
+            norm_topk_prob=values.norm_topk_prob(get, family),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),

@@ -171,7 +171,7 @@ def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         yield f"the number of experts {where}", len(layer.experts), router.num_experts
         yield f"num_experts_per_tok {where}", layer.top_k, router.top_k
         normalizes = getattr(router, "norm_topk_prob", True)
-        yield f"norm_topk_prob {where}", spec.normalizes_routes, normalizes
+        yield f"norm_topk_prob {where}", spec.norm_topk_prob, normalizes
 
 
 def _multipliers(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:

@@ -72,7 +72,7 @@ def test_a_closed_expert_is_one_whose_logit_is_minus_infinity(
     name = base.spec.family.layer_name
     write_gates(base, tmp_path / "gates", **{f"{name(k)}.experts": v for k, v in gates.items()})
     ids, stock = token_batch(variant, 0), build(variant, seed=0).double()
-    mask_routers(stock, base.spec.normalizes_routes, gates)
+    mask_routers(stock, base.spec.norm_topk_prob, gates)
     expected = logits64(stock, ids)
     masked = open_masked(tmp_path / "base", tmp_path / "gates")
     found = logits64(dense_model(masked, torch.float64), ids)
@@ -254,7 +254,11 @@ def test_tokens_after_a_close_choice_among_experts_are_doubtful(tmp_path: Path) 
 
 
 def without(*names: str) -> Callable[[dict[str, Any]], None]:
-    return lambda tensors: [tensors.pop(name) for name in names] and None
+    def change(tensors: dict[str, Any]) -> None:
+        for name in names:
+            del tensors[name]
+
+    return change
 
 
 def cut(name: str, rows: int | None = None, columns: int | None = None) -> Any:

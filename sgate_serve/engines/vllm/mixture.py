@@ -42,7 +42,7 @@ class UnevenMixture(nn.Module):
             top_k=shape.top_k,
             hidden_size=self.width,
             intermediate_size=self.units,
-            renormalize=model.spec.normalizes_routes,
+            renormalize=model.spec.norm_topk_prob,
             activation=model.spec.activation,
             prefix=f"{prefix}.experts",
         )
