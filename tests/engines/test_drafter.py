@@ -121,7 +121,8 @@ def test_a_draft_model_that_lags_behind_catches_up_in_chunks(
     onnx_engine: SlotEngine, uneven: UnevenModel
 ) -> None:
     add_drafter(onnx_engine, uneven.folders, SIZES)
-    own, tokens = recorded(drafter_of(onnx_engine).runner), []
+    own = recorded(drafter_of(onnx_engine).runner)
+    tokens: list[int | None] = []
     onnx_engine.add(Request("a", prompt(20), greedy(26)))
     # For the first tokens there is room, but for no draft.
     onnx_engine.runner.cache_tokens = 22

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.commands.serve import generator_of, with_draft
 from sgate_serve.engines.contract import Request
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx.runner import OnnxRunner
+from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.serving import load_slot_engine
 from tests.engines.drive import greedy, prompt, run
@@ -106,10 +108,20 @@ def test_the_same_tokens_may_be_written_otherwise(model: Checkpoint, tmp_path: P
     load_slot_engine("torch", model, SlotOptions(2, 40, 1, 8, draft=str(again.folder))).close()
 
 
+def test_only_the_first_model_of_a_server_gets_drafts(model: Checkpoint, child: Checkpoint) -> None:
+    sizes = ["--slots", "2", "--max-model-len", "40", "--prefill-chunk", "8"]
+    words = with_draft([*sizes, "--draft-tokens", "3"], str(child.folder))
+    for drafts in (True, False):
+        engine = generator_of("torch", model, words, drafts=drafts)().engine
+        assert isinstance(engine, SlotEngine)
+        assert (engine.drafter is not None) == drafts
+        engine.close()
+
+
 def test_options_about_a_draft_need_one() -> None:
     for own in ({"draft_tokens": 3}, {"draft_precision": "int8"}):
         (name,) = own
         with pytest.raises(EngineError, match=f"--{name.replace('_', '-')} has no effect without"):
-            OnnxOptions(**own)  # type: ignore[arg-type]
+            OnnxOptions(**own)
     given = OnnxOptions(slots=3, draft="child", draft_tokens=3, draft_precision="int8")
     assert given.without_draft() == OnnxOptions(slots=3)
