@@ -69,9 +69,7 @@ def run(args: argparse.Namespace) -> int:
         every = (*names.listed, *names.aliases)
         import_object(own_server)(model.folder, options, every, args.engine_arguments)
 
-    if options.draft is not None and model.spec.task != CAUSAL_LM:
-        raise SgateError(f"--draft: {model.folder} does not generate text; leave it out")
-    words = with_draft(args.engine_arguments, options.draft)
+    words = with_draft(args.engine_arguments, options.draft, model)
 
     def loader_of(
         model: "Checkpoint", names: ServedNames, *, drafts: bool = False
@@ -98,10 +96,15 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def with_draft(arguments: Sequence[str], draft: str | None) -> list[str]:
-    """Return the engine's words with `--draft`; raise SgateError if they have it already."""
+def with_draft(arguments: Sequence[str], draft: str | None, model: "Checkpoint") -> list[str]:
+    """Return the engine's words with `--draft`.
+
+    Raises SgateError if they have it already, and for a model that does not generate text.
+    """
     if draft is None:
         return [*arguments]
+    if model.spec.task != CAUSAL_LM:
+        raise SgateError(f"--draft: {model.folder} does not generate text; leave it out")
     if any(word.partition("=")[0] == "--draft" for word in arguments):
         raise SgateError("--draft is given before `--` and after it; give it once")
     return [*arguments, "--draft", draft]

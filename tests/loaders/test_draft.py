@@ -13,7 +13,7 @@ from sgate_serve.engines.contract import Request
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx.runner import OnnxRunner
 from sgate_serve.engines.slot_engine import SlotEngine
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.loaders.serving import load_slot_engine
 from tests.engines.drive import greedy, prompt, run
 from tests.families.zoo import ZOO, build
@@ -86,6 +86,8 @@ def test_a_draft_model_needs_the_same_tokens(
     short = save(dense_llama(max_position_embeddings=32), tmp_path / "short")
     write_tokenizer(short.folder)
     build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "bert")
+    with pytest.raises(SgateError, match="--draft: .*bert does not generate text; leave it out"):
+        with_draft([], str(child.folder), Checkpoint.open(tmp_path / "bert"))
     for folder, message in (
         (other.folder, "its vocabulary has 96 tokens, that of .* 97; give a model that was pruned"),
         (without.folder, "its tokenizer.json is not that of .*; give a model that was pruned"),
@@ -110,7 +112,7 @@ def test_the_same_tokens_may_be_written_otherwise(model: Checkpoint, tmp_path: P
 
 def test_only_the_first_model_of_a_server_gets_drafts(model: Checkpoint, child: Checkpoint) -> None:
     sizes = ["--slots", "2", "--max-model-len", "40", "--prefill-chunk", "8"]
-    words = with_draft([*sizes, "--draft-tokens", "3"], str(child.folder))
+    words = with_draft([*sizes, "--draft-tokens", "3"], str(child.folder), model)
     for drafts in (True, False):
         engine = generator_of("torch", model, words, drafts=drafts)().engine
         assert isinstance(engine, SlotEngine)
