@@ -86,7 +86,7 @@ def test_a_draft_model_needs_the_same_tokens(
     short = save(dense_llama(max_position_embeddings=32), tmp_path / "short")
     write_tokenizer(short.folder)
     build(ZOO["bert"][1], seed=0).save_pretrained(tmp_path / "bert")
-    with pytest.raises(SgateError, match="--draft: .*bert does not generate text; leave it out"):
+    with pytest.raises(SgateError, match=r"--draft: .*bert does not generate text; leave it out"):
         with_draft([], str(child.folder), Checkpoint.open(tmp_path / "bert"))
     for folder, message in (
         (other.folder, "its vocabulary has 96 tokens, that of .* 97; give a model that was pruned"),
