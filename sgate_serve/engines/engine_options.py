@@ -10,7 +10,7 @@ from sgate_serve.onnx_format.precision import PRECISIONS, precision_named
 from sgate_serve.options import flag_of, option, whole
 
 DEVICES = ("cpu", "cuda")
-DEFAULT_DRAFT_TOKENS = 4
+DEFAULT_DRAFT_TOKENS = 3
 PRECISION_HELP = f"{', '.join(PRECISIONS)}: precision of the graph (default: the folder's own)"
 
 

@@ -87,7 +87,7 @@ class ServerOptions:
     draft: str | None = option(
         None,
         "model folder or hub id, such as the pruned child of a dense model: it drafts what the "
-        "first model then checks, which changes no answer (speculative decoding)",
+        "first model then checks, which in fp32 changes no answer (speculative decoding)",
         group=SPEED,
     )
     log_format: str = option(

@@ -48,8 +48,8 @@ def test_a_draft_model_has_the_sizes_of_the_model_that_it_drafts_for(
     assert engine.drafter is not None
     own = engine.drafter.runner
     assert (own.num_slots, own.max_model_len) == (2, 40)
-    assert engine.drafter.num_tokens == 4
-    assert f"draft {child.folder}: 4 tokens at a time" in caplog.text
+    assert engine.drafter.num_tokens == 3
+    assert f"draft {child.folder}: 3 tokens at a time" in caplog.text
     # The draft model says what its memory is.
     assert name == "torch" or caplog.text.count("KV cache of 80 tokens in up to") == 2
     (answer,) = run(engine, [Request("a", prompt(9), greedy(20))]).values()
