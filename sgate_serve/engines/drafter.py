@@ -1,8 +1,8 @@
 """Drafts of a second model: a pruned child proposes what its dense parent may say next.
 
 The draft model has a slot for each of the target's. It reads what the target reads, in the same
-chunks, and a slot always holds the beginning of what the target's slot holds. Drafts are greedy;
-like those of prompt lookup (prompt_lookup.py) they save time, and change no token.
+chunks, and a slot always holds the beginning of what the target's slot holds. Drafts are greedy,
+and checked like those of prompt lookup (prompt_lookup.py).
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -101,12 +101,16 @@ class Drafter:
 
 
 class FollowedRunner:
-    """A target's runner whose slots a drafter follows; a `Runner` of engines/runner.py."""
+    """A target's runner whose slots a drafter follows; a `Runner` of engines/runner.py.
+
+    Its slots hold no more tokens than those of either model may.
+    """
 
     def __init__(self, target: Runner, drafter: Drafter) -> None:
         self._target, self._drafter = target, drafter
         self.num_slots, self.max_model_len = target.num_slots, target.max_model_len
-        self.cache_tokens, self.vocab_size = target.cache_tokens, target.vocab_size
+        self.cache_tokens = min(target.cache_tokens, drafter.runner.cache_tokens)
+        self.vocab_size = target.vocab_size
         self.precision, self.shares_prefixes = target.precision, target.shares_prefixes
 
     def forward(self, chunks: Sequence[TokenChunk]) -> Logits:

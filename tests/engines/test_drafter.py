@@ -137,6 +137,22 @@ def test_a_draft_model_that_lags_behind_catches_up_in_chunks(
     assert [call[0] for call in own[before:]][:8] == [5, 5, 5, 5, 5, 2, 1, 1]
 
 
+def test_a_smaller_cache_of_the_draft_model_bounds_both(
+    onnx_engine: SlotEngine, uneven: UnevenModel
+) -> None:
+    runner = load_slots(onnx_engine.name, uneven).runner
+    runner.cache_tokens = 60
+    onnx_engine.draft_with(Drafter(runner, DRAFTED, onnx_engine.prefill_chunk))
+    requests = [Request(f"{seed}", prompt(12, seed), greedy(25)) for seed in range(4)]
+    for request in requests:
+        onnx_engine.add(request)
+    most = 0
+    while onnx_engine.has_work():
+        onnx_engine.step()
+        most = max(most, sum(drafter_of(onnx_engine)._held))
+    assert 40 < most <= 60
+
+
 def test_a_draft_model_shares_what_the_target_shares(
     onnx_engine: SlotEngine, uneven: UnevenModel
 ) -> None:
