@@ -170,13 +170,12 @@ def draft_rows(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for precision, rows in record["results"].items():
         for row in rows[1:]:
-            name = row["draft"].removeprefix("default ").replace("% pruned", "% removed")
             speeds = [
                 f"{own['median']:.2f}× ({own['low']:.2f} to {own['high']:.2f})"
                 for own in (row[way]["speedup"] for way in ("one", "together"))
             ]
             yield (
-                f"| {precision} | {name}, {row['draft_precision']} | {row['draft_tokens']} "
+                f"| {precision} | {row['draft']}, {row['draft_precision']} | {row['draft_tokens']} "
                 f"| {row['acceptance']:.0%} | {' | '.join(speeds)} | {row['same_answers']:.0%} |"
             )
 
