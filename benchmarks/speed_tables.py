@@ -165,6 +165,22 @@ def int4_rows(*records: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
+def draft_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how often each draft model is right, and the speed with it over that without one."""
+    yield "| model | draft model | at a time | right | one stream | all at once | same answers |"
+    yield "|---|---|---|---|---|---|---|"
+    for precision, rows in record["results"].items():
+        for row in rows[1:]:
+            speeds = [
+                f"{own['median']:.2f}× ({own['low']:.2f} to {own['high']:.2f})"
+                for own in (row[way]["speedup"] for way in ("one", "together"))
+            ]
+            yield (
+                f"| {precision} | {row['draft']}, {row['draft_precision']} | {row['draft_tokens']} "
+                f"| {row['acceptance']:.0%} | {' | '.join(speeds)} | {row['same_answers']:.0%} |"
+            )
+
+
 def speed_target_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield both targets at equal predicted speed: what they keep, measured speed, perplexity."""
     texts = list(record["dense"]["perplexity"])

@@ -21,6 +21,7 @@ from benchmarks.quality_tables import (
     smollm2_sentence,
 )
 from benchmarks.speed_tables import (
+    draft_rows,
     encoder_rows,
     engine_rows,
     engine_summary_rows,
@@ -46,7 +47,7 @@ PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "decode, batch 
 VLLM_RUNS = ("vllm_896_compiled", "vllm_896_eager", "vllm_2048_compiled", "vllm_2048_eager")
 VLLM_ROW_COL = "vllm_row_col"
 VLLM_MODELS = {"p20": "20% removed", "p30": "30%", "p40": "40%"}
-FOOTPRINT, STREAMING = "footprint", "streaming"
+FOOTPRINT, STREAMING, DRAFT = "footprint", "streaming", "draft"
 SOAKS = {"beside other work on the same CPUs": "soak", "nothing else": "soak_quiet"}
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
@@ -146,6 +147,7 @@ def read_records() -> dict[str, Any]:
         FOOTPRINT,
         *SOAKS.values(),
         STREAMING,
+        DRAFT,
         *VLLM_RUNS,
         VLLM_ROW_COL,
         *ENGINE_RUNS,
@@ -207,6 +209,7 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "precision": "\n".join(precision_rows(records["precision"])),
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
         "int4": "\n".join(int4_rows(records[INT4_DENSE], records[INT4_PRUNED])),
+        "draft": "\n".join(draft_rows(records[DRAFT])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         "footprint": footprint_sentence(records[FOOTPRINT]),
         "streaming": "\n".join(streaming_rows(records[STREAMING])),

@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
     own = ComparisonRun(dense, pruned, choose_engine(args.engine), workload, beside)
+    _check_undrafted(own)
     explains = args.explain or args.report is not None
     if explains:
         check_explainable(own.engine, workload)
@@ -119,14 +120,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _given(own: Any) -> Any:
+    """Return the options among the words after `--`; None for an engine with words of its own."""
+    from sgate_serve.loaders.timing import given_options
+
+    words, is_pooling = own.workload.engine_arguments, isinstance(own.workload, PoolingWorkload)
+    return given_options(own.engine, words, is_pooling=is_pooling)
+
+
+def _check_undrafted(own: Any) -> None:
+    if getattr(_given(own), "draft", None) is not None:
+        raise EngineError(
+            "--draft: this comparison times steps of one token; see what drafts save with `sgate "
+            "bench throughput` or `sgate bench latency`"
+        )
+
+
 def _quality(data: Path, own: Any) -> dict[str, Any]:
     """Measure and print the quality of both models in the precision that is timed."""
     from sgate_serve.bench.comparison import DENSE, PRUNED
-    from sgate_serve.loaders.timing import given_options
     from sgate_serve.reports.evaluation import EvalOptions, evaluate
 
-    words, is_pooling = own.workload.engine_arguments, isinstance(own.workload, PoolingWorkload)
-    given = given_options(own.engine, words, is_pooling=is_pooling)
+    given = _given(own)
     if given is None:
         raise EngineError(
             f"--data: engine {own.engine} is timed in another precision than quality is measured "

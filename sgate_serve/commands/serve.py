@@ -23,6 +23,7 @@ ENGINE ARGS, after `--`:
   --slots N, --max-model-len N, --threads N, --prefill-chunk N
   with onnx also --precision fp32, fp16, int8 or int4, --kv-cache-mib N, --batch-invariant and
     --device cpu or cuda
+  with --draft also --draft-tokens N and, with onnx, --draft-precision
   for classifiers and embedding models --batch-tokens N instead of slots and chunks
   with vllm the arguments of `vllm serve`
 
@@ -32,6 +33,7 @@ examples:
   sgate serve my-pruned -- --slots 16 --precision int4 --threads 2
   sgate serve my-pruned --model dense=my-model
   sgate serve my-pruned --shadow my-model --shadow-share 0.2
+  sgate serve my-model --draft my-pruned
   sgate serve my-pruned --engine vllm -- --tensor-parallel-size 2
 """
 
@@ -67,9 +69,14 @@ def run(args: argparse.Namespace) -> int:
         every = (*names.listed, *names.aliases)
         import_object(own_server)(model.folder, options, every, args.engine_arguments)
 
-    def loader_of(model: "Checkpoint", names: ServedNames) -> "Callable[[], ServedModel]":
-        loader = generator_of if model.spec.task == CAUSAL_LM else reader_of
-        return loader(engine, model, args.engine_arguments, names)
+    words = with_draft(args.engine_arguments, options.draft, model)
+
+    def loader_of(
+        model: "Checkpoint", names: ServedNames, *, drafts: bool = False
+    ) -> "Callable[[], ServedModel]":
+        if model.spec.task == CAUSAL_LM:
+            return generator_of(engine, model, words, names, drafts=drafts)
+        return reader_of(engine, model, args.engine_arguments, names)
 
     others = {
         name: loader_of(Checkpoint.open(folder), ServedNames((name,)))
@@ -80,13 +87,27 @@ def run(args: argparse.Namespace) -> int:
         shadow = Checkpoint.open(options.shadow)
         check_shadow(model, shadow)
         load_shadow = loader_of(shadow, ServedNames.of(options.shadow))
-    load = loader_of(model, names)
+    load = loader_of(model, names, drafts=True)
     return serve(
         options,
         lambda: replace(load(), tool_call_parser=options.tool_call_parser),
         load_shadow,
         others,
     )
+
+
+def with_draft(arguments: Sequence[str], draft: str | None, model: "Checkpoint") -> list[str]:
+    """Return the engine's words with `--draft`.
+
+    Raises SgateError if they have it already, and for a model that does not generate text.
+    """
+    if draft is None:
+        return [*arguments]
+    if model.spec.task != CAUSAL_LM:
+        raise SgateError(f"--draft: {model.folder} does not generate text; leave it out")
+    if any(word.partition("=")[0] == "--draft" for word in arguments):
+        raise SgateError("--draft is given before `--` and after it; give it once")
+    return [*arguments, "--draft", draft]
 
 
 def named_folders(pairs: Sequence[str], first: "ServedNames") -> dict[str, str]:
@@ -114,13 +135,16 @@ def generator_of(
     model: "Checkpoint",
     arguments: Sequence[str],
     names: "ServedNames | None" = None,
+    *,
+    drafts: bool = True,
 ) -> "Callable[[], ServedModel]":
-    """Check the arguments and return a function that loads a causal LM."""
+    """Check the arguments and return a function that loads a causal LM, and its draft model."""
     from sgate_serve.engines.table import parse_options
     from sgate_serve.loaders.serving import load_slot_engine
     from sgate_serve.server import ServedModel
 
-    options = parse_options(engine, arguments)
+    given = parse_options(engine, arguments)
+    options = given if drafts else given.without_draft()
     return lambda: ServedModel.from_folder(
         load_slot_engine(engine, model, options), model.folder, names=names
     )

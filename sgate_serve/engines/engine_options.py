@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NoReturn, Self, TypeVar, get_args, get_type_hints
 
 from sgate_serve.errors import EngineError, did_you_mean
@@ -10,6 +10,7 @@ from sgate_serve.onnx_format.precision import PRECISIONS, precision_named
 from sgate_serve.options import flag_of, option, whole
 
 DEVICES = ("cpu", "cuda")
+DEFAULT_DRAFT_TOKENS = 3
 PRECISION_HELP = f"{', '.join(PRECISIONS)}: precision of the graph (default: the folder's own)"
 
 
@@ -35,9 +36,27 @@ class SlotOptions:
     max_model_len: int | None = option(None, "longest prompt and completion together, in tokens")
     threads: int | None = option(None, "CPU threads of the engine")
     prefill_chunk: int | None = option(None, "prompt tokens processed in one step")
+    draft: str | None = option(
+        None, "model folder or hub id, such as the pruned child, that drafts what the model checks"
+    )
+    draft_tokens: int | None = option(
+        None, f"tokens that the draft model drafts at a time (default: {DEFAULT_DRAFT_TOKENS})"
+    )
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        self._check_draft()
+
+    def _check_draft(self) -> None:
+        for each in fields(self):
+            is_about = each.name.startswith("draft_")
+            if is_about and getattr(self, each.name) is not None and self.draft is None:
+                raise EngineError(f"{flag_of(each.name)} has no effect without {flag_of('draft')}")
+
+    def without_draft(self) -> Self:
+        """Return the same options for a model that nothing drafts for."""
+        names = (each.name for each in fields(self) if each.name.startswith("draft"))
+        return replace(self, **dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -50,10 +69,14 @@ class OnnxOptions(SlotOptions):
     batch_invariant: bool = option(
         False, "int4: a lone stream's tokens do not depend on whether others run beside it; slower"
     )
+    draft_precision: str | None = option(
+        None, f"{', '.join(PRECISIONS)}: precision of the draft model (default: as --precision)"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_precision(self.precision)
+        _check_precision(self.draft_precision)
         if self.device not in DEVICES:
             raise EngineError(
                 f"engine option device is {self.device!r}; give {' or '.join(DEVICES)}"

@@ -6,11 +6,23 @@ integers a close choice may (docs/format.md, "Reproducibility across batches").
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from sgate_serve.engines.scheduler import ScheduledChunk
+
 # The tokens at the end that are looked for, most first: fewer are found more often, and by chance.
 MATCHES = (3, 2)
+
+
+def with_looked_up(chunk: ScheduledChunk, most: int) -> ScheduledChunk:
+    """Add a draft to the chunk of a decoding sequence whose request asks for lookup.
+
+    All tokens of the chunk are `most` at most.
+    """
+    size = chunk.draft_size(chunk.sequence.request.sampling.drafted_tokens, most)
+    return replace(chunk, draft=drafted(chunk.sequence.tokens, size)) if size else chunk
 
 
 def drafted(tokens: Sequence[int], count: int) -> tuple[int, ...]:

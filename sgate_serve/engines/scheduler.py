@@ -47,6 +47,13 @@ class ScheduledChunk:
         tokens = self.sequence.tokens[start : start + self.num_tokens]
         return TokenChunk(self.sequence.slot, [*tokens, *self.draft], self.num_logits)
 
+    def draft_size(self, wanted: int, chunk: int) -> int:
+        """Return how many of the `wanted` tokens a draft may have, in chunks of `chunk` at most."""
+        sequence = self.sequence
+        # One more token than is drafted comes of a step.
+        room = sequence.limit - sequence.num_generated - 1
+        return max(0, min(wanted, room, chunk - 1)) if sequence.is_decoding else 0
+
     def keep_prompt_logprobs(self, logits: Logits) -> None:
         """Store the prompt's log-probabilities from the chunk's logits [num_tokens, vocab]."""
         sequence, start = self.sequence, self.sequence.num_cached

@@ -13,13 +13,14 @@ from sgate_serve.engines.sampling import Sampler
 class Sequence:
     """A request with its tokens so far, prompt first, and the number of them in the KV cache.
 
-    `prompt` is an array to compare with.
+    `prompt` is an array to compare with; `limit` is how many tokens are generated at most.
     """
 
     request: Request
     sampler: Sampler
     tokens: list[int]
     prompt: Ids
+    limit: int
     slot: int = -1
     num_cached: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -29,11 +30,13 @@ class Sequence:
     admitted: float | None = None
 
     @classmethod
-    def of(cls, request: Request) -> "Sequence":
+    def of(cls, request: Request, max_model_len: int) -> "Sequence":
         sampler = Sampler.start(request.sampling, request.prompt)
-        return cls(request, sampler, list(request.prompt), np.array(request.prompt, np.int64))
+        tokens, prompt = list(request.prompt), np.array(request.prompt, np.int64)
+        limit = min(request.sampling.max_tokens, max_model_len - len(prompt))
+        return cls(request, sampler, tokens, prompt, limit)
 
-    def append(self, token: int, limit: int) -> FinishReason | None:
+    def append(self, token: int) -> FinishReason | None:
         """Add a new token; return why the request ends with it, None if it goes on.
 
         A grammar that is complete counts for more than the limit, as the answer is whole. Raises
@@ -45,7 +48,7 @@ class Sequence:
             grammar.accept(token)
             if not grammar.allowed.any():
                 return "stop"
-        return "length" if self.num_generated >= limit else None
+        return "length" if self.num_generated >= self.limit else None
 
     @property
     def num_left(self) -> int:

@@ -25,9 +25,10 @@ from sgate_serve.engines.contract import (
     TokenEvent,
     TokenLogprobs,
 )
+from sgate_serve.engines.drafter import Drafter, FollowedRunner
 from sgate_serve.engines.grammar_mask import within_grammars
 from sgate_serve.engines.model_protocols import Floats, Tokens
-from sgate_serve.engines.prompt_lookup import drafted
+from sgate_serve.engines.prompt_lookup import with_looked_up
 from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.runner import Runner, all_logits
 from sgate_serve.engines.sampling import Logits, choose_tokens
@@ -56,19 +57,25 @@ class SlotEngine:
         self._waiting: deque[Sequence] = deque()
         self._running: dict[str, Sequence] = {}
         self._slots = Slots(runner, prefill_chunk)
+        self.drafter: Drafter | None = None
         self._num_drafts = self._num_drafted = self._num_accepted = self._num_preemptions = 0
+
+    def draft_with(self, drafter: Drafter) -> None:
+        """Check drafts of a second model from now on; needs an engine without requests so far."""
+        self.drafter, self.runner = drafter, FollowedRunner(self.runner, drafter)
+        self._slots = Slots(self.runner, self.prefill_chunk)
 
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
         check_request(request, self.max_model_len, self.vocab_size)
         if request.sampling.drafted_tokens and not self.runner.shares_prefixes:
             raise RequestError(
-                "`prompt_lookup_num_tokens` needs the onnx engine on a CPU; leave it out",
+                "`prompt_lookup_num_tokens` needs an engine on a CPU; leave it out",
                 param="prompt_lookup_num_tokens",
             )
         ids = {waiting.request.request_id for waiting in self._waiting} | self._running.keys()
         assert request.request_id not in ids, f"request id {request.request_id} is in use"
-        self._waiting.append(Sequence.of(request))
+        self._waiting.append(Sequence.of(request, self.max_model_len))
 
     def abort(self, request_id: str) -> None:
         """Drop a request and free its slot at once; no event follows."""
@@ -118,8 +125,8 @@ class SlotEngine:
         self._slots.make_room(self.runner.cache_tokens)
 
     def close(self) -> None:
-        """Drop the runner, and with it the model and its KV cache."""
-        del self.runner, self._slots
+        """Drop the runners, and with them the models and their KV caches."""
+        del self.runner, self._slots, self.drafter
 
     def _admit(self) -> None:
         running = self._running.values()
@@ -152,23 +159,22 @@ class SlotEngine:
         while True:
             plain = schedule([*self._running.values()], self.prefill_chunk)
             held = sum(sequence.num_cached for sequence in self._running.values())
-            # No sequence is preempted for a draft.
-            for scheduled in ([self._with_draft(chunk) for chunk in plain], plain):
-                needed = held + sum(chunk.num_fed for chunk in scheduled)
-                if needed <= self.runner.cache_tokens:
-                    self._slots.make_room(needed)
-                    return scheduled
+            free = self.runner.cache_tokens - held - sum(chunk.num_tokens for chunk in plain)
+            if free >= 0:
+                break
             self._preempt()
+        # No sequence is preempted for a draft.
+        scheduled = self._with_drafts(plain, free)
+        self._slots.make_room(held + sum(chunk.num_fed for chunk in scheduled))
+        return scheduled
 
-    def _with_draft(self, chunk: ScheduledChunk) -> ScheduledChunk:
-        """Add a draft to the chunk of a decoding sequence whose request asks for it."""
-        sequence = chunk.sequence
-        wanted = sequence.request.sampling.drafted_tokens
-        if not (wanted and sequence.is_decoding):
-            return chunk
-        room = self._limit(sequence.request) - sequence.num_generated - 1
-        count = min(wanted, room, self.prefill_chunk - 1)
-        return replace(chunk, draft=drafted(sequence.tokens, count))
+    def _with_drafts(self, plain: list[ScheduledChunk], free: int) -> list[ScheduledChunk]:
+        """Add drafts: looked up where a request asks for it, else of the draft model."""
+        chunks = [with_looked_up(chunk, self.prefill_chunk) for chunk in plain]
+        free -= sum(len(chunk.draft) for chunk in chunks)
+        if free < 0:
+            return plain
+        return chunks if self.drafter is None else self.drafter.with_drafts(chunks, free)
 
     def _receive(self, scheduled: list[ScheduledChunk], logits: Logits) -> list[TokenEvent]:
         """Store prompt log-probabilities, choose the tokens that are due, end finished requests."""
@@ -231,10 +237,6 @@ class SlotEngine:
         events = [self._advance(*pair) for pair in zip(sequences, tokens, strict=True)]
         return _with_logprobs(events, sequences, own)
 
-    def _limit(self, request: Request) -> int:
-        """Return how many tokens a request generates at most."""
-        return min(request.sampling.max_tokens, self.max_model_len - len(request.prompt))
-
     def _advance(self, sequence: Sequence, token: int) -> TokenEvent:
         """Record a new token; end the request at a stop token, a limit or its grammar's end."""
         request, sampling = sequence.request, sequence.request.sampling
@@ -242,7 +244,7 @@ class SlotEngine:
         if token in sampling.stop_token_ids:
             return replace(self._end(sequence, "stop", prompt_logprobs), stop_token=token)
         try:
-            reason = sequence.append(token, self._limit(request))
+            reason = sequence.append(token)
         except RequestError as error:
             return replace(self._end(sequence, "abort", prompt_logprobs), error=error)
         if reason is not None:

@@ -113,8 +113,10 @@ def load_engine(name: str, folder: Path, options: SlotOptions | None = None) -> 
     for a folder that lacks what the engine reads. "auto" must be resolved by `choose_engine` first.
     """
     check_engine(name)
+    options = options or SlotOptions()
+    assert options.draft is None, "loaders/serving.py loads what drafts"
     engine_class = import_object(ENGINES[name].generation)
-    engine: LoadedEngine = engine_class.load(folder, options or SlotOptions())
+    engine: LoadedEngine = engine_class.load(folder, options)
     return engine
 
 

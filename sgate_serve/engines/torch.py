@@ -59,8 +59,8 @@ class TorchRunner:
     """A transformers model with one cache per slot; a `Runner` of engines/runner.py."""
 
     precision = PRECISIONS[FP32]
-    # A cache with a sliding window has no beginning to share.
-    shares_prefixes = False
+    # The caches keep all tokens, those outside of a sliding window too.
+    shares_prefixes = True
 
     def __init__(self, model: Any, num_slots: int, max_model_len: int) -> None:
         self.model, self.num_slots, self.max_model_len = model, num_slots, max_model_len
@@ -78,7 +78,15 @@ class TorchRunner:
         self._caches[slot], self._lengths[slot] = DynamicCache(), 0
 
     def share(self, source: int, slot: int, length: int) -> None:
-        raise NotImplementedError
+        """Let `slot` hold the first `length` tokens of `source`, which may be `slot` itself."""
+        assert length <= self._lengths[source], "there are fewer tokens to share"
+        shared = DynamicCache()
+        for index, layer in enumerate(self._caches[source].layers):
+            # A layer without attention holds nothing.
+            if layer.get_seq_length():
+                held = layer.keys[..., :length, :], layer.values[..., :length, :]
+                shared.update(*held, index)
+        self._caches[slot], self._lengths[slot] = shared, length
 
     @torch.inference_mode()
     def _append(self, chunk: TokenChunk) -> Logits:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.drafter import Drafter
 from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
 from sgate_serve.engines.model_protocols import LoadedPoolingEngine
 from sgate_serve.engines.slot_engine import SlotEngine
@@ -15,17 +16,27 @@ from sgate_serve.engines.table import (
     load_engine,
 )
 from sgate_serve.errors import EngineError
+from sgate_serve.loaders.draft import draft_options, num_drafted, open_draft
 from sgate_serve.loaders.graph_cache import onnx_folder
 from sgate_serve.text.pooling import Pooling
 
 
 def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> SlotEngine:
-    """Load a causal language model on engine `name` (or "auto").
+    """Load a causal language model on engine `name` (or "auto"), and what drafts for it, if any.
 
     Raises EngineError for an engine that is unknown, not installed, or cannot run the model.
     """
     check_generative(model)
     name = choose_engine(name)
+    draft = None if options.draft is None else open_draft(model, options)
+    engine = _load_slots(name, model, options.without_draft())
+    if draft is not None:
+        own = _load_slots(name, draft, draft_options(draft, engine, options))
+        engine.draft_with(Drafter(own.runner, num_drafted(options), engine.prefill_chunk))
+    return engine
+
+
+def _load_slots(name: str, model: Checkpoint, options: SlotOptions) -> SlotEngine:
     engine = load_engine(name, engine_folder(name, model, options), options)
     assert isinstance(engine, SlotEngine), f"engine {name} has no slots"
     return engine

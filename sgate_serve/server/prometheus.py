@@ -64,7 +64,7 @@ class ServerMetrics:
         self._prefix_hits = self._counter(
             "prefix_cache_hits", "Prompt tokens found in the KV cache."
         )
-        self._drafts = self._counter("spec_decode_num_drafts", "Drafts looked up in prompts.")
+        self._drafts = self._counter("spec_decode_num_drafts", "Drafts, looked up or of a model.")
         self._draft_tokens = self._counter("spec_decode_num_draft_tokens", "Tokens drafted.")
         self._accepted_tokens = self._counter(
             "spec_decode_num_accepted_tokens", "Drafted tokens that were right."

@@ -11,6 +11,7 @@ LOG_FORMATS = ("text", "json")
 # The groups of `sgate serve --help`.
 ADDRESS, LIMITS, LOG = "address, names and access", "limits", "log and traces"
 COMPARISON = "comparison with another model"
+SPEED = "speed"
 DEFAULT_SHARE = 0.1
 # The form of a browser's `Origin` header: a scheme, a host and optionally a port, but no path.
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]+")
@@ -82,6 +83,12 @@ class ServerOptions:
         None,
         f"share of the requests that the shadow answers too, at most 1 (default: {DEFAULT_SHARE})",
         group=COMPARISON,
+    )
+    draft: str | None = option(
+        None,
+        "model folder or hub id, such as the pruned child of a dense model: it drafts what the "
+        "first model then checks, which in fp32 changes no answer (speculative decoding)",
+        group=SPEED,
     )
     log_format: str = option(
         "text", "format of the log: text, or json for one object per line", group=LOG

@@ -240,6 +240,18 @@ def test_bench_measures_requests_without_a_server(
         (["bench", "compare", "BASE", "BASE", "--batches", "1,x"], "'1,x': give whole numbers"),
         (["bench", "compare", "BASE", "BASE", "--batches", "4,4"], "--batches '4,4': give diff"),
         (["bench", "compare", "BASE", "BASE", "--beside", "BASE"], "expected NAME=FOLDER"),
+        (
+            ["bench", "compare", "BASE", "BASE", "--engine", "onnx", "--", "--draft", "BASE"],
+            "--draft: this comparison times steps of one token",
+        ),
+        (
+            ["serve", "BASE", "--engine", "onnx", "--draft", "BASE", "--", "--draft", "BASE"],
+            "--draft is given before `--` and after it; give it once",
+        ),
+        (
+            ["serve", "BASE", "--engine", "onnx", "--", "--draft-tokens", "3"],
+            "--draft-tokens has no effect without --draft",
+        ),
         (["bench", "compare", "BASE", "BASE", "--beside", "a=/no"], "/no: no such folder"),
         (
             ["bench", "compare", "BASE", "BASE", "--beside", "a=BASE", "--beside", "a=BASE"],

@@ -1,33 +1,45 @@
 """The uneven model, written once per session, and the engines that load it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from sgate_serve.engines.drafter import Drafter
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.table import ENGINES, ONNX, VLLM, load_engine
 from tests.engines.uneven_model import (
+    CHILD,
     FAMILIES,
     SIZES,
+    STRANGER,
+    Case,
     LoadEngine,
     UnevenModel,
+    write_drafts,
     write_family,
     write_uneven_llama,
 )
 from tests.installed import require_engine
 
-LLAMA = "llama"
+LLAMA, TORCH = "llama", "torch"
 # Every engine on one model, the embedded one on all families; for vLLM see tests/engines/vllm.
 CASES = [
     *(
-        pytest.param((name, LLAMA), marks=pytest.mark.vllm if name == VLLM else (), id=name)
+        pytest.param(Case(name, LLAMA), marks=pytest.mark.vllm if name == VLLM else (), id=name)
         for name in sorted(ENGINES)
     ),
-    *(pytest.param((ONNX, family), id=f"{ONNX}-{family}") for family in FAMILIES),
+    *(pytest.param(Case(ONNX, family), id=f"{ONNX}-{family}") for family in FAMILIES),
+    *(
+        pytest.param(Case(name, LLAMA, draft), id=f"{name}-{draft}")
+        for name, draft in ((ONNX, CHILD), (ONNX, STRANGER), (TORCH, CHILD))
+    ),
 ]
+# What a draft model drafts at a time.
+DRAFTED = 3
 
 
 @pytest.fixture(scope="session")
@@ -36,30 +48,38 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> UnevenModel:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """The engine and the family of a contract test."""
-    name, family = request.param
-    require_engine(name)
-    return name, family
+def case(request: pytest.FixtureRequest) -> Case:
+    case: Case = request.param
+    require_engine(case.engine)
+    return case
+
+
+@pytest.fixture(scope="session")
+def drafts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """The folders of the models that draft, by name and by what an engine reads."""
+    return write_drafts(tmp_path_factory.mktemp("drafts"))
 
 
 @pytest.fixture(scope="module")
 def served(
-    case: tuple[str, str], uneven: UnevenModel, tmp_path_factory: pytest.TempPathFactory
+    case: Case, uneven: UnevenModel, tmp_path_factory: pytest.TempPathFactory
 ) -> UnevenModel:
     """The model that `load` and `engine` serve."""
-    _, family = case
-    return uneven if family == LLAMA else write_family(family, tmp_path_factory.mktemp(family))
+    if case.family == LLAMA:
+        return uneven
+    return write_family(case.family, tmp_path_factory.mktemp(case.family))
 
 
 @pytest.fixture(scope="module")
-def load(case: tuple[str, str], served: UnevenModel) -> Iterator[LoadEngine]:
+def load(
+    case: Case, served: UnevenModel, drafts: dict[str, dict[str, Path]]
+) -> Iterator[LoadEngine]:
     """Load the model on the engine, with the sizes that the test needs.
 
     One engine serves all tests of a module with the same sizes, and is closed before the next one
     is loaded: vLLM's process groups belong to this process, not to an engine.
     """
-    name, _ = case
+    name = case.engine
     opened: dict[SlotOptions, LoadedEngine] = {}
 
     def close() -> None:
@@ -72,6 +92,8 @@ def load(case: tuple[str, str], served: UnevenModel) -> Iterator[LoadEngine]:
         if options not in opened:
             close()
             opened[options] = load_engine(name, served.folders[ENGINES[name].reads], options)
+            if case.draft is not None:
+                add_drafter(opened[options], drafts[case.draft], options)
         return opened[options]
 
     yield load
@@ -87,15 +109,39 @@ def engine(load: LoadEngine) -> Iterator[LoadedEngine]:
         engine.step()
 
 
-@pytest.fixture(params=[ONNX, "torch"])
+@pytest.fixture(params=[ONNX, TORCH])
 def slot_engine(request: pytest.FixtureRequest, uneven: UnevenModel) -> SlotEngine:
     require_engine(str(request.param))
     return load_slots(str(request.param), uneven)
 
 
+@pytest.fixture(params=[(ONNX, CHILD), (ONNX, STRANGER), (TORCH, CHILD)], ids="-".join)
+def drafted_engine(
+    request: pytest.FixtureRequest, uneven: UnevenModel, drafts: dict[str, dict[str, Path]]
+) -> SlotEngine:
+    name, draft = request.param
+    require_engine(name)
+    engine = load_slots(name, uneven)
+    add_drafter(engine, drafts[draft], SIZES)
+    return engine
+
+
 @pytest.fixture
 def onnx_engine(uneven: UnevenModel) -> SlotEngine:
     return load_slots(ONNX, uneven)
+
+
+def add_drafter(engine: LoadedEngine, folders: Mapping[str, Path], options: SlotOptions) -> None:
+    """Let a model draft for a slot engine that was loaded with the same options.
+
+    Steps of a single token have no room for a draft.
+    """
+    assert isinstance(engine, SlotEngine)
+    count = min(DRAFTED, engine.prefill_chunk - 1)
+    if count:
+        own = load_engine(engine.name, folders[ENGINES[engine.name].reads], options)
+        assert isinstance(own, SlotEngine)
+        engine.draft_with(Drafter(own.runner, count, engine.prefill_chunk))
 
 
 def load_slots(name: str, uneven: UnevenModel) -> SlotEngine:

@@ -28,11 +28,16 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(random_tokens(length, seed).tolist())
 
 
-def step(engine: Engine, answers: Mapping[str, Answer], *, most: int = 1) -> None:
-    """Do one step; no request may get more than `most` events in it, or any after its end."""
+def step(engine: Engine, answers: Mapping[str, Answer], *, looked_up: int = 0) -> None:
+    """Do one step; no request may get more events than were drafted and one, or any after its end.
+
+    Of tokens that are looked up there are at most `looked_up` in a draft.
+    """
     events = engine.step()
     counts = Counter(event.request_id for event in events)
-    assert max(counts.values(), default=0) <= most
+    drafter = getattr(engine, "drafter", None)
+    drafted = 0 if drafter is None else drafter.num_tokens
+    assert max(counts.values(), default=0) <= 1 + max(looked_up, drafted)
     for event in events:
         answer = answers[event.request_id]
         assert answer.finish_reason is None
@@ -48,7 +53,7 @@ def load_of(engine: Engine) -> tuple[int, int, float]:
 
 
 def run(
-    engine: Engine, requests: Sequence[Request], every: int = 0, *, most: int = 1
+    engine: Engine, requests: Sequence[Request], every: int = 0, *, looked_up: int = 0
 ) -> dict[str, Answer]:
     """Answer all requests; one arrives every `every` steps, or all at once for 0."""
     answers = {request.request_id: Answer() for request in requests}
@@ -58,7 +63,7 @@ def run(
             engine.add(queue.pop(0))
             if every:
                 break
-        step(engine, answers, most=most)
+        step(engine, answers, looked_up=looked_up)
         num_steps += 1
         assert num_steps < 1000, "the engine does not come to an end"
     return answers

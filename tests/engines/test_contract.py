@@ -12,7 +12,7 @@ from sgate_serve.engines.table import VLLM
 from sgate_serve.errors import RequestError
 from tests.engines.drive import Answer, greedy, load_of, prompt, run, step
 from tests.engines.ladder import ladder
-from tests.engines.uneven_model import SIZES, LoadEngine, UnevenModel
+from tests.engines.uneven_model import SIZES, Case, LoadEngine, UnevenModel
 from tests.small_llama import random_tokens
 
 
@@ -71,25 +71,18 @@ def test_requests_that_begin_alike_get_the_reference_tokens(
             assert answer == Answer(expected, "length")
 
 
-# Engines that look nothing up, and what they say.
-WITHOUT_DRAFTS = {
-    "torch": "`prompt_lookup_num_tokens` needs the onnx engine",
-    "vllm": "drafted_tokens is not supported by this engine",
-}
-
-
-def skip_without_drafts(engine: LoadedEngine, case: tuple[str, str]) -> None:
-    message = WITHOUT_DRAFTS.get(case[0])
-    if message is not None:
+def skip_without_drafts(engine: LoadedEngine, case: Case) -> None:
+    if case.engine == VLLM:
+        message = "drafted_tokens is not supported by this engine"
         with pytest.raises(RequestError, match=message):
             engine.add(Request("a", prompt(5), replace(greedy(4), drafted_tokens=2)))
         pytest.skip(message)
 
 
-def test_a_grammar_is_followed_or_refused(engine: LoadedEngine, case: tuple[str, str]) -> None:
+def test_a_grammar_is_followed_or_refused(engine: LoadedEngine, case: Case) -> None:
     grammar = replace(ladder((3,), (5, 7), (5,)), vocab_size=engine.vocab_size)
     request = Request("a", prompt(5), replace(greedy(8), grammar=grammar))
-    if case[0] == VLLM:
+    if case.engine == VLLM:
         with pytest.raises(RequestError, match="grammar is not supported by this engine"):
             engine.add(request)
         return
@@ -98,7 +91,7 @@ def test_a_grammar_is_followed_or_refused(engine: LoadedEngine, case: tuple[str,
 
 
 def test_looking_tokens_up_changes_none(
-    engine: LoadedEngine, served: UnevenModel, case: tuple[str, str]
+    engine: LoadedEngine, served: UnevenModel, case: Case
 ) -> None:
     skip_without_drafts(engine, case)
     # The model soon repeats itself, and the last prompts hold what it will say, or half of it.
@@ -116,7 +109,7 @@ def test_looking_tokens_up_changes_none(
                 replace(request, sampling=replace(request.sampling, drafted_tokens=drafted))
                 for request in requests
             ]
-            assert run(engine, looking, every, most=1 + drafted) == expected
+            assert run(engine, looking, every, looked_up=drafted) == expected
             for request, answer in zip(requests, expected.values(), strict=True):
                 tokens = served.greedy(request.prompt, 11)
                 if answer.finish_reason == "length":
@@ -125,9 +118,7 @@ def test_looking_tokens_up_changes_none(
                     assert answer.tokens == tokens[: tokens.index(said[5])]
 
 
-def test_sampled_tokens_are_those_without_looking_up(
-    engine: LoadedEngine, case: tuple[str, str]
-) -> None:
+def test_sampled_tokens_are_those_without_looking_up(engine: LoadedEngine, case: Case) -> None:
     skip_without_drafts(engine, case)
     repeated = (*prompt(8), *prompt(8), *prompt(5))
     sampling = SamplingParams(

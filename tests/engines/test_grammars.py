@@ -108,7 +108,7 @@ def test_prompt_lookup_follows_the_grammar(onnx_engine: SlotEngine) -> None:
     expected = run(onnx_engine, [Request("a", start, follow(grammar))])
     before = onnx_engine.stats().accepted_tokens
     looking = Request("a", start, follow(grammar, drafted_tokens=6))
-    assert run(onnx_engine, [looking], most=7) == expected
+    assert run(onnx_engine, [looking], looked_up=6) == expected
     assert onnx_engine.stats().accepted_tokens > before
     assert expected["a"].finish_reason == "stop"
 

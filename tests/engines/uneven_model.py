@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,21 @@ from sgate_serve.engines.sampling import Logits
 from sgate_serve.loaders.torch_model import TorchModel
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO
-from tests.small_llama import UNEVEN, dense_llama, reference_logits, save_pruned
+from tests.small_llama import UNEVEN, Kept, dense_llama, reference_logits, save_pruned
 
 LoadEngine = Callable[[SlotOptions], LoadedEngine]
+# Draft models: one that was pruned further, and one that has nothing to do with the model.
+CHILD, STRANGER = "child", "stranger"
 SIZES = SlotOptions(slots=3, max_model_len=48, threads=1, prefill_chunk=5)
+
+
+class Case(NamedTuple):
+    """The engine of a contract test, the family of the model, and what drafts for it, if any."""
+
+    engine: str
+    family: str
+    draft: str | None = None
+
 
 # Between them: head norms, windows, soft caps, partial rotation, position tables.
 FAMILIES = {
@@ -68,6 +80,16 @@ def write_uneven_llama(root: Path) -> UnevenModel:
     write_onnx(checkpoint, root / "onnx")
     folders = {"model": root / "model", "onnx": root / "onnx"}
     return UnevenModel(folders, partial(reference_logits, oracle))
+
+
+def write_drafts(root: Path) -> dict[str, dict[str, Path]]:
+    """Write models that draft for the uneven Llama; return the folders of each."""
+    drafts = {CHILD: dense_llama(num_hidden_layers=5, head_dim=12), STRANGER: dense_llama(1)}
+    keeps = {CHILD: (*UNEVEN[:4], Kept((0,), tuple(range(24)))), STRANGER: UNEVEN[:2]}
+    for name, model in drafts.items():
+        checkpoint = save_pruned(model, keeps[name], root / name / "model")
+        write_onnx(checkpoint, root / name / "onnx")
+    return {name: {kind: root / name / kind for kind in ("model", "onnx")} for name in drafts}
 
 
 def write_family(family: str, root: Path) -> UnevenModel:

@@ -4,17 +4,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from openai import OpenAI
 
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.commands.serve import generator_of
 from sgate_serve.engines.table import load_engine
 from sgate_serve.server import ServedModel
+from tests.server.live import serving, wait_until
 from tests.server.onnx_server import serving_folder, tiny_folder
 from tests.server.test_openai_sdk import LENIENT, OPTIONS
-from tests.small_llama import dense_llama, reference_greedy, reference_logits
-from tests.text_model import BOS
+from tests.small_llama import Kept, dense_llama, reference_greedy, reference_logits, save_pruned
+from tests.text_model import BOS, write_tokenizer
 
 PROMPTS = ["the cat sat", "🚀 座った", "a gate that is closed lets nothing through"]
 
@@ -190,8 +194,40 @@ def test_looking_tokens_up_changes_nothing_that_a_client_sees(folder: Path) -> N
             # It ends within what is drafted.
             stop = found[0][12:16]
             assert text(**own, stop=stop, prompt_lookup_num_tokens=8) == text(**own, stop=stop)
-        metrics = client.get("/metrics").text
-    label = f'{{model_name="{folder.name}"}}'
-    name = f"vllm:spec_decode_num_accepted_tokens_total{label}"
-    (count,) = (line.split()[-1] for line in metrics.splitlines() if line.startswith(name))
-    assert float(count) > 0
+        assert num_accepted(client, folder) > 0
+
+
+def test_a_draft_model_changes_nothing_that_a_client_sees(folder: Path, tmp_path: Path) -> None:
+    dense = Checkpoint.open(folder)
+    child = tmp_path / "child"
+    kept = [Kept((0, 1), tuple(range(28)))] * len(dense.spec.layers)
+    save_pruned(dense_llama(vocab_size=dense.spec.vocab_size), kept, child)
+    write_tokenizer(child)
+    words = ["--slots", "3", "--threads", "1"]
+    plain, drafted = (
+        generator_of("onnx", dense, own) for own in (words, [*words, "--draft", str(child)])
+    )
+    with serving(plain) as alone, serving(drafted) as client:
+        wait_until(lambda: all(c.get("/health").status_code == 200 for c in (alone, client)))
+
+        def text(server: httpx.Client, **own: Any) -> Any:
+            body = {"prompt": "the cat sat. " * 2, "max_tokens": 30, "ignore_eos": True, **own}
+            answer = server.post("/v1/completions", json=body).json()
+            choices = [(each["text"], each["finish_reason"]) for each in answer["choices"]]
+            return choices, answer["usage"]["completion_tokens"]
+
+        sampled = {"temperature": 0.5, "seed": 3, "n": 4, "top_k": 20}
+        for own in ({"temperature": 0}, sampled, {**sampled, "seed": 4, "repetition_penalty": 1.2}):
+            found = text(alone, **own)
+            assert text(client, **own) == found
+            stop = found[0][0][0][12:16]
+            assert text(client, **own, stop=stop) == text(alone, **own, stop=stop)
+            assert text(client, **own, prompt_lookup_num_tokens=5) == found
+        assert num_accepted(client, folder) > num_accepted(alone, folder) == 0
+
+
+def num_accepted(client: httpx.Client, folder: Path) -> float:
+    name = f'vllm:spec_decode_num_accepted_tokens_total{{model_name="{folder.name}"}}'
+    lines = client.get("/metrics").text.splitlines()
+    (count,) = (line.split()[-1] for line in lines if line.startswith(name))
+    return float(count)
