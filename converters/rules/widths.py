@@ -102,29 +102,32 @@ def _kept(state: LayerState) -> Widths:
     """Return the widths that hold the survivors of one layer."""
     shape = state.shape
     per_kv = state.heads.reshape(shape.num_kv_heads, shape.queries_per_kv).sum(axis=1)
-    most, counts = int(per_kv.max(initial=0)), [int(u.sum()) for u in units_by_expert(state)]
-    return _widths(state.shape, int(state.kv_heads.sum()), most, counts, int(state.experts.sum()))
+    heads, units = (int(state.kv_heads.sum()), int(per_kv.max(initial=0))), units_by_expert(state)
+    counts = [int(flags.sum()) for flags in units]
+    return _widths(shape, heads, counts, int(state.experts.sum()))
 
 
 def _of_shape(shape: LayerShape) -> Widths:
-    kv_heads, queries, count = shape.num_kv_heads, shape.queries_per_kv, len(shape.experts)
-    return _widths(shape, kv_heads, queries, shape.mlp_widths, count, absent=ANY)
+    heads = (shape.num_kv_heads, shape.queries_per_kv)
+    return _widths(shape, heads, shape.mlp_widths, len(shape.experts), absent=ANY)
 
 
 def _widths(
     shape: LayerShape,
-    kv_heads: int,
-    queries_per_kv: int,
+    heads: tuple[int, int],
     units: Sequence[int],
     num_experts: int,
     absent: int = 0,
 ) -> Widths:
-    """Return the widths of one layer; `absent` stands for those that its kind does not have."""
+    """Return the widths of one layer; `absent` stands for those that its kind does not have.
+
+    `heads` are the KV heads, and the query heads for each; `units` those of each expert.
+    """
     if not shape.experts:
-        return Widths(kv_heads, queries_per_kv, units[0], absent, absent, absent)
+        return Widths(*heads, units[0], absent, absent, absent)
     routed = max(units[: len(shape.experts)])
     shared = units[len(shape.experts)] if shape.shared_units else absent
-    return Widths(kv_heads, queries_per_kv, absent, num_experts, routed, shared)
+    return Widths(*heads, absent, num_experts, routed, shared)
 
 
 def _least(spec: ModelSpec) -> Widths:
