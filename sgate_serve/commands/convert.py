@@ -14,9 +14,10 @@ from sgate_serve.commands.flags import (
     options_from,
     target_from,
 )
-from sgate_serve.commands.output import check_new_folder
+from sgate_serve.commands.output import check_new_folder, print_lines
 from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.plan.figures import Figures
+from sgate_serve.plan.targets import grouped_advice
 from sgate_serve.reports.inspection import Inspection
 
 EXAMPLES = """\
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_new_folder(args.out)
     args.checkpoint = model_folder(args.checkpoint)
-    convert(options_from(args, ConvertOptions, target=target_from(args)))
+    plan = convert(options_from(args, ConvertOptions, target=target_from(args)))
     report = Inspection.of(args.out).to_json()
     found = "closed gates" if args.gates is not None else "zero rows and columns"
     print(
@@ -68,8 +69,7 @@ def run(args: argparse.Namespace) -> int:
         f"{report['removed_overall']:.2%} of all parameters"
     )
     hint = next_step(Checkpoint.open(args.checkpoint), args.gates, Figures(**report["figures"]))
-    if hint is not None:
-        print(hint)
+    print_lines(line for line in (hint, grouped_advice(plan)) if line is not None)
     if report["onnx"] is not None:
         print(f"HF layout in {report['precision']}, ONNX graph in {report['onnx']['precision']}")
     if report["gguf"] is not None:

@@ -124,21 +124,25 @@ def alignment_advice(plan: Plan) -> str | None:
         if any(_fits(one.dense, multiple) and not _fits(one.shape, multiple) for one in plan.layers)
     ]
     if not spoilt:
-        return _grouped_advice(plan)
+        return grouped_advice(plan)
     # No stock model holds layers with different numbers of experts.
     can_agree = len({len(one.experts) for one in plan.layers if one.dense.experts}) <= 1
     uniform = "--uniform " if can_agree and not plan.target.uniform else ""
     return f"for 4-bit kernels of other tools: {uniform}--align {' or '.join(spoilt)}"
 
 
-def _grouped_advice(plan: Plan) -> str | None:
-    """Say which `--align` lets transformers multiply experts in groups, on whole 16 bytes."""
-    widths = {width for one in plan.layers for width in one.shape.experts}
-    if not plan.target.uniform or all(width % GROUPED_MULTIPLE == 0 for width in widths):
+def grouped_advice(plan: Plan) -> str | None:
+    """Say which `--align` lets transformers multiply experts in groups, on whole 16 bytes.
+
+    Only a stock model has its experts multiplied so: one whose experts all have one width.
+    """
+    mixtures = {one.shape.experts for one in plan.layers if one.shape.experts}
+    widths = {width for experts in mixtures for width in experts}
+    if len(mixtures) != 1 or len(widths) != 1 or all(w % GROUPED_MULTIPLE == 0 for w in widths):
         return None
     return (
-        f"for the grouped products of transformers: --align {GROUPED_MULTIPLE}, or load the folder "
-        'with experts_implementation="eager"'
+        f"transformers multiplies experts in groups, on whole 16 bytes: --align {GROUPED_MULTIPLE},"
+        ' or load the folder with experts_implementation="eager"'
     )
 
 

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
 from sgate_serve.architecture.family import DOWN
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.cli import main
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
+from sgate_serve.gates.keys import coupled_sites
 from sgate_serve.loaders.torch_model import TorchModel, dense_model
 from sgate_serve.plan import Target
 from sgate_serve.verify.verification import verify
@@ -313,3 +315,24 @@ def test_what_contradicts_itself_is_named(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(tmp_path)
+
+
+def test_a_stock_result_that_transformers_cannot_group_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Eleven units of fp32 are no whole 16 bytes; its grouped products stop there."""
+    base = write_base(ZOO["mixtral"][0], tmp_path / "base")
+    sites = {site.key: site for site in coupled_sites(base.spec) if site.kind == "mlp_units"}
+    write_gates(base, tmp_path / "gates", **{key: np.arange(32) < 11 for key in sites})
+    for align, is_said in ((), True), (("--align", "8"), False):
+        out = str(tmp_path / f"out{is_said}")
+        arguments = [str(tmp_path / "base"), "--gates", str(tmp_path / "gates"), "--out", out]
+        assert main(["convert", *arguments, *align]) == 0
+        assert ("on whole 16 bytes: --align 8" in capsys.readouterr().out) == is_said
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        assert type(model).__name__ == "MixtralForCausalLM"
+        if is_said:
+            with pytest.raises(RuntimeError, match="16 bytes"):
+                model(token_batch(ZOO["mixtral"][0], 0))
+        else:
+            model(token_batch(ZOO["mixtral"][0], 0))
