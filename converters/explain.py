@@ -95,7 +95,8 @@ def _layer_row(layer: LayerPlan, removed: float, has_experts: bool) -> str:
     kept, before = layer.shape, layer.dense
     cells = [f"{layer.index:>5}", f"{f'{kept.mlp_units} of {before.mlp_units}':>15}"]
     if has_experts:
-        cells.append(f"{f'{len(kept.experts)} of {len(before.experts)}':>11}")
+        experts = f"{len(kept.experts)} of {len(before.experts)}" if before.experts else "-"
+        cells.append(f"{experts:>11}")
     cells.append(f"{f'{kept.num_heads} of {before.num_heads}':>13}")
     cells.append(f"{f'{kept.num_kv_heads} of {before.num_kv_heads}':>11}")
     return "  ".join([*cells, f"{removed:>7.1%}"])
