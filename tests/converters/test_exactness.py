@@ -101,7 +101,7 @@ def check_unless_refused(example: Example, root: Path) -> None:
         assume(False)
 
 
-@settings(CHECKS, max_examples=250)
+@settings(CHECKS, max_examples=200)
 @given(example=EXAMPLES)
 def test_conversion_is_exact_and_leaves_nothing_dead(
     tmp_path_factory: pytest.TempPathFactory, example: Example

@@ -25,11 +25,20 @@ from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.small_models import small_model
-from tests.families.zoo import VARIANTS, Variant, build, token_batch
+from tests.families.zoo import VARIANTS, ZOO, Variant, build, token_batch
 
 DECODERS = [variant for variant in VARIANTS if variant.task == CAUSAL_LM]
 # A graph of longrope ends at the original length, which is 6 here.
 ON_ONNX = [variant for variant in VARIANTS if variant.name != "longrope"]
+# The layer without attention is the first, the other one for the first variant of a family as well.
+FIRST_OF_FAMILY = [variants[0] for variants in ZOO.values()]
+
+
+def with_skips(variants: list[Variant]) -> list[Any]:
+    """Return pairs of a variant and the layer that loses its attention."""
+    both = [(variant, 1) for variant in variants if variant in FIRST_OF_FAMILY]
+    pairs = [(variant, 0) for variant in variants] + both
+    return [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}") for pair in pairs]
 
 
 def converted(variant: Variant, root: Path, skip: int, **options: Any) -> dict[str, Path]:
@@ -57,8 +66,7 @@ def test_every_family_has_a_case() -> None:
     assert {variant.family for variant in VARIANTS} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize(("variant", "skip"), with_skips(VARIANTS))
 def test_every_family_loads_by_its_auto_class_and_verifies(
     variant: Variant, skip: int, tmp_path: Path
 ) -> None:
@@ -77,8 +85,7 @@ def test_every_family_loads_by_its_auto_class_and_verifies(
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("variant", DECODERS, ids=str)
-@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize(("variant", "skip"), with_skips(DECODERS))
 def test_cached_generation_equals_uncached(variant: Variant, skip: int, tmp_path: Path) -> None:
     at = converted(variant, tmp_path, skip, index_price=0)
     pruned = AutoModelForCausalLM.from_pretrained(at["out"], dtype=torch.float32)
@@ -90,8 +97,7 @@ def test_cached_generation_equals_uncached(variant: Variant, skip: int, tmp_path
     assert torch.equal(cached, pruned.generate(prompts, use_cache=False, **settings))
 
 
-@pytest.mark.parametrize("variant", ON_ONNX, ids=str)
-@pytest.mark.parametrize("skip", [0, 1])
+@pytest.mark.parametrize(("variant", "skip"), with_skips(ON_ONNX))
 def test_onnx_verifies_too(variant: Variant, skip: int, tmp_path: Path) -> None:
     at = converted(variant, tmp_path, skip, index_price=0)
     check_verified(at, "onnx")
