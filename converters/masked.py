@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from converters.float_bits import is_finite
 from converters.rules import closed_experts_of_masks
-from sgate_serve.architecture.family import DOWN, EXPERTS, MLP_ROLES
+from sgate_serve.architecture.family import DOWN, MLP_ROLES
 from sgate_serve.architecture.parts import Part
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -59,9 +59,8 @@ class MaskedCheckpoint:
 
     @cached_property
     def _routers(self) -> frozenset[str]:
-        layers = range(len(self.spec.layers))
-        tensors = (item for index in layers for item in self.spec.router_tensors(index).items())
-        return frozenset(name.removesuffix(".weight") for name, axes in tensors if EXPERTS in axes)
+        layers = enumerate(self.spec.layers)
+        return frozenset(self.spec.family.router_name(i) for i, layer in layers if layer.experts)
 
     @cached_property
     def deltas(self) -> Mapping[str, TensorInfo]:

@@ -68,13 +68,21 @@ class Rewriter:
     def _dense_name(self, name: str) -> str:
         """Return the name that a tensor has before pruning, which numbers experts anew."""
         module, _, kind = name.rpartition(".")
-        number = self.small.expert_of(module)
+        number = self._dense_expert(module)
         if number is None:
             return name
         index, (role,) = self._modules[module], self.small.modules(self._modules[module])[module]
-        kept = self.plan.layers[index].experts
-        expert = kept[number] if number < len(kept) else None
+        expert = number if number < len(self.dense.layers[index].experts) else None
         return f"{self.dense.family.expert_linear(index, expert, role)}.{kind}"
+
+    def _dense_expert(self, module: str) -> int | None:
+        """Return the number that a module's expert has before pruning, the shared one's last."""
+        number = self.small.expert_of(module)
+        if number is None:
+            return None
+        index = self._modules[module]
+        kept, dense = self.plan.layers[index].experts, self.dense.layers[index]
+        return kept[number] if number < len(kept) else len(dense.experts)
 
     def _weight(self, module: str) -> Array:
         index = self._modules[module]
@@ -101,12 +109,10 @@ class Rewriter:
 
     def _own_units(self, module: str) -> slice | None:
         """Return which units of the dense layer an expert's module has; None for other modules."""
-        number = self.small.expert_of(module)
+        number = self._dense_expert(module)
         if number is None:
             return None
-        index = self._modules[module]
-        kept, dense = self.plan.layers[index].experts, self.dense.layers[index]
-        return dense.expert_spans[kept[number] if number < len(kept) else len(dense.experts)]
+        return self.dense.layers[self._modules[module]].expert_spans[number]
 
     def _zeroed_columns(self, index: int, role: str) -> Indices:
         """Return the columns stored as zeros: of revived units, or folded into the bias."""

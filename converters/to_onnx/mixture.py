@@ -12,7 +12,6 @@ from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.products import Products
-from sgate_serve.architecture.family import EXPERTS
 from sgate_serve.checkpoint.reader import Checkpoint
 
 
@@ -25,7 +24,7 @@ class MixtureBlock:
         self._graph, self._products, self._checkpoint = graph, products, checkpoint
         self._layer, self._shape = layer, checkpoint.spec.layers[layer]
         tensors = checkpoint.spec.router_tensors(layer)
-        self._router = next(name for name, axes in tensors.items() if EXPERTS in axes)
+        self._router = f"{checkpoint.spec.family.router_name(layer)}.weight"
         self._shared_gate = next((name for name in tensors if name != self._router), None)
 
     def __call__(self, x: ir.Value) -> ir.Value:
