@@ -100,11 +100,18 @@ def hardware() -> dict[str, Any]:
     """
     return {
         "cpu": _cpu_name(),
-        "cpu_flags": _cpu_flags(),
+        "cpu_flags": cpu_flags(),
         "cpus": num_cpus(),
         "memory_bytes": memory_bytes(),
         "gpus": _gpu_names(),
     }
+
+
+def cpu_flags() -> list[str]:
+    """Return the vector and matrix instructions of the first CPU; [] where Linux lists none."""
+    lines = (*_values_of("flags", CPU_INFO), *_values_of("Features", CPU_INFO))
+    flags = next(iter(lines), "").split()
+    return sorted({flag for flag in flags if flag.startswith(VECTOR_FLAGS)})
 
 
 def cache_bytes() -> int | None:
@@ -241,13 +248,6 @@ def _control_group(file: str) -> list[str]:
 def _cpu_name() -> str:
     names = _values_of("model name", CPU_INFO)
     return next(names, platform.processor() or platform.machine())
-
-
-def _cpu_flags() -> list[str]:
-    """Return the vector and matrix instructions of the first CPU; [] where Linux lists none."""
-    lines = (*_values_of("flags", CPU_INFO), *_values_of("Features", CPU_INFO))
-    flags = next(iter(lines), "").split()
-    return sorted({flag for flag in flags if flag.startswith(VECTOR_FLAGS)})
 
 
 def _gpu_names() -> list[str]:

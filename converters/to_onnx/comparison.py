@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from converters.to_onnx.integer_blocks import Blocks, dequantized_4_bits, spans
 from converters.to_onnx.matrices import PARTS, matrices_of_4_bits
+from converters.to_onnx.rescaling import stored_exponents
 from converters.to_onnx.rope import TABLE_PREFIX
 from converters.to_onnx.writer import build_graph
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -38,8 +39,10 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
     a step; anything else must be equal.
     """
     try:
-        stored = ir.load(folder / names.GRAPH_FILE)
-        built = build_graph(checkpoint, precision)
+        stored, built = ir.load(folder / names.GRAPH_FILE), build_graph(checkpoint, precision)
+        exponents = stored_exponents(checkpoint, stored, built)
+        if exponents:
+            built = build_graph(checkpoint, precision, exponents=exponents)
         return next(_differences(stored, built), None)
     except SgateError:
         raise

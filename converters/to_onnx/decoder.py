@@ -6,6 +6,7 @@ may lack attention, the MLP or both. Families differ only in data: their table e
 A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from converters.to_onnx.mixture import MixtureBlock
 from converters.to_onnx.norms import Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
+from converters.to_onnx.rescaling import NO_EXPONENTS, Exponents
 from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import TABLE_PREFIX, RotaryTable, max_positions
 from converters.to_onnx.sequence_output import add_sequence_output
@@ -29,6 +31,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
+
+LinearOf = Callable[[Checkpoint, int], linears.Linear]
 
 # The KV cache of a longer sequence would not fit one machine, so longer rotary tables are useless.
 MAX_CAPACITY = 32768
@@ -40,17 +44,22 @@ def build_decoder(
     checkpoint: Checkpoint,
     precision: Precision = PRECISIONS[FP32],
     moments: Moments | None = None,
+    exponents: Exponents = NO_EXPONENTS,
 ) -> ir.Model:
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
     Raises EngineError for a rope type that the graph cannot express.
     """
-    return _Decoder(checkpoint, precision, moments).build()
+    return _Decoder(checkpoint, precision, moments, exponents).build()
 
 
 class _Decoder:
     def __init__(
-        self, checkpoint: Checkpoint, precision: Precision, moments: Moments | None
+        self,
+        checkpoint: Checkpoint,
+        precision: Precision,
+        moments: Moments | None,
+        exponents: Exponents,
     ) -> None:
         self.checkpoint, self.spec, self.precision = checkpoint, checkpoint.spec, precision
         self.capacity = min(max_positions(self.spec), MAX_CAPACITY)
@@ -68,7 +77,7 @@ class _Decoder:
             lengths = graph.input(names.QUERY_SEQLENS, int32, ["b"])
             self.query_seqlens = [*[None] * 7, lengths]
         self.products = Products(graph, self.input_ids, precision, moments)
-        self.norms = Norms(graph, checkpoint)
+        self.exponents, self.norms = exponents, Norms(graph, checkpoint, exponents)
         self.rotary_names: dict[bytes, str] = {}
 
     def build(self) -> ir.Model:
@@ -123,7 +132,7 @@ class _Decoder:
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
-        projected = self.products.linear(linears.query_key_value(self.checkpoint, index), x)
+        projected = self.reader(index, ATTENTION, linears.query_key_value, x)
         packed = self.packing.unpack(projected)
         inputs = [*self.query_key_value(index, packed), *self.past(index, heads)]
         inputs += [self.seqlens_k, self.total_length, *self.rotary(index, heads)]
@@ -147,6 +156,13 @@ class _Decoder:
                 self.graph.output(value, f"{names.PRESENT_PREFIX}{index}.{kind}", dims)
         heads_out = self.packing.pack(attended, shape.num_heads * heads.width)
         return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
+
+    def reader(self, index: int, block: str, linear_of: LinearOf, x: ir.Value) -> ir.Value:
+        """Multiply by the first linear of a block, which is rescaled if its norm is."""
+        linear, family = linear_of(self.checkpoint, index), self.spec.family
+        if block in family.norms and (norm := family.norm_name(index, block)) in self.exponents:
+            linear = linears.rescaled(linear, self.exponents[norm])
+        return self.products.linear(linear, x)
 
     def past(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
         """Return the inputs for the keys and values of earlier calls.
@@ -192,7 +208,7 @@ class _Decoder:
         """Return down(act(gate) · up), or down(act(up)) in families without a gate."""
         if self.spec.layers[index].experts:
             return MixtureBlock(self.graph, self.products, self.checkpoint, index)(x)
-        packed = self.products.linear(linears.gate_up(self.checkpoint, index), x)
+        packed = self.reader(index, MLP, linears.gate_up, x)
         if self.spec.family.is_gated:
             halves = [f"layer.{index}.gate", f"layer.{index}.up"]
             gate, up = self.graph.node(

@@ -39,6 +39,7 @@ class Matrix:
     is_outer: bool = False
     roles: tuple[str, ...] = ()
     of_expert: bool = False
+    in_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,18 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
 def query_key_value(checkpoint: Checkpoint, layer: int) -> Linear:
     """Return the query, key and value projections, outputs [q | k | v] with padded heads."""
     return _Layer(checkpoint, layer).linear(READERS[ATTENTION])
+
+
+def rescaled(linear: Linear, exponents: Array) -> Linear:
+    """Multiply the columns of a linear with one matrix by 2^exponents [in], to be read in rows."""
+    (matrix,) = linear.matrices
+
+    def weight() -> Array:
+        return np.ldexp(matrix.weight(), exponents)
+
+    # Rows of other columns need other scales than those that they are stored with.
+    changed = replace(matrix, weight=weight, scales=None, in_rows=True)
+    return replace(linear, matrices=(changed,))
 
 
 def attention_output(checkpoint: Checkpoint, layer: int) -> Linear:

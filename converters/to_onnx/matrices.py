@@ -1,8 +1,9 @@
 """Matrices [out, in] in the graph's precision: their initializers, products and row lookups.
 
 Integer products are `MatMulNBits`, which rounds the activations of each token separately, in
-blocks. An operator with one scale for all tokens would let requests affect each other. A tied head
-has the embedding's name, and so its initializers.
+blocks, and for linears that read a rescaled norm, and in encoders, `MatMulIntegerToFloat` with one
+scale for each token, which reads prompts faster. An operator with one scale for all tokens would
+let requests affect each other. A tied head has the embedding's name, and so its initializers.
 """
 
 from collections.abc import Callable
@@ -59,23 +60,14 @@ class Matrices:
 
     def multiply(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Return x Wᵀ + b, [..., out]."""
-        if self._precision.block is None:
-            in_rows = self._bits(matrix) == 8
-            product = (
-                self._multiply_rows(matrix, x) if in_rows else self._multiply_floats(matrix, x)
-            )
-            return product if bias is None else self._graph.node("Add", [product, bias])[0]
-        (rows, columns), block = matrix.shape, self._block(matrix)
-        attributes = {
-            "N": rows,
-            "K": columns,
-            "bits": self._bits(matrix),
-            "block_size": block,
-            "accuracy_level": INT8_COMPUTE,
-        }
-        values, scales, zeros = self._blocks(matrix, block)
-        inputs = [x, values, scales, zeros, None, bias]
-        return self._graph.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)[0]
+        has_blocks = self._precision.block is not None
+        if matrix.in_rows or (not has_blocks and self._bits(matrix) == 8):
+            product = self._multiply_rows(matrix, x)
+        elif has_blocks:
+            return self._multiply_blocks(matrix, x, bias)
+        else:
+            product = self._multiply_floats(matrix, x)
+        return product if bias is None else self._graph.node("Add", [product, bias])[0]
 
     def multiply_floats(self, matrix: Matrix, x: ir.Value) -> ir.Value:
         """Return x Wᵀ in floats, whatever the precision: a choice must not be rounded."""
@@ -108,6 +100,20 @@ class Matrices:
             for name, value in (("start", 0), (f"end.{columns}", columns), ("axis", 1))
         ]
         return graph.node("Slice", [joined, *ends])[0]
+
+    def _multiply_blocks(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """Return x Wᵀ + b with one scale for each block of a row, of W and of each token."""
+        (rows, columns), block = matrix.shape, self._block(matrix)
+        attributes = {
+            "N": rows,
+            "K": columns,
+            "bits": self._bits(matrix),
+            "block_size": block,
+            "accuracy_level": INT8_COMPUTE,
+        }
+        values, scales, zeros = self._blocks(matrix, block)
+        inputs = [x, values, scales, zeros, None, bias]
+        return self._graph.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)[0]
 
     def _multiply_rows(self, matrix: Matrix, x: ir.Value) -> ir.Value:
         """Return x Wᵀ in int8, with one scale for each row of W and one for each token.

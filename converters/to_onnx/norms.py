@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.rescaling import NO_EXPONENTS, Exponents
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.onnx_format.names import MICROSOFT
@@ -57,14 +58,22 @@ class Norm:
 
 
 class Norms:
-    """Makes the norms of one checkpoint by name."""
+    """Makes the norms of one checkpoint by name; channels of those with exponents are divided."""
 
-    def __init__(self, graph: GraphBuilder, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, graph: GraphBuilder, checkpoint: Checkpoint, exponents: Exponents = NO_EXPONENTS
+    ) -> None:
         self._graph, self._checkpoint, self._spec = graph, checkpoint, checkpoint.spec
+        self._exponents = exponents
 
     def over_stream(self, name: str) -> Norm:
         sizes = (self._spec.norm_size, self._spec.hidden_size)
-        return self._norm(self._spec.family.norm, name, sizes, np.asarray)
+        exponents = self._exponents.get(name)
+
+        def divided(part: Array) -> Array:
+            return part if exponents is None else np.ldexp(part, -exponents)
+
+        return self._norm(self._spec.family.norm, name, sizes, divided)
 
     def over_heads(self, name: str, layout: HeadLayout, count: int = 1) -> Norm:
         """Make a norm over each head, or over `count` heads at once."""
@@ -83,7 +92,7 @@ class Norms:
             return place(whole.astype(np.float32))
 
         def bias() -> Array:
-            return self._checkpoint.read(f"{name}.bias").astype(np.float32)
+            return place(self._checkpoint.read(f"{name}.bias").astype(np.float32))
 
         parts = {"weight": weight} | ({"bias": bias} if kind == "layer" else {})
         parameters = tuple(

@@ -12,10 +12,22 @@ from converters.to_onnx.calibration import calibration_blocks
 from converters.to_onnx.decoder import build_decoder
 from converters.to_onnx.encoder import build_encoder
 from converters.to_onnx.matrices import Moments, matrices_of_4_bits
+from converters.to_onnx.rescaling import (
+    NO_EXPONENTS,
+    Exponents,
+    measured_exponents,
+    norm_readers,
+)
 from sgate_serve.checkpoint.digests import file_digest
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.onnx_format.names import GRAPH_FILE, META_WEIGHTS_DIGEST, WEIGHTS_FILE
+from sgate_serve.onnx_format.names import (
+    GRAPH_FILE,
+    META_PRECISION,
+    META_WEIGHTS_DIGEST,
+    WEIGHTS_FILE,
+)
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 _UNFINISHED = ".model.onnx.incomplete"
@@ -29,9 +41,10 @@ def write_onnx(
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
     Weights are streamed: peak memory is about twice the largest matrix in fp32, but 4 bits also
-    need the model in fp32 (`input_moments`). `model.onnx` is written last, so its presence means
-    that both are complete, and records the digest of the weights. Raises EngineError if it exists
-    already, or for a model that the graph or its precision cannot express.
+    need the model in fp32 (`input_moments`), and a decoder in int8 the model in int8
+    (`rescaling_exponents`). `model.onnx` is written last, so its presence means that both are
+    complete, and records the digest of the weights. Raises EngineError if it exists already, or
+    for a model that the graph or its precision cannot express.
     """
     target = folder / GRAPH_FILE
     if target.exists():
@@ -39,9 +52,22 @@ def write_onnx(
     model = build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with input_moments(checkpoint, folder, model) as moments:
-        if moments is not None:
-            model = build_graph(checkpoint, precision, moments)
+        exponents = rescaling_exponents(checkpoint, folder, model)
+        if moments is not None or exponents:
+            model = build_graph(checkpoint, precision, moments, exponents)
         save_graph(model, folder)
+
+
+def rescaling_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> Exponents:
+    """Return the exponents for `model`, a graph without any; none unless it is an int8 decoder.
+
+    The graph reads tokens for it, from a temporary folder inside `folder`.
+    """
+    if model.metadata_props[META_PRECISION] != INT8 or not norm_readers(checkpoint):
+        return NO_EXPONENTS
+    with TemporaryDirectory(prefix=".rescaling-", dir=folder) as written:
+        save_graph(model, Path(written))
+        return measured_exponents(checkpoint, Path(written), model)
 
 
 @contextmanager
@@ -57,7 +83,7 @@ def input_moments(
     if blocks is None:
         yield None
         return
-    from converters.to_onnx.input_moments import InputMoments
+    from converters.to_onnx.input_statistics import InputMoments
 
     with TemporaryDirectory(prefix=".moments-", dir=folder) as exact:
         write_onnx(checkpoint, Path(exact))
@@ -88,16 +114,18 @@ def build_graph(
     checkpoint: Checkpoint,
     precision: Precision = PRECISIONS[FP32],
     moments: Moments | None = None,
+    exponents: Exponents = NO_EXPONENTS,
 ) -> ir.Model:
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
-    With `moments`, weights of 4 bits are rounded for what they multiply.
+    With `moments`, weights of 4 bits are rounded for what they multiply. Linears that read a norm
+    with `exponents` are multiplied by rows.
     Raises EngineError for an activation, rope type or precision that no graph can express.
     """
     check_activation(checkpoint.spec.activation)
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
-    return build_decoder(checkpoint, precision, moments)
+    return build_decoder(checkpoint, precision, moments, exponents)
 
 
 def _own_error(error: BaseException | None) -> SgateError | None:

@@ -63,8 +63,9 @@ def test_nodes_work_on_the_tensors_that_they_read(
     assert {work.kind for work in found} <= {PROJECTIONS, UNITS, HEAD}
     kinds = {work.kind for work in works.values()}
     assert EMBEDDING in kinds and OTHER not in kinds and INDEX not in kinds
-    # Products of decoders round inside.
-    assert (ROUNDING in kinds) == (precision == "int8" and spec.is_encoder)
+    # Products in blocks round inside; in decoders, those that read a norm are in rows.
+    in_rows = spec.is_encoder or bool(spec.family.norms)
+    assert (ROUNDING in kinds) == (precision == "int8" and in_rows)
 
 
 def test_index_work_is_apart_from_its_product(tmp_path: Path) -> None:

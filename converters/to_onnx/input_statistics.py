@@ -1,9 +1,9 @@
-"""Second moments of what the matrices of an fp32 graph multiply, while the graph reads a text.
+"""What values inside a graph are like while it reads tokens: moments, and largest magnitudes.
 
-Not for serving: graphs in 4 bits are rounded with them.
+Not for serving: matrices of integers are rounded for them.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +49,36 @@ class InputMoments:
     def _read(self, matrices: list[str]) -> dict[str, Floats]:
         widths = {self._inputs[name][0]: self._inputs[name][1] for name in matrices}
         sums = {value: np.zeros((width, width), np.float32) for value, width in widths.items()}
-        path, wanted = self._folder / GRAPH_FILE, list(widths)
-        session = _session(graph_with_outputs(ir.load(path), wanted, path), self._folder)
-        for tokens in self._blocks:
-            for value, x in zip(
-                wanted, session.run(wanted, prefill_feeds(session, tokens)), strict=True
-            ):
+        for found in _values(self._folder, list(widths), self._blocks):
+            for value, x in found.items():
                 sums[value] += x.T @ x
         return {name: sums[self._inputs[name][0]] for name in matrices}
+
+
+def largest_values(
+    folder: Path, values: Sequence[str], blocks: NDArray[np.int64]
+) -> dict[str, Floats]:
+    """Return value [t, width] of the graph in `folder` → largest magnitudes [width].
+
+    `blocks` [n, s] are tokens.
+    """
+    largest: dict[str, Floats] = {}
+    for found in _values(folder, values, blocks):
+        for name, x in found.items():
+            here = np.abs(x).max(axis=0)
+            largest[name] = np.maximum(largest.get(name, here), here)
+    return largest
+
+
+def _values(
+    folder: Path, values: Sequence[str], blocks: NDArray[np.int64]
+) -> Iterator[dict[str, Floats]]:
+    """Yield the values of a graph for each block of tokens."""
+    path, wanted = folder / GRAPH_FILE, list(values)
+    session = _session(graph_with_outputs(ir.load(path), wanted, path), folder)
+    for tokens in blocks:
+        found = session.run(wanted, prefill_feeds(session, tokens))
+        yield dict(zip(wanted, found, strict=True))
 
 
 def _session(graph: bytes, folder: Path) -> Any:

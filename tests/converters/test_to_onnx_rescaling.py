@@ -1,0 +1,87 @@
+"""Int8 products by rows: channels of different magnitudes, and what `verify` compares."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from converters.to_onnx import write_onnx
+from converters.to_onnx.comparison import first_difference
+from converters.to_onnx.rescaling import norm_readers, suitable_exponents
+from converters.to_onnx.writer import build_graph, save_graph
+from sgate_serve.engines.onnx.engine import load_runner
+from sgate_serve.engines.runner import all_logits
+from sgate_serve.onnx_format.names import GRAPH_FILE
+from sgate_serve.onnx_format.precision import PRECISIONS
+from tests.converters.test_to_onnx_precision import SIZES, error_of_most
+from tests.small_llama import dense_llama, random_tokens, reference_logits, save
+
+INT8 = PRECISIONS["int8"]
+
+
+def with_large_channels() -> LlamaForCausalLM:
+    """Return a model in which norms magnify two channels, as real ones do, and remove one."""
+    model = dense_llama()
+    for layer in model.model.layers:
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.weight.data[torch.tensor([3, 17])] *= 300
+            norm.weight.data[5] = 0
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            linear.weight.data[:, [3, 17]] /= 300
+        for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            linear.weight.data[:, [3, 17]] /= 300
+            linear.weight.data[:, 8] = 0
+    return model
+
+
+def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
+    model, tokens = with_large_channels(), random_tokens(40)
+    checkpoint, exact = save(model, tmp_path / "model"), reference_logits(model, tokens)
+    unscaled = {norm: np.zeros(48, np.int32) for norm in norm_readers(checkpoint)}
+    assert len(unscaled) == 2 * len(checkpoint.spec.layers)
+    graphs = {
+        "blocks": build_graph(checkpoint, INT8),
+        "unscaled": build_graph(checkpoint, INT8, exponents=unscaled),
+    }
+    for name, graph in graphs.items():
+        (tmp_path / name).mkdir()
+        save_graph(graph, tmp_path / name)
+    write_onnx(checkpoint, tmp_path / "rescaled", INT8)
+    errors = {
+        name: error_of_most(all_logits(load_runner(tmp_path / name, SIZES), tokens), exact)
+        for name in ("blocks", "unscaled", "rescaled")
+    }
+    # A block of 64 is coarse too, where large channels are in it.
+    assert 5 * errors["rescaled"] < min(errors["unscaled"], errors["blocks"])
+    assert errors["rescaled"] < 0.1
+    # A graph of an older release has blocks only, and is as right.
+    for name in errors:
+        assert first_difference(checkpoint, tmp_path / name, INT8) is None
+
+
+@pytest.mark.parametrize("part", ["input_layernorm.weight", "qkv.values", "qkv.scales"])
+def test_another_weight_is_found(part: str, tmp_path: Path) -> None:
+    """Quotients of a norm's weights are exponents only if they are powers of two."""
+    checkpoint = save(dense_llama(), tmp_path / "model")
+    write_onnx(checkpoint, tmp_path / "onnx", INT8)
+    graph = ir.load(tmp_path / "onnx" / GRAPH_FILE)
+    names = [name for name in graph.graph.initializers if name.startswith("model.layers.1.")]
+    (name,) = (name for name in names if name.endswith(part.replace("qkv", "query_key_value")))
+    value = graph.graph.initializers[name]
+    assert value.const_value is not None
+    changed = value.const_value.numpy().copy()
+    changed.reshape(-1)[4] *= 3
+    value.const_value = ir.tensor(changed, name=name)
+    (tmp_path / "changed").mkdir()
+    save_graph(graph, tmp_path / "changed")
+    found = first_difference(checkpoint, tmp_path / "changed", INT8)
+    assert found is not None and "is not that of the folder's tensors" in found
+
+
+def test_exponents_even_out_channels_and_columns() -> None:
+    reached = np.array([64, 1, 0, 8, 1e30, 1e-30], np.float32)
+    column = np.array([1, 16, 1, 0, 1e-10, 1], np.float32)
+    np.testing.assert_array_equal(suitable_exponents(reached, column), [3, -2, 0, 0, 15, -15])
