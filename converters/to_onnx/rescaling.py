@@ -102,7 +102,7 @@ def stored_exponents(checkpoint: Checkpoint, stored: ir.Model, built: ir.Model) 
     return exponents
 
 
-def _whole(exponents: Floats) -> NDArray[np.int32]:
+def _whole(exponents: Array) -> NDArray[np.int32]:
     return np.rint(exponents).clip(-LARGEST_EXPONENT, LARGEST_EXPONENT).astype(np.int32)
 
 

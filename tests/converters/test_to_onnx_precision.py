@@ -219,7 +219,7 @@ def test_an_int8_folder_gives_its_own_numbers_to_products_in_blocks(tmp_path: Pa
     found = {part: value.numpy() for part, value in read.items() if value is not None}
     own = found["values"].reshape(len(values), -1)[:, : values.shape[1]].astype(np.int64) - 128
     np.testing.assert_array_equal(own, values)
-    np.testing.assert_array_equal(*np.broadcast_arrays(found["scales"], scales))
+    np.testing.assert_array_equal(found["scales"], np.broadcast_to(scales, found["scales"].shape))
 
 
 @pytest.mark.parametrize("is_lowered", [False, True])
