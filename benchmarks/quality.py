@@ -62,6 +62,7 @@ def cells() -> Iterator[Cell]:
         for method in ("fisher", "wanda"):
             yield Cell(f"{method} {target:.0%}", {"method": method, "target": target})
         yield distilled_cell(target)
+        yield Cell(f"fisher, refitted {target:.0%}", {"target": target, "no_refit": False})
     yield Cell("gates 30%", {"method": "gates"})
     yield Cell("random 30%", {"method": "random"})
     yield Cell("row-col 30%", {"method": "gates", "gates": "row-col"})

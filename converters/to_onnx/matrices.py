@@ -119,7 +119,7 @@ class Matrices:
         """Return x Wᵀ in int8, with one scale for each row of W and one for each token.
 
         Sums of integers are exact, so the result for a token does not depend on the other tokens.
-        CPUs without VNNI add pairs of products in 16 bits, where large ones saturate.
+        The engine sees to CPUs that would not add exactly.
         """
         graph, (rows, columns), name = self._graph, matrix.shape, matrix.name
         values = graph.weight(

@@ -106,14 +106,12 @@ class Sampler:
 
 def choose_tokens(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
     """Return one token id per row of `logits` [rows, vocab]; ties go to the lowest id."""
-    logits = _adjusted(logits, samplers)
-    tokens = [int(token) for token in logits.argmax(axis=-1)]
-    sampled = _rows(samplers, lambda sampler: sampler.params.temperature > 0)
-    if len(sampled):
-        drawing = [samplers[row] for row in sampled]
-        weights = _weights(logits[sampled], [sampler.params for sampler in drawing])
-        for row, sampler, own in zip(sampled, drawing, weights, strict=True):
-            tokens[row] = _draw(own, sampler.params.top_p, sampler.generator)
+    tokens = [
+        _draw(own, sampler.params, sampler.generator)
+        if sampler.params.temperature > 0
+        else int(own.argmax())
+        for own, sampler in zip(_adjusted(logits, samplers), samplers, strict=True)
+    ]
     for sampler, token in zip(samplers, tokens, strict=True):
         sampler.record(token)
     return tokens
@@ -158,26 +156,25 @@ def _penalize(logits: Logits, rows: Rows, samplers: Sequence[Sampler]) -> None:
     logits[at] = had
 
 
-def _weights(logits: Logits, params: Sequence[SamplingParams]) -> Logits:
-    """Return weights [rows, padded vocab] after temperature, min_p and top_k; the largest is 1.
+def _weights(logits: Logits, params: SamplingParams) -> Logits:
+    """Return weights [padded vocab] after temperature, min_p and top_k; the largest is 1.
 
-    Computed in fp32, whose exp is several times faster. Zeros pad the last block: see `_invert`.
+    Computed in fp32, whose exp is several times faster, and row by row, which stays in a CPU cache.
+    Zeros pad the last block: see `_invert`.
     """
-    temperatures = np.array([max(own.temperature, TINY) for own in params], np.float32)
-    min_p = np.array([own.min_p for own in params], np.float32)
-    rows, vocab = logits.shape
-    padded = np.zeros((rows, -(-vocab // BLOCK) * BLOCK), np.float32)
-    weights = padded[:, :vocab]
+    vocab = len(logits)
+    padded = np.zeros(-(-vocab // BLOCK) * BLOCK, np.float32)
+    weights = padded[:vocab]
     # The maximum is subtracted first, so a tiny temperature at worst overflows to weight 0.
-    np.subtract(logits, logits.max(axis=-1, keepdims=True), out=weights)
+    np.subtract(logits, logits.max(), out=weights)
     with np.errstate(over="ignore"):
-        np.divide(weights, temperatures[:, None], out=weights)
+        weights /= np.float32(max(params.temperature, TINY))
     np.exp(weights, out=weights)
-    if min_p.any():
-        weights[weights < min_p[:, None]] = 0
-    for row in _rows(params, lambda own: 0 < own.top_k < vocab):
+    if params.min_p:
+        weights[weights < np.float32(params.min_p)] = 0
+    if 0 < params.top_k < vocab:
         # Ties with the last kept token are kept too, as in vLLM.
-        weights[row] *= weights[row] >= _largest(padded[row], params[row].top_k)
+        weights *= weights >= _largest(padded, params.top_k)
     return padded
 
 
@@ -191,39 +188,45 @@ def _largest(weights: Logits, rank: int) -> np.float32:
     return np.float32(np.partition(weights, -rank)[-rank])
 
 
-def _draw(weights: Logits, top_p: float, generator: np.random.Generator) -> int:
+def _draw(logits: Logits, params: SamplingParams, generator: np.random.Generator) -> int:
     """Draw from the smallest set of most likely tokens whose share reaches `top_p`.
 
     Nothing is sorted: a token drawn from all tokens is in the set if the more likely ones (among
     ties, those with a lower id) have a share below `top_p`. If it is not, no less likely token is
     either, so the next draw is from the more likely ones.
     """
-    bound = top_p * weights.sum(dtype=np.float64)
+    weights = _weights(logits, params)
+    sums = _running_sums(weights)
+    bound = params.top_p * sums[-1]
     while True:
-        token = _invert(weights, generator.random())
-        if top_p == 1:
+        token = _invert(weights, sums, generator.random())
+        if params.top_p == 1:
             return token
         is_before = weights > weights[token]
         is_before[:token] |= weights[:token] == weights[token]
-        before = weights[is_before]
-        if before.sum(dtype=np.float64) < bound:
+        # Several times as fast as np.where.
+        weights = weights * is_before.astype(np.float32)
+        sums = _running_sums(weights)
+        if sums[-1] < bound:
             return token
-        weights = np.where(is_before, weights, np.float32(0))
 
 
-def _invert(weights: Logits, uniform: float) -> int:
+def _running_sums(weights: Logits) -> NDArray[np.float64]:
+    """Return the sums of the weights up to the end of each block."""
+    return weights.reshape(-1, BLOCK).sum(axis=-1).cumsum(dtype=np.float64)
+
+
+def _invert(weights: Logits, sums: NDArray[np.float64], uniform: float) -> int:
     """Return the first index whose cumulative weight exceeds the share `uniform` of the total.
 
-    Blocks are summed first, since a running sum over all weights is slow. An index of weight 0 is
-    never returned.
+    `sums` are those of blocks, since a running sum over all weights is slow. An index of weight 0
+    is never returned.
     """
-    blocks = weights.reshape(-1, BLOCK)
-    sums = blocks.sum(axis=-1, dtype=np.float64).cumsum()
     wanted = uniform * sums[-1]
     block = int(np.searchsorted(sums, wanted, side="right"))
     # A uniform close to 1 may round up to the total.
     block = min(block, int(np.searchsorted(sums, sums[-1])))
-    inside = blocks[block].cumsum(dtype=np.float64)
+    inside = weights[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
     rest = wanted - (sums[block - 1] if block else 0.0)
     index = int(np.searchsorted(inside, rest, side="right"))
     return block * BLOCK + min(index, int(np.searchsorted(inside, inside[-1])))
