@@ -16,7 +16,7 @@ from converters.to_onnx.rescaling import (
     NO_EXPONENTS,
     Exponents,
     measured_exponents,
-    norm_readers,
+    mlp_readers,
 )
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.int8 import INT8
@@ -63,7 +63,7 @@ def rescaling_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -
 
     The graph reads tokens for it, from a temporary folder inside `folder`.
     """
-    if model.metadata_props[META_PRECISION] != INT8 or not norm_readers(checkpoint):
+    if model.metadata_props[META_PRECISION] != INT8 or not mlp_readers(checkpoint):
         return NO_EXPONENTS
     with TemporaryDirectory(prefix=".rescaling-", dir=folder) as written:
         save_graph(model, Path(written))

@@ -213,7 +213,8 @@ def _draw(logits: Logits, params: SamplingParams, generator: np.random.Generator
 
 def _running_sums(weights: Logits) -> NDArray[np.float64]:
     """Return the sums of the weights up to the end of each block."""
-    return weights.reshape(-1, BLOCK).sum(axis=-1).cumsum(dtype=np.float64)
+    sums: NDArray[np.float64] = weights.reshape(-1, BLOCK).sum(axis=-1).cumsum(dtype=np.float64)
+    return sums
 
 
 def _invert(weights: Logits, sums: NDArray[np.float64], uniform: float) -> int:

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from converters.to_onnx import write_onnx
 from converters.to_onnx.comparison import first_difference
-from converters.to_onnx.rescaling import norm_readers, suitable_exponents
+from converters.to_onnx.rescaling import mlp_readers, suitable_exponents
 from converters.to_onnx.writer import build_graph, save_graph
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
@@ -26,11 +26,9 @@ def with_large_channels() -> LlamaForCausalLM:
     """Return a model in which norms magnify two channels, as real ones do, and remove one."""
     model = dense_llama()
     for layer in model.model.layers:
-        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-            norm.weight.data[torch.tensor([3, 17])] *= 300
-            norm.weight.data[5] = 0
-        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-            linear.weight.data[:, [3, 17]] /= 300
+        weight = layer.post_attention_layernorm.weight.data
+        weight[torch.tensor([3, 17])] *= 300
+        weight[5] = 0
         for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
             linear.weight.data[:, [3, 17]] /= 300
             linear.weight.data[:, 8] = 0
@@ -40,8 +38,8 @@ def with_large_channels() -> LlamaForCausalLM:
 def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     model, tokens = with_large_channels(), random_tokens(40)
     checkpoint, exact = save(model, tmp_path / "model"), reference_logits(model, tokens)
-    unscaled = {norm: np.zeros(48, np.int32) for norm in norm_readers(checkpoint)}
-    assert len(unscaled) == 2 * len(checkpoint.spec.layers)
+    unscaled = {norm: np.zeros(48, np.int32) for norm in mlp_readers(checkpoint)}
+    assert len(unscaled) == len(checkpoint.spec.layers)
     graphs = {
         "blocks": build_graph(checkpoint, INT8),
         "unscaled": build_graph(checkpoint, INT8, exponents=unscaled),
@@ -62,14 +60,16 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
         assert first_difference(checkpoint, tmp_path / name, INT8) is None
 
 
-@pytest.mark.parametrize("part", ["input_layernorm.weight", "qkv.values", "qkv.scales"])
+@pytest.mark.parametrize(
+    "part", ["post_attention_layernorm.weight", "gate_up.values", "gate_up.scales"]
+)
 def test_another_weight_is_found(part: str, tmp_path: Path) -> None:
     """Quotients of a norm's weights are exponents only if they are powers of two."""
     checkpoint = save(dense_llama(), tmp_path / "model")
     write_onnx(checkpoint, tmp_path / "onnx", INT8)
     graph = ir.load(tmp_path / "onnx" / GRAPH_FILE)
     names = [name for name in graph.graph.initializers if name.startswith("model.layers.1.")]
-    (name,) = (name for name in names if name.endswith(part.replace("qkv", "query_key_value")))
+    (name,) = (name for name in names if name.endswith(part))
     value = graph.graph.initializers[name]
     assert value.const_value is not None
     changed = value.const_value.numpy().copy()
