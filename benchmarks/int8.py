@@ -2,7 +2,7 @@
 
 `python -m benchmarks.int8 --model MODEL --text A.txt,B.txt --json FILE` builds the int8 graph of a
 real decoder in every form: all products in blocks; those that read a norm in rows; and these
-rescaled, as conversions write them. It records the held-out perplexity of each on every text. Then
+rescaled, as conversions write them on CPUs with AMX. It records the held-out perplexity of each on every text. Then
 it compares the speed of the random model of `sgate_serve.demo.shape` in the three forms,
 interleaved in one run.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.command import command_line, run_script
 from benchmarks.shapes import DemoShape
-from converters.to_onnx.rescaling import mlp_readers
+from converters.to_onnx.rescaling import norm_readers
 from converters.to_onnx.writer import build_graph, rescaling_exponents, save_graph
 from sgate_serve.bench.compare import compare
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -107,7 +107,7 @@ def write_form(model: Checkpoint, folder: Path, form: str) -> None:
         exponents = rescaling_exponents(model, folder, graph)
     else:
         none = np.zeros(model.spec.hidden_size, np.int32)
-        exponents = dict.fromkeys(mlp_readers(model) if form == ROWS else (), none)
+        exponents = dict.fromkeys(norm_readers(model) if form == ROWS else (), none)
     if exponents:
         graph = build_graph(model, PRECISIONS["int8"], exponents=exponents)
     save_graph(graph, folder)

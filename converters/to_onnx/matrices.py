@@ -1,9 +1,9 @@
 """Matrices [out, in] in the graph's precision: their initializers, products and row lookups.
 
 Integer products are `MatMulNBits`, which rounds the activations of each token separately, in
-blocks, or `MatMulIntegerToFloat` with one scale for each token, which reads prompts faster: in
-encoders, and in MLPs of decoders whose norm is rescaled. An operator with one scale for all tokens
-would let requests affect each other. A tied head has the embedding's name, and so its initializers.
+blocks, or `MatMulIntegerToFloat` with one scale for each token: in encoders, and in linears that
+read a rescaled norm. An operator with one scale for all tokens would let requests affect each
+other. A tied head has the embedding's name, and so its initializers.
 """
 
 from collections.abc import Callable

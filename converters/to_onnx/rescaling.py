@@ -1,9 +1,13 @@
-"""Powers of two between the channels of a norm and the columns of the MLP that reads it.
+"""Powers of two between the channels of a norm and the columns of the linear that reads it.
 
 An int8 product by rows rounds a token with one scale, which a few large channels would make coarse
 for all others. So each channel of a norm's output is divided by a power of two, and the column that
 multiplies it is multiplied by the same: in floats no bit of the product changes. Exponents even out
 what the channels reach and what the columns hold (SmoothQuant, arXiv 2211.10438, with alpha 1/2).
+
+It is for CPUs with AMX, where rows are faster than blocks for one token and twice as fast for many.
+With VNNI alone they read prompts faster, but a lone stream is a fifth slower, so there all products
+stay in blocks.
 
 What a channel reaches hardly depends on the text: exponents of random tokens serve as well as those
 of prose, so that a graph needs neither a tokenizer nor data.
@@ -19,11 +23,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from converters.to_onnx.integer_blocks import Floats
-from converters.to_onnx.linears import Linear, gate_up
+from converters.to_onnx.linears import Linear, gate_up, query_key_value
 from converters.to_onnx.rope import max_positions
-from sgate_serve.architecture.family import MLP
+from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.environment import cpu_flags
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +42,44 @@ LARGEST_EXPONENT = 15
 LEAST_WEIGHT = 1e-30
 
 
-def mlp_readers(checkpoint: Checkpoint) -> dict[str, Linear]:
-    """Return norm → the first linear of the MLP after it, which alone reads it, all its channels.
+def suits_this_cpu() -> bool:
+    """Return whether products by rows are faster than in blocks here, whatever the batch."""
+    return "amx_int8" in cpu_flags()
+
+
+def norm_readers(checkpoint: Checkpoint) -> dict[str, Linear]:
+    """Return norm → the linear that alone reads it, all channels of it, in one product.
 
     Routers and experts share what they read, a matrix without all columns has other channels, and
-    the norms of encoders are the stream itself. Query, key and value stay in blocks: they are a
-    small part of the weights, and rows would save them less than the rounding of tokens costs.
+    the norms of encoders are the stream itself.
     """
     spec, family = checkpoint.spec, checkpoint.spec.family
-    if spec.is_encoder or MLP not in family.norms:
-        return {}
-    linears = {
-        family.norm_name(index, MLP): gate_up(checkpoint, index)
-        for index, shape in enumerate(spec.layers)
-        if shape.mlp_units and not shape.experts
-    }
-    return {norm: linear for norm, linear in linears.items() if _is_whole(linear)}
+    found: dict[str, Linear] = {}
+    if spec.is_encoder:
+        return found
+    for index, shape in enumerate(spec.layers):
+        linears = {
+            ATTENTION: query_key_value if shape.num_heads else None,
+            MLP: gate_up if shape.mlp_units and not shape.experts else None,
+        }
+        for block, linear_of in linears.items():
+            if linear_of is not None and block in family.norms:
+                linear = linear_of(checkpoint, index)
+                if len(linear.matrices) == 1 and linear.matrices[0].inputs is None:
+                    found[family.norm_name(index, block)] = linear
+    return found
 
 
 def measured_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> Exponents:
     """Return the exponents that suit `model`, a graph without any, stored in `folder`."""
     from converters.to_onnx.input_statistics import largest_values
 
-    readers, tokens = mlp_readers(checkpoint), random_tokens(checkpoint)
-    logger.info("int8: %d norms are rescaled for %d random tokens", len(readers), tokens.size)
+    readers, tokens = norm_readers(checkpoint), random_tokens(checkpoint)
+    logger.info(
+        "int8 products in rows, as this CPU has AMX: %d norms are rescaled for %d random tokens",
+        len(readers),
+        tokens.size,
+    )
     outputs = _norm_outputs(model, readers)
     reached = largest_values(folder, list(outputs.values()), tokens)
     exponents = {}
@@ -87,7 +106,7 @@ def stored_exponents(checkpoint: Checkpoint, stored: ir.Model, built: ir.Model) 
     graphs of older releases.
     """
     exponents = {}
-    for norm, linear in mlp_readers(checkpoint).items():
+    for norm, linear in norm_readers(checkpoint).items():
         if not _is_in_rows(stored, linear):
             continue
         whole, divided = (_initializer(model, f"{norm}.weight") for model in (built, stored))
@@ -116,10 +135,6 @@ def random_tokens(checkpoint: Checkpoint) -> NDArray[np.int64]:
     """Return tokens [n, s], always the same."""
     shape = (NUM_BLOCKS, min(SEQ_LEN, max_positions(checkpoint.spec)))
     return np.random.default_rng(0).integers(0, checkpoint.spec.vocab_size, shape)
-
-
-def _is_whole(linear: Linear) -> bool:
-    return len(linear.matrices) == 1 and linear.matrices[0].inputs is None
 
 
 def _is_in_rows(model: ir.Model, linear: Linear) -> bool:

@@ -16,7 +16,8 @@ from converters.to_onnx.rescaling import (
     NO_EXPONENTS,
     Exponents,
     measured_exponents,
-    mlp_readers,
+    norm_readers,
+    suits_this_cpu,
 )
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.int8 import INT8
@@ -41,7 +42,7 @@ def write_onnx(
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
     Weights are streamed: peak memory is about twice the largest matrix in fp32, but 4 bits also
-    need the model in fp32 (`input_moments`), and a decoder in int8 the model in int8
+    need the model in fp32 (`input_moments`), and products in rows the model in int8
     (`rescaling_exponents`). `model.onnx` is written last, so its presence means that both are
     complete, and records the digest of the weights. Raises EngineError if it exists already, or
     for a model that the graph or its precision cannot express.
@@ -52,7 +53,9 @@ def write_onnx(
     model = build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with input_moments(checkpoint, folder, model) as moments:
-        exponents = rescaling_exponents(checkpoint, folder, model)
+        exponents = (
+            rescaling_exponents(checkpoint, folder, model) if suits_this_cpu() else NO_EXPONENTS
+        )
         if moments is not None or exponents:
             model = build_graph(checkpoint, precision, moments, exponents)
         save_graph(model, folder)
@@ -63,7 +66,7 @@ def rescaling_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -
 
     The graph reads tokens for it, from a temporary folder inside `folder`.
     """
-    if model.metadata_props[META_PRECISION] != INT8 or not mlp_readers(checkpoint):
+    if model.metadata_props[META_PRECISION] != INT8 or not norm_readers(checkpoint):
         return NO_EXPONENTS
     with TemporaryDirectory(prefix=".rescaling-", dir=folder) as written:
         save_graph(model, Path(written))

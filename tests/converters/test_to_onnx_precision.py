@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from converters.convert import ConvertOptions, convert
-from converters.to_onnx import write_onnx
+from converters.to_onnx import write_onnx, writer
 from converters.to_onnx.comparison import first_difference
 from converters.to_onnx.integer_blocks import round_to_4_bits, round_to_8_bits
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -48,13 +48,17 @@ NAMES = {
 WIDE = {"hidden_size": 192, "moe_intermediate_size": 160, "shared_expert_intermediate_size": 160}
 SOME = [variant for variant in DECODERS if str(variant) in NAMES]
 SOME += [replace(v, name="wide", config={**v.config, **WIDE}) for v in ZOO["qwen2_moe"][:1]]
-QUANTIZED = ["int8", "int4"]
+ROWS = " in rows"
+QUANTIZED = ["int8", f"int8{ROWS}", "int4"]
 SIZES = OnnxOptions(slots=4, max_model_len=48, threads=1, prefill_chunk=16, batch_invariant=True)
 
 
 def runner_of(checkpoint: Checkpoint, precision: str) -> OnnxRunner:
+    """Load a graph that is built as on a CPU with AMX if the precision is in rows, else without."""
     folder = checkpoint.folder / precision
-    write_onnx(checkpoint, folder, PRECISIONS[precision])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "suits_this_cpu", lambda: precision.endswith(ROWS))
+        write_onnx(checkpoint, folder, PRECISIONS[precision.removesuffix(ROWS)])
     return load_runner(folder, SIZES)
 
 
@@ -73,9 +77,9 @@ def error_of_most(found: Floats, expected: Floats) -> float:
 def rounded_weights(model: PreTrainedModel, precision: str) -> PreTrainedModel:
     """Put into every linear and table what its blocks mean; heads need no padding here.
 
-    In int8, some have one scale for a row, which is about the same: a row here is one block.
+    Rows have one scale, which is about the same here: a row is one block.
     """
-    own = PRECISIONS[precision]
+    own = PRECISIONS[precision.removesuffix(ROWS)]
     assert own.block is not None
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -140,11 +144,12 @@ def test_every_family_in_every_precision(
     assert bool(checkpoint.spec.lowered) == is_lowered
     family, exact = checkpoint.spec.family, all_logits(runner_of(checkpoint, "fp32"), tokens)
     has_uneven_errors = family.mixture is not None or family.residual == "after"
-    for precision, error in (("fp16", 0.02), ("int8", 0.2), ("int4", 1.0)):
+    for precision, error in (("fp16", 0.02), ("int8", 0.2), (f"int8{ROWS}", 0.2), ("int4", 1.0)):
         found = all_logits(runner_of(checkpoint, precision), tokens)
         assert 0 < error_of_most(found, exact) < error
         assert has_uneven_errors or relative_error(found, exact) < error
-        assert first_difference(checkpoint, out / precision, PRECISIONS[precision]) is None
+        held = PRECISIONS[precision.removesuffix(ROWS)]
+        assert first_difference(checkpoint, out / precision, held) is None
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
@@ -198,7 +203,7 @@ def test_a_tied_embedding_is_stored_once(precision: str, tmp_path: Path) -> None
         model = dense_llama(tie_word_embeddings=tied, vocab_size=1000)
         runner_of(save(model, tmp_path / str(tied)), precision)
         sizes.append((tmp_path / str(tied) / precision / "model.onnx.data").stat().st_size)
-    width = PRECISIONS[precision].block
+    width = PRECISIONS[precision.removesuffix(ROWS)].block
     assert width is not None
     # Blocks hold the 48 columns: a byte for each of their weights, and one scale.
     assert sizes[1] - sizes[0] == 1000 * -(-48 // width) * (width + 4)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from converters.to_onnx import write_onnx
+from converters.to_onnx import rescaling, write_onnx, writer
 from converters.to_onnx.comparison import first_difference
-from converters.to_onnx.rescaling import mlp_readers, suitable_exponents
+from converters.to_onnx.rescaling import norm_readers, suitable_exponents
 from converters.to_onnx.writer import build_graph, save_graph
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
@@ -22,13 +22,20 @@ from tests.small_llama import dense_llama, random_tokens, reference_logits, save
 INT8 = PRECISIONS["int8"]
 
 
+@pytest.fixture(autouse=True)
+def _as_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "suits_this_cpu", lambda: True)
+
+
 def with_large_channels() -> LlamaForCausalLM:
     """Return a model in which norms magnify two channels, as real ones do, and remove one."""
     model = dense_llama()
     for layer in model.model.layers:
-        weight = layer.post_attention_layernorm.weight.data
-        weight[torch.tensor([3, 17])] *= 300
-        weight[5] = 0
+        for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+            norm.weight.data[torch.tensor([3, 17])] *= 300
+            norm.weight.data[5] = 0
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            linear.weight.data[:, [3, 17]] /= 300
         for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
             linear.weight.data[:, [3, 17]] /= 300
             linear.weight.data[:, 8] = 0
@@ -38,8 +45,8 @@ def with_large_channels() -> LlamaForCausalLM:
 def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     model, tokens = with_large_channels(), random_tokens(40)
     checkpoint, exact = save(model, tmp_path / "model"), reference_logits(model, tokens)
-    unscaled = {norm: np.zeros(48, np.int32) for norm in mlp_readers(checkpoint)}
-    assert len(unscaled) == len(checkpoint.spec.layers)
+    unscaled = {norm: np.zeros(48, np.int32) for norm in norm_readers(checkpoint)}
+    assert len(unscaled) == 2 * len(checkpoint.spec.layers)
     graphs = {
         "blocks": build_graph(checkpoint, INT8),
         "unscaled": build_graph(checkpoint, INT8, exponents=unscaled),
@@ -60,16 +67,14 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
         assert first_difference(checkpoint, tmp_path / name, INT8) is None
 
 
-@pytest.mark.parametrize(
-    "part", ["post_attention_layernorm.weight", "gate_up.values", "gate_up.scales"]
-)
+@pytest.mark.parametrize("part", ["input_layernorm.weight", "qkv.values", "qkv.scales"])
 def test_another_weight_is_found(part: str, tmp_path: Path) -> None:
     """Quotients of a norm's weights are exponents only if they are powers of two."""
     checkpoint = save(dense_llama(), tmp_path / "model")
     write_onnx(checkpoint, tmp_path / "onnx", INT8)
     graph = ir.load(tmp_path / "onnx" / GRAPH_FILE)
     names = [name for name in graph.graph.initializers if name.startswith("model.layers.1.")]
-    (name,) = (name for name in names if name.endswith(part))
+    (name,) = (name for name in names if name.endswith(part.replace("qkv", "query_key_value")))
     value = graph.graph.initializers[name]
     assert value.const_value is not None
     changed = value.const_value.numpy().copy()
@@ -85,3 +90,12 @@ def test_exponents_even_out_channels_and_columns() -> None:
     reached = np.array([64, 1, 0, 8, 1e30, 1e-30], np.float32)
     column = np.array([1, 16, 1, 0, 1e-10, 1], np.float32)
     np.testing.assert_array_equal(suitable_exponents(reached, column), [3, -2, 0, 0, 15, -15])
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("avx512_vnni", False), ("amx_int8 avx", True)])
+def test_rows_are_for_cpus_with_amx(
+    flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "cpuinfo")
+    assert rescaling.suits_this_cpu() == expected

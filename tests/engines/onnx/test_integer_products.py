@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from converters.to_onnx import write_onnx
+from converters.to_onnx import write_onnx, writer
 from sgate_serve import environment
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.model_protocols import Floats
@@ -21,6 +21,11 @@ from sgate_serve.onnx_format.precision import precision_named
 from tests.converters.test_to_onnx_precision import SIZES
 from tests.families.zoo import ZOO, build
 from tests.small_llama import random_tokens
+
+
+@pytest.fixture(autouse=True)
+def _as_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "suits_this_cpu", lambda: True)
 
 
 def logits(folder: Path) -> Floats:
