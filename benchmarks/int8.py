@@ -2,9 +2,9 @@
 
 `python -m benchmarks.int8 --model MODEL --text A.txt,B.txt --json FILE` builds the int8 graph of a
 real decoder in every form: all products in blocks; those that read a norm in rows; and these
-rescaled, as conversions write them on CPUs with AMX. It records the held-out perplexity of each on every text. Then
-it compares the speed of the random model of `sgate_serve.demo.shape` in the three forms,
-interleaved in one run.
+rescaled, as conversions write them on CPUs with AMX. It records the held-out perplexity of each on
+every text. Then it compares the speed of the random model of `sgate_serve.demo.shape` in the three
+forms, interleaved in one run.
 """
 
 import os

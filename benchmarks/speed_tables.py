@@ -165,6 +165,28 @@ def int4_rows(*records: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
+def int8_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the perplexity over fp32's on each text, and the speed, of each form of products."""
+    exact, speeds = record["perplexity"]["fp32"], record["speed"]["speedups"]
+    yield f"| products | {' | '.join(exact)} | {' | '.join(PHASES.values())} |"
+    yield "|---" * (len(exact) + len(PHASES) + 1) + "|"
+    for form, found in record["perplexity"].items():
+        cells = [f"{value:.2f} ({value / exact[text] - 1:+.1%})" for text, value in found.items()]
+        own = speeds.get(form)
+        cells += ["" if own is None else interval_cell(own[phase]) for phase in PHASES]
+        yield f"| {form} | {' | '.join(cells)} |"
+
+
+def huge_page_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the speed in huge pages over that in small ones, by precision."""
+    yield f"| precision | {' | '.join(PHASES.values())} |"
+    yield "|---" * (len(PHASES) + 1) + "|"
+    for name, result in record["results"].items():
+        own = (result["speedups"][phase] for phase in PHASES)
+        cells = [f"{one['median']:.2f}× ({one['low']:.2f} to {one['high']:.2f})" for one in own]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
 def draft_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield how often each draft model is right, and the speed with it over that without one."""
     yield "| model | draft model | at a time | right | one stream | all at once | same answers |"

@@ -26,7 +26,9 @@ from benchmarks.speed_tables import (
     engine_rows,
     engine_summary_rows,
     footprint_sentence,
+    huge_page_rows,
     int4_rows,
+    int8_rows,
     interval_cell,
     mixture_rows,
     operator_sentence,
@@ -54,6 +56,7 @@ QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
 SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_recovery"
 SMOLLM2_CLASSIFIER = "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
+INT8, HUGE_PAGES = "int8", "huge_pages"
 SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
@@ -158,6 +161,8 @@ def read_records() -> dict[str, Any]:
         SMOLLM2_RECOVERY,
         SMOLLM2_CLASSIFIER,
         INT4_DENSE,
+        INT8,
+        HUGE_PAGES,
         SPEED_TARGET,
         INT4_PRUNED,
         GATE_COST,
@@ -209,6 +214,8 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "precision": "\n".join(precision_rows(records["precision"])),
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
         "int4": "\n".join(int4_rows(records[INT4_DENSE], records[INT4_PRUNED])),
+        "int8": "\n".join(int8_rows(records[INT8])),
+        "huge-pages": "\n".join(huge_page_rows(records[HUGE_PAGES])),
         "draft": "\n".join(draft_rows(records[DRAFT])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         "footprint": footprint_sentence(records[FOOTPRINT]),

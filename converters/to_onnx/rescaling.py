@@ -6,7 +6,7 @@ multiplies it is multiplied by the same: in floats no bit of the product changes
 what the channels reach and what the columns hold (SmoothQuant, arXiv 2211.10438, with alpha 1/2).
 
 It is for CPUs with AMX, where rows are faster than blocks for one token and twice as fast for many.
-With VNNI alone they read prompts faster, but a lone stream is a fifth slower, so there all products
+With VNNI alone they read prompts faster, but a lone stream is a tenth slower, so there all products
 stay in blocks.
 
 What a channel reaches hardly depends on the text: exponents of random tokens serve as well as those

@@ -12,6 +12,7 @@ from converters.to_onnx import rescaling, write_onnx, writer
 from converters.to_onnx.comparison import first_difference
 from converters.to_onnx.rescaling import norm_readers, suitable_exponents
 from converters.to_onnx.writer import build_graph, save_graph
+from sgate_serve import environment
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.onnx_format.names import GRAPH_FILE
