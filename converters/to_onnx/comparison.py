@@ -36,7 +36,8 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
 
     None means that building it from the checkpoint gives the same graph. Rotary tables may differ
     by the rounding of fp32, since CPUs compute cosines differently, and weights of 4 bits by about
-    a step; anything else must be equal.
+    a step. Where a graph has products in rows, the powers of two between its norms and columns are
+    taken from it. Anything else must be equal.
     """
     try:
         stored, built = ir.load(folder / names.GRAPH_FILE), build_graph(checkpoint, precision)
