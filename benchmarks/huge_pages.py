@@ -32,8 +32,6 @@ from sgate_serve.progress import activity, counted
 # Phase → streams, tokens of each in a call, calls.
 PHASES = {"decode_batch_1": (1, 1, 12), "decode_batch_8": (8, 1, 6), "prefill": (1, 128, 1)}
 PROMPT = 16
-# Linux moves a GiB into huge pages in about two seconds.
-SETTLING_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,19 @@ class HugePagesOptions(DemoShape):
 
     precisions: str = option("fp32,int8,int4", "precisions of the graph, separated by commas")
     rounds: int = option(15, "rounds of each precision")
+    # Linux moves a GiB into huge pages in about two seconds.
+    settling: float = option(10.0, "seconds between loading and measuring")
 
 
 class Process:
     """A model in a process of its own, which times a phase when it is asked to."""
 
-    def __init__(self, folder: Path, *, uses_huge_pages: bool) -> None:
+    def __init__(self, folder: Path, settling: float, *, uses_huge_pages: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, folder, uses_huge_pages))
+        self._process = context.Process(
+            target=serve, args=(other, folder, settling, uses_huge_pages)
+        )
         self._process.start()
         self.load_seconds: float = self._connection.recv()
 
@@ -64,14 +66,14 @@ class Process:
         self._process.join()
 
 
-def serve(connection: Connection, folder: Path, uses_huge_pages: bool) -> None:
+def serve(connection: Connection, folder: Path, settling: float, uses_huge_pages: bool) -> None:
     """Load the graph, then answer each phase with its seconds per call, until None comes."""
     if not uses_huge_pages:
         huge_pages.SETTINGS = folder  # which has none
     started = time.perf_counter()
     loaded = load_runner(folder, OnnxOptions(slots=8, max_model_len=PROMPT + 256))
     connection.send(time.perf_counter() - started)
-    time.sleep(SETTLING_SECONDS)
+    time.sleep(settling)
     while (phase := connection.recv()) is not None:
         connection.send(seconds_of(loaded, *PHASES[phase]))
 
@@ -92,7 +94,10 @@ def timed(call: Callable[[], object]) -> float:
 
 def compared(folder: Path, options: HugePagesOptions) -> dict[str, Any]:
     """Return the seconds of both processes, phase by phase, and the speedups."""
-    both = {name: Process(folder, uses_huge_pages=name == "huge") for name in ("small", "huge")}
+    both = {
+        name: Process(folder, options.settling, uses_huge_pages=name == "huge")
+        for name in ("small", "huge")
+    }
     times: dict[str, dict[str, list[float]]] = {
         phase: {name: [] for name in both} for phase in PHASES
     }

@@ -1,4 +1,4 @@
-"""The precision benchmark: quantizers round correctly, and every part runs."""
+"""The benchmarks of precisions: quantizers round correctly, and every part runs."""
 
 import math
 from dataclasses import replace
@@ -8,15 +8,25 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
+from benchmarks import huge_pages, int8
 from benchmarks.precision import BLOCKS, PrecisionOptions, run, write_rounded
 from benchmarks.quantizers import QUANTIZERS
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.engines.onnx.huge_pages import huge_page_bytes
 from tests.small_llama import dense_llama, save
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Checkpoint:
     return save(dense_llama(tie_word_embeddings=True), tmp_path / "model")
+
+
+def write_text(model: Checkpoint) -> Path:
+    words = {f"w{index}": index for index in range(97)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(model.folder / "tokenizer.json"))
+    text = model.folder.parent / "text.jsonl"
+    text.write_text('{"text": "w5"}\n' * 64)
+    return text
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -38,11 +48,8 @@ def test_only_linears_inside_the_blocks_are_rounded(model: Checkpoint, tmp_path:
         assert is_same == (name not in inside)
 
 
-def test_record_of_both_parts(model: Checkpoint, tmp_path: Path) -> None:
-    words = {f"w{index}": index for index in range(97)}
-    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(model.folder / "tokenizer.json"))
-    text = tmp_path / "text.jsonl"
-    text.write_text('{"text": "w5"}\n' * 64)
+def test_record_of_both_parts(model: Checkpoint) -> None:
+    text = write_text(model)
     sizes = PrecisionOptions(blocks=2, seq_len=16, rounds=1, layers=1, vocab_size=512)
     record = run(replace(sizes, model=str(model.folder), text=str(text)))
     found = record["perplexity"]
@@ -55,3 +62,25 @@ def test_record_of_both_parts(model: Checkpoint, tmp_path: Path) -> None:
     # Bytes of the random model's weights, which are fp32 in the graph of the comparison.
     assert record["speed"]["speedups"]["int4"]["prefill"]["ideal"] == 1
     assert record["speed"]["speedups"]["int4"]["decode_batch_1"]["ideal"] > 4
+
+
+def test_record_of_the_forms_of_int8_products(model: Checkpoint) -> None:
+    sizes = int8.Int8Options(blocks=2, seq_len=16, rounds=1, layers=1, vocab_size=512)
+    named = replace(sizes, model=str(model.folder), text=str(write_text(model)))
+    record = int8.run(named)
+    forms = (int8.FP32, int8.BLOCKS, int8.ROWS, int8.RESCALED)
+    assert tuple(record["perplexity"]) == forms
+    found = [record["perplexity"][form]["text"] for form in forms]
+    assert len(set(found)) == len(forms) and found == pytest.approx([found[0]] * 4, rel=0.2)
+    assert set(record["speed"]["speedups"]) == {int8.ROWS, int8.RESCALED}
+
+
+def test_record_of_huge_pages() -> None:
+    options = huge_pages.HugePagesOptions(
+        precisions="int8", rounds=2, layers=1, vocab_size=512, settling=0
+    )
+    if not huge_page_bytes():
+        pytest.skip("this system has no huge pages")
+    (result,) = huge_pages.run(options)["results"].values()
+    assert all(len(own) == 2 for own in result["seconds"]["prefill"].values())
+    assert all(0.01 < of["median"] < 100 for of in result["speedups"].values())
