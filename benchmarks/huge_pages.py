@@ -1,10 +1,11 @@
-"""What huge pages save: the onnx engine with its weights in them, and without.
+"""What huge pages save: the onnx engine with glibc's `malloc` in them, and without.
 
 `python -m benchmarks.huge_pages --json FILE` loads the random model of `sgate_serve.demo.shape` in
-two processes, since pages belong to a process, and times them in turn, forwards and backwards.
+two processes, one of which has GLIBC_TUNABLES set, and times them in turn, forwards and backwards.
 """
 
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,6 @@ from sgate_serve.bench.statistics import median_with_interval
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.demo.shape import write_shape
 from sgate_serve.engines.engine_options import OnnxOptions
-from sgate_serve.engines.onnx import huge_pages
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import Runner, TokenChunk
 from sgate_serve.environment import hardware, library_versions
@@ -32,6 +32,7 @@ from sgate_serve.progress import activity, counted
 # Phase → streams, tokens of each in a call, calls.
 PHASES = {"decode_batch_1": (1, 1, 12), "decode_batch_8": (8, 1, 6), "prefill": (1, 128, 1)}
 PROMPT = 16
+SETTING, TUNABLES = Path("/sys/kernel/mm/transparent_hugepage/enabled"), "GLIBC_TUNABLES"
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,19 @@ class HugePagesOptions(DemoShape):
 
     precisions: str = option("fp32,int8,int4", "precisions of the graph, separated by commas")
     rounds: int = option(15, "rounds of each precision")
-    # Linux moves a GiB into huge pages in about two seconds.
-    settling: float = option(10.0, "seconds between loading and measuring")
 
 
 class Process:
     """A model in a process of its own, which times a phase when it is asked to."""
 
-    def __init__(self, folder: Path, settling: float, *, uses_huge_pages: bool) -> None:
+    def __init__(self, folder: Path, *, uses_huge_pages: bool) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, other = context.Pipe()
-        self._process = context.Process(
-            target=serve, args=(other, folder, settling, uses_huge_pages)
-        )
+        self._process = context.Process(target=serve, args=(other, folder))
+        # glibc reads it when a program starts.
+        os.environ[TUNABLES] = "glibc.malloc.hugetlb=1" if uses_huge_pages else ""
         self._process.start()
+        del os.environ[TUNABLES]
         self.load_seconds: float = self._connection.recv()
 
     def seconds(self, phase: str) -> float:
@@ -66,14 +66,11 @@ class Process:
         self._process.join()
 
 
-def serve(connection: Connection, folder: Path, settling: float, uses_huge_pages: bool) -> None:
+def serve(connection: Connection, folder: Path) -> None:
     """Load the graph, then answer each phase with its seconds per call, until None comes."""
-    if not uses_huge_pages:
-        huge_pages.SETTINGS = folder  # which has none
     started = time.perf_counter()
     loaded = load_runner(folder, OnnxOptions(slots=8, max_model_len=PROMPT + 256))
     connection.send(time.perf_counter() - started)
-    time.sleep(settling)
     while (phase := connection.recv()) is not None:
         connection.send(seconds_of(loaded, *PHASES[phase]))
 
@@ -94,10 +91,7 @@ def timed(call: Callable[[], object]) -> float:
 
 def compared(folder: Path, options: HugePagesOptions) -> dict[str, Any]:
     """Return the seconds of both processes, phase by phase, and the speedups."""
-    both = {
-        name: Process(folder, options.settling, uses_huge_pages=name == "huge")
-        for name in ("small", "huge")
-    }
+    both = {name: Process(folder, uses_huge_pages=name == "huge") for name in ("small", "huge")}
     times: dict[str, dict[str, list[float]]] = {
         phase: {name: [] for name in both} for phase in PHASES
     }
@@ -136,8 +130,7 @@ def run(options: HugePagesOptions) -> dict[str, Any]:
         "command": command_line("huge_pages", options),
         "options": asdict(options),
         "results": found,
-        "huge_page_bytes": huge_pages.huge_page_bytes(),
-        "huge_pages_enabled": (huge_pages.SETTINGS / "enabled").read_text("ascii").strip(),
+        "huge_pages_enabled": SETTING.read_text("ascii").strip(),
         "hardware": hardware(),
         "versions": library_versions(),
     }

@@ -17,11 +17,11 @@ from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
-from sgate_serve.environment import EXTRAS, check_installed
+from sgate_serve.environment import EXTRAS, check_installed, cpu_flags
 from sgate_serve.errors import GatesError, PlanError, did_you_mean
 from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
-from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named
+from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named, suited_to
 from sgate_serve.plan import Plan, Target
 
 FormatWriter = Callable[[FolderWriter], None]
@@ -146,7 +146,8 @@ def _onnx(masked: MaskedCheckpoint, plan: Plan, precision: str | None) -> Format
 
         folder = writer.path(f"{ONNX_DIR}/{GRAPH_FILE}").parent
         model, name = Checkpoint.open(writer.staging), GRAPH_PRECISIONS.get(precision, FP32)
-        write_onnx(model, folder, precision_named(name, is_encoder=model.spec.is_encoder))
+        held = precision_named(name, is_encoder=model.spec.is_encoder)
+        write_onnx(model, folder, suited_to(held, cpu_flags()))
 
     return write
 

@@ -91,7 +91,8 @@ def quantize(weight: Array, name: str) -> tuple[NDArray[np.int8], NDArray[np.flo
 def row_scales(block: NDArray[np.float64], name: str) -> NDArray[np.float32]:
     """Return the scale [rows, 1] of each row: its largest magnitude / 127, or 1 if it is zero."""
     largest = np.abs(block).max(axis=1, keepdims=True)
-    if (largest > LARGEST * float(np.finfo(np.float32).max)).any():
+    # Not `>`: a NaN must count as too large.
+    if not (largest <= LARGEST * float(np.finfo(np.float32).max)).all():
         raise CheckpointError(
             f"tensor {name} holds {largest.max():.1e}, too large for int8 with an fp32 scale; "
             f"convert without --precision {INT8}"

@@ -6,7 +6,6 @@ may lack attention, the MLP or both. Families differ only in data: their table e
 A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -31,8 +30,6 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
-
-LinearOf = Callable[[Checkpoint, int], linears.Linear]
 
 # The KV cache of a longer sequence would not fit one machine, so longer rotary tables are useless.
 MAX_CAPACITY = 32768
@@ -132,7 +129,7 @@ class _Decoder:
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
-        projected = self.reader(index, ATTENTION, linears.query_key_value, x)
+        projected = self.products.linear(self.first_linear(index, ATTENTION), x)
         packed = self.packing.unpack(projected)
         inputs = [*self.query_key_value(index, packed), *self.past(index, heads)]
         inputs += [self.seqlens_k, self.total_length, *self.rotary(index, heads)]
@@ -157,12 +154,11 @@ class _Decoder:
         heads_out = self.packing.pack(attended, shape.num_heads * heads.width)
         return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
 
-    def reader(self, index: int, block: str, linear_of: LinearOf, x: ir.Value) -> ir.Value:
-        """Multiply by the first linear of a block, which is rescaled if its norm is."""
-        linear, family = linear_of(self.checkpoint, index), self.spec.family
-        if block in family.norms and (norm := family.norm_name(index, block)) in self.exponents:
-            linear = linears.rescaled(linear, self.exponents[norm])
-        return self.products.linear(linear, x)
+    def first_linear(self, index: int, block: str) -> linears.Linear:
+        """Return the first linear of a block, rescaled if the norm that it reads is."""
+        linear, family = linears.first_linear(self.checkpoint, index, block), self.spec.family
+        norm = family.norm_name(index, block) if block in family.norms else ""
+        return linears.rescaled(linear, self.exponents[norm]) if norm in self.exponents else linear
 
     def past(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
         """Return the inputs for the keys and values of earlier calls.
@@ -208,7 +204,7 @@ class _Decoder:
         """Return down(act(gate) · up), or down(act(up)) in families without a gate."""
         if self.spec.layers[index].experts:
             return MixtureBlock(self.graph, self.products, self.checkpoint, index)(x)
-        packed = self.reader(index, MLP, linears.gate_up, x)
+        packed = self.products.linear(self.first_linear(index, MLP), x)
         if self.spec.family.is_gated:
             halves = [f"layer.{index}.gate", f"layer.{index}.up"]
             gate, up = self.graph.node(

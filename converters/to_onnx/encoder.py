@@ -86,7 +86,7 @@ class _Encoder:
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
-        projected = self.products.linear(linears.query_key_value(self.checkpoint, index), x)
+        projected = self.products.linear(linears.first_linear(self.checkpoint, index, ATTENTION), x)
         width = shape.num_heads * heads.width
         parts = self.graph.node(
             "Split",
@@ -108,6 +108,6 @@ class _Encoder:
 
     def mlp(self, index: int, x: ir.Value) -> ir.Value:
         """Return down(act(up)): no encoder has a gate."""
-        up = self.products.linear(linears.gate_up(self.checkpoint, index), x)
+        up = self.products.linear(linears.first_linear(self.checkpoint, index, MLP), x)
         units = activate(self.graph, self.spec.activation, up)
         return self.products.linear(linears.mlp_down(self.checkpoint, index), units)

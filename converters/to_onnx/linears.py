@@ -68,13 +68,22 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
     return array.astype(np.float32)
 
 
-def query_key_value(checkpoint: Checkpoint, layer: int) -> Linear:
-    """Return the query, key and value projections, outputs [q | k | v] with padded heads."""
-    return _Layer(checkpoint, layer).linear(READERS[ATTENTION])
+def first_linear(checkpoint: Checkpoint, layer: int, block: str) -> Linear:
+    """Return the linear that reads the stream.
+
+    Outputs of attention are [q | k | v] with padded heads, those of an MLP [gate | up], or [up] in
+    families without a gate.
+    """
+    return _Layer(checkpoint, layer).linear(READERS[block])
+
+
+def is_whole(linear: Linear) -> bool:
+    """Return whether one matrix multiplies all inputs, so that its columns can be rescaled."""
+    return len(linear.matrices) == 1 and linear.matrices[0].inputs is None
 
 
 def rescaled(linear: Linear, exponents: Array) -> Linear:
-    """Multiply the columns of a linear with one matrix by 2^exponents [in], to be read in rows."""
+    """Multiply the columns of a whole linear by 2^exponents [in], and have it multiply in rows."""
     (matrix,) = linear.matrices
 
     def weight() -> Array:
@@ -88,11 +97,6 @@ def rescaled(linear: Linear, exponents: Array) -> Linear:
 def attention_output(checkpoint: Checkpoint, layer: int) -> Linear:
     """Return the output projection; its inputs are padded heads."""
     return _Layer(checkpoint, layer).linear((OUTPUT,))
-
-
-def gate_up(checkpoint: Checkpoint, layer: int) -> Linear:
-    """Return the first linear of the MLP, outputs [gate | up], or [up] in families without gate."""
-    return _Layer(checkpoint, layer).linear(READERS[MLP])
 
 
 def mlp_down(checkpoint: Checkpoint, layer: int) -> Linear:

@@ -123,10 +123,10 @@ class Matrices:
         """
         graph, (rows, columns), name = self._graph, matrix.shape, matrix.name
         values = graph.weight(
-            f"{name}.values", (columns, rows), lambda: self._in_rows(matrix)[0].T.copy(), INT8
+            f"{name}.values", (columns, rows), lambda: self._rounded_rows(matrix)[0].T.copy(), INT8
         )
         scales = graph.weight(
-            f"{name}.scales", (rows,), lambda: self._in_rows(matrix)[1][:, 0], FLOAT
+            f"{name}.scales", (rows,), lambda: self._rounded_rows(matrix)[1][:, 0], FLOAT
         )
         one = graph.constant("rows.one", np.array(1, np.float32))
         zero = graph.constant("rows.zero", np.array(ZERO_OF_8_BITS, np.uint8))
@@ -148,7 +148,7 @@ class Matrices:
         least = graph.constant("rows.least", np.array(LEAST_SCALE, np.float32))
         return graph.node("Max", [scales, least])[0]
 
-    def _in_rows(self, matrix: Matrix) -> tuple[Array, Array]:
+    def _rounded_rows(self, matrix: Matrix) -> tuple[Array, Array]:
         """Round a matrix to int8 values and scales [rows, 1], as in an int8 folder."""
 
         def rounded(weight: Array) -> tuple[Array, Array]:

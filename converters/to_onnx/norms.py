@@ -81,18 +81,21 @@ class Norms:
         return self._norm("rms", name, sizes, layout.pad_rows)
 
     def _norm(
-        self, kind: str, name: str, sizes: tuple[int, int], place: Callable[[Array], Array]
+        self, kind: str, name: str, sizes: tuple[int, int], change: Callable[[Array], Array]
     ) -> Norm:
-        """Make a norm that divides by `sizes[0]` over an axis of size `sizes[1]`."""
+        """Make a norm that divides by `sizes[0]` over an axis of size `sizes[1]`.
+
+        `change` is applied to its parameters last.
+        """
         ratio = np.float64(sizes[0]) / sizes[1]
 
         def weight() -> Array:
             stored = self._checkpoint.read(f"{name}.weight").astype(np.float64)
             whole = (stored + self._spec.family.norm_offset) * np.sqrt(ratio)
-            return place(whole.astype(np.float32))
+            return change(whole.astype(np.float32))
 
         def bias() -> Array:
-            return place(self._checkpoint.read(f"{name}.bias").astype(np.float32))
+            return change(self._checkpoint.read(f"{name}.bias").astype(np.float32))
 
         parts = {"weight": weight} | ({"bias": bias} if kind == "layer" else {})
         parameters = tuple(

@@ -17,18 +17,11 @@ from converters.to_onnx.rescaling import (
     Exponents,
     measured_exponents,
     norm_readers,
-    suits_this_cpu,
 )
 from sgate_serve.checkpoint.digests import file_digest
-from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.onnx_format.names import (
-    GRAPH_FILE,
-    META_PRECISION,
-    META_WEIGHTS_DIGEST,
-    WEIGHTS_FILE,
-)
+from sgate_serve.onnx_format.names import GRAPH_FILE, META_WEIGHTS_DIGEST, WEIGHTS_FILE
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 _UNFINISHED = ".model.onnx.incomplete"
@@ -53,20 +46,20 @@ def write_onnx(
     model = build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with input_moments(checkpoint, folder, model) as moments:
-        exponents = (
-            rescaling_exponents(checkpoint, folder, model) if suits_this_cpu() else NO_EXPONENTS
-        )
+        exponents = NO_EXPONENTS
+        if precision.in_rows:
+            exponents = rescaling_exponents(checkpoint, folder, model)
         if moments is not None or exponents:
             model = build_graph(checkpoint, precision, moments, exponents)
         save_graph(model, folder)
 
 
 def rescaling_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> Exponents:
-    """Return the exponents for `model`, a graph without any; none unless it is an int8 decoder.
+    """Return the exponents for `model`, a graph of the checkpoint in int8 without any.
 
     The graph reads tokens for it, from a temporary folder inside `folder`.
     """
-    if model.metadata_props[META_PRECISION] != INT8 or not norm_readers(checkpoint):
+    if not norm_readers(checkpoint):
         return NO_EXPONENTS
     with TemporaryDirectory(prefix=".rescaling-", dir=folder) as written:
         save_graph(model, Path(written))

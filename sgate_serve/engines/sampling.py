@@ -189,7 +189,7 @@ def _largest(weights: Logits, rank: int) -> np.float32:
 
 
 def _draw(logits: Logits, params: SamplingParams, generator: np.random.Generator) -> int:
-    """Draw from the smallest set of most likely tokens whose share reaches `top_p`.
+    """Weigh tokens, and draw from the smallest set of most likely ones whose share reaches `top_p`.
 
     Nothing is sorted: a token drawn from all tokens is in the set if the more likely ones (among
     ties, those with a lower id) have a share below `top_p`. If it is not, no less likely token is
@@ -207,7 +207,8 @@ def _draw(logits: Logits, params: SamplingParams, generator: np.random.Generator
         # Several times as fast as np.where.
         weights = weights * is_before.astype(np.float32)
         sums = _running_sums(weights)
-        if sums[-1] < bound:
+        # Not `<`: a sum that is no number must end it too.
+        if not sums[-1] >= bound:
             return token
 
 

@@ -16,7 +16,7 @@ from sgate_serve import __version__
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.environment import cache_dir
+from sgate_serve.environment import cache_dir, cpu_flags
 from sgate_serve.errors import CheckpointError, writing
 from sgate_serve.onnx_format.names import (
     FORMAT_VERSION,
@@ -28,7 +28,7 @@ from sgate_serve.onnx_format.names import (
     WEIGHTS_FILE,
     stored_text,
 )
-from sgate_serve.onnx_format.precision import FP32, Precision, precision_named
+from sgate_serve.onnx_format.precision import FP32, Precision, precision_named, suited_to
 from sgate_serve.text.tokenizer_files import TOKENIZER_FILE
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
         if wanted == graph_precision(model):
             check_weights(model.folder / ONNX_DIR)
             return model.folder / ONNX_DIR
+    wanted = suited_to(wanted, cpu_flags())
     target = cache_dir() / ONNX_DIR / cache_key(model, wanted)
     if (target / GRAPH_FILE).exists():
         try:
@@ -60,7 +61,8 @@ def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
         else:
             logger.info("onnx graph of %s in %s found in %s", model.folder, wanted.name, target)
             return target
-    logger.info("building the onnx graph of %s in %s in %s", model.folder, wanted.name, target)
+    how = f"{wanted.name}, in rows as this CPU has AMX," if wanted.in_rows else wanted.name
+    logger.info("building the onnx graph of %s in %s in %s", model.folder, how, target)
     build_onnx(model, target, wanted)
     return target
 

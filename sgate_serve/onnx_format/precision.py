@@ -1,6 +1,6 @@
 """The number formats of ONNX graphs, by their names in `--precision`."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -33,6 +33,8 @@ class Precision:
     finer: tuple[str, ...] = ()
     # How many weights share a scale in experts, which multiply any number of tokens.
     expert_block: int | None = None
+    # Whether linears that read a norm have one scale a row, and one a token, instead of blocks.
+    in_rows: bool = False
 
     @property
     def of_experts(self) -> "Precision":
@@ -86,6 +88,13 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
 ENCODER_PRECISIONS: Mapping[str, Precision] = MappingProxyType(
     {FP32: PRECISIONS[FP32], INT8: Precision(INT8, bits=8, outer_bits=32)}
 )
+
+
+def suited_to(precision: Precision, flags: Container[str]) -> Precision:
+    """Return the form of a decoder's precision that is fastest on a CPU with these instructions."""
+    if precision == PRECISIONS[INT8] and "amx_int8" in flags:
+        return replace(precision, in_rows=True)
+    return precision
 
 
 def precision_named(name: str, *, is_encoder: bool = False) -> Precision:

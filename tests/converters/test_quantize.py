@@ -77,6 +77,8 @@ def test_rows_are_independent_of_the_blocks_they_are_computed_in(
 def test_weights_beyond_an_fp32_scale_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"tensor a\.weight holds 1.0e\+300, too large for"):
         quantize(np.array([[1.0, -1e300]]), "a.weight")
+    with pytest.raises(CheckpointError, match=r"tensor a\.weight holds nan, too large for"):
+        quantize(np.array([[1.0, np.nan]]), "a.weight")
 
 
 def test_only_the_named_weights_change_and_their_scales_follow_them() -> None:

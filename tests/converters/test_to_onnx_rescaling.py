@@ -1,5 +1,6 @@
 """Int8 products by rows: channels of different magnitudes, and what `verify` compares."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,24 +9,19 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from converters.to_onnx import rescaling, write_onnx, writer
+from converters.to_onnx import write_onnx
 from converters.to_onnx.comparison import first_difference
 from converters.to_onnx.rescaling import norm_readers, suitable_exponents
 from converters.to_onnx.writer import build_graph, save_graph
-from sgate_serve import environment
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.onnx_format.names import GRAPH_FILE
-from sgate_serve.onnx_format.precision import PRECISIONS
+from sgate_serve.onnx_format.precision import PRECISIONS, precision_named, suited_to
 from tests.converters.test_to_onnx_precision import SIZES, error_of_most
 from tests.small_llama import dense_llama, random_tokens, reference_logits, save
 
 INT8 = PRECISIONS["int8"]
-
-
-@pytest.fixture(autouse=True)
-def _as_with_amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "suits_this_cpu", lambda: True)
+ROWS = replace(INT8, in_rows=True)
 
 
 def with_large_channels() -> LlamaForCausalLM:
@@ -55,7 +51,7 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     for name, graph in graphs.items():
         (tmp_path / name).mkdir()
         save_graph(graph, tmp_path / name)
-    write_onnx(checkpoint, tmp_path / "rescaled", INT8)
+    write_onnx(checkpoint, tmp_path / "rescaled", ROWS)
     errors = {
         name: error_of_most(all_logits(load_runner(tmp_path / name, SIZES), tokens), exact)
         for name in ("blocks", "unscaled", "rescaled")
@@ -63,16 +59,17 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     # A block of 64 is coarse too, where large channels are in it.
     assert 5 * errors["rescaled"] < min(errors["unscaled"], errors["blocks"])
     assert errors["rescaled"] < 0.1
-    # A graph of an older release has blocks only, and is as right.
+    # A graph of another CPU or of an older release has blocks only, and is as right.
     for name in errors:
-        assert first_difference(checkpoint, tmp_path / name, INT8) is None
+        is_right = first_difference(checkpoint, tmp_path / name, INT8) is None
+        assert is_right == (name != "unscaled")
 
 
 @pytest.mark.parametrize("part", ["input_layernorm.weight", "qkv.values", "qkv.scales"])
 def test_another_weight_is_found(part: str, tmp_path: Path) -> None:
     """Quotients of a norm's weights are exponents only if they are powers of two."""
     checkpoint = save(dense_llama(), tmp_path / "model")
-    write_onnx(checkpoint, tmp_path / "onnx", INT8)
+    write_onnx(checkpoint, tmp_path / "onnx", ROWS)
     graph = ir.load(tmp_path / "onnx" / GRAPH_FILE)
     names = [name for name in graph.graph.initializers if name.startswith("model.layers.1.")]
     (name,) = (name for name in names if name.endswith(part.replace("qkv", "query_key_value")))
@@ -93,10 +90,29 @@ def test_exponents_even_out_channels_and_columns() -> None:
     np.testing.assert_array_equal(suitable_exponents(reached, column), [3, -2, 0, 0, 15, -15])
 
 
-@pytest.mark.parametrize(("flags", "expected"), [("avx512_vnni", False), ("amx_int8 avx", True)])
-def test_rows_are_for_cpus_with_amx(
-    flags: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("precision", "offset"), [("fp32", 0), ("int8", 6)])
+def test_rows_that_a_conversion_would_not_write_are_found(
+    precision: str, offset: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
-    monkeypatch.setattr(environment, "CPU_INFO", tmp_path / "cpuinfo")
-    assert rescaling.suits_this_cpu() == expected
+    """Rows in another precision, and exponents that make the rounding coarse."""
+    model = dense_llama()
+    # The column says nothing of the exponent then.
+    model.model.layers[0].mlp.gate_proj.weight.data[:, 7] = 0
+    model.model.layers[0].mlp.up_proj.weight.data[:, 7] = 0
+    checkpoint = save(model, tmp_path / "model")
+    exponents = {norm: np.full(48, 0, np.int32) for norm in norm_readers(checkpoint)}
+    for own in exponents.values():
+        own[7] = offset
+    (tmp_path / "onnx").mkdir()
+    graph = build_graph(checkpoint, PRECISIONS[precision], exponents=exponents)
+    save_graph(graph, tmp_path / "onnx")
+    assert first_difference(checkpoint, tmp_path / "onnx", PRECISIONS[precision]) is not None
+
+
+def test_rows_are_for_int8_on_cpus_with_amx() -> None:
+    with_amx = {"amx_int8", "avx512_vnni"}
+    assert suited_to(INT8, with_amx) == ROWS
+    for name in ("fp32", "fp16", "int4"):
+        assert suited_to(PRECISIONS[name], with_amx) == PRECISIONS[name]
+    assert suited_to(precision_named("int8", is_encoder=True), with_amx).block is None
+    assert suited_to(INT8, {"avx512_vnni"}) == INT8

@@ -33,6 +33,18 @@ def test_temperature_zero_takes_the_best_and_breaks_ties_low() -> None:
     assert choose_tokens(logits, greedy_rows(2)) == [1, 0]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("value", "penalty"), [(np.nan, 1.0), (np.inf, 1.0), (-np.inf, 1.0), (0.5, 1e-46)]
+)
+def test_logits_that_are_no_numbers_end_in_some_token(value: float, penalty: float) -> None:
+    """One row must not stop all others: graphs and penalties may overflow."""
+    params = SamplingParams(temperature=1.0, top_p=0.9, seed=0, repetition_penalty=penalty)
+    logits = np.full((1, 300), value, np.float32)
+    (token,) = choose_tokens(logits, [Sampler.start(params, prompt=range(5))])
+    assert 0 <= token < 300
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_follow_the_softmax(temperature: float) -> None:
     weights = np.exp(LOGITS / temperature)

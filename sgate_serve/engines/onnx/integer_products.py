@@ -1,4 +1,4 @@
-"""Int8 products by rows on CPUs that would add them up wrongly.
+"""Int8 products in rows on CPUs that would add them up wrongly.
 
 x86 CPUs without VNNI multiply unsigned activations by signed weights in pairs and add both products
 in 16 bits, where large sums saturate: without an error, a few outputs are far off. For two unsigned
@@ -23,15 +23,15 @@ SIGN_BIT = 128
 
 
 def for_this_cpu(graph: str | bytes) -> str | bytes:
-    """Return a graph, given as a path or as bytes, whose products by rows this CPU adds exactly."""
+    """Return a graph, given as a path or as bytes, whose products in rows this CPU adds exactly."""
     if adds_exactly():
         return graph
     data = Path(graph).read_bytes() if isinstance(graph, str) else graph
     if PRODUCT.encode() not in data:
         return graph
     logger.info(
-        "onnx engine: this CPU has no VNNI; int8 products by rows are computed in another way, to "
-        "the same result but more slowly"
+        "onnx engine: this CPU is not known to have VNNI; int8 products in rows are computed in "
+        "another way, with the same sums, but perhaps more slowly"
     )
     return with_unsigned_weights(data)
 
@@ -45,7 +45,7 @@ def adds_exactly() -> bool:
 
 
 def with_unsigned_weights(graph: bytes) -> bytes:
-    """Return a graph whose products by rows have unsigned weights.
+    """Return a graph whose products in rows have unsigned weights.
 
     The file of weights stays as it is: ONNX Runtime adds 128 when it loads them.
     """

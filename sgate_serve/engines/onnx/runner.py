@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.engines.onnx.graph_metadata import REMEDY, REMEDY_IN_CACHE, cannot_run
-from sgate_serve.engines.onnx.huge_pages import use_huge_pages
 from sgate_serve.engines.onnx.integer_products import for_this_cpu
 from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
 from sgate_serve.engines.runner import TokenChunk
@@ -270,7 +269,7 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
     # Nodes without a kernel for the device run on the CPU.
     providers = list(dict.fromkeys([PROVIDERS[device], PROVIDERS[CPU]]))
     try:
-        session = ort.InferenceSession(for_this_cpu(graph), options, providers=providers)
+        return ort.InferenceSession(for_this_cpu(graph), options, providers=providers)
     except Exception as error:  # ONNX Runtime's exception classes have no common base
         reason = str(error).splitlines()[0]
         is_cached = folder.resolve().is_relative_to(cache_dir().resolve())
@@ -278,5 +277,3 @@ def open_session(graph: str | bytes, folder: Path, threads: int, device: str = C
             f"{folder / names.GRAPH_FILE}: ONNX Runtime {ort.__version__} cannot load it "
             f"({reason}); {REMEDY_IN_CACHE if is_cached else REMEDY}"
         ) from error
-    use_huge_pages()
-    return session

@@ -6,7 +6,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from converters.to_onnx import write_onnx, writer
+from converters.to_onnx import write_onnx
 from converters.to_onnx.rescaling import norm_readers
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -24,7 +24,7 @@ from sgate_serve.engines.work import (
     Work,
 )
 from sgate_serve.onnx_format.names import GRAPH_FILE
-from sgate_serve.onnx_format.precision import precision_named
+from sgate_serve.onnx_format.precision import precision_named, suited_to
 from tests.converters.test_to_onnx_lowered import converted, row_col_gates, write_base
 from tests.families.zoo import VARIANTS, Variant, build
 
@@ -41,16 +41,14 @@ def products(path: Path, spec: ModelSpec) -> Counter[Work]:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_nodes_work_on_the_tensors_that_they_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: Variant, precision: str
+    tmp_path: Path, variant: Variant, precision: str
 ) -> None:
     if variant.name == "longrope":
         pytest.skip("the graph has no rope of this kind")
-    # As on a CPU with AMX.
-    monkeypatch.setattr(writer, "suits_this_cpu", lambda: True)
     build(variant, seed=0).save_pretrained(tmp_path / "base")
     base = Checkpoint.open(tmp_path / "base")
     spec = base.spec
-    held = precision_named(precision, is_encoder=spec.is_encoder)
+    held = suited_to(precision_named(precision, is_encoder=spec.is_encoder), {"amx_int8"})
     write_onnx(base, tmp_path / "graph", held)
     works = node_work(tmp_path / "graph" / GRAPH_FILE, spec)
     found = products(tmp_path / "graph" / GRAPH_FILE, spec)
