@@ -48,7 +48,9 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
         for number, (name, points) in enumerate(methods.items()):
             x, y, error = zip(*sorted(points), strict=True)
             nudged = [value + nudge * (number - len(methods) / 2) for value in x]
-            axis.errorbar(nudged, y, yerr=error, color=MODELS[number], label=name, **STYLE)
+            axis.errorbar(
+                nudged, y, yerr=error, color=MODELS[number % len(MODELS)], label=name, **STYLE
+            )
         if score == "perplexity":
             axis.set_yscale("symlog", linthresh=LINEAR_PERCENT)
             axis.yaxis.set_major_locator(FixedLocator(TICKS))

@@ -20,7 +20,7 @@ from sgate_serve.reports.inspection import Inspection
 KEPT, REVIVED, GONE, ACCENT = "#3b6ea5", "#9bbcdd", "#e3e8ee", "#c8553d"
 FLOOR, NOTE = "#8c8c8c", "#555555"
 # One colour per model of a comparison, or per phase of training.
-MODELS = (KEPT, "#5b8c5a", "#8a6bb1", "#c9963b", "#4aa3a2", "#7a5c4f", "#b0568f")
+MODELS = (KEPT, "#5b8c5a", "#8a6bb1", "#c9963b", "#4aa3a2", "#7a5c4f", "#b0568f", "#6b7a8f")
 # The height of a row of a comparison in inches, and the gap between phases in rows.
 ROW, GAP = 0.3, 0.8
 BLOCK_TITLES: Mapping[str, str] = {"mlp": "MLP", "attention": "attention"}
