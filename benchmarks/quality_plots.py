@@ -5,6 +5,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,16 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
             lambda cell: _speedup(cell, phase),
         ),
     }
+    colors = dict(
+        zip(_points(record, score, lambda cell: cell["removed"]), cycle(MODELS), strict=False)
+    )
     for axis, (title, (nudge, position)) in zip(axes, panels.items(), strict=True):
         axis.axhline(0, color=ACCENT, linestyle=":", label="dense")
         methods = _points(record, score, position)
         for number, (name, points) in enumerate(methods.items()):
             x, y, error = zip(*sorted(points), strict=True)
             nudged = [value + nudge * (number - len(methods) / 2) for value in x]
-            axis.errorbar(
-                nudged, y, yerr=error, color=MODELS[number % len(MODELS)], label=name, **STYLE
-            )
+            axis.errorbar(nudged, y, yerr=error, color=colors[name], label=name, **STYLE)
         if score == "perplexity":
             axis.set_yscale("symlog", linthresh=LINEAR_PERCENT)
             axis.yaxis.set_major_locator(FixedLocator(TICKS))
@@ -59,7 +61,9 @@ def plot_quality(record: Mapping[str, Any], score: str, path: Path) -> None:
     scale = f"\n(linear to ±{LINEAR_PERCENT}, then logarithmic)" if score == "perplexity" else ""
     axes[0].set(ylabel=f"{score} against dense, {UNITS[score]}{scale}")
     figure.suptitle(f"Quality of pruned models: {score}, ± standard errors", fontsize=10)
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    # Speeds of some methods were not measured, so the first panel has all names.
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[1].legend(handles, labels, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     save_figure(figure, path)
 
 
