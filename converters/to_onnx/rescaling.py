@@ -88,7 +88,7 @@ def stored_exponents(checkpoint: Checkpoint, stored: ir.Model, built: ir.Model) 
     for norm, linear in norm_readers(checkpoint).items():
         whole, divided = (_weight(model, norm) for model in (built, stored))
         if _is_in_rows(stored, linear) and divided.shape == whole.shape:
-            is_live = _can_be_divided(whole) & _can_be_divided(divided)
+            is_live = _can_be_divided(whole) & np.isfinite(divided) & (divided != 0)
             quotients = np.divide(whole, divided, out=np.ones_like(whole), where=is_live)
             exponents[norm] = _whole(np.log2(np.abs(quotients)))
     return exponents
