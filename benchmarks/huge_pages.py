@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -80,13 +79,10 @@ def seconds_of(loaded: Runner, streams: int, tokens: int, calls: int) -> float:
         loaded.release(slot)
         loaded.forward([TokenChunk(slot, [slot] * PROMPT, 1)])
     chunks = [TokenChunk(slot, [slot] * tokens, 1) for slot in range(streams)]
-    return timed(lambda: [loaded.forward(chunks) for _ in range(calls)]) / calls
-
-
-def timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    for _ in range(calls):
+        loaded.forward(chunks)
+    return (time.perf_counter() - started) / calls
 
 
 def compared(folder: Path, options: HugePagesOptions) -> dict[str, Any]:

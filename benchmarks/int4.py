@@ -13,21 +13,19 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from benchmarks.command import command_line, run_script
+from benchmarks.precision import perplexity_of
 from converters.to_onnx.writer import build_graph, input_moments, save_graph
 from sgate_serve.architecture.family import DOWN
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.data.documents import end_token, pack, read_documents, read_tokenizer
 from sgate_serve.engines.engine_options import OnnxOptions
 from sgate_serve.engines.onnx.engine import load_runner
-from sgate_serve.engines.runner import Runner, TokenChunk, all_logits
+from sgate_serve.engines.runner import Runner, TokenChunk
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.onnx_format.names import WEIGHTS_FILE
 from sgate_serve.onnx_format.precision import PRECISIONS, SENSITIVE, Precision
 from sgate_serve.options import option
-from sgate_serve.reports.evaluation import nats_of
 
 _INT4 = PRECISIONS["int4"]
 _WIDE = replace(_INT4, block=128, row_multiple=2, finer=())
@@ -84,7 +82,7 @@ def run(options: Int4Options) -> dict[str, Any]:
                 found[name] = {
                     "bytes": (folder / WEIGHTS_FILE).stat().st_size,
                     "perplexity": {
-                        text: _perplexity(runners[name], own) for text, own in blocks.items()
+                        text: perplexity_of(runners[name], own) for text, own in blocks.items()
                     },
                 }
                 print(name, found[name], flush=True)
@@ -99,11 +97,6 @@ def run(options: Int4Options) -> dict[str, Any]:
         "hardware": hardware(),
         "versions": library_versions(),
     }
-
-
-def _perplexity(runner: Runner, blocks: Any) -> float:
-    nats = [nats_of(all_logits(runner, block), block) / (len(block) - 1) for block in blocks]
-    return float(np.exp(np.mean(nats)))
 
 
 def _times(runners: Mapping[str, Runner], options: Int4Options) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,6 @@ every text. Then it compares the speed of the random model of `sgate_serve.demo.
 forms, interleaved in one run.
 """
 
-import os
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.command import command_line, run_script
+from benchmarks.precision import linked, perplexity_of, speed_record
 from benchmarks.shapes import DemoShape
 from converters.to_onnx.rescaling import norm_readers
 from converters.to_onnx.writer import build_graph, rescaling_exponents, save_graph
@@ -25,12 +25,10 @@ from sgate_serve.data.documents import end_token, pack, read_documents, read_tok
 from sgate_serve.demo.shape import write_shape
 from sgate_serve.engines.engine_options import OnnxOptions
 from sgate_serve.engines.onnx.engine import load_runner
-from sgate_serve.engines.runner import all_logits
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.onnx_format.names import ONNX_DIR
 from sgate_serve.onnx_format.precision import PRECISIONS
 from sgate_serve.options import option
-from sgate_serve.reports.evaluation import nats_of
 
 FP32, BLOCKS, ROWS, RESCALED = "fp32", "blocks of 64", "rows", "rows, rescaled"
 
@@ -80,8 +78,7 @@ def perplexities(root: Path, options: Int8Options, texts: list[Path]) -> dict[st
         found[form] = {}
         for text, blocks in packed.items():
             spread = np.linspace(0, len(blocks) - 1, options.blocks).astype(int)
-            nats = [nats_of(all_logits(runner, b), b) / (len(b) - 1) for b in blocks[spread]]
-            found[form][text] = float(np.exp(np.mean(nats)))
+            found[form][text] = perplexity_of(runner, blocks[spread])
         print(form, found[form], flush=True)
     return found
 
@@ -93,10 +90,7 @@ def speed(root: Path, options: Int8Options) -> dict[str, Any]:
         for form in (BLOCKS, RESCALED, ROWS)
     )
     record = compare(blocks, rescaled, "onnx", options.workload, {ROWS: rows}).to_json()
-    return {
-        "speedups": {RESCALED: record["speedups"]["onnx"], **record["beside"]},
-        **{key: record[key] for key in ("base", "floor", "tokens_per_second", "workload", "order")},
-    }
+    return speed_record(record, RESCALED)
 
 
 def write_form(model: Checkpoint, folder: Path, form: str) -> None:
@@ -115,10 +109,7 @@ def write_form(model: Checkpoint, folder: Path, form: str) -> None:
 
 def with_form(source: Path, folder: Path, form: str) -> Checkpoint:
     """Create a folder with the same files and a graph of its own."""
-    folder.mkdir()
-    for file in source.iterdir():
-        os.link(file, folder / file.name)
-    model = Checkpoint.open(folder)
+    model = linked(source, folder)
     write_form(model, folder / ONNX_DIR, form)
     return model
 

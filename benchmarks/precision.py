@@ -8,7 +8,7 @@ speed of the random model of `sgate_serve.demo.shape` in every precision, interl
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ from sgate_serve.data.documents import end_token, pack, read_documents, read_tok
 from sgate_serve.demo.shape import write_shape
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.onnx.engine import load_runner
-from sgate_serve.engines.runner import all_logits
-from sgate_serve.engines.sampling import Logits
+from sgate_serve.engines.runner import Runner, all_logits
 from sgate_serve.environment import hardware, library_versions
 from sgate_serve.onnx_format.names import ONNX_DIR
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
@@ -90,7 +89,12 @@ def perplexity(model: Checkpoint, folder: Path, blocks: Tokens, precision: str =
     """Build the graph in `folder` and return exp of its mean loss on [num_blocks, seq_len]."""
     write_onnx(model, folder, PRECISIONS[precision])
     runner = load_runner(folder, SlotOptions(slots=1, max_model_len=blocks.shape[1]))
-    losses = [_loss(all_logits(runner, block), block) for block in blocks]
+    return perplexity_of(runner, blocks)
+
+
+def perplexity_of(runner: Runner, blocks: Tokens) -> float:
+    """Return exp of the mean loss on blocks [num_blocks, seq_len], whose first token has none."""
+    losses = [nats_of(all_logits(runner, block), block) / (len(block) - 1) for block in blocks]
     return float(np.exp(np.mean(losses)))
 
 
@@ -122,6 +126,11 @@ def speed(root: Path, options: PrecisionOptions) -> dict[str, Any]:
     first, *others = TIMED
     beside = {name: folders[name] for name in others}
     record = compare(dense, folders[first], "onnx", options.workload, beside).to_json()
+    return speed_record(record, first)
+
+
+def speed_record(record: Mapping[str, Any], first: str) -> dict[str, Any]:
+    """Return what is kept of a comparison; its pruned model is named `first`, as those beside."""
     return {
         "speedups": {first: record["speedups"]["onnx"], **record["beside"]},
         **{key: record[key] for key in ("base", "floor", "tokens_per_second", "workload", "order")},
@@ -130,17 +139,17 @@ def speed(root: Path, options: PrecisionOptions) -> dict[str, Any]:
 
 def with_graph(source: Path, folder: Path, precision: str) -> Checkpoint:
     """Create a folder with the same files and a graph of its own."""
-    folder.mkdir()
-    for file in source.iterdir():
-        os.link(file, folder / file.name)
-    model = Checkpoint.open(folder)
+    model = linked(source, folder)
     write_onnx(model, folder / ONNX_DIR, PRECISIONS[precision])
     return model
 
 
-def _loss(logits: Logits, tokens: Tokens) -> float:
-    """Return the mean negative log likelihood of all tokens except the first."""
-    return nats_of(logits, tokens) / (len(tokens) - 1)
+def linked(source: Path, folder: Path) -> Checkpoint:
+    """Create a folder with the same files."""
+    folder.mkdir()
+    for file in source.iterdir():
+        os.link(file, folder / file.name)
+    return Checkpoint.open(folder)
 
 
 def main() -> None:

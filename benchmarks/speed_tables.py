@@ -131,6 +131,11 @@ def interval_cell(speedup: Mapping[str, Any]) -> str:
     return f"{speedup['ratio']:.2f}× ({low:.2f} to {high:.2f})"
 
 
+def spread_cell(speedup: Mapping[str, float]) -> str:
+    """Return a median with its 95% interval."""
+    return f"{speedup['median']:.2f}× ({speedup['low']:.2f} to {speedup['high']:.2f})"
+
+
 def precision_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the perplexity and the speed over fp32 of each precision."""
     speedups = record["speed"]["speedups"]
@@ -182,8 +187,7 @@ def huge_page_rows(record: Mapping[str, Any]) -> Iterator[str]:
     yield f"| precision | {' | '.join(PHASES.values())} |"
     yield "|---" * (len(PHASES) + 1) + "|"
     for name, result in record["results"].items():
-        own = (result["speedups"][phase] for phase in PHASES)
-        cells = [f"{one['median']:.2f}× ({one['low']:.2f} to {one['high']:.2f})" for one in own]
+        cells = (spread_cell(result["speedups"][phase]) for phase in PHASES)
         yield f"| {name} | {' | '.join(cells)} |"
 
 
@@ -193,10 +197,7 @@ def draft_rows(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for precision, rows in record["results"].items():
         for row in rows[1:]:
-            speeds = [
-                f"{own['median']:.2f}× ({own['low']:.2f} to {own['high']:.2f})"
-                for own in (row[way]["speedup"] for way in ("one", "together"))
-            ]
+            speeds = (spread_cell(row[way]["speedup"]) for way in ("one", "together"))
             yield (
                 f"| {precision} | {row['draft']}, {row['draft_precision']} | {row['draft_tokens']} "
                 f"| {row['acceptance']:.0%} | {' | '.join(speeds)} | {row['same_answers']:.0%} |"
@@ -301,7 +302,7 @@ def streaming_rows(record: Mapping[str, Any]) -> Iterator[str]:
         run, speed = record["results"][name], record["speed_of_copy"].get(name)
         cells = (
             f"{run['seconds']['median']:.1f}",
-            f"{speed['median']:.2f}× ({speed['low']:.2f} to {speed['high']:.2f})" if speed else "",
+            spread_cell(speed) if speed else "",
             f"{run['peak_rss_bytes'] / 1e6:.0f} MB" if "peak_rss_bytes" in run else "",
         )
         yield f"| {shown} | {' | '.join(cells)} |"

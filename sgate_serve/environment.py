@@ -109,9 +109,10 @@ def hardware() -> dict[str, Any]:
 
 def cpu_flags() -> list[str]:
     """Return the vector and matrix instructions of the first CPU; [] where Linux lists none."""
-    lines = (*_values_of("flags", CPU_INFO), *_values_of("Features", CPU_INFO))
-    flags = next(iter(lines), "").split()
-    return sorted({flag for flag in flags if flag.startswith(VECTOR_FLAGS)})
+    flags = next(_values_of("flags", CPU_INFO), None)
+    if flags is None:  # Arm
+        flags = next(_values_of("Features", CPU_INFO), "")
+    return sorted({flag for flag in flags.split() if flag.startswith(VECTOR_FLAGS)})
 
 
 def cache_bytes() -> int | None:

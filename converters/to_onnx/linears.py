@@ -28,7 +28,8 @@ class Matrix:
 
     `scales` [out, 1] belong to weights that are stored as int8. `is_outer` is true for embeddings
     and for linears on top, false for the linears inside the blocks, which have `roles`. A matrix
-    `of_expert` multiplies any number of tokens, by itself.
+    `of_expert` multiplies any number of tokens, by itself; one `in_rows` is rounded to int8 with
+    one scale for each row, and its tokens with one each, whatever the precision.
     """
 
     name: str

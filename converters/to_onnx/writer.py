@@ -115,7 +115,7 @@ def build_graph(
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
     With `moments`, weights of 4 bits are rounded for what they multiply. Linears that read a norm
-    with `exponents` are multiplied by rows.
+    with `exponents` are multiplied in rows.
     Raises EngineError for an activation, rope type or precision that no graph can express.
     """
     check_activation(checkpoint.spec.activation)

@@ -1,4 +1,4 @@
-"""Int8 products by rows: channels of different magnitudes, and what `verify` compares."""
+"""Int8 products in rows: channels of different magnitudes, and what `verify` compares."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Int8 products by rows on CPUs without VNNI: the same bits, by unsigned weights."""
+"""Int8 products in rows on CPUs without VNNI: the same bits, by unsigned weights."""
 
 import logging
 from collections.abc import Callable
