@@ -130,7 +130,7 @@ class MaskedCheckpoint:
             return self._read_parts(parts, role, rows, columns)
         module, part = parts[0].module, parts[0].rows
         if len(self.spec.family.fused_roles(role)) > 1:
-            rows = np.arange(part.start, part.stop) if rows is None else rows + part.start
+            rows = part if rows is None else part[rows]
         if not self.spec.family.is_transposed:
             return self.read(f"{module}.weight", rows, columns)
         return self.read(f"{module}.weight", columns, rows).T

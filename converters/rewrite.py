@@ -89,6 +89,8 @@ class Rewriter:
         roles = self.small.modules(index)[module]
         parts = [self._role_weight(index, role, self._own_units(module)) for role in roles]
         stacked = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if self.dense.family.alternates_by_head and len(roles) > 1:
+            stacked = stacked[np.argsort(self._stored_rows(module))]
         return stacked.T if self.dense.family.is_transposed else stacked
 
     def _role_weight(self, index: int, role: str, units: slice | None) -> Array:
@@ -156,7 +158,7 @@ class Rewriter:
         for role in self.small.modules(index)[module]:
             at = self._placed(index, role)
             parts.append(self._role_bias(index, role)[at.rows.stays])
-        return np.concatenate(parts)
+        return np.concatenate(parts)[np.argsort(self.small.module_rows(index, module))]
 
     def _role_bias(self, index: int, role: str) -> Array:
         value = self.constants.bias(index, role)
@@ -171,12 +173,14 @@ class Rewriter:
         return place_of
 
     def _out_index(self, module: str) -> Array:
-        index, start, parts = self._modules[module], 0, []
+        return np.sort(self._stored_rows(module))
+
+    def _stored_rows(self, module: str) -> Indices:
+        """Return the rows of a module that are stored, in the order of its roles."""
+        index, parts = self._modules[module], []
         for role in self.small.modules(index)[module]:
-            rows = self._placed(index, role).rows
-            placed = np.arange(len(rows.stays)) if rows.index is None else rows.index
-            parts.append(placed + start)
-            start += len(rows.stays)
+            own, stored = self.small.role_rows(index, role), self._placed(index, role).rows.index
+            parts.append(own if stored is None else own[stored])
         return np.concatenate(parts)
 
     def _vector_or_table(self, name: str) -> Array:

@@ -62,7 +62,8 @@ def receiver_of(
 
     1. Norms before the blocks: the output bias of the nearest earlier block that has units, since
        nothing reads the stream in between. For the first block, the position table or an *untied*
-       embedding.
+       embedding. Parallel blocks are added to the stream together: the other block of the layer
+       comes first, and an earlier layer only where that has no units, for it reads the stream.
     2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: none, since the constant would have to pass the norm.
     4. Experts have no biases, and each token uses only some of them: where the nearest earlier
@@ -73,7 +74,7 @@ def receiver_of(
     spec, family = facts.spec, facts.spec.family
     if block in family.post_norms:
         return None
-    before = _blocks_before(index, block)
+    before = _blocks_before(index, block, is_parallel=spec.has_parallel_blocks)
     if family.residual == "post":
         norm = next((family.norm_name(*place) for place in before), family.embedding_norm)
         return Receiver(f"{norm}.bias")
@@ -91,7 +92,12 @@ def receiver_of(
     return Receiver(f"{family.embedding}.weight")
 
 
-def _blocks_before(index: int, block: str) -> list[tuple[int, str]]:
-    """Return the blocks before one in the order of the forward, the nearest first."""
+def _blocks_before(index: int, block: str, *, is_parallel: bool) -> list[tuple[int, str]]:
+    """Return the blocks before one in the order of the forward, the nearest first.
+
+    Of two parallel blocks each counts as before the other.
+    """
     places = [(layer, name) for layer in range(index + 1) for name in BLOCKS]
+    if is_parallel:
+        return [place for place in reversed(places) if place != (index, block)]
     return places[: places.index((index, block))][::-1]

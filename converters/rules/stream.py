@@ -61,13 +61,14 @@ def unwritten_before(
 ) -> Iterator[dict[str, Flags]]:
     """Yield, for each layer, the dimensions not written before each of its blocks.
 
-    `embedded` flags the dimensions that the embeddings write.
+    `embedded` flags the dimensions that the embeddings write. Parallel blocks read what is written
+    before their layer, the MLP not what attention writes.
     """
     written = embedded.copy()
     for layer in layers:
-        unwritten = {}
+        unwritten, before = {}, written
         for block in BLOCKS:
-            unwritten[block] = ~written
+            unwritten[block] = ~(before if facts.spec.has_parallel_blocks else written)
             written = written | written_by(facts, layer, block)
         yield unwritten
 

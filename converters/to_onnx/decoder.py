@@ -6,6 +6,7 @@ may lack attention, the MLP or both. Families differ only in data: their table e
 A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -31,6 +32,7 @@ from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
+Block = Callable[[int, ir.Value], ir.Value]
 # The KV cache of a longer sequence would not fit one machine, so longer rotary tables are useless.
 MAX_CAPACITY = 32768
 # GroupQueryAttention's value for a window without a limit.
@@ -80,13 +82,11 @@ class _Decoder:
     def build(self) -> ir.Model:
         family = self.spec.family
         stream = ResidualStream(self.graph, self.embed())
-        for index, shape in enumerate(self.spec.layers):
-            if shape.num_heads:
-                read = self.read(index, ATTENTION, stream)
-                stream.add(self.added(index, ATTENTION, self.attention(index, read)))
-            if shape.mlp_units:
-                read = self.read(index, MLP, stream)
-                stream.add(self.added(index, MLP, self.mlp(index, read)))
+        for index in range(len(self.spec.layers)):
+            if self.spec.has_parallel_blocks:
+                self.parallel_blocks(index, stream)
+            else:
+                self.blocks(index, stream)
             stream.end_layer(index)
         normed = stream.normalize(self.norms.over_stream(f"{family.final_norm}"))
         if self.generates:
@@ -94,6 +94,26 @@ class _Decoder:
         else:
             add_sequence_output(self.graph, self.products, self.checkpoint, normed)
         return self.graph.model(graph_metadata(self.checkpoint, self.capacity, self.precision))
+
+    def blocks(self, index: int, stream: ResidualStream) -> None:
+        """Add each block of a layer to the stream before the next one reads it."""
+        for block, compute in self.computed(index):
+            stream.add(self.added(index, block, compute(index, self.read(index, block, stream))))
+
+    def parallel_blocks(self, index: int, stream: ResidualStream) -> None:
+        """Add the sum of a layer's blocks to the stream, which both read before."""
+        computed = self.computed(index)
+        reads = [self.read(index, block, stream) for block, _ in computed]
+        deltas = [compute(index, x) for (_, compute), x in zip(computed, reads, strict=True)]
+        if deltas:
+            stream.add(deltas[0] if len(deltas) == 1 else self.graph.node("Add", deltas)[0])
+
+    def computed(self, index: int) -> list[tuple[str, Block]]:
+        """Return the blocks that a layer has, and what computes each."""
+        shape, found = self.spec.layers[index], list[tuple[str, Block]]()
+        found += [(ATTENTION, self.attention)] if shape.num_heads else []
+        found += [(MLP, self.mlp)] if shape.mlp_units else []
+        return found
 
     @property
     def generates(self) -> bool:

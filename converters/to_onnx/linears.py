@@ -232,6 +232,18 @@ class _Layer:
             return self.heads.positions(size // self.heads.head_dim)
         return np.arange(size, dtype=np.int64)
 
+    def _row_places(self, module: str) -> Positions:
+        """Return the place of each row of a module among its padded outputs, role after role."""
+        places = self._places(self._rows(module), self._gives_heads(module))
+        return places[np.argsort(self.spec.module_rows(self.layer, module))]
+
+    def _pad_rows(self, module: str, array: Array) -> Array:
+        """Return all rows of a module at their places, zeros between them."""
+        size = self._padded(self._rows(module), self._gives_heads(module))
+        padded = np.zeros((size, *array.shape[1:]), array.dtype)
+        padded[self._row_places(module)] = array
+        return padded
+
     def _index(self, module: str, kind: str) -> Positions | None:
         return stored_index(self.checkpoint, module, kind)
 
@@ -254,10 +266,9 @@ class _Layer:
             return None
         start, places = 0, []
         for module, index in zip(modules, indices, strict=True):
-            size, is_heads = self._rows(module), self._gives_heads(module)
-            here = self._places(size, is_heads)
+            here = self._row_places(module)
             places.append(start + (here if index is None else here[index]))
-            start += self._padded(size, is_heads)
+            start += self._padded(self._rows(module), self._gives_heads(module))
         return np.concatenate(places)
 
     def _matrix(self, modules: Sequence[str], is_padded: bool) -> Matrix:
@@ -273,14 +284,15 @@ class _Layer:
         def part(module: str) -> Array:
             array = read_fp32(self.checkpoint, f"{module}.weight")
             array = array.T if self.spec.family.is_transposed else array
-            array = self.heads.pad_rows(array) if pads_rows else array
+            array = self._pad_rows(module, array) if pads_rows else array
             return self.heads.pad_columns(array) if pads_columns else array
 
         def scales() -> Array:
             parts = [read_fp32(self.checkpoint, f"{module}.{SCALE}") for module in modules]
             if pads_rows:
                 # Padding rows are zero; like every zero row, they get the scale 1.
-                parts = [np.where(scale, scale, 1) for scale in map(self.heads.pad_rows, parts)]
+                padded = map(self._pad_rows, modules, parts)
+                parts = [np.where(scale, scale, 1) for scale in padded]
             return np.concatenate(parts)
 
         rows = sum(self._padded(shape[0], pads_rows) for shape in stored)
@@ -309,7 +321,7 @@ class _Layer:
         bias = np.zeros(self._rows(module), np.float32)
         if self._has_bias(module):
             bias = read_fp32(self.checkpoint, f"{module}.bias")
-        return self.heads.pad_rows(bias) if self._gives_heads(module) else bias
+        return self._pad_rows(module, bias) if self._gives_heads(module) else bias
 
 
 def _with_zero_row(matrix: Matrix) -> Matrix:

@@ -31,7 +31,8 @@ from sgate_serve.architecture.config_kinds import (
     STRATEGY,
     SWITCHES,
 )
-from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXT, TEXTS, WHOLE
+from sgate_serve.architecture.gpt_config_fields import GPT2, GPT_NEOX
+from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXTS, WHOLE
 
 _LLAMA: Fields = {
     **changed(
@@ -253,31 +254,6 @@ _OLMO3: Fields = {
     "sliding_window": nullable(SIZE, 4096),
     "layer_types": nullable(TEXTS),
 }
-_GPT2: Fields = {
-    **changed(
-        EVERY, vocab_size=50257, bos_token_id=50256, eos_token_id=50256, tie_word_embeddings=True
-    ),
-    "n_positions": ConfigField(SIZE, 1024),
-    "n_embd": ConfigField(SIZE, 768),
-    "n_layer": ConfigField(LAYERS, 12),
-    "n_head": ConfigField(WHOLE, 12),
-    "n_inner": nullable(WHOLE),
-    "activation_function": ConfigField(ACTIVATION, "gelu_new"),
-    "resid_pdrop": ConfigField(RATE, 0.1),
-    "embd_pdrop": ConfigField(RATE, 0.1),
-    "attn_pdrop": ConfigField(RATE, 0.1),
-    "layer_norm_epsilon": ConfigField(DECIMAL, 1e-5),
-    "summary_type": ConfigField(TEXT, "cls_index"),
-    "summary_use_proj": ConfigField(FLAG, True),
-    "summary_activation": nullable(TEXT),
-    "summary_proj_to_labels": ConfigField(FLAG, True),
-    "summary_first_dropout": ConfigField(RATE, 0.1),
-    "scale_attn_weights": ConfigField(FLAG, True),
-    "use_cache": ConfigField(FLAG, True),
-    "scale_attn_by_inverse_layer_idx": ConfigField(FLAG, False),
-    "reorder_and_upcast_attn": ConfigField(FLAG, False),
-    "add_cross_attention": ConfigField(FLAG, False),
-}
 _BERT: Fields = {
     **changed(EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
     "hidden_size": ConfigField(SIZE, 768),
@@ -327,7 +303,8 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "Gemma3TextConfig": _GEMMA3,
     "Olmo2Config": _OLMO2,
     "Olmo3Config": _OLMO3,
-    "GPT2Config": _GPT2,
+    "GPT2Config": GPT2,
+    "GPTNeoXConfig": GPT_NEOX,
     "BertConfig": _BERT,
     "RobertaConfig": _ROBERTA,
     "DistilBertConfig": _DISTILBERT,
@@ -383,6 +360,12 @@ EXTRA_KEYS: Mapping[str, Fields] = {
     "Olmo3Config": {
         **changed(_ROTARY, rope_theta=500_000.0),
         "head_dim": ConfigField(WHOLE),
+    },
+    "GPTNeoXConfig": {
+        **_EVERYWHERE,
+        "rope_scaling": nullable(OBJECT),
+        "rotary_emb_base": ConfigField(POSITIVE, 10_000.0),
+        "rotary_pct": ConfigField(SHARE, 0.25),
     },
     "Gemma3TextConfig": {
         **changed(_ROTARY, rope_theta=1_000_000.0),

@@ -312,9 +312,51 @@ GPT2 = Family(
     ignored_suffixes=(".attn.bias", ".attn.masked_bias"),
 )
 
+GPT_NEOX = Family(
+    name="gpt_neox",
+    config_class="GPTNeoXConfig",
+    tasks=_decoder_tasks("GPTNeoX"),
+    prefix="gpt_neox",
+    layer="gpt_neox.layers.{}",
+    linears={
+        **dict.fromkeys((QUERY, KEY, VALUE), "attention.query_key_value"),
+        OUTPUT: "attention.dense",
+        UP: "mlp.dense_h_to_4h",
+        DOWN: "mlp.dense_4h_to_h",
+    },
+    biases={
+        **dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+        **dict.fromkeys((UP, DOWN), True),
+    },
+    blocks={ATTENTION: ("attention",), MLP: ("mlp",)},
+    norms=LLAMA.norms,
+    outside={
+        "gpt_neox.embed_in.weight": (VOCAB, HIDDEN),
+        "gpt_neox.final_layer_norm.weight": (HIDDEN,),
+        "gpt_neox.final_layer_norm.bias": (HIDDEN,),
+    },
+    embedding="gpt_neox.embed_in",
+    final_norm="gpt_neox.final_layer_norm",
+    norm="layer",
+    alternates_by_head=True,
+    has_stated_head_width=False,
+    has_kv_heads=False,
+    has_partial_rotation=True,
+    keys={
+        "norm_eps": "layer_norm_eps",
+        "rope_theta": "rotary_emb_base",
+        "partial_rotary_factor": "rotary_pct",
+    },
+    # transformers' class rotates heads of this width, and attends with heads of another.
+    refused=("head_dim",),
+    # Files have the first name, transformers' class the second.
+    renames={"embed_out.weight": "lm_head.weight"},
+    ignored_suffixes=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
+)
+
 _DECODERS = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, PHI3, GEMMA2, GEMMA3),
-    *(OLMO2, OLMO3, GPT2),
+    *(OLMO2, OLMO3, GPT2, GPT_NEOX),
 )
 _MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE)
 _ENCODERS = (BERT, ROBERTA, DISTILBERT)

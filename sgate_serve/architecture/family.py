@@ -129,6 +129,9 @@ class Family:
     has_kv_heads: bool = True
     # Weights are stored as (in, out).
     is_transposed: bool = False
+    # The rows of fused roles alternate by head: those of the first head's query, key and value,
+    # then the next head's. There are as many KV heads as heads.
+    alternates_by_head: bool = False
     # The first position is the one after the padding id.
     has_padded_positions: bool = False
     # The config's `partial_rotary_factor` counts.

@@ -1,9 +1,18 @@
-"""The modules that hold the roles of a layer: one linear each, in a mixture one for each expert."""
+"""The modules that hold the roles of a layer, and the rows that each role has in them.
+
+Mostly that is one linear for each role. Some families fuse roles in one, and in a mixture there is
+one for each expert.
+"""
 
 from dataclasses import dataclass
 
-from sgate_serve.architecture.family import Family
+import numpy as np
+from numpy.typing import NDArray
+
+from sgate_serve.architecture.family import DOWN, Family
 from sgate_serve.architecture.shapes import LayerShape
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -14,13 +23,26 @@ class Part:
     """
 
     module: str
-    rows: slice
+    rows: Rows
     units: slice
     layer: int
     expert: int | None = None
 
 
-def expert_parts(family: Family, layer: LayerShape, index: int, role: str) -> list[Part]:
+def role_rows(family: Family, layer: LayerShape, hidden_size: int, role: str) -> Rows:
+    """Return which rows of its module a role of a layer has, in the order of its dimensions."""
+    shapes, roles = layer.linear_shapes(hidden_size), family.fused_roles(role)
+    size, place = shapes[role][0], roles.index(role)
+    if family.alternates_by_head and len(roles) > 1:
+        heads = np.arange(size * len(roles)).reshape(-1, len(roles), layer.head_dim)
+        return heads[:, place].reshape(-1)
+    start = sum(shapes[other][0] for other in roles[:place])
+    return np.arange(start, start + size)
+
+
+def expert_parts(
+    family: Family, layer: LayerShape, hidden_size: int, index: int, role: str
+) -> list[Part]:
     """Return the linears of a mixture that hold an MLP role, in the order of its units.
 
     An expert without units has none.
@@ -29,6 +51,7 @@ def expert_parts(family: Family, layer: LayerShape, index: int, role: str) -> li
     for expert, units in enumerate(layer.expert_spans):
         number = expert if expert < len(layer.experts) else None
         if units.stop > units.start:
+            rows = hidden_size if role == DOWN else units.stop - units.start
             module = family.expert_linear(index, number, role)
-            found.append(Part(module, slice(0, None), units, index, expert))
+            found.append(Part(module, np.arange(rows), units, index, expert))
     return found

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from sgate_serve.architecture import config as values
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.config_schema import check_config
@@ -29,7 +31,7 @@ from sgate_serve.architecture.family import (
     Family,
     TaskHead,
 )
-from sgate_serve.architecture.parts import Part, expert_parts
+from sgate_serve.architecture.parts import Part, Rows, expert_parts, role_rows
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
@@ -69,6 +71,8 @@ class ModelSpec:
     residual_multiplier: float = 1.0
     logit_divisor: float = 1.0
     first_position: int = 0
+    # Whether both blocks of a layer read the stream before it, which then adds both.
+    has_parallel_blocks: bool = False
     # Whether the shares of the experts that a token uses add up to 1.
     norm_topk_prob: bool = False
 
@@ -119,6 +123,7 @@ class ModelSpec:
             embedding_multiplier=float(get("embedding_multiplier", 1)),
             residual_multiplier=float(get("residual_multiplier", 1)),
             logit_divisor=float(get("logits_scaling", 1)),
+            has_parallel_blocks=bool(get("use_parallel_residual", False)),
             first_position=get("pad_token_id") + 1 if family.has_padded_positions else 0,
             extra_biases=block.extra_biases,
             lowered=block.lowered,
@@ -226,7 +231,7 @@ class ModelSpec:
             height, width = self.linear_shapes(index)[role]
             whole = slice(0, width if role in (OUTPUT, DOWN) else height)
             return [Part(family.linear(index, role), self.role_rows(index, role), whole, index)]
-        return expert_parts(family, layer, index, role)
+        return expert_parts(family, layer, self.hidden_size, index, role)
 
     def expert_of(self, module: str) -> int | None:
         """Return the number of the expert that a linear is in; the shared one is the last."""
@@ -255,14 +260,13 @@ class ModelSpec:
         """Return every linear inside the blocks, and its layer."""
         return {name: index for index in range(len(self.layers)) for name in self.modules(index)}
 
-    def role_rows(self, index: int, role: str) -> slice:
+    def role_rows(self, index: int, role: str) -> Rows:
         """Return which rows of its module a role has, before any lowering."""
-        shapes, start = self.linear_shapes(index), 0
-        for other in self.family.fused_roles(role):
-            if other == role:
-                break
-            start += shapes[other][0]
-        return slice(start, start + shapes[role][0])
+        return role_rows(self.family, self.layers[index], self.hidden_size, role)
+
+    def module_rows(self, index: int, module: str) -> Rows:
+        """Return the rows of a module in the order of its roles, one role after another."""
+        return np.concatenate([self.role_rows(index, role) for role in self.modules(index)[module]])
 
     def module_shape(self, index: int, module: str) -> tuple[int, int]:
         """Return the (out, in) shape that a module stores."""

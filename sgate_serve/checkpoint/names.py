@@ -22,17 +22,22 @@ def canonical_names(
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         return tensors
-    stack, found = _stack_names(family), dict[str, TensorInfo]()
+    found = dict[str, TensorInfo]()
     for name, info in tensors.items():
-        ending = next((old for old in family.renames if name.endswith(old)), None)
-        own = name if ending is None else name.removesuffix(ending) + family.renames[ending]
-        own = f"{family.prefix}.{own}" if own.startswith(stack) else own
+        own = canonical_name(name, family)
         if own in found:
             raise CheckpointError(
                 f"{info.file}: {name} and {found[own].name} are both {own}; keep one of them"
             )
         found[own] = info
     return found
+
+
+def canonical_name(name: str, family: Family) -> str:
+    """Return the name that a tensor of a file has in a model with a head."""
+    ending = next((old for old in family.renames if name.endswith(old)), None)
+    own = name if ending is None else name.removesuffix(ending) + family.renames[ending]
+    return f"{family.prefix}.{own}" if own.startswith(_stack_names(family)) else own
 
 
 def _stack_names(family: Family) -> tuple[str, ...]:

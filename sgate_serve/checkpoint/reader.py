@@ -155,7 +155,12 @@ class Checkpoint:
             )
 
     def written_name(self, name: str) -> str:
-        """Return the name that a tensor of the model has in this folder's files."""
+        """Return the name that a tensor of the model has in this folder's files.
+
+        A head keeps the name that it has there: other programs know no other.
+        """
+        if name == f"{self.spec.family.head}.weight" and name in self.tensors:
+            return self.tensors[name].name
         prefix = f"{self.spec.family.prefix}."
         has_prefix = any(info.name.startswith(prefix) for info in self.tensors.values())
         return name if has_prefix else name.removeprefix(prefix)

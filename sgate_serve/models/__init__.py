@@ -11,7 +11,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.core_model_loading import WeightRenaming
 
 from sgate_serve.architecture.families import FAMILIES
@@ -30,6 +33,10 @@ AutoConfig.register(SGATE_MODEL_TYPE, SGateConfig, exist_ok=True)
 for _name, _models in MODELS.items():
     for _task, _model in _models.items():
         AUTO_CLASSES[_task].register(CONFIGS[_name], _model, exist_ok=True)
+        # Our classes read the names in files that their stock classes read.
+        _mapping = get_checkpoint_conversion_mapping(FAMILIES[_name].tasks[_task].model_class)
+        if _mapping is not None:
+            register_checkpoint_conversion_mapping(_model.__name__, _mapping, overwrite=True)
 
 # The classes of some mixtures call the experts' block otherwise than files do.
 _RENAMES = {

@@ -32,7 +32,8 @@ from sgate_serve.models.refusals import refusals_named
 
 ACTIVATIONS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activation")
 EPSILONS = ("variance_epsilon", "eps")
-HEAD_WIDTHS = ("head_dim", "attention_head_size")
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size")
+PARALLEL = "use_parallel_residual"
 # Neither side rotates by a fixed number of dimensions.
 PROPORTIONAL = "proportional"
 # One constant: the name of its field, our value, and transformers'.
@@ -137,7 +138,10 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
             yield f"{keys.get('norm_eps', 'eps')} of {layer_name}", spec.norm_eps, float(eps)
     expected = repr(ACT2FN[spec.activation])
     for index, layer in enumerate(spec.layers):
-        for name, module in _layer(spec, model, index).named_modules():
+        stock = _layer(spec, model, index)
+        is_parallel = getattr(stock, PARALLEL, False)
+        yield f"{PARALLEL} of layer {index}", spec.has_parallel_blocks, is_parallel
+        for name, module in stock.named_modules():
             if name.rpartition(".")[2] in ACTIVATIONS:
                 key = keys.get("hidden_act", "hidden_act")
                 yield f"{key} of layer {index}", expected, repr(module)

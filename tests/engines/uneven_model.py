@@ -33,7 +33,7 @@ class Case(NamedTuple):
     draft: str | None = None
 
 
-# Between them: head norms, windows, soft caps, partial rotation, position tables.
+# Between them: head norms, windows, soft caps, partial rotation, position tables, parallel blocks.
 FAMILIES = {
     "mistral": ZOO["mistral"][1],
     "qwen2": ZOO["qwen2"][1],
@@ -47,6 +47,7 @@ FAMILIES = {
     "olmo2": ZOO["olmo2"][0],
     "olmo3": ZOO["olmo3"][1],
     "gpt2": ZOO["gpt2"][0],
+    "gpt_neox": ZOO["gpt_neox"][0],
 }
 
 

@@ -80,6 +80,7 @@ BASES: dict[str, Config] = {
     "olmo2": DECODER,
     "olmo3": DECODER | {"num_hidden_layers": 4, "sliding_window": WINDOW},
     "gpt2": SIZES | {"n_embd": 32, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_neox": ENCODER | {"rotary_emb_base": 100.0, "rotary_pct": 1.0},
     "bert": ENCODER,
     "roberta": ENCODER,
     "distilbert": SIZES

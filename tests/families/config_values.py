@@ -57,6 +57,9 @@ FOLLOWED: dict[str, Any] = {
     "rope_scaling": LINEAR,
     "rope_local_base_freq": 7.0,
     "partial_rotary_factor": 0.5,
+    "rotary_emb_base": 7.0,
+    "rotary_pct": 0.25,
+    "use_parallel_residual": False,
     "sliding_window": 3,
     "use_sliding_window": False,
     "max_window_layers": 0,
@@ -166,6 +169,7 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
+    "gpt_neox": {"attention_bias": False},
     "olmo3": {
         "layer_types": ["full_attention", "sliding_attention"] * 2,
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},

@@ -21,7 +21,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
-from tests.families.zoo import AUTO_CLASSES, VARIANTS, VOCABULARY, Variant, build, token_batch
+from tests.families.zoo import AUTO_CLASSES, VARIANTS, Variant, build, token_batch
 
 Tensors = dict[str, torch.Tensor]
 FIRST = {(variant.family, variant.task): variant for variant in reversed(VARIANTS)}
@@ -33,6 +33,12 @@ HEAD = "lm_head.weight"
 def table_of(variant: Variant, tensors: Tensors) -> str:
     ending = FAMILIES[variant.family].embedding.rpartition(".")[2]
     return next(name for name in tensors if name.endswith(f"{ending}.weight"))
+
+
+def head_of(variant: Variant) -> str:
+    """Return the name that a head has in files."""
+    old_names = {new: old for old, new in FAMILIES[variant.family].renames.items()}
+    return old_names.get(HEAD, HEAD)
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -50,7 +56,10 @@ def with_buffers(variant: Variant, tensors: Tensors, config: dict[str, Any]) -> 
     rotary = {f"{layer}.self_attn.rotary_emb.inv_freq": noise(6)}
     masks = {f"{layer}.attn.bias": noise(1, 1, 4, 4), f"{layer}.attn.masked_bias": noise(1)}
     positions = {f"{variant.family}.embeddings.position_ids": torch.arange(64)[None]}
+    of_neox = {f"{layer}.attention.{name}": noise(1, 1, 4, 4) for name in ("bias", "masked_bias")}
+    of_neox[f"{layer}.attention.rotary_emb.inv_freq"] = noise(6)
     added = {"gpt2": masks, "bert": positions, "roberta": positions, "distilbert": positions}
+    added["gpt_neox"] = of_neox
     return tensors | added.get(variant.family, rotary)
 
 
@@ -71,18 +80,18 @@ def negative_ids(variant: Variant, tensors: Tensors, config: dict[str, Any]) -> 
 
 def copied_head(variant: Variant, tensors: Tensors, config: dict[str, Any]) -> Tensors:
     config["tie_word_embeddings"] = True
-    return tensors | {HEAD: tensors[table_of(variant, tensors)].clone()}
+    return tensors | {head_of(variant): tensors[table_of(variant, tensors)].clone()}
 
 
 def own_head(variant: Variant, tensors: Tensors, config: dict[str, Any]) -> Tensors:
     config["tie_word_embeddings"] = True
-    return tensors | {HEAD: noise(VOCABULARY, 48)}
+    return tensors | {head_of(variant): noise(*tensors[table_of(variant, tensors)].shape)}
 
 
 def head_alone(variant: Variant, tensors: Tensors, config: dict[str, Any]) -> Tensors:
     config["tie_word_embeddings"] = True
     kept = dict(tensors)
-    kept[HEAD] = kept.pop(table_of(variant, tensors))
+    kept[head_of(variant)] = kept.pop(table_of(variant, tensors))
     return kept
 
 

@@ -48,6 +48,10 @@ SWITCHES: list[tuple[str, int, dict[str, Any]]] = [
     ("gemma3_text", 1, {"query_pre_attn_scalar": 16}),
     ("gpt2", 1, {"scale_attn_by_inverse_layer_idx": False}),
     ("gpt2", 1, {"activation_function": "gelu_new"}),
+    ("gpt_neox", 0, {"use_parallel_residual": False}),
+    ("gpt_neox", 0, {"rotary_pct": 1.0}),
+    ("gpt_neox", 1, {"use_parallel_residual": True}),
+    ("gpt_neox", 2, {"rotary_emb_base": 10.0}),
     ("distilbert", 2, {"activation": "gelu"}),
 ]
 
@@ -76,6 +80,7 @@ def test_the_feature_of_a_variant_changes_its_outputs(
         ("starcoder2", 0, "mlp.c_fc.bias"),
         ("phi3", 0, "self_attn.qkv_proj.weight"),
         ("gpt2", 0, "attn.c_attn.weight"),
+        ("gpt_neox", 0, "attention.query_key_value.bias"),
         ("bert", 0, "attention.self.query.bias"),
         ("distilbert", 0, "attention.q_lin.bias"),
     ],

@@ -74,6 +74,14 @@ GPT2: dict[str, Any] = COMMON | {
     "n_head": 4,
     "n_positions": 64,
 }
+# Rotates 4 of 16 dimensions, or 8.
+NEOX: dict[str, Any] = COMMON | {
+    "hidden_size": 64,
+    "intermediate_size": 30,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 ENCODER: dict[str, Any] = COMMON | {
     "hidden_size": 48,
     "intermediate_size": 30,
@@ -295,6 +303,21 @@ ZOO: Mapping[str, list[Variant]] = {
             GPT2 | {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"},
         ),
         Variant("gpt2", "classifier", "classification", GPT2),
+    ],
+    "gpt_neox": [
+        Variant(
+            "gpt_neox", "pythia", "causal-lm", NEOX | {"rotary_pct": 0.25, "rotary_emb_base": 100}
+        ),
+        Variant(
+            "gpt_neox",
+            "sequential-tied",
+            "causal-lm",
+            NEOX
+            | {"use_parallel_residual": False, "attention_bias": False, "hidden_act": "relu"}
+            | {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}}
+            | {"tie_word_embeddings": True},
+        ),
+        Variant("gpt_neox", "classifier", "classification", NEOX),
     ],
     "bert": [
         Variant("bert", "pooled", "base", ENCODER),

@@ -65,6 +65,7 @@ class UnevenDecoderLayer(nn.Module):
         super().__init__()
         layer, shape = model.layer(index), model.spec.layers[index]
         self.layer, self.factor = layer, model.spec.residual_multiplier
+        self.is_parallel = model.spec.has_parallel_blocks
         self.blocks = nn.ModuleDict()
         self.norms, self.post_norms = nn.ModuleDict(), nn.ModuleDict()
         if shape.num_heads:
@@ -81,6 +82,8 @@ class UnevenDecoderLayer(nn.Module):
     def forward(
         self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
     ) -> Stream:
+        if self.is_parallel:
+            return self._parallel(positions, hidden, residual)
         for name, block in self.blocks.items():
             if name in self.norms:
                 hidden, residual = add_and_norm(self.norms[name], hidden, residual)
@@ -91,6 +94,18 @@ class UnevenDecoderLayer(nn.Module):
                 hidden = self.post_norms[name](hidden)
             hidden = hidden if self.factor == 1 else hidden * self.factor
         return hidden, residual
+
+    def _parallel(
+        self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> Stream:
+        """Return the sum of both blocks, and the stream that both read."""
+        deltas = []
+        for name, block in self.blocks.items():
+            # The first norm adds; from then on the stream is whole.
+            normed, stream = add_and_norm(self.norms[name], hidden, residual)
+            hidden, residual = stream, None
+            deltas.append(block(positions, normed) if name == ATTENTION else block(normed))
+        return (sum(deltas), hidden) if deltas else (hidden, residual)
 
 
 @support_torch_compile(dynamic_arg_dims=DYNAMIC)

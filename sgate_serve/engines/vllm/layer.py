@@ -71,10 +71,25 @@ class LayerContext:
             part = {WEIGHT: spread(spread(weight[own], 0, of_rows), 1, of_columns)}
             if scale is not None:
                 part[SCALE] = spread(scale[own], 0, of_rows, 1)
-            own_bias = weight.new_zeros(own.stop - own.start) if bias is None else bias[own]
+            own_bias = weight.new_zeros(len(own)) if bias is None else bias[own]
             part[BIAS] = spread(own_bias, 0, of_rows)
             parts[role] = part
         return parts
+
+    def by_role(self, module: str, tensors: Tensors) -> Tensors:
+        """Return a module's tensors with the rows of one role after those of another.
+
+        An `out_index` is then that of the rows in this order.
+        """
+        if not self.spec.family.alternates_by_head or len(self.roles(module)) == 1:
+            return tensors
+        order = torch.from_numpy(self.spec.module_rows(self.index, module))
+        places, stored = order.argsort(), tensors.get(OUT_INDEX)
+        placed = places if stored is None else places[stored]
+        rows, found = placed.argsort(), dict(tensors)
+        found |= {kind: tensors[kind][rows] for kind in (WEIGHT, SCALE) if kind in tensors}
+        found |= {BIAS: tensors[BIAS][order]} if BIAS in tensors else {}
+        return found if stored is None else {**found, OUT_INDEX: placed[rows]}
 
     def as_stored(self, tensors: Tensors) -> torch.Tensor:
         """Return the weight as (out, in), transposed if the family stores it as (in, out)."""

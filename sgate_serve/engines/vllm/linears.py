@@ -124,7 +124,7 @@ class IndexedReaders(Readers):
 
     def load(self, module: str, tensors: Tensors) -> None:
         """Load the stored tensors of one module."""
-        number = self.stored_modules.index(module)
+        number, tensors = self.stored_modules.index(module), self.layer.by_role(module, tensors)
         linear, start = self.linears[number], self._first_dimension(number)
         load(linear.weight, self.layer.as_stored(tensors), 0)
         if SCALE in tensors:

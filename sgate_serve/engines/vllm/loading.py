@@ -14,6 +14,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.names import canonical_name
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead, key_of
 from sgate_serve.engines.vllm.layer import SCALE, Tensors
@@ -37,7 +38,7 @@ def load_weights(model: Any, context: ModelContext, weights: Weights) -> set[str
     gathered: dict[str, dict[str, torch.Tensor]] = {module: {} for module in linears}
     missing = {*plain, *linears}
     for written, tensor in weights:
-        name = canonical_name(written, spec)
+        name = canonical_name(written, spec.family)
         module, _, kind = name.rpartition(".")
         if name in plain:
             parameter, gain = plain[name]
@@ -109,13 +110,6 @@ def tensors_of_linears(context: ModelContext) -> dict[str, set[str]]:
         if module in found:
             found[module].add(kind)
     return found
-
-
-def canonical_name(written: str, spec: ModelSpec) -> str:
-    """Return a tensor's name in a model with a head; base models are saved without a prefix."""
-    name = f"{spec.family.prefix}.{written}"
-    stack = (spec.family.layer.format(""), *spec.family.outside, *spec.family.tasks["base"].tensors)
-    return name if name.startswith(stack) else written
 
 
 def _layers(stack: Any) -> Iterator[Any]:

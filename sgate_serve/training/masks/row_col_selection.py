@@ -73,31 +73,39 @@ def protected_gates(spec: ModelSpec, scores: GateValues) -> dict[str, Flags]:
     """
     flags = {key: _best(values) for key, values in scores.items()}
     for index, layer in enumerate(spec.layers):
-        score, flag = (partial(_part, of, spec, index) for of in (scores, flags))
+        score, protect = partial(_part, scores, spec, index), partial(_set_part, flags, spec, index)
         if layer.mlp_units:
             sides = [(role, ROWS) for role in (UP, GATE) if role in spec.family.linears]
             sides.append((DOWN, COLUMNS))
             best = _best(np.minimum.reduce([score(*side) for side in sides]))
             for side in sides:
-                flag(*side)[:] = best
+                protect(*side, best)
         if layer.num_heads:
             dims = (layer.num_kv_heads, layer.queries_per_kv, layer.head_dim)
             value, output = score(VALUE, ROWS), score(OUTPUT, COLUMNS)
             weakest = np.minimum(value.reshape(dims[0], 1, dims[2]), output.reshape(dims))
             kv_head, query = np.unravel_index(weakest.max(axis=2).argmax(), dims[:2])
             best = _best(weakest[kv_head, query])
-            flag(VALUE, ROWS)[:] = flag(OUTPUT, COLUMNS)[:] = False
-            flag(VALUE, ROWS).reshape(dims[0], dims[2])[kv_head] = best
-            flag(OUTPUT, COLUMNS).reshape(dims)[kv_head, query] = best
+            values, outputs = np.zeros((dims[0], dims[2]), np.bool_), np.zeros(dims, np.bool_)
+            values[kv_head] = outputs[kv_head, query] = best
+            protect(VALUE, ROWS, values.reshape(-1))
+            protect(OUTPUT, COLUMNS, outputs.reshape(-1))
     return flags
 
 
 def _part(
     values: Mapping[str, NDArray[Any]], spec: ModelSpec, index: int, role: str, side: str
 ) -> NDArray[Any]:
-    """Return a view of one role's gates; fused modules hold the rows of several roles."""
+    """Return one role's gates; fused modules hold the rows of several roles."""
     own = values[f"{spec.family.linear(index, role)}.{side}"]
     return own[spec.role_rows(index, role)] if side == ROWS else own
+
+
+def _set_part(
+    flags: Mapping[str, Flags], spec: ModelSpec, index: int, role: str, side: str, part: Flags
+) -> None:
+    own = flags[f"{spec.family.linear(index, role)}.{side}"]
+    own[spec.role_rows(index, role) if side == ROWS else slice(None)] = part
 
 
 def _best(values: NDArray[np.float32]) -> Flags:

@@ -58,7 +58,7 @@ def _rows_of(parts: Sequence[Part], units: Tensor) -> Iterator[tuple[str, tuple[
     """Yield the linears of these parts, and the rows that `units` have there."""
     rows: dict[str, list[Tensor]] = {}
     for part in parts:
-        rows.setdefault(part.module, []).append(units + part.rows.start)
+        rows.setdefault(part.module, []).append(torch.from_numpy(part.rows)[units])
     yield from ((name, (ROWS, torch.cat(found))) for name, found in rows.items())
 
 
