@@ -71,6 +71,22 @@ def test_int4_is_the_graphs_alone_and_shown(
     assert report["predicted_speedup"]["decode"] < floats["predicted_speedup"]["decode"]
 
 
+def test_int8_in_rows_is_said_to_be_for_this_cpu(
+    base: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("converters.convert.cpu_flags", lambda: ("amx_int8",))
+    out = base.folder.with_name("rows")
+    words = ("convert", base.folder, "--to", "hf,onnx", "--precision", "int8", "--out", out)
+    status, shown, err = run(capsys, *words)
+    assert status == 0, err
+    last = "HF layout in int8, ONNX graph in int8, in rows as this CPU has AMX"
+    assert shown.splitlines()[-1] == last
+    assert "ONNX graph: int8 in rows and blocks of 64, " in run(capsys, "inspect", out)[1]
+    # Which form a graph has is not for the CPU that verifies it to say.
+    monkeypatch.undo()
+    assert run(capsys, "verify", base.folder, out)[0] == 0
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     status, out, _ = run(capsys, command, "--help")
