@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -38,12 +37,9 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
         "try: main(['--help'])\n"
         f"finally: assert not set({HEAVY}) & set(sys.modules), sorted(sys.modules)"
     )
-    started = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert all(name in result.stdout for name in COMMANDS)
-    # 0.05 s on an idle machine; a heavy import takes seconds.
-    assert time.monotonic() - started < 2
 
 
 def test_int4_is_the_graphs_alone_and_shown(
