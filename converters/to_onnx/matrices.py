@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from converters.float_bits import is_finite
 from converters.quantize import quantize
 from converters.to_onnx.error_feedback import round_by_inputs
 from converters.to_onnx.graph import GraphBuilder
@@ -27,6 +28,7 @@ from converters.to_onnx.integer_blocks import (
 )
 from converters.to_onnx.linears import Matrix
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.errors import CheckpointError
 from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import Precision
 
@@ -217,6 +219,12 @@ class Matrices:
         """Round a matrix, or return the last result: its parts are written one after another."""
         if self._last is None or self._last[0] is not matrix:
             self._last = None  # freed before the next is read, since both may be large
-            self._last = (matrix, rounded(matrix.weight()))
+            weight = matrix.weight()
+            if not is_finite(weight):
+                raise CheckpointError(
+                    f"the weights of {matrix.name} hold NaN or infinite values, which integers "
+                    "cannot; repair the checkpoint"
+                )
+            self._last = (matrix, rounded(weight))
         found: Rounded = self._last[1]
         return found

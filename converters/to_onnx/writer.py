@@ -21,7 +21,12 @@ from converters.to_onnx.rescaling import (
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
-from sgate_serve.onnx_format.names import GRAPH_FILE, META_WEIGHTS_DIGEST, WEIGHTS_FILE
+from sgate_serve.onnx_format.names import (
+    GRAPH_FILE,
+    META_IN_ROWS,
+    META_WEIGHTS_DIGEST,
+    WEIGHTS_FILE,
+)
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 _UNFINISHED = ".model.onnx.incomplete"
@@ -121,7 +126,10 @@ def build_graph(
     check_activation(checkpoint.spec.activation)
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
-    return build_decoder(checkpoint, precision, moments, exponents)
+    model = build_decoder(checkpoint, precision, moments, exponents)
+    if exponents:
+        model.metadata_props[META_IN_ROWS] = "1"
+    return model
 
 
 def _own_error(error: BaseException | None) -> SgateError | None:

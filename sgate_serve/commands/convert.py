@@ -71,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
     hint = next_step(Checkpoint.open(args.checkpoint), args.gates, Figures(**report["figures"]))
     print_lines(line for line in (hint, grouped_advice(plan)) if line is not None)
     if report["onnx"] is not None:
-        print(f"HF layout in {report['precision']}, ONNX graph in {report['onnx']['precision']}")
+        rows = ", in rows as this CPU has AMX" if "in_rows" in report["onnx"] else ""
+        graph = f"ONNX graph in {report['onnx']['precision']}{rows}"
+        print(f"HF layout in {report['precision']}, {graph}")
     if report["gguf"] is not None:
         print(f"for llama.cpp: {args.out / GGUF_FILE}, {report['gguf']['bytes']:,} bytes")
     return 0

@@ -24,6 +24,7 @@ META_CAPACITY = "sgate.capacity"
 META_NUM_LAYERS = "sgate.num_layers"
 META_PRECISION = "sgate.precision"  # fp32, fp16, int8 or int4
 META_BLOCK = "sgate.block"  # how many weights of a row share a scale; 0: no scales by block
+META_IN_ROWS = "sgate.in_rows"  # "1" where linears that read a norm are in rows, not in blocks
 # Tokens of a row get the same logits in every call whose t and n are multiples of this.
 META_ROW_MULTIPLE = "sgate.row_multiple"
 META_KIND = "sgate.kind"
@@ -67,6 +68,13 @@ def residual_name(layer: int) -> str:
     Every layer has one; a layer without blocks repeats the previous stream.
     """
     return f"layer.{layer}.residual"
+
+
+def format_in_words(precision: str, block: int, is_in_rows: bool) -> str:
+    """Say how a graph stores its weights, from its metadata."""
+    if not block:
+        return precision
+    return f"{precision} in {'rows and ' if is_in_rows else ''}blocks of {block}"
 
 
 def stored_text(graph: bytes, key: str) -> str | None:

@@ -17,8 +17,10 @@ from sgate_serve.loaders.graph_cache import graph_precision, has_onnx
 from sgate_serve.onnx_format.names import (
     GRAPH_FILE,
     META_BLOCK,
+    META_IN_ROWS,
     ONNX_DIR,
     WEIGHTS_FILE,
+    format_in_words,
     stored_text,
 )
 from sgate_serve.plan import PLAN_FILE, Plan
@@ -181,6 +183,7 @@ def _graph(folder: Checkpoint) -> dict[str, Any] | None:
     return {
         "precision": held.name,
         "block": int(stored_text(graph, META_BLOCK) or 0),
+        **({"in_rows": True} if stored_text(graph, META_IN_ROWS) else {}),
         "bytes": (folder.folder / ONNX_DIR / WEIGHTS_FILE).stat().st_size,
         **({"expert_block": held.of_experts.block} if folder.spec.family.mixture else {}),
     }
@@ -192,10 +195,10 @@ def _gguf(folder: Checkpoint) -> dict[str, int] | None:
 
 
 def _graph_line(graph: Mapping[str, Any]) -> str:
-    blocks = f" in blocks of {graph['block']}" if graph["block"] else ""
+    held = format_in_words(graph["precision"], graph["block"], "in_rows" in graph)
     if graph.get("expert_block"):
-        blocks += f" ({graph['expert_block']} in experts)"
-    return f"ONNX graph: {graph['precision']}{blocks}, {graph['bytes']:,} bytes"
+        held += f" ({graph['expert_block']} in experts)"
+    return f"ONNX graph: {held}, {graph['bytes']:,} bytes"
 
 
 def bytes_per_step(folder: Checkpoint) -> int:

@@ -23,7 +23,7 @@ from sgate_serve.engines.engine_options import OnnxOptions
 from sgate_serve.engines.onnx.engine import load_runner
 from sgate_serve.engines.onnx.runner import OnnxRunner
 from sgate_serve.engines.runner import TokenChunk, all_logits
-from sgate_serve.errors import EngineError
+from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS, Precision
 from tests.converters.integer_blocks import dequantized
 from tests.families.test_equivalence import converted
@@ -256,4 +256,15 @@ def test_weights_too_large_for_fp16_are_refused(tmp_path: Path) -> None:
     checkpoint = save(model, tmp_path)
     with pytest.raises(EngineError, match=r"model\.norm\.weight holds 1\.0e\+05, too large for a"):
         write_onnx(checkpoint, tmp_path / "onnx", PRECISIONS["fp16"])
+    assert not list((tmp_path / "onnx").iterdir())
+
+
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_weights_that_no_integer_can_hold_are_refused(precision: str, tmp_path: Path) -> None:
+    model = dense_llama()
+    model.model.layers[1].mlp.down_proj.weight.data[3, 5] = torch.nan
+    checkpoint = save(model, tmp_path / "model")
+    message = r"layers\.1\.down hold NaN or infinite values, which .* repair the checkpoint"
+    with pytest.raises(CheckpointError, match=message):
+        write_onnx(checkpoint, tmp_path / "onnx", held(precision))
     assert not list((tmp_path / "onnx").iterdir())

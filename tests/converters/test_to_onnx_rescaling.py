@@ -13,7 +13,7 @@ from converters.to_onnx import write_onnx
 from converters.to_onnx.comparison import first_difference
 from converters.to_onnx.rescaling import norm_readers, suitable_exponents
 from converters.to_onnx.writer import build_graph, save_graph
-from sgate_serve.engines.onnx.engine import load_runner
+from sgate_serve.engines.onnx.engine import GraphInfo, load_runner
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.onnx_format.names import GRAPH_FILE
 from sgate_serve.onnx_format.precision import PRECISIONS, precision_named, suited_to
@@ -56,6 +56,12 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
         name: error_of_most(all_logits(load_runner(tmp_path / name, SIZES), tokens), exact)
         for name in ("blocks", "unscaled", "rescaled")
     }
+    graphs = {name: ir.load(tmp_path / name / GRAPH_FILE) for name in errors}
+    words = {
+        name: GraphInfo.read(one.metadata_props, tmp_path).weights for name, one in graphs.items()
+    }
+    assert words["blocks"] == "int8 in blocks of 64"
+    assert words["rescaled"] == words["unscaled"] == "int8 in rows and blocks of 64"
     # A block of 64 is coarse too, where large channels are in it.
     assert 5 * errors["rescaled"] < min(errors["unscaled"], errors["blocks"])
     assert errors["rescaled"] < 0.1

@@ -26,7 +26,7 @@ TOKENIZER = byte_tokenizer()
 CODEC = TextCodec(TOKENIZER, chat_template())
 VOCAB_SIZE = TOKENIZER.get_vocab_size()
 EOS_ID = special_id(TOKENIZER, EOS)
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 
 
 def token_ids(text: str) -> list[int]:

@@ -19,8 +19,7 @@ from sgate_serve.text.tool_calls import CallPiece
 from tests.server.hash_engine import HashEngine
 from tests.server.live import VOCAB_SIZE, serving_engine
 from tests.server.onnx_server import serving_folder, tiny_folder
-from tests.server.test_tools import CALL, CLOCK_CALL, LONG, PARIS
-from tests.server.tool_server import ask, saying, tool_codec
+from tests.server.tool_server import CALL, CLOCK_CALL, LONG, PARIS, ask, saying, tool_codec
 from tests.tool_templates import QWEN25, WEATHER
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"

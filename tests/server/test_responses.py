@@ -12,8 +12,7 @@ from tests.server.hash_engine import HashEngine
 from tests.server.live import MODEL, VOCAB_SIZE, refusal, serving_engine
 from tests.server.onnx_server import serving_folder, tiny_folder
 from tests.server.test_openai_sdk import OPTIONS
-from tests.server.test_tools import CALL, CLOCK_CALL, LONG, PARIS
-from tests.server.tool_server import ask, saying, tool_codec
+from tests.server.tool_server import CALL, CLOCK_CALL, LONG, PARIS, ask, saying, tool_codec
 from tests.tool_templates import QWEN25, WEATHER
 
 RESPONSES = "/v1/responses"

@@ -1,5 +1,6 @@
 """Servers of models that call tools: engines of tests with a chat template that shows tools."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,16 @@ from sgate_serve.text.tokenization import TextCodec
 from tests.server.hash_engine import HashEngine
 from tests.server.live import EOS_ID, TOKENIZER, serving_engine
 from tests.text_model import BOS, EOS, byte_tokenizer
-from tests.tool_templates import TEMPLATES
+from tests.tool_templates import CLOCK, TEMPLATES, WEATHER
+
+CHAT = "/v1/chat/completions"
+USER = {"role": "user", "content": "the weather?"}
+BODY: dict[str, Any] = {"messages": [USER], "tools": [WEATHER, CLOCK]}
+PARIS = '{"city": "Paris", "unit": "C"}'
+CALL = f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>'
+CLOCK_CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+# A prompt with tools is hundreds of bytes, and so are its tokens here.
+LONG: dict[str, Any] = {"max_position_embeddings": 2048}
 
 
 def tool_codec(template: str, *markers: str) -> TextCodec:
@@ -39,8 +49,18 @@ def saying(
         yield client
 
 
-def ask(client: httpx.Client, path: str = "/v1/chat/completions", **body: Any) -> Any:
+def ask(client: httpx.Client, path: str = CHAT, **body: Any) -> Any:
     """The answer to a request, which must succeed."""
     response = client.post(path, json=body)
     assert response.status_code == 200, response.text
     return response.json()
+
+
+def calls_of(choice: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The names and arguments of a choice's calls, which must have OpenAI's shape."""
+    calls = choice["message"].get("tool_calls", [])
+    assert all(call.keys() == {"id", "type", "function"} for call in calls)
+    assert all(call["id"].startswith("call_") and call["type"] == "function" for call in calls)
+    assert len({call["id"] for call in calls}) == len(calls)
+    functions = [call["function"] for call in calls]
+    return [(own["name"], json.loads(own["arguments"])) for own in functions]

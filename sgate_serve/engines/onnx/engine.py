@@ -76,6 +76,7 @@ class GraphInfo:
     precision: str = FP32
     block: int = 0
     row_multiple: int = 1
+    is_in_rows: bool = False
 
     @classmethod
     def read(cls, metadata: Mapping[str, str], source: Path) -> "GraphInfo":
@@ -95,6 +96,7 @@ class GraphInfo:
             precision=metadata.get(names.META_PRECISION, FP32),
             block=found.whole(names.META_BLOCK, 0),
             row_multiple=found.whole(names.META_ROW_MULTIPLE, 1, least=1),
+            is_in_rows=names.META_IN_ROWS in metadata,
         )
 
     @property
@@ -106,7 +108,7 @@ class GraphInfo:
     @property
     def weights(self) -> str:
         """The format of the weights in words."""
-        return f"{self.precision} in blocks of {self.block}" if self.block else self.precision
+        return names.format_in_words(self.precision, self.block, self.is_in_rows)
 
     def check_length(self, max_model_len: int | None) -> None:
         """Raise EngineError for a length beyond the positions of the graph."""
