@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import DOWN
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import main
@@ -27,7 +28,7 @@ from tests.converters.test_convert import write_gates
 from tests.families.float64 import logits64
 from tests.families.zoo import ZOO, Variant, build, token_batch
 
-MIXTURES = [variant for name in ("mixtral", "qwen2_moe", "qwen3_moe") for variant in ZOO[name]]
+MIXTURES = [variant for name, family in FAMILIES.items() if family.mixture for variant in ZOO[name]]
 WEIGHTS = "model.safetensors"
 
 
@@ -50,12 +51,21 @@ def closed(*experts: int) -> NDArray[np.float32]:
 
 
 def mask_routers(model: nn.Module, normalizes: bool, gates: dict[int, Any]) -> None:
-    """Give routers the formula of the reference: closed logits are -infinity, all else as it is."""
+    """Give routers the formula of the reference: closed logits are -infinity, all else as it is.
+
+    A sigmoid of that is 0, and with a correction added the expert is still never chosen.
+    """
 
     def choose(router: Any, is_closed: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x.reshape(-1, x.shape[-1])
         logits = nn.functional.linear(x, router.weight).masked_fill(is_closed, -torch.inf)
-        shares, index = torch.topk(torch.softmax(logits, -1), router.top_k, dim=-1)
-        return logits, shares / shares.sum(-1, keepdim=True) if normalizes else shares, index
+        correction = getattr(router, "e_score_correction_bias", None)
+        scores = torch.softmax(logits, -1) if correction is None else torch.sigmoid(logits)
+        choice = scores if correction is None else scores + correction
+        index = torch.topk(choice.masked_fill(is_closed, -torch.inf), router.top_k, dim=-1).indices
+        shares = scores.gather(-1, index)
+        shares = shares / shares.sum(-1, keepdim=True) if normalizes else shares
+        return logits, shares * getattr(router, "routed_scaling_factor", 1), index
 
     for layer, values in gates.items():
         router = model.get_submodule(f"model.layers.{layer}.mlp.gate")

@@ -36,6 +36,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": CHOOSING | {"num_local_experts": 6},
     "qwen2_moe": QWEN | {"shared_expert_intermediate_size": 18, "norm_topk_prob": False},
     "qwen3_moe": QWEN | {"head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "glm4_moe": CHOOSING
+    | {"n_routed_experts": 6, "moe_intermediate_size": 37, "routed_scaling_factor": 1.5}
+    | {"head_dim": 16, "use_qk_norm": True, "first_k_dense_replace": 0},
 }
 TOKENS = 1 + random_tokens(20, vocab_size=96)
 REQUESTS = [Request(f"r{seed}", prompt(9 + seed, seed), greedy(8)) for seed in range(3)]
