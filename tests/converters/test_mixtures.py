@@ -1,6 +1,7 @@
 """Mixtures of experts: what closing an expert means, what does not close one, and other tools."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,22 @@ def test_gates_that_no_router_can_follow(values: list[float], message: str, tmp_
     base = write_base(ZOO["mixtral"][0], tmp_path / "base")
     write_gates(base, tmp_path / "gates", **{"model.layers.0.experts": np.array(values)})
     with pytest.raises(GatesError, match=message):
+        open_masked(tmp_path / "base", tmp_path / "gates")
+
+
+def test_an_unknown_gate_of_a_mixture_is_answered_with_every_kind_of_key(tmp_path: Path) -> None:
+    """The experts of a layer, the units of one, of the shared one, and of layers without a mixture.
+
+    Layer 1 is no mixture.
+    """
+    base = write_base(ZOO["qwen2_moe"][0], tmp_path / "base")
+    write_gates(base, tmp_path / "gates", **{"model.layers.1.experts": closed(1)})
+    keys = (
+        *("0.experts", "0.mlp.experts.0.mlp_units", "0.mlp.shared_expert.mlp_units", "0.heads"),
+        *("0.kv_groups", "1.mlp_units", "0.self_attn.q_proj.rows", "0.self_attn.q_proj.columns"),
+    )
+    expected = "expected a key like " + ", ".join(f"model.layers.{key}" for key in keys)
+    with pytest.raises(GatesError, match=re.escape(f"no gate of this model; {expected}")):
         open_masked(tmp_path / "base", tmp_path / "gates")
 
 
