@@ -63,12 +63,20 @@ class MaskedCheckpoint:
         return frozenset(self.spec.family.router_name(i) for i, layer in layers if layer.experts)
 
     @cached_property
+    def _corrections(self) -> frozenset[str]:
+        names = (self.spec.correction(index) for index in range(len(self.spec.layers)))
+        return frozenset(name for name in names if name is not None)
+
+    @cached_property
     def deltas(self) -> Mapping[str, TensorInfo]:
         return {} if self.gates is None else self.gates.deltas
 
     def dtype(self, name: str) -> str:
-        """Return the name of the dtype that a tensor of the masked model is stored in."""
-        if self.precision is not None:
+        """Return the name of the dtype that a tensor of the masked model is stored in.
+
+        What corrects a router's choice is never rounded: others would be chosen.
+        """
+        if self.precision is not None and name not in self._corrections:
             return self.precision
         info = self.base.tensors.get(self._stored_name(name))
         if info is None:

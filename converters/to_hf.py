@@ -10,16 +10,19 @@ from typing import Any
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
 from converters.second_reading import check_with_transformers
+from sgate_serve.architecture.family import Family
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
     sgate_config,
     stock_config,
     uneven_experts,
+    unstated_shared,
 )
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.checkpoint.companions import copy_companions
+from sgate_serve.checkpoint.fitting import FURTHER_LAYERS
 from sgate_serve.checkpoint.int8 import CONFIG_KEY, float_linears, int8_config
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
@@ -79,7 +82,7 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     config = {key: value for key, value in base.items() if key not in LEFT_OUT}
     family = spec.family
     sizes = LayerSizes(family, spec.layers, spec.hidden_size, spec.norm_size)
-    top = sizes.top_level()
+    top = sizes.top_level() | _without_further_layers(family)
     synonyms = {name for key in top for name in family.synonyms(key)}
     config = {key: value for key, value in config.items() if key not in synonyms} | top
     config |= {"tie_word_embeddings": spec.tied_head} if spec.tied_head else {}
@@ -96,6 +99,13 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     return sgate_config(config, sizes, _sgate_block(spec, config["model_type"]))
 
 
+def _without_further_layers(family: Family) -> dict[str, int]:
+    """Say that no layer predicts further tokens: these are not among the tensors of the plan."""
+    if FURTHER_LAYERS not in family.fields:
+        return {}
+    return {family.aliases.get(FURTHER_LAYERS, FURTHER_LAYERS): 0}
+
+
 def _sgate_block(spec: ModelSpec, base_model_type: str) -> SgateBlock:
     return SgateBlock(
         family=spec.family.name,
@@ -105,4 +115,5 @@ def _sgate_block(spec: ModelSpec, base_model_type: str) -> SgateBlock:
         head_units=None if spec.head_units == spec.hidden_size else spec.head_units,
         lowered=spec.lowered,
         expert_units=uneven_experts(spec.layers),
+        shared_units=unstated_shared(spec.family, spec.layers),
     )

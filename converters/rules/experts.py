@@ -14,7 +14,8 @@ def closed_experts(view: LayerView) -> Iterator[Finding]:
     1. A closed expert's logit is -infinity: its share is 0, and the softmax over the others is that
        of a router without its row. So it is exact whether the shares are normalised before or after
        the choice, and also where fewer experts stay than a token uses: the shares of the further
-       ones were 0.
+       ones were 0. A sigmoid of -infinity is 0 as well. A correction that is added to the scores
+       for the choice is -infinity, too, and goes with the row.
     2. Zero weights do *not* close an expert. One that writes nothing is still chosen, and its share
        is missing from the others; a zero row of the router is a logit of 0, which may win. Such an
        expert loses its units (rule 1) and keeps its row.

@@ -4,7 +4,7 @@ What they ask for beyond the survivors is revived: `converters.rules.revive`.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from converters.rules.facts import Flags
@@ -68,10 +68,11 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
     1. They hold the survivors of every layer. A block that no layer has any more keeps one unit, or
        one head.
     2. No layer gets wider than it is before pruning.
-    3. The stock class accepts the number of heads (`is_stock_shape`).
+    3. The stock class accepts the number of heads, and of experts (`is_stock_shape`).
+    4. Where its config says how many times as wide as another the shared expert is, it is.
     Raises PlanError, naming the layer or the sizes, if there are no such widths.
     """
-    _check_counts(states)
+    _check_counts(states, spec)
     least, most = _least(spec), _of_shape(spec.layers[0])
     for state in states:
         least = _each(max, least, _kept(state))
@@ -83,6 +84,8 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
         for name in ("mlp_units", "expert_units", "shared_units")
         if getattr(least, name)
     }
+    if spec.family.mixture is not None and spec.family.mixture.shared_multiple is not None:
+        units |= _multiple_units(units, most, least.experts, target)
     choices = [
         widths
         for heads in _head_counts(least, most, target)
@@ -137,8 +140,33 @@ def _least(spec: ModelSpec) -> Widths:
     return Widths(1, 1, **{n: int(any(getattr(k, n) != ANY for k in kinds)) for n in names})
 
 
-def _check_counts(states: Sequence[LayerState]) -> None:
-    """Raise PlanError if layers keep different numbers of experts, which none can take back."""
+def _multiple_units(
+    units: Mapping[str, int], most: Widths, num_experts: int, target: Target
+) -> dict[str, int]:
+    """Return the least widths of experts of which that of the shared one is a multiple."""
+    if not units.keys() >= {"expert_units", "shared_units"}:
+        return {}
+    multiple, choices = target.align * target.tensor_parallel, list[tuple[int, int, int]]()
+    for width in range(units["expert_units"], most.expert_units + 1):
+        shared = -(-units["shared_units"] // width) * width
+        is_aligned = width % multiple == 0 or width in (units["expert_units"], most.expert_units)
+        if is_aligned and width % target.tensor_parallel == 0 and shared <= most.shared_units:
+            choices.append((num_experts * width + shared, width, shared))
+    if not choices:
+        raise PlanError(
+            f"--uniform: a layer keeps {units['shared_units']} units of its shared expert, and no "
+            f"multiple of the {units['expert_units']} to {most.expert_units} units of another "
+            f"holds them in {target.tensor_parallel} shards; leave --uniform out"
+        )
+    _, width, shared = min(choices)
+    return {"expert_units": width, "shared_units": shared}
+
+
+def _check_counts(states: Sequence[LayerState], spec: ModelSpec) -> None:
+    """Raise PlanError if layers keep different numbers of experts, or too few for a stock class.
+
+    Closed experts cannot be taken back.
+    """
     counts = {state.index: int(state.experts.sum()) for state in states if state.shape.experts}
     if len(set(counts.values())) > 1:
         (one, few), (other, many) = (
@@ -148,6 +176,13 @@ def _check_counts(states: Sequence[LayerState]) -> None:
             f"--uniform: layer {one} keeps {few} experts and layer {other} keeps {many}, and a "
             "closed expert cannot come back; close as many in every layer (sgate train --balance "
             "even, with a target that whole experts meet), or leave --uniform out"
+        )
+    least = 1 if spec.family.mixture is None else spec.family.mixture.least_experts
+    if short := [index for index, count in counts.items() if count < least]:
+        raise PlanError(
+            f"--uniform: layer {short[0]} keeps {counts[short[0]]} expert, and a closed expert "
+            f"cannot come back; the router of a stock {spec.head.model_class} chooses among at "
+            f"least {least}: leave --uniform out"
         )
 
 

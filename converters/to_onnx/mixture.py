@@ -5,6 +5,8 @@ step reads the weights of chosen experts alone, experts may differ in width, and
 does not depend on the others of its call: it is the sum over its own choices, in their order.
 """
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 
@@ -12,6 +14,7 @@ from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.products import Products
+from sgate_serve.architecture.parts import LEAST_SUM
 from sgate_serve.checkpoint.reader import Checkpoint
 
 
@@ -23,20 +26,22 @@ class MixtureBlock:
     ) -> None:
         self._graph, self._products, self._checkpoint = graph, products, checkpoint
         self._layer, self._shape = layer, checkpoint.spec.layers[layer]
-        tensors = checkpoint.spec.router_tensors(layer)
+        self._correction = checkpoint.spec.correction(layer)
         self._router = f"{checkpoint.spec.family.router_name(layer)}.weight"
-        self._shared_gate = next((name for name in tensors if name != self._router), None)
+        others = checkpoint.spec.router_tensors(layer).keys() - {self._router, self._correction}
+        self._shared_gate = next(iter(others), None)
 
     def __call__(self, x: ir.Value) -> ir.Value:
         """Return the block's output [t, hidden]."""
         routed = self._routed(x)
-        if self._shared_gate is None:
+        if not self._shape.shared_units:
             return routed
-        gate = linears.router(self._checkpoint, self._shared_gate, 1)
-        (share,) = self._graph.node("Sigmoid", [self._products.floats(gate, x)])
         shared = self._expert(len(self._shape.experts), x)
-        (weighted,) = self._graph.node("Mul", [shared, self._in_floats(share)])
-        return self._graph.node("Add", [routed, weighted])[0]
+        if self._shared_gate is not None:
+            gate = linears.router(self._checkpoint, self._shared_gate, 1)
+            (share,) = self._graph.node("Sigmoid", [self._products.floats(gate, x)])
+            (shared,) = self._graph.node("Mul", [shared, self._in_floats(share)])
+        return self._graph.node("Add", [routed, shared])[0]
 
     def _routed(self, x: ir.Value) -> ir.Value:
         graph, top_k = self._graph, self._shape.top_k
@@ -79,17 +84,44 @@ class MixtureBlock:
 
     def _choices(self, x: ir.Value) -> tuple[ir.Value, ir.Value]:
         """Return the experts that each token chooses and their shares, both [t, top_k]."""
-        graph, count = self._graph, len(self._shape.experts)
+        graph, count, spec = self._graph, len(self._shape.experts), self._checkpoint.spec
         router = linears.router(self._checkpoint, self._router, count)
-        (odds,) = graph.node("Softmax", [self._products.floats(router, x)], {"axis": -1})
-        most = self._numbers("top_k", self._shape.top_k)
-        names = [f"layer.{self._layer}.{part}" for part in ("shares", "choices")]
-        shares, choices = graph.node("TopK", [odds, most], {"axis": -1}, outputs=names)
-        if self._checkpoint.spec.norm_topk_prob:
-            last = self._numbers("last_axis", -1)
-            (total,) = graph.node("ReduceSum", [shares, last], {"keepdims": 1})
-            (shares,) = graph.node("Div", [shares, total])
+        logits = self._products.floats(router, x)
+        if self._correction is None:
+            (odds,) = graph.node("Softmax", [logits], {"axis": -1})
+            shares, choices = self._largest(odds, "shares")
+        else:
+            (scores,) = graph.node("Sigmoid", [logits])
+            _, choices = self._largest(self._corrected(scores), "corrected")
+            (shares,) = graph.node("GatherElements", [scores, choices], {"axis": -1})
+        if spec.norm_topk_prob:
+            shares = self._normalized(shares)
+        if spec.routed_scaling != 1:
+            factor = self._in_fp32("routed_scaling", spec.routed_scaling)
+            (shares,) = graph.node("Mul", [shares, factor])
         return shares, choices
+
+    def _corrected(self, scores: ir.Value) -> ir.Value:
+        """Return the scores that experts are chosen by, [t, experts]."""
+        read = partial(linears.read_fp32, self._checkpoint, f"{self._correction}")
+        shape = (len(self._shape.experts),)
+        added = self._graph.weight(f"{self._correction}", shape, read, ir.DataType.FLOAT)
+        return self._graph.node("Add", [scores, added])[0]
+
+    def _largest(self, scores: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+        """Return the largest scores of each token and whose they are, both [t, top_k]."""
+        most = self._numbers("top_k", self._shape.top_k)
+        names = [f"layer.{self._layer}.{part}" for part in (name, "choices")]
+        largest, choices = self._graph.node("TopK", [scores, most], {"axis": -1}, outputs=names)
+        return largest, choices
+
+    def _normalized(self, shares: ir.Value) -> ir.Value:
+        """Return shares divided by their sum; scores that are 0 throughout stay 0."""
+        graph, last = self._graph, self._numbers("last_axis", -1)
+        (total,) = graph.node("ReduceSum", [shares, last], {"keepdims": 1})
+        if self._correction is not None:
+            (total,) = graph.node("Add", [total, self._in_fp32("least_sum", LEAST_SUM)])
+        return graph.node("Div", [shares, total])[0]
 
     def _sorted(self, numbers: ir.Value) -> ir.Value:
         """Return the order [n] that sorts numbers [n]; equal ones keep theirs."""
@@ -139,6 +171,9 @@ class MixtureBlock:
         if graph.float_type == ir.DataType.FLOAT:
             return x
         return graph.node("Cast", [x], {"to": int(graph.float_type)})[0]
+
+    def _in_fp32(self, name: str, number: float) -> ir.Value:
+        return self._graph.constant(name, np.array(number, np.float32))
 
     def _shape_of(self, *dims: int) -> ir.Value:
         name = "shape." + ".".join(map(str, dims))

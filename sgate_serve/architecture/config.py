@@ -79,14 +79,15 @@ def dense_shapes(get: ConfigReader, family: Family, num_layers: int) -> Iterator
 
 def has_experts(get: ConfigReader, index: int) -> bool:
     """Say whether a layer of a family with mixtures is one, as transformers' classes decide."""
+    is_late = index >= get.integer("first_k_dense_replace", 0)
     step = get.integer("decoder_sparse_step", 1)
-    return index not in (get("mlp_only_layers") or ()) and (index + 1) % step == 0
+    return is_late and index not in (get("mlp_only_layers") or ()) and (index + 1) % step == 0
 
 
 def mixture_shape(shape: LayerShape, mixture: Mixture, get: ConfigReader) -> LayerShape:
     """Return the shape of a layer with experts instead of an MLP."""
     count, width = get.integer("num_experts"), get.integer(mixture.units)
-    shared = get.integer(SHARED_UNITS) if mixture.shared else 0
+    shared = _shared_units(mixture, width, get)
     top_k = get.integer("num_experts_per_tok")
     if not 0 < top_k <= count:
         raise CheckpointError(
@@ -95,6 +96,13 @@ def mixture_shape(shape: LayerShape, mixture: Mixture, get: ConfigReader) -> Lay
         )
     experts = (width,) * count
     return replace(shape, mlp_units=width * count + shared, experts=experts, top_k=top_k)
+
+
+def _shared_units(mixture: Mixture, width: int, get: ConfigReader) -> int:
+    """Return the width of the expert that every token uses; other experts have this `width`."""
+    if mixture.shared_multiple is not None:
+        return width * get.integer(mixture.shared_multiple)
+    return get.integer(SHARED_UNITS) if mixture.shared else 0
 
 
 def check_sizes(get: ConfigReader, family: Family) -> None:
@@ -108,6 +116,12 @@ def check_sizes(get: ConfigReader, family: Family) -> None:
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
     if not heads or get("intermediate_size") == 0:
         raise CheckpointError(f"{get.source}: a stock model has attention heads and MLP units")
+    if family.mixture is not None and get.integer("num_experts") < family.mixture.least_experts:
+        raise CheckpointError(
+            f"{get.source}: {get.own_key('num_experts')} is {get.integer('num_experts')}; "
+            f"transformers' router of family {family.name} chooses among at least "
+            f"{family.mixture.least_experts}"
+        )
     if family.divides_hidden_size and hidden % heads:
         key, own = get.own_key("hidden_size"), get.own_key("num_attention_heads")
         raise CheckpointError(
@@ -144,6 +158,12 @@ def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     """Say whether the shares of a token's experts are divided by their sum."""
     switch = False if family.mixture is None else family.mixture.normalizes
     return bool(get(switch)) if isinstance(switch, str) else switch
+
+
+def with_head_norms(get: ConfigReader, family: Family) -> Family:
+    """Return a family without norms on query and key where its config switches them off."""
+    switch = family.head_norm_switch
+    return family if switch is None or get(switch) else replace(family, head_norms=())
 
 
 def num_labels(config: Mapping[str, Any]) -> int:

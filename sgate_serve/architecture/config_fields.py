@@ -24,7 +24,6 @@ from sgate_serve.architecture.config_kinds import (
     FRACTION,
     INTEGER,
     KERNEL,
-    LAYER_NUMBERS,
     LAYERS,
     RATE,
     SHARE,
@@ -32,6 +31,7 @@ from sgate_serve.architecture.config_kinds import (
     SWITCHES,
 )
 from sgate_serve.architecture.gpt_config_fields import GPT2, GPT_NEOX
+from sgate_serve.architecture.mixture_fields import GLM4_MOE, QWEN_EXPERTS
 from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXTS, WHOLE
 
 _LLAMA: Fields = {
@@ -84,19 +84,9 @@ _MIXTRAL: Fields = {
     "router_aux_loss_coef": ConfigField(DECIMAL, 0.001),
     "router_jitter_noise": ConfigField(FRACTION, 0.0),
 }
-_QWEN_EXPERTS: Fields = {
-    "decoder_sparse_step": ConfigField(SIZE, 1),
-    "moe_intermediate_size": ConfigField(SIZE, 768),
-    "num_experts_per_tok": ConfigField(SIZE, 8),
-    "num_experts": ConfigField(SIZE, 128),
-    "norm_topk_prob": ConfigField(FLAG, False),
-    "output_router_logits": ConfigField(FLAG, False),
-    "router_aux_loss_coef": ConfigField(DECIMAL, 0.001),
-    "mlp_only_layers": nullable(LAYER_NUMBERS),
-}
 _QWEN2_MOE: Fields = {
     **changed(
-        {**_QWEN2, **_QWEN_EXPERTS},
+        {**_QWEN2, **QWEN_EXPERTS},
         hidden_size=2048,
         intermediate_size=5632,
         num_hidden_layers=24,
@@ -113,7 +103,7 @@ _QWEN2_MOE: Fields = {
 }
 _QWEN3_MOE: Fields = {
     **changed(
-        {**without(without(_QWEN2, "max_window_layers"), "layer_types"), **_QWEN_EXPERTS},
+        {**without(without(_QWEN2, "max_window_layers"), "layer_types"), **QWEN_EXPERTS},
         hidden_size=2048,
         intermediate_size=6144,
         num_hidden_layers=24,
@@ -295,6 +285,7 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "MixtralConfig": _MIXTRAL,
     "Qwen2MoeConfig": _QWEN2_MOE,
     "Qwen3MoeConfig": _QWEN3_MOE,
+    "Glm4MoeConfig": GLM4_MOE,
     "SmolLM3Config": _SMOLLM3,
     "GraniteConfig": _GRANITE,
     "Starcoder2Config": _STARCODER2,
@@ -347,6 +338,12 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         **_ROTARY,
         "head_dim": ConfigField(WHOLE),
         "num_local_experts": ConfigField(SIZE),
+    },
+    "Glm4MoeConfig": {
+        **changed(_ROTARY, partial_rotary_factor=0.5),
+        "head_dim": ConfigField(WHOLE),
+        "num_local_experts": ConfigField(SIZE),
+        "num_nextn_predict_layers": ConfigField(WHOLE),
     },
     "SmolLM3Config": {
         **changed(_ROTARY, rope_theta=2_000_000.0),

@@ -51,6 +51,10 @@ LAYER_NUMBERS = Kind(
     "a list of numbers of layers",
     lambda value: isinstance(value, list) and all(type(one) is int and one >= 0 for one in value),
 )
+LONE_GROUP = Kind(
+    "1, for experts are chosen among all of them and not by groups",
+    lambda value: type(value) is int and value == 1,
+)
 TRUE = Kind("true", lambda value: value is True)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 DTYPE = Kind(f"one of {', '.join(DTYPES)}", lambda value: value in DTYPES)

@@ -78,7 +78,10 @@ SGATE_FIELDS: Mapping[str, Kind] = {
     "head_units": SIZE,
     "lowered": OBJECT,
     "expert_units": OBJECT,
+    "shared_units": OBJECT,
 }
+# What the block says of mixtures, by the numbers of their layers.
+BY_LAYER: Mapping[str, Kind] = {"expert_units": INDICES, "shared_units": WHOLE}
 LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
 # Keys with which transformers reads another file or builds something else, unless they have one of
 # these values. Most are not fields of any class.
@@ -114,7 +117,8 @@ def check_config(config: Mapping[str, Any], source: str, family: Family) -> None
     check_fields(config, {PER_LAYER: OBJECT, BLOCK: OBJECT}, source, CheckpointError)
     check_fields(stored_block(config), SGATE_FIELDS, f"{source}: {BLOCK}", CheckpointError)
     _check_lowered(stored_block(config).get("lowered") or {}, f"{source}: sgate.lowered")
-    _check_expert_units(stored_block(config).get("expert_units") or {}, f"{source}: {BLOCK}")
+    for name, kind in BY_LAYER.items():
+        _check_by_layer(stored_block(config).get(name) or {}, kind, f"{source}: {BLOCK}.{name}")
     _check_rope(config, source)
     _check_labels(config, source)
     _check_layers(config.get(PER_LAYER) or {}, f"{source}: {PER_LAYER}", family)
@@ -190,14 +194,13 @@ def _check_lowered(modules: Mapping[Any, Any], source: str) -> None:
         check_fields(entry, LOWERED_FIELDS, where, CheckpointError)
 
 
-def _check_expert_units(layers: Mapping[Any, Any], source: str) -> None:
+def _check_by_layer(layers: Mapping[Any, Any], kind: Kind, where: str) -> None:
     for key, widths in layers.items():
-        where = f"{source}.expert_units"
         if not str(key).isdecimal() or len(str(key)) > len(str(MAX_LAYERS)):
             raise CheckpointError(f"{where} holds {brief(key)}; expected the number of a layer")
         if widths is None:
-            raise CheckpointError(f"{where}: layer {key} must be {INDICES.words}, found null")
-        check_fields({key: widths}, {key: INDICES}, where, CheckpointError)
+            raise CheckpointError(f"{where}: layer {key} must be {kind.words}, found null")
+        check_fields({key: widths}, {key: kind}, where, CheckpointError)
 
 
 def _check_layers(layers: Mapping[Any, Any], source: str, family: Family) -> None:

@@ -182,6 +182,35 @@ QWEN3_MOE = replace(
     mixture=_EXPERTS,
 )
 
+GLM4_MOE = replace(
+    LLAMA,
+    name="glm4_moe",
+    config_class="Glm4MoeConfig",
+    tasks={
+        CAUSAL_LM: replace(LLAMA.tasks[CAUSAL_LM], model_class="Glm4MoeForCausalLM"),
+        BASE: TaskHead("Glm4MoeModel"),
+    },
+    biases=dict.fromkeys((QUERY, KEY, VALUE), "attention_bias"),
+    head_norms=QWEN3.head_norms,
+    head_norm_switch="use_qk_norm",
+    has_partial_rotation=True,
+    divides_hidden_size=False,
+    keys={**LLAMA.keys, "num_experts": "n_routed_experts"},
+    aliases={
+        "num_local_experts": "n_routed_experts",
+        "num_mtp_layers": "num_nextn_predict_layers",
+    },
+    mixture=replace(
+        _EXPERTS,
+        shared="mlp.shared_experts",
+        scores="sigmoid",
+        correction="mlp.gate.e_score_correction_bias",
+        # It adds up the two best of each group of experts.
+        least_experts=2,
+        shared_multiple="n_shared_experts",
+    ),
+)
+
 PHI3 = replace(
     LLAMA,
     name="phi3",
@@ -358,7 +387,7 @@ _DECODERS = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, PHI3, GEMMA2, GEMMA3),
     *(OLMO2, OLMO3, GPT2, GPT_NEOX),
 )
-_MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE)
+_MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GLM4_MOE)
 _ENCODERS = (BERT, ROBERTA, DISTILBERT)
 FAMILIES: Mapping[str, Family] = {
     family.name: family for family in (*_DECODERS, *_MIXTURES, *_ENCODERS)

@@ -62,9 +62,11 @@ class Mixture:
     """Where a family keeps its mixtures of experts, and how their routers choose.
 
     Names of modules are inside a layer, those of `linears` inside an expert; `expert` has a place
-    for the number. `shared` is an expert that every token uses, times the sigmoid of `shared_gate`.
-    A router takes the softmax over all experts and keeps the `top_k` largest; `normalizes` says
-    whether these are then divided by their sum, always or as this field of the config says.
+    for the number. `shared` is an expert that every token uses, times the sigmoid of `shared_gate`
+    if there is one. A router scores all experts, by a softmax or each by a sigmoid, and keeps the
+    `top_k` with the largest scores, to which it adds the `correction` for the choice alone.
+    `normalizes` says whether the scores of these are then divided by their sum, always or as this
+    field of the config says.
     """
 
     router: str
@@ -73,8 +75,15 @@ class Mixture:
     normalizes: bool | str
     shared: str | None = None
     shared_gate: str | None = None
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    # A tensor of a layer with a value for each expert.
+    correction: str | None = None
+    # Fewer make the stock router fail.
+    least_experts: int = 1
     # The config's field for the width of an expert.
     units: str = "moe_intermediate_size"
+    # Its field for how many times as wide the shared expert is, where it does not state the width.
+    shared_multiple: str | None = None
     # Beginnings of module names in files, and in the classes of transformers.
     renames: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,6 +115,8 @@ class Family:
     position_table: str | None = None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     head_norms: tuple[str, ...] = ()
+    # The field of the config that says whether there are any; without one there always are.
+    head_norm_switch: str | None = None
     # Each of these norms spans all heads of query or key, not single ones.
     has_joint_head_norms: bool = False
     # Some or all layers have experts instead of an MLP.

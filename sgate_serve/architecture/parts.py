@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import DOWN, Family
+from sgate_serve.architecture.family import DOWN, EXPERTS, HIDDEN, ONE, Axes, Family
 from sgate_serve.architecture.shapes import LayerShape
 
 Rows = NDArray[np.int64]
+# Routers of sigmoid scores add it to the sum that they divide by.
+LEAST_SUM = 1e-20
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,23 @@ def expert_parts(
             module = family.expert_linear(index, number, role)
             found.append(Part(module, np.arange(rows), units, index, expert))
     return found
+
+
+def router_axes(family: Family, layer: LayerShape, index: int) -> dict[str, Axes]:
+    """Return the tensors that choose and weigh the experts of a layer, with their axes."""
+    mixture, name = family.mixture, family.layer_name(index)
+    if mixture is None or not layer.experts:
+        return {}
+    found: dict[str, Axes] = {f"{family.router_name(index)}.weight": (EXPERTS, HIDDEN)}
+    if correction := correction_name(family, layer, index):
+        found[correction] = (EXPERTS,)
+    if mixture.shared_gate is not None and layer.shared_units:
+        found[f"{name}.{mixture.shared_gate}.weight"] = (ONE, HIDDEN)
+    return found
+
+
+def correction_name(family: Family, layer: LayerShape, index: int) -> str | None:
+    """Return the tensor that a layer's router adds to its scores for the choice, if any."""
+    if family.mixture is None or family.mixture.correction is None or not layer.experts:
+        return None
+    return f"{family.layer_name(index)}.{family.mixture.correction}"

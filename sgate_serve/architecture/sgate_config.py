@@ -37,6 +37,8 @@ class SgateBlock:
     lowered: Mapping[str, Lowered] = field(default_factory=dict)
     # By layer, the widths of experts that differ in their layer.
     expert_units: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    # By layer, the widths of shared experts, where the config of the family does not state one.
+    shared_units: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "SgateBlock":
@@ -54,6 +56,9 @@ class SgateBlock:
             expert_units={
                 int(layer): tuple(widths)
                 for layer, widths in (block.get("expert_units") or {}).items()
+            },
+            shared_units={
+                int(layer): width for layer, width in (block.get("shared_units") or {}).items()
             },
         )
 
@@ -75,6 +80,8 @@ class SgateBlock:
             block["expert_units"] = {
                 str(layer): list(widths) for layer, widths in self.expert_units.items()
             }
+        if self.shared_units:
+            block["shared_units"] = {str(layer): w for layer, w in self.shared_units.items()}
         return block
 
 
@@ -98,6 +105,7 @@ class LayerSizes:
         """
         keyed = [self._keyed(layer) for layer in self.layers]
         top = {key: max(sizes.get(key, 0) for sizes in keyed) for one in keyed for key in one}
+        top |= self._shared_multiple
         if not self._states_head_width:
             heads = self.hidden_size // max(layer.head_dim for layer in self.layers)
             ratio = max(layer.queries_per_kv for layer in self.layers) or 1
@@ -123,6 +131,17 @@ class LayerSizes:
                 yield str(index).zfill(digits), entry
 
     @property
+    def _shared_multiple(self) -> dict[str, int]:
+        """The widest shared expert as a multiple of the widest other one, where it is one."""
+        mixtures, mixture = [one for one in self.layers if one.experts], self.family.mixture
+        if mixture is None or mixture.shared_multiple is None or not mixtures:
+            return {}
+        units = max(max(one.experts) for one in mixtures)
+        shared = max(one.shared_units for one in mixtures)
+        is_multiple = units and shared % units == 0
+        return {mixture.shared_multiple: shared // units} if is_multiple else {}
+
+    @property
     def _states_head_width(self) -> bool:
         """Say whether the config has `head_dim`: it must unless that is hidden size / heads."""
         return self.family.has_stated_head_width or self.hidden_size != self.norm_size
@@ -144,7 +163,8 @@ class LayerSizes:
         mixture = self.family.mixture
         if mixture is None or not shape.experts:
             return {UNITS: shape.mlp_units}
-        shared = {SHARED_UNITS: shape.shared_units} if mixture.shared else {}
+        is_stated = mixture.shared and not mixture.shared_multiple
+        shared = {SHARED_UNITS: shape.shared_units} if is_stated else {}
         sizes = {EXPERTS: len(shape.experts), TOP_K: shape.top_k}
         return sizes | {mixture.units: max(shape.experts)} | shared
 
@@ -152,6 +172,13 @@ class LayerSizes:
 def uneven_experts(layers: Sequence[LayerShape]) -> dict[int, tuple[int, ...]]:
     """Return the widths of experts, by layer, where they differ in their layer."""
     return {i: shape.experts for i, shape in enumerate(layers) if len(set(shape.experts)) > 1}
+
+
+def unstated_shared(family: Family, layers: Sequence[LayerShape]) -> dict[int, int]:
+    """Return the widths of shared experts, by layer, that a config of the family cannot state."""
+    if family.mixture is None or family.mixture.shared_multiple is None:
+        return {}
+    return {i: shape.shared_units for i, shape in enumerate(layers) if shape.experts}
 
 
 def sgate_config(stock: Mapping[str, Any], sizes: LayerSizes, block: SgateBlock) -> dict[str, Any]:
@@ -196,9 +223,12 @@ def layer_shapes(
     unknown = sorted(set(overrides) - set(range(len(dense))))
     if unknown:
         raise CheckpointError(f"{source}: {PER_LAYER} names layers {unknown} of {len(dense)}")
-    uneven = SgateBlock.read(config).expert_units
-    if stray := sorted(set(uneven) - {i for i, shape in enumerate(dense) if shape.experts}):
-        raise CheckpointError(f"{source}: sgate.expert_units names layers {stray}, not mixtures")
+    block = SgateBlock.read(config)
+    uneven, shared = block.expert_units, block.shared_units
+    mixtures = {i for i, shape in enumerate(dense) if shape.experts}
+    for name, layers in (("expert_units", uneven), ("shared_units", shared)):
+        if stray := sorted(set(layers) - mixtures):
+            raise CheckpointError(f"{source}: sgate.{name} names layers {stray}, not mixtures")
     for index, shape in enumerate(dense):
         get = _LayerReader(overrides.get(index) or {}, family, f"{source}: {PER_LAYER}[{index}]")
         heads, skip = get(HEADS, shape.num_heads), get.skipped
@@ -210,7 +240,11 @@ def layer_shapes(
             mlp_units=0 if MLP in skip else get(UNITS, shape.mlp_units),
         )
         has_experts = shape.experts and MLP not in skip
-        yield _with_experts(found, shape, get, uneven.get(index)) if has_experts else found
+        if has_experts:
+            found = replace(found, mlp_units=shared.get(index, get.shared_units(shape)))
+            yield _with_experts(found, shape, get, uneven.get(index))
+        else:
+            yield found
 
 
 class _LayerReader:
@@ -223,6 +257,11 @@ class _LayerReader:
     def __call__(self, key: str, default: int) -> int:
         return self._get.integer(self._keys.get(key, key), default)
 
+    def shared_units(self, dense: LayerShape) -> int:
+        """Return the width of a mixture's shared expert."""
+        has_one = self.mixture is not None and self.mixture.shared is not None
+        return self(SHARED_UNITS, dense.shared_units) if has_one else 0
+
     @property
     def skipped(self) -> Sequence[str]:
         return self._get(SKIP) or ()
@@ -231,10 +270,12 @@ class _LayerReader:
 def _with_experts(
     found: LayerShape, dense: LayerShape, get: _LayerReader, uneven: tuple[int, ...] | None
 ) -> LayerShape:
-    """Return a layer's shape with its experts; `uneven` are their widths where these differ."""
+    """Return a layer's shape with its experts besides the shared one, whose units `found` has.
+
+    `uneven` are their widths where these differ.
+    """
     assert get.mixture is not None, "only layers of such a family have experts"
     width, count = get(get.mixture.units, dense.experts[0]), get(EXPERTS, len(dense.experts))
-    shared = get(SHARED_UNITS, dense.shared_units) if get.mixture.shared else 0
     experts, top_k = uneven or (width,) * count, get(TOP_K, dense.top_k)
     if len(experts) != count or max(experts) != width or not 0 < top_k <= count:
         raise CheckpointError(
@@ -242,4 +283,5 @@ def _with_experts(
             f"and the block sgate has {len(experts)} of up to {max(experts)}; convert the base "
             "checkpoint again"
         )
-    return replace(found, mlp_units=sum(experts) + shared, experts=experts, top_k=top_k)
+    units = sum(experts) + found.mlp_units
+    return replace(found, mlp_units=units, experts=experts, top_k=top_k)

@@ -31,7 +31,14 @@ from sgate_serve.architecture.family import (
     Family,
     TaskHead,
 )
-from sgate_serve.architecture.parts import Part, Rows, expert_parts, role_rows
+from sgate_serve.architecture.parts import (
+    Part,
+    Rows,
+    correction_name,
+    expert_parts,
+    role_rows,
+    router_axes,
+)
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
@@ -73,8 +80,9 @@ class ModelSpec:
     first_position: int = 0
     # Whether both blocks of a layer read the stream before it, which then adds both.
     has_parallel_blocks: bool = False
-    # Whether the shares of the experts that a token uses add up to 1.
+    # Whether the shares of the experts that a token uses add up to 1, before they are multiplied.
     norm_topk_prob: bool = False
+    routed_scaling: float = 1.0
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
     # store fewer rows or columns than their dimensions and have index vectors.
@@ -92,6 +100,7 @@ class ModelSpec:
         family = values.family_of(config, source)
         check_config(config, source, family)
         get, block = ConfigReader(config, source, family), SgateBlock.read(config)
+        family = values.with_head_norms(get, family)
         values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
@@ -113,6 +122,7 @@ class ModelSpec:
             tied_head=bool(get("tie_word_embeddings")) and task == CAUSAL_LM,
             biased_roles=frozenset(values.biased_roles(get, family)),
             norm_topk_prob=values.norm_topk_prob(get, family),
+            routed_scaling=float(get("routed_scaling_factor", 1)),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
@@ -348,15 +358,11 @@ class ModelSpec:
 
     def router_tensors(self, index: int) -> dict[str, tuple[str, ...]]:
         """Return the tensors that choose and weigh the experts of a layer, with their axes."""
-        family, layer = self.family, self.layers[index]
-        if family.mixture is None or not layer.experts:
-            return {}
-        name = family.layer_name(index)
-        found: dict[str, tuple[str, ...]] = {}
-        found[f"{family.router_name(index)}.weight"] = (EXPERTS, HIDDEN)
-        if layer.shared_units:
-            found[f"{name}.{family.mixture.shared_gate}.weight"] = (ONE, HIDDEN)
-        return found
+        return router_axes(self.family, self.layers[index], index)
+
+    def correction(self, index: int) -> str | None:
+        """Return the tensor that a layer's router adds to its scores for the choice, if any."""
+        return correction_name(self.family, self.layers[index], index)
 
     def norms(self, index: int) -> list[str]:
         """Return the norms over the residual stream that a layer has.

@@ -1,5 +1,7 @@
 """Whether a stock model class of transformers can hold an architecture as it is."""
 
+from sgate_serve.architecture.family import Mixture
+from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 
 
@@ -32,7 +34,16 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
     for layer in mixtures:
         if len(set(layer.experts)) > 1 or not layer.experts[0]:
             return False
-        if mixture is not None and mixture.shared and not layer.shared_units:
+        if mixture is not None and not _has_stock_mixture(layer, mixture):
             return False
     heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in spec.layers}
     return len(heads) == 1 and all(layer.mlp_units for layer in spec.layers)
+
+
+def _has_stock_mixture(layer: LayerShape, mixture: Mixture) -> bool:
+    """Say whether the stock class has room for so many experts and for such a shared one."""
+    if len(layer.experts) < mixture.least_experts:
+        return False
+    if mixture.shared and not layer.shared_units:
+        return False
+    return mixture.shared_multiple is None or layer.shared_units % layer.experts[0] == 0

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import BASE
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.tensor_files import TensorInfo
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
 
+FURTHER_LAYERS = "num_mtp_layers"
 TIED_KEY = "tie_word_embeddings"
 # Values compared at a time: both tensors are mapped, and most differ early.
 COMPARED = 2**22
@@ -36,12 +38,21 @@ def fit(config: Mapping[str, Any], spec: ModelSpec, tensors: Mapping[str, Tensor
     return _fit_pooler(_fit_head(fitted) if spec.tied_head else fitted)
 
 
-def is_unused(name: str, spec: ModelSpec) -> bool:
+def further_layers(config: Mapping[str, Any], spec: ModelSpec) -> int:
+    """Return how many layers after the last the files may have, which predict further tokens."""
+    return ConfigReader(config, CONFIG_FILE, spec.family).integer(FURTHER_LAYERS, 0)
+
+
+def is_unused(name: str, spec: ModelSpec, num_further: int = 0) -> bool:
     """Say whether a tensor is outside the stack and is not on top of it for this task.
 
-    transformers warns of such tensors and leaves them out: heads of other tasks, a value head.
+    transformers leaves such tensors out: heads of other tasks, a value head, and as many layers
+    after the last as predict further tokens.
     """
-    family = spec.family
+    family, last = spec.family, len(spec.layers)
+    further = (f"{family.layer_name(last + number)}." for number in range(num_further))
+    if name.startswith(tuple(further)):
+        return True
     on_top = {name for head in family.tasks.values() for name in head.tensors}
     return name in on_top or not name.startswith(f"{family.prefix}.")
 

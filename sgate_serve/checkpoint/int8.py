@@ -44,7 +44,8 @@ def int8_config(ignore: Iterable[str]) -> dict[str, Any]:
 def float_linears(spec: ModelSpec) -> list[str]:
     """Return the linears outside the blocks, including lm_head, stored or tied, and routers."""
     on_top = (name for name, axes in spec.head.tensors.items() if len(axes) == 2)
-    routers = (name for index in range(len(spec.layers)) for name in spec.router_tensors(index))
+    choosing = (spec.router_tensors(index) for index in range(len(spec.layers)))
+    routers = (name for axes in choosing for name in axes if name.endswith(".weight"))
     names = (name.removesuffix(".weight") for name in (*on_top, *routers))
     return list(dict.fromkeys((spec.family.head, *names)))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
-from sgate_serve.checkpoint.fitting import fit, is_unused
+from sgate_serve.checkpoint.fitting import fit, further_layers, is_unused
 from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
 from sgate_serve.checkpoint.int8 import (
     SCALE,
@@ -106,8 +106,9 @@ class Checkpoint:
             self._check_content(name, found)
         others = sorted(set(self.tensors) - set(expected))
         others = [name for name in others if not self._is_ignored(name)]
+        num_further = further_layers(self.config, self.spec)
         for name in others:
-            if not is_unused(name, self.spec):
+            if not is_unused(name, self.spec, num_further):
                 raise CheckpointError(
                     f"{self.tensors[name].file}: tensor {name} is not part of family "
                     f"{self.spec.family.name} with this config.json"

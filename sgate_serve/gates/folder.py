@@ -24,7 +24,7 @@ from sgate_serve.checkpoint.tensor_files import (
 )
 from sgate_serve.checkpoint.writer import FolderWriter, TensorHeader, new_folder, write_tensors
 from sgate_serve.errors import CheckpointError, GatesError
-from sgate_serve.gates.keys import EXPERTS, gate_sites, head_sites, linear_sites
+from sgate_serve.gates.keys import EXPERTS, gate_sites, head_sites, linear_sites, one_of_each_kind
 from sgate_serve.plan import Gate, Masks
 
 GATES_FILE = "gates.safetensors"
@@ -162,7 +162,7 @@ class Gates:
             if key not in sites:
                 raise GatesError(
                     f"{self.source}: {key} names no gate of this model; expected a key like "
-                    f"{next(iter(sites), 'none, for it has no blocks')}"
+                    f"{', '.join(one_of_each_kind(sites.values())) or 'none, for it has no blocks'}"
                 )
             if values.size != sites[key].num_gates:
                 raise GatesError(

@@ -4,7 +4,7 @@ A coupled key names a layer and folds into column gates of the linear that reads
 other key names a linear and one of its sides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,3 +88,13 @@ def gate_sites(spec: ModelSpec) -> dict[str, GateSite]:
     """Return the sites of this model by every key that its gates file may hold."""
     sites = (*coupled_sites(spec), *linear_sites(spec), *head_sites(spec))
     return {site.key: site for site in sites}
+
+
+def one_of_each_kind(sites: Iterable[GateSite]) -> list[str]:
+    """Return a key of each kind; units of layers, of experts and of the shared one are three."""
+    first: dict[str, str] = {}
+    for site in sites:
+        parts = (part for part in site.key.split(".") if not part.isdecimal())
+        kind = site.kind if site.kind in (ROWS, COLUMNS) else ".".join(parts)
+        first.setdefault(kind, site.key)
+    return list(first.values())

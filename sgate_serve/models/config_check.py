@@ -34,6 +34,7 @@ ACTIVATIONS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activat
 EPSILONS = ("variance_epsilon", "eps")
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size")
 PARALLEL = "use_parallel_residual"
+INDEX_ENDINGS = (f".{IN_INDEX}", f".{OUT_INDEX}")
 # Neither side rotates by a fixed number of dimensions.
 PROPORTIONAL = "proportional"
 # One constant: the name of its field, our value, and transformers'.
@@ -110,10 +111,12 @@ def _sizes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
 
 
 def _shapes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
-    theirs = dict(model.named_parameters())
+    stored = {name for name in model.state_dict() if not name.endswith(INDEX_ENDINGS)}
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in stored}
+    theirs = dict(model.named_parameters()) | buffers
     seen = {name_in(model, spec.family, name) for name in _pooler(spec) if spec.lacks_pooler}
     for name, shape in sorted(spec.tensor_shapes().items()):
-        if name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
+        if name.endswith(INDEX_ENDINGS):
             continue
         own = name_in(model, spec.family, name)
         found = theirs.get(own)
@@ -176,6 +179,8 @@ def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         yield f"num_experts_per_tok {where}", layer.top_k, router.top_k
         normalizes = getattr(router, "norm_topk_prob", True)
         yield f"norm_topk_prob {where}", spec.norm_topk_prob, normalizes
+        factor = float(getattr(router, "routed_scaling_factor", 1))
+        yield f"routed_scaling_factor {where}", spec.routed_scaling, factor
 
 
 def _multipliers(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:

@@ -14,12 +14,15 @@ from transformers.activations import ACT2FN
 from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.family import DOWN, GATE, MLP, UP, Family
+from sgate_serve.architecture.parts import LEAST_SUM
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.models.names import name_in
 
 # The parameters of transformers' stacked experts: [experts, 2 · units, hidden] with the rows of
 # the gate first, and [experts, hidden, units].
 STACKED_GATE_UP, STACKED_DOWN = "gate_up_proj", "down_proj"
+# The buffer of a router that it adds to its scores for the choice alone.
+CORRECTION = "e_score_correction_bias"
 
 
 class NarrowExperts(nn.Module):
@@ -58,9 +61,39 @@ class NarrowExperts(nn.Module):
         return total
 
 
-def narrow_router(router: Any, spec: ModelSpec, index: int) -> None:
-    """Give a stock router the rows and the choice of a layer's own experts, in place."""
-    shape = spec.layers[index]
+class CorrectedRouter(nn.Module):
+    """A router of sigmoid scores, which a correction changes for the choice alone.
+
+    It computes what the stock one does without groups, and also chooses among fewer experts.
+    """
+
+    def __init__(self, spec: ModelSpec, index: int) -> None:
+        super().__init__()
+        shape = spec.layers[index]
+        self.num_experts, self.top_k = len(shape.experts), shape.top_k
+        self.norm_topk_prob, self.routed_scaling_factor = spec.norm_topk_prob, spec.routed_scaling
+        self.weight = nn.Parameter(torch.empty(self.num_experts, spec.hidden_size))
+        self.e_score_correction_bias = nn.Buffer(torch.zeros(self.num_experts))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return logits [T, experts], and weights and numbers of the chosen ones [T, top_k]."""
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        logits = nn.functional.linear(x.type(torch.float32), self.weight.type(torch.float32))
+        scores = logits.sigmoid()
+        choice = scores + self.e_score_correction_bias
+        index = torch.topk(choice, self.top_k, dim=-1, sorted=False).indices
+        weights = scores.gather(1, index)
+        if self.norm_topk_prob:
+            weights = weights / (weights.sum(dim=-1, keepdim=True) + LEAST_SUM)
+        return logits, weights * self.routed_scaling_factor, index
+
+
+def narrow_router(block: Any, spec: ModelSpec, index: int) -> None:
+    """Give a stock mixture a router with the rows and the choice of its own experts, in place."""
+    if spec.correction(index) is not None:
+        block.gate = CorrectedRouter(spec, index)
+        return
+    router, shape = block.gate, spec.layers[index]
     router.weight = nn.Parameter(torch.empty(len(shape.experts), spec.hidden_size))
     router.num_experts, router.top_k = len(shape.experts), shape.top_k
     router.hidden_dim = spec.hidden_size
@@ -70,8 +103,11 @@ def close_experts(router: Any, closed: torch.Tensor) -> None:
     """Make the logits of closed experts -infinity in a filled stock router, in place.
 
     Its forward stays the stock one: one more input, which is always 1, has the weight -infinity for
-    closed experts and 0 for the others.
+    closed experts and 0 for the others. A score of 0 may still be chosen where a correction is
+    added, so that is -infinity, too.
     """
+    if hasattr(router, CORRECTION):
+        router.e_score_correction_bias[closed] = -torch.inf
     column = torch.where(closed, -torch.inf, 0.0).to(router.weight)[:, None]
     router.weight = nn.Parameter(torch.cat([router.weight, column], dim=1))
     router.hidden_dim += 1
@@ -87,7 +123,8 @@ class RoutingMargins:
     """How clearly the routers of a stock model choose, of the last forward of a single text.
 
     A margin is that of the last chosen expert's logit over the first that is not chosen, relative
-    to the largest logit. `least` [T] is the least of all layers, None before a forward.
+    to the largest logit; with a correction, that of the scores that it was added to. `least` [T] is
+    the least of all layers, None before a forward.
     """
 
     def __init__(self, model: Any, spec: ModelSpec) -> None:
@@ -105,7 +142,10 @@ class RoutingMargins:
         logits = output[0].float()
         if router.top_k >= logits.shape[-1]:
             return
-        best = logits.topk(router.top_k + 1, dim=-1).values
+        choice = logits
+        if hasattr(router, CORRECTION):
+            choice = logits.sigmoid() + router.e_score_correction_bias
+        best = choice.topk(router.top_k + 1, dim=-1).values
         scale = logits.masked_fill(logits.isinf(), 0).abs().amax(dim=-1).clamp(min=1)
         # Where fewer are open than are chosen, both are -infinity, and neither counts.
         margin = ((best[:, -2] - best[:, -1]) / scale).nan_to_num(nan=torch.inf, posinf=torch.inf)
@@ -136,7 +176,8 @@ def chosen_among(router: Any, is_open: torch.Tensor) -> Iterator[None]:
 
     def forward(hidden: torch.Tensor) -> Any:
         narrow = _OfOpenExperts(router, numbers.to(hidden.device))
-        logits, weights, index = type(router).forward(narrow, hidden)
+        choose: Any = CorrectedRouter if hasattr(router, CORRECTION) else type(router)
+        logits, weights, index = choose.forward(narrow, hidden)
         return logits, weights, narrow.numbers[index]
 
     router.forward = forward
@@ -152,6 +193,8 @@ class _OfOpenExperts:
     def __init__(self, router: Any, numbers: torch.Tensor) -> None:
         self._router, self.numbers = router, numbers
         self.weight = router.weight[numbers]
+        if hasattr(router, CORRECTION):
+            self.e_score_correction_bias = router.e_score_correction_bias[numbers]
         self.num_experts, self.top_k = len(numbers), min(router.top_k, len(numbers))
 
     def __getattr__(self, name: str) -> Any:

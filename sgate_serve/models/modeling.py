@@ -127,14 +127,15 @@ def _narrow_mixture(model: PreTrainedModel, spec: ModelSpec, index: int) -> None
     """Give a layer its own experts and router, and remove a shared expert without units."""
     mixture = _find(model, spec.family, index, MLP)
     mixture.set_submodule("experts", NarrowExperts(spec, index))
-    narrow_router(mixture.get_submodule("gate"), spec, index)
-    if spec.family.mixture is None or spec.family.mixture.shared is None:
-        return
-    gate: nn.Module = nn.Linear(spec.hidden_size, 1, bias=False)
-    if not spec.layers[index].shared_units:
-        mixture.set_submodule("shared_expert", Skipped())
-        gate = Skipped()
-    mixture.set_submodule("shared_expert_gate", gate)
+    narrow_router(mixture, spec, index)
+    names = spec.family.mixture
+    assert names is not None, "only such a family has experts"
+    is_skipped = not spec.layers[index].shared_units
+    if names.shared is not None and is_skipped:
+        mixture.set_submodule(names.shared.rpartition(".")[2], Skipped())
+    if names.shared_gate is not None:
+        gate = Skipped() if is_skipped else nn.Linear(spec.hidden_size, 1, bias=False)
+        mixture.set_submodule(names.shared_gate.rpartition(".")[2], gate)
 
 
 def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:

@@ -1,6 +1,7 @@
 """Mixtures of experts: what closing an expert means, what does not close one, and other tools."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import DOWN
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import main
@@ -27,7 +29,7 @@ from tests.converters.test_convert import write_gates
 from tests.families.float64 import logits64
 from tests.families.zoo import ZOO, Variant, build, token_batch
 
-MIXTURES = [variant for name in ("mixtral", "qwen2_moe", "qwen3_moe") for variant in ZOO[name]]
+MIXTURES = [variant for name, family in FAMILIES.items() if family.mixture for variant in ZOO[name]]
 WEIGHTS = "model.safetensors"
 
 
@@ -50,12 +52,21 @@ def closed(*experts: int) -> NDArray[np.float32]:
 
 
 def mask_routers(model: nn.Module, normalizes: bool, gates: dict[int, Any]) -> None:
-    """Give routers the formula of the reference: closed logits are -infinity, all else as it is."""
+    """Give routers the formula of the reference: closed logits are -infinity, all else as it is.
+
+    A sigmoid of that is 0, and with a correction added the expert is still never chosen.
+    """
 
     def choose(router: Any, is_closed: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = x.reshape(-1, x.shape[-1])
         logits = nn.functional.linear(x, router.weight).masked_fill(is_closed, -torch.inf)
-        shares, index = torch.topk(torch.softmax(logits, -1), router.top_k, dim=-1)
-        return logits, shares / shares.sum(-1, keepdim=True) if normalizes else shares, index
+        correction = getattr(router, "e_score_correction_bias", None)
+        scores = torch.softmax(logits, -1) if correction is None else torch.sigmoid(logits)
+        choice = scores if correction is None else scores + correction
+        index = torch.topk(choice.masked_fill(is_closed, -torch.inf), router.top_k, dim=-1).indices
+        shares = scores.gather(-1, index)
+        shares = shares / shares.sum(-1, keepdim=True) if normalizes else shares
+        return logits, shares * getattr(router, "routed_scaling_factor", 1), index
 
     for layer, values in gates.items():
         router = model.get_submodule(f"model.layers.{layer}.mlp.gate")
@@ -125,6 +136,22 @@ def test_gates_that_no_router_can_follow(values: list[float], message: str, tmp_
     base = write_base(ZOO["mixtral"][0], tmp_path / "base")
     write_gates(base, tmp_path / "gates", **{"model.layers.0.experts": np.array(values)})
     with pytest.raises(GatesError, match=message):
+        open_masked(tmp_path / "base", tmp_path / "gates")
+
+
+def test_an_unknown_gate_of_a_mixture_is_answered_with_every_kind_of_key(tmp_path: Path) -> None:
+    """The experts of a layer, the units of one, of the shared one, and of layers without a mixture.
+
+    Layer 1 is no mixture.
+    """
+    base = write_base(ZOO["qwen2_moe"][0], tmp_path / "base")
+    write_gates(base, tmp_path / "gates", **{"model.layers.1.experts": closed(1)})
+    keys = (
+        *("0.experts", "0.mlp.experts.0.mlp_units", "0.mlp.shared_expert.mlp_units", "0.heads"),
+        *("0.kv_groups", "1.mlp_units", "0.self_attn.q_proj.rows", "0.self_attn.q_proj.columns"),
+    )
+    expected = "expected a key like " + ", ".join(f"model.layers.{key}" for key in keys)
+    with pytest.raises(GatesError, match=re.escape(f"no gate of this model; {expected}")):
         open_masked(tmp_path / "base", tmp_path / "gates")
 
 

@@ -44,7 +44,9 @@ class Weights:
     stacks: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
 
     def named(self, name: str) -> torch.Tensor | None:
-        own = dict(self.model.named_parameters(remove_duplicate=False))
+        # What corrects a router's choice is a buffer.
+        own: dict[str, torch.Tensor] = dict(self.model.named_buffers())
+        own |= dict(self.model.named_parameters(remove_duplicate=False))
         found = own.get(name, own.get(name_in(self.model, self.spec.family, name)))
         return None if found is None else found.data
 
@@ -78,8 +80,9 @@ class Weights:
         else:
             parts = [both.chunk(2)[int(role == UP)] for both in experts.gate_up_proj.data]
         if self.spec.layers[layer].shared_units:
-            shared = dict(block.named_parameters())[f"shared_expert.{role}_proj.weight"]
-            parts.append(shared.data)
+            shared = self.named(f"{self.spec.family.expert_linear(layer, None, role)}.weight")
+            assert shared is not None, name
+            parts.append(shared)
         return parts
 
     def bias(self, layer: int, role: str) -> torch.Tensor | None:

@@ -74,6 +74,9 @@ BASES: dict[str, Config] = {
     | {"num_experts": 8, "moe_intermediate_size": 12}
     | {"num_experts_per_tok": 2, "mlp_only_layers": [1]}
     | {"use_sliding_window": True, "sliding_window": WINDOW},
+    "glm4_moe": GROUPED
+    | {"n_routed_experts": 8, "moe_intermediate_size": 12, "num_nextn_predict_layers": 1}
+    | {"num_experts_per_tok": 2, "routed_scaling_factor": 1.5},
     "phi3": DECODER | {"sliding_window": WINDOW},
     "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
@@ -166,7 +169,8 @@ class OurReading:
         """Return the outputs of our graph; raise SgateError if we refuse the config."""
         spec = ModelSpec.from_config(config, "config.json")
         padding = config.get("pad_token_id") if spec.task == "classification" else None
-        key = repr((replace(spec, family=FAMILIES["llama"]), spec.family.name, padding))
+        own = (spec.family.name, spec.family.head_norms)
+        key = repr((replace(spec, family=FAMILIES["llama"]), own, padding))
         if key not in self.known:
             folder = self.root / f"graph-{len(self.known)}"
             write_config(config, folder)

@@ -45,6 +45,11 @@ FOLLOWED: dict[str, Any] = {
     "mlp_bias": True,
     "num_experts": 5,
     "num_local_experts": 5,
+    "n_routed_experts": 5,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 0,
+    "use_qk_norm": True,
     "num_experts_per_tok": 1,
     "moe_intermediate_size": 20,
     "shared_expert_intermediate_size": 20,
@@ -102,6 +107,9 @@ REFUSED: dict[str, Any] = {
     "_rope_type_labels": ["full_attention"],
     "is_causal": False,
     "attention_chunk_size": 4,
+    "n_group": 2,
+    "topk_group": 2,
+    "num_mtp_layers": 2,
     "num_kv_shared_layers": 1,
 }
 # Without effect on inference in any family. Dropout is off then, and the weights are those stored.
@@ -135,6 +143,7 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "output_router_logits": True,
     "router_aux_loss_coef": 0.5,
     "router_jitter_noise": 0.5,
+    "num_nextn_predict_layers": 2,
     "reorder_and_upcast_attn": True,
     "sinusoidal_pos_embds": True,
     "summary_type": "mean",
@@ -164,6 +173,7 @@ UNUSUAL = {**FOLLOWED, **REFUSED, **WITHOUT_EFFECT}
 OWN: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {**LONGROPE, "rope_theta": 50.0}, "rope_scaling": LONGROPE},
     "qwen2_moe": {"layer_types": ["full_attention", "sliding_attention"]},
+    "glm4_moe": {"partial_rotary_factor": 0.25, "norm_topk_prob": False},
     "gemma2": {"layer_types": ["full_attention", "sliding_attention"]},
     "gemma3_text": {
         "layer_types": ["full_attention", "sliding_attention"],
@@ -190,6 +200,7 @@ def refused_in(family: str) -> set[str]:
     refused = _EVERYWHERE | (_ENCODERS if entry.is_encoder else _DECODERS) | set(entry.refused)
     # A second name for a key that the config has already.
     refused |= {key for pair in entry.aliases.items() for key in pair} - BASES[family].keys()
+    refused |= {"n_group", "topk_group"} & set(entry.fields)
     if entry.windows in ("never", "always"):
         refused |= {"layer_types"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}

@@ -67,6 +67,8 @@ GRANITE: dict[str, Any] = {
 EXPERTS: dict[str, Any] = DECODER | {"intermediate_size": 32}
 EXPERTS |= {"num_experts": 5, "num_experts_per_tok": 2}
 QWEN_EXPERTS = EXPERTS | {"moe_intermediate_size": 16, "mlp_only_layers": [1]}
+GLM_EXPERTS = EXPERTS | {"moe_intermediate_size": 16, "head_dim": 16, "use_qk_norm": True}
+GLM_EXPERTS |= {"n_routed_experts": GLM_EXPERTS.pop("num_experts"), "routed_scaling_factor": 2.5}
 GPT2: dict[str, Any] = COMMON | {
     "n_embd": 48,
     "n_inner": 30,
@@ -294,6 +296,17 @@ ZOO: Mapping[str, list[Variant]] = {
             | {"decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": WINDOW},
         ),
     ],
+    "glm4_moe": [
+        Variant("glm4_moe", "normalized", "causal-lm", GLM_EXPERTS),
+        Variant(
+            "glm4_moe",
+            "biased-wide-shared-unnormalized",
+            "causal-lm",
+            GLM_EXPERTS
+            | {"attention_bias": True, "use_qk_norm": False, "norm_topk_prob": False}
+            | {"n_shared_experts": 2, "first_k_dense_replace": 2, "partial_rotary_factor": 0.25},
+        ),
+    ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),
         Variant(
@@ -355,6 +368,10 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.normal_(0, 0.1)
+    for name, buffer in model.named_buffers():
+        # It decides among scores from 0 to 1.
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_(0, 0.3)
     return model
 
 

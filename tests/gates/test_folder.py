@@ -204,7 +204,7 @@ def test_gates_of_another_family_are_refused(base: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("key", "size", "message"),
     [
-        ("model.layers.2.mlp_units", 6, "names no gate of this model; expected a key like model"),
+        ("model.layers.2.mlp_units", 6, "expected a key like model.layers.0.mlp_units, .*heads,"),
         ("model.norm.rows", 16, "model.norm.rows names no gate"),
         (UNITS, 5, "mlp_units has 5 gates, the model has 6 there"),
     ],

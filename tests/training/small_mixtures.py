@@ -28,8 +28,8 @@ _SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _QWEN = {"num_experts": 6, "moe_intermediate_size": 16, "intermediate_size": 24}
-# Qwen2-MoE has a shared expert, and its routers a loss of their own; one layer of Qwen3-MoE is no
-# mixture.
+# Qwen2-MoE has a shared expert, and its routers a loss of their own; one layer of Qwen3-MoE and
+# the first one of GLM are no mixtures.
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {**_SIZES, "num_local_experts": 6, "intermediate_size": 16},
     "qwen2_moe": {
@@ -39,6 +39,14 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "output_router_logits": True,
     },
     "qwen3_moe": {**_SIZES, **_QWEN, "num_hidden_layers": 3, "mlp_only_layers": [1]},
+    "glm4_moe": {
+        **_SIZES,
+        "n_routed_experts": 6,
+        "moe_intermediate_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "routed_scaling_factor": 1.5,
+    },
 }
 
 
@@ -52,6 +60,9 @@ def small_mixture(family: str, seed: int = 0) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if name.endswith("mlp.gate.weight"):
             torch.nn.init.normal_(parameter, std=0.5)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(buffer, std=0.1)
     return model
 
 

@@ -16,6 +16,7 @@ from sgate_serve.architecture.sgate_config import (
     SgateBlock,
     sgate_config,
     uneven_experts,
+    unstated_shared,
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.checkpoint.ragged.widths import StoredTensor
@@ -24,6 +25,9 @@ from sgate_serve.errors import CheckpointError
 Tensors = Mapping[str, StoredTensor]
 # How transformers' classes call the experts of a layer, if they are saved as these have them.
 STACKED = (".experts.gate_up_proj", ".experts.down_proj")
+
+# Fields that say which layers are mixtures.
+KINDS_OF_LAYERS = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace")
 
 
 def normalize_mixtures(
@@ -44,7 +48,9 @@ def normalize_mixtures(
     top = sizes.top_level()
     stale = {name for key in top for name in family.synonyms(key)}
     stock = {key: value for key, value in config.items() if key not in stale} | top
-    block = SgateBlock(family.name, family.name, expert_units=uneven_experts(found))
+    shared = unstated_shared(family, found)
+    uneven = uneven_experts(found)
+    block = SgateBlock(family.name, family.name, expert_units=uneven, shared_units=shared)
     words = f"{family.name} checkpoint, experts of each layer from the tensor shapes"
     return sgate_config(stock, sizes, block), words
 
@@ -83,9 +89,10 @@ def _check_kind(family: Family, index: int, stated: LayerShape, tensors: Tensors
     found = tensors.get(mlp if stated.experts else router)
     if found is not None:
         kinds = ("a mixture", "an MLP") if stated.experts else ("an MLP", "a mixture")
+        fields = " and ".join(key for key in KINDS_OF_LAYERS if key in family.fields)
         raise CheckpointError(
-            f"{found.file}: layer {index} is {kinds[0]} by mlp_only_layers and decoder_sparse_step "
-            f"in config.json, and {kinds[1]} in the files; correct config.json"
+            f"{found.file}: layer {index} is {kinds[0]} by {fields or 'its family'} in "
+            f"config.json, and {kinds[1]} in the files; correct config.json"
         )
 
 

@@ -13,6 +13,7 @@ import torch
 import vllm
 from torch import nn
 from vllm.model_executor.layers.linear import ReplicatedLinear
+from vllm.model_executor.utils import set_weight_attrs
 
 from sgate_serve.architecture.family import DOWN, EXPERTS, GATE, MLP_ROLES, UP
 from sgate_serve.engines.vllm.config import ModelContext
@@ -36,9 +37,15 @@ class UnevenMixture(nn.Module):
         shape = model.spec.layers[layer.index]
         self.width = round_up(self.hidden_size, ALIGNMENT)
         self.units = round_up(max(1, *shape.experts), ALIGNMENT * _num_shards(layer))
-        self.router = _choice(self.hidden_size, len(shape.experts), f"{prefix}.gate")
+        num_experts, routing = len(shape.experts), dict[str, Any]()
+        self.router: nn.Module = _choice(self.hidden_size, num_experts, f"{prefix}.gate")
+        if model.spec.correction(layer.index) is not None:
+            self.router = CorrectedChoice(self.hidden_size, num_experts)
+            num_experts, routing = self.router.num_experts, self.router.settings
         self.experts = _fused_experts(
-            num_experts=len(shape.experts),
+            **routing,
+            routed_scaling_factor=model.spec.routed_scaling,
+            num_experts=num_experts,
             top_k=shape.top_k,
             hidden_size=self.width,
             intermediate_size=self.units,
@@ -49,9 +56,12 @@ class UnevenMixture(nn.Module):
         for _, parameter in LINEARS.values():
             getattr(self.experts.routed_experts, parameter).data.zero_()
         self.shared: UnevenMLP | None = None
+        self.shared_gate: nn.Module | None = None
+        names = model.spec.family.mixture
         if shape.shared_units:
             self.shared = UnevenMLP(model, _of_shared(layer), f"{prefix}.shared_expert")
-            self.shared_gate = _choice(self.hidden_size, 1, f"{prefix}.shared_expert_gate")
+            if names is not None and names.shared_gate is not None:
+                self.shared_gate = _choice(self.hidden_size, 1, f"{prefix}.shared_expert_gate")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [tokens, hidden], to be added to the residual stream."""
@@ -59,7 +69,9 @@ class UnevenMixture(nn.Module):
         # Before the others: vLLM may write their sum into x.
         shared = None
         if self.shared is not None:
-            shared = torch.sigmoid(self.shared_gate(x)[0]) * self.shared(x)
+            shared = self.shared(x)
+            if self.shared_gate is not None:
+                shared = torch.sigmoid(self.shared_gate(x)[0]) * shared
         if self.width != self.hidden_size:
             x = nn.functional.pad(x, (0, self.width - self.hidden_size))
         y = self.experts(hidden_states=x, router_logits=scores)[..., : self.hidden_size]
@@ -69,7 +81,8 @@ class UnevenMixture(nn.Module):
         """Yield the router and the shared expert's gate by their names in the folder."""
         for name, axes in self.layer.spec.router_tensors(self.layer.index).items():
             module = self.router if EXPERTS in axes else self.shared_gate
-            yield name.removesuffix(f".{WEIGHT}"), module
+            if module is not None and name.endswith(f".{WEIGHT}"):
+                yield name.removesuffix(f".{WEIGHT}"), module
 
     def loaders(self) -> Iterator[tuple[str, Callable[[str, Tensors], None]]]:
         """Yield every linear of the experts that vLLM fuses, and the function that loads it."""
@@ -90,6 +103,44 @@ class UnevenMixture(nn.Module):
         padded, held = nn.functional.pad(weight, padding), self.experts.routed_experts
         place = getattr(held, parameter)
         held.weight_loader(place, padded, parameter, name, spec.expert_of(module))
+
+
+class CorrectedChoice(nn.Module):
+    """A router of sigmoid scores, which a correction changes for the choice alone, in fp32.
+
+    vLLM's router adds up the two best scores of each group, here of all experts: next to a lone one
+    there is a second that it never chooses, of zeros.
+    """
+
+    def __init__(self, hidden_size: int, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = max(2, num_experts)
+        weight = torch.empty(num_experts, hidden_size, dtype=torch.float32)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        correction = torch.full((self.num_experts,), -torch.inf, dtype=torch.float32)
+        self.e_score_correction_bias = nn.Parameter(correction, requires_grad=False)
+        set_weight_attrs(self.e_score_correction_bias, {"weight_loader": _load_first})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How vLLM's experts are chosen by these logits."""
+        return {
+            "scoring_func": "sigmoid",
+            "e_score_correction_bias": self.e_score_correction_bias,
+            "use_grouped_topk": True,
+            "num_expert_group": 1,
+            "topk_group": 1,
+            "router_logits_dtype": torch.float32,
+        }
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        logits = nn.functional.linear(x.to(torch.float32), self.weight)
+        return (nn.functional.pad(logits, (0, self.num_experts - len(self.weight))),)
+
+
+def _load_first(parameter: nn.Parameter, stored: torch.Tensor) -> None:
+    """Load the values of stored experts; those after them stay as they are."""
+    parameter.data[: len(stored)].copy_(stored)
 
 
 def _num_shards(layer: LayerContext) -> int:

@@ -150,5 +150,6 @@ def _biases(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _all_but_embeddings(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
-    tables = embedding_tensors(spec)
-    return tuple(name for name in spec.tensor_shapes() if name not in tables)
+    # What corrects a router's choice is no parameter: nothing is differentiable in it.
+    left_out = {*embedding_tensors(spec), *map(spec.correction, range(len(spec.layers)))}
+    return tuple(name for name in spec.tensor_shapes() if name not in left_out)

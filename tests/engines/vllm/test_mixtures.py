@@ -36,6 +36,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": CHOOSING | {"num_local_experts": 6},
     "qwen2_moe": QWEN | {"shared_expert_intermediate_size": 18, "norm_topk_prob": False},
     "qwen3_moe": QWEN | {"head_dim": 16, "norm_topk_prob": True, "mlp_only_layers": [1]},
+    "glm4_moe": CHOOSING
+    | {"n_routed_experts": 6, "moe_intermediate_size": 37, "routed_scaling_factor": 1.5}
+    | {"head_dim": 16, "use_qk_norm": True, "first_k_dense_replace": 0},
 }
 TOKENS = 1 + random_tokens(20, vocab_size=96)
 REQUESTS = [Request(f"r{seed}", prompt(9 + seed, seed), greedy(8)) for seed in range(3)]
@@ -158,9 +161,15 @@ def test_time_in_experts_is_that_of_units(tmp_path: Path) -> None:
             assert all({PROJECTIONS, ATTENDING, UNITS} <= layer.keys() for layer in one.layers)
 
 
-def test_a_uniform_mixture_loads_as_the_stock_class(tmp_path: Path) -> None:
-    wide = CONFIGS["qwen3_moe"] | {"hidden_size": 64, "head_dim": 32}
-    build(Variant("qwen3_moe", "uniform", "causal-lm", wide), 0).save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize(
+    ("family", "architecture"),
+    [("qwen3_moe", "Qwen3MoeForCausalLM"), ("glm4_moe", "Glm4MoeForCausalLM")],
+)
+def test_a_uniform_mixture_loads_as_the_stock_class(
+    family: str, architecture: str, tmp_path: Path
+) -> None:
+    wide = CONFIGS[family] | {"hidden_size": 64, "head_dim": 32}
+    build(Variant(family, "uniform", "causal-lm", wide), 0).save_pretrained(tmp_path / "base")
     base = Checkpoint.open(tmp_path / "base")
     closed = {
         key: np.arange(site.num_gates) != site.layer
@@ -170,7 +179,7 @@ def test_a_uniform_mixture_loads_as_the_stock_class(tmp_path: Path) -> None:
     gates = write_gates(base, tmp_path / "gates", **closed)
     convert(ConvertOptions(str(base.folder), tmp_path / "out", gates, target=Target(uniform=True)))
     with vllm_engine(tmp_path / "out") as engine:
-        assert engine.engine.model_config.architecture == "Qwen3MoeForCausalLM"
+        assert engine.engine.model_config.architecture == architecture
         found = engine.logits(TOKENS)
     masked = TorchModel.masked_dense(open_masked(base.folder, gates))
     np.testing.assert_allclose(found, masked.logits(TOKENS), rtol=0, atol=1e-4)
