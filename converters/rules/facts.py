@@ -63,10 +63,10 @@ class ModelFacts:
 
     Each of `layers` maps roles to zeros; `norms` is keyed by module name. `unembedded` flags the
     residual dimensions that are zero in every embedding table; None if the tables were not read.
-    `inner` and `outer` are the linears before and after units on top. `scan` reads a role's matrix
-    again and returns its zeros on the given rows and columns. `has_exact_sums` says whether the
-    stored dtype can hold sums of weights: a 16-bit dtype would round them. `closed_experts` flags,
-    by router, the experts that it must never choose.
+    `inner` and `outer` are the linears before and after units on top that may be removed. `scan`
+    reads a role's matrix again and returns its zeros on the given rows and columns.
+    `has_exact_sums` says whether the stored dtype can hold sums of weights: a 16-bit dtype would
+    round them. `closed_experts` flags, by router, the experts that it must never choose.
     """
 
     spec: ModelSpec
@@ -82,8 +82,8 @@ class ModelFacts:
     def norm(self, name: str) -> NormZeros:
         """Return a norm's zeros; a norm that was not read counts as having none.
 
-        Where the family's norms have no bias, every bias entry counts as zero.
+        Where norms have no bias, every bias entry counts as zero.
         """
         alive = np.zeros(self.spec.hidden_size, np.bool_)
-        without_bias = np.full_like(alive, not self.spec.family.has_norm_bias)
+        without_bias = np.full_like(alive, not self.spec.has_norm_bias)
         return self.norms.get(name, NormZeros(alive, without_bias))

@@ -195,10 +195,11 @@ def _layer(spec: ModelSpec, model: PreTrainedModel, index: int) -> torch.nn.Modu
 
 def _window(config: PreTrainedConfig, index: int) -> int | None:
     """Return the window that a layer's mask has in transformers, as its model class builds it."""
-    known = config.__dataclass_fields__
-    if "sliding_window" not in known:
+    # Of its class: other classes keep the key of a config.json, and have no window.
+    if not hasattr(type(config), "sliding_window"):
         return None
-    if "layer_types" in known and config.layer_types[index] != SLIDING_ATTENTION:
+    has_types = "layer_types" in config.__dataclass_fields__
+    if has_types and config.layer_types[index] != SLIDING_ATTENTION:
         return None
     window: int | None = config.sliding_window
     return window

@@ -82,6 +82,7 @@ BASES: dict[str, Config] = {
     "gpt2": SIZES | {"n_embd": 32, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "bert": ENCODER,
     "roberta": ENCODER,
+    "modernbert": ENCODER | {"local_attention": 2 * WINDOW, "global_attn_every_n_layers": 2},
     "distilbert": SIZES
     | {"dim": 32, "hidden_dim": 24, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
 }
