@@ -133,12 +133,16 @@ def _unembedded(masked: MaskedCheckpoint) -> Flags:
 
 def _linears_on_top(masked: MaskedCheckpoint) -> tuple[Zeros | None, Zeros | None]:
     dense = masked.spec.head.dense
-    if dense is None or dense.norm is not None:
+    if dense is None:
         return None, None
-    inner, outer = (
-        zeros_of_weight(masked.read(f"{name}.weight"), masked.read(f"{name}.bias"))
+    biases = [
+        masked.read(f"{name}.bias") if f"{name}.bias" in masked.spec.head.tensors else None
         for name in (dense.inner, dense.outer)
+    ]
+    inner, outer = (
+        zeros_of_weight(masked.read(f"{name}.weight"), bias)
+        for name, bias in zip((dense.inner, dense.outer), biases, strict=True)
     )
-    if is_zero_below_zero(dense.activation):
-        inner = replace(inner, inactive=np.asarray(masked.read(f"{dense.inner}.bias") <= 0))
+    if biases[0] is not None and is_zero_below_zero(dense.activation):
+        inner = replace(inner, inactive=np.asarray(biases[0] <= 0))
     return inner, outer

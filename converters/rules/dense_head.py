@@ -18,7 +18,7 @@ def dead_head_units(view: ModelView) -> Iterator[ModelFinding]:
     """
     facts = view.facts
     dense = facts.spec.head.dense
-    if dense is None or facts.inner is None or facts.outer is None:
+    if dense is None or dense.norm is not None or facts.inner is None or facts.outer is None:
         return
     yield ModelFinding("head_units", facts.outer.columns, "classifier column is zero")
     cause = f"row is zero and {dense.activation} of its bias too"

@@ -63,10 +63,10 @@ class ModelFacts:
 
     Each of `layers` maps roles to zeros; `norms` is keyed by module name. `unembedded` flags the
     residual dimensions that are zero in every embedding table; None if the tables were not read.
-    `inner` and `outer` are the linears before and after units on top that may be removed. `scan`
-    reads a role's matrix again and returns its zeros on the given rows and columns.
-    `has_exact_sums` says whether the stored dtype can hold sums of weights: a 16-bit dtype would
-    round them. `closed_experts` flags, by router, the experts that it must never choose.
+    `inner` and `outer` are the linears before and after units on top. `scan` reads a role's matrix
+    again and returns its zeros on the given rows and columns. `has_exact_sums` says whether the
+    stored dtype can hold sums of weights: a 16-bit dtype would round them. `closed_experts` flags,
+    by router, the experts that it must never choose.
     """
 
     spec: ModelSpec

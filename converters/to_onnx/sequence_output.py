@@ -24,7 +24,7 @@ def add_sequence_output(
     A classifier reads `pooled` states [b, hidden], or without them one requested token per row. A
     base model's own pooler is omitted: it was not trained for embedding.
     """
-    spec = checkpoint.spec
+    spec, rows = checkpoint.spec, "n" if pooled is None else "b"
     if spec.task != CLASSIFICATION:
         graph.output_in_fp32(graph.in_fp32(hidden), names.HIDDEN_STATES, ["t", spec.hidden_size])
         return
@@ -38,4 +38,4 @@ def add_sequence_output(
         y = activate(graph, dense.activation, y)
         y = y if dense.norm is None else Norms(graph, checkpoint).over_stream(dense.norm).apply(y)
         y = products.linear(linear, y)
-    graph.output_in_fp32(graph.in_fp32(y), names.LOGITS, ["n", spec.num_labels])
+    graph.output_in_fp32(graph.in_fp32(y), names.LOGITS, [rows, spec.num_labels])

@@ -151,6 +151,7 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
         ("final_logit_softcapping", spec.logit_softcap),
     ):
         yield key, cap, getattr(config, key) if key in config.__dataclass_fields__ else None
+    yield from _head_settings(spec, model)
     yield from _multipliers(spec, model)
     yield from _choices(spec, model)
     if spec.family.has_padded_positions:
@@ -158,6 +159,17 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
         yield "the first position", spec.first_position, padding + 1
     if not spec.is_encoder:
         yield "is_causal", True, bool(getattr(config, "is_causal", True))
+
+
+def _head_settings(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    """Yield what the config says of the part on top, where it says anything."""
+    entry, own = spec.family.tasks[spec.task], spec.head
+    named = {} if entry.pooling is None else {entry.pooling: own.pooling}
+    if entry.dense is not None and own.dense is not None:
+        named[entry.dense.activation] = own.dense.activation
+    for key, ours in named.items():
+        if key in spec.family.fields:
+            yield key, ours, getattr(model.config, key)
 
 
 def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
