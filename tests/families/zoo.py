@@ -90,7 +90,7 @@ DISTILBERT: dict[str, Any] = COMMON | {
 }
 MODERNBERT = ENCODER | {"num_hidden_layers": 3, "global_attn_every_n_layers": 2}
 # To each side as wide as the window of a decoder.
-MODERNBERT |= {"local_attention": 2 * WINDOW}
+MODERNBERT |= {"local_attention": 2 * WINDOW, "cls_token_id": None, "sep_token_id": None}
 BIASES: dict[str, Any] = dict.fromkeys(
     ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True
 )
