@@ -115,17 +115,18 @@ def _norms(masked: MaskedCheckpoint, names: Iterable[str]) -> Mapping[str, NormZ
 def _norm(masked: MaskedCheckpoint, name: str) -> NormZeros:
     # In float64, 1 + w is zero only for w = -1.
     weight = masked.read(f"{name}.weight").astype(np.float64) + masked.spec.family.norm_offset
-    has_bias = masked.spec.family.has_norm_bias
-    bias = is_zero(masked.read(f"{name}.bias")) if has_bias else np.ones(weight.shape, np.bool_)
+    bias = np.ones(weight.shape, np.bool_)
+    if masked.spec.has_norm_bias:
+        bias = is_zero(masked.read(f"{name}.bias"))
     return NormZeros(is_zero(weight), bias)
 
 
 def _unembedded(masked: MaskedCheckpoint) -> Flags:
     """Flag the residual dimensions that are zero in every embedding table."""
-    tables = [name for name, axes in masked.spec.family.outside.items() if len(axes) == 2]
+    tables = [name for name, axes in masked.spec.outside.items() if len(axes) == 2]
     flags = np.ones(masked.spec.hidden_size, np.bool_)
     for name in tables:
-        assert masked.spec.family.outside[name][1] == HIDDEN, name
+        assert masked.spec.outside[name][1] == HIDDEN, name
         flags &= is_zero_along(masked.read(name), axis=0)
     return flags
 
@@ -134,10 +135,14 @@ def _linears_on_top(masked: MaskedCheckpoint) -> tuple[Zeros | None, Zeros | Non
     dense = masked.spec.head.dense
     if dense is None:
         return None, None
-    inner, outer = (
-        zeros_of_weight(masked.read(f"{name}.weight"), masked.read(f"{name}.bias"))
+    biases = [
+        masked.read(f"{name}.bias") if f"{name}.bias" in masked.spec.head.tensors else None
         for name in (dense.inner, dense.outer)
+    ]
+    inner, outer = (
+        zeros_of_weight(masked.read(f"{name}.weight"), bias)
+        for name, bias in zip((dense.inner, dense.outer), biases, strict=True)
     )
-    if is_zero_below_zero(dense.activation):
-        inner = replace(inner, inactive=np.asarray(masked.read(f"{dense.inner}.bias") <= 0))
+    if biases[0] is not None and is_zero_below_zero(dense.activation):
+        inner = replace(inner, inactive=np.asarray(biases[0] <= 0))
     return inner, outer

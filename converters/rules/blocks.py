@@ -61,9 +61,11 @@ def receiver_of(
     """Return the tensor that can receive the constant of a block without units, if there is one.
 
     1. Norms before the blocks: the output bias of the nearest earlier block that has units, since
-       nothing reads the stream in between. For the first block, the position table or an *untied*
-       embedding. Parallel blocks are added to the stream together: the other block of the layer
-       comes first, and an earlier layer only where that has no units, for it reads the stream.
+       nothing reads the stream in between. For the first block, the bias of a norm on the
+       embeddings (ModernBERT), which nothing else reads, and none if that has no bias; the position
+       table or an *untied* embedding otherwise. Parallel blocks are added to the stream together:
+       the other block of the layer comes first, and an earlier layer only where that has no units,
+       for it reads the stream.
     2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: none, since the constant would have to pass the norm.
     4. Experts have no biases, and each token uses only some of them: where the nearest earlier
@@ -84,6 +86,8 @@ def receiver_of(
                 return None
             writer = family.linear(place[0], WRITERS[place[1]])
             return Receiver(f"{writer}.bias", place)
+    if family.embedding_norm is not None:
+        return Receiver(f"{family.embedding_norm}.bias") if spec.has_norm_bias else None
     if family.position_table is not None:
         return Receiver(f"{family.position_table}.weight")
     is_scaled = spec.embedding_scale is not None or spec.residual_multiplier != 1

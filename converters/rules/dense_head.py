@@ -12,11 +12,13 @@ def dead_head_units(view: ModelView) -> Iterator[ModelFinding]:
     2. Its row is zero, and so is the activation of its bias: the unit is always zero.
     3. Its row is zero: act(b) is a constant, which moves into the outer bias (rule 2).
     4. At least one unit stays.
+    5. No norm is between the units and the outer linear (ModernBERT): it divides each unit by the
+       spread of all, those that are zero or not read included.
     Zero rows of the classifier are *not* dead: a logit of 0 competes with the others.
     """
     facts = view.facts
     dense = facts.spec.head.dense
-    if dense is None or facts.inner is None or facts.outer is None:
+    if dense is None or dense.norm is not None or facts.inner is None or facts.outer is None:
         return
     yield ModelFinding("head_units", facts.outer.columns, "classifier column is zero")
     cause = f"row is zero and {dense.activation} of its bias too"

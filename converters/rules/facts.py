@@ -82,8 +82,8 @@ class ModelFacts:
     def norm(self, name: str) -> NormZeros:
         """Return a norm's zeros; a norm that was not read counts as having none.
 
-        Where the family's norms have no bias, every bias entry counts as zero.
+        Where norms have no bias, every bias entry counts as zero.
         """
         alive = np.zeros(self.spec.hidden_size, np.bool_)
-        without_bias = np.full_like(alive, not self.spec.family.has_norm_bias)
+        without_bias = np.full_like(alive, not self.spec.has_norm_bias)
         return self.norms.get(name, NormZeros(alive, without_bias))

@@ -46,13 +46,14 @@ def norm_before(family: Family, index: int, block: str) -> str | None:
     """
     if family.residual == "after":
         return None
-    if family.residual != "post":
+    if family.residual == "post":
+        if block == MLP:
+            return family.norm_name(index, ATTENTION)
+        if index:
+            return family.norm_name(index - 1, MLP)
+    elif family.has_norm(index, block):
         return family.norm_name(index, block)
-    if block == MLP:
-        return family.norm_name(index, ATTENTION)
-    if index:
-        return family.norm_name(index - 1, MLP)
-    assert family.embedding_norm is not None, "norms on the sum start with one on the embedding"
+    assert family.embedding_norm is not None, "a first block without a norm reads that one"
     return family.embedding_norm
 
 

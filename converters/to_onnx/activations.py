@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from converters.to_onnx.graph import Attribute, GraphBuilder
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.names import MICROSOFT
 
@@ -45,3 +46,12 @@ def check_activation(name: str) -> None:
 def activate(graph: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
     operator = OPERATORS[name]
     return graph.node(operator.op, [x], operator.attributes, domain=operator.domain)[0]
+
+
+def mlp_units(graph: GraphBuilder, spec: ModelSpec, index: int, packed: ir.Value) -> ir.Value:
+    """Return act(gate) · up of the outputs [gate | up], or act(up) in families without a gate."""
+    if not spec.family.is_gated:
+        return activate(graph, spec.activation, packed)
+    halves = [f"layer.{index}.gate", f"layer.{index}.up"]
+    gate, up = graph.node("Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=halves)
+    return graph.node("Mul", [activate(graph, spec.activation, gate), up])[0]

@@ -7,13 +7,12 @@ A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
 from converters.to_onnx import linears
-from converters.to_onnx.activations import activate
+from converters.to_onnx.activations import mlp_units
 from converters.to_onnx.graph import Dims, GraphBuilder
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.matrices import Moments
@@ -24,7 +23,8 @@ from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
 from converters.to_onnx.rescaling import NO_EXPONENTS, Exponents
 from converters.to_onnx.residual import ResidualStream
-from converters.to_onnx.rope import TABLE_PREFIX, RotaryTable, max_positions
+from converters.to_onnx.rope import max_positions
+from converters.to_onnx.rotary_tables import MAX_CAPACITY, RotaryTables
 from converters.to_onnx.sequence_output import add_sequence_output
 from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -33,8 +33,6 @@ from sgate_serve.onnx_format.names import MICROSOFT
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
 Block = Callable[[int, ir.Value], ir.Value]
-# The KV cache of a longer sequence would not fit one machine, so longer rotary tables are useless.
-MAX_CAPACITY = 32768
 # GroupQueryAttention's value for a window without a limit.
 UNLIMITED_WINDOW = -1
 
@@ -77,7 +75,8 @@ class _Decoder:
             self.query_seqlens = [*[None] * 7, lengths]
         self.products = Products(graph, self.input_ids, precision, moments)
         self.exponents, self.norms = exponents, Norms(graph, checkpoint, exponents)
-        self.rotary_names: dict[bytes, str] = {}
+        # The kernel also rotates padding, at positions after the last that a row can have.
+        self.tables = RotaryTables(graph, self.capacity + names.MAX_CHUNK)
 
     def build(self) -> ir.Model:
         family = self.spec.family
@@ -98,12 +97,13 @@ class _Decoder:
     def blocks(self, index: int, stream: ResidualStream) -> None:
         """Add each block of a layer to the stream before the next one reads it."""
         for block, compute in self.computed(index):
-            stream.add(self.added(index, block, compute(index, self.read(index, block, stream))))
+            x = compute(index, stream.read(self.norms.before(index, block)))
+            stream.add(self.added(index, block, x))
 
     def parallel_blocks(self, index: int, stream: ResidualStream) -> None:
         """Add the sum of a layer's blocks to the stream, which both read before."""
         computed = self.computed(index)
-        reads = [self.read(index, block, stream) for block, _ in computed]
+        reads = [stream.read(self.norms.before(index, block)) for block, _ in computed]
         deltas = [compute(index, x) for (_, compute), x in zip(computed, reads, strict=True)]
         if deltas:
             stream.add(deltas[0] if len(deltas) == 1 else self.graph.node("Add", deltas)[0])
@@ -118,13 +118,6 @@ class _Decoder:
     @property
     def generates(self) -> bool:
         return self.spec.task == CAUSAL_LM
-
-    def read(self, index: int, block: str, stream: ResidualStream) -> ir.Value:
-        """Return what a block reads: the norm of the stream, or the stream itself."""
-        family = self.spec.family
-        if block not in family.norms:
-            return stream.current()
-        return stream.normalize(self.norms.over_stream(family.norm_name(index, block)))
 
     def added(self, index: int, block: str, x: ir.Value) -> ir.Value:
         """Apply the norm after a block and the factor on it, in families that have them."""
@@ -225,15 +218,7 @@ class _Decoder:
         if self.spec.layers[index].experts:
             return MixtureBlock(self.graph, self.products, self.checkpoint, index)(x)
         packed = self.products.linear(self.first_linear(index, MLP), x)
-        if self.spec.family.is_gated:
-            halves = [f"layer.{index}.gate", f"layer.{index}.up"]
-            gate, up = self.graph.node(
-                "Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=halves
-            )
-            active = activate(self.graph, self.spec.activation, gate)
-            (units,) = self.graph.node("Mul", [active, up])
-        else:
-            units = activate(self.graph, self.spec.activation, packed)
+        units = mlp_units(self.graph, self.spec, index, packed)
         return self.products.linear(linears.mlp_down(self.checkpoint, index), units)
 
     def head(self, x: ir.Value) -> None:
@@ -264,17 +249,5 @@ class _Decoder:
         return self.graph.constant(f"number.{value}", np.array(value, kind))
 
     def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
-        """Return the cos and sin tables, shared by all layers with the same rotation."""
         rope = self.spec.ropes[index]
-        if rope is None:
-            return [None, None]
-        table = RotaryTable.of(rope.settings, heads)
-        key = table.frequencies.tobytes() + table.amplitudes.tobytes()
-        name = self.rotary_names.setdefault(key, f"{TABLE_PREFIX}{len(self.rotary_names)}")
-        # The kernel also rotates padding, at positions after the last that a row can have.
-        length = self.capacity + names.MAX_CHUNK
-        shape = (length, len(table.frequencies))
-        return [
-            self.graph.weight(f"{name}.cos", shape, partial(table.cos, length)),
-            self.graph.weight(f"{name}.sin", shape, partial(table.sin, length)),
-        ]
+        return [None, None] if rope is None else [*self.tables.of(rope, heads)]

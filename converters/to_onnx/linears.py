@@ -156,7 +156,7 @@ def classifier(checkpoint: Checkpoint) -> list[Linear]:
     """Return the linears of a classifier on top, in order."""
     tensors, shapes = checkpoint.spec.head.tensors, checkpoint.spec.tensor_shapes()
     made = []
-    for name in (name.removesuffix(".weight") for name in tensors if name.endswith(".weight")):
+    for name in (name.removesuffix(".weight") for name, axes in tensors.items() if len(axes) == 2):
         rows, columns = shapes[f"{name}.weight"]
         weight = partial(read_fp32, checkpoint, f"{name}.weight")
         matrix = Matrix(name, (rows, columns), weight, is_outer=True)

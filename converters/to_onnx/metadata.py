@@ -1,6 +1,7 @@
 """The metadata of a graph: its format, its source, and the values that an engine needs."""
 
-from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION
+from sgate_serve.architecture.family import BASE, CAUSAL_LM, CLASSIFICATION, MEAN
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.precision import Precision
@@ -33,5 +34,11 @@ def graph_metadata(checkpoint: Checkpoint, capacity: int, precision: Precision) 
         names.META_VOCAB_SIZE: str(spec.vocab_size),
         names.META_NUM_TYPES: str(spec.num_types if spec.is_encoder else 0),
         names.META_PADDING_ID: "" if padding is None else str(padding),
-        names.META_LOGIT_TOKEN: names.FIRST if spec.is_encoder else names.LAST,
+        names.META_LOGIT_TOKEN: _logit_token(spec),
     }
+
+
+def _logit_token(spec: ModelSpec) -> str:
+    if spec.head.pooling == MEAN:
+        return names.EVERY
+    return names.FIRST if spec.is_encoder else names.LAST

@@ -28,7 +28,7 @@ OPERATORS = {
 
 @dataclass(frozen=True)
 class Norm:
-    """One norm over the last axis; `parameters` are its weight and, for a LayerNorm, its bias."""
+    """One norm over the last axis; `parameters` are its weight and, if it has one, its bias."""
 
     graph: GraphBuilder
     kind: str
@@ -75,6 +75,12 @@ class Norms:
 
         return self._norm(self._spec.family.norm, name, sizes, divided)
 
+    def before(self, index: int, block: str) -> Norm | None:
+        """Make the norm before a block; None if it reads the stream itself."""
+        family = self._spec.family
+        has_norm = family.has_norm(index, block)
+        return self.over_stream(family.norm_name(index, block)) if has_norm else None
+
     def over_heads(self, name: str, layout: HeadLayout, count: int = 1) -> Norm:
         """Make a norm over each head, or over `count` heads at once."""
         sizes = (count * layout.head_dim, count * layout.width)
@@ -97,7 +103,8 @@ class Norms:
         def bias() -> Array:
             return change(self._checkpoint.read(f"{name}.bias").astype(np.float32))
 
-        parts = {"weight": weight} | ({"bias": bias} if kind == "layer" else {})
+        has_bias = kind == "layer" and self._spec.has_norm_bias
+        parts = {"weight": weight} | ({"bias": bias} if has_bias else {})
         parameters = tuple(
             self._graph.weight(f"{name}.{part}", sizes[1:], read) for part, read in parts.items()
         )

@@ -16,12 +16,12 @@ class Packing:
 
     def __init__(self, graph: GraphBuilder) -> None:
         self._graph = graph
-        self._unpack = graph.input(names.UNPACK_INDEX, ir.DataType.INT64, ["b", "s"])
+        self.unpack_index = graph.input(names.UNPACK_INDEX, ir.DataType.INT64, ["b", "s"])
         self._pack = graph.input(names.PACK_INDEX, ir.DataType.INT64, ["t"])
 
     def unpack(self, x: ir.Value) -> ir.Value:
         """Return the rows [b, s, width] of packed tokens [t, width]."""
-        return self._graph.node("Gather", [x, self._unpack], {"axis": 0})[0]
+        return self._graph.node("Gather", [x, self.unpack_index], {"axis": 0})[0]
 
     def pack(self, x: ir.Value, width: int) -> ir.Value:
         """Return the packed tokens [t, width] of rows [b, s, width]."""

@@ -1,4 +1,4 @@
-"""The residual stream of a decoder, with each addition fused into the norm after it, if any."""
+"""The residual stream, with each addition of a block fused into the norm after it, if any."""
 
 import onnx_ir as ir
 
@@ -26,6 +26,10 @@ class ResidualStream:
 
     def end_layer(self, layer: int) -> None:
         self._pending_names.append(residual_name(layer))
+
+    def read(self, norm: Norm | None) -> ir.Value:
+        """Return what a block reads: the norm of the stream, or without one the stream itself."""
+        return self.current() if norm is None else self.normalize(norm)
 
     def normalize(self, norm: Norm) -> ir.Value:
         """Return the norm of the stream, [t, hidden], including the last block's output."""

@@ -1,18 +1,16 @@
-"""A config.json in our terms: family, task, dense widths, windows, scales, labels.
+"""A config.json in our terms: family, task, dense widths, scales, labels.
 
-Every family's own spelling ends here, in `rope` and in `sgate_config`. The types of the fields are
-checked before, by `config_schema`.
+Every family's own spelling ends here, in `windows`, `rope` and `sgate_config`. The types of the
+fields are checked before, by `config_schema`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family, Mixture
-from sgate_serve.architecture.rope import rotates
+from sgate_serve.architecture.family import Axes, Family, Mixture, TaskHead
 from sgate_serve.architecture.sgate_config import (
     READ_VERSIONS,
     SGATE_CLASS_PREFIX,
@@ -23,7 +21,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import OBJECT, SIZE, TEXT, TEXTS, check_fields
+from sgate_serve.json_fields import OBJECT, TEXT, check_fields
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
@@ -154,6 +152,30 @@ def biased_roles(get: ConfigReader, family: Family) -> Iterator[str]:
             yield role
 
 
+def has_norm_bias(get: ConfigReader, family: Family) -> bool:
+    switch = family.norm_biases
+    return bool(get(switch)) if isinstance(switch, str) else switch
+
+
+def outside(get: ConfigReader, family: Family) -> dict[str, Axes]:
+    """Return the tensors outside the layers and the head that the config has, with their axes."""
+    return {name: axes for name, axes in family.outside.items() if _is_there(get, family, name)}
+
+
+def task_head(get: ConfigReader, family: Family, task: str) -> TaskHead:
+    """Return the part on top as the config has it: its tensors, its activation, its pooling."""
+    head = family.tasks[task]
+    dense, pooling = head.dense, head.pooling
+    tensors = {name: axes for name, axes in head.tensors.items() if _is_there(get, family, name)}
+    if dense is not None:
+        dense = replace(dense, activation=str(get(dense.activation, dense.activation)))
+    return TaskHead(head.model_class, tensors, dense, pooling and str(get(pooling, pooling)))
+
+
+def _is_there(get: ConfigReader, family: Family, tensor: str) -> bool:
+    return tensor not in family.optional or bool(get(family.optional[tensor]))
+
+
 def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     """Say whether the shares of a token's experts are divided by their sum."""
     switch = False if family.mixture is None else family.mixture.normalizes
@@ -202,77 +224,3 @@ def softcap(get: ConfigReader, key: str) -> float | None:
     """Return a soft cap's bound; an explicit null turns it off, whatever the class default."""
     cap = get(key)
     return None if cap is None else float(cap)
-
-
-def windows(get: ConfigReader, family: Family, num_layers: int) -> Iterator[int | None]:
-    """Yield each layer's sliding window in tokens, None for full attention.
-
-    The derivation is that of transformers' config classes. Raises CheckpointError for a layer that
-    slides without a window, and for settings that transformers follows only in part.
-    """
-    types, window = _stated_types(get, num_layers), get("sliding_window") or None
-    if family.windows in ("never", "always"):
-        _check_unread(get, family, types)
-        yield from [window if get("use_sliding_window", True) else None] * num_layers
-        return
-    if family.windows in ("switched", "alternating") and not get("use_sliding_window"):
-        window = None
-    for index in range(num_layers):
-        is_sliding = _slides(get, family, index, window) if types is None else types[index]
-        if is_sliding and window is None:
-            raise CheckpointError(
-                f"{get.source}: layer {index} has sliding attention, and there is no "
-                "sliding_window; give one, or change layer_types"
-            )
-        yield window if is_sliding else None
-
-
-def _slides(get: ConfigReader, family: Family, index: int, window: int | None) -> bool:
-    """Say whether a layer slides by the pattern of its class."""
-    if family.has_unrotated_layers:
-        return window is not None and not rotates(get, index)
-    if family.windows == "switched":
-        return window is not None and index >= get.integer("max_window_layers")
-    if family.windows == "alternating":
-        # Also without a window, which the caller refuses.
-        is_early = index % 2 == 0 and index < get.integer("max_window_layers")
-        return bool(get("use_sliding_window")) and is_early
-    return (index + 1) % get.integer("sliding_window_pattern") != 0
-
-
-def _stated_types(get: ConfigReader, num_layers: int) -> list[bool] | None:
-    """Return for each layer whether `layer_types` says that it slides; None without that key."""
-    stated = get.values.get("layer_types")
-    check_fields({"layer_types": stated}, {"layer_types": TEXTS}, get.source, CheckpointError)
-    if stated is None:
-        return None
-    if len(stated) != num_layers:
-        raise CheckpointError(
-            f"{get.source}: layer_types names {len(stated)} layers of {num_layers}"
-        )
-    strange = [name for name in stated if name not in (FULL_ATTENTION, SLIDING_ATTENTION)]
-    if strange:
-        raise CheckpointError(
-            f"{get.source}: layer_types names {brief(strange[0])}; this release knows "
-            f"{FULL_ATTENTION} and {SLIDING_ATTENTION}"
-        )
-    return [name == SLIDING_ATTENTION for name in stated]
-
-
-def _check_unread(get: ConfigReader, family: Family, types: list[bool] | None) -> None:
-    """Refuse types of layers that a class without them leaves to its cache, or to another class."""
-    values, source = get.values, get.source
-    if values.get("model_type") == "mistral" and "layer_types" in values:
-        raise CheckpointError(
-            f"{source}: transformers reads model_type mistral with layer_types as ministral, which "
-            "is not supported; remove layer_types if every layer has the sliding_window"
-        )
-    if types is not None and any(types):
-        raise CheckpointError(
-            f"{source}: layer_types has layers of {SLIDING_ATTENTION}, and the layers of family "
-            f"{family.name} are all alike in transformers; remove layer_types"
-        )
-    window = get.values.get("sliding_window")
-    # The attention of such a family has no window, but the cache of transformers takes it.
-    if not family.is_encoder:
-        check_fields({"sliding_window": window}, {"sliding_window": SIZE}, source, CheckpointError)

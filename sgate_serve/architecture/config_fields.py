@@ -9,7 +9,6 @@ from collections.abc import Mapping
 
 from sgate_serve.architecture.config_field import (
     DECODER,
-    EVERY,
     ConfigField,
     Fields,
     changed,
@@ -24,12 +23,12 @@ from sgate_serve.architecture.config_kinds import (
     FRACTION,
     INTEGER,
     KERNEL,
-    LAYERS,
     RATE,
     SHARE,
     STRATEGY,
     SWITCHES,
 )
+from sgate_serve.architecture.encoder_config_fields import BERT, DISTILBERT, MODERNBERT, ROBERTA
 from sgate_serve.architecture.gpt_config_fields import GPT2, GPT_NEOX
 from sgate_serve.architecture.mixture_fields import GLM4_MOE, QWEN_EXPERTS
 from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXTS, WHOLE
@@ -244,38 +243,6 @@ _OLMO3: Fields = {
     "sliding_window": nullable(SIZE, 4096),
     "layer_types": nullable(TEXTS),
 }
-_BERT: Fields = {
-    **changed(EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
-    "hidden_size": ConfigField(SIZE, 768),
-    "num_hidden_layers": ConfigField(LAYERS, 12),
-    "num_attention_heads": ConfigField(WHOLE, 12),
-    "intermediate_size": ConfigField(WHOLE, 3072),
-    "hidden_act": ConfigField(ACTIVATION, "gelu"),
-    "hidden_dropout_prob": ConfigField(RATE, 0.1),
-    "attention_probs_dropout_prob": ConfigField(RATE, 0.1),
-    "max_position_embeddings": ConfigField(SIZE, 512),
-    "type_vocab_size": ConfigField(SIZE, 2),
-    "layer_norm_eps": ConfigField(DECIMAL, 1e-12),
-    "use_cache": ConfigField(FLAG, True),
-    "classifier_dropout": nullable(RATE),
-    "is_decoder": ConfigField(FLAG, False),
-    "add_cross_attention": ConfigField(FLAG, False),
-}
-_ROBERTA: Fields = changed(_BERT, vocab_size=50265, pad_token_id=1, bos_token_id=0, eos_token_id=2)
-_DISTILBERT: Fields = {
-    **changed(EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
-    "max_position_embeddings": ConfigField(SIZE, 512),
-    "sinusoidal_pos_embds": ConfigField(FLAG, False),
-    "n_layers": ConfigField(LAYERS, 6),
-    "n_heads": ConfigField(WHOLE, 12),
-    "dim": ConfigField(SIZE, 768),
-    "hidden_dim": ConfigField(WHOLE, 3072),
-    "dropout": ConfigField(RATE, 0.1),
-    "attention_dropout": ConfigField(RATE, 0.1),
-    "activation": ConfigField(ACTIVATION, "gelu"),
-    "qa_dropout": ConfigField(RATE, 0.1),
-    "seq_classif_dropout": ConfigField(RATE, 0.2),
-}
 
 CONFIG_CLASSES: Mapping[str, Fields] = {
     "LlamaConfig": _LLAMA,
@@ -296,9 +263,10 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "Olmo3Config": _OLMO3,
     "GPT2Config": GPT2,
     "GPTNeoXConfig": GPT_NEOX,
-    "BertConfig": _BERT,
-    "RobertaConfig": _ROBERTA,
-    "DistilBertConfig": _DISTILBERT,
+    "BertConfig": BERT,
+    "RobertaConfig": ROBERTA,
+    "DistilBertConfig": DISTILBERT,
+    "ModernBertConfig": MODERNBERT,
 }
 
 # Keys that are no field of a class and that its code takes all the same.
@@ -363,6 +331,16 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         "rope_scaling": nullable(OBJECT),
         "rotary_emb_base": ConfigField(POSITIVE, 10_000.0),
         "rotary_pct": ConfigField(SHARE, 0.25),
+    },
+    "ModernBertConfig": {
+        **_EVERYWHERE,
+        "global_attn_every_n_layers": ConfigField(SIZE, 3),
+        "global_rope_theta": ConfigField(POSITIVE, 160_000.0),
+        "local_rope_theta": ConfigField(POSITIVE, 10_000.0),
+        # Half of `local_attention`, which it replaces.
+        "sliding_window": ConfigField(SIZE),
+        "partial_rotary_factor": nullable(SHARE),
+        "original_max_position_embeddings": nullable(SIZE),
     },
     "Gemma3TextConfig": {
         **changed(_ROTARY, rope_theta=1_000_000.0),

@@ -71,6 +71,17 @@ LABEL_IDS = Kind(
         and any(all(map(kind.accepts, value.values())) for kind in (INTEGER, TEXT))
     ),
 )
+POOLINGS = ("cls", "mean")
+POOLING = Kind(f"one of {', '.join(POOLINGS)}", lambda value: value in POOLINGS)
+LAYER_TYPES = ("full_attention", "sliding_attention")
+ROPE_BY_TYPE = Kind(
+    f"an object of rotary settings for {' and '.join(LAYER_TYPES)}",
+    lambda value: (
+        isinstance(value, dict)
+        and set(value) <= set(LAYER_TYPES)
+        and all(isinstance(own, dict) for own in value.values())
+    ),
+)
 STRATEGIES = ("default", "full")
 STRATEGY = Kind(f"one of {', '.join(STRATEGIES)}", lambda value: value in STRATEGIES)
 # The attention kernels that compute the same function and need no other package.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sgate_serve.architecture.encoder_families import BERT, DISTILBERT, ROBERTA
+from sgate_serve.architecture.encoder_families import BERT, DISTILBERT, MODERNBERT, ROBERTA
 from sgate_serve.architecture.family import (
     ATTENTION,
     ATTENTION_ROLES,
@@ -132,6 +132,7 @@ STARCODER2 = replace(
     biases=dict.fromkeys((*ATTENTION_ROLES, UP, DOWN), "use_bias"),
     outside={**LLAMA.outside, "model.norm.bias": (HIDDEN,)},
     norm="layer",
+    norm_biases=True,
     windows="always",
     keys={"norm_eps": "norm_epsilon"},
     divides_hidden_size=False,
@@ -318,6 +319,7 @@ GPT2 = Family(
     position_table="transformer.wpe",
     final_norm="transformer.ln_f",
     norm="layer",
+    norm_biases=True,
     has_stated_head_width=False,
     has_kv_heads=False,
     is_transposed=True,
@@ -388,7 +390,7 @@ _DECODERS = (
     *(OLMO2, OLMO3, GPT2, GPT_NEOX),
 )
 _MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GLM4_MOE)
-_ENCODERS = (BERT, ROBERTA, DISTILBERT)
+_ENCODERS = (BERT, ROBERTA, DISTILBERT, MODERNBERT)
 FAMILIES: Mapping[str, Family] = {
     family.name: family for family in (*_DECODERS, *_MIXTURES, *_ENCODERS)
 }

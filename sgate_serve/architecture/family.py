@@ -33,6 +33,8 @@ VOCAB, HIDDEN, POSITIONS, TYPES, LABEL_OUTPUTS, HEAD_UNITS = (
 )
 EXPERTS, ONE = "experts", "one"
 CAUSAL_LM, CLASSIFICATION, BASE = "causal-lm", "classification", "base"
+# The mean of all states of a text, in `TaskHead.pooling`.
+MEAN = "mean"
 # The values of a config's `layer_types`.
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
 
@@ -41,11 +43,15 @@ Axes = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Dense:
-    """A layer of units on top of the stack: `outer(activation(inner(x)))`, like an MLP."""
+    """A layer of units on top of the stack: `outer(norm(activation(inner(x))))`, like an MLP.
+
+    In an entry of the table `activation` may be the field of the config that names it.
+    """
 
     inner: str
     outer: str
     activation: str
+    norm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ class TaskHead:
     model_class: str
     tensors: Mapping[str, Axes] = field(default_factory=dict)
     dense: Dense | None = None
+    # Which states are classified: `MEAN`, or the field of the config that says so. By default they
+    # are those of an encoder's first token, or of a decoder's last.
+    pooling: str | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,8 @@ class Family:
     head_norm_switch: str | None = None
     # Each of these norms spans all heads of query or key, not single ones.
     has_joint_head_norms: bool = False
+    # Tensors outside the layers that are there if this field of the config says so.
+    optional: Mapping[str, str] = field(default_factory=dict)
     # Some or all layers have experts instead of an MLP.
     mixture: Mixture | None = None
     # Endings of tensor names in old checkpoints, and the endings that they have now.
@@ -130,13 +141,17 @@ class Family:
     # `norms` are those on the sum).
     residual: Literal["pre", "sandwich", "after", "post"] = "pre"
     norm: Literal["rms", "layer"] = "rms"
+    # Whether norms have a bias: always, never, or as this field of the config says.
+    norm_biases: bool | str = False
+    # The first block has a norm of its own; without one it reads the norm of the embeddings.
+    has_first_norm: bool = True
     # Added to every RMSNorm weight: Gemma stores w and multiplies by 1 + w.
     norm_offset: float = 0.0
     scales_embeddings: bool = False
     # The config has factors for embeddings, scores, what blocks add to the stream, and logits.
     has_multipliers: bool = False
     overflows_in_fp16: bool = False
-    windows: Literal["never", "always", "switched", "alternating", "typed"] = "never"
+    windows: Literal["never", "always", "switched", "alternating", "typed", "spaced"] = "never"
     has_kv_heads: bool = True
     # Weights are stored as (in, out).
     is_transposed: bool = False
@@ -192,10 +207,6 @@ class Family:
         return self.position_table is None
 
     @property
-    def has_norm_bias(self) -> bool:
-        return self.norm == "layer"
-
-    @property
     def default_task(self) -> str:
         """The task of a config that does not name one of the family's classes."""
         return CAUSAL_LM if CAUSAL_LM in self.tasks else BASE
@@ -224,10 +235,16 @@ class Family:
     def norm_name(self, layer: int, block: str) -> str:
         return f"{self.layer_name(layer)}.{self.norms[block]}"
 
+    def has_norm(self, layer: int, block: str) -> bool:
+        """Say whether a block has a norm of its own before it, or on its sum."""
+        is_first = (layer, block) == (0, ATTENTION)
+        return block in self.norms and (self.has_first_norm or not is_first)
+
     def block_norms(self, layer: int, block: str) -> list[str]:
         """Return the module names of a block's norms over the residual stream."""
-        names = (norms[block] for norms in (self.norms, self.post_norms) if block in norms)
-        return [f"{self.layer_name(layer)}.{name}" for name in names]
+        own = [self.norms[block]] if self.has_norm(layer, block) else []
+        after = [self.post_norms[block]] if block in self.post_norms else []
+        return [f"{self.layer_name(layer)}.{name}" for name in (*own, *after)]
 
     def fused_roles(self, role: str) -> tuple[str, ...]:
         """Return the roles whose rows share one module with `role`, in the order of their rows."""

@@ -28,6 +28,7 @@ from sgate_serve.architecture.family import (
     POSITIONS,
     TYPES,
     VOCAB,
+    Axes,
     Family,
     TaskHead,
 )
@@ -39,10 +40,11 @@ from sgate_serve.architecture.parts import (
     role_rows,
     router_axes,
 )
+from sgate_serve.architecture.pruned_parts import check_pruned
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
-from sgate_serve.errors import CheckpointError
+from sgate_serve.architecture.windows import layer_windows
 
 IN_INDEX, OUT_INDEX = "in_index", "out_index"
 
@@ -64,9 +66,14 @@ class ModelSpec:
     head_units: int
     tied_head: bool
     biased_roles: frozenset[str]
+    has_norm_bias: bool
+    # The family's tensors outside the layers, and its part on top, as far as the config has them.
+    outside: Mapping[str, Axes]
+    on_top: TaskHead
 
-    # The forward. Scales, windows and ropes have one entry per layer; a window is in tokens, None
-    # for full attention, and a rope is None in layers that do not rotate.
+    # The forward. Scales, windows and ropes have one entry per layer; a window is in tokens (of an
+    # encoder, to each side), None for full attention, and a rope is None in layers that do not
+    # rotate.
     norm_eps: float
     activation: str
     attention_scales: tuple[float, ...]
@@ -106,7 +113,7 @@ class ModelSpec:
         task = values.task_of(config, family, source)
         dense = tuple(values.dense_shapes(get, family, num_layers))
         layers = tuple(layer_shapes(dense, family, config, source))
-        windows = tuple(values.windows(get, family, num_layers))
+        windows = tuple(layer_windows(get, family, num_layers))
         num_positions = get.integer("max_position_embeddings")
         spec = cls(
             family=family,
@@ -121,6 +128,9 @@ class ModelSpec:
             head_units=block.head_units or hidden,
             tied_head=bool(get("tie_word_embeddings")) and task == CAUSAL_LM,
             biased_roles=frozenset(values.biased_roles(get, family)),
+            has_norm_bias=values.has_norm_bias(get, family),
+            outside=values.outside(get, family),
+            on_top=values.task_head(get, family, task),
             norm_topk_prob=values.norm_topk_prob(get, family),
             routed_scaling=float(get("routed_scaling_factor", 1)),
             norm_eps=float(get("norm_eps")),
@@ -144,8 +154,7 @@ class ModelSpec:
     @property
     def head(self) -> TaskHead:
         """The part on top of the stack for this model's task."""
-        head = self.family.tasks[self.task]
-        return replace(head, tensors={}) if self.lacks_pooler else head
+        return replace(self.on_top, tensors={}) if self.lacks_pooler else self.on_top
 
     @property
     def is_encoder(self) -> bool:
@@ -181,29 +190,7 @@ class ModelSpec:
         """Raise CheckpointError if head counts or widths contradict each other."""
         for index, layer in enumerate(self.layers):
             layer.check(f"{source}: layer {index}", rotates=self.ropes[index] is not None)
-        unknown = sorted(self.extra_biases - {*self.module_names(), self.family.head})
-        if unknown:
-            raise CheckpointError(
-                f"{source}: sgate.extra_biases names {unknown[0]!r:.80}, which is not a linear of "
-                "this model; convert the base checkpoint again"
-            )
-        self._check_lowered(source)
-
-    def _check_lowered(self, source: str) -> None:
-        whole = replace(self, lowered={})
-        names = whole.module_names()
-        for name, lowered in self.lowered.items():
-            if name not in names:
-                raise CheckpointError(
-                    f"{source}: sgate.lowered names {name!r:.80}, which is not a linear of this "
-                    "model; convert the base checkpoint again"
-                )
-            rows, columns = whole.module_shape(names[name], name)
-            if (lowered.rows or 1) > rows or (lowered.columns or 1) > columns:
-                raise CheckpointError(
-                    f"{source}: sgate.lowered: {name} stores {lowered.rows} × {lowered.columns} "
-                    f"of {rows} × {columns}; convert the base checkpoint again"
-                )
+        check_pruned(self, source)
 
     @property
     def has_uniform_layers(self) -> bool:
@@ -316,7 +303,7 @@ class ModelSpec:
 
     def axes_outside(self) -> dict[str, tuple[str, ...]]:
         """Return the named axes of every tensor that is not in a layer."""
-        return {**self.family.outside, **self.head.tensors}
+        return {**self.outside, **self.head.tensors}
 
     def _axis_sizes(self) -> dict[str, int]:
         return {
@@ -329,15 +316,15 @@ class ModelSpec:
         }
 
     def _shapes_outside(self) -> dict[str, tuple[int, ...]]:
-        sizes, outside = self._axis_sizes(), self.family.outside
-        return {name: tuple(sizes[axis] for axis in axes) for name, axes in outside.items()}
+        sizes = self._axis_sizes()
+        return {name: tuple(sizes[axis] for axis in axes) for name, axes in self.outside.items()}
 
     def _layer_tensors(self, index: int) -> dict[str, tuple[int, ...]]:
         family, layer = self.family, self.layers[index]
         shapes: dict[str, tuple[int, ...]] = {}
         for norm in self.norms(index):
             shapes[f"{norm}.weight"] = (self.hidden_size,)
-            if family.has_norm_bias:
+            if self.has_norm_bias:
                 shapes[f"{norm}.bias"] = (self.hidden_size,)
         for norm, size in self.head_norm_sizes(index).items():
             shapes[f"{norm}.weight"] = (size,)

@@ -60,7 +60,7 @@ def work_by_module(spec: ModelSpec) -> Mapping[str, Work]:
     """
     family = spec.family
     found = {module_of(name): Work(HEAD) for name in spec.head.tensors}
-    found |= {module_of(name): Work(EMBEDDING) for name in family.outside}
+    found |= {module_of(name): Work(EMBEDDING) for name in spec.outside}
     for name in (family.final_norm, family.embedding_norm):
         if name is not None:
             found[name] = Work(NORMS)

@@ -126,7 +126,7 @@ class TorchModel:
         """
         with torch.inference_mode():
             options: dict[str, Any] = without_router_loss(self.model.config)
-            if self.spec.family.is_rotary:
+            if not self.spec.is_encoder:
                 options["use_cache"] = False
             if types is not None:
                 options["token_type_ids"] = torch.from_numpy(types)[None]

@@ -158,6 +158,7 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
         ("final_logit_softcapping", spec.logit_softcap),
     ):
         yield key, cap, getattr(config, key) if key in config.__dataclass_fields__ else None
+    yield from _head_settings(spec, model)
     yield from _multipliers(spec, model)
     yield from _choices(spec, model)
     if spec.family.has_padded_positions:
@@ -165,6 +166,17 @@ def _forward_constants(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair
         yield "the first position", spec.first_position, padding + 1
     if not spec.is_encoder:
         yield "is_causal", True, bool(getattr(config, "is_causal", True))
+
+
+def _head_settings(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
+    """Yield what the config says of the part on top, where it says anything."""
+    entry, own = spec.family.tasks[spec.task], spec.head
+    named = {} if entry.pooling is None else {entry.pooling: own.pooling}
+    if entry.dense is not None and own.dense is not None:
+        named[entry.dense.activation] = own.dense.activation
+    for key, ours in named.items():
+        if key in spec.family.fields:
+            yield key, ours, getattr(model.config, key)
 
 
 def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
@@ -204,10 +216,11 @@ def _layer(spec: ModelSpec, model: PreTrainedModel, index: int) -> torch.nn.Modu
 
 def _window(config: PreTrainedConfig, index: int) -> int | None:
     """Return the window that a layer's mask has in transformers, as its model class builds it."""
-    known = config.__dataclass_fields__
-    if "sliding_window" not in known:
+    # Of its class: other classes keep the key of a config.json, and have no window.
+    if not hasattr(type(config), "sliding_window"):
         return None
-    if "layer_types" in known and config.layer_types[index] != SLIDING_ATTENTION:
+    has_types = "layer_types" in config.__dataclass_fields__
+    if has_types and config.layer_types[index] != SLIDING_ATTENTION:
         return None
     window: int | None = config.sliding_window
     return window

@@ -39,8 +39,8 @@ META_PADDING_POSITION = "sgate.padding_position"
 
 # Kinds of graphs: next tokens, the logits of one token of each row, or states of all tokens.
 GENERATE, CLASSIFY, EMBED = "generate", "classify", "embed"
-# A classifier's logits are those of a row's first token, or of its last one before padding.
-FIRST, LAST = "first", "last"
+# A classifier reads a row's first token, its last one before padding, or the mean of all.
+FIRST, LAST, EVERY = "first", "last", "every"
 
 INPUT_IDS = "input_ids"  # [t] int64
 UNPACK_INDEX = "unpack_index"  # [b, s] int64: which of the t tokens is there; any for padding
@@ -48,7 +48,7 @@ PACK_INDEX = "pack_index"  # [t] int64: where each token is in [b * s]
 SEQLENS_K = "seqlens_k"  # [b] int32: tokens of the row after this call, minus 1
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # [] int32: the largest of them, plus 1
 QUERY_SEQLENS = "query_seqlens"  # [b] int32: how many of the s tokens are real; 0 = idle row
-LOGIT_INDEX = "logit_index"  # [n] int64: indices into t
+LOGIT_INDEX = "logit_index"  # [n] int64: indices into t; none if a classifier reads every token
 POSITION_IDS = "position_ids"  # [t] int64: only in graphs with a table of positions
 TOKEN_TYPE_IDS = "token_type_ids"  # [t] int64: only in graphs with a table of token types
 LOGITS = "logits"  # [n, vocab or labels] float32

@@ -64,8 +64,9 @@ def test_torch_times_index_work_apart(tmp_path: Path) -> None:
     assert {INDEX, PROJECTIONS, UNITS} <= kinds.keys()
 
 
-def test_encoders_are_explained_by_batch(tmp_path: Path) -> None:
-    build(ZOO["bert"][0], seed=0).save_pretrained(tmp_path / "base")
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_encoders_are_explained_by_batch(family: str, tmp_path: Path) -> None:
+    build(ZOO[family][0], seed=0).save_pretrained(tmp_path / "base")
     base = Checkpoint.open(tmp_path / "base")
     workload = PoolingWorkload(rounds=1, prefill_tokens=8, threads=1, batches=(2,))
     (found,) = attribute({DENSE: base}, "onnx", workload).values()

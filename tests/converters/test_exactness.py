@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP
+from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import BlockFold, Merge, Target
@@ -279,3 +279,40 @@ def test_column_that_only_a_dead_row_reads_is_seen_beside_merged_rows(tmp_path: 
     assert plan.merges == (Merge("key_dims", 0, (0, 1, 2, 3)),)
     (columns,) = (one for one in plan.layers[0].lowerings if one.side == "columns")
     assert columns.roles == (KEY,) and 5 not in columns.kept
+
+
+def test_constant_of_a_first_block_moves_into_the_norm_on_the_embedding(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        silence(weights, 0, OUTPUT)
+
+    example = Example(zoo("modernbert", 3), change=change)
+    (fold,) = check(example, tmp_path / "biased").folds
+    assert fold == BlockFold(0, "attention", "model.embeddings.norm.bias")
+    # Without a bias there, the block keeps one KV group, whose zeros leave only its constant.
+    bare = zoo("modernbert", 3, norm_bias=False)
+    plan = check(Example(bare, change=change), tmp_path / "bare")
+    assert plan.folds == () and len(plan.layers[0].heads) == 1
+
+
+def test_first_block_loses_the_columns_that_the_norm_on_the_embedding_silences(
+    tmp_path: Path,
+) -> None:
+    def change(weights: Weights) -> None:
+        norm = weights.named("model.embeddings.norm.weight")
+        assert norm is not None
+        norm[:5] = 0
+
+    plan = check(Example(zoo("modernbert", 3), change=change), tmp_path)
+    (columns,) = plan.layers[0].lowerings
+    assert columns.roles == (QUERY, KEY, VALUE) and columns.kept == tuple(range(5, 48))
+    assert {fold.indices for fold in plan.folds} == {tuple(range(5))}
+    assert not plan.layers[1].lowerings
+
+
+def test_units_before_a_norm_on_top_stay(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        inner, outer = (weights.named(f"{name}.weight") for name in ("head.dense", "classifier"))
+        assert inner is not None and outer is not None
+        inner[:5], outer[:, 5:9] = 0, 0
+
+    assert check(Example(zoo("modernbert", 1), change=change), tmp_path).head_units is None

@@ -43,6 +43,10 @@ def test_graphs_that_read_have_no_cache(tmp_path: Path, variant: Variant) -> Non
         ("bert", 0, ["position_ids", "token_type_ids"], "last_hidden_state"),
         ("bert", 1, ["position_ids", "token_type_ids", "logit_index"], "logits"),
         ("distilbert", 0, ["position_ids"], "last_hidden_state"),
+        ("modernbert", 0, [], "last_hidden_state"),
+        ("modernbert", 1, ["logit_index"], "logits"),
+        # It reads the mean of every row.
+        ("modernbert", 2, [], "logits"),
     ],
 )
 def test_interface_of_an_encoder(
@@ -51,7 +55,8 @@ def test_interface_of_an_encoder(
     graph = written(tmp_path, ZOO[family][number]).graph
     assert [v.name for v in graph.inputs] == [*PACKED, "query_seqlens", *inputs]
     assert [v.name for v in graph.outputs] == [output]
-    sizes = ["t", 48] if output == "last_hidden_state" else ["n", 3]
+    rows = "n" if "logit_index" in inputs else "b"
+    sizes = ["t", 48] if output == "last_hidden_state" else [rows, 3]
     assert [getattr(dim, "value", dim) for dim in graph.outputs[0].shape or ()] == sizes
 
 
@@ -78,6 +83,14 @@ def test_metadata_of_a_classifier(tmp_path: Path) -> None:
         "sgate.logit_token": "first",
         "sgate.padding_position": "62",
     }
+
+
+@pytest.mark.parametrize(("number", "expected"), [(1, "first"), (2, "every")])
+def test_metadata_says_which_tokens_are_classified(
+    number: int, expected: str, tmp_path: Path
+) -> None:
+    metadata = written(tmp_path, ZOO["modernbert"][number]).metadata_props
+    assert metadata["sgate.logit_token"] == expected
 
 
 def test_linears_that_read_the_same_share_a_matrix(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ BASES: dict[str, Config] = {
     "gpt_neox": ENCODER | {"rotary_emb_base": 100.0, "rotary_pct": 1.0},
     "bert": ENCODER,
     "roberta": ENCODER,
+    "modernbert": ENCODER | {"local_attention": 2 * WINDOW, "global_attn_every_n_layers": 2},
     "distilbert": SIZES
     | {"dim": 32, "hidden_dim": 24, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 64},
 }

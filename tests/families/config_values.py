@@ -39,6 +39,8 @@ FOLLOWED: dict[str, Any] = {
     "layer_norm_eps": 0.5,
     "layer_norm_epsilon": 0.5,
     "norm_epsilon": 0.5,
+    "norm_eps": 0.5,
+    "norm_bias": True,
     "use_bias": False,
     "tie_word_embeddings": True,
     "attention_bias": True,
@@ -72,6 +74,10 @@ FOLLOWED: dict[str, Any] = {
     "no_rope_layers": [0, 1],
     "no_rope_layer_interval": 1,
     "sliding_window_pattern": 3,
+    "local_attention": 6,
+    "global_attn_every_n_layers": 1,
+    "global_rope_theta": 7.0,
+    "local_rope_theta": 7.0,
     "query_pre_attn_scalar": 5,
     "final_logit_softcapping": 2.5,
     "attn_logit_softcapping": 2.5,
@@ -82,9 +88,15 @@ FOLLOWED: dict[str, Any] = {
     "scale_attn_weights": False,
     "scale_attn_by_inverse_layer_idx": True,
     "pad_token_id": 4,
+    "classifier_pooling": "mean",
+    "classifier_bias": True,
+    "classifier_activation": "relu",
     "num_labels": 4,
     "id2label": {"0": "no", "1": "yes"},
 }
+# Those of a head, which the config's default task may lack.
+OF_LABELS = {"num_labels", "id2label"}
+OF_HEADS = {"classifier_pooling", "classifier_bias", "classifier_activation"}
 # Refused by name, in some families or in all.
 REFUSED: dict[str, Any] = {
     "return_dict": False,
@@ -139,6 +151,14 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "hidden_dropout": 0.5,
     "residual_dropout": 0.5,
     "embedding_dropout": 0.5,
+    "mlp_dropout": 0.5,
+    "initializer_cutoff_factor": 0.5,
+    "cls_token_id": 4,
+    "sep_token_id": 4,
+    "decoder_bias": False,
+    "deterministic_flash_attn": True,
+    "sparse_prediction": True,
+    "sparse_pred_ignore_index": 4,
     "pretraining_tp": 2,
     "output_router_logits": True,
     "router_aux_loss_coef": 0.5,
@@ -180,6 +200,9 @@ OWN: dict[str, dict[str, Any]] = {
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
     "gpt_neox": {"attention_bias": False},
+    "modernbert": {
+        "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
+    },
     "olmo3": {
         "layer_types": ["full_attention", "sliding_attention"] * 2,
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
@@ -191,13 +214,12 @@ _EVERYWHERE = {
     *("sub_configs", "default_theta", "default_rope_type", "_rope_type_labels"),
 }
 _DECODERS = {"is_causal", "attention_chunk_size", "num_kv_shared_layers"}
-_ENCODERS = {"chunk_size_feed_forward"}
 
 
 def refused_in(family: str) -> set[str]:
     """Return the keys whose unusual value a family's config must not have."""
     entry = FAMILIES[family]
-    refused = _EVERYWHERE | (_ENCODERS if entry.is_encoder else _DECODERS) | set(entry.refused)
+    refused = _EVERYWHERE | (set() if entry.is_encoder else _DECODERS) | set(entry.refused)
     # A second name for a key that the config has already.
     refused |= {key for pair in entry.aliases.items() for key in pair} - BASES[family].keys()
     refused |= {"n_group", "topk_group"} & set(entry.fields)
@@ -217,7 +239,7 @@ def followed_in(family: str) -> set[str]:
     if not entry.has_padded_positions:
         followed -= {"pad_token_id"}
     # These belong to a head: `tie_word_embeddings` to that of a causal LM.
-    followed -= {"num_labels", "id2label"}
+    followed -= OF_LABELS | OF_HEADS
     return followed - {"tie_word_embeddings"} if entry.is_encoder else followed
 
 

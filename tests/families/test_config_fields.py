@@ -31,6 +31,8 @@ from tests.families.config_values import (
     FOLLOWED,
     LINEAR,
     LONGROPE,
+    OF_HEADS,
+    OF_LABELS,
     REFUSED,
     UNUSUAL,
     WITHOUT_EFFECT,
@@ -95,7 +97,7 @@ def test_every_field_has_an_unusual_value() -> None:
     assert not {key for _, key in OWN_FIELDS} - set(UNUSUAL)
     assert len(UNUSUAL) == len(FOLLOWED) + len(REFUSED) + len(WITHOUT_EFFECT)
     used = [followed_in(name) for name in FAMILIES] + [refused_in(name) for name in FAMILIES]
-    assert set().union(*used, {"num_labels", "id2label"}) == {*FOLLOWED, *REFUSED}
+    assert set().union(*used, OF_LABELS, OF_HEADS) == {*FOLLOWED, *REFUSED}
 
 
 @pytest.mark.parametrize(("family", "key"), OWN_FIELDS)
@@ -137,6 +139,15 @@ def test_a_padding_id_inside_a_text_is_read_as_in_transformers(
     for padding in (int(TOKENS[4]), int(TOKENS[-1])):
         config = config_of(family, CLASSIFICATION, pad_token_id=padding)
         check_agree(ours(config), expected(config))
+
+
+@pytest.mark.parametrize(("family", "key"), [one for one in OWN_FIELDS if one[1] in OF_HEADS])
+def test_fields_of_a_head_are_followed(family: str, key: str, ours: Judge, expected: Judge) -> None:
+    plain = expected(config_of(family, CLASSIFICATION))
+    config = config_of(family, CLASSIFICATION, **{key: UNUSUAL[key]})
+    found = expected(config)
+    check_agree(ours(config), found)
+    assert not agree(found, plain)
 
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
@@ -219,6 +230,12 @@ MEETING: list[tuple[str, Config]] = [
     ("gpt2", {"n_inner": None, "scale_attn_by_inverse_layer_idx": True, "hidden_size": 32}),
     ("bert", {"head_dim": 4, "pad_token_id": -1}),
     ("roberta", {"pad_token_id": 2}),
+    ("modernbert", {"sliding_window": 2, "local_attention": 12}),
+    ("modernbert", {"local_attention": 1, "global_attn_every_n_layers": 9}),
+    ("modernbert", {"local_attention": 3, "layer_types": ["sliding_attention"] * 2}),
+    ("modernbert", {"layer_types": None, "rope_theta": 3.0}),
+    ("modernbert", {"rope_parameters": {"sliding_attention": LINEAR}, "global_rope_theta": 9.0}),
+    ("modernbert", {"rope_parameters": {"full_attention": YARN}, "partial_rotary_factor": 1.0}),
 ]
 
 
@@ -272,6 +289,10 @@ CONTRADICTING: list[tuple[str, Config, str]] = [
     ("gpt2", {"hidden_size": 48}, "transformers reads hidden_size as n_embd; here they are 48 and"),
     ("roberta", {"pad_token_id": -1}, "pad_token_id -1 is not an id from 0 to 30"),
     ("roberta", {"pad_token_id": None}, "pad_token_id is null; positions start after it"),
+    ("modernbert", {"rope_scaling": LINEAR}, "rope_scaling .* is not supported for family moder"),
+    ("modernbert", {"rope_parameters": LINEAR}, "must be an object of rotary settings for full_"),
+    ("modernbert", {"local_attention": None}, "local_attention must be .*, found null"),
+    ("modernbert", {"classifier_pooling": "max"}, "classifier_pooling must be one of cls, mean"),
 ]
 
 

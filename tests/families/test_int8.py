@@ -20,7 +20,7 @@ from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.test_equivalence import converted
 from tests.families.zoo import VARIANTS, ZOO, Variant, build, token_batch
 
-INT8_VARIANTS = [v for v in VARIANTS if v.family in ("llama", "phi3", "bert")]
+INT8_VARIANTS = [v for v in VARIANTS if v.family in ("llama", "phi3", "bert", "modernbert")]
 
 
 @pytest.mark.parametrize("index_price", [0, None], ids=["lowered", "sliced"])
@@ -79,6 +79,7 @@ def test_the_torch_model_has_the_dequantized_weights(variant: Variant, tmp_path:
         ("llama-plain", ["lm_head"]),
         ("llama-classifier", ["lm_head", "score"]),
         ("bert-classifier", ["lm_head", "bert.pooler.dense", "classifier"]),
+        ("modernbert-classifier", ["lm_head", "head.dense", "classifier"]),
         # Base models are saved without the stack's prefix.
         ("bert-pooled", ["lm_head", "pooler.dense"]),
     ],

@@ -11,6 +11,7 @@ from tests.families.zoo import (
     GRANITE,
     VARIANTS,
     VOCABULARY,
+    WINDOW,
     ZOO,
     Variant,
     build,
@@ -53,6 +54,14 @@ SWITCHES: list[tuple[str, int, dict[str, Any]]] = [
     ("gpt_neox", 1, {"use_parallel_residual": True}),
     ("gpt_neox", 2, {"rotary_emb_base": 10.0}),
     ("distilbert", 2, {"activation": "gelu"}),
+    ("modernbert", 0, {"global_attn_every_n_layers": 1}),
+    ("modernbert", 0, {"global_attn_every_n_layers": 9}),
+    ("modernbert", 0, {"local_attention": 2 * WINDOW + 2}),
+    ("modernbert", 0, {"local_rope_theta": 160_000.0}),
+    ("modernbert", 1, {"classifier_activation": "relu"}),
+    ("modernbert", 1, {"local_attention": 24}),
+    ("modernbert", 2, {"classifier_pooling": "cls"}),
+    ("modernbert", 2, {"layer_types": FULL}),
 ]
 
 
@@ -83,6 +92,9 @@ def test_the_feature_of_a_variant_changes_its_outputs(
         ("gpt_neox", 0, "attention.query_key_value.bias"),
         ("bert", 0, "attention.self.query.bias"),
         ("distilbert", 0, "attention.q_lin.bias"),
+        ("modernbert", 0, "attn.Wqkv.weight"),
+        ("modernbert", 2, "mlp.Wi.bias"),
+        ("modernbert", 2, "mlp_norm.bias"),
     ],
 )
 def test_the_tensors_of_a_variants_feature_are_random(

@@ -98,6 +98,12 @@ DISTILBERT: dict[str, Any] = COMMON | {
     "n_heads": 4,
     "max_position_embeddings": 64,
 }
+MODERNBERT = ENCODER | {"num_hidden_layers": 3, "global_attn_every_n_layers": 2}
+# To each side as wide as the window of a decoder.
+MODERNBERT |= {"local_attention": 2 * WINDOW, "cls_token_id": None, "sep_token_id": None}
+BIASES: dict[str, Any] = dict.fromkeys(
+    ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias"), True
+)
 # Rotates 6 of 12 dimensions, and by the long factors once a batch is longer than 6.
 LONGROPE = {
     "partial_rotary_factor": 0.5,
@@ -346,6 +352,21 @@ ZOO: Mapping[str, list[Variant]] = {
         Variant(
             "distilbert", "relu-classifier", "classification", DISTILBERT | {"activation": "relu"}
         ),
+    ],
+    "modernbert": [
+        Variant("modernbert", "base", "base", MODERNBERT),
+        Variant("modernbert", "classifier", "classification", MODERNBERT),
+        Variant(
+            "modernbert",
+            "biased-mean-classifier",
+            "classification",
+            MODERNBERT
+            | BIASES
+            | {"classifier_pooling": "mean", "classifier_activation": "relu"}
+            | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+            | {"local_attention": 5},
+        ),
+        Variant("modernbert", "biased-base", "base", MODERNBERT | BIASES),
     ],
 }
 VARIANTS = [variant for variants in ZOO.values() for variant in variants]

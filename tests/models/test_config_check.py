@@ -11,6 +11,7 @@ import pytest
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.architecture.families import FAMILIES
+from sgate_serve.architecture.family import Dense
 from sgate_serve.architecture.rope import Rope
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import CheckpointError
@@ -26,6 +27,10 @@ Misreading = Callable[[ModelSpec], ModelSpec]
 
 def first(values: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
     return (value, *values[1:])
+
+
+def with_norm_biases(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, outside=spec.family.outside)
 
 
 # A constant read otherwise, in a family whose models depend on it, and the field that is named.
@@ -45,6 +50,11 @@ MISREADINGS: dict[str, tuple[str, Misreading]] = {
             s, layers=(s.layers[0], replace(s.layers[1], num_heads=8, num_kv_heads=8, head_dim=4))
         ),
     ),
+    "the window of layer 1": (
+        "modernbert",
+        lambda s: replace(s, windows=(None, 2 * s.windows[1] if s.windows[1] else None)),
+    ),
+    "the shape of model.embeddings.norm.bias": ("modernbert", with_norm_biases),
     "the window of layer 0": ("qwen2", lambda s: replace(s, windows=first(s.windows, 4))),
     "attn_logit_softcapping": ("gemma2", lambda s: replace(s, attention_softcap=None)),
     "final_logit_softcapping": ("llama", lambda s: replace(s, logit_softcap=4.0)),
@@ -85,7 +95,7 @@ MISREADINGS: dict[str, tuple[str, Misreading]] = {
     ),
     "the model class": (
         "mistral",
-        lambda s: replace(s, family=replace(s.family, tasks=FAMILIES["llama"].tasks)),
+        lambda s: replace(s, on_top=FAMILIES["llama"].tasks["causal-lm"]),
     ),
 }
 
@@ -100,6 +110,27 @@ def test_every_constant_that_is_read_otherwise_is_named(
     spec = misread(ModelSpec.from_config(config_of(family), "config.json"))
     monkeypatch.setattr(ModelSpec, "from_config", lambda *_: spec)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}/config.json: {field}.* as sgate reads"):
+        check_reading(tmp_path)
+
+
+HEAD_MISREADINGS: dict[str, Misreading] = {
+    "classifier_pooling": lambda s: replace(s, on_top=replace(s.on_top, pooling="mean")),
+    "classifier_activation": lambda s: replace(
+        s, on_top=replace(s.on_top, dense=Dense("head.dense", "classifier", "relu", "head.norm"))
+    ),
+}
+
+
+@pytest.mark.parametrize("field", HEAD_MISREADINGS)
+def test_every_setting_of_a_head_that_is_read_otherwise_is_named(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("modernbert", "classification")
+    write_config(config, tmp_path)
+    check_reading(tmp_path)
+    spec = HEAD_MISREADINGS[field](ModelSpec.from_config(config, "config.json"))
+    monkeypatch.setattr(ModelSpec, "from_config", lambda *_: spec)
+    with pytest.raises(CheckpointError, match=f"{field} is .* as sgate reads"):
         check_reading(tmp_path)
 
 

@@ -14,6 +14,7 @@ from tests.text_model import SENTENCES, write_tokenizer
 WIDTHS: dict[str, dict[str, Any]] = {
     "bert": {"intermediate_size": 96},
     "llama": {"intermediate_size": 96, "num_hidden_layers": 2},
+    "modernbert": {"intermediate_size": 96},
 }
 
 

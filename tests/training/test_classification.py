@@ -21,6 +21,8 @@ from sgate_serve.training.masks.removal_target import compile_gates
 from sgate_serve.training.masks.selection import TOLERANCE
 from sgate_serve.training.tasks.classification import pad_token
 from sgate_serve.training.train_options import DENSE, FISHER, GATES, MAGNITUDE, RANDOM, WANDA
+from sgate_serve.verify.verification import verify
+from sgate_serve.verify.verify_options import VerifyOptions
 from tests.training.labelled_text import DENSE_STEPS, options_of, write_examples, write_model
 
 STAGES = ("dense", "masked", "recovered")
@@ -96,6 +98,20 @@ def test_masked_and_converted_models_score_what_training_says(
         assert converted.engine.startswith(engine) and converted.num_samples == 60
         assert converted.scores == masked.scores
     assert masked.scores["accuracy"].value > 0.9
+
+
+def test_head_with_a_norm_is_trained_and_converted(data: Path, tmp_path: Path) -> None:
+    base, out = write_model(tmp_path / "modernbert", "modernbert"), tmp_path / "pruned"
+    options = options_of(base, data, tmp_path / "gates", method=FISHER, dense_steps=DENSE_STEPS)
+    train(options)
+    metrics = metrics_of(options.out)
+    assert accuracy(metrics, "dense") > 0.9
+    assert accuracy(metrics, "recovered") > 0.9
+    head = {"head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias"}
+    assert head <= Gates.read(options.out).deltas.keys()
+    convert(ConvertOptions(str(options.out / "base"), out, options.out, to=("hf", "onnx")))
+    result = verify(VerifyOptions(str(options.out / "base"), str(out), options.out, "onnx"))
+    assert result.passed and result.tensors_equal, result.difference
 
 
 @pytest.mark.parametrize("method", [GATES, FISHER, WANDA, MAGNITUDE, RANDOM])

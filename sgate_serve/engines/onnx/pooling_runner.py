@@ -61,7 +61,7 @@ class PoolingGraphInfo(GraphInfo):
             vocab_size=found.whole(names.META_VOCAB_SIZE, least=1),
             num_types=found.whole(names.META_NUM_TYPES),
             padding_id=found.optional_integer(names.META_PADDING_ID),
-            logit_token=found.text(names.META_LOGIT_TOKEN, (names.FIRST, names.LAST)),
+            logit_token=found.text(names.META_LOGIT_TOKEN, (names.FIRST, names.LAST, names.EVERY)),
             padding_position=position,
             counts_padding=position is None and family is not None and family.has_padded_positions,
         )

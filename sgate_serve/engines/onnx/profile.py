@@ -32,7 +32,7 @@ from sgate_serve.engines.work import (
 
 NODE, SUFFIX = "Node", "_kernel_time"
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
-ATTENTION_OPS = ("GroupQueryAttention", "MultiHeadAttention")
+ATTENTION_OPS = ("GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding")
 ROLES = {*ATTENTION_ROLES, *MLP_ROLES}
 # The steps of rounding that read no constant.
 ROUNDING_OPS = ("Abs", "Div")

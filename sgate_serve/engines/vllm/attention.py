@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.distributed import get_tensor_model_parallel_rank, tensor_model_parallel_all_reduce
+from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.v1.attention.selector import get_attn_backend
 
 from sgate_serve.architecture.family import ATTENTION, KEY
@@ -100,6 +101,19 @@ class ShardedHeadNorm(nn.Module):
         wide = x.to(torch.float32)
         squares = tensor_model_parallel_all_reduce(wide.pow(2).sum(-1, keepdim=True))
         return (wide * torch.rsqrt(squares / self.size + self.eps) * self.weight).to(x.dtype)
+
+
+def rotary(layer: LayerContext) -> nn.Module | None:
+    """Build the rotation of a layer's queries and keys; None if it does not rotate."""
+    spec, rope = layer.spec, layer.spec.ropes[layer.index]
+    if rope is None:
+        return None
+    made: nn.Module = get_rope(
+        layer.shape.stored.head_dim,
+        max_position=spec.num_positions,
+        rope_parameters=dict(rope.settings),
+    )
+    return made
 
 
 @cache

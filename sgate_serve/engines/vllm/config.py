@@ -22,7 +22,9 @@ def read_spec(config: dict[str, Any], source: str) -> ModelSpec:
     Texts are then no longer than the window was, so attention is full; the layers keep their types,
     which choose their rotary settings.
     """
-    if config.get("sliding_window") is not None or "layer_types" not in config:
+    # ModernBERT has another name for it.
+    is_removed = config.get("sliding_window", True) is None
+    if "layer_types" not in config or not is_removed:
         return ModelSpec.from_config(config, source)
     unlimited = {
         "sliding_window": config.get("max_position_embeddings"),

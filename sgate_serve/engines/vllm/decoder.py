@@ -18,7 +18,6 @@ from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler import DispatchPooler
 from vllm.model_executor.layers.pooler.seqwise import LastPool
-from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -37,6 +36,7 @@ from sgate_serve.engines.vllm.attention import (
     ShardedHeadNorm,
     UnevenAttention,
     backend_head_size,
+    rotary,
 )
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
@@ -262,12 +262,7 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
         per_layer_sliding_window=spec.windows[layer.index],
         prefix=f"{prefix}.attn",
     )
-    parts: dict[str, nn.Module | None] = {}
-    rope = spec.ropes[layer.index]
-    if rope is not None:
-        parts["rotary"] = get_rope(
-            width, max_position=spec.num_positions, rope_parameters=dict(rope.settings)
-        )
+    parts: dict[str, nn.Module | None] = {"rotary": rotary(layer)}
     sizes = spec.head_norm_sizes(layer.index).values()
     for name, role, size in zip(("query_norm", "key_norm"), (QUERY, KEY), sizes, strict=False):
         if spec.family.has_joint_head_norms and model.num_shards > 1:

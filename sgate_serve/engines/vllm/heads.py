@@ -20,19 +20,21 @@ class SequenceHead(nn.Module):
         dtype, dense = vllm_config.model_config.head_dtype, spec.head.dense
         shapes = spec.tensor_shapes()
         self.activation: Any = None if dense is None else ACT2FN[dense.activation]
-        names = [name for name in spec.head.tensors if name.endswith(".weight")]
-        self.linears = nn.ModuleDict()
-        for name in names:
-            rows, columns = shapes[name]
-            has_bias = f"{name.removesuffix('.weight')}.bias" in spec.head.tensors
-            linear = nn.Linear(columns, rows, bias=has_bias, dtype=dtype)
-            self.linears[key_of(name.removesuffix(".weight"))] = linear
+        self.parts = nn.ModuleDict()
+        for name in (name for name in spec.head.tensors if name.endswith(".weight")):
+            module, (rows, *columns) = name.removesuffix(".weight"), shapes[name]
+            has_bias = f"{module}.bias" in spec.head.tensors
+            part: nn.Module = nn.LayerNorm(rows, eps=spec.norm_eps, bias=has_bias, dtype=dtype)
+            if columns:
+                part = nn.Linear(columns[0], rows, bias=has_bias, dtype=dtype)
+            self.parts[key_of(module)] = part
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
-        first, *rest = self.linears.values()
+        first, *rest = self.parts.values()
         y: torch.Tensor = first(pooled)
-        for linear in rest:
-            y = linear(self.activation(y))
+        y = self.activation(y) if rest else y
+        for part in rest:
+            y = part(y)
         return y
 
 

@@ -72,7 +72,7 @@ def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination
     head = getattr(model, "head", None)
     if isinstance(head, SequenceHead):
         names = (name.rpartition(".")[0] for name in spec.head.tensors)
-        modules |= {name: (head.linears[key_of(name)], 1.0) for name in names}
+        modules |= {name: (head.parts[key_of(name)], 1.0) for name in names}
     elif head is not None and not spec.tied_head:
         modules[spec.family.head] = (head, 1.0)
     found: dict[str, Destination] = {}

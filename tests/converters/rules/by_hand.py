@@ -48,7 +48,8 @@ ENCODER_SIZES: dict[str, Any] = {
 
 def spec_of(model_type: str = "llama", **fields: Any) -> ModelSpec:
     """Return a family's spec: two query heads for each KV head, or one without grouped queries."""
-    sizes = {"gpt2": GPT2_SIZES, "bert": ENCODER_SIZES, "roberta": ENCODER_SIZES}
+    encoders = dict.fromkeys(("bert", "roberta", "modernbert"), ENCODER_SIZES)
+    sizes = {"gpt2": GPT2_SIZES, **encoders}
     config = sizes.get(model_type, SIZES) | {"model_type": model_type} | fields
     return ModelSpec.from_config(config, "config.json")
 

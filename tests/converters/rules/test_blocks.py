@@ -101,6 +101,14 @@ def test_constant_goes_into_the_norm_before_where_norms_are_on_the_sum(
     assert target(facts, index, block, (0, "heads"), (0, "mlp_units")) == expected
 
 
+def test_constant_of_the_first_block_goes_into_the_norm_on_the_embedding() -> None:
+    biased = two_layers("modernbert", norm_bias=True)
+    assert target(biased, 0, ATTENTION) == "model.embeddings.norm.bias"
+    assert target(biased, 0, MLP) == "model.layers.0.attn.Wo.bias"
+    assert target(biased, 0, MLP, (0, "heads")) == "model.embeddings.norm.bias"
+    assert target(two_layers("modernbert"), 0, ATTENTION) is None
+
+
 @pytest.mark.parametrize("model_type", ["gemma2", "olmo2"])
 def test_constant_before_a_post_norm_stays(model_type: str) -> None:
     assert target(two_layers(model_type, tie_word_embeddings=False), 1, MLP) is None

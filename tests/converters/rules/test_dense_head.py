@@ -64,6 +64,12 @@ def test_at_least_one_unit_stays() -> None:
     assert find_dead(facts).head_units.any()
 
 
+def test_unit_before_a_norm_stays() -> None:
+    spec = spec_of("modernbert", architectures=["ModernBertForSequenceClassification"])
+    facts = facts_of(spec, inner=inner(rows=(1, 2), bias=(1,)), outer=outer(columns=(3,)))
+    assert findings(facts) == []
+
+
 def test_model_without_a_classifier_has_no_units_on_top() -> None:
     facts = facts_of(BASE, layer_of(BASE), inner=inner(rows=EVERY), outer=outer())
     assert findings(facts) == []

@@ -88,6 +88,15 @@ def test_norms_on_the_sum_start_behind_the_embedding() -> None:
     assert norm_before(POST_LN.family, 0, ATTENTION) == "bert.embeddings.LayerNorm"
 
 
+def test_first_block_without_a_norm_reads_that_of_the_embedding() -> None:
+    spec = spec_of("modernbert", norm_bias=True)
+    assert norm_before(spec.family, 0, ATTENTION) == "model.embeddings.norm"
+    assert norm_before(spec.family, 1, ATTENTION) == "model.layers.1.attn_norm"
+    facts = facts_of(spec, norms={"model.embeddings.norm": norm(weight=(1, 2), bias=(2,))})
+    assert found_by(dead_columns, facts, Columns("value")) == [1, 2]
+    assert found_by(dead_columns, facts, Columns("value"), constants=True) == [1]
+
+
 def written(facts: ModelFacts, block: str, *dead: str, moved: str = "") -> tuple[int, ...]:
     layer = without(facts, **dict.fromkeys(dead, EVERY)).layer
     if moved:

@@ -261,7 +261,7 @@ def test_graphs_of_the_other_kind_are_refused(tmp_path: Path) -> None:
     [
         ("family", None, "sgate.family is missing"),
         ("logit_token", None, "sgate.logit_token is missing"),
-        ("logit_token", "second", "sgate.logit_token is 'second', not one of first, last"),
+        ("logit_token", "second", "sgate.logit_token is 'second', not one of first, last, every"),
         ("num_types", None, "sgate.num_types is missing"),
         ("padding_id", None, "sgate.padding_id is missing"),
         ("padding_id", "x", "sgate.padding_id is 'x', not an integer"),

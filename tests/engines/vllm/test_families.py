@@ -31,7 +31,7 @@ SLICED = [
     if str(variant)
     in (
         *("llama-plain", "llama-classifier", "phi3-longrope", "gemma2-soft-capped"),
-        *("gpt2-tied", "bert-pooled", "distilbert-classifier"),
+        *("gpt2-tied", "bert-pooled", "distilbert-classifier", "modernbert-biased-mean-classifier"),
     )
 ]
 

@@ -6,14 +6,19 @@ import pytest
 from transformers import AutoConfig
 from transformers.models.distilbert.modeling_distilbert import DistilBertModel
 from transformers.models.llama.modeling_llama import LlamaModel
+from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
 from sgate_serve.training.phases.dense import restore_config
-from tests.families.zoo import DECODER, DISTILBERT
+from tests.families.zoo import DECODER, DISTILBERT, MODERNBERT
 
 
 @pytest.mark.parametrize(
     ("family", "sizes", "made"),
-    [("llama", DECODER, LlamaModel), ("distilbert", DISTILBERT, DistilBertModel)],
+    [
+        ("llama", DECODER, LlamaModel),
+        ("distilbert", DISTILBERT, DistilBertModel),
+        ("modernbert", MODERNBERT, ModernBertModel),
+    ],
 )
 @pytest.mark.parametrize("stored", [{}, {"use_cache": True}, {"use_cache": False}])
 def test_the_cache_is_as_the_base_has_it(

@@ -1,0 +1,83 @@
+"""The fields of the config classes of encoders, for the table in `config_fields`."""
+
+from sgate_serve.architecture.config_field import EVERY, ConfigField, Fields, changed, nullable
+from sgate_serve.architecture.config_kinds import (
+    ACTIVATION,
+    DECIMAL,
+    INTEGER,
+    LAYERS,
+    POOLING,
+    RATE,
+    ROPE_BY_TYPE,
+)
+from sgate_serve.json_fields import FLAG, SIZE, TEXTS, WHOLE
+
+BERT: Fields = {
+    **changed(EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
+    "hidden_size": ConfigField(SIZE, 768),
+    "num_hidden_layers": ConfigField(LAYERS, 12),
+    "num_attention_heads": ConfigField(WHOLE, 12),
+    "intermediate_size": ConfigField(WHOLE, 3072),
+    "hidden_act": ConfigField(ACTIVATION, "gelu"),
+    "hidden_dropout_prob": ConfigField(RATE, 0.1),
+    "attention_probs_dropout_prob": ConfigField(RATE, 0.1),
+    "max_position_embeddings": ConfigField(SIZE, 512),
+    "type_vocab_size": ConfigField(SIZE, 2),
+    "layer_norm_eps": ConfigField(DECIMAL, 1e-12),
+    "use_cache": ConfigField(FLAG, True),
+    "classifier_dropout": nullable(RATE),
+    "is_decoder": ConfigField(FLAG, False),
+    "add_cross_attention": ConfigField(FLAG, False),
+}
+ROBERTA: Fields = changed(BERT, vocab_size=50265, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+DISTILBERT: Fields = {
+    **changed(EVERY, vocab_size=30522, pad_token_id=0, tie_word_embeddings=True),
+    "max_position_embeddings": ConfigField(SIZE, 512),
+    "sinusoidal_pos_embds": ConfigField(FLAG, False),
+    "n_layers": ConfigField(LAYERS, 6),
+    "n_heads": ConfigField(WHOLE, 12),
+    "dim": ConfigField(SIZE, 768),
+    "hidden_dim": ConfigField(WHOLE, 3072),
+    "dropout": ConfigField(RATE, 0.1),
+    "attention_dropout": ConfigField(RATE, 0.1),
+    "activation": ConfigField(ACTIVATION, "gelu"),
+    "qa_dropout": ConfigField(RATE, 0.1),
+    "seq_classif_dropout": ConfigField(RATE, 0.2),
+}
+MODERNBERT: Fields = {
+    **changed(
+        EVERY,
+        vocab_size=50368,
+        pad_token_id=50283,
+        bos_token_id=50281,
+        eos_token_id=50282,
+        tie_word_embeddings=True,
+    ),
+    "hidden_size": ConfigField(SIZE, 768),
+    "intermediate_size": ConfigField(WHOLE, 1152),
+    "num_hidden_layers": ConfigField(LAYERS, 22),
+    "num_attention_heads": ConfigField(WHOLE, 12),
+    "hidden_activation": ConfigField(ACTIVATION, "gelu"),
+    "max_position_embeddings": ConfigField(SIZE, 8192),
+    "initializer_cutoff_factor": ConfigField(DECIMAL, 2.0),
+    "norm_eps": ConfigField(DECIMAL, 1e-5),
+    "norm_bias": ConfigField(FLAG, False),
+    "cls_token_id": nullable(INTEGER, 50281),
+    "sep_token_id": nullable(INTEGER, 50282),
+    "attention_bias": ConfigField(FLAG, False),
+    "attention_dropout": ConfigField(RATE, 0.0),
+    "layer_types": nullable(TEXTS),
+    "rope_parameters": nullable(ROPE_BY_TYPE),
+    "local_attention": ConfigField(SIZE, 128),
+    "embedding_dropout": ConfigField(RATE, 0.0),
+    "mlp_bias": ConfigField(FLAG, False),
+    "mlp_dropout": ConfigField(RATE, 0.0),
+    "decoder_bias": ConfigField(FLAG, True),
+    "classifier_pooling": ConfigField(POOLING, "cls"),
+    "classifier_dropout": ConfigField(RATE, 0.0),
+    "classifier_bias": ConfigField(FLAG, False),
+    "classifier_activation": ConfigField(ACTIVATION, "gelu"),
+    "deterministic_flash_attn": ConfigField(FLAG, False),
+    "sparse_prediction": ConfigField(FLAG, False),
+    "sparse_pred_ignore_index": ConfigField(INTEGER, -100),
+}
