@@ -1,6 +1,5 @@
 """Smaller sizes: what is sliced out of a folder is what the conversion of their masks writes."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,22 +8,18 @@ import numpy as np
 import pytest
 
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
-from converters.sizes import find_sizes, kept, masked_to
+from converters.sizes import kept, masked_to
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import GatesError, PlanError
 from sgate_serve.gates.order import num_steps
 from sgate_serve.loaders.sized_folder import open_size
-from sgate_serve.plan import Target
-from sgate_serve.plan.sizes import SIZES_FILE, read_sizes
+from sgate_serve.plan.sizes import read_sizes
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.removal_target import WeightTarget
 from sgate_serve.training.masks.selection import Ranking
-from sgate_serve.training.train_options import COUPLED, EXPERTS
+from sgate_serve.training.train_options import COUPLED
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.families.zoo import VARIANTS, Variant, build
-from tests.small_llama import dense_llama, save
-from tests.text_model import write_tokenizer
 
 
 def write_ranked_gates(
