@@ -4,11 +4,9 @@ A folder of the larger plan, rewritten by the result, is exactly what the smalle
 base. So the two may differ only in the MLP units, heads, KV groups and experts that stay:
 
 1. What the smaller plan keeps, the larger one keeps, so the folder holds it.
-2. Neither has index vectors or merges, which are no slices.
+2. Neither has index vectors or merges of heads and key dimensions, which are no slices.
 3. Both fold the same constants into the same biases, and keep the same residual dimensions and
    units on top.
-4. Not the smaller plan alone gives a stock model: then files next to the weights would have to lose
-   what they say for the larger one.
 """
 
 from collections.abc import Iterator
@@ -19,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.architecture.stock_shape import is_stock_shape
 from sgate_serve.errors import PlanError
 from sgate_serve.plan import AXES, LayerPlan, Plan, head_dims
 from sgate_serve.plan.folds import Indices
@@ -32,7 +29,7 @@ def nested_plan(whole: Plan, size: Plan, dense: ModelSpec) -> Plan:
 
     `dense` is the base's architecture. Raises PlanError saying why `size` cannot be sliced out.
     """
-    obstacle = next(_obstacles(whole, size, dense), None)
+    obstacle = next(_obstacles(whole, size), None)
     if obstacle is not None:
         raise PlanError(obstacle)
     layers = tuple(map(_nested_layer, whole.layers, size.layers))
@@ -48,7 +45,7 @@ def nested_plan(whole: Plan, size: Plan, dense: ModelSpec) -> Plan:
     )
 
 
-def _obstacles(whole: Plan, size: Plan, dense: ModelSpec) -> Iterator[str]:
+def _obstacles(whole: Plan, size: Plan) -> Iterator[str]:
     for larger, smaller in zip(whole.layers, size.layers, strict=True):
         for axis in AXES:
             strays = set(smaller.survivors(axis)) - set(larger.survivors(axis))
@@ -60,12 +57,11 @@ def _obstacles(whole: Plan, size: Plan, dense: ModelSpec) -> Iterator[str]:
                 )
         if any(cut.how != "dense" for cut in (*larger.lowerings, *smaller.lowerings)):
             yield f"layer {larger.index} has index vectors; give coupled gates on a dense base"
-    for name in ("folds", "merges", "extra_biases", "hidden", "head_units"):
-        if getattr(whole, name) != getattr(size, name) or (name == "merges" and whole.merges):
+    if whole.merges or size.merges:
+        yield "heads or key dimensions are merged; give coupled gates on a dense base"
+    for name in ("folds", "extra_biases", "hidden", "head_units"):
+        if getattr(whole, name) != getattr(size, name):
             yield f"it has other {name} than the largest size; give coupled gates on a dense base"
-    is_stock = is_stock_shape(pruned_spec(size, dense))
-    if is_stock and not is_stock_shape(pruned_spec(whole, dense)):
-        yield "its layers are all alike, and those of the largest size are not; give another size"
 
 
 def _nested_layer(whole: LayerPlan, size: LayerPlan) -> LayerPlan:

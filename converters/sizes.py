@@ -12,8 +12,9 @@ from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
 from converters.nesting import nested_plan
 from converters.rules import compile_plan
-from converters.to_hf import write_hf
+from converters.to_hf import hf_config, write_hf
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.companions import restated_settings
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.errors import GatesError, PlanError
@@ -76,9 +77,24 @@ def _find_size(masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: 
     plan = replace(plan, base_digest=masked.base.digest, gates_fingerprint=fingerprint)
     try:
         nested_plan(whole, plan, masked.spec)
+        _check_settings(masked, whole, plan)
     except PlanError as error:
         raise PlanError(f"--sizes {keep:g}: {error}") from error
     return Size(keep, step, plan)
+
+
+def _check_settings(masked: MaskedCheckpoint, whole: Plan, plan: Plan) -> None:
+    """Raise PlanError if the size needs a tokenizer_config.json that its folder does not hold.
+
+    A folder that is no stock model states the class of its tokenizer where the base's type does.
+    """
+    configs = (hf_config(masked, each) for each in (whole, plan))
+    stated, needed = (restated_settings(masked.base.folder, config) for config in configs)
+    if stated is not None and needed is None:
+        raise PlanError(
+            "it is a stock model, and the largest size is none and has the class of its tokenizer "
+            "restated; give another size"
+        )
 
 
 def _nearest(

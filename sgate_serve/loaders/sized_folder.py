@@ -39,17 +39,16 @@ def open_size(location: str | Path, keep: float | None) -> Checkpoint:
     model = Checkpoint.open(location)
     if keep is None:
         return model
-    size = size_of(model.folder, keep)
-    target = cache_dir() / SIZES_DIR / _key(model, keep)
+    size, graph = size_of(model.folder, keep), _graph(model)
+    target = cache_dir() / SIZES_DIR / _key(model, keep, graph)
     if not (target / CONFIG_FILE).is_file():
         with activity(f"slicing {model.folder} to {keep:g}", is_brief=True):
-            _slice(model, size, target)
+            _slice(model, size, graph, target)
     logger.info("%s: the size that keeps %g is in %s", model.folder, keep, target)
     return Checkpoint.open(target)
 
 
-def _slice(model: Checkpoint, size: Size, target: Path) -> None:
-    graph = _graph(model)
+def _slice(model: Checkpoint, size: Size, graph: Precision | None, target: Path) -> None:
     with new_cache_folder(target, "slicing") as staging, new_folder(staging) as writer:
         write_size(writer, model, size, None if graph is None else graph.name)
         if graph is not None:
@@ -67,10 +66,9 @@ def _graph(model: Checkpoint) -> Precision | None:
     return suited_to(graph_precision(model), cpu_flags())
 
 
-def _key(model: Checkpoint, keep: float) -> str:
+def _key(model: Checkpoint, keep: float, graph: Precision | None) -> str:
     """Return a hash of all that the folder of a size depends on."""
-    graph = _graph(model)
-    names = sorted({PLAN_FILE, SIZES_FILE, *companion_names(model.folder, BASE)})
+    names = sorted({CONFIG_FILE, PLAN_FILE, SIZES_FILE, *companion_names(model.folder, BASE)})
     files = [[name, file_digest(model.folder / name)] for name in names]
     how = None if graph is None else asdict(graph)
     key = [model.digest, keep, files, how, __version__]
