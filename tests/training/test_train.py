@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import CheckpointError, SgateError, TrainingError
+from sgate_serve.errors import CheckpointError, GatesError, SgateError, TrainingError
 from sgate_serve.gates import DELTAS_FILE, Gates
 from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.training import TrainOptions, train
