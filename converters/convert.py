@@ -12,6 +12,7 @@ from converters.quantize import check_quantizable
 from converters.rewrite import Rewriter
 from converters.rules import compile_plan
 from converters.second_reading import check_with_transformers
+from converters.sizes import find_sizes
 from converters.to_gguf import GGUF_FILE
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
@@ -23,6 +24,7 @@ from sgate_serve.gates import gates_fingerprint
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named, suited_to
 from sgate_serve.plan import Plan, Target
+from sgate_serve.plan.sizes import SIZES_FILE, write_sizes
 
 FormatWriter = Callable[[FolderWriter], None]
 
@@ -42,7 +44,7 @@ GRAPH_PRECISIONS: Mapping[str | None, str] = {FP16: FP16, INT8: INT8, INT4: INT4
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """Arguments of `convert`; `to` lists the formats to write."""
+    """Arguments of `convert`: `to` lists the formats to write, `sizes` fractions to keep."""
 
     checkpoint: str
     out: Path
@@ -52,6 +54,7 @@ class ConvertOptions:
     gates_kind: str | None = None
     target: Target | None = None
     index_price: int | None = None
+    sizes: tuple[float, ...] = ()
 
 
 def open_masked(
@@ -111,9 +114,12 @@ def convert(options: ConvertOptions) -> Plan:
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         plan = replace(plan, base_digest=masked.base.digest)
+        sizes = find_sizes(masked, plan, options.sizes, options.index_price)
         formats = sorted(set(options.to))
         write_others = [FORMATS[name](masked, plan, options.precision) for name in formats]
         write_hf(writer, masked, plan, is_int8)
+        if sizes:
+            write_sizes(sizes, writer.path(SIZES_FILE))
         card = model_card(plan, masked.spec, options.precision, options.to)
         writer.path(CARD_FILE).write_text(card, encoding="utf-8")
         for write in write_others:
@@ -128,6 +134,11 @@ def _check_formats(options: ConvertOptions) -> None:
         raise PlanError(
             f"--to {','.join(unknown)}: this release writes {', '.join(FORMATS)}"
             f"{did_you_mean(unknown[0] if unknown else '', FORMATS)}"
+        )
+    if options.precision == INT8 and options.sizes:
+        raise PlanError(
+            f"--sizes with --precision {INT8}: int8 rows are scaled by weights that a smaller size "
+            f"lacks; convert without it, and serve with -- --precision {INT8}"
         )
     if options.precision == INT4 and not {"onnx", GGUF} & set(options.to):
         raise PlanError(

@@ -15,7 +15,7 @@ from sgate_serve.commands.bench_output import (
     measure,
     write_output,
 )
-from sgate_serve.commands.flags import add_flags
+from sgate_serve.commands.flags import add_flags, add_keep_flag
 from sgate_serve.commands.output import check_file, how_to_continue, load_plots, print_lines
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.options import flag_of
@@ -48,6 +48,7 @@ def add_arguments(kinds: Any) -> None:
     parser.set_defaults(engine_arguments=[])
     parser.add_argument("dense", metavar="DENSE", help="dense model folder")
     parser.add_argument("pruned", metavar="PRUNED", help="converted model folder")
+    add_keep_flag(parser, "PRUNED")
     parser.add_argument(
         "--beside",
         type=_named_folder,
@@ -83,12 +84,13 @@ def run(args: argparse.Namespace) -> int:
     from sgate_serve.bench.explain import check_explainable, explain, explanation_lines
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import choose_engine
+    from sgate_serve.loaders.sized_folder import open_size
 
     plots = load_plots(args.plot)
     check_file(args.plot, "--plot")
     folders = _folders_by_name(args.beside)
     check_output(args, args.dense, args.pruned, args.data, *folders.values())
-    dense, pruned = Checkpoint.open(args.dense), Checkpoint.open(args.pruned)
+    dense, pruned = Checkpoint.open(args.dense), open_size(args.pruned, args.keep)
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
     own = ComparisonRun(dense, pruned, choose_engine(args.engine), workload, beside)

@@ -11,6 +11,7 @@ from sgate_serve.commands.flags import (
     add_gates_flags,
     add_target_flags,
     comma_separated,
+    fractions,
     options_from,
     target_from,
 )
@@ -18,13 +19,14 @@ from sgate_serve.commands.output import check_new_folder, print_lines
 from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.targets import grouped_advice
-from sgate_serve.reports.inspection import Inspection
+from sgate_serve.reports.inspection import Inspection, size_line
 
 EXAMPLES = """\
 examples:
   sgate convert my-model --gates my-gates --out my-pruned
   sgate convert my-model --gates my-gates --to hf,onnx --precision int8 --out my-pruned
   sgate convert my-model --gates my-gates --to gguf --precision int4 --out my-pruned
+  sgate convert my-model --gates my-gates --sizes 0.7,0.6 --out my-pruned
   sgate convert my-zeroed-model --out my-pruned    # what is zero goes
 
 afterwards:
@@ -52,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="formats, separated by commas: hf (always written), onnx, gguf (default: hf)",
     )
     output.add_argument(
+        "--sizes",
+        type=fractions,
+        default=(),
+        metavar="FRACTIONS",
+        help="smaller sizes that OUT can be loaded at by --keep: fractions of the block weights "
+        "that they keep, separated by commas",
+    )
+    output.add_argument(
         "--precision",
         help="fp32, fp16, bf16, int8, or int4 (ONNX graph and GGUF only) (default: as stored; "
         "fp16 in GGUF)",
@@ -74,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         rows = ", in rows as this CPU has AMX" if "in_rows" in report["onnx"] else ""
         graph = f"ONNX graph in {report['onnx']['precision']}{rows}"
         print(f"HF layout in {report['precision']}, {graph}")
+    print_lines(map(size_line, report["sizes"]))
     if report["gguf"] is not None:
         print(f"for llama.cpp: {args.out / GGUF_FILE}, {report['gguf']['bytes']:,} bytes")
     return 0

@@ -94,6 +94,21 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_keep_flag(parser: argparse._ActionsContainer, folder: str = "OUT") -> None:
+    parser.add_argument(
+        "--keep",
+        type=number,
+        metavar="FRACTION",
+        help=f"the size of {folder} that keeps this fraction of the block weights, one of those "
+        "that it was converted with (default: the largest)",
+    )
+
+
+def fractions(text: str) -> tuple[float, ...]:
+    """Read numbers separated by commas, for argparse."""
+    return tuple(map(number, comma_separated(text)))
+
+
 def target_from(args: argparse.Namespace) -> Target:
     return Target(args.align, args.tensor_parallel, args.target_engine, args.uniform)
 

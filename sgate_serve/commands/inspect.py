@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sgate_serve.checkpoint.outline.outline import Outline
+from sgate_serve.commands.flags import add_keep_flag
 from sgate_serve.commands.output import check_file, load_plots, print_json, print_lines
 from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.gguf_folder import model_folder
@@ -14,6 +15,7 @@ from sgate_serve.reports.outlines import outline_lines
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  sgate inspect my-pruned --plot widths.png"
     parser.add_argument("out", metavar="OUT", help="model folder, converted or plain, or GGUF file")
+    add_keep_flag(parser)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="plot the widths of each layer to this file"
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.plot, "--plot")
     folder = model_folder(args.out)
     try:
-        inspection = Inspection.of(folder)
+        inspection = Inspection.of(folder, args.keep)
     except CheckpointError as error:
         return _show_outline(_outline_of(folder, error), error, args)
     faults = Outline.of(inspection.folder.folder).faults

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
-from sgate_serve.commands.flags import add_flags, options_from
+from sgate_serve.commands.flags import add_flags, add_keep_flag, options_from
 from sgate_serve.errors import SgateError
 from sgate_serve.server.server_options import ServerOptions
 
@@ -31,6 +31,7 @@ examples:
   sgate serve my-pruned --port 8000
   sgate serve my-pruned --served-model-name my-model,gpt-4o-mini --api-key KEY
   sgate serve my-pruned -- --slots 16 --precision int4 --threads 2
+  sgate serve my-pruned --keep 0.7    # a size that it was converted with
   sgate serve my-pruned --model dense=my-model
   sgate serve my-pruned --shadow my-model --shadow-share 0.2
   sgate serve my-model --draft my-pruned
@@ -46,12 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine", default="auto", help="auto, onnx, vllm or torch (default: auto)"
     )
+    add_keep_flag(parser)
     add_flags(parser, ServerOptions)
 
 
 def run(args: argparse.Namespace) -> int:
     from sgate_serve.checkpoint.reader import Checkpoint
     from sgate_serve.engines.table import ENGINES, choose_engine, import_object
+    from sgate_serve.loaders.sized_folder import open_size
     from sgate_serve.server import ServedNames, serve
     from sgate_serve.server.request_log import start_logging
 
@@ -61,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     options = options_from(args, ServerOptions)
     if options.log_format == "json":
         start_logging(options.log_format)  # whoever reads the log reads its first lines too
-    model = Checkpoint.open(args.out)
+    model = open_size(args.out, args.keep)
     engine = choose_engine(args.engine)
     names = ServedNames.of(args.out, options.served_model_name)
     own_server = ENGINES[engine].server

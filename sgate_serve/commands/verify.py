@@ -9,6 +9,7 @@ from sgate_serve.commands.output import check_file, print_json, print_lines
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import EngineError, writing
 from sgate_serve.loaders.gguf_folder import model_folder
+from sgate_serve.loaders.sized_folder import open_size
 from sgate_serve.verify.certificate import CERTIFICATE_FILE, certificate_line, good_certificate
 from sgate_serve.verify.verify_options import VerifyOptions
 
@@ -36,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     options = options_from(args, VerifyOptions)
     options.check()
     folder = find_folder(args.out)
+    if options.keep is not None:
+        folder = open_size(folder, options.keep).folder
     # A base that is compared with itself is no conversion, and nothing is written into it.
     is_base = find_folder(args.checkpoint).samefile(folder)
     if not is_base:

@@ -2,7 +2,8 @@
 
 Gates are fp32 read-outs in [0, 1]; a closed gate is exactly 0. Deltas are replacement values, in
 the dtype that was measured, of every weight that training changed, and biases that the base lacks;
-they are read only when needed. Gates of another base are refused.
+they are read only when needed. The optional order says which gates close for smaller sizes. Gates
+of another base are refused.
 """
 
 from collections.abc import Container, Mapping
@@ -25,6 +26,7 @@ from sgate_serve.checkpoint.tensor_files import (
 from sgate_serve.checkpoint.writer import FolderWriter, TensorHeader, new_folder, write_tensors
 from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.gates.keys import EXPERTS, gate_sites, head_sites, linear_sites, one_of_each_kind
+from sgate_serve.gates.order import Order, closed_to, read_order, write_order
 from sgate_serve.plan import Gate, Masks
 
 GATES_FILE = "gates.safetensors"
@@ -47,6 +49,7 @@ class Gates:
     deltas: Mapping[str, TensorInfo] = field(default_factory=dict)
     source: str = GATES_FILE
     base_digest: str | None = None
+    order: Order = field(default_factory=dict)
 
     @classmethod
     def read(cls, location: str | Path) -> "Gates":
@@ -61,15 +64,17 @@ class Gates:
             raise GatesError(f"{file} is missing; give a gates folder or its {GATES_FILE}")
         headers, metadata = _read_header(file), _read_metadata(file)
         deltas_file = file.parent / DELTAS_FILE
+        values = {name: info.read() for name, info in headers.items()}
         gates = cls(
             method=metadata["method"],
             family=metadata["family"],
             granularity=metadata["granularity"],
             base_fingerprint=metadata["base_fingerprint"],
-            values={name: info.read() for name, info in headers.items()},
+            values=values,
             deltas=_read_header(deltas_file) if deltas_file.exists() else {},
             source=str(file),
             base_digest=metadata.get("base_digest"),
+            order=read_order(file.parent, values),
         )
         gates.check_values()
         return gates
@@ -98,6 +103,8 @@ class Gates:
         headers = [TensorHeader(k, "F32", v.shape) for k, v in self.values.items()]
         write_tensors(writer.path(GATES_FILE), headers, self.values.values(), metadata)
         writer.last = [GATES_FILE]
+        if self.order:
+            write_order(writer, self.order)
         headers = [
             *(TensorHeader(k, i.dtype, i.shape) for k, i in self._kept_deltas(new_deltas).items()),
             *(TensorHeader(k, DTYPE_NAMES[a.dtype], a.shape) for k, a in new_deltas.items()),
@@ -106,6 +113,10 @@ class Gates:
             kept = (info.read() for info in self._kept_deltas(new_deltas).values())
             arrays = (array for group in (kept, new_deltas.values()) for array in group)
             write_tensors(writer.path(DELTAS_FILE), headers, arrays, {"format": "pt"})
+
+    def closed_to(self, step: int) -> "Gates":
+        """Return the gates of a smaller size: those of the order up to `step` are closed too."""
+        return replace(self, values=closed_to(self.values, self.order, step), order={})
 
     def _kept_deltas(self, new_deltas: Mapping[str, Array]) -> dict[str, TensorInfo]:
         return {name: info for name, info in self.deltas.items() if name not in new_deltas}

@@ -1,8 +1,6 @@
 """GGUF files given as models: each is dequantized once, into a folder of the cache."""
 
 import logging
-import shutil
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +8,8 @@ from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.environment import EXTRAS, cache_dir, check_installed
-from sgate_serve.errors import CheckpointError, writing
+from sgate_serve.errors import CheckpointError
+from sgate_serve.loaders.cache_folder import new_cache_folder
 from sgate_serve.progress import activity
 
 logger = logging.getLogger(__name__)
@@ -59,17 +58,10 @@ def _dequantize(file: Path, target: Path) -> None:
     """Write the folder beside `target` and move it there; another process may have been faster."""
     from sgate_serve.models.gguf import write_dequantized
 
-    with writing(target, "set SGATE_CACHE to another folder"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".dequantizing-", dir=target.parent))
-        try:
-            with activity(f"dequantizing {file.name}", is_brief=True):
-                write_dequantized(file, staging)
-            _check_written(file, staging)
-            if not target.exists():
-                staging.replace(target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with new_cache_folder(target, "dequantizing") as staging:
+        with activity(f"dequantizing {file.name}", is_brief=True):
+            write_dequantized(file, staging)
+        _check_written(file, staging)
 
 
 def _check_written(file: Path, folder: Path) -> None:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.environment import cache_dir, cpu_flags
-from sgate_serve.errors import CheckpointError, writing
+from sgate_serve.errors import CheckpointError
+from sgate_serve.loaders.cache_folder import new_cache_folder
 from sgate_serve.onnx_format.names import (
     FORMAT_VERSION,
     GRAPH_FILE,
@@ -129,15 +129,8 @@ def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
     """
     from converters.to_onnx import write_onnx
 
-    with writing(target, "set SGATE_CACHE to another folder"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-        try:
-            write_onnx(model, staging, precision)
-            if not (target / GRAPH_FILE).exists():
-                staging.replace(target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with new_cache_folder(target, "building") as staging:
+        write_onnx(model, staging, precision)
 
 
 def cache_key(model: Checkpoint, precision: Precision) -> str:

@@ -39,6 +39,7 @@ from sgate_serve.engines.table import AUTO, check_engine
 from sgate_serve.engines.token_logprobs import token_logprobs
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.logits import TORCH, load_logits_model, rounding_of
+from sgate_serve.loaders.sized_folder import open_size
 from sgate_serve.options import check_at_least, option, required
 from sgate_serve.progress import activity, counted
 
@@ -75,6 +76,9 @@ class EvalOptions:
         "text_pair", "column of the second text of each pair, for labelled data", group=DATA
     )
     label_column: str = option("label", "column of the label, for labelled data", group=DATA)
+    keep: float | None = option(
+        None, "the size of the folder that keeps this fraction (default: the largest)", group=MODEL
+    )
     seq_len: int = option(256, "tokens per block of text; longest labelled example", group=DATA)
     eval_blocks: int = option(128, "largest number of blocks of text", group=DATA)
 
@@ -82,6 +86,10 @@ class EvalOptions:
         # A text is scored from its second token on.
         check_at_least("seq_len", self.seq_len, 2, EngineError)
         check_at_least("eval_blocks", self.eval_blocks, 1, EngineError)
+        if self.keep is not None and self.gates is not None:
+            raise EngineError(
+                "--keep with --gates: a masked model has one size; give a converted folder"
+            )
 
     @property
     def columns(self) -> Columns:
@@ -102,6 +110,7 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return {
             "model": self.options.checkpoint,
+            "keep": self.options.keep,
             "gates": None if self.options.gates is None else str(self.options.gates),
             "data": str(self.options.data),
             "engine": self.engine,
@@ -114,6 +123,7 @@ class Evaluation:
     def lines(self) -> Iterator[str]:
         """Yield the scores as lines of text."""
         masked = "" if self.options.gates is None else f", masked by {self.options.gates}"
+        masked += "" if self.options.keep is None else f", size {self.options.keep:g}"
         yield (
             f"{self.options.checkpoint}{masked} on {self.engine}, {self.precision}: "
             f"n = {self.num_samples} {self.unit}"
@@ -127,7 +137,7 @@ def evaluate(options: EvalOptions) -> Evaluation:
     """Evaluate a model; raise SgateError for data, gates or an engine that do not fit it."""
     check_extra_installed()
     masked = _masked(options)
-    model = masked.base if masked is not None else Checkpoint.open(options.checkpoint)
+    model = masked.base if masked is not None else open_size(options.checkpoint, options.keep)
     if model.spec.task == BASE:
         raise EngineError(
             f"{model.folder} is a {model.spec.head.model_class}, without a head to score; give a "

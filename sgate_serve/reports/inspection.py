@@ -14,6 +14,7 @@ from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import PRECISION_NAMES
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx
+from sgate_serve.loaders.sized_folder import open_size
 from sgate_serve.onnx_format.names import (
     GRAPH_FILE,
     META_BLOCK,
@@ -27,6 +28,7 @@ from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.plan.placement import dense_spec
+from sgate_serve.plan.sizes import Size, read_sizes
 from sgate_serve.plan.targets import alignment_advice
 from sgate_serve.verify.certificate import (
     CERTIFICATE_FILE,
@@ -40,22 +42,27 @@ PREFILL_TOKENS = 512
 
 @dataclass(frozen=True)
 class Inspection:
-    """A folder with its plan and its certificate, if it has them."""
+    """A folder with its plan, its certificate and its smaller sizes, if it has them."""
 
     folder: Checkpoint
     plan: Plan | None
     certificate: dict[str, Any] | None
+    sizes: tuple[Size, ...] = ()
 
     @classmethod
-    def of(cls, location: str | Path) -> "Inspection":
-        """Read a folder; raise SgateError if it, its plan or its certificate is malformed."""
-        checkpoint = Checkpoint.open(location)
+    def of(cls, location: str | Path, keep: float | None = None) -> "Inspection":
+        """Read a folder, or a smaller size of it.
+
+        Raises SgateError if it, its plan or its certificate is malformed.
+        """
+        checkpoint = open_size(location, keep)
         plan_path = checkpoint.folder / PLAN_FILE
         certificate_path = checkpoint.folder / CERTIFICATE_FILE
         return cls(
             folder=checkpoint,
             plan=_read_plan(plan_path, checkpoint.spec) if plan_path.exists() else None,
             certificate=read_certificate(certificate_path) if certificate_path.exists() else None,
+            sizes=read_sizes(checkpoint.folder),
         )
 
     @property
@@ -86,6 +93,7 @@ class Inspection:
                 }
                 for layer in spec.layers
             ],
+            "sizes": [],
             "certificate": self.certificate,
             "certificate_is_current": self.certificate_is_current,
         }
@@ -98,6 +106,7 @@ class Inspection:
             report |= {
                 **figures.headline(),
                 "figures": vars(figures),
+                "sizes": [_size(size, dense) for size in self.sizes],
                 "predicted_speedup": {
                     **({"decode": ideal.decode} if spec.task == CAUSAL_LM else {}),
                     "prefill": ideal.prefill,
@@ -142,12 +151,25 @@ class Inspection:
             advice = alignment_advice(self.plan)
             if advice is not None:
                 yield advice
+        yield from map(size_line, report["sizes"])
         yield certificate_line(self.certificate)
         if self.certificate_is_current is False:
             yield (
                 "edited since then: config.json, weights, tokenizer or settings files or the graph "
                 "are not those of the certificate"
             )
+
+
+def size_line(size: Mapping[str, Any]) -> str:
+    """Return a size of a report as a line of text."""
+    return (
+        f"--keep {size['keep']:g}: removed {size['removed']:.1%} of the block linears, "
+        f"{size['removed_overall']:.1%} of all parameters"
+    )
+
+
+def _size(size: Size, dense: ModelSpec) -> dict[str, float]:
+    return {"keep": size.keep, **Figures.of(size.plan, dense).headline()}
 
 
 def _experts(layer: LayerShape) -> dict[str, Any]:

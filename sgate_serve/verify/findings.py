@@ -8,6 +8,7 @@ from sgate_serve.engines.table import ONNX
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP32
+from sgate_serve.plan.sizes import read_sizes
 from sgate_serve.verify.output_kind import output_kind
 from sgate_serve.verify.outputs import Comparable, Outputs
 from sgate_serve.verify.prompts import PromptSet, has_padding, reads_padding, unreached
@@ -60,6 +61,9 @@ class Findings:
             yield "outputs, the ONNX graph and the cost of rounding"
         else:
             yield f"any outputs: {self.prompts.engine} does not run the graph"
+        if sizes := read_sizes(self.pair.out.folder):
+            named = ", ".join(f"--keep {size.keep:g}" for size in sizes)
+            yield f"smaller sizes, each of which is verified by its own {named}"
         if self.parts is not None and self.parts.other_files:
             yield f"files that no conversion writes: {', '.join(self.parts.other_files)}"
 

@@ -33,10 +33,11 @@ from sgate_serve.errors import CheckpointError, writing
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan.sizes import SIZES_FILE
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
 # Compared in other ways, or read by people only.
-OWN_FILES = frozenset({CONFIG_FILE, PLAN_FILE, CERTIFICATE_FILE, CARD_FILE, INDEX_FILE})
+OWN_FILES = frozenset({CONFIG_FILE, PLAN_FILE, SIZES_FILE, CERTIFICATE_FILE, CARD_FILE, INDEX_FILE})
 OWN_FILES |= {GGUF_FILE, *(f"{ONNX_DIR}/{name}" for name in (GRAPH_FILE, WEIGHTS_FILE))}
 
 

@@ -10,9 +10,12 @@ against the masked model as the base stores it.
 """
 
 from converters.convert import open_masked
-from sgate_serve.checkpoint.reader import Checkpoint
+from converters.sizes import masked_to
+from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.environment import library_versions
+from sgate_serve.loaders.sized_folder import open_size
 from sgate_serve.models.config_check import check_reading
+from sgate_serve.plan.sizes import size_of
 from sgate_serve.verify.base_plan import check_same_model, plan_of, rounded_like
 from sgate_serve.verify.certificate import Verification
 from sgate_serve.verify.certified_files import files_digest
@@ -34,8 +37,10 @@ def verify(options: VerifyOptions) -> Verification:
     difference is a result, not an error.
     """
     options.check()
-    out = Checkpoint.open(options.out)
+    out = open_size(options.out, options.keep)
     masked = open_masked(options.checkpoint, options.gates, gates_kind=options.gates_kind)
+    if options.keep is not None:
+        masked = masked_to(masked, size_of(find_folder(options.out), options.keep).step)
     if masked.base.layout is None:
         check_reading(masked.base.folder)
     check_same_model(masked.spec, out)

@@ -34,6 +34,10 @@ class VerifyOptions:
         f"(default: fail above {FAIL_ABOVE:g}, warn above {WARN_ABOVE:g})",
     )
 
+    keep: float | None = option(
+        None, "the size of OUT that keeps this fraction (default: the largest)"
+    )
+
     def check(self) -> None:
         """Raise EngineError for a number of prompts or tokens below 1, or a limit that is none."""
         for name in ("num_prompts", "prompt_tokens"):

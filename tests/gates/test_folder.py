@@ -14,6 +14,7 @@ from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.checkpoint.writer import TensorHeader, new_folder, write_tensors
 from sgate_serve.errors import CheckpointError, GatesError
 from sgate_serve.gates import DELTAS_FILE, GATES_FILE, Gates
+from sgate_serve.gates.order import ORDER_FILE, num_steps
 
 CONFIG = {
     "model_type": "llama",
@@ -236,3 +237,52 @@ def test_deltas_that_do_not_fit_the_model_are_refused(
 def test_no_deltas_file_is_written_without_deltas(base: Checkpoint, tmp_path: Path) -> None:
     make_gates(base).write(tmp_path / "g")
     assert not (tmp_path / "g" / DELTAS_FILE).exists()
+
+
+def test_an_order_reads_back_and_closes_step_by_step(base: Checkpoint, tmp_path: Path) -> None:
+    groups = "model.layers.1.kv_groups"
+    values = {UNITS: floats(0, 1, 0.5, 1, 0, 1), groups: floats(1, 1)}
+    order = {UNITS: np.array([0, 2, 1, -1, 0, 3], np.int32), groups: np.array([-1, 2], np.int32)}
+    found = stored(tmp_path / "g", replace(make_gates(base), values=values, order=order))
+    assert found.order.keys() == order.keys() and num_steps(found.order) == 3
+    assert all(np.array_equal(found.order[key], order[key]) for key in order)
+    for step, units, open_groups in (
+        (0, [0, 1, 0.5, 1, 0, 1], [1, 1]),
+        (1, [0, 1, 0, 1, 0, 1], [1, 1]),
+        (2, [0, 0, 0, 1, 0, 1], [1, 0]),
+        (3, [0, 0, 0, 1, 0, 0], [1, 0]),
+    ):
+        closed = found.closed_to(step)
+        assert closed.values[UNITS].tolist() == units
+        assert closed.values[groups].tolist() == open_groups
+        assert closed.values[UNITS].dtype == np.float32 and not closed.order
+    make_gates(base).write(tmp_path / "plain")
+    assert not (tmp_path / "plain" / ORDER_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (
+            {UNITS: [0, 1, 2, -1, 0]},
+            r"mlp_units is int32 of shape \[5\], and the gates are of shape",
+        ),
+        ({UNITS: [1, 2, 3, -1, 0, 4]}, "mlp_units must be 0 where a gate is closed"),
+        ({UNITS: [0, 1, 2, -2, 0, 3]}, "and elsewhere a step from 1 or -1; train again"),
+        ({"model.layers.1.mlp_units": [1]}, "mlp_units is a key of the gates or of the order"),
+    ],
+)
+def test_an_order_that_is_not_of_its_gates_is_refused(
+    base: Checkpoint, tmp_path: Path, order: dict[str, list[int]], message: str
+) -> None:
+    gates = replace(make_gates(base), values={UNITS: floats(0, 1, 1, 1, 0, 1)})
+    steps = {key: np.array(each, np.int32) for key, each in order.items()}
+    with pytest.raises(GatesError, match=f"{ORDER_FILE}: .*{message}"):
+        stored(tmp_path / "g", replace(gates, order=steps))
+
+
+def test_an_order_file_that_is_none_is_refused(base: Checkpoint, tmp_path: Path) -> None:
+    make_gates(base).write(tmp_path / "g")
+    (tmp_path / "g" / ORDER_FILE).write_bytes(b"no tensors")
+    with pytest.raises(GatesError, match=ORDER_FILE):
+        Gates.read(tmp_path / "g")

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import TrainingError
+from sgate_serve.errors import GatesError, TrainingError
 from sgate_serve.gates import DELTAS_FILE, Gates
 from sgate_serve.plan.figures import Figures, removed
 from sgate_serve.training import TrainOptions, train
@@ -30,6 +30,7 @@ from sgate_serve.training.tasks.training_data import Samples
 from sgate_serve.training.train_options import COUPLED, ROW_COL
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
+from tests.ranked_gates import keeps_of
 from tests.small_llama import dense_llama, save
 from tests.text_model import SENTENCES, write_tokenizer
 from tests.training.masks.test_masking import fold
@@ -178,6 +179,20 @@ def test_trained_gates_convert_to_a_model_that_equals_them(lora_run: TrainOption
     assert result.passed, list(result.lines())
 
 
+def test_trained_gates_have_smaller_sizes_with_the_same_weights(
+    lora_run: TrainOptions, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    if lora_run.gates != COUPLED:
+        with pytest.raises(GatesError, match="smaller sizes need gates that say which close next"):
+            convert(ConvertOptions(lora_run.base, out, lora_run.out, sizes=(0.5,)))
+        return
+    (keep,) = keeps_of(Path(lora_run.base), lora_run.out, 0.5)
+    convert(ConvertOptions(lora_run.base, out, lora_run.out, sizes=(keep,)))
+    result = verify(VerifyOptions(lora_run.base, str(out), lora_run.out, "torch", keep=keep))
+    assert result.passed and result.tensors_equal, list(result.lines())
+
+
 def test_without_recovery_only_what_reads_the_units_is_refitted(options: TrainOptions) -> None:
     options = replace(options, recovery="none", no_control=False, target=0.5)
     losses = {}
@@ -313,6 +328,9 @@ def test_a_given_mask_is_recovered_from_its_own_weights(
     assert gates.method == given.method
     assert gates.granularity == given.granularity
     assert all(np.array_equal(gates.values[key], values) for key, values in given.values.items())
+    ordered = given.values.keys() if gates.granularity == COUPLED else set()
+    assert gates.order.keys() == given.order.keys() == ordered
+    assert all(np.array_equal(gates.order[key], steps) for key, steps in given.order.items())
     assert metrics["removed"] == before["removed"]
     assert loss_of(metrics, "masked") == pytest.approx(loss_of(before, "recovered"), abs=1e-5)
     base = Checkpoint.open(options.base)

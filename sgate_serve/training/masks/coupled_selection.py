@@ -17,7 +17,13 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite, unit_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
-from sgate_serve.training.masks.selection import TOLERANCE, Ranking, Selection, first_reaching
+from sgate_serve.training.masks.selection import (
+    TOLERANCE,
+    Ranking,
+    Selection,
+    first_reaching,
+    with_order,
+)
 from sgate_serve.training.train_options import COUPLED
 
 Units = NDArray[np.int64]
@@ -56,7 +62,7 @@ def select_units(
         tried += [of_units(count) for count in {max(units - 1, 0), units}]
         nearest = min(tried, key=lambda selection: selection.miss(target.fraction))
         if nearest.miss(target.fraction) <= TOLERANCE:
-            return nearest
+            return with_order(nearest, _next_steps(sites, ranking, nearest.gates))
     raise target.unreachable(nearest.removed, COARSE)
 
 
@@ -111,6 +117,27 @@ def _closing_order(
             parts.append((float(scores[key][units].mean()), key, units))
     parts.sort(key=lambda part: part[0])
     return [(key, units) for _, key, units in parts]
+
+
+def _next_steps(
+    sites: Sequence[PrunableSite], ranking: Ranking, gates: Gates
+) -> list[tuple[str, Units]]:
+    """Return what would close after `gates`, in turn: parts of MLPs and attention groups.
+
+    Each kind of block goes on in its own order. Scores that compare across kinds close next what
+    costs least for its weights; otherwise both kinds lose the same share of what they have left.
+    """
+    weights = {site.gate.key: site.unit_weights for site in sites}
+    steps: list[tuple[float, str, Units]] = []
+    for order in _closing_orders(sites, ranking.scores, ranking.gate_block).values():
+        left = [(key, units) for key, units in order if gates.values[key][units[0]]]
+        places = (np.arange(len(left)) + 1) / max(len(left), 1)
+        if ranking.is_joint:
+            costs = [float(ranking.scores[key][units].mean()) / weights[key] for key, units in left]
+            places = np.maximum.accumulate(np.array(costs))
+        steps += [(place, *part) for place, part in zip(places.tolist(), left, strict=True)]
+    steps.sort(key=lambda step: step[0])
+    return [(key, units) for _, key, units in steps]
 
 
 def _gates(

@@ -14,7 +14,13 @@ from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
 from sgate_serve.training.masks.prunable_sites import expert_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
-from sgate_serve.training.masks.selection import TOLERANCE, Ranking, Selection, first_reaching
+from sgate_serve.training.masks.selection import (
+    TOLERANCE,
+    Ranking,
+    Selection,
+    first_reaching,
+    with_order,
+)
 from sgate_serve.training.train_options import EXPERTS
 
 KEPT = "only whole experts close, and every layer keeps as many as a token uses"
@@ -39,7 +45,8 @@ def select_experts(
         for key, expert in order[:count]:
             values[key][expert] = 0.0
         gates = Gates(ranking.method, spec.family.name, EXPERTS, base_fingerprint, values)
-        return Selection(gates, target.removed(spec, gates))
+        steps = ((key, np.array([expert])) for key, expert in order[count:])
+        return with_order(Selection(gates, target.removed(spec, gates)), steps)
 
     def nearest(counts: Iterable[int]) -> Selection:
         return min(map(close, counts), key=lambda selection: selection.miss(target.fraction))

@@ -1,12 +1,18 @@
 """The selection of gates that close, so that the Plan removes the target; the others stay open.
 
-Holds the parts common to both granularities: the ranking, the result and the search. Pure.
+Holds the parts common to the granularities: the ranking, the result, the search, and the order in
+which further gates would close. Pure.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sgate_serve.gates import Gates
+from sgate_serve.gates.order import STAYS
 from sgate_serve.training.masks.prunable_sites import GateValues
 
 TOLERANCE = 0.005
@@ -18,7 +24,8 @@ class Ranking:
 
     Open gates keep their `read_outs`, or 1 if there are none. MLP units close `gate_block` at a
     time. `num_groups` attention groups close; by default, the target's share of them. `method` says
-    where the scores come from. `is_joint` says that scores of experts compare across layers.
+    where the scores come from. `is_joint` says that scores compare across layers of experts, and
+    across kinds of block.
     """
 
     scores: GateValues
@@ -49,3 +56,12 @@ def first_reaching(close: Callable[[int], Selection], low: int, high: int, targe
         else:
             high = middle
     return low
+
+
+def with_order(selection: Selection, steps: Iterable[tuple[str, NDArray[Any]]]) -> Selection:
+    """Record in the gates which close next: those of each step, its key and gates, in turn."""
+    values = selection.gates.values
+    order = {key: np.where(open_, STAYS, 0).astype(np.int32) for key, open_ in values.items()}
+    for number, (key, gates) in enumerate(steps, 1):
+        order[key][gates] = number
+    return replace(selection, gates=replace(selection.gates, order=order))

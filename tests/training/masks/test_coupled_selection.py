@@ -12,6 +12,7 @@ from sgate_serve.architecture.family import MLP
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
+from sgate_serve.gates.order import num_steps
 from sgate_serve.plan.figures import removed
 from sgate_serve.training.gates.expected_removal import coupled_removal
 from sgate_serve.training.granularities import GRANULARITIES
@@ -163,3 +164,60 @@ def test_a_target_between_coarse_units_is_refused() -> None:
     spec = replace(spec_of(2, 1, layers=1), layers=(LayerShape(2, 1, 16, 4),))
     with pytest.raises(TrainingError, match="one unit and one KV group; use that target"):
         GRANULARITIES[COUPLED].check_reachable(spec, WeightTarget(0.25))
+
+
+@pytest.mark.parametrize("is_joint", [False, True])
+@pytest.mark.parametrize("block", [1, 8])
+def test_what_closes_next_follows_the_scores_of_each_kind(is_joint: bool, block: int) -> None:
+    spec = spec_of(8, 4)
+    sites = unit_sites(spec)
+    scores = {key: np.abs(each) for key, each in random_scores(sites).items()}
+    ranking = Ranking(scores, gate_block=block, is_joint=is_joint)
+    gates = select_units(spec, ranking, WeightTarget(0.3), "base").gates
+    last = num_steps(gates.order)
+    for key, steps in gates.order.items():
+        assert np.array_equal(steps == 0, gates.values[key] == 0), key
+        # Within a site the order is that of the scores, and the best one stays.
+        closing = np.argsort(np.where(steps < 0, last + 1, steps), kind="stable")
+        places = np.where(steps < 0, last + 1, steps)[np.argsort(scores[key])]
+        assert (np.diff(places) >= 0).all() and steps[closing[-1]] == -1
+        assert steps[int(scores[key].argmax())] == -1
+    for kind in ("mlp_units", "kv_groups"):
+        parts: dict[int, list[float]] = {}
+        for key, steps in gates.order.items():
+            for step in np.unique(steps[steps > 0]) if key.endswith(kind) else ():
+                parts.setdefault(int(step), []).append(float(scores[key][steps == step].mean()))
+        means = [parts[step] for step in sorted(parts)]
+        assert all(len(each) == 1 for each in means), "a step closes one part"
+        assert (np.diff(np.concatenate(means)) >= 0).all()
+
+
+def test_scores_that_compare_close_next_what_costs_least_for_its_weights() -> None:
+    spec = spec_of(8, 4)
+    sites = unit_sites(spec)
+    weights = {site.gate.key: site.unit_weights for site in sites}
+    costs = {key: np.abs(each) * weights[key] for key, each in random_scores(sites).items()}
+    ranking = Ranking(costs, is_joint=True, num_groups=1)
+    order = select_units(spec, ranking, WeightTarget(0.2), "base").gates.order
+    paid = {
+        int(step): costs[key][place] / weights[key]
+        for key, steps in order.items()
+        for place, step in enumerate(steps)
+        if step > 0
+    }
+    assert [*sorted(paid)] == [*range(1, num_steps(order) + 1)]
+    kinds = {key.rpartition(".")[2]: steps for key, steps in order.items() if (steps > 0).any()}
+    assert kinds.keys() == {"mlp_units", "kv_groups"}
+    assert (np.diff([paid[step] for step in sorted(paid)]) >= 0).all()
+
+
+def test_scores_that_do_not_compare_close_the_same_share_of_what_is_left() -> None:
+    spec = spec_of(8, 4, layers=4)
+    ranking = Ranking(random_scores(unit_sites(spec)))
+    gates = select_units(spec, ranking, WeightTarget(0.2), "base").gates
+    middle = gates.closed_to(num_steps(gates.order) // 2)
+    for kind in ("mlp_units", "kv_groups"):
+        keys = [key for key in gates.order if key.endswith(kind)]
+        left = sum(int((gates.order[key] > 0).sum()) for key in keys)
+        closed = sum(int((gates.values[key] != middle.values[key]).sum()) for key in keys)
+        assert closed == pytest.approx(left / 2, abs=1), kind

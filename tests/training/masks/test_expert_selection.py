@@ -7,6 +7,7 @@ import pytest
 
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
+from sgate_serve.gates.order import num_steps
 from sgate_serve.plan.figures import removed
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.expert_selection import select_experts
@@ -46,6 +47,15 @@ def test_experts_of_low_scores_close_up_to_the_target(
     values = select_experts(spec, ranking, WeightTarget(target), "base").gates
     share = sites[0].unit_weights / spec.num_gateable
     assert abs(removed(compile_gates(spec, values), spec) - target) <= share / 2
+    # What closes next is what a larger target closes as well.
+    later = min(target + 0.1, 0.45)
+    more = select_experts(spec, ranking, WeightTarget(later), "base").gates.values
+    steps = [
+        step
+        for step in range(num_steps(values.order) + 1)
+        if all((values.closed_to(step).values[key] == more[key]).all() for key in more)
+    ]
+    assert len(steps) == 1
     open_experts = [int(gates.sum()) for gates in values.values.values()]
     for key, gates in values.values.items():
         assert scores[key][gates == 0].max(initial=-1) < scores[key][gates == 1].min()

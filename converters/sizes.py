@@ -1,0 +1,158 @@
+"""Smaller sizes of a converted folder: their plans when it is written, their folders when loaded.
+
+Each closes further gates in the order that training found. What is written for a size is, byte for
+byte, what the conversion of its mask would have written, but it is made of the larger folder alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from converters.find_facts import model_facts
+from converters.masked import MaskedCheckpoint
+from converters.model_card import CARD_FILE, model_card
+from converters.nesting import nested_plan
+from converters.rules import compile_plan
+from converters.to_hf import hf_config, write_hf
+from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.companions import restated_settings
+from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.writer import FolderWriter
+from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.gates import Gates, gates_fingerprint
+from sgate_serve.gates.order import ORDER_FILE, num_steps
+from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan.figures import removed
+from sgate_serve.plan.json_form import read_plan, write_plan
+from sgate_serve.plan.placement import dense_spec
+from sgate_serve.plan.sizes import SIZES_FILE, Size
+
+# Between the fraction that a size keeps and the one that was asked for, as for a target.
+TOLERANCE = 0.005
+
+
+def find_sizes(
+    masked: MaskedCheckpoint, whole: Plan, keeps: Sequence[float], index_price: int | None = None
+) -> tuple[Size, ...]:
+    """Return a size for each fraction of the block weights to keep, the largest first.
+
+    `whole` is the plan of the folder, for the mask as it is. Raises PlanError for gates without an
+    order, a fraction that no step comes near, and a plan that is no part of `whole`.
+    """
+    return tuple(
+        _find_size(masked, whole, keep, index_price) for keep in sorted(set(keeps), reverse=True)
+    )
+
+
+def masked_to(masked: MaskedCheckpoint, step: int) -> MaskedCheckpoint:
+    """Return the masked dense model of the size whose last closed step is `step`."""
+    return replace(masked, gates=_ordered(masked).closed_to(step))
+
+
+def _ordered(masked: MaskedCheckpoint) -> Gates:
+    """Return the gates; raise GatesError unless they say which close next."""
+    if masked.gates is None or not masked.gates.order:
+        source = "no --gates" if masked.gates is None else masked.gates.source
+        raise GatesError(
+            f"{source}: smaller sizes need gates that say which close next; give a folder with "
+            f"{ORDER_FILE}, as sgate train writes it for coupled gates and experts"
+        )
+    return masked.gates
+
+
+def _find_size(masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: int | None) -> Size:
+    gates = _ordered(masked)
+    most = kept(whole, masked.spec)
+    if not 0 < keep < most - TOLERANCE:
+        raise PlanError(
+            f"--sizes {keep:g}: give fractions of the block weights below {most:.3f}, which the "
+            "largest size keeps"
+        )
+    step, plan = _nearest(masked, whole, keep, index_price)
+    found = kept(plan, masked.spec)
+    if abs(found - keep) > TOLERANCE:
+        raise PlanError(
+            f"--sizes {keep:g}: the nearest that these gates reach is {found:.3f}; give that"
+        )
+    fingerprint = gates_fingerprint(gates.closed_to(step))
+    plan = replace(plan, base_digest=masked.base.digest, gates_fingerprint=fingerprint)
+    try:
+        nested_plan(whole, plan, masked.spec)
+        _check_settings(masked, whole, plan)
+    except PlanError as error:
+        raise PlanError(f"--sizes {keep:g}: {error}") from error
+    return Size(keep, step, plan)
+
+
+def _check_settings(masked: MaskedCheckpoint, whole: Plan, plan: Plan) -> None:
+    """Raise PlanError if the size needs a tokenizer_config.json that its folder does not hold.
+
+    A folder that is no stock model states the class of its tokenizer where the base's type does.
+    """
+    configs = (hf_config(masked, each) for each in (whole, plan))
+    stated, needed = (restated_settings(masked.base.folder, config) for config in configs)
+    if stated is not None and needed is None:
+        raise PlanError(
+            "it is a stock model, and the largest size is none and has the class of its tokenizer "
+            "restated; give another size"
+        )
+
+
+def _nearest(
+    masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: int | None
+) -> tuple[int, Plan]:
+    """Return the step whose plan keeps most nearly the fraction, and its plan."""
+
+    def plan_to(step: int) -> Plan:
+        facts = model_facts(masked_to(masked, step))
+        return compile_plan(facts, whole.base_fingerprint, whole.target, index_price)
+
+    low, high = 0, num_steps(_ordered(masked).order)
+    while low < high:
+        middle = (low + high) // 2
+        if kept(plan_to(middle), masked.spec) > keep:
+            low = middle + 1
+        else:
+            high = middle
+    found = {step: plan_to(step) for step in {max(low - 1, 0), low}}
+    step = min(found, key=lambda each: abs(kept(found[each], masked.spec) - keep))
+    return step, found[step]
+
+
+def kept(plan: Plan, dense: ModelSpec) -> float:
+    """Return the fraction of the block weights that a plan keeps."""
+    return 1 - removed(plan, dense)
+
+
+def dense_of(model: Checkpoint, plan: Plan) -> ModelSpec:
+    """Return the architecture of the base that a folder was made of, with trained biases."""
+    dense = dense_spec(plan, model.spec, str(model.folder / PLAN_FILE))
+    return replace(dense, extra_biases=frozenset(plan.extra_biases))
+
+
+def write_size(
+    writer: FolderWriter, model: Checkpoint, size: Size, graph_precision: str | None
+) -> None:
+    """Write the folder of a size, sliced out of the folder `model`; the caller commits it.
+
+    `graph_precision` is that of the folder's graph, None if it has none: a size gets one alike.
+    """
+    whole = read_plan(model.folder / PLAN_FILE)
+    dense = dense_of(model, whole)
+    _check_own(size, whole, dense, f"{model.folder / SIZES_FILE}")
+    write_hf(writer, MaskedCheckpoint(model), nested_plan(whole, size.plan, dense))
+    write_plan(size.plan, writer.path(PLAN_FILE))
+    formats = ("hf",) if graph_precision is None else ("hf", "onnx")
+    card = model_card(size.plan, dense, graph_precision, formats)
+    writer.path(CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _check_own(size: Size, whole: Plan, dense: ModelSpec, source: str) -> None:
+    """Raise PlanError, naming `source`, unless a size is of the folder's base and what it says."""
+    size.plan.check(dense, f"{source}, size {size.keep:g}")
+    found = kept(size.plan, dense)
+    if size.plan.base_fingerprint != whole.base_fingerprint or abs(found - size.keep) > TOLERANCE:
+        raise PlanError(
+            f"{source}: size {size.keep:g} keeps {found:.3f} of base "
+            f"{size.plan.base_fingerprint:.12}…, and {PLAN_FILE} is of "
+            f"{whole.base_fingerprint:.12}…; convert the base again"
+        )
