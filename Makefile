@@ -4,6 +4,9 @@ BIN := $(VENV)/bin
 # The first of these that is new enough makes .venv; `make demo PYTHON=/path/to/python` names one.
 PYTHON ?= python3 python3.13 python3.12 python3.11
 NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+# A process per core, which takes the tests of whole modules. On models this small, threads only wait
+# for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadscope
 
 .PHONY: demo test test-all test-vllm lint types clean venv FORCE
 
@@ -11,15 +14,14 @@ demo: $(VENV)/.demo
 	$(BIN)/sgate demo
 
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest -m "not slow and not vllm"
+	$(PYTEST) -m "not slow and not vllm"
 	$(MAKE) test-vllm WHICH="vllm and not slow"
 
 test-all: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest -m "not vllm"
+	$(PYTEST) -m "not vllm"
 	$(MAKE) test-vllm
 
-# A process of its own: vLLM in a process changes torch for all that comes after it there. On models
-# this small, threads only wait for each other.
+# A process of its own: vLLM in a process changes torch for all that comes after it there.
 test-vllm: WHICH ?= vllm
 test-vllm: $(VENV)/.vllm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(WHICH)" tests/engines
