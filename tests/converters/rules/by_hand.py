@@ -45,10 +45,13 @@ ENCODER_SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+NEOX_SIZES = ENCODER_SIZES | {"rotary_pct": 1.0}
+
 
 def spec_of(model_type: str = "llama", **fields: Any) -> ModelSpec:
     """Return a family's spec: two query heads for each KV head, or one without grouped queries."""
-    sizes = {"gpt2": GPT2_SIZES, "bert": ENCODER_SIZES, "roberta": ENCODER_SIZES}
+    sizes = {"gpt2": GPT2_SIZES, "gpt_neox": NEOX_SIZES}
+    sizes |= dict.fromkeys(("bert", "roberta"), ENCODER_SIZES)
     config = sizes.get(model_type, SIZES) | {"model_type": model_type} | fields
     return ModelSpec.from_config(config, "config.json")
 
