@@ -190,6 +190,8 @@ def refused_in(family: str) -> set[str]:
     refused = _EVERYWHERE | (_ENCODERS if entry.is_encoder else _DECODERS) | set(entry.refused)
     # A second name for a key that the config has already.
     refused |= {key for pair in entry.aliases.items() for key in pair} - BASES[family].keys()
+    if entry.is_rotary and "head_dim" not in entry.fields:
+        refused |= {"head_dim"}
     if entry.windows in ("never", "always"):
         refused |= {"layer_types"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}
