@@ -112,6 +112,7 @@ def check_sizes(get: ConfigReader, family: Family) -> None:
     if get.values.get("model_type") == SGATE_MODEL_TYPE:
         return
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
+    _check_head_width(get, family, hidden // max(heads, 1))
     if not heads or get("intermediate_size") == 0:
         raise CheckpointError(f"{get.source}: a stock model has attention heads and MLP units")
     if family.mixture is not None and get.integer("num_experts") < family.mixture.least_experts:
@@ -125,6 +126,17 @@ def check_sizes(get: ConfigReader, family: Family) -> None:
         raise CheckpointError(
             f"{get.source}: {key} {hidden} is not a multiple of {own} {heads}; transformers "
             f"refuses such a config of family {family.name}"
+        )
+
+
+def _check_head_width(get: ConfigReader, family: Family, width: int) -> None:
+    """Refuse another width than a class has that only rotates by the one that is stated."""
+    stated = get.values.get("head_dim")
+    if family.is_rotary and "head_dim" not in family.fields and stated not in (None, width):
+        raise CheckpointError(
+            f"{get.source}: head_dim is {brief(stated)}, and heads of family {family.name} are "
+            f"hidden size / heads, {width} wide; transformers would rotate them by another width: "
+            "correct it or remove it"
         )
 
 

@@ -331,6 +331,7 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         "rope_scaling": nullable(OBJECT),
         "rotary_emb_base": ConfigField(POSITIVE, 10_000.0),
         "rotary_pct": ConfigField(SHARE, 0.25),
+        "original_max_position_embeddings": nullable(SIZE),
     },
     "ModernBertConfig": {
         **_EVERYWHERE,

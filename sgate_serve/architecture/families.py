@@ -378,8 +378,6 @@ GPT_NEOX = Family(
         "rope_theta": "rotary_emb_base",
         "partial_rotary_factor": "rotary_pct",
     },
-    # transformers' class rotates heads of this width, and attends with heads of another.
-    refused=("head_dim",),
     # Files have the first name, transformers' class the second.
     renames={"embed_out.weight": "lm_head.weight"},
     ignored_suffixes=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),

@@ -49,6 +49,23 @@ def test_partial_rotary_factor_counts_only_where_transformers_reads_it() -> None
     assert ModelSpec.from_config(phi, "config.json").rotary_dims(0) == 4
 
 
+def test_rows_of_fused_roles_follow_each_other_or_alternate_by_head() -> None:
+    sizes = LLAMA | {"hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"pad_token_id": 0, "head_dim": None, "rotary_pct": 1.0}
+    del sizes["head_dim"]
+    phi, neox = (
+        ModelSpec.from_config(sizes | {"model_type": name}, "config.json")
+        for name in ("phi3", "gpt_neox")
+    )
+    assert phi.role_rows(0, "query").tolist() == list(range(8))
+    assert phi.role_rows(0, "value").tolist() == [12, 13, 14, 15]
+    assert neox.role_rows(0, "query").tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert neox.role_rows(0, "value").tolist() == [8, 9, 10, 11, 20, 21, 22, 23]
+    assert neox.role_rows(0, "output").tolist() == list(range(8))
+    module = neox.family.linear(0, "key")
+    assert sorted(neox.module_rows(0, module)) == list(range(24))
+
+
 def test_a_null_softcap_is_off_whatever_the_default() -> None:
     gemma = LLAMA | {"model_type": "gemma2", "head_dim": 8, "hidden_size": 32}
     spec = ModelSpec.from_config(gemma, "config.json")

@@ -36,12 +36,14 @@ FEW = 6
 class Weights:
     """A model's parameters by role, as views: writing them writes the model.
 
-    The experts of a layer are copied into one matrix for each role, which `store` writes back.
+    The experts of a layer are copied into one matrix for each role, and so are rows that alternate
+    with those of other roles; `store` writes both back.
     """
 
     model: PreTrainedModel
     spec: ModelSpec
     stacks: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+    copies: dict[tuple[int, str, str], torch.Tensor] = field(default_factory=dict)
 
     def named(self, name: str) -> torch.Tensor | None:
         # What corrects a router's choice is a buffer.
@@ -59,9 +61,19 @@ class Weights:
         weight = self.named(f"{self.spec.family.linear(layer, role)}.weight")
         assert weight is not None, role
         weight = weight.T if self.spec.family.is_transposed else weight
-        return weight[self.spec.role_rows(layer, role)]
+        return self._rows(weight, layer, role, "weight")
+
+    def _rows(self, tensor: torch.Tensor, layer: int, role: str, kind: str) -> torch.Tensor:
+        rows = self.spec.role_rows(layer, role)
+        if rows[-1] - rows[0] + 1 == len(rows):
+            return tensor[rows[0] : rows[-1] + 1]
+        return self.copies.setdefault((layer, role, kind), tensor[rows])
 
     def store(self) -> None:
+        for (layer, role, kind), copy in self.copies.items():
+            tensor = self.named(f"{self.spec.family.linear(layer, role)}.{kind}")
+            assert tensor is not None, role
+            tensor[self.spec.role_rows(layer, role)] = copy
         for (layer, role), stack in self.stacks.items():
             parts = self._experts(layer, role)
             sizes = [part.shape[int(role == DOWN)] for part in parts]
@@ -89,7 +101,7 @@ class Weights:
         if self.spec.layers[layer].experts and role in MLP_ROLES:
             return None
         bias = self.named(f"{self.spec.family.linear(layer, role)}.bias")
-        return None if bias is None else bias[self.spec.role_rows(layer, role)]
+        return None if bias is None else self._rows(bias, layer, role, "bias")
 
 
 Random = np.random.Generator

@@ -223,6 +223,8 @@ def refused_in(family: str) -> set[str]:
     # A second name for a key that the config has already.
     refused |= {key for pair in entry.aliases.items() for key in pair} - BASES[family].keys()
     refused |= {"n_group", "topk_group"} & set(entry.fields)
+    if entry.is_rotary and "head_dim" not in entry.fields:
+        refused |= {"head_dim"}
     if entry.windows in ("never", "always"):
         refused |= {"layer_types"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}

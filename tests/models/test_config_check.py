@@ -74,6 +74,10 @@ MISREADINGS: dict[str, tuple[str, Misreading]] = {
         "gemma2",
         lambda s: replace(s, family=replace(s.family, scales_embeddings=False)),
     ),
+    "use_parallel_residual of layer 0": (
+        "gpt_neox",
+        lambda s: replace(s, has_parallel_blocks=False),
+    ),
     "the first position": ("roberta", lambda s: replace(s, first_position=0)),
     "n_positions": ("gpt2", lambda s: replace(s, num_positions=63)),
     "num_hidden_layers": (

@@ -45,11 +45,13 @@ ENCODER_SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+NEOX_SIZES = ENCODER_SIZES | {"rotary_pct": 1.0}
+
 
 def spec_of(model_type: str = "llama", **fields: Any) -> ModelSpec:
     """Return a family's spec: two query heads for each KV head, or one without grouped queries."""
-    encoders = dict.fromkeys(("bert", "roberta", "modernbert"), ENCODER_SIZES)
-    sizes = {"gpt2": GPT2_SIZES, **encoders}
+    sizes = {"gpt2": GPT2_SIZES, "gpt_neox": NEOX_SIZES}
+    sizes |= dict.fromkeys(("bert", "roberta", "modernbert"), ENCODER_SIZES)
     config = sizes.get(model_type, SIZES) | {"model_type": model_type} | fields
     return ModelSpec.from_config(config, "config.json")
 

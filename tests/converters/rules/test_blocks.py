@@ -72,6 +72,19 @@ def test_constant_goes_into_the_bias_of_the_block_before() -> None:
     assert target(facts, 1, ATTENTION, (0, "mlp_units")) == "model.layers.0.self_attn.o_proj.bias"
 
 
+def test_constant_of_a_parallel_block_goes_into_the_other_or_past_the_layer() -> None:
+    facts = two_layers("gpt_neox")
+    layer = "gpt_neox.layers.{}"
+    of_mlp, of_attention = f"{layer}.mlp.dense_4h_to_h.bias", f"{layer}.attention.dense.bias"
+    assert target(facts, 1, ATTENTION) == of_mlp.format(1)
+    assert target(facts, 1, MLP) == of_attention.format(1)
+    assert target(facts, 1, ATTENTION, (1, "mlp_units")) == of_mlp.format(0)
+    assert target(facts, 1, MLP, (1, "heads"), (0, "mlp_units")) == of_attention.format(0)
+    assert target(facts, 0, MLP, (0, "heads")) == "gpt_neox.embed_in.weight"
+    sequential = two_layers("gpt_neox", use_parallel_residual=False)
+    assert target(sequential, 1, ATTENTION) == of_mlp.format(0)
+
+
 def test_constant_of_the_first_block_goes_into_an_untied_embedding_or_a_position_table() -> None:
     assert target(two_layers("llama"), 0, ATTENTION) == "model.embed_tokens.weight"
     assert target(two_layers("gpt2"), 0, ATTENTION) == "transformer.wpe.weight"

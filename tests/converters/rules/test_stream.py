@@ -1,5 +1,7 @@
 """Rules 7 and 8 of the residual stream's dimensions and the columns that read them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -130,6 +132,16 @@ def test_dimensions_are_unwritten_up_to_the_first_that_writes_them() -> None:
     (found,) = unwritten_before(facts, states, ~flags(HIDDEN, (0, 1, 2, 3)))
     assert indices_of(found[ATTENTION]) == (0, 1, 2, 3)
     assert indices_of(found[MLP]) == (1, 2, 3)
+
+
+def test_parallel_blocks_read_what_is_written_before_their_layer() -> None:
+    parallel = replace(spec_of(num_hidden_layers=2), has_parallel_blocks=True)
+    layer = layer_of(parallel, output={"rows": (1, 2, 3)}, down={"rows": (2, 3)})
+    facts = facts_of(parallel, layer, layer)
+    states = [LayerState.of(parallel, index, layer) for index in range(2)]
+    first, second = unwritten_before(facts, states, ~flags(HIDDEN, (0, 1, 2, 3)))
+    assert indices_of(first[ATTENTION]) == indices_of(first[MLP]) == (0, 1, 2, 3)
+    assert indices_of(second[ATTENTION]) == indices_of(second[MLP]) == (2, 3)
 
 
 def removable(spec: ModelSpec, embedded: Indices = (), **fields: object) -> tuple[int, ...]:

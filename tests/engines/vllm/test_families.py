@@ -24,14 +24,16 @@ from tests.families.zoo import VARIANTS, ZOO, Variant
 
 pytestmark = pytest.mark.vllm
 
-# One of each kind: gated and not, sequential norms, post norms, fused linears, encoders.
+# One of each kind: gated and not, sequential norms, post norms, fused linears, parallel blocks,
+# encoders.
 SLICED = [
     variant
     for variant in VARIANTS
     if str(variant)
     in (
         *("llama-plain", "llama-classifier", "phi3-longrope", "gemma2-soft-capped"),
-        *("gpt2-tied", "bert-pooled", "distilbert-classifier", "modernbert-biased-mean-classifier"),
+        *("gpt2-tied", "gpt_neox-pythia", "bert-pooled", "distilbert-classifier"),
+        "modernbert-biased-mean-classifier",
     )
 ]
 
