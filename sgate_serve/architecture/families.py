@@ -204,7 +204,6 @@ GLM4_MOE = replace(
     mixture=replace(
         _EXPERTS,
         shared="mlp.shared_experts",
-        scores="sigmoid",
         correction="mlp.gate.e_score_correction_bias",
         # It adds up the two best of each group of experts.
         least_experts=2,

@@ -72,10 +72,10 @@ class Mixture:
 
     Names of modules are inside a layer, those of `linears` inside an expert; `expert` has a place
     for the number. `shared` is an expert that every token uses, times the sigmoid of `shared_gate`
-    if there is one. A router scores all experts, by a softmax or each by a sigmoid, and keeps the
-    `top_k` with the largest scores, to which it adds the `correction` for the choice alone.
-    `normalizes` says whether the scores of these are then divided by their sum, always or as this
-    field of the config says.
+    if there is one. A router scores all experts by a softmax and keeps the `top_k` largest;
+    `normalizes` says whether these are then divided by their sum, always or as this field of the
+    config says. With a `correction`, a score is a sigmoid, and those are kept that are largest once
+    it is added.
     """
 
     router: str
@@ -84,7 +84,6 @@ class Mixture:
     normalizes: bool | str
     shared: str | None = None
     shared_gate: str | None = None
-    scores: Literal["softmax", "sigmoid"] = "softmax"
     # A tensor of a layer with a value for each expert.
     correction: str | None = None
     # Fewer make the stock router fail.

@@ -10,12 +10,14 @@ from tests.commands.running import run
 
 
 def test_a_mixture_is_outlined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write("glm4_moe", tmp_path / "glm")
+    folder = write("deepseek_v3", tmp_path / "deepseek")
     status, text, _ = run(capsys, "inspect", folder)
     assert status == 0
-    assert "model_type glm4_moe, 4 layers, " in text
+    assert "model_type deepseek_v3, 4 layers, " in text
     assert "3 mixtures, 8 experts in each, 16 units in each\nconfig and headers agree\n" in text
-    assert "sgate does not load it: " in text and "model_type 'glm4_moe' is not supported" in text
+    assert (
+        "sgate does not load it: " in text and "model_type 'deepseek_v3' is not supported" in text
+    )
     (tmp_path / "reap").mkdir()
     changed(folder, tmp_path / "reap", both(keep(6, bias=False), say(n_group=1)))
     status, text, _ = run(capsys, "inspect", tmp_path / "reap")

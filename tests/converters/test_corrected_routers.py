@@ -152,6 +152,24 @@ def test_a_lone_expert_needs_a_router_of_ours(tmp_path: Path) -> None:
         ModelSpec.from_config(config, "config.json")
 
 
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ({"0": 3}, r"sgate.shared_units names layers \[0\], not mixtures"),
+        ({"1": [3]}, r"sgate.shared_units: 1 must be a whole number, found \[3\]"),
+        ({"1": None}, "sgate.shared_units: layer 1 must be a whole number, found null"),
+        ({"one": 3}, "sgate.shared_units holds 'one'; expected the number of a layer"),
+    ],
+)
+def test_widths_of_shared_experts_are_checked(
+    widths: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    block = {"version": 2, "family": "glm4_moe", "shared_units": widths}
+    config = {**write_base(tmp_path).config, "model_type": "sgate", "sgate": block}
+    with pytest.raises(CheckpointError, match=message):
+        ModelSpec.from_config(config, "config.json")
+
+
 def test_a_stock_shared_expert_is_as_wide_as_whole_others(tmp_path: Path) -> None:
     """17 of its 32 units and 11 of the others' 16 are kept: two times 11 are the least that fit."""
     build(WIDE, seed=0).save_pretrained(tmp_path / "base")

@@ -42,9 +42,9 @@ class UnevenMixture(nn.Module):
         if model.spec.correction(layer.index) is not None:
             self.router = CorrectedChoice(self.hidden_size, num_experts)
             num_experts, routing = self.router.num_experts, self.router.settings
+            routing["routed_scaling_factor"] = model.spec.routed_scaling
         self.experts = _fused_experts(
             **routing,
-            routed_scaling_factor=model.spec.routed_scaling,
             num_experts=num_experts,
             top_k=shape.top_k,
             hidden_size=self.width,
@@ -57,10 +57,10 @@ class UnevenMixture(nn.Module):
             getattr(self.experts.routed_experts, parameter).data.zero_()
         self.shared: UnevenMLP | None = None
         self.shared_gate: nn.Module | None = None
-        names = model.spec.family.mixture
+        mixture = model.spec.family.mixture
         if shape.shared_units:
             self.shared = UnevenMLP(model, _of_shared(layer), f"{prefix}.shared_expert")
-            if names is not None and names.shared_gate is not None:
+            if mixture is not None and mixture.shared_gate is not None:
                 self.shared_gate = _choice(self.hidden_size, 1, f"{prefix}.shared_expert_gate")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -50,11 +50,15 @@ def test_reap_is_the_mean_share_times_the_norm_over_the_tokens_of_an_expert(fami
 @torch.no_grad()
 def reap(config: Any, block: Any, hidden: torch.Tensor) -> list[float]:
     """Return the score of each expert for hidden states [tokens, hidden], by the formula."""
-    shares = linear(hidden, block.gate.weight).softmax(-1)
+    logits = linear(hidden, block.gate.weight)
+    correction = getattr(block.gate, "e_score_correction_bias", None)
+    shares = logits.softmax(-1) if correction is None else logits.sigmoid()
+    choice = shares if correction is None else shares + correction
     chosen = torch.zeros_like(shares, dtype=torch.bool)
-    chosen.scatter_(1, shares.topk(config.num_experts_per_tok).indices, value=True)
+    chosen.scatter_(1, choice.topk(config.num_experts_per_tok).indices, value=True)
     if getattr(config, "norm_topk_prob", True):
         shares = shares / (shares * chosen).sum(-1, keepdim=True)
+    shares = shares * getattr(config, "routed_scaling_factor", 1)
     scores = []
     for expert, (gate_up, down) in enumerate(
         zip(block.experts.gate_up_proj, block.experts.down_proj, strict=True)
