@@ -4,18 +4,23 @@ Each closes further gates in the order that training found. What is written for 
 byte, what the conversion of its mask would have written, but it is made of the larger folder alone.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from converters.find_facts import model_facts
 from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
 from converters.nesting import nested_plan
 from converters.rules import compile_plan
+from converters.second_reading import check_with_transformers
 from converters.to_hf import hf_config, write_hf
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.companions import restated_settings
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.errors import GatesError, PlanError
 from sgate_serve.gates import Gates, gates_fingerprint
@@ -80,7 +85,16 @@ def _find_size(masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: 
         _check_settings(masked, whole, plan)
     except PlanError as error:
         raise PlanError(f"--sizes {keep:g}: {error}") from error
+    _check_config(masked, plan, keep)
     return Size(keep, step, plan)
+
+
+def _check_config(masked: MaskedCheckpoint, plan: Plan, keep: float) -> None:
+    """Raise CheckpointError unless transformers reads the config of a size as this package does."""
+    with TemporaryDirectory() as root:
+        path = Path(root) / CONFIG_FILE
+        path.write_text(json.dumps(hf_config(masked, plan)), encoding="utf-8")
+        check_with_transformers(path.parent, Path(f"--sizes {keep:g}: {CONFIG_FILE}"))
 
 
 def _check_settings(masked: MaskedCheckpoint, whole: Plan, plan: Plan) -> None:
@@ -139,7 +153,9 @@ def write_size(
     whole = read_plan(model.folder / PLAN_FILE)
     dense = dense_of(model, whole)
     _check_own(size, whole, dense, f"{model.folder / SIZES_FILE}")
-    write_hf(writer, MaskedCheckpoint(model), nested_plan(whole, size.plan, dense))
+    nested = nested_plan(whole, size.plan, dense)
+    # Whoever serves a size shall not have to import transformers for it.
+    write_hf(writer, MaskedCheckpoint(model), nested, is_checked=True)
     write_plan(size.plan, writer.path(PLAN_FILE))
     formats = ("hf",) if graph_precision is None else ("hf", "onnx")
     card = model_card(size.plan, dense, graph_precision, formats)

@@ -28,7 +28,7 @@ from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.plan.placement import dense_spec
-from sgate_serve.plan.sizes import Size, read_sizes
+from sgate_serve.plan.sizes import SIZES_FILE, Size, read_sizes
 from sgate_serve.plan.targets import alignment_advice
 from sgate_serve.verify.certificate import (
     CERTIFICATE_FILE,
@@ -58,11 +58,12 @@ class Inspection:
         checkpoint = open_size(location, keep)
         plan_path = checkpoint.folder / PLAN_FILE
         certificate_path = checkpoint.folder / CERTIFICATE_FILE
+        plan = _read_plan(plan_path, checkpoint.spec) if plan_path.exists() else None
         return cls(
             folder=checkpoint,
-            plan=_read_plan(plan_path, checkpoint.spec) if plan_path.exists() else None,
+            plan=plan,
             certificate=read_certificate(certificate_path) if certificate_path.exists() else None,
-            sizes=read_sizes(checkpoint.folder),
+            sizes=() if plan is None else _read_sizes(checkpoint, plan),
         )
 
     @property
@@ -244,3 +245,12 @@ def _read_plan(path: Path, spec: ModelSpec) -> Plan:
     plan = read_plan(path)
     dense_spec(plan, spec, str(path))
     return plan
+
+
+def _read_sizes(folder: Checkpoint, plan: Plan) -> tuple[Size, ...]:
+    """Read the smaller sizes of a folder; raise SgateError unless they are of the plan's base."""
+    sizes, source = read_sizes(folder.folder), str(folder.folder / SIZES_FILE)
+    dense = dense_spec(plan, folder.spec, PLAN_FILE)
+    for size in sizes:
+        size.plan.check(dense, f"{source}, size {size.keep:g}")
+    return sizes

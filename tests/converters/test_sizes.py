@@ -1,6 +1,8 @@
 """Smaller sizes: what is sliced out of a folder is what the conversion of their masks writes."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from converters.convert import ConvertOptions, convert, make_plan, open_masked
 from converters.sizes import kept, masked_to
 from sgate_serve.architecture.families import QWEN3
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.errors import CheckpointError, GatesError, PlanError
 from sgate_serve.gates import Gates
 from sgate_serve.loaders.sized_folder import open_size
 from sgate_serve.plan import PLAN_FILE, Target
@@ -149,6 +151,23 @@ def first(size: int, closed: int, count: int) -> list[int]:
 
 
 UNITS = 30
+
+
+def test_units_that_are_revived_for_a_size_are_zero_in_it(tmp_path: Path) -> None:
+    base = save(dense_llama(), tmp_path / "base")
+    order = {at(0, "mlp_units"): first(UNITS, 0, 15)}
+    order |= {at(1, "mlp_units"): [*range(16, 30), *[-1] * 16]}
+    gates = gates_by_hand(base, tmp_path / "gates", **order)
+    masked, target = open_masked(base.folder, gates), Target(align=16)
+    keep = kept(make_plan(masked_to(masked, 29), target), masked.spec)
+    options = ConvertOptions(
+        str(base.folder), tmp_path / "out", gates, target=target, sizes=(keep,)
+    )
+    check_sizes(tmp_path, options)
+    (size,), small = read_sizes(options.out), open_size(options.out, keep)
+    assert size.plan.layers[0].revived("mlp_units") == {0}
+    down = small.read("model.layers.0.mlp.down_proj.weight")
+    assert down.shape[1] == 16 and not down[:, 0].any() and down[:, 1].all()
 
 
 @pytest.mark.parametrize(
@@ -297,6 +316,33 @@ def test_what_changes_in_the_folder_changes_in_its_sizes(sized: ConvertOptions) 
     settings.write_text(json.dumps({"eos_token_id": 7}))
     after = open_size(sized.out, keep).folder
     assert after != before and (after / settings.name).read_bytes() == settings.read_bytes()
+
+
+def test_slicing_needs_neither_torch_nor_transformers(sized: ConvertOptions) -> None:
+    program = (
+        "import sys; from sgate_serve.loaders.sized_folder import open_size; "
+        "open_size(sys.argv[1], float(sys.argv[2])); "
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    words = [sys.executable, "-c", program, str(sized.out), str(sized.sizes[0])]
+    found = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
+def test_a_config_that_transformers_refuses_is_refused(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, source: Path) -> None:
+        units = json.loads((folder / "config.json").read_text())["intermediate_size"]
+        raise CheckpointError(f"{source} has {units} units")
+
+    gates = write_ranked_gates(base, tmp_path / "gates", 0.1)
+    keeps = keeps_of(base.folder, gates, 0.6)
+    monkeypatch.setattr("converters.sizes.check_with_transformers", refuse)
+    options = ConvertOptions(str(base.folder), tmp_path / "out", gates, sizes=keeps)
+    with pytest.raises(CheckpointError, match=r"--sizes 0\.\d+: config\.json has \d+ units"):
+        convert(options)
+    assert not options.out.exists()
 
 
 def test_verification_notices_a_slice_that_is_not_its_masks(sized: ConvertOptions) -> None:

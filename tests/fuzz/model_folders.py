@@ -70,7 +70,10 @@ CERTIFICATE = Verification(
 
 @dataclass(frozen=True)
 class Folders:
-    """A root with `base`, `gates` (with a delta), the folders made of them, and foreign layouts."""
+    """A root with `base`, `gates` (with a delta), the folders made of them, and foreign layouts.
+
+    `ordered` are gates with an order, from which `sized` has a smaller size.
+    """
 
     root: Path
 
@@ -81,6 +84,10 @@ class Folders:
     @property
     def gates(self) -> Path:
         return self.root / "gates"
+
+    @property
+    def ordered(self) -> Path:
+        return self.root / "ordered"
 
     @property
     def pruned(self) -> Path:
@@ -100,6 +107,7 @@ def write_folders(root: Path) -> Folders:
     for layout in FOREIGN:
         write_foreign(folders, layout)
     write_lowered(folders)
+    write_sized(folders)
     int8 = folders.root / "int8"
     convert(ConvertOptions(str(folders.base), int8, folders.gates, precision="int8"))
     certificate = json.dumps(CERTIFICATE.to_json())
@@ -133,6 +141,17 @@ def write_lowered(folders: Folders) -> None:
         str(base.folder), folders.root / "lowered", folders.root / "encoder-gates", index_price=0
     )
     convert(options)
+
+
+def write_sized(folders: Folders) -> None:
+    """Write gates with an order, and the folder of two sizes that they give."""
+    base, key = Checkpoint.open(folders.base).fingerprint, "model.layers.0.mlp_units"
+    order = {key: np.array([0, 3, 1, -1, 2, -1], np.int32)}
+    values = {key: (order[key] != 0).astype(np.float32)}
+    Gates("by hand", "llama", "coupled", base, values, order=order).write(folders.ordered)
+    # Of 672 block weights each of the three closed units has 24.
+    sized = folders.root / "sized"
+    convert(ConvertOptions(str(folders.base), sized, folders.ordered, sizes=(1 - 3 * 24 / 672,)))
 
 
 def write_foreign(folders: Folders, layout: str) -> None:

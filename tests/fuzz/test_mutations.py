@@ -32,6 +32,7 @@ JSON_FILES = (
     "pruned/config.json",
     "pruned/sgate_plan.json",
     "pruned/verification.json",
+    "sized/sgate_sizes.json",
     "encoder/config.json",
     "lowered/config.json",
     "lowered/sgate_plan.json",
@@ -43,11 +44,12 @@ SAFETENSORS_FILES = (
     "base/model.safetensors",
     "gates/gates.safetensors",
     "gates/deltas.safetensors",
+    "ordered/order.safetensors",
     "stock/model.safetensors",
     "lowered/model.safetensors",
     "int8/model.safetensors",
 )
-BASES = {"pruned": "base", "int8": "base", "lowered": "encoder"}
+BASES = {"pruned": "base", "sized": "base", "int8": "base", "lowered": "encoder"}
 CASES: tuple[tuple[str, Mutator], ...] = (
     *((file, mutator) for file in JSON_FILES for mutator in (mutate_json, mutate_bytes)),
     *(
@@ -56,6 +58,7 @@ CASES: tuple[tuple[str, Mutator], ...] = (
         for mutator in (mutate_header, mutate_header_bytes)
     ),
     ("gates/gates.safetensors", mutate_values),
+    ("ordered/order.safetensors", mutate_values),
     ("int8/model.safetensors", mutate_values),
 )
 
@@ -126,8 +129,8 @@ def run_seeds(folders: Folders, path: Path, mutator: Mutator, content: bytes) ->
 
 def use(folders: Folders, path: Path) -> None:
     """Do everything that the commands do with the folder of `path` before computing."""
-    if path.parent == folders.gates:
-        masked = open_masked(folders.base, folders.gates)
+    if path.parent in (folders.gates, folders.ordered):
+        masked = open_masked(folders.base, path.parent)
     else:
         inspection = Inspection.of(path.parent)
         json.dumps(inspection.to_json())

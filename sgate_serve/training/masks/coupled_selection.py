@@ -6,7 +6,7 @@ target, of weights or of seconds. Units of similar rank may close in blocks, so 
 multiples of the block.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -62,7 +62,7 @@ def select_units(
         tried += [of_units(count) for count in {max(units - 1, 0), units}]
         nearest = min(tried, key=lambda selection: selection.miss(target.fraction))
         if nearest.miss(target.fraction) <= TOLERANCE:
-            return with_order(nearest, _next_steps(sites, ranking, nearest.gates))
+            return with_order(nearest, _next_steps(sites, ranking, orders, nearest.gates))
     raise target.unreachable(nearest.removed, COARSE)
 
 
@@ -120,7 +120,10 @@ def _closing_order(
 
 
 def _next_steps(
-    sites: Sequence[PrunableSite], ranking: Ranking, gates: Gates
+    sites: Sequence[PrunableSite],
+    ranking: Ranking,
+    orders: Mapping[str, Sequence[tuple[str, Units]]],
+    gates: Gates,
 ) -> list[tuple[str, Units]]:
     """Return what would close after `gates`, in turn: parts of MLPs and attention groups.
 
@@ -129,7 +132,7 @@ def _next_steps(
     """
     weights = {site.gate.key: site.unit_weights for site in sites}
     steps: list[tuple[float, str, Units]] = []
-    for order in _closing_orders(sites, ranking.scores, ranking.gate_block).values():
+    for order in orders.values():
         left = [(key, units) for key, units in order if gates.values[key][units[0]]]
         places = (np.arange(len(left)) + 1) / max(len(left), 1)
         if ranking.is_joint:
