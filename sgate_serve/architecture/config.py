@@ -21,7 +21,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import OBJECT, TEXT, check_fields
+from sgate_serve.json_fields import OBJECT, TEXT, brief, check_fields
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
