@@ -6,6 +6,7 @@ fields are checked before, by `config_schema`.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from reprlib import repr as brief
 from typing import Any
 
 from sgate_serve.architecture.config_reader import ConfigReader
@@ -21,7 +22,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import OBJECT, TEXT, brief, check_fields
+from sgate_serve.json_fields import OBJECT, TEXT, check_fields
 
 
 def family_of(config: Mapping[str, Any], source: str) -> Family:
