@@ -12,7 +12,8 @@ from sgate_serve.architecture.family import KEY, OUTPUT, QUERY
 from sgate_serve.checkpoint.reader import Checkpoint
 from tests.converters.exactness import Example, check, write_base
 from tests.converters.zeroing import Weights
-from tests.families.zoo import DECODER, ZOO, token_batch
+from tests.families.zoo import ZOO, token_batch
+from tests.families.zoo_configs import DECODER
 
 OLMO2 = ZOO["olmo2"]
 WIDTH = 12

@@ -30,7 +30,8 @@ from sgate_serve.verify.verify_options import VerifyOptions  # noqa: E402
 from tests.converters.gguf_forward import GgufModel  # noqa: E402
 from tests.converters.test_convert import random_gates, write_gates  # noqa: E402
 from tests.converters.test_to_onnx_lowered import row_col_gates  # noqa: E402
-from tests.families.zoo import WINDOW, ZOO, Variant, build  # noqa: E402
+from tests.families.zoo import ZOO, Variant, build  # noqa: E402
+from tests.families.zoo_configs import WINDOW  # noqa: E402
 from tests.small_llama import random_tokens  # noqa: E402
 
 TOLERANCE = 2e-5

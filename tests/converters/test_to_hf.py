@@ -12,7 +12,8 @@ from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan.placement import pruned_spec
 from tests.converters.exactness import Example, write_base
 from tests.converters.zeroing import Weights
-from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant
+from tests.families.zoo import VARIANTS, ZOO, Variant
+from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import random_tokens
 
 WAYS = (("units", 3), ("whole_heads", 2), ("silent_writers", 7), ("columns", 5), ("stream", 1))

@@ -23,7 +23,8 @@ from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.names import MAX_CHUNK
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
-from tests.families.zoo import VOCABULARY, ZOO, build
+from tests.families.zoo import ZOO, build
+from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import random_tokens
 
 OPTIONS = SlotOptions(slots=1, max_model_len=64, threads=1)

@@ -23,7 +23,8 @@ from sgate_serve.plan import Plan
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.engines.drive import decode, prefill
-from tests.families.zoo import VARIANTS, VOCABULARY, ZOO, Variant, build
+from tests.families.zoo import VARIANTS, ZOO, Variant, build
+from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import random_tokens
 
 Values = dict[str, NDArray[np.float32]]

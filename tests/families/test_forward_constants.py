@@ -8,7 +8,8 @@ import pytest
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from sgate_serve.architecture.spec import ModelSpec
-from tests.families.zoo import DECODER, GEMMA, LONGROPE, VARIANTS, WITH_HEAD_DIM, Variant, build
+from tests.families.zoo import VARIANTS, Variant, build
+from tests.families.zoo_configs import DECODER, GEMMA, LONGROPE, WITH_HEAD_DIM
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 NESTED = {

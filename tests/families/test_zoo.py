@@ -7,17 +7,8 @@ import pytest
 import torch
 
 from tests.families.float64 import logits64
-from tests.families.zoo import (
-    GRANITE,
-    VARIANTS,
-    VOCABULARY,
-    WINDOW,
-    ZOO,
-    Variant,
-    build,
-    padded_batch,
-    token_batch,
-)
+from tests.families.zoo import VARIANTS, ZOO, Variant, build, padded_batch, token_batch
+from tests.families.zoo_configs import GRANITE, VOCABULARY, WINDOW
 
 FULL = ["full_attention"] * 3
 SAME_ROPE = {

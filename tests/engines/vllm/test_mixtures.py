@@ -25,7 +25,8 @@ from sgate_serve.plan import Target
 from tests.converters.test_convert import write_gates
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine, worker_engine
-from tests.families.zoo import DECODER, Variant, build
+from tests.families.zoo import Variant, build
+from tests.families.zoo_configs import DECODER
 from tests.small_llama import random_tokens
 
 pytestmark = pytest.mark.vllm

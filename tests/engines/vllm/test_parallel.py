@@ -17,7 +17,8 @@ from sgate_serve.loaders.torch_model import TorchModel
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine, worker_engine
 from tests.families.test_equivalence import converted
-from tests.families.zoo import DECODER, ZOO, Variant
+from tests.families.zoo import ZOO, Variant
+from tests.families.zoo_configs import DECODER
 from tests.small_llama import random_tokens
 
 pytestmark = pytest.mark.vllm

@@ -19,7 +19,8 @@ from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import write_gates
 from tests.engines.vllm.start import vllm_engine
 from tests.families.test_equivalence import check_verified, converted
-from tests.families.zoo import VOCABULARY, ZOO, build
+from tests.families.zoo import ZOO, build
+from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import Kept, dense_llama, random_tokens, save, save_pruned
 from tests.text.test_pooling import write_modules
 

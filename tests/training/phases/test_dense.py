@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.modernbert.modeling_modernbert import ModernBertModel
 
 from sgate_serve.training.phases.dense import restore_config
-from tests.families.zoo import DECODER, DISTILBERT, MODERNBERT
+from tests.families.zoo_configs import DECODER, DISTILBERT, MODERNBERT
 
 
 @pytest.mark.parametrize(
