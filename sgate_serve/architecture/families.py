@@ -368,6 +368,7 @@ GPT_NEOX = Family(
     embedding="gpt_neox.embed_in",
     final_norm="gpt_neox.final_layer_norm",
     norm="layer",
+    norm_biases=True,
     alternates_by_head=True,
     has_stated_head_width=False,
     has_kv_heads=False,
