@@ -175,3 +175,18 @@ def test_a_head_is_written_as_it_was_loaded(
     engine = load_onnx(out)
     np.testing.assert_allclose(engine.logits(tokens[0].numpy()), expected, atol=1e-4, rtol=1e-4)
     engine.close()
+
+
+@pytest.mark.parametrize("name", ["embed_out.weight", HEAD])
+def test_a_head_keeps_the_name_that_files_have_for_it(name: str, tmp_path: Path) -> None:
+    variant = next(each for each in DECODERS if each.family == "gpt_neox")
+    base = rewrite(variant, lambda _, tensors, config: tensors, tmp_path / "base")
+    stored = load_file(base / "model.safetensors")
+    stored[name] = stored.pop("embed_out.weight")
+    save_file(stored, base / "model.safetensors", {"format": "pt"})
+    convert(ConvertOptions(str(base), tmp_path / "out"))
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(stored)
+    tokens = token_batch(variant, seed=0)[:1]
+    expected = transformers_output(variant, base, tokens)
+    found = transformers_output(variant, tmp_path / "out", tokens)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
