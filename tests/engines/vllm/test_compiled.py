@@ -14,7 +14,11 @@ from tests.small_llama import random_tokens
 pytestmark = pytest.mark.vllm
 
 
-@pytest.mark.parametrize("variant", [ZOO["llama"][1], ZOO["bert"][1]], ids=str)
+# The last one is a classifier of ModernBERT that reads the mean of all tokens.
+VARIANTS = [ZOO["llama"][1], ZOO["bert"][1], ZOO["modernbert"][2]]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_compiled_logits_are_the_eager_ones(
     variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
