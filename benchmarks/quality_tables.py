@@ -172,6 +172,35 @@ def smollm2_rows(record: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
+def token_rows(records: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
+    """Yield a row for each record of SmolLM2: what its cell `name` costs after so many tokens."""
+    yield from _header(
+        "tokens of recovery",
+        "held out, dense",
+        f"held out, {name}",
+        "over dense: held out",
+        "other texts",
+    )
+    for record in records:
+        firsts = {cell["cell"]: cell for cell in reversed(record["cells"])}
+        over = record["summary"][name]
+        yield _row(
+            f"{tokens_of(record) / 1000:.0f} thousand",
+            *(
+                f"{firsts[of]['scores']['recovered']['perplexity']['value']:.2f}"
+                for of in ("dense", name)
+            ),
+            *(f"{over[kind] - 1:+.0%}" for kind in ("in_domain", "out_of_domain")),
+        )
+
+
+def tokens_of(record: Mapping[str, Any]) -> int:
+    """Return how many tokens each cell of a record trained on."""
+    options = record["options"]
+    tokens: int = options["steps"] * options["batch_size"] * options["seq_len"]
+    return tokens
+
+
 def recovery_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield a row of perplexities for each way to recover, the state before it first."""
     yield from _header(*record["before"])
@@ -183,18 +212,16 @@ def recovery_rows(record: Mapping[str, Any]) -> Iterator[str]:
 
 def smollm2_sentence(record: Mapping[str, Any]) -> str:
     """Say what the default costs at each target, over the dense model trained as long."""
-    options, summary = record["options"], record["summary"]
-    tokens = options["steps"] * options["batch_size"] * options["seq_len"]
     costs = "; ".join(
         f"{of['in_domain'] - 1:+.0%} with {name.removeprefix('default ')} of the block weights "
         f"removed ({of['out_of_domain'] - 1:+.0%} on other kinds of text)"
-        for name, of in sorted(summary.items())
+        for name, of in sorted(record["summary"].items())
         if name.startswith("default ") and "," not in name
     )
     return (
         "What pruning costs a real model, SmolLM2-135M-Instruct, in perplexity on held-out "
-        f"documentation, over the dense model trained on the same {tokens / 1000:.0f} thousand "
-        f"tokens: {costs}."
+        "documentation, over the dense model trained on the same "
+        f"{tokens_of(record) / 1000:.0f} thousand tokens: {costs}."
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.quality_tables import smollm2_rows
+from benchmarks.quality_tables import smollm2_rows, token_rows
 from benchmarks.smollm2 import IN_DOMAIN, TRAIN, summary_of, write_texts
 
 
@@ -62,6 +62,10 @@ def test_ratios_are_over_the_dense_model_of_the_same_seed() -> None:
         "| default 30% (20% of all parameters) | 15.00 | 10.00 | 54.00 | 24.00"
     )
     assert default.endswith("| +62% | +71% |")
+    options = {"steps": 30, "batch_size": 4, "seq_len": 256}
+    made = {"cells": cells, "summary": summary, "options": options}
+    *_, row = token_rows([made], "default 30%")
+    assert row == "| 31 thousand | 8.00 | 10.00 | +62% | +71% |"
 
 
 def record(
