@@ -48,7 +48,9 @@ def no_pooler(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "change"), [(ZOO["llama"][0], own_head), (ZOO["bert"][0], no_pooler)], ids=str
+    ("variant", "change"),
+    [(ZOO["llama"][0], own_head), (ZOO["bert"][0], no_pooler)],
+    ids=["own head", "no pooler"],
 )
 def test_what_the_tensors_decide_is_verified(
     variant: Variant, change: Callable[[Path], None], tmp_path: Path
