@@ -7,6 +7,7 @@ byte, what the conversion of its mask would have written, but it is made of the 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,13 +27,9 @@ from sgate_serve.errors import GatesError, PlanError
 from sgate_serve.gates import Gates, gates_fingerprint
 from sgate_serve.gates.order import ORDER_FILE, num_steps
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.plan.figures import removed
 from sgate_serve.plan.json_form import read_plan, write_plan
 from sgate_serve.plan.placement import dense_spec
-from sgate_serve.plan.sizes import SIZES_FILE, Size
-
-# Between the fraction that a size keeps and the one that was asked for, as for a target.
-TOLERANCE = 0.005
+from sgate_serve.plan.sizes import SIZES_FILE, TOLERANCE, Size, check_size, kept
 
 
 def find_sizes(
@@ -41,11 +38,18 @@ def find_sizes(
     """Return a size for each fraction of the block weights to keep, the largest first.
 
     `whole` is the plan of the folder, for the mask as it is. Raises PlanError for gates without an
-    order, a fraction that no step comes near, and a plan that is no part of `whole`.
+    order, a fraction that no step comes near, two that are one size, and a plan that is no part of
+    `whole`.
     """
-    return tuple(
-        _find_size(masked, whole, keep, index_price) for keep in sorted(set(keeps), reverse=True)
-    )
+    wanted = sorted(set(keeps), reverse=True)
+    sizes = tuple(_find_size(masked, whole, keep, index_price) for keep in wanted)
+    for larger, smaller in pairwise(sizes):
+        if larger.step == smaller.step:
+            raise PlanError(
+                f"--sizes {larger.keep:g},{smaller.keep:g}: both are the size that keeps "
+                f"{kept(larger.plan, masked.spec):.3f} of the block weights; leave one out"
+            )
+    return sizes
 
 
 def masked_to(masked: MaskedCheckpoint, step: int) -> MaskedCheckpoint:
@@ -69,8 +73,8 @@ def _find_size(masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: 
     most = kept(whole, masked.spec)
     if not 0 < keep < most - TOLERANCE:
         raise PlanError(
-            f"--sizes {keep:g}: give fractions of the block weights below {most:.3f}, which the "
-            "largest size keeps"
+            f"--sizes {keep:g}: give fractions of the block weights below {most - TOLERANCE:.3f}; "
+            f"the largest size keeps {most:.3f}"
         )
     step, plan = _nearest(masked, whole, keep, index_price)
     found = kept(plan, masked.spec)
@@ -132,11 +136,6 @@ def _nearest(
     return step, found[step]
 
 
-def kept(plan: Plan, dense: ModelSpec) -> float:
-    """Return the fraction of the block weights that a plan keeps."""
-    return 1 - removed(plan, dense)
-
-
 def dense_of(model: Checkpoint, plan: Plan) -> ModelSpec:
     """Return the architecture of the base that a folder was made of, with trained biases."""
     dense = dense_spec(plan, model.spec, str(model.folder / PLAN_FILE))
@@ -152,7 +151,7 @@ def write_size(
     """
     whole = read_plan(model.folder / PLAN_FILE)
     dense = dense_of(model, whole)
-    _check_own(size, whole, dense, f"{model.folder / SIZES_FILE}")
+    check_size(size, whole, dense, f"{model.folder / SIZES_FILE}")
     nested = nested_plan(whole, size.plan, dense)
     # Whoever serves a size shall not have to import transformers for it.
     write_hf(writer, MaskedCheckpoint(model), nested, is_checked=True)
@@ -160,15 +159,3 @@ def write_size(
     formats = ("hf",) if graph_precision is None else ("hf", "onnx")
     card = model_card(size.plan, dense, graph_precision, formats)
     writer.path(CARD_FILE).write_text(card, encoding="utf-8")
-
-
-def _check_own(size: Size, whole: Plan, dense: ModelSpec, source: str) -> None:
-    """Raise PlanError, naming `source`, unless a size is of the folder's base and what it says."""
-    size.plan.check(dense, f"{source}, size {size.keep:g}")
-    found = kept(size.plan, dense)
-    if size.plan.base_fingerprint != whole.base_fingerprint or abs(found - size.keep) > TOLERANCE:
-        raise PlanError(
-            f"{source}: size {size.keep:g} keeps {found:.3f} of base "
-            f"{size.plan.base_fingerprint:.12}…, and {PLAN_FILE} is of "
-            f"{whole.base_fingerprint:.12}…; convert the base again"
-        )

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from converters.convert import make_plan, open_masked
-from converters.sizes import kept, masked_to
+from converters.sizes import masked_to
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.gates.order import num_steps
+from sgate_serve.plan.sizes import kept
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.removal_target import WeightTarget
 from sgate_serve.training.masks.selection import Ranking

@@ -104,7 +104,10 @@ class _Decoder:
         """Add the sum of a layer's blocks to the stream, which both read before."""
         computed = self.computed(index)
         reads = [stream.read(self.norms.before(index, block)) for block, _ in computed]
-        deltas = [compute(index, x) for (_, compute), x in zip(computed, reads, strict=True)]
+        deltas = [
+            self.added(index, block, compute(index, x))
+            for (block, compute), x in zip(computed, reads, strict=True)
+        ]
         if deltas:
             stream.add(deltas[0] if len(deltas) == 1 else self.graph.node("Add", deltas)[0])
 

@@ -14,7 +14,7 @@ from converters.to_onnx import linears
 from converters.to_onnx.activations import activate
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.products import Products
-from sgate_serve.architecture.parts import LEAST_SUM
+from sgate_serve.architecture.family import LEAST_SUM, ONE
 from sgate_serve.checkpoint.reader import Checkpoint
 
 
@@ -28,20 +28,26 @@ class MixtureBlock:
         self._layer, self._shape = layer, checkpoint.spec.layers[layer]
         self._correction = checkpoint.spec.correction(layer)
         self._router = f"{checkpoint.spec.family.router_name(layer)}.weight"
-        others = checkpoint.spec.router_tensors(layer).keys() - {self._router, self._correction}
-        self._shared_gate = next(iter(others), None)
+        choosing = checkpoint.spec.router_tensors(layer).items()
+        self._shared_gate = next((name for name, axes in choosing if ONE in axes), None)
 
     def __call__(self, x: ir.Value) -> ir.Value:
         """Return the block's output [t, hidden]."""
         routed = self._routed(x)
         if not self._shape.shared_units:
             return routed
+        share = self._share(x)
         shared = self._expert(len(self._shape.experts), x)
-        if self._shared_gate is not None:
-            gate = linears.router(self._checkpoint, self._shared_gate, 1)
-            (share,) = self._graph.node("Sigmoid", [self._products.floats(gate, x)])
+        if share is not None:
             (shared,) = self._graph.node("Mul", [shared, self._in_floats(share)])
         return self._graph.node("Add", [routed, shared])[0]
+
+    def _share(self, x: ir.Value) -> ir.Value | None:
+        """Return how much of the shared expert each token takes, [t, 1]; None for all of it."""
+        if self._shared_gate is None:
+            return None
+        gate = linears.router(self._checkpoint, self._shared_gate, 1)
+        return self._graph.node("Sigmoid", [self._products.floats(gate, x)])[0]
 
     def _routed(self, x: ir.Value) -> ir.Value:
         graph, top_k = self._graph, self._shape.top_k

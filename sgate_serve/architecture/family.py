@@ -32,6 +32,8 @@ VOCAB, HIDDEN, POSITIONS, TYPES, LABEL_OUTPUTS, HEAD_UNITS = (
     "head_units",
 )
 EXPERTS, ONE = "experts", "one"
+# Routers of sigmoid scores add it to the sum that they divide by.
+LEAST_SUM = 1e-20
 CAUSAL_LM, CLASSIFICATION, BASE = "causal-lm", "classification", "base"
 # The mean of all states of a text, in `TaskHead.pooling`.
 MEAN = "mean"

@@ -13,8 +13,6 @@ from sgate_serve.architecture.family import DOWN, EXPERTS, HIDDEN, ONE, Axes, Fa
 from sgate_serve.architecture.shapes import LayerShape
 
 Rows = NDArray[np.int64]
-# Routers of sigmoid scores add it to the sum that they divide by.
-LEAST_SUM = 1e-20
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def decode_weights(spec: ModelSpec, batch: int = 1) -> int:
     A tied head reads the table as its matrix, so the head always counts in full.
     """
     shapes = spec.tensor_shapes()
-    tables = [shapes[name] for name, axes in spec.family.outside.items() if len(axes) == 2]
+    tables = [shapes[name] for name, axes in spec.outside.items() if len(axes) == 2]
     tied = spec.vocab_size * spec.hidden_size if spec.tied_head else 0
     idle = spec.num_gateable - _linear_weights(spec, batch)
     return spec.num_parameters - sum(rows * columns for rows, columns in tables) + tied - idle

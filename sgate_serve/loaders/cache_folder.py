@@ -10,9 +10,10 @@ from sgate_serve.errors import writing
 
 
 @contextmanager
-def new_cache_folder(target: Path, prefix: str) -> Iterator[Path]:
+def new_cache_folder(target: Path, prefix: str, last_file: str) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `target`; another process may have been faster.
 
+    A target without `last_file`, which is written last, is damaged, and replaced.
     Raises OutputError if the system refuses to write it.
     """
     with writing(target, "set SGATE_CACHE to another folder"):
@@ -20,7 +21,8 @@ def new_cache_folder(target: Path, prefix: str) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=target.parent))
         try:
             yield staging
-            if not target.exists():
+            if not (target / last_file).is_file():
+                shutil.rmtree(target, ignore_errors=True)
                 staging.replace(target)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

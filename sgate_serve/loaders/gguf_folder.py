@@ -58,7 +58,7 @@ def _dequantize(file: Path, target: Path) -> None:
     """Write the folder beside `target` and move it there; another process may have been faster."""
     from sgate_serve.models.gguf import write_dequantized
 
-    with new_cache_folder(target, "dequantizing") as staging:
+    with new_cache_folder(target, "dequantizing", CONFIG_FILE) as staging:
         with activity(f"dequantizing {file.name}", is_brief=True):
             write_dequantized(file, staging)
         _check_written(file, staging)

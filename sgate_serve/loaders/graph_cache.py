@@ -129,7 +129,7 @@ def build_onnx(model: Checkpoint, target: Path, precision: Precision) -> None:
     """
     from converters.to_onnx import write_onnx
 
-    with new_cache_folder(target, "building") as staging:
+    with new_cache_folder(target, "building", GRAPH_FILE) as staging:
         write_onnx(model, staging, precision)
 
 

@@ -9,7 +9,6 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from converters.sizes import write_size
 from sgate_serve import __version__
 from sgate_serve.architecture.family import BASE
 from sgate_serve.checkpoint.companions import companion_names
@@ -49,7 +48,9 @@ def open_size(location: str | Path, keep: float | None) -> Checkpoint:
 
 
 def _slice(model: Checkpoint, size: Size, graph: Precision | None, target: Path) -> None:
-    with new_cache_folder(target, "slicing") as staging, new_folder(staging) as writer:
+    from converters.sizes import write_size
+
+    with new_cache_folder(target, "slicing", CONFIG_FILE) as staging, new_folder(staging) as writer:
         write_size(writer, model, size, None if graph is None else graph.name)
         if graph is not None:
             from converters.to_onnx import write_onnx

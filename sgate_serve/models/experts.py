@@ -13,8 +13,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.initialization import no_init_weights
 
-from sgate_serve.architecture.family import DOWN, GATE, MLP, UP, Family
-from sgate_serve.architecture.parts import LEAST_SUM
+from sgate_serve.architecture.family import DOWN, GATE, LEAST_SUM, MLP, UP, Family
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.models.names import name_in
 

@@ -9,13 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
 from sgate_serve.json_fields import OBJECT, WHOLE, is_number, read_json
-from sgate_serve.plan import Plan
+from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan.figures import removed
 from sgate_serve.plan.json_form import plan_from_json, plan_to_json
 
 SIZES_FILE = "sgate_sizes.json"
 SIZES_FORMAT, SIZES_VERSION = "sgate-sizes", 1
+# Between the fraction that a size keeps and the one that was asked for, as for a target.
+TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,26 @@ def size_of(folder: Path, keep: float) -> Size:
         f"--keep {keep:g}: {folder} has the sizes {known}; give one of them, or leave --keep out "
         "for the largest"
     )
+
+
+def kept(plan: Plan, dense: ModelSpec) -> float:
+    """Return the fraction of the block weights that a plan keeps."""
+    return 1 - removed(plan, dense)
+
+
+def check_size(size: Size, whole: Plan, dense: ModelSpec, source: str) -> None:
+    """Raise PlanError, naming `source`, unless a size is of the folder's base and what it says.
+
+    `whole` is the folder's plan, `dense` the architecture of its base.
+    """
+    size.plan.check(dense, f"{source}, size {size.keep:g}")
+    found = kept(size.plan, dense)
+    if size.plan.base_fingerprint != whole.base_fingerprint or abs(found - size.keep) > TOLERANCE:
+        raise PlanError(
+            f"{source}: size {size.keep:g} keeps {found:.3f} of base "
+            f"{size.plan.base_fingerprint:.12}…, and {PLAN_FILE} is of "
+            f"{whole.base_fingerprint:.12}…; convert the base again"
+        )
 
 
 def _is_size(value: object) -> bool:

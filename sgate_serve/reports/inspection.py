@@ -28,7 +28,7 @@ from sgate_serve.plan import PLAN_FILE, Plan
 from sgate_serve.plan.figures import Figures
 from sgate_serve.plan.json_form import read_plan
 from sgate_serve.plan.placement import dense_spec
-from sgate_serve.plan.sizes import SIZES_FILE, Size, read_sizes
+from sgate_serve.plan.sizes import SIZES_FILE, Size, check_size, read_sizes
 from sgate_serve.plan.targets import alignment_advice
 from sgate_serve.verify.certificate import (
     CERTIFICATE_FILE,
@@ -230,9 +230,9 @@ def bytes_per_step(folder: Checkpoint) -> int:
     Of tables it reads single rows, but a tied head reads its whole table.
     """
     share = folder.spec.share_read
-    family, is_tied = folder.spec.family, folder.spec.tied_head
-    tables = {name for name, axes in family.outside.items() if len(axes) == 2}
-    tables -= {f"{family.embedding}.weight"} if is_tied else set()
+    spec = folder.spec
+    tables = {name for name, axes in spec.outside.items() if len(axes) == 2}
+    tables -= {f"{spec.family.embedding}.weight"} if spec.tied_head else set()
     return sum(
         round(info.num_bytes * share(name.rpartition(".")[0]))
         for name, info in folder.tensors.items()
@@ -252,5 +252,5 @@ def _read_sizes(folder: Checkpoint, plan: Plan) -> tuple[Size, ...]:
     sizes, source = read_sizes(folder.folder), str(folder.folder / SIZES_FILE)
     dense = dense_spec(plan, folder.spec, PLAN_FILE)
     for size in sizes:
-        size.plan.check(dense, f"{source}, size {size.keep:g}")
+        check_size(size, plan, dense, source)
     return sizes

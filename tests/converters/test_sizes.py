@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
-from converters.sizes import kept, masked_to
+from converters.sizes import masked_to
 from sgate_serve.architecture.families import QWEN3
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
@@ -19,7 +19,8 @@ from sgate_serve.gates import Gates
 from sgate_serve.loaders.sized_folder import open_size
 from sgate_serve.plan import PLAN_FILE, Target
 from sgate_serve.plan.json_form import read_plan
-from sgate_serve.plan.sizes import SIZES_FILE, read_sizes
+from sgate_serve.plan.sizes import SIZES_FILE, kept, read_sizes
+from sgate_serve.reports.inspection import Inspection
 from sgate_serve.training.train_options import COUPLED, EXPERTS
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
@@ -248,8 +249,9 @@ def test_a_stock_size_of_another_model_keeps_its_tokenizer(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0.99,), r"--sizes 0\.99: give fractions of the block weights below 0\.9\d+, which"),
+        ((0.99,), r"--sizes 0\.99: give fractions of the block weights below 0\.\d+; the largest"),
         ((-1.0,), "--sizes -1: give fractions of the block weights below"),
+        ((0.7, 0.7001), r"--sizes 0\.7001,0\.7: both are the size that keeps 0\.\d+"),
         ((0.01,), r"--sizes 0\.01: the nearest that these gates reach is 0\.\d+; give that"),
     ],
 )
@@ -304,8 +306,9 @@ def test_a_file_of_sizes_that_is_not_the_folders_is_refused(sized: ConvertOption
         ),
     ):
         path.write_text(json.dumps(stored | changed))
-        with pytest.raises(PlanError, match=message):
-            open_size(sized.out, keep)
+        for read in (lambda: open_size(sized.out, keep), lambda: Inspection.of(sized.out)):
+            with pytest.raises(PlanError, match=message):
+                read()
 
 
 def test_what_changes_in_the_folder_changes_in_its_sizes(sized: ConvertOptions) -> None:
@@ -316,6 +319,9 @@ def test_what_changes_in_the_folder_changes_in_its_sizes(sized: ConvertOptions) 
     settings.write_text(json.dumps({"eos_token_id": 7}))
     after = open_size(sized.out, keep).folder
     assert after != before and (after / settings.name).read_bytes() == settings.read_bytes()
+    # What is left of a cached folder is no size.
+    (after / "config.json").unlink()
+    assert open_size(sized.out, keep).folder == after
 
 
 def test_slicing_needs_neither_torch_nor_transformers(sized: ConvertOptions) -> None:

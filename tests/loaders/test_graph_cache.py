@@ -131,6 +131,14 @@ def test_a_damaged_graph_in_the_cache_is_built_again(
     assert (folder / "model.onnx.data").read_bytes() == data
 
 
+def test_a_cached_folder_without_its_graph_is_replaced(model: Checkpoint) -> None:
+    folder = onnx_folder(model)
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "model.onnx").unlink()
+    assert onnx_folder(model) == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole
+
+
 def test_a_graph_from_before_digests_is_compared_by_its_fingerprint(
     own_graph: Checkpoint, caplog: pytest.LogCaptureFixture
 ) -> None:

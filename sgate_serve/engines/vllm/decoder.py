@@ -6,6 +6,7 @@ vLLM's own.
 """
 
 from collections.abc import Iterable
+from functools import reduce
 from itertools import islice
 from typing import Any
 
@@ -84,15 +85,12 @@ class UnevenDecoderLayer(nn.Module):
     ) -> Stream:
         if self.is_parallel:
             return self._parallel(positions, hidden, residual)
-        for name, block in self.blocks.items():
+        for name in self.blocks:
             if name in self.norms:
                 hidden, residual = add_and_norm(self.norms[name], hidden, residual)
             else:
                 residual = hidden = hidden if residual is None else hidden + residual
-            hidden = block(positions, hidden) if name == ATTENTION else block(hidden)
-            if name in self.post_norms:
-                hidden = self.post_norms[name](hidden)
-            hidden = hidden if self.factor == 1 else hidden * self.factor
+            hidden = self._added(name, positions, hidden)
         return hidden, residual
 
     def _parallel(
@@ -100,12 +98,19 @@ class UnevenDecoderLayer(nn.Module):
     ) -> Stream:
         """Return the sum of both blocks, and the stream that both read."""
         deltas = []
-        for name, block in self.blocks.items():
+        for name in self.blocks:
             # The first norm adds; from then on the stream is whole.
-            normed, stream = add_and_norm(self.norms[name], hidden, residual)
-            hidden, residual = stream, None
-            deltas.append(block(positions, normed) if name == ATTENTION else block(normed))
-        return (sum(deltas), hidden) if deltas else (hidden, residual)
+            normed, hidden = add_and_norm(self.norms[name], hidden, residual)
+            residual = None
+            deltas.append(self._added(name, positions, normed))
+        return (reduce(torch.add, deltas), hidden) if deltas else (hidden, residual)
+
+    def _added(self, name: str, positions: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+        """Return what a block adds to the stream."""
+        block = self.blocks[name]
+        y: torch.Tensor = block(positions, normed) if name == ATTENTION else block(normed)
+        y = self.post_norms[name](y) if name in self.post_norms else y
+        return y if self.factor == 1 else y * self.factor
 
 
 @support_torch_compile(dynamic_arg_dims=DYNAMIC)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sgate_serve.architecture.parts import Rows
 from sgate_serve.architecture.shapes import Lowered
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
 from sgate_serve.engines.vllm.sharding import PADDING, ShardedLayer, Sources
@@ -68,10 +69,10 @@ class LayerContext:
         for role in self.roles(module):
             own = self.spec.role_rows(self.index, role)
             of_rows, of_columns = self.shape.rows.get(role), self.shape.columns.get(role)
-            part = {WEIGHT: spread(spread(weight[own], 0, of_rows), 1, of_columns)}
+            part = {WEIGHT: spread(spread(take_rows(weight, own), 0, of_rows), 1, of_columns)}
             if scale is not None:
-                part[SCALE] = spread(scale[own], 0, of_rows, 1)
-            own_bias = weight.new_zeros(len(own)) if bias is None else bias[own]
+                part[SCALE] = spread(take_rows(scale, own), 0, of_rows, 1)
+            own_bias = weight.new_zeros(len(own)) if bias is None else take_rows(bias, own)
             part[BIAS] = spread(own_bias, 0, of_rows)
             parts[role] = part
         return parts
@@ -109,6 +110,12 @@ def _inverse(index: torch.Tensor | None, size: int) -> Sources | None:
     inverse = torch.full((size,), PADDING)
     inverse[index] = torch.arange(len(index))
     return inverse.numpy()
+
+
+def take_rows(tensor: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Return some rows of a tensor, a view where they follow each other: most are large."""
+    first, end = int(rows[0]), int(rows[-1]) + 1
+    return tensor[first:end] if end - first == len(rows) else tensor[torch.from_numpy(rows)]
 
 
 def spread(
