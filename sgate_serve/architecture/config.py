@@ -131,7 +131,7 @@ def check_sizes(get: ConfigReader, family: Family) -> None:
 
 
 def _check_head_width(get: ConfigReader, family: Family, width: int) -> None:
-    """Refuse another width than a class has that only rotates by the one that is stated."""
+    """Refuse a `head_dim` where the class derives the width of heads, and rotates by this one."""
     stated = get.values.get("head_dim")
     if family.is_rotary and "head_dim" not in family.fields and stated not in (None, width):
         raise CheckpointError(
@@ -161,13 +161,12 @@ def _check_padding_id(get: ConfigReader, family: Family) -> None:
 def biased_roles(get: ConfigReader, family: Family) -> Iterator[str]:
     """Yield the roles whose linears have a bias in every layer."""
     for role, switch in family.biases.items():
-        if get(switch) if isinstance(switch, str) else switch:
+        if _is_on(get, switch):
             yield role
 
 
 def has_norm_bias(get: ConfigReader, family: Family) -> bool:
-    switch = family.norm_biases
-    return bool(get(switch)) if isinstance(switch, str) else switch
+    return _is_on(get, family.norm_biases)
 
 
 def outside(get: ConfigReader, family: Family) -> dict[str, Axes]:
@@ -191,14 +190,18 @@ def _is_there(get: ConfigReader, family: Family, tensor: str) -> bool:
 
 def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     """Say whether the shares of a token's experts are divided by their sum."""
-    switch = False if family.mixture is None else family.mixture.normalizes
-    return bool(get(switch)) if isinstance(switch, str) else switch
+    return family.mixture is not None and _is_on(get, family.mixture.normalizes)
 
 
 def with_head_norms(get: ConfigReader, family: Family) -> Family:
     """Return a family without norms on query and key where its config switches them off."""
-    switch = family.head_norm_switch
-    return family if switch is None or get(switch) else replace(family, head_norms=())
+    has_norms = _is_on(get, family.has_head_norms)
+    return family if has_norms else replace(family, head_norms=())
+
+
+def _is_on(get: ConfigReader, switch: bool | str) -> bool:
+    """Say whether an entry's switch is on, which may be a field of the config."""
+    return bool(get(switch)) if isinstance(switch, str) else switch
 
 
 def num_labels(config: Mapping[str, Any]) -> int:

@@ -193,7 +193,7 @@ GLM4_MOE = replace(
     },
     biases=dict.fromkeys((QUERY, KEY, VALUE), "attention_bias"),
     head_norms=QWEN3.head_norms,
-    head_norm_switch="use_qk_norm",
+    has_head_norms="use_qk_norm",
     has_partial_rotation=True,
     divides_hidden_size=False,
     keys={**LLAMA.keys, "num_experts": "n_routed_experts"},

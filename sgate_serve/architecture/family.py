@@ -125,8 +125,8 @@ class Family:
     position_table: str | None = None
     post_norms: Mapping[str, str] = field(default_factory=dict)
     head_norms: tuple[str, ...] = ()
-    # The field of the config that says whether there are any; without one there always are.
-    head_norm_switch: str | None = None
+    # Whether there are any: always, or as this field of the config says.
+    has_head_norms: bool | str = True
     # Each of these norms spans all heads of query or key, not single ones.
     has_joint_head_norms: bool = False
     # Tensors outside the layers that are there if this field of the config says so.

@@ -17,10 +17,10 @@ from tests.ranked_gates import keeps_of, write_ranked_gates
 
 pytestmark = pytest.mark.vllm
 
-# Gated MLPs, fused linears, Conv1D, experts, an encoder.
+# Gated MLPs, fused linears, Conv1D, experts, rows that alternate by head, an encoder.
 NAMES = (
     *("llama-biased-tied", "phi3-partial-rotary", "gpt2-tied", "qwen2_moe-shared"),
-    "bert-classifier",
+    *("gpt_neox-pythia", "bert-classifier"),
 )
 
 
