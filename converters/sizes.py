@@ -73,8 +73,8 @@ def _find_size(masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: 
     most = kept(whole, masked.spec)
     if not 0 < keep < most - TOLERANCE:
         raise PlanError(
-            f"--sizes {keep:g}: give fractions of the block weights below {most - TOLERANCE:.3f}; "
-            f"the largest size keeps {most:.3f}"
+            f"--sizes {keep:g}: give fractions of the block weights to keep, below "
+            f"{most - TOLERANCE:.3f}; the largest size keeps {most:.3f}{_percent_hint(keep)}"
         )
     step, plan = _nearest(masked, whole, keep, index_price)
     found = kept(plan, masked.spec)
@@ -113,6 +113,10 @@ def _check_settings(masked: MaskedCheckpoint, whole: Plan, plan: Plan) -> None:
             "it is a stock model, and the largest size is none and has the class of its tokenizer "
             "restated; give another size"
         )
+
+
+def _percent_hint(keep: float) -> str:
+    return f"; did you mean {keep / 100:g}?" if 1 < keep < 100 else ""
 
 
 def _nearest(

@@ -14,6 +14,10 @@ from sgate_serve.checkpoint.writer import STAGING_DIR
 
 ADAPTER_CONFIG = "adapter_config.json"
 GATES_FILES = ("gates.safetensors", "deltas.safetensors")
+GATES_REMEDY = (
+    "give their base here, and the gates with --gates; what has no --gates takes the folder that "
+    "`sgate convert BASE --gates GATES --out OUT` writes"
+)
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FOREIGN_WEIGHTS = ("tf_model.h5", "flax_model.msgpack")
 GATE_ADAPTER = "FINEGATES"
@@ -31,7 +35,7 @@ def describe_file(path: Path) -> str:
     if path.suffix == ".gguf":
         return f"{path} is a GGUF file, which is not read here; {gguf_remedy(path)}"
     if path.name in GATES_FILES:
-        return f"{path} holds gates; give their base here, and the gates with --gates"
+        return f"{path} holds gates; {GATES_REMEDY}"
     if path.name.startswith("adapter_model"):
         return f"{path} is an adapter; {merge_remedy(path.parent)}"
     if (path.parent / CONFIG_FILE).is_file():
@@ -44,7 +48,7 @@ def describe_folder(folder: Path) -> str:
     if (folder / ADAPTER_CONFIG).is_file():
         return f"{folder} is {adapter_kind(folder)}; {merge_remedy(folder)}"
     if (folder / GATES_FILES[0]).is_file():
-        return f"{folder} is a gates folder; give their base here, and the gates with --gates"
+        return f"{folder} is a gates folder; {GATES_REMEDY}"
     gguf = _first(folder, "*.gguf")
     if gguf is not None:
         return f"{folder} holds GGUF, which is not read here; {gguf_remedy(gguf)}"

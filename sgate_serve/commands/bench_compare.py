@@ -99,7 +99,9 @@ def run(args: argparse.Namespace) -> int:
     if explains:
         check_explainable(own.engine, workload)
     # First what may refuse its input.
-    found = _quality(args.data, own) if args.data is not None else {}
+    found = _quality(args, own) if args.data is not None else {}
+    if args.keep is not None:  # its folder is one of the cache
+        found["pruned"] = f"{args.pruned}, size {args.keep:g}"
 
     def report(*, is_interrupted: bool) -> tuple[Any, dict[str, Any]]:
         """Print and write the result; return it and its record."""
@@ -138,7 +140,7 @@ def _check_undrafted(own: Any) -> None:
         )
 
 
-def _quality(data: Path, own: Any) -> dict[str, Any]:
+def _quality(args: argparse.Namespace, own: Any) -> dict[str, Any]:
     """Measure and print the quality of both models in the precision that is timed."""
     from sgate_serve.bench.comparison import DENSE, PRUNED
     from sgate_serve.reports.evaluation import EvalOptions, evaluate
@@ -150,12 +152,14 @@ def _quality(data: Path, own: Any) -> dict[str, Any]:
             "in; give --engine onnx or torch, or leave it out and use `sgate eval`"
         )
     scores = {}
-    for name, model in ((DENSE, own.dense), (PRUNED, own.pruned)):
+    named = {DENSE: (own.dense, args.dense, None), PRUNED: (own.pruned, args.pruned, args.keep)}
+    for name, (model, folder, keep) in named.items():
         options = EvalOptions(
-            str(model.folder),
-            data,
+            str(folder),
+            args.data,
             engine=own.engine,
             precision=getattr(given, "precision", None),
+            keep=keep,
             seq_len=min(EvalOptions.seq_len, model.spec.max_positions),
         )
         evaluation = evaluate(options)

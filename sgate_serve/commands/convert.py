@@ -26,7 +26,7 @@ examples:
   sgate convert my-model --gates my-gates --out my-pruned
   sgate convert my-model --gates my-gates --to hf,onnx --precision int8 --out my-pruned
   sgate convert my-model --gates my-gates --to gguf --precision int4 --out my-pruned
-  sgate convert my-model --gates my-gates --sizes 0.7,0.6 --out my-pruned
+  sgate convert my-model --gates my-gates --sizes 0.6,0.5 --out my-pruned
   sgate convert my-zeroed-model --out my-pruned    # what is zero goes
 
 afterwards:

@@ -48,6 +48,8 @@ class Inspection:
     plan: Plan | None
     certificate: dict[str, Any] | None
     sizes: tuple[Size, ...] = ()
+    # Of a smaller size: the folder that it was sliced out of, and the fraction that it keeps.
+    sliced: tuple[str, float] | None = None
 
     @classmethod
     def of(cls, location: str | Path, keep: float | None = None) -> "Inspection":
@@ -64,6 +66,7 @@ class Inspection:
             plan=plan,
             certificate=read_certificate(certificate_path) if certificate_path.exists() else None,
             sizes=() if plan is None else _read_sizes(checkpoint, plan),
+            sliced=None if keep is None else (str(location), keep),
         )
 
     @property
@@ -115,11 +118,17 @@ class Inspection:
             }
         return report
 
+    @property
+    def _title(self) -> str:
+        if self.sliced is None:
+            return str(self.folder.folder)
+        return "{}, size {:g}, in {}".format(*self.sliced, self.folder.folder)
+
     def lines(self) -> Iterator[str]:
         """Yield the report as lines of text."""
         report = self.to_json()
         kind = report["layout"] or f"model_type {report['model_type']}"
-        yield f"{self.folder.folder}: {report['family']} family, {kind}"
+        yield f"{self._title}: {report['family']} family, {kind}"
         yield (
             f"{report['parameters']:,} parameters, {report['precision']}, "
             f"{report['bytes_stored']:,} bytes stored, "
@@ -153,7 +162,10 @@ class Inspection:
             if advice is not None:
                 yield advice
         yield from map(size_line, report["sizes"])
-        yield certificate_line(self.certificate)
+        if self.sliced is None:
+            yield certificate_line(self.certificate)
+        else:
+            yield certificate_line(self.certificate, "{} --keep {:g}".format(*self.sliced))
         if self.certificate_is_current is False:
             yield (
                 "edited since then: config.json, weights, tokenizer or settings files or the graph "

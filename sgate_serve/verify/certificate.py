@@ -208,10 +208,10 @@ def good_certificate(folder: Path, other_base: str | None) -> dict[str, Any] | N
     return stored if is_other and is_current(stored, Checkpoint.open(folder)) else None
 
 
-def certificate_line(certificate: Mapping[str, Any] | None) -> str:
-    """Return a stored certificate in one line."""
+def certificate_line(certificate: Mapping[str, Any] | None, folder: str = "THIS_FOLDER") -> str:
+    """Return a stored certificate in one line; `folder` is what to verify if there is none."""
     if certificate is None:
-        return "not verified yet: run `sgate verify CHECKPOINT [--gates G] THIS_FOLDER`"
+        return f"not verified yet: run `sgate verify CHECKPOINT [--gates G] {folder}`"
     outcome = "verified" if certificate["passed"] else "verification FAILED"
     if "config_equal" not in certificate:
         outcome += " (by an older release, which compared neither config.json nor the graph)"

@@ -62,8 +62,12 @@ def test_a_size_is_verified_inspected_and_evaluated(
     keep = read_sizes(out)[1].keep
     size = ("--keep", f"{keep}")
     given = ("verify", base.folder, "--gates", gates, out)
-    status, shown, err = run(capsys, *given, *size, "--engine", ONNX)
-    assert (status, shown.splitlines()[-1]) == (0, "verified"), err
+    shown = run(capsys, "inspect", out, *size)[1].splitlines()
+    assert shown[0].startswith(f"{out}, size {keep:g}, in ")
+    wanted = f"not verified yet: run `sgate verify CHECKPOINT [--gates G] {out} --keep {keep:g}`"
+    assert shown[-1] == wanted
+    status, verified, err = run(capsys, *given, *size, "--engine", ONNX)
+    assert (status, verified.splitlines()[-1]) == (0, "verified"), err
     assert not (out / "verification.json").exists()
     reports = [json.loads(run(capsys, "inspect", out, *more, "--json")[1]) for more in ((), size)]
     assert [each["keep"] for each in reports[0]["sizes"]] == [s.keep for s in read_sizes(out)]
@@ -73,8 +77,8 @@ def test_a_size_is_verified_inspected_and_evaluated(
     assert 1 - reports[1]["removed"] == pytest.approx(keep, abs=0.005)
     (tmp_path / "text.txt").write_text("one two three four five six seven eight\n" * 99)
     data = ("--data", tmp_path / "text.txt", "--seq-len", "32", "--eval-blocks", "2")
-    status, shown, err = run(capsys, "eval", out, *size, *data)
-    assert status == 0 and shown.startswith(f"{out}, size {keep:g} on torch"), err
+    status, scored, err = run(capsys, "eval", out, *size, *data)
+    assert status == 0 and scored.startswith(f"{out}, size {keep:g} on torch"), err
     status, _, err = run(capsys, "eval", base.folder, "--gates", gates, *size, *data)
     assert status == 2 and "--keep with --gates: a masked model has one size" in err
     status, _, err = run(capsys, "inspect", out, "--keep", "0.123")
@@ -91,8 +95,9 @@ def test_a_size_is_compared_with_the_dense_model(
         words = ("bench", "compare", base.folder, out, *size, *work, "--json", record)
         status, _, err = run(capsys, *words, "--", "--threads", "1")
         assert status == 0, err
-        speedups = json.loads(record.read_text())["speedups"][ONNX]
-        ideals.append(speedups["decode_batch_1"]["ideal"])
+        found = json.loads(record.read_text())
+        ideals.append(found["speedups"][ONNX]["decode_batch_1"]["ideal"])
+        assert found["pruned"] == (f"{out}, size {keep:g}" if size else str(out))
     assert 1 < ideals[0] < ideals[1]
 
 

@@ -249,8 +249,9 @@ def test_a_stock_size_of_another_model_keeps_its_tokenizer(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0.99,), r"--sizes 0\.99: give fractions of the block weights below 0\.\d+; the largest"),
-        ((-1.0,), "--sizes -1: give fractions of the block weights below"),
+        ((0.99,), r"--sizes 0\.99: give fractions of the block weights to keep, below 0\.\d+; the"),
+        ((-1.0,), "--sizes -1: give fractions of the block weights to keep, below"),
+        ((60.0,), r"largest size keeps 0\.\d+; did you mean 0\.6\?"),
         ((0.7, 0.7001), r"--sizes 0\.7001,0\.7: both are the size that keeps 0\.\d+"),
         ((0.01,), r"--sizes 0\.01: the nearest that these gates reach is 0\.\d+; give that"),
     ],
