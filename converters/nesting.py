@@ -23,6 +23,8 @@ from sgate_serve.plan.folds import Indices
 from sgate_serve.plan.placement import pruned_spec
 from sgate_serve.plan.plan import Axis
 
+HEAD_DIMS: tuple[Axis, ...] = ("value_dims", "key_dims")
+
 
 def nested_plan(whole: Plan, size: Plan, dense: ModelSpec) -> Plan:
     """Return the plan that rewrites a folder of `whole` into one of `size`.
@@ -48,6 +50,9 @@ def nested_plan(whole: Plan, size: Plan, dense: ModelSpec) -> Plan:
 def _obstacles(whole: Plan, size: Plan) -> Iterator[str]:
     for larger, smaller in zip(whole.layers, size.layers, strict=True):
         for axis in AXES:
+            # A block that is gone counts all dimensions of its heads as alive.
+            if axis in HEAD_DIMS and not smaller.survivors("kv_heads"):
+                continue
             strays = set(smaller.survivors(axis)) - set(larger.survivors(axis))
             if strays:
                 yield (
@@ -88,6 +93,6 @@ def _kept(layer: LayerPlan, axis: Axis) -> NDArray[np.int64]:
 
     Dimensions of values and keys are held whole for each KV head, dead ones as zeros.
     """
-    if axis in ("value_dims", "key_dims"):
+    if axis in HEAD_DIMS:
         return head_dims(layer.kv_heads, layer.dense.head_dim)
     return np.asarray(layer.survivors(axis), np.int64)

@@ -311,7 +311,7 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         **changed(_ROTARY, partial_rotary_factor=0.5),
         "head_dim": ConfigField(WHOLE),
         "num_local_experts": ConfigField(SIZE),
-        "num_nextn_predict_layers": ConfigField(WHOLE),
+        "num_nextn_predict_layers": nullable(WHOLE),
     },
     "SmolLM3Config": {
         **changed(_ROTARY, rope_theta=2_000_000.0),

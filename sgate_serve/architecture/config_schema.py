@@ -107,6 +107,9 @@ DECODER_STEERING: Mapping[str, tuple[Any, ...]] = {
     "num_kv_shared_layers": (None, 0),
 }
 
+# Encoders attend to all of a text; with true, some kernels of transformers mask what comes later.
+ENCODER_STEERING: Mapping[str, tuple[Any, ...]] = {"is_causal": (False,)}
+
 
 def check_config(config: Mapping[str, Any], source: str, family: Family) -> None:
     """Raise CheckpointError, naming `source` and the field, for a config that means no model."""
@@ -135,7 +138,7 @@ def _check_nulls(config: Mapping[str, Any], source: str, family: Family) -> None
 
 def _check_steering(config: Mapping[str, Any], source: str, family: Family) -> None:
     allowed = {**STEERING, **dict.fromkeys(family.refused, (False, None, 0))}
-    allowed |= {} if family.is_encoder else DECODER_STEERING
+    allowed |= ENCODER_STEERING if family.is_encoder else DECODER_STEERING
     if not family.is_rotary:
         allowed |= dict.fromkeys(("rope_parameters", "rope_scaling"), (None, {}))
     for key, values in allowed.items():

@@ -295,6 +295,7 @@ CONTRADICTING: list[tuple[str, Config, str]] = [
     ("olmo3", {"rope_scaling": {**YARN, "truncate": False}}, "rope_parameters: truncate false is"),
     ("gpt_neox", {"rotary_pct": 0.2}, "0.2 of a head's 8 dimensions is 1, which is odd"),
     ("glm4_moe", {"head_dim": 42}, "0.5 of a head's 42 dimensions is 21, which is odd"),
+    ("bert", {"is_causal": True}, "is_causal True is not supported for family bert"),
     ("gpt_neox", {"head_dim": 6}, "head_dim is 6, and heads of family gpt_neox are hidden size"),
     ("gpt_neox", {"rotary_pct": None}, "rotary_pct must be .*, found null"),
     ("gpt2", {"hidden_size": 48}, "transformers reads hidden_size as n_embd; here they are 48 and"),

@@ -82,7 +82,8 @@ def normalize_config(
         headers.check(claim, layers[claim.layer])
     biases = list(headers.added_biases(stock, depth))
     fits = all(layer == _dense_sizes(stock, family) for layer in layers)
-    if fits and is_stock and not claims and not biases:
+    if fits and is_stock and not claims:
+        headers.check_none_added(biases)
         return config, None
     words = f"{stored_type} checkpoint, {_in_words(claims, layers, biases)}"
     return _sgate_config(stock, family, layers, biases), words
@@ -130,11 +131,13 @@ def _layer_sizes(
     default = 0
     if not all(known):
         default = next(filter(None, implied), 0) or _class_default(headers.family, HEAD_DIM)
-        default = default or _dense_head_dim(stock, widths, headers.source)
+        default = default or _dense_head_dim(stock, headers.family, widths, headers.source)
     return [headers.sizes(layer, widths[layer], known[layer] or default) for layer in range(depth)]
 
 
-def _dense_head_dim(stock: Mapping[str, Any], widths: Sequence[Widths], source: str) -> int:
+def _dense_head_dim(
+    stock: Mapping[str, Any], family: Family, widths: Sequence[Widths], source: str
+) -> int:
     """Return hidden size / heads if that is unambiguous; raise CheckpointError otherwise.
 
     Tools that cut heads may keep the dense number of heads in the config, or write the number that
@@ -146,6 +149,11 @@ def _dense_head_dim(stock: Mapping[str, Any], widths: Sequence[Widths], source: 
     fitting = sorted(
         size for size in whole if all(w.query % size == w.kv % size == 0 for w in widths)
     )
+    if not whole and HEAD_DIM not in family.fields:
+        raise CheckpointError(
+            f"{source}: {HEADS} is {heads}, and hidden_size {hidden} is not a multiple of it, as "
+            f"family {family.name} has it; correct one of them"
+        )
     if len(fitting) > 1 or not whole:
         sizes = " or ".join(map(str, fitting))
         raise CheckpointError(

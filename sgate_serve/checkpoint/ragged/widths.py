@@ -126,6 +126,21 @@ class Headers:
             names = (f"{self.family.layer_name(layer)}.{module}" for module in added)
             yield from (name for name in names if f"{name}.bias" in self.tensors)
 
+    def check_none_added(self, linears: Sequence[str]) -> None:
+        """Refuse linears with an added bias where nothing else keeps transformers from loading.
+
+        It would leave the bias out.
+        """
+        for linear in linears:
+            roles = (role for role, name in self.family.linears.items() if linear.endswith(name))
+            switch = self.family.biases.get(next(roles))
+            remedy = f"set {switch} to true, or " if isinstance(switch, str) else ""
+            raise CheckpointError(
+                f"{self.tensors[f'{linear}.bias'].file}: tensor {linear}.bias is no part of family "
+                f"{self.family.name} with this config.json, and transformers leaves it out; "
+                f"{remedy}remove it"
+            )
+
     def _has(self, layer: int, roles: Sequence[str]) -> bool:
         linears = self.family.linears
         return any(self.family.linear(layer, r) in self._modules for r in roles if r in linears)

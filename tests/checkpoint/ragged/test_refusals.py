@@ -222,3 +222,16 @@ def test_a_norm_of_a_removed_block_is_refused_in_an_sgate_folder(tmp_path: Path)
     save_file(load_file(file) | {name: np.ones(48, np.float32)}, file, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=f"tensor {name} is not part of family llama"):
         Checkpoint.open(tmp_path / "pruned")
+
+
+def test_a_bias_that_transformers_leaves_out_is_refused() -> None:
+    shapes = shapes_of(CONFIG, (LayerShape(6, 3, 8, 20),) * 3)
+    for added, remedy in (
+        (f"{ATTENTION_0}.q_proj.bias", "set attention_bias to true, or remove it"),
+        (f"{MLP_0}.down_proj.bias", "set mlp_bias to true, or remove it"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"tensor {added} is no part of .*; {remedy}"):
+            understood(CONFIG, shapes | {added: (24,)})
+    mistral = CONFIG | {"model_type": "mistral"}
+    with pytest.raises(CheckpointError, match=r"transformers leaves it out; remove it"):
+        understood(mistral, shapes | {f"{ATTENTION_0}.q_proj.bias": (48,)})
