@@ -39,7 +39,7 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
     if name not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         raise CheckpointError(
-            f"{source}: model_type {name!r} is not supported; supported families: {supported}"
+            f"{source}: model_type {brief(name)} is not supported; supported families: {supported}"
         )
     return FAMILIES[str(name)]
 

@@ -4,7 +4,9 @@ Mostly that is one linear for each role. Some families fuse roles in one, and in
 one for each expert.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +21,19 @@ Rows = NDArray[np.int64]
 class Part:
     """A module of a layer that holds a role, or those of its units that one expert has.
 
-    `rows` are the role's rows in the module. The shared expert has the number after the others'.
+    The shared expert has the number after the others'.
     """
 
     module: str
-    rows: Rows
+    numbered: Callable[[], Rows]
     units: slice
     layer: int
     expert: int | None = None
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The role's rows in the module, numbered only now: a config may claim any number."""
+        return self.numbered()
 
 
 def role_rows(family: Family, layer: LayerShape, hidden_size: int, role: str) -> Rows:
@@ -53,7 +60,7 @@ def expert_parts(
         if units.stop > units.start:
             rows = hidden_size if role == DOWN else units.stop - units.start
             module = family.expert_linear(index, number, role)
-            found.append(Part(module, np.arange(rows), units, index, expert))
+            found.append(Part(module, partial(np.arange, rows), units, index, expert))
     return found
 
 

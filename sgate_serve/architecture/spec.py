@@ -6,7 +6,7 @@ family, or one whose values contradict each other, is refused here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -227,7 +227,8 @@ class ModelSpec:
         if not layer.experts or role not in MLP_ROLES:
             height, width = self.linear_shapes(index)[role]
             whole = slice(0, width if role in (OUTPUT, DOWN) else height)
-            return [Part(family.linear(index, role), self.role_rows(index, role), whole, index)]
+            rows = partial(self.role_rows, index, role)
+            return [Part(family.linear(index, role), rows, whole, index)]
         return expert_parts(family, layer, self.hidden_size, index, role)
 
     def expert_of(self, module: str) -> int | None:

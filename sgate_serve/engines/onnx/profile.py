@@ -81,7 +81,8 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
     """Return the work of each node of the graph at `path`, by node name.
 
     A node that reads a tensor of the model works on it; one that reads none goes on with what its
-    first input comes from, or rounds activations for an integer product.
+    first input comes from, or rounds activations for an integer product. The mask of a window comes
+    from no tensor, and is work of the attention that uses it, in all layers.
     """
     import onnx_ir as ir  # slow to import, and not needed for serving
 
@@ -93,10 +94,12 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
             found[node.name] = Work(ATTENDING, before.layer)
         else:
             found[node.name] = tensors.of_node(node) or before
-    for node in graph:
+    for node in reversed(graph):
         users = [found[user.name] for value in node.outputs for user, _ in value.uses()]
         if node.op_type in ROUNDING_OPS and ROUNDING in {work.kind for work in users}:
             found[node.name] = Work(ROUNDING)
+        if found[node.name].kind == OTHER and ATTENDING in {work.kind for work in users}:
+            found[node.name] = Work(ATTENDING)
     return found
 
 
