@@ -81,8 +81,9 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
     """Return the work of each node of the graph at `path`, by node name.
 
     A node that reads a tensor of the model works on it; one that reads none goes on with what its
-    first input comes from, or rounds activations for an integer product. The mask of a window comes
-    from no tensor, and is work of the attention that uses it, in all layers.
+    first input comes from, or rounds activations for an integer product. What comes from no
+    tensor, such as the mask of a window or the number of tokens of a text, is for what
+    uses it, in all layers.
     """
     import onnx_ir as ir  # slow to import, and not needed for serving
 
@@ -98,8 +99,9 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
         users = [found[user.name] for value in node.outputs for user, _ in value.uses()]
         if node.op_type in ROUNDING_OPS and ROUNDING in {work.kind for work in users}:
             found[node.name] = Work(ROUNDING)
-        if found[node.name].kind == OTHER and ATTENDING in {work.kind for work in users}:
-            found[node.name] = Work(ATTENDING)
+        kinds = [work.kind for work in users if work.kind not in (OTHER, INDEX)]
+        if found[node.name].kind == OTHER and kinds:
+            found[node.name] = Work(kinds[0])
     return found
 
 
