@@ -19,6 +19,7 @@ from benchmarks.quality_tables import (
     recovery_rows,
     smollm2_rows,
     smollm2_sentence,
+    token_rows,
 )
 from benchmarks.speed_tables import (
     draft_rows,
@@ -54,7 +55,7 @@ SOAKS = {"beside other work on the same CPUs": "soak", "nothing else": "soak_qui
 QUALITY, QUALITY_PAIRS = "quality_packages", "quality_docstrings"
 QUALITY_LM, QUALITY_LM_SHORT = "quality_language", "quality_language_short"
 SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_recovery"
-SMOLLM2_CLASSIFIER = "smollm2_classifier"
+SMOLLM2_LONG, SMOLLM2_CLASSIFIER = "smollm2_long", "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 INT8, HUGE_PAGES = "int8", "huge_pages"
 SPEED_TARGET = "speed_target"
@@ -159,6 +160,7 @@ def read_records() -> dict[str, Any]:
         SMOLLM2,
         SMOLLM2_SHORT,
         SMOLLM2_RECOVERY,
+        SMOLLM2_LONG,
         SMOLLM2_CLASSIFIER,
         INT4_DENSE,
         INT8,
@@ -227,6 +229,9 @@ def training_blocks(records: Mapping[str, Any]) -> dict[str, str]:
     return {
         "smollm2": "\n".join(smollm2_rows(records[SMOLLM2])),
         "smollm2-short": "\n".join(smollm2_rows(records[SMOLLM2_SHORT])),
+        "smollm2-tokens": "\n".join(
+            token_rows([records[n] for n in (SMOLLM2_SHORT, SMOLLM2, SMOLLM2_LONG)], "default 30%")
+        ),
         "smollm2-recovery": "\n".join(recovery_rows(records[SMOLLM2_RECOVERY])),
         "smollm2-classifier": "\n".join(quality_rows(records[SMOLLM2_CLASSIFIER], "accuracy")),
         **quality_blocks("quality", records[QUALITY], "accuracy"),
