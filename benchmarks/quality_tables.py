@@ -175,7 +175,6 @@ def smollm2_rows(record: Mapping[str, Any]) -> Iterator[str]:
 def token_rows(records: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]:
     """Yield a row for each record of SmolLM2: what its cell `name` costs after so many tokens."""
     yield from _header(
-        "tokens of recovery",
         "held out, dense",
         f"held out, {name}",
         "over dense: held out",
@@ -185,7 +184,7 @@ def token_rows(records: Sequence[Mapping[str, Any]], name: str) -> Iterator[str]
         firsts = {cell["cell"]: cell for cell in reversed(record["cells"])}
         over = record["summary"][name]
         yield _row(
-            f"{tokens_of(record) / 1000:.0f} thousand",
+            f"{tokens_of(record) / 1000:.0f} thousand tokens",
             *(
                 f"{firsts[of]['scores']['recovered']['perplexity']['value']:.2f}"
                 for of in ("dense", name)

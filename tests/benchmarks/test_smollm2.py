@@ -65,7 +65,7 @@ def test_ratios_are_over_the_dense_model_of_the_same_seed() -> None:
     options = {"steps": 30, "batch_size": 4, "seq_len": 256}
     made = {"cells": cells, "summary": summary, "options": options}
     *_, row = token_rows([made], "default 30%")
-    assert row == "| 31 thousand | 8.00 | 10.00 | +62% | +71% |"
+    assert row == "| 31 thousand tokens | 8.00 | 10.00 | +62% | +71% |"
 
 
 def record(
