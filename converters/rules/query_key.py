@@ -98,12 +98,17 @@ def _silent_queries(layer: LayerState) -> Flags:
 
 
 def _is_rotated(layer: LayerState) -> Flags:
-    return np.arange(layer.shape.head_dim) < layer.spec.rotary_dims(layer.index)
+    return np.arange(layer.shape.head_dim) < _num_rotated(layer)
+
+
+def _num_rotated(layer: LayerState) -> int:
+    """Count the dimensions that turn: those of whole pairs, also where the config says one less."""
+    return 2 * -(-layer.spec.rotary_dims(layer.index) // 2)
 
 
 def _in_pairs(layer: LayerState, flags: Flags) -> Flags:
     """Keep the flag [kv, d] of a rotated dimension only where its partner has it too."""
-    rotated = layer.spec.rotary_dims(layer.index)
+    rotated = _num_rotated(layer)
     pairs = flags.copy()
     both = flags[:, : rotated // 2] & flags[:, rotated // 2 : rotated]
     pairs[:, :rotated] = np.tile(both, 2)

@@ -181,11 +181,6 @@ def _check_settings(settings: Mapping[str, Any], get: ConfigReader, family: Fami
         )
     heads = max(get.integer("num_attention_heads"), 1)
     width = get.integer("head_dim", get.integer("hidden_size") // heads)
-    if family.has_partial_rotation and int(width * share) % 2:
-        raise CheckpointError(
-            f"{where}: {PARTIAL} {share} of a head's {width} dimensions is {int(width * share)}, "
-            "which is odd; dimensions rotate in pairs: correct the config"
-        )
     _check_numbers(settings, int(width * share), where)
 
 

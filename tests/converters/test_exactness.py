@@ -294,6 +294,23 @@ def test_constant_of_a_first_block_moves_into_the_norm_on_the_embedding(tmp_path
     assert plan.folds == () and len(plan.layers[0].heads) == 1
 
 
+@pytest.mark.parametrize(("pair", "is_dead"), [((4, 9), True), ((3, 8), True), ((4, 8), False)])
+def test_an_odd_number_of_rotated_dimensions_turns_one_more(
+    pair: tuple[int, int], is_dead: bool, tmp_path: Path
+) -> None:
+    def change(weights: Weights) -> None:
+        fused = weights.named("model.layers.0.self_attn.qkv_proj.weight")
+        assert fused is not None
+        for head in range(4):
+            fused[[12 * head + dim for dim in pair]] = 0
+
+    # 9 of 12 dimensions, and so 10: dimension i turns with i + 5.
+    variant = zoo("phi3", partial_rotary_factor=0.75)
+    plan = check(Example(variant, change=change), tmp_path)
+    gone = set(range(24)) - set(plan.layers[0].key_dims)
+    assert gone == ({12 * head + dim for head in range(2) for dim in pair} if is_dead else set())
+
+
 def test_first_block_loses_the_columns_that_the_norm_on_the_embedding_silences(
     tmp_path: Path,
 ) -> None:

@@ -37,7 +37,7 @@ SPELLINGS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3", WITH_HEAD_DIM | {"rope_theta": 1e6, "rope_scaling": None}),
     ("phi3", DECODER | LONGROPE),
     ("phi3", DECODER | {key: LONGROPE[key] for key in ("partial_rotary_factor", "rope_scaling")}),
-    ("phi3", DECODER | {"partial_rotary_factor": 0.5, "rope_theta": 2e4}),
+    ("phi3", DECODER | {"partial_rotary_factor": 0.75, "rope_theta": 2e4}),
     ("gemma2", GEMMA),
     ("gemma3_text", GEMMA),
     ("gemma3_text", GEMMA | {"rope_theta": 500.0, "rope_local_base_freq": 20.0}),
