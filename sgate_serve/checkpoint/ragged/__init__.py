@@ -81,19 +81,29 @@ def normalize_config(
     for claim in claims:
         headers.check(claim, layers[claim.layer])
     biases = list(headers.added_biases(stock, depth))
-    fits = all(layer == _dense_sizes(stock, family) for layer in layers)
+    dense = _dense_sizes(stock, family)
+    fits = all(layer == dense for layer in layers)
     if fits and is_stock and not claims:
         headers.check_none_added(biases)
         return config, None
-    words = f"{stored_type} checkpoint, {_in_words(claims, layers, biases)}"
+    words = f"{stored_type} checkpoint, {_in_words(claims, layers, biases, dense)}"
     return _sgate_config(stock, family, layers, biases), words
 
 
-def _in_words(claims: Sequence[Claim], layers: Sequence[Sizes], biases: Sequence[str]) -> str:
+def _in_words(
+    claims: Sequence[Claim], layers: Sequence[Sizes], biases: Sequence[str], dense: Sizes
+) -> str:
     keys = ", ".join(sorted({claim.key for claim in claims})) or "the tensor shapes"
     gone = sum(not layer[keys[0]] for layer in layers for keys in BLOCK_SIZES.values())
     notes = [f"{gone} blocks are gone"] if gone else []
     notes += [f"{len(biases)} biases are not the family's"] if biases else []
+    if not claims and all(layer == layers[0] for layer in layers):
+        # A number in the config that fits no layer is more likely wrong than the layers pruned.
+        notes += [
+            f"{size} is {found} in every layer and {dense[size]} in config.json"
+            for size, found in layers[0].items()
+            if dense[size] not in (found, 0)
+        ]
     return f"sizes of each layer from {keys}" + (f" ({', '.join(notes)})" if notes else "")
 
 

@@ -238,3 +238,10 @@ def test_deci_checkpoints_with_kv_heads_of_their_own() -> None:
     config = CONFIG | {"model_type": "deci", "num_key_value_heads_per_layer": [3, 2, 1]}
     spec = understood(config, shapes_of(CONFIG, layers))
     assert (spec.layers, spec.family.name) == (layers, "llama")
+
+
+def test_a_size_of_the_config_that_no_layer_has_is_said() -> None:
+    shapes = shapes_of(CONFIG, (LayerShape(6, 3, 8, 20),) * 3)
+    _, words = normalize_config(CONFIG | {"intermediate_size": 19}, stored(shapes), SOURCE)
+    assert words is not None
+    assert words.endswith("shapes (intermediate_size is 20 in every layer and 19 in config.json)")
