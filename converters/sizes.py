@@ -23,13 +23,14 @@ from sgate_serve.checkpoint.companions import restated_settings
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
-from sgate_serve.errors import GatesError, PlanError
+from sgate_serve.errors import GatesError, PlanError, percent_meant
 from sgate_serve.gates import Gates, gates_fingerprint
 from sgate_serve.gates.order import ORDER_FILE, num_steps
 from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan.figures import TOLERANCE
 from sgate_serve.plan.json_form import read_plan, write_plan
 from sgate_serve.plan.placement import dense_spec
-from sgate_serve.plan.sizes import SIZES_FILE, TOLERANCE, Size, check_size, kept
+from sgate_serve.plan.sizes import SIZES_FILE, Size, check_size, kept
 
 
 def find_sizes(
@@ -74,7 +75,7 @@ def _find_size(masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: 
     if not 0 < keep < most - TOLERANCE:
         raise PlanError(
             f"--sizes {keep:g}: give fractions of the block weights to keep, below "
-            f"{most - TOLERANCE:.3f}; the largest size keeps {most:.3f}{_percent_hint(keep)}"
+            f"{most - TOLERANCE:.3f}; the largest size keeps {most:.3f}{percent_meant(keep)}"
         )
     step, plan = _nearest(masked, whole, keep, index_price)
     found = kept(plan, masked.spec)
@@ -113,10 +114,6 @@ def _check_settings(masked: MaskedCheckpoint, whole: Plan, plan: Plan) -> None:
             "it is a stock model, and the largest size is none and has the class of its tokenizer "
             "restated; give another size"
         )
-
-
-def _percent_hint(keep: float) -> str:
-    return f"; did you mean {keep / 100:g}?" if 1 < keep < 100 else ""
 
 
 def _nearest(

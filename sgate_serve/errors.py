@@ -166,3 +166,8 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     by_lower = {each.lower(): each for each in known}
     found = get_close_matches(word.lower(), by_lower, 1)
     return f"; did you mean {by_lower[found[0]]}?" if found else ""
+
+
+def percent_meant(value: float) -> str:
+    """Return `; did you mean X?` for the fraction that a percentage was meant to be, or nothing."""
+    return f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""

@@ -31,7 +31,7 @@ examples:
   sgate serve my-pruned --port 8000
   sgate serve my-pruned --served-model-name my-model,gpt-4o-mini --api-key KEY
   sgate serve my-pruned -- --slots 16 --precision int4 --threads 2
-  sgate serve my-pruned --keep 0.7    # a size that it was converted with
+  sgate serve my-pruned --keep 0.6    # a size that it was converted with
   sgate serve my-pruned --model dense=my-model
   sgate serve my-pruned --shadow my-model --shadow-share 0.2
   sgate serve my-model --draft my-pruned

@@ -15,6 +15,9 @@ from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec
 from sgate_serve.plan.targets import TARGETS
 
+# Between a fraction of the block weights that was asked for and one that is accepted for it.
+TOLERANCE = 0.005
+
 
 @dataclass(frozen=True)
 class Figures:

@@ -13,13 +13,11 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError
 from sgate_serve.json_fields import OBJECT, WHOLE, is_number, read_json
 from sgate_serve.plan import PLAN_FILE, Plan
-from sgate_serve.plan.figures import removed
+from sgate_serve.plan.figures import TOLERANCE, removed
 from sgate_serve.plan.json_form import plan_from_json, plan_to_json
 
 SIZES_FILE = "sgate_sizes.json"
 SIZES_FORMAT, SIZES_VERSION = "sgate-sizes", 1
-# Between the fraction that a size keeps and the one that was asked for, as for a target.
-TOLERANCE = 0.005
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
-from sgate_serve.errors import TrainingError, did_you_mean
+from sgate_serve.errors import TrainingError, did_you_mean, percent_meant
 from sgate_serve.options import check_at_least, flag_of
 from sgate_serve.training.train_options import (
     COUPLED,
@@ -49,7 +49,7 @@ def _check_targets(options: TrainOptions) -> None:
     if options.target is not None and not 0 < options.target < 1:
         raise TrainingError(
             f"--target {options.target}: give the fraction of block weights to remove, above 0 "
-            f"and below 1{_meant(options.target)}"
+            f"and below 1{percent_meant(options.target)}"
         )
     if options.target_speedup is not None and not options.target_speedup > 1:
         raise TrainingError(
@@ -61,10 +61,10 @@ def _check_targets(options: TrainOptions) -> None:
 def _check_ranges(options: TrainOptions) -> None:
     share = options.gate_share
     if not 0 < share < 1:
-        raise TrainingError(f"--gate-share {share}: must lie between 0 and 1{_meant(share)}")
+        raise TrainingError(f"--gate-share {share}: must lie between 0 and 1{percent_meant(share)}")
     if not 0 <= options.distill <= 1:
         raise TrainingError(
-            f"--distill {options.distill}: must lie between 0 and 1{_meant(options.distill)}"
+            f"--distill {options.distill}: must lie between 0 and 1{percent_meant(options.distill)}"
         )
     for name, least in (("steps", 2), ("seq_len", 2), ("dense_steps", 0)):
         check_at_least(name, getattr(options, name), least, TrainingError)
@@ -189,8 +189,3 @@ def _check_columns(options: TrainOptions) -> None:
 
 def _default_of(name: str) -> Any:
     return TrainOptions.__dataclass_fields__[name].default
-
-
-def _meant(value: float) -> str:
-    """Return a question about the fraction that a percentage was meant to be."""
-    return f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""

@@ -14,11 +14,10 @@ from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
-from sgate_serve.plan.figures import removed
+from sgate_serve.plan.figures import TOLERANCE, removed
 from sgate_serve.reports.evaluation import EvalOptions, evaluate
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.masks.removal_target import compile_gates
-from sgate_serve.training.masks.selection import TOLERANCE
 from sgate_serve.training.tasks.classification import pad_token
 from sgate_serve.training.train_options import DENSE, FISHER, GATES, MAGNITUDE, RANDOM, WANDA
 from sgate_serve.verify.verification import verify

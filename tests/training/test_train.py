@@ -16,12 +16,11 @@ from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import GatesError, TrainingError
 from sgate_serve.gates import DELTAS_FILE, Gates
-from sgate_serve.plan.figures import Figures, removed
+from sgate_serve.plan.figures import TOLERANCE, Figures, removed
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.gates.relaxations import NOISE
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.removal_target import compile_gates
-from sgate_serve.training.masks.selection import TOLERANCE
 from sgate_serve.training.phases.trainer import PartlyFrozen
 from sgate_serve.training.run_dir import run_dir_of
 from sgate_serve.training.tasks.causal_lm import load_frozen, read_data

@@ -82,8 +82,8 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
 
     A node that reads a tensor of the model works on it; one that reads none goes on with what its
     first input comes from, or rounds activations for an integer product. What comes from no
-    tensor, such as the mask of a window or the number of tokens of a text, is for what
-    uses it, in all layers.
+    tensor, such as the mask of a window or the number of tokens of a text, is for what uses it, in
+    all layers.
     """
     import onnx_ir as ir  # slow to import, and not needed for serving
 

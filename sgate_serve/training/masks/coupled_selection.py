@@ -15,15 +15,10 @@ from numpy.typing import NDArray
 from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
+from sgate_serve.plan.figures import TOLERANCE
 from sgate_serve.training.masks.prunable_sites import GateValues, PrunableSite, unit_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
-from sgate_serve.training.masks.selection import (
-    TOLERANCE,
-    Ranking,
-    Selection,
-    first_reaching,
-    with_order,
-)
+from sgate_serve.training.masks.selection import Ranking, Selection, first_reaching, with_order
 from sgate_serve.training.train_options import COUPLED
 
 Units = NDArray[np.int64]

@@ -12,15 +12,10 @@ import numpy as np
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates import Gates
+from sgate_serve.plan.figures import TOLERANCE
 from sgate_serve.training.masks.prunable_sites import expert_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
-from sgate_serve.training.masks.selection import (
-    TOLERANCE,
-    Ranking,
-    Selection,
-    first_reaching,
-    with_order,
-)
+from sgate_serve.training.masks.selection import Ranking, Selection, first_reaching, with_order
 from sgate_serve.training.train_options import EXPERTS
 
 KEPT = "only whole experts close, and every layer keeps as many as a token uses"

@@ -16,9 +16,10 @@ from sgate_serve.architecture.family import DOWN, GATE, OUTPUT, UP, VALUE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
+from sgate_serve.plan.figures import TOLERANCE
 from sgate_serve.training.masks.prunable_sites import GateValues, quantiles_by_block, row_col_sites
 from sgate_serve.training.masks.removal_target import RemovalTarget
-from sgate_serve.training.masks.selection import TOLERANCE, Ranking, Selection, first_reaching
+from sgate_serve.training.masks.selection import Ranking, Selection, first_reaching
 from sgate_serve.training.train_options import ROW_COL
 
 # No linear closes entirely: its best rows and columns stay open, this many of each.

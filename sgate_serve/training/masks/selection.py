@@ -15,8 +15,6 @@ from sgate_serve.gates import Gates
 from sgate_serve.gates.order import STAYS
 from sgate_serve.training.masks.prunable_sites import GateValues
 
-TOLERANCE = 0.005
-
 
 @dataclass(frozen=True)
 class Ranking:

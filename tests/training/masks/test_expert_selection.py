@@ -8,12 +8,12 @@ import pytest
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import TrainingError
 from sgate_serve.gates.order import num_steps
-from sgate_serve.plan.figures import removed
+from sgate_serve.plan.figures import TOLERANCE, removed
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.expert_selection import select_experts
 from sgate_serve.training.masks.prunable_sites import expert_sites, unit_sites
 from sgate_serve.training.masks.removal_target import WeightTarget, compile_gates
-from sgate_serve.training.masks.selection import TOLERANCE, Ranking
+from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.train_options import EXPERTS
 from tests.training.small_mixtures import MIXTURES
 

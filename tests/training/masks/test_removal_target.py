@@ -7,11 +7,12 @@ import pytest
 
 from sgate_serve.errors import TrainingError
 from sgate_serve.plan.block_times import DECODE, MIX, PREFILL, BlockTimes, PhaseTimes, WidthTimes
+from sgate_serve.plan.figures import TOLERANCE
 from sgate_serve.training.granularities import GRANULARITIES
 from sgate_serve.training.masks.coupled_selection import cheapest_num_groups, select_units
 from sgate_serve.training.masks.prunable_sites import GateValues, unit_sites
 from sgate_serve.training.masks.removal_target import SpeedTarget, compile_gates
-from sgate_serve.training.masks.selection import TOLERANCE, Ranking
+from sgate_serve.training.masks.selection import Ranking
 from sgate_serve.training.train_options import COUPLED
 from tests.training.masks.test_coupled_selection import spec_of
 
