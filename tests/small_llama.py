@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from transformers import LlamaForCausalLM
 
-from sgate_serve.architecture.families import LLAMA
 from sgate_serve.architecture.family import (
     ATTENTION,
     ATTENTION_ROLES,
@@ -24,6 +23,7 @@ from sgate_serve.architecture.family import (
     QUERY,
     VALUE,
 )
+from sgate_serve.architecture.llama_families import LLAMA
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from tests.families.small_models import small_model

@@ -12,7 +12,7 @@ import pytest
 
 from converters.convert import ConvertOptions, convert, make_plan, open_masked
 from converters.sizes import masked_to
-from sgate_serve.architecture.families import QWEN3
+from sgate_serve.architecture.llama_families import QWEN3
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, GatesError, PlanError
 from sgate_serve.gates import Gates

@@ -18,7 +18,7 @@ gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
 from converters.to_gguf.storage import STORAGES  # noqa: E402
 from converters.to_gguf.tensors import FileModel  # noqa: E402
 from converters.to_gguf.writer import check_model, write_gguf  # noqa: E402
-from sgate_serve.architecture.families import LLAMA  # noqa: E402
+from sgate_serve.architecture.llama_families import LLAMA  # noqa: E402
 from sgate_serve.checkpoint.reader import Checkpoint  # noqa: E402
 from sgate_serve.errors import CheckpointError  # noqa: E402
 from sgate_serve.text.pre_tokenizers import NAMES, OTHER_NAMES, serialized_steps  # noqa: E402

@@ -14,8 +14,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import sgate_serve.models
 from converters.convert import ConvertOptions, convert
-from sgate_serve.architecture.families import FAMILIES, LLAMA
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import CAUSAL_LM, HIDDEN, VOCAB
+from sgate_serve.architecture.llama_families import LLAMA
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError

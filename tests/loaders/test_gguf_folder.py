@@ -17,8 +17,8 @@ from converters.to_gguf.metadata import add_metadata  # noqa: E402
 from converters.to_gguf.storage import STORAGES  # noqa: E402
 from converters.to_gguf.tensors import FileModel  # noqa: E402
 from converters.to_gguf.writer import write_gguf  # noqa: E402
-from sgate_serve.architecture.families import LLAMA, QWEN2, QWEN3  # noqa: E402
 from sgate_serve.architecture.family import Family  # noqa: E402
+from sgate_serve.architecture.llama_families import LLAMA, QWEN2, QWEN3  # noqa: E402
 from sgate_serve.checkpoint.reader import Checkpoint  # noqa: E402
 from sgate_serve.cli import main  # noqa: E402
 from sgate_serve.errors import CheckpointError  # noqa: E402

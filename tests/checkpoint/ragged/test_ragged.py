@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgate_serve.architecture.families import FAMILIES, LLAMA
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import GATE, KEY, QUERY, UP, VALUE, Family
+from sgate_serve.architecture.llama_families import LLAMA
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.ragged import normalize_config
