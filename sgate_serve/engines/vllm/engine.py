@@ -70,7 +70,8 @@ class VllmEngine:
     def load(cls, folder: Path, options: SlotOptions | None = None) -> "VllmEngine":
         """Load a model folder, stock or `sgate`, with the options of a slot engine.
 
-        Raises EngineError for sizes that vLLM rejects, CheckpointError for a broken folder.
+        Raises EngineError for sizes that vLLM rejects and for a model that it runs by
+        transformers' classes, CheckpointError for a broken folder.
         """
         options = options or SlotOptions()
         settings: dict[str, Any] = {
@@ -84,7 +85,8 @@ class VllmEngine:
             raise EngineError("vLLM has no engine option threads; set OMP_NUM_THREADS instead")
         args = engine_args(folder, (), **settings)
         os.environ.update(UNROUNDED)  # read when a kernel is compiled, which may be at any step
-        return cls(start_engine(args, in_process=True), Checkpoint.open(folder))
+        engine = start_engine(args, in_process=True, spares_transformers=True)
+        return cls(engine, Checkpoint.open(folder))
 
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""

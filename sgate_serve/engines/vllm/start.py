@@ -43,10 +43,13 @@ def engine_args(folder: Path, arguments: Sequence[str], **defaults: Any) -> Engi
     return EngineArgs.from_cli_args(parser.parse_args(list(arguments)))
 
 
-def start_engine(args: EngineArgs, *, in_process: bool) -> LLMEngine:
+def start_engine(
+    args: EngineArgs, *, in_process: bool, spares_transformers: bool = False
+) -> LLMEngine:
     """Start vLLM with its core in a separate process or, stepped by the caller, in this one.
 
-    Raises EngineError with vLLM's reason if it rejects the model or a setting.
+    Raises EngineError with vLLM's reason if it rejects the model or a setting, and, for a caller
+    that `spares_transformers`, if vLLM would change transformers' classes to run the model.
     """
     # vLLM's hints on settings are meant for servers; its child processes read the variable.
     level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -55,6 +58,11 @@ def start_engine(args: EngineArgs, *, in_process: bool) -> LLMEngine:
     with environment(**here):
         try:
             config = args.create_engine_config()
+            if spares_transformers and config.model_config.using_transformers_backend():
+                raise EngineError(
+                    f"{args.model}: vLLM runs this model by transformers' own classes, which it "
+                    "changes, so nothing is left to compare it with; choose another engine"
+                )
             return LLMEngine(
                 config,
                 executor_class=Executor.get_class(config),

@@ -17,7 +17,7 @@ from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.server.server_options import ServerOptions
 from tests.engines.vllm.start import vllm_engine
 from tests.families.test_equivalence import converted
-from tests.families.zoo import ZOO
+from tests.families.zoo import ZOO, build
 
 pytestmark = pytest.mark.vllm
 
@@ -71,6 +71,12 @@ def test_a_missing_tensor_is_named(name: str, llama: Path) -> None:
     message = re.escape(lost.removesuffix(".weight"))
     with pytest.raises(CheckpointError, match=message), vllm_engine(llama):
         pass
+
+
+def test_a_model_of_transformers_classes_is_not_compared(tmp_path: Path) -> None:
+    build(ZOO["gpt_neox"][0], 0).save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match="by transformers' own classes.*choose another engine"):
+        load_engine("vllm", tmp_path, SlotOptions())
 
 
 def test_threads_are_not_vllms(llama: Path) -> None:
