@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 from sgate_serve.architecture.family import CAUSAL_LM
-from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.checkpoint.writer import new_folder
@@ -28,7 +27,6 @@ from sgate_serve.training.masks.removal_target import (
     compile_gates,
 )
 from sgate_serve.training.methods import find_gates
-from sgate_serve.training.mixture_checks import check_mixture
 from sgate_serve.training.overview import overview
 from sgate_serve.training.phases.control import control_scores
 from sgate_serve.training.phases.dense import BASE_DIR, train_dense_base
@@ -38,7 +36,7 @@ from sgate_serve.training.phases.trainer import Phase, log_of, speed_of
 from sgate_serve.training.phases.tuning import Tuning, untouched_tensors
 from sgate_serve.training.precision import autocast
 from sgate_serve.training.processes import agreed, processes
-from sgate_serve.training.run_dir import check_empty, resume_run_dir, run_dir_of, start_run_dir
+from sgate_serve.training.run_dir import resume_run_dir, run_dir_of, start_run_dir
 from sgate_serve.training.tasks.scores import Scores, measure, scores_json
 from sgate_serve.training.tasks.training_task import TASKS, TrainingTask
 from sgate_serve.training.train_options import (
@@ -59,14 +57,11 @@ KNOWN_CONTROL = (
 PHASES = ("dense", "control", "gates", "recovery")
 
 
-def run_training(options: TrainOptions, timer: BlockTimer | None = None) -> TrainResult:
-    """Do the run that `options` describe; raises the errors of `sgate_serve.training.train`."""
+def run_training(
+    given: Checkpoint, options: TrainOptions, timer: BlockTimer | None = None
+) -> TrainResult:
+    """Do the run that `options` describe on a base; raises the errors of `training.train`."""
     started = time.monotonic()
-    check_empty(options.out)
-    given = Checkpoint.open(options.base)
-    given.check_unquantized()
-    check_base(given, options)
-    check_mixture(given, options)
     target = removal_target(given, options, timer)
     check_target(given, target, options)
     with activity("reading and tokenizing the data", is_brief=True):
@@ -119,16 +114,6 @@ def run_training(options: TrainOptions, timer: BlockTimer | None = None) -> Trai
         shutil.rmtree(run_dir)
     state.wait_for_everyone()
     return TrainResult(options.out, metrics)
-
-
-def check_base(base: Checkpoint, options: TrainOptions) -> None:
-    """Raise TrainingError for a pruned base, or a --seq-len out of its reach."""
-    if base.config.get("model_type") == SGATE_MODEL_TYPE:
-        raise TrainingError(f"{base.folder} is already pruned; train on its dense base")
-    if options.seq_len > base.spec.max_positions:
-        raise TrainingError(
-            f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"
-        )
 
 
 def removal_target(

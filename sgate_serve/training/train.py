@@ -1,9 +1,12 @@
 """`train`: from a dense base and data to a gates folder. It imports torch only when called."""
 
+from sgate_serve.data.hub import check_exists
 from sgate_serve.environment import check_installed
 from sgate_serve.errors import TrainingError, did_you_mean
 from sgate_serve.progress import activity
+from sgate_serve.training.base_checks import open_base
 from sgate_serve.training.option_checks import check_options
+from sgate_serve.training.run_dir import check_empty
 from sgate_serve.training.train_options import BlockTimer, TrainOptions, TrainResult
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
@@ -37,10 +40,14 @@ def train(options: TrainOptions, timer: BlockTimer | None = None) -> TrainResult
     """
     check_packages()
     check_options(options)
+    check_empty(options.out)
+    for path in (options.data, *options.eval_data):
+        check_exists(path)
+    base = open_base(options)
     with activity("loading torch and transformers", is_brief=True):
         check_logger(options.report_to)
         from sgate_serve.training.pipeline import run_training
         from sgate_serve.training.quiet import quiet_libraries
 
     with quiet_libraries():
-        return run_training(options, timer)
+        return run_training(base, options, timer)

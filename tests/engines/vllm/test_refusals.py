@@ -75,7 +75,7 @@ def test_a_missing_tensor_is_named(name: str, llama: Path) -> None:
 
 def test_a_model_of_transformers_classes_is_not_compared(tmp_path: Path) -> None:
     build(ZOO["gpt_neox"][0], 0).save_pretrained(tmp_path)
-    with pytest.raises(EngineError, match="by transformers' own classes.*choose another engine"):
+    with pytest.raises(EngineError, match=r"by transformers' own classes.*choose another engine"):
         load_engine("vllm", tmp_path, SlotOptions())
 
 

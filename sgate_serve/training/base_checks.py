@@ -1,5 +1,6 @@
-"""Checks of the options of a run that depend on whether its base is a mixture of experts."""
+"""Opens the base of a run, and checks the options that depend on it. Without torch, so at once."""
 
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.training.train_options import (
@@ -12,7 +13,24 @@ from sgate_serve.training.train_options import (
 )
 
 
-def check_mixture(base: Checkpoint, options: TrainOptions) -> None:
+def open_base(options: TrainOptions) -> Checkpoint:
+    """Open the dense model to train; raise TrainingError for one that the options do not fit.
+
+    Raises CheckpointError for a folder that is no model.
+    """
+    base = Checkpoint.open(options.base)
+    base.check_unquantized()
+    if base.config.get("model_type") == SGATE_MODEL_TYPE:
+        raise TrainingError(f"{base.folder} is already pruned; train on its dense base")
+    if options.seq_len > base.spec.max_positions:
+        raise TrainingError(
+            f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"
+        )
+    _check_mixture(base, options)
+    return base
+
+
+def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
     """Raise TrainingError for experts that a base lacks, or an option that experts do not have."""
     if not any(layer.experts for layer in base.spec.layers):
         if options.gates == EXPERTS:
