@@ -12,7 +12,7 @@ from converters.quantize import check_quantizable
 from converters.rewrite import Rewriter
 from converters.rules import compile_plan
 from converters.second_reading import check_with_transformers
-from converters.sizes import find_sizes
+from converters.sizes import find_sizes, ordered_gates
 from converters.to_gguf import GGUF_FILE
 from converters.to_hf import write_hf
 from sgate_serve.checkpoint.int8 import INT8
@@ -103,6 +103,8 @@ def convert(options: ConvertOptions) -> Plan:
     _check_formats(options)
     is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
+    if options.sizes:
+        ordered_gates(masked)
     if masked.base.layout is None:
         check_with_transformers(masked.base.folder)
     if is_int8:

@@ -55,10 +55,10 @@ def find_sizes(
 
 def masked_to(masked: MaskedCheckpoint, step: int) -> MaskedCheckpoint:
     """Return the masked dense model of the size whose last closed step is `step`."""
-    return replace(masked, gates=_ordered(masked).closed_to(step))
+    return replace(masked, gates=ordered_gates(masked).closed_to(step))
 
 
-def _ordered(masked: MaskedCheckpoint) -> Gates:
+def ordered_gates(masked: MaskedCheckpoint) -> Gates:
     """Return the gates; raise GatesError unless they say which close next."""
     if masked.gates is None or not masked.gates.order:
         source = "no --gates" if masked.gates is None else masked.gates.source
@@ -70,7 +70,7 @@ def _ordered(masked: MaskedCheckpoint) -> Gates:
 
 
 def _find_size(masked: MaskedCheckpoint, whole: Plan, keep: float, index_price: int | None) -> Size:
-    gates = _ordered(masked)
+    gates = ordered_gates(masked)
     most = kept(whole, masked.spec)
     if not 0 < keep < most - TOLERANCE:
         raise PlanError(
@@ -125,7 +125,7 @@ def _nearest(
         facts = model_facts(masked_to(masked, step))
         return compile_plan(facts, whole.base_fingerprint, whole.target, index_price)
 
-    low, high = 0, num_steps(_ordered(masked).order)
+    low, high = 0, num_steps(ordered_gates(masked).order)
     while low < high:
         middle = (low + high) // 2
         if kept(plan_to(middle), masked.spec) > keep:
