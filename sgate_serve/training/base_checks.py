@@ -1,5 +1,6 @@
 """Opens the base of a run, and checks the options that depend on it. Without torch, so at once."""
 
+from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
@@ -25,6 +26,11 @@ def open_base(options: TrainOptions) -> Checkpoint:
     if options.seq_len > base.spec.max_positions:
         raise TrainingError(
             f"--seq-len {options.seq_len}: {base.folder} has {base.spec.max_positions} positions"
+        )
+    if options.task == CLASSIFICATION and CLASSIFICATION not in base.spec.family.tasks:
+        raise TrainingError(
+            f"--task {CLASSIFICATION}: {base.folder} is of family {base.spec.family.name}, of "
+            "which transformers has no classifier; give a base of another family"
         )
     _check_mixture(base, options)
     return base

@@ -4,7 +4,6 @@ It is computed from shapes alone.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from sgate_serve.architecture.family import BLOCKS, CLASSIFICATION
@@ -21,9 +20,7 @@ from sgate_serve.training.train_options import BIAS, DENSE, FULL, GATES, LORA, T
 
 def overview(base: Checkpoint, task: TrainingTask, options: TrainOptions) -> dict[str, Any]:
     """Return the gates, the data, and the steps and trained parameters of each phase."""
-    spec = base.spec
-    if task.needs_head:
-        spec = replace(spec, task=CLASSIFICATION, num_labels=task.num_labels)
+    spec = _classifier_spec(base, task.num_labels) if task.needs_head else base.spec
     rank = options.rank_for(spec.hidden_size)
     num_gates: dict[str, int] = {}
     for site in GRANULARITIES[options.gates].sites(spec):
@@ -61,6 +58,16 @@ def overview(base: Checkpoint, task: TrainingTask, options: TrainOptions) -> dic
         },
         "notes": list(task.notes),
     }
+
+
+def _classifier_spec(base: Checkpoint, num_labels: int) -> ModelSpec:
+    """Return the architecture of a base with a classifier's head instead of its own."""
+    head = {
+        "architectures": [base.spec.family.tasks[CLASSIFICATION].model_class],
+        "num_labels": num_labels,
+        "id2label": None,
+    }
+    return ModelSpec.from_config({**base.config, **head}, str(base.folder))
 
 
 def num_trained(spec: ModelSpec, kind: str, rank: int) -> int:

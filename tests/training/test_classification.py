@@ -22,6 +22,7 @@ from sgate_serve.training.tasks.classification import pad_token
 from sgate_serve.training.train_options import DENSE, FISHER, GATES, MAGNITUDE, RANDOM, WANDA
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
+from tests.families.zoo import ZOO, build
 from tests.training.labelled_text import DENSE_STEPS, options_of, write_examples, write_model
 
 STAGES = ("dense", "masked", "recovered")
@@ -204,13 +205,16 @@ def test_regression_scores_numbers(base: Path, tmp_path: Path) -> None:
     assert Checkpoint.open(options.out / "base").spec.num_labels == 1
 
 
-def test_a_decoder_becomes_a_classifier(data: Path, tmp_path: Path) -> None:
-    base = write_model(tmp_path / "llama", "llama")
+@pytest.mark.parametrize("kind", [0, 1], ids=["own-head", "tied"])
+def test_a_decoder_becomes_a_classifier(kind: int, data: Path, tmp_path: Path) -> None:
+    base = write_model(tmp_path / "llama", "llama", kind)
     options = options_of(base, data, tmp_path / "gates", dense_steps=DENSE_STEPS, distill=0.5)
     train(options)
     metrics = metrics_of(options.out)
     assert accuracy(metrics, "recovered") > 0.8
     check_base_config(base, options.out / "base")
+    again = options_of(options.out / "base", data, tmp_path / "again", dry_run=True)
+    assert train(again).metrics["phases"]["recovery"] == metrics["phases"]["recovery"]
     convert(ConvertOptions(str(options.out / "base"), tmp_path / "out", options.out))
     held_out = write_examples(tmp_path / "eval.jsonl", 40, seed=1)
     masked = evaluate(EvalOptions(str(options.out / "base"), held_out, options.out))
@@ -287,6 +291,13 @@ def test_a_label_without_a_place_is_refused(trained: TrainOptions, tmp_path: Pat
     options = options_of(trained.out / "base", trained.data, tmp_path / "g", eval_data=(held_out,))
     message = r"line 1: label 'dog' is not one of the 2 classes \(cat, gate\); correct it, or add"
     with pytest.raises(TrainingError, match=message):
+        train(options)
+
+
+def test_a_family_without_classifiers_is_refused(data: Path, tmp_path: Path) -> None:
+    build(ZOO["granite"][0], seed=0).save_pretrained(tmp_path / "granite")
+    options = options_of(tmp_path / "granite", data, tmp_path / "gates")
+    with pytest.raises(TrainingError, match="family granite, of which transformers has no class"):
         train(options)
 
 
