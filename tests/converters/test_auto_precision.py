@@ -176,7 +176,9 @@ def test_encoders_are_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     engine.close()
 
 
-def test_an_int8_folder_stays_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_int8_folder_stays_int8(
+    model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     on_machine(monkeypatch, *VNNI)
     convert(ConvertOptions(str(model.folder), tmp_path / "int8", precision="int8"))
     folder = Checkpoint.open(tmp_path / "int8")
