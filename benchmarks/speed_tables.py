@@ -14,6 +14,9 @@ CONTENDERS = {
     "int8": ("llama.cpp Q8_0",),
     "fp32": ("vLLM bf16",),
 }
+LONE, PROMPT = "decode_batch_1", "prefill"
+# Prompt tokens for each generated one of the requests that are shown.
+PROMPT_SHARES = (4, 16)
 GROUPS = {"int4": "int4", "int8": "int8", "fp32": "float"}
 # The text on which choices of the int4 graph are compared.
 INT4_TEXT = "python_docs"
@@ -180,6 +183,45 @@ def int8_rows(record: Mapping[str, Any]) -> Iterator[str]:
         own = speeds.get(form)
         cells += ["" if own is None else interval_cell(own[phase]) for phase in PHASES]
         yield f"| {form} | {' | '.join(cells)} |"
+
+
+def choice_rows(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the speed over int4 of both forms of int8, and of both precisions by turns, by run.
+
+    The last columns are a lone stream's requests, computed from decoding and prefill; so is the
+    last row of a run, of 4 bits for generated tokens and rows for prompts.
+    """
+    columns = [*PHASES.values(), *(f"{n} : 1" for n in PROMPT_SHARES)]
+    yield f"| run | over int4 | MB | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 3) + "|"
+    for run, record in records.items():
+        for name, size, cells in _choice_cells(record):
+            yield f"| {run} | {name} | {size} | {' | '.join(cells)} |"
+
+
+def _choice_cells(record: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield name, size in MB and speeds of each row of one run."""
+    speeds, floor = record["speed"]["speedups"], record["speed"]["floor"]
+    sizes = {name: size / 1e6 for name, size in record["bytes"].items()}
+    yield "int4 again", f"{sizes['int4']:.0f}", [*map(interval_cell, floor.values()), "", ""]
+    for form, own in speeds.items():
+        cells = [interval_cell(own[phase]) for phase in PHASES]
+        cells += [f"{_request_speed(record, own, n):.2f}×" for n in PROMPT_SHARES]
+        yield f"int8, {form}", f"{sizes[form]:.0f}", cells
+    rows = list(speeds)[-1]
+    mixed = {LONE: {"ratio": 1.0}, PROMPT: speeds[rows][PROMPT]}
+    cells = ["1.00×", "1.00×", interval_cell(mixed[PROMPT])]
+    cells += [f"{_request_speed(record, mixed, n):.2f}×" for n in PROMPT_SHARES]
+    yield "both, by turns (computed)", f"up to {sizes['int4'] + sizes[rows]:.0f}", cells
+
+
+def _request_speed(record: Mapping[str, Any], speedups: Mapping[str, Any], share: int) -> float:
+    """Return the speed over int4 of a request with `share` prompt tokens for each generated one."""
+    rates = record["speed"]["tokens_per_second"]
+    times = {LONE: 1.0, PROMPT: float(share)}
+    times = {phase: num / rates[phase]["dense"]["median"] for phase, num in times.items()}
+    own = sum(time / speedups[phase]["ratio"] for phase, time in times.items())
+    return float(sum(times.values()) / own)
 
 
 def huge_page_rows(record: Mapping[str, Any]) -> Iterator[str]:

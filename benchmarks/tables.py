@@ -22,6 +22,7 @@ from benchmarks.quality_tables import (
     token_rows,
 )
 from benchmarks.speed_tables import (
+    choice_rows,
     draft_rows,
     encoder_rows,
     engine_rows,
@@ -58,6 +59,7 @@ SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_
 SMOLLM2_LONG, SMOLLM2_CLASSIFIER = "smollm2_long", "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 INT8, HUGE_PAGES = "int8", "huge_pages"
+CHOICES = {"first": "int4_or_int8", "second, busier": "int4_or_int8_busier"}
 SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
@@ -164,6 +166,7 @@ def read_records() -> dict[str, Any]:
         SMOLLM2_CLASSIFIER,
         INT4_DENSE,
         INT8,
+        *CHOICES.values(),
         HUGE_PAGES,
         SPEED_TARGET,
         INT4_PRUNED,
@@ -217,6 +220,9 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
         "int4": "\n".join(int4_rows(records[INT4_DENSE], records[INT4_PRUNED])),
         "int8": "\n".join(int8_rows(records[INT8])),
+        "int4-or-int8": "\n".join(
+            choice_rows({run: records[name] for run, name in CHOICES.items()})
+        ),
         "huge-pages": "\n".join(huge_page_rows(records[HUGE_PAGES])),
         "draft": "\n".join(draft_rows(records[DRAFT])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),

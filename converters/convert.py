@@ -15,27 +15,31 @@ from converters.second_reading import check_with_transformers
 from converters.sizes import find_sizes, ordered_gates
 from converters.to_gguf import GGUF_FILE
 from converters.to_hf import write_hf
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.writer import FolderWriter, new_folder
 from sgate_serve.environment import EXTRAS, check_installed, cpu_flags
 from sgate_serve.errors import GatesError, PlanError, did_you_mean
 from sgate_serve.gates import gates_fingerprint
+from sgate_serve.onnx_format.auto_precision import AUTO, chosen_precision
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP16, FP32, INT4, precision_named, suited_to
 from sgate_serve.plan import Plan, Target
+from sgate_serve.plan.placement import pruned_spec
 from sgate_serve.plan.sizes import SIZES_FILE, write_sizes
 
 FormatWriter = Callable[[FolderWriter], None]
 
 GGUF = "gguf"  # the format, and the extra that writes it
-# The dtype that weights are rounded to. int8 and int4 are made from the stored dtype.
+# The dtype that weights are rounded to. int8 and int4, and so auto, are made from the stored dtype.
 PRECISIONS: Mapping[str, str | None] = {
     FP32: "F32",
     FP16: "F16",
     "bf16": "BF16",
     INT8: None,
     INT4: None,
+    AUTO: None,
 }
 # The precision of the ONNX graph by --precision, else fp32: ONNX Runtime cannot multiply bf16 on
 # CPUs.
@@ -101,13 +105,12 @@ def convert(options: ConvertOptions) -> Plan:
     Raises SgateError before anything is written if an input is malformed or `out` is not empty.
     """
     _check_formats(options)
-    is_int8 = options.precision == INT8
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     if options.sizes:
         ordered_gates(masked)
     if masked.base.layout is None:
         check_with_transformers(masked.base.folder)
-    if is_int8:
+    if options.precision == INT8:
         check_quantizable(masked.spec.family)
     if GGUF in options.to:
         from converters.to_gguf.writer import check_model
@@ -116,10 +119,11 @@ def convert(options: ConvertOptions) -> Plan:
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         plan = replace(plan, base_digest=masked.base.digest)
+        options = _with_chosen_precision(options, pruned_spec(plan, masked.spec))
         sizes = find_sizes(masked, plan, options.sizes, options.index_price)
         formats = sorted(set(options.to))
         write_others = [FORMATS[name](masked, plan, options.precision) for name in formats]
-        write_hf(writer, masked, plan, is_int8)
+        write_hf(writer, masked, plan, options.precision == INT8)
         if sizes:
             write_sizes(sizes, writer.path(SIZES_FILE))
         card = model_card(plan, masked.spec, options.precision, options.to)
@@ -147,8 +151,30 @@ def _check_formats(options: ConvertOptions) -> None:
             f"--precision {INT4} exists only for the ONNX graph and GGUF, not for the HF layout; "
             "add --to hf,onnx or --to hf,gguf"
         )
+    if options.precision == AUTO and "onnx" not in options.to:
+        raise PlanError(
+            f"--precision {AUTO} chooses the precision of the ONNX graph; add --to hf,onnx, or "
+            f"give {INT8}"
+        )
     if GGUF in options.to:
         check_installed("--to gguf needs", EXTRAS[GGUF], GGUF, PlanError)
+
+
+def _with_chosen_precision(options: ConvertOptions, spec: ModelSpec) -> ConvertOptions:
+    """Return the options with what `--precision auto` stands for on this machine.
+
+    Raises PlanError if the model's only choice cannot be written with the other options.
+    """
+    if options.precision != AUTO:
+        return options
+    reason = None
+    if spec.family.is_transposed:
+        reason = f"{INT8} folders of {spec.family.name} are not supported"
+    elif options.sizes:
+        reason = f"--sizes excludes {INT8}"
+    chosen = replace(options, precision=chosen_precision(spec, without_int8=reason))
+    _check_formats(chosen)
+    return chosen
 
 
 def _onnx(masked: MaskedCheckpoint, plan: Plan, precision: str | None) -> FormatWriter:

@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--precision",
-        help="fp32, fp16, bf16, int8, or int4 (ONNX graph and GGUF only) (default: as stored; "
-        "fp16 in GGUF)",
+        help="fp32, fp16, bf16, int8, int4 (ONNX graph and GGUF only), or auto: int4 or int8 by "
+        "this machine, with an ONNX graph (default: as stored; fp16 in GGUF)",
     )
 
 

@@ -6,12 +6,14 @@ from dataclasses import dataclass, fields, replace
 from typing import NoReturn, Self, TypeVar, get_args, get_type_hints
 
 from sgate_serve.errors import EngineError, did_you_mean
-from sgate_serve.onnx_format.precision import PRECISIONS, precision_named
+from sgate_serve.onnx_format.auto_precision import AUTO, check_precision_name
+from sgate_serve.onnx_format.precision import PRECISIONS
 from sgate_serve.options import flag_of, option, whole
 
 DEVICES = ("cpu", "cuda")
 DEFAULT_DRAFT_TOKENS = 3
-PRECISION_HELP = f"{', '.join(PRECISIONS)}: precision of the graph (default: the folder's own)"
+GRAPH_PRECISIONS = f"{', '.join(PRECISIONS)} or {AUTO}"
+PRECISION_HELP = f"{GRAPH_PRECISIONS}: precision of the graph (default: the folder's own)"
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class OnnxOptions(SlotOptions):
         False, "int4: a lone stream's tokens do not depend on whether others run beside it; slower"
     )
     draft_precision: str | None = option(
-        None, f"{', '.join(PRECISIONS)}: precision of the draft model (default: as --precision)"
+        None, f"{GRAPH_PRECISIONS}: precision of the draft model (default: as --precision)"
     )
 
     def __post_init__(self) -> None:
@@ -131,4 +133,4 @@ def _check_sizes(options: PoolingOptions | SlotOptions) -> None:
 
 def _check_precision(name: str | None) -> None:
     if name is not None:
-        precision_named(name)
+        check_precision_name(name)

@@ -1,6 +1,8 @@
 """Load a model folder on an engine that serves requests, building first what the engine reads."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -18,7 +20,10 @@ from sgate_serve.engines.table import (
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.draft import draft_options, num_drafted, open_draft
 from sgate_serve.loaders.graph_cache import onnx_folder
+from sgate_serve.onnx_format.auto_precision import AUTO, chosen_precision
 from sgate_serve.text.pooling import Pooling
+
+Options = TypeVar("Options", bound=SlotOptions | PoolingOptions)
 
 
 def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> SlotEngine:
@@ -37,6 +42,7 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
 
 
 def _load_slots(name: str, model: Checkpoint, options: SlotOptions) -> SlotEngine:
+    options = with_chosen_precision(options, model)
     engine = load_engine(name, engine_folder(name, model, options), options)
     assert isinstance(engine, SlotEngine), f"engine {name} has no slots"
     return engine
@@ -52,6 +58,7 @@ def load_pooling_engine(
     check_pooling_model(model)
     name = choose_engine(name)
     check_can_pool(name)
+    options = with_chosen_precision(options, model)
     engine_class = import_object(f"{ENGINES[name].pooling}")
     engine: LoadedPoolingEngine = engine_class.load(
         engine_folder(name, model, options), options, pooling_of(model)
@@ -62,6 +69,14 @@ def load_pooling_engine(
 def pooling_of(model: Checkpoint) -> Pooling:
     """Return how a base model's states become an embedding; the default for a classifier."""
     return Pooling.of(model.folder) if model.spec.task == BASE else Pooling()
+
+
+def with_chosen_precision(options: Options, model: Checkpoint) -> Options:
+    """Return options for a model in which `--precision auto` has become int4 or int8."""
+    if isinstance(options, OnnxOptions | PoolingOptions) and options.precision == AUTO:
+        chosen = chosen_precision(model.spec, is_int8=model.is_int8)
+        return replace(options, precision=chosen)
+    return options
 
 
 def engine_folder(name: str, model: Checkpoint, options: SlotOptions | PoolingOptions) -> Path:

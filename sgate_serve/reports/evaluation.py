@@ -69,7 +69,7 @@ class EvalOptions:
         group=MODEL,
     )
     precision: str | None = option(
-        None, "fp32, fp16, int8 or int4 of the onnx engine (default: as stored)", group=MODEL
+        None, "fp32, fp16, int8, int4 or auto, of the onnx engine (default: as stored)", group=MODEL
     )
     text_column: str = option("text", "column of the text in .jsonl, .csv or a dataset", group=DATA)
     text_pair_column: str = option(

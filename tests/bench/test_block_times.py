@@ -227,6 +227,8 @@ def test_the_key_is_the_machine_the_engine_the_precision_and_the_shape(
     [
         ("onxx", "int8", "unknown engine 'onxx'.*did you mean onnx"),
         ("onnx", "int9", "precision 'int9': ONNX graphs are fp32, fp16, int8, int4"),
+        # Times are those of one precision.
+        ("onnx", "auto", "precision 'auto': ONNX graphs are fp32, fp16, int8, int4"),
         ("torch", "int8", "engine torch computes in fp32; int8 is for onnx"),
     ],
 )

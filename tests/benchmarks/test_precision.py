@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
 
-from benchmarks import huge_pages, int8
+from benchmarks import huge_pages, int4_or_int8, int8
 from benchmarks.precision import BLOCKS, PrecisionOptions, run, write_rounded
 from benchmarks.quantizers import QUANTIZERS
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -72,6 +72,14 @@ def test_record_of_the_forms_of_int8_products(model: Checkpoint) -> None:
     found = [record["perplexity"][form]["text"] for form in forms]
     assert len(set(found)) == len(forms) and found == pytest.approx([found[0]] * 4, rel=0.2)
     assert set(record["speed"]["speedups"]) == {int8.ROWS, int8.RESCALED}
+
+
+def test_record_of_int4_beside_both_forms_of_int8() -> None:
+    options = int4_or_int8.ChoiceOptions(rounds=1, layers=1, vocab_size=512, prefill_tokens=16)
+    record = int4_or_int8.run(options)
+    assert set(record["speed"]["speedups"]) == {int8.BLOCKS, int8.RESCALED}
+    sizes = record["bytes"]
+    assert sizes["int4"] < 0.8 * sizes[int8.RESCALED] < 0.8 * sizes[int8.BLOCKS]
 
 
 def test_record_of_huge_pages() -> None:

@@ -11,6 +11,7 @@ from benchmarks.quality_tables import (
     quality_rows,
 )
 from benchmarks.speed_tables import (
+    choice_rows,
     engine_rows,
     engine_summary_rows,
     footprint_sentence,
@@ -45,6 +46,25 @@ def test_engines_are_compared_at_the_same_width() -> None:
     assert rows[-1].startswith("| 40% removed | 10 (2.00×)")
     (row,) = (row for row in engine_summary_rows([record]) if row.startswith("| llama.cpp Q8_0"))
     assert "2.00× → 2.86×" in row
+
+
+def test_requests_take_the_time_of_their_tokens() -> None:
+    def speeds(decode: float, prefill: float) -> dict[str, Any]:
+        names = {"decode_batch_1": decode, "decode_batch_8": 1.0, "prefill": prefill}
+        interval = {"ci": [1.0, 1.0], "efficiency": 1.0}
+        return {name: {"ratio": ratio, **interval} for name, ratio in names.items()}
+
+    # int4: 1 s for a generated token and 0.25 s for one of a prompt.
+    rates = {"decode_batch_1": {"dense": {"median": 1.0}}, "prefill": {"dense": {"median": 4.0}}}
+    forms = {"blocks": speeds(0.8, 1.0), "rows": speeds(0.5, 2.0)}
+    sizes = {"int4": 2e6, "blocks": 4e6, "rows": 3e6}
+    speed = {"speedups": forms, "tokens_per_second": rates, "floor": speeds(1.1, 1.0)}
+    _, _, again, blocks, rows, both = choice_rows({"own": {"speed": speed, "bytes": sizes}})
+    assert again.startswith("| own | int4 again | 2 | 1.10×")
+    assert blocks.endswith("| 0.89× | 0.95× |")  # 2 / 2.25 and 5 / 5.25
+    assert rows.endswith("| 0.80× | 1.25× |")  # 2 / 2.5 and 5 / 4
+    assert both.startswith("| own | both, by turns (computed) | up to 5 |")
+    assert both.endswith("| 1.33× | 1.67× |")  # 2 / 1.5 and 5 / 3
 
 
 def cell(name: str, seed: int, value: float, **more: Any) -> dict[str, Any]:

@@ -117,6 +117,14 @@ def test_no_number_is_negative_or_beyond_what_libraries_take(
         ),
         (["serve", "BASE", "--", "--device", "cdua"], "device is 'cdua'; .*; did you mean cuda?"),
         (["serve", "BASE", "--", "--precision", "it8"], "did you mean int8?"),
+        (
+            ["serve", "BASE", "--", "--precision", "atuo"],
+            "auto is int4 or int8 .*did you mean auto?",
+        ),
+        (
+            ["convert", "BASE", "--out", "o", "--precision", "atuo"],
+            "--precision atuo: .*; did you mean auto?",
+        ),
     ],
 )
 def test_misspelt_words_are_answered_with_the_one_that_was_meant(
