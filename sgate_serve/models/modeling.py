@@ -24,7 +24,7 @@ from sgate_serve.models.layers import (
     IndexedLinear,
     NarrowRMSNorm,
     Skipped,
-    SkippedAttention,
+    SkippedPair,
     TransposedIndexedLinear,
 )
 from sgate_serve.models.names import name_in
@@ -82,6 +82,8 @@ def shrink(model: PreTrainedModel) -> None:
         attention = _find(model, spec.family, index, ATTENTION)
         if shape.num_heads:
             _set_head_counts(attention, shape)
+            if spec.sinks(index) is not None:
+                attention.register_parameter("sinks", nn.Parameter(torch.empty(shape.num_heads)))
             _set_head_norms(model, spec, index)
             if hasattr(attention, "layer_idx"):
                 setattr(attention, "layer_idx", caches[index])  # noqa: B010  # typed as a tensor
@@ -190,7 +192,9 @@ def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> Non
     """Replace a block by zeros, and its norms by nothing unless they are on the sum."""
     layer = family.layer_name(index)
     first, *others = family.blocks[block]
-    stand_in: nn.Module = SkippedAttention() if block == ATTENTION else Skipped()
+    mixture = family.mixture
+    is_pair = block == ATTENTION or (mixture is not None and mixture.returns_shares)
+    stand_in: nn.Module = SkippedPair() if is_pair else Skipped()
     if block == MLP and others:
         stand_in = nn.Identity()
     model.set_submodule(name_in(model, family, f"{layer}.{first}"), stand_in)
