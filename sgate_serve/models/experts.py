@@ -64,7 +64,8 @@ class NarrowExperts(nn.Module):
 
     def _units(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         if self.clamped is None:
-            return self.act_fn(gate) * up
+            active: torch.Tensor = self.act_fn(gate)
+            return active * up
         gate, limit = gate.clamp(max=self.clamped.limit), self.clamped.limit
         return (up.clamp(-limit, limit) + 1) * (gate * torch.sigmoid(gate * self.clamped.alpha))
 

@@ -82,8 +82,6 @@ def shrink(model: PreTrainedModel) -> None:
         attention = _find(model, spec.family, index, ATTENTION)
         if shape.num_heads:
             _set_head_counts(attention, shape)
-            if spec.sinks(index) is not None:
-                attention.register_parameter("sinks", nn.Parameter(torch.empty(shape.num_heads)))
             _set_head_norms(model, spec, index)
             if hasattr(attention, "layer_idx"):
                 setattr(attention, "layer_idx", caches[index])  # noqa: B010  # typed as a tensor
@@ -141,7 +139,10 @@ def _narrow_mixture(model: PreTrainedModel, spec: ModelSpec, index: int) -> None
 
 
 def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
-    """Set the head counts that an attention module's stock forward uses, if it has them."""
+    """Set the head counts that an attention module's stock forward uses, if it has them.
+
+    Where heads have sinks, there are as many.
+    """
     width = shape.head_dim
     counts = {
         "num_key_value_groups": shape.queries_per_kv,
@@ -155,6 +156,8 @@ def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
     for name, count in counts.items():
         if hasattr(attention, name):
             setattr(attention, name, count)
+    if hasattr(attention, "sinks"):
+        attention.register_parameter("sinks", nn.Parameter(torch.empty(shape.num_heads)))
     if hasattr(attention, "qkv_proj"):
         view = _LayerConfig(attention.config, shape.num_heads)
         setattr(attention, "config", view)  # noqa: B010  # typed as a tensor

@@ -246,7 +246,7 @@ ZOO: Mapping[str, list[Variant]] = {
             "unbiased-tied-yarn",
             "causal-lm",
             GPT_OSS
-            | {"attention_bias": False, "tie_word_embeddings": True, "num_experts_per_tok": 3}
+            | {"attention_bias": False, "tie_word_embeddings": True}
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
             | {"rope_parameters": GPT_OSS_YARN},
         ),
