@@ -4,7 +4,7 @@ The files of most families hold one matrix for each linear of each expert; the s
 those of all experts of a layer, which have the same width there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.family import DOWN, GATE, LEAST_SUM, MLP, UP, Family
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.stacks import slot_of
+from sgate_serve.checkpoint.stacks import Slot, slot_of, stack_shape
 from sgate_serve.models.names import name_in
 
 # The parameters of most classes' stacked experts: [experts, 2 · units, hidden] with the rows of
@@ -253,3 +253,20 @@ def stacked_place(name: str, family: Family) -> tuple[str, Callable[[torch.Tenso
         return f"{stem}.{STACKED_DOWN}", lambda stack: stack[expert]
     half = int(role == UP)
     return f"{stem}.{STACKED_GATE_UP}", lambda stack: stack[expert].chunk(2)[half]
+
+
+def stacked_state(state: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
+    """Return the tensors of a dense model by the names of files, which may stack experts."""
+    found, stacks = dict[str, torch.Tensor](), dict[str, list[tuple[Slot, torch.Tensor]]]()
+    for name, tensor in state.items():
+        if (slot := slot_of(name, family)) is None:
+            found[name] = tensor
+        else:
+            stacks.setdefault(slot.stack, []).append((slot, tensor))
+    for name, parts in stacks.items():
+        last, tensor = max(parts, key=lambda part: part[0].expert)
+        shape = stack_shape(last, tuple(tensor.shape), last.expert + 1)
+        found[name] = tensor.new_empty(shape)
+        for slot, part in parts:
+            slot.of(found[name]).copy_(part)
+    return found

@@ -1,5 +1,6 @@
 """Checks of the options of a run that depend on whether its base is a mixture of experts."""
 
+from sgate_serve.architecture.family import DOWN
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.training.train_options import (
@@ -36,7 +37,8 @@ def check_mixture(base: Checkpoint, options: TrainOptions) -> None:
             "mixture, whose experts see some of them; use --method fisher"
         )
     trains_biases = options.method == GATES and options.gate_tuning == BIAS
-    if options.recovery == BIAS or trains_biases:
+    has_biases = DOWN in base.spec.biased_roles
+    if (options.recovery == BIAS or trains_biases) and not has_biases:
         flag = "--recovery" if options.recovery == BIAS else "--gates-with"
         raise TrainingError(
             f"{flag} bias: the experts of {base.folder} have no biases, and none can be added; use "

@@ -113,7 +113,6 @@ class UnevenMixture(nn.Module):
         place = getattr(held, parameter)
         held.weight_loader(place, padded, parameter, name, spec.expert_of(module))
 
-
     def _load_clamped(
         self, role: str, expert: int | None, padded: torch.Tensor, bias: torch.Tensor
     ) -> None:
@@ -194,9 +193,7 @@ def _fused_experts(**settings: Any) -> Any:
     return FusedMoEFactory(**settings)
 
 
-def _choice(
-    hidden_size: int, outputs: int, prefix: str, *, bias: bool = False
-) -> ReplicatedLinear:
+def _choice(hidden_size: int, outputs: int, prefix: str, *, bias: bool = False) -> ReplicatedLinear:
     """Return the linear of a router or a gate, which are never quantized."""
     return ReplicatedLinear(hidden_size, outputs, bias=bias, prefix=prefix)
 
