@@ -12,3 +12,7 @@ class ClampedUnits:
 
     alpha: float
     limit: float
+
+
+# Those of all published checkpoints; vLLM computes no others.
+PUBLISHED = ClampedUnits(alpha=1.702, limit=7.0)

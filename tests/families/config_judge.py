@@ -81,7 +81,7 @@ BASES: dict[str, Config] = {
     | {"num_experts_per_tok": 2, "routed_scaling_factor": 1.5},
     "gpt_oss": GROUPED
     | {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": WINDOW}
-    | {"swiglu_alpha": 1.2, "swiglu_limit": 0.8, "num_hidden_layers": 3},
+    | {"swiglu_alpha": 1.2, "swiglu_limit": 0.8, "rope_parameters": {"rope_type": "default"}},
     "phi3": DECODER | {"sliding_window": WINDOW},
     "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
@@ -117,7 +117,7 @@ def theirs(config: Config, task: str, folder: Path) -> Outputs:
     with no_init_weights():
         model: PreTrainedModel = AUTO_CLASSES[task].from_config(loaded, dtype=torch.float32)
     model.tie_weights()
-    if "moe" in config["model_type"] or config["model_type"] == "mixtral":
+    if "moe" in config["model_type"] or config["model_type"] in ("mixtral", "gpt_oss"):
         model = stored_and_loaded(model, task, folder)
     else:
         fill(model)
