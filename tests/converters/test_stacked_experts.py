@@ -26,9 +26,10 @@ from tests.converters.test_convert import write_gates
 from tests.converters.test_mixtures import WEIGHTS, closed
 from tests.converters.zeroing import Weights
 from tests.families.float64 import logits64
-from tests.families.zoo import ZOO, build, token_batch
+from tests.families.zoo import ZOO, Variant, build, token_batch
+from tests.families.zoo_configs import CLAMPED
 
-VARIANT = ZOO["gpt_oss"][0]
+VARIANT = Variant("gpt_oss", "clamped", "causal-lm", {**ZOO["gpt_oss"][0].config, **CLAMPED})
 UNITS, EXPERTS = 32, 5
 LAYER = "model.layers.0"
 Change = Callable[[Weights], None]

@@ -21,6 +21,7 @@ from transformers import (
 
 from tests.families.zoo_configs import (
     BIASES,
+    CLAMPED,
     DECODER,
     DISTILBERT,
     ENCODER,
@@ -243,12 +244,13 @@ ZOO: Mapping[str, list[Variant]] = {
         Variant("gpt_oss", "alternating", "causal-lm", GPT_OSS),
         Variant(
             "gpt_oss",
-            "unbiased-tied-yarn",
+            "unbiased-tied-clamped",
             "causal-lm",
             GPT_OSS
             | {"attention_bias": False, "tie_word_embeddings": True}
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
-            | {"rope_parameters": GPT_OSS_YARN},
+            | {"rope_parameters": GPT_OSS_YARN}
+            | CLAMPED,
         ),
         Variant("gpt_oss", "classifier", "classification", GPT_OSS),
     ],

@@ -46,8 +46,9 @@ GLM_EXPERTS = EXPERTS | {"moe_intermediate_size": 16, "head_dim": 16, "use_qk_no
 GLM_EXPERTS |= {"n_routed_experts": GLM_EXPERTS.pop("num_experts"), "routed_scaling_factor": 2.5}
 GPT_OSS = EXPERTS | {"num_local_experts": EXPERTS["num_experts"], "head_dim": 16}
 GPT_OSS = {key: value for key, value in GPT_OSS.items() if key != "num_experts"}
-# Small limits, so that units reach them.
-GPT_OSS |= {"sliding_window": WINDOW, "swiglu_limit": 0.8, "swiglu_alpha": 1.2}
+GPT_OSS |= {"sliding_window": WINDOW}
+# Units reach such a limit.
+CLAMPED: dict[str, Any] = {"swiglu_limit": 0.8, "swiglu_alpha": 1.2}
 GPT2: dict[str, Any] = COMMON | {
     "n_embd": 48,
     "n_inner": 30,
