@@ -39,7 +39,7 @@ def _linear_tensors(spec: "ModelSpec", index: int, module: str, roles: tuple[str
     stored, lowered = spec.module_shape(index, module), spec.lowered.get(module, Lowered())
     shapes: Shapes = {f"{module}.weight": stored[::-1] if spec.family.is_transposed else stored}
     if spec.has_bias(index, roles[0]):
-        shapes[f"{module}.bias"] = (num_outputs(spec, index, module),)
+        shapes[f"{module}.bias"] = (_num_outputs(spec, index, module),)
     if lowered.rows is not None:
         shapes[f"{module}.{OUT_INDEX}"] = (lowered.rows,)
     if lowered.columns is not None:
@@ -47,7 +47,7 @@ def _linear_tensors(spec: "ModelSpec", index: int, module: str, roles: tuple[str
     return shapes
 
 
-def num_outputs(spec: "ModelSpec", index: int, module: str) -> int:
+def _num_outputs(spec: "ModelSpec", index: int, module: str) -> int:
     """Return how many values a linear gives, those of rows that are not stored included."""
     roles = spec.modules(index)[module]
     if spec.expert_of(module) is not None:
