@@ -42,7 +42,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"n_routed_experts": 6, "moe_intermediate_size": 37, "routed_scaling_factor": 1.5}
     | {"head_dim": 16, "use_qk_norm": True, "first_k_dense_replace": 0},
     "gpt_oss": CHOOSING
-    | {"num_local_experts": 6, "head_dim": 16, "sliding_window": 5, "initializer_range": 1.0},
+    | {"num_local_experts": 6, "head_dim": 16, "sliding_window": 5, "initializer_range": 0.5},
 }
 TOKENS = 1 + random_tokens(20, vocab_size=96)
 REQUESTS = [Request(f"r{seed}", prompt(9 + seed, seed), greedy(8)) for seed in range(3)]

@@ -77,7 +77,8 @@ def written(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
     both = hidden @ gate_up + experts.gate_up_proj_bias[expert]
     gate, up = both[:, ::2].clamp(max=experts.limit), both[:, 1::2]
     units = (up.clamp(-experts.limit, experts.limit) + 1) * gate * (experts.alpha * gate).sigmoid()
-    return units @ down + experts.down_proj_bias[expert]
+    output: torch.Tensor = units @ down + experts.down_proj_bias[expert]
+    return output
 
 
 def test_the_fisher_score_is_the_squared_slope_of_the_loss_along_what_an_expert_writes() -> None:
