@@ -169,9 +169,7 @@ def test_removed_residual_dimensions(tmp_path: Path, family: str) -> None:
     for name, tensor in tensors.items():
         if name.endswith("embed_tokens.weight"):
             tensor[:, dead] = 0
-        elif name.endswith(("o_proj.weight", "down_proj.weight", "w2.weight")) or name.endswith(
-            ("o_proj.bias", "down_proj.bias")
-        ):
+        elif name.rpartition(".")[0].endswith(("o_proj", "down_proj", "w2")):
             tensor[dead] = 0
         elif post_norms and name.endswith(post_norms):
             tensor[dead] = -1
