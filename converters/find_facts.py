@@ -65,12 +65,15 @@ def _scanned_layer(masked: MaskedCheckpoint, index: int) -> dict[str, Zeros]:
 
 
 def _scanned_role(masked: MaskedCheckpoint, index: int, role: str) -> Zeros:
-    parts, layer = masked.spec.parts(index, role), masked.spec.layers[index]
-    if not layer.experts or len(parts) == 1:
+    parts = masked.spec.parts(index, role)
+    if not masked.spec.layers[index].experts:
         return zeros_of_weight(masked.read_role(index, role), masked.read_bias(index, role))
     # One expert at a time: all of them together are large.
-    weights = (masked.read(f"{part.module}.weight") for part in parts)
-    return joined([zeros_of_weight(weight, None) for weight in weights], role)
+    has_bias, found = masked.spec.has_bias(index, role), []
+    for part in parts:
+        bias = masked.read(f"{part.module}.bias") if has_bias else None
+        found.append(zeros_of_weight(masked.read(f"{part.module}.weight"), bias))
+    return joined(found, role)
 
 
 def _scan(masked: MaskedCheckpoint, index: int, role: str, rows: Flags, columns: Flags) -> Zeros:

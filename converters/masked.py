@@ -163,9 +163,11 @@ class MaskedCheckpoint:
         """Return the masked bias of one role, or None if its linear has none."""
         if not self.spec.has_bias(layer, role):
             return None
-        assert not self.spec.layers[layer].experts or role not in MLP_ROLES, "experts lack biases"
-        module = self.spec.family.linear(layer, role)
-        return self.read(f"{module}.bias")[self.spec.role_rows(layer, role)]
+        parts = self.spec.parts(layer, role)
+        if self.spec.layers[layer].experts and role in MLP_ROLES:
+            assert role != DOWN, "the output bias of experts differs by token"
+            return np.concatenate([self.read(f"{part.module}.bias") for part in parts])
+        return self.read(f"{parts[0].module}.bias")[parts[0].rows]
 
 
 @dataclass(frozen=True)

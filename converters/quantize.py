@@ -33,6 +33,12 @@ def check_quantizable(family: Family) -> None:
             "has one scale per output row of (out, in); give fp32, fp16 or bf16, and serve it with "
             f"`-- --precision {INT8}`: its ONNX graph can be in int8"
         )
+    if family.mixture is not None and family.mixture.is_stacked:
+        raise PlanError(
+            f"--precision {INT8}: the stock class of family {family.name} has all experts of a "
+            "layer in one tensor, which compressed-tensors does not quantize; give fp32, fp16 or "
+            f"bf16, and serve it with `-- --precision {INT8}`: its ONNX graph can be in int8"
+        )
 
 
 def stored_tensors(

@@ -153,12 +153,23 @@ class Rewriter:
         return value
 
     def _bias(self, module: str) -> Array:
-        index = self._modules[module]
+        index, units = self._modules[module], self._own_units(module)
+        if units is not None:
+            return self._expert_bias(module, units)
         parts = []
         for role in self.small.modules(index)[module]:
             at = self._placed(index, role)
             parts.append(self._role_bias(index, role)[at.rows.stays])
         return np.concatenate(parts)[np.argsort(self.small.module_rows(index, module))]
+
+    def _expert_bias(self, module: str, units: slice) -> Array:
+        """Return the bias of an expert's linear, which no constant moves into."""
+        index = self._modules[module]
+        (role,) = self.small.modules(index)[module]
+        rows = self._placed(index, role).rows.stays
+        if role != DOWN:
+            rows = rows[(rows >= units.start) & (rows < units.stop)] - units.start
+        return self.masked.read(self._dense_name(f"{module}.bias"), rows)
 
     def _role_bias(self, index: int, role: str) -> Array:
         value = self.constants.bias(index, role)
@@ -201,12 +212,14 @@ class Rewriter:
     def _unaligned(self) -> dict[str, Indices | None]:
         """Vectors that do not lie along the stream, and the part that stays; None for all.
 
-        They are the bias of the model's head and the norms on query and key. Only those that span
-        all heads lose a part.
+        They are the bias of the model's head, the norms on query and key, of which only those that
+        span all heads lose a part, and the sinks of heads.
         """
         family = self.dense.family
         found: dict[str, Indices | None] = {f"{family.head}.bias": None}
         for index in range(len(self.small.layers)):
+            if (sinks := self.small.sinks(index)) is not None:
+                found[sinks] = np.asarray(self.plan.layers[index].heads, np.int64)
             norms = self.small.head_norm_sizes(index)
             for name, role in zip(norms, (QUERY, KEY), strict=False):
                 whole = not family.has_joint_head_norms

@@ -10,6 +10,7 @@ from typing import Any
 from converters.masked import MaskedCheckpoint
 from converters.quantize import stored_tensors
 from converters.second_reading import check_with_transformers
+from converters.stacking import is_stacked, stacked_arrays, stacked_headers
 from sgate_serve.architecture.family import Family
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
@@ -55,6 +56,9 @@ def write_hf(
     # Use the names of the base's own files: base models are saved without a prefix.
     written_name = masked.base.written_name
     headers, arrays = stored_tensors(masked, plan, is_int8)
+    if is_stacked(pruned_spec(plan, masked.spec)):
+        arrays = stacked_arrays(headers, arrays, masked.spec.family)
+        headers = stacked_headers(headers, masked.spec.family)
     headers = [replace(header, name=written_name(header.name)) for header in headers]
     config = written_config(masked, plan, is_int8)
     written = ModelSpec.from_config(config, f"{writer.folder}/config.json")

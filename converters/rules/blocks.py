@@ -43,11 +43,14 @@ def constant_blocks(view: ModelView) -> Iterator[Move]:
        is nonzero on a living residual dimension.
     2. The bias has not moved before.
     3. Another tensor can receive it exactly (`receiver_of`); otherwise the block stays.
+    4. The biases of experts are no constant: each token gets those of the experts that it uses.
     """
     for layer in view.layers:
         for block in BLOCKS:
             role = WRITERS[block]
             if role not in layer.zeros or layer.has(block) or block in layer.moved:
+                continue
+            if block == MLP and layer.shape.experts:
                 continue
             dims = ~layer.live_zeros[role].bias & layer.hidden
             receiver = receiver_of(view.facts, view.layers, layer.index, block)
@@ -68,8 +71,8 @@ def receiver_of(
        for it reads the stream.
     2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: none, since the constant would have to pass the norm.
-    4. Experts have no biases, and each token uses only some of them: where the nearest earlier
-       block is a mixture, nothing can receive the constant.
+    4. Each token uses only some experts, and most families' have no biases: where the nearest
+       earlier block is a mixture, nothing can receive the constant.
     5. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
        Neither does one that is scaled, or otherwise than what blocks add.
     """

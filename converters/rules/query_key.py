@@ -18,7 +18,7 @@ def dead_key_dims(view: LayerView) -> Iterator[Finding]:
        living head of the group.
     2. Likewise, or the key row is zero, with any key bias: the bias adds one number to all scores
        of a query, and softmax ignores it (rule 9). Under soft-capping, which is not invariant to
-       such a shift, the key bias must be zero too.
+       such a shift, the key bias must be zero too; so with sinks, which are not shifted along.
     3. Rotated: rotation mixes the pair (i, i + rotated/2), so both dimensions must be zero on one
        side, biases included.
     4. With norms on query and key, every row counts in the norm: both sides must be zero. A norm
@@ -35,8 +35,8 @@ def dead_key_dims(view: LayerView) -> Iterator[Finding]:
         yield Finding("key_dims", both, "query and key rows and biases are zero")
         return
     yield Finding("key_dims", _in_pairs(layer, query), "query rows and biases are zero")
-    is_capped = layer.spec.attention_softcap is not None
-    constant = silent if is_capped else key.rows.reshape(silent.shape)
+    is_fixed = layer.spec.attention_softcap is not None or layer.family.sinks is not None
+    constant = silent if is_fixed else key.rows.reshape(silent.shape)
     constant = np.where(_is_rotated(layer), silent, constant)
     yield Finding("key_dims", _in_pairs(layer, constant), "key rows are zero")
 
@@ -49,11 +49,12 @@ def uniform_heads(view: LayerView) -> Iterator[Finding]:
     2. The output columns of the first head become the sum over the merged heads. The stored dtype
        must hold it: 16-bit weights would round it.
     3. No norm spans the queries of all heads: without a head it would divide by a smaller width.
+    4. No head has a sink: heads whose sinks differ give the tokens different shares.
     """
     layer = view.layer
     if not layer.has(ATTENTION) or not view.facts.has_exact_sums:
         return
-    if layer.family.has_joint_head_norms:
+    if layer.family.has_joint_head_norms or layer.family.sinks is not None:
         return
     silent = layer.per_group(layer.live_zeros[QUERY].silent_rows)
     uniform = np.all(silent | ~layer.key_dims[:, None, :], axis=2)

@@ -13,7 +13,7 @@ from converters.rules.facts import Flags, ModelFacts
 from converters.rules.layer_state import LayerState
 from converters.rules.stream import written_by
 from converters.rules.widths import Widths, common_widths, own_heads, own_mlp_units, units_by_expert
-from sgate_serve.architecture.family import ATTENTION, MLP
+from sgate_serve.architecture.family import ATTENTION, DOWN, MLP
 from sgate_serve.plan import Revival, Target
 
 Revived = tuple[LayerState, list[Revival]]
@@ -41,12 +41,16 @@ def uniform_widths(facts: ModelFacts, states: Iterable[LayerState], target: Targ
 def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
     """Keep one unit, or one KV group, of a block that still writes its output bias (rule 6).
 
+    Of a mixture, one unit of each expert.
+
     Nothing is kept if the bias has moved to another tensor, or if a norm after the block has weight
     0 wherever the bias is nonzero.
     """
     revivals: list[Revival] = []
     reason = "the block still writes its output bias"
-    if _writes_only_a_bias(facts, state, MLP):
+    if state.shape.experts:
+        state, revivals = keep_biased_experts(state)
+    elif _writes_only_a_bias(facts, state, MLP):
         state = replace(state, mlp_units=_first(state.mlp_units.size, 1))
         revivals.append(Revival("mlp_units", (0,), reason))
     if _writes_only_a_bias(facts, state, ATTENTION):
@@ -56,6 +60,27 @@ def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
         revivals.append(Revival("heads", tuple(range(size)), reason))
         revivals.append(Revival("kv_heads", (0,), reason))
     return state, revivals
+
+
+def keep_biased_experts(state: LayerState) -> Revived:
+    """Keep one unit of each open expert, where experts have output biases that are not all zero.
+
+    An expert without units has no bias either. Which of them a token gets depends on its choice.
+    """
+    bias = state.zeros[DOWN].bias if DOWN in state.zeros else np.ones_like(state.hidden)
+    if not (~bias & state.hidden).any():
+        return state, []
+    flags = state.mlp_units.copy()
+    parts = units_by_expert(replace(state, mlp_units=flags))  # views
+    for part, is_open in zip(parts, state.experts, strict=False):
+        if is_open and not part.any():
+            part[:1] = True
+    revived = np.flatnonzero(flags & ~state.mlp_units)
+    if not revived.size:
+        return state, []
+    reason = "its expert still writes its output bias"
+    revival = Revival("mlp_units", tuple(revived.tolist()), reason)
+    return replace(state, mlp_units=flags), [revival]
 
 
 def even_out_groups(state: LayerState, target: Target, common: Widths | None = None) -> Revived:

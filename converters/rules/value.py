@@ -29,11 +29,12 @@ def constant_value_dims(view: LayerView) -> Iterator[Finding]:
 
     1. Attention weights sum to 1, so the dimension equals its bias for every token. The constant
        is summed over the query heads of the group, and added before a norm after the block.
-    2. Attention sinks would take a share of the weights; no supported family has them.
+    2. Attention sinks (GPT-OSS) take a share of the weights, which differs by token: with them such
+       a dimension stays.
     3. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
     """
     layer = view.layer
-    if layer.has(ATTENTION):
+    if layer.has(ATTENTION) and layer.family.sinks is None:
         constant = layer.live_zeros[VALUE].rows.reshape(layer.value_dims.shape)
         cause = "value rows are zero: a constant"
         yield Finding("value_dims", constant, cause, constant=constant)

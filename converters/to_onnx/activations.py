@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from converters.to_onnx.graph import Attribute, GraphBuilder
+from sgate_serve.architecture.gated_units import ClampedUnits
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.names import MICROSOFT
@@ -46,6 +48,20 @@ def check_activation(name: str) -> None:
 def activate(graph: GraphBuilder, name: str, x: ir.Value) -> ir.Value:
     operator = OPERATORS[name]
     return graph.node(operator.op, [x], operator.attributes, domain=operator.domain)[0]
+
+
+def clamped_units(graph: GraphBuilder, how: ClampedUnits, gate: ir.Value, up: ir.Value) -> ir.Value:
+    """Return (u + 1) · g · sigmoid(alpha · g), with g and u clamped."""
+    kind = graph.float_type.numpy()
+    most, least, one = (
+        graph.constant(f"number.{number}", np.array(number, kind))
+        for number in (how.limit, -how.limit, 1.0)
+    )
+    (bounded,) = graph.node("Clip", [gate, None, most])
+    (active,) = graph.node("QuickGelu", [bounded], {"alpha": how.alpha}, domain=MICROSOFT)
+    (inside,) = graph.node("Clip", [up, least, most])
+    (shifted,) = graph.node("Add", [inside, one])
+    return graph.node("Mul", [shifted, active])[0]
 
 
 def mlp_units(graph: GraphBuilder, spec: ModelSpec, index: int, packed: ir.Value) -> ir.Value:

@@ -7,6 +7,7 @@ A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -68,11 +69,9 @@ class _Decoder:
         self.packing = Packing(graph)
         self.seqlens_k = graph.input(names.SEQLENS_K, int32, ["b"])
         self.total_length = graph.input(names.TOTAL_SEQUENCE_LENGTH, int32, [])
-        self.query_seqlens: list[ir.Value | None] = []
+        self.query_seqlens: ir.Value | None = None
         if self.generates:
-            # Inputs 9 to 15 are position ids, bias, sinks and scales.
-            lengths = graph.input(names.QUERY_SEQLENS, int32, ["b"])
-            self.query_seqlens = [*[None] * 7, lengths]
+            self.query_seqlens = graph.input(names.QUERY_SEQLENS, int32, ["b"])
         self.products = Products(graph, self.input_ids, precision, moments)
         self.exponents, self.norms = exponents, Norms(graph, checkpoint, exponents)
         # The kernel also rotates padding, at positions after the last that a row can have.
@@ -151,7 +150,7 @@ class _Decoder:
         inputs += [self.seqlens_k, self.total_length, *self.rotary(index, heads)]
         attended, *present = self.graph.node(
             "GroupQueryAttention",
-            [*inputs, *self.query_seqlens],
+            [*inputs, *self.last_inputs(index)],
             {
                 "num_heads": shape.num_heads,
                 "kv_num_heads": shape.num_kv_heads,
@@ -169,6 +168,24 @@ class _Decoder:
                 self.graph.output(value, f"{names.PRESENT_PREFIX}{index}.{kind}", dims)
         heads_out = self.packing.pack(attended, shape.num_heads * heads.width)
         return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
+
+    def last_inputs(self, index: int) -> list[ir.Value | None]:
+        """Return inputs 9 to 16 of attention, of which these are sinks and the rows' lengths.
+
+        The others are position ids, a bias, scales, and weights of norms.
+        """
+        sinks = self.sinks(index)
+        if self.query_seqlens is not None:
+            return [None, None, sinks, *[None] * 4, self.query_seqlens]
+        return [] if sinks is None else [None, None, sinks]
+
+    def sinks(self, index: int) -> ir.Value | None:
+        """Return the logits [heads] of which each takes a share of its head's attention, if any."""
+        name = self.spec.sinks(index)
+        if name is None:
+            return None
+        read, shape = partial(linears.read_fp32, self.checkpoint, name), self.spec.layers[index]
+        return self.graph.weight(name, (shape.num_heads,), read)
 
     def first_linear(self, index: int, block: str) -> linears.Linear:
         """Return the first linear of a block, rescaled if the norm that it reads is."""

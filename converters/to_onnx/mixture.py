@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from converters.to_onnx import linears
-from converters.to_onnx.activations import activate
+from converters.to_onnx.activations import activate, clamped_units
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.products import Products
 from sgate_serve.architecture.family import LEAST_SUM, ONE
@@ -28,8 +28,10 @@ class MixtureBlock:
         self._layer, self._shape = layer, checkpoint.spec.layers[layer]
         self._correction = checkpoint.spec.correction(layer)
         self._router = f"{checkpoint.spec.family.router_name(layer)}.weight"
-        choosing = checkpoint.spec.router_tensors(layer).items()
-        self._shared_gate = next((name for name, axes in choosing if ONE in axes), None)
+        choosing = checkpoint.spec.router_tensors(layer)
+        bias = f"{checkpoint.spec.family.router_name(layer)}.bias"
+        self._router_bias = bias if bias in choosing else None
+        self._shared_gate = next((name for name, axes in choosing.items() if ONE in axes), None)
 
     def __call__(self, x: ir.Value) -> ir.Value:
         """Return the block's output [t, hidden]."""
@@ -93,12 +95,14 @@ class MixtureBlock:
         graph, count, spec = self._graph, len(self._shape.experts), self._checkpoint.spec
         router = linears.router(self._checkpoint, self._router, count)
         logits = self._products.floats(router, x)
+        if self._router_bias is not None:
+            logits = self._added(self._router_bias, logits)
         if self._correction is None:
             (odds,) = graph.node("Softmax", [logits], {"axis": -1})
             shares, choices = self._largest(odds, "shares")
         else:
             (scores,) = graph.node("Sigmoid", [logits])
-            _, choices = self._largest(self._corrected(scores), "corrected")
+            _, choices = self._largest(self._added(self._correction, scores), "corrected")
             (shares,) = graph.node("GatherElements", [scores, choices], {"axis": -1})
         if spec.norm_topk_prob:
             shares = self._normalized(shares)
@@ -107,11 +111,11 @@ class MixtureBlock:
             (shares,) = graph.node("Mul", [shares, factor])
         return shares, choices
 
-    def _corrected(self, scores: ir.Value) -> ir.Value:
-        """Return the scores that experts are chosen by, [t, experts]."""
-        read = partial(linears.read_fp32, self._checkpoint, f"{self._correction}")
+    def _added(self, tensor: str, scores: ir.Value) -> ir.Value:
+        """Return scores [t, experts] with a stored value for each expert added."""
+        read = partial(linears.read_fp32, self._checkpoint, tensor)
         shape = (len(self._shape.experts),)
-        added = self._graph.weight(f"{self._correction}", shape, read, ir.DataType.FLOAT)
+        added = self._graph.weight(tensor, shape, read, ir.DataType.FLOAT)
         return self._graph.node("Add", [scores, added])[0]
 
     def _largest(self, scores: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
@@ -164,11 +168,14 @@ class MixtureBlock:
         return self._products.linear(linear, units)
 
     def _active(self, packed: ir.Value, name: str) -> ir.Value:
-        """Return act(gate) · up of rows [gate | up]."""
+        """Return act(gate) · up of rows [gate | up], or clamped units."""
         graph = self._graph
         names = [f"layer.{self._layer}.{name}.{part}" for part in ("gate", "up")]
         gate, up = graph.node("Split", [packed], {"axis": -1, "num_outputs": 2}, outputs=names)
-        active = activate(graph, self._checkpoint.spec.activation, gate)
+        spec = self._checkpoint.spec
+        if spec.clamped_units is not None:
+            return clamped_units(graph, spec.clamped_units, gate, up)
+        active = activate(graph, spec.activation, gate)
         return graph.node("Mul", [active, up])[0]
 
     def _in_floats(self, x: ir.Value) -> ir.Value:

@@ -12,6 +12,7 @@ from typing import Any
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Axes, Family, Mixture, TaskHead
+from sgate_serve.architecture.gated_units import ClampedUnits
 from sgate_serve.architecture.sgate_config import (
     READ_VERSIONS,
     SGATE_CLASS_PREFIX,
@@ -191,6 +192,13 @@ def _is_there(get: ConfigReader, family: Family, tensor: str) -> bool:
 def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     """Say whether the shares of a token's experts are divided by their sum."""
     return family.mixture is not None and _is_on(get, family.mixture.normalizes)
+
+
+def clamped_units(get: ConfigReader, family: Family) -> ClampedUnits | None:
+    """Return how the units of a family's experts are clamped, if they are."""
+    if family.mixture is None or not family.mixture.has_clamped_units:
+        return None
+    return ClampedUnits(alpha=float(get("swiglu_alpha")), limit=float(get("swiglu_limit")))
 
 
 def with_head_norms(get: ConfigReader, family: Family) -> Family:

@@ -30,7 +30,7 @@ from sgate_serve.architecture.config_kinds import (
 )
 from sgate_serve.architecture.encoder_config_fields import BERT, DISTILBERT, MODERNBERT, ROBERTA
 from sgate_serve.architecture.gpt_config_fields import GPT2, GPT_NEOX
-from sgate_serve.architecture.mixture_fields import GLM4_MOE, QWEN_EXPERTS
+from sgate_serve.architecture.mixture_fields import GLM4_MOE, GPT_OSS, QWEN_EXPERTS
 from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXTS, WHOLE
 
 _LLAMA: Fields = {
@@ -253,6 +253,7 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "Qwen2MoeConfig": _QWEN2_MOE,
     "Qwen3MoeConfig": _QWEN3_MOE,
     "Glm4MoeConfig": GLM4_MOE,
+    "GptOssConfig": GPT_OSS,
     "SmolLM3Config": _SMOLLM3,
     "GraniteConfig": _GRANITE,
     "Starcoder2Config": _STARCODER2,
@@ -312,6 +313,10 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         "head_dim": ConfigField(WHOLE),
         "num_local_experts": ConfigField(SIZE),
         "num_nextn_predict_layers": nullable(WHOLE),
+    },
+    "GptOssConfig": {
+        **changed(_ROTARY, rope_theta=150_000.0),
+        "num_experts": ConfigField(SIZE),
     },
     "SmolLM3Config": {
         **changed(_ROTARY, rope_theta=2_000_000.0),

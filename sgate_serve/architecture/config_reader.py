@@ -21,7 +21,7 @@ class ConfigReader:
         family, own = self._family, self.own_key(key)
         if family is None:
             return self.values.get(own, default)
-        if own not in family.fields:
+        if key in family.fixed or own not in family.fields:
             return family.fixed.get(key, default)
         for name in (own, *family.synonyms(own)):
             if name in self.values:

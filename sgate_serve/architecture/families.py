@@ -19,13 +19,19 @@ from sgate_serve.architecture.llama_families import (
     SMOLLM3,
     STARCODER2,
 )
-from sgate_serve.architecture.mixture_families import GLM4_MOE, MIXTRAL, QWEN2_MOE, QWEN3_MOE
+from sgate_serve.architecture.mixture_families import (
+    GLM4_MOE,
+    GPT_OSS,
+    MIXTRAL,
+    QWEN2_MOE,
+    QWEN3_MOE,
+)
 
 _DECODERS = (
     *(LLAMA, MISTRAL, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, PHI3, GEMMA2, GEMMA3),
     *(OLMO2, OLMO3, GPT2, GPT_NEOX),
 )
-_MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GLM4_MOE)
+_MIXTURES = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, GLM4_MOE, GPT_OSS)
 _ENCODERS = (BERT, ROBERTA, DISTILBERT, MODERNBERT)
 FAMILIES: Mapping[str, Family] = {
     family.name: family for family in (*_DECODERS, *_MIXTURES, *_ENCODERS)

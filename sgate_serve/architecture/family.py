@@ -96,6 +96,14 @@ class Mixture:
     shared_multiple: str | None = None
     # Beginnings of module names in files, and in the classes of transformers.
     renames: Mapping[str, str] = field(default_factory=dict)
+    has_biased_router: bool = False
+    # Stock files have one tensor for each role and layer, as the class does: those of gate and up
+    # alternate in its last axis, and matrices are (in, out). The names are those of the class.
+    is_stacked: bool = False
+    # Units are (up + 1) · gate · sigmoid(alpha · gate), both clamped, by fields of the config.
+    has_clamped_units: bool = False
+    # The stock block returns the shares next to its output.
+    returns_shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,9 @@ class Family:
     has_head_norms: bool | str = True
     # Each of these norms spans all heads of query or key, not single ones.
     has_joint_head_norms: bool = False
+    # A tensor of a layer with a logit for each head, which takes a share of its attention and adds
+    # no value.
+    sinks: str | None = None
     # Tensors outside the layers that are there if this field of the config says so.
     optional: Mapping[str, str] = field(default_factory=dict)
     # Some or all layers have experts instead of an MLP.

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 from sgate_serve.architecture.family import (
     ATTENTION,
+    ATTENTION_ROLES,
     BASE,
     CAUSAL_LM,
     DOWN,
     GATE,
     KEY,
     MLP,
+    MLP_ROLES,
     QUERY,
     UP,
     VALUE,
@@ -88,5 +90,45 @@ GLM4_MOE = replace(
         # It adds up the two best of each group of experts.
         least_experts=2,
         shared_multiple="n_shared_experts",
+    ),
+)
+
+GPT_OSS = replace(
+    LLAMA,
+    name="gpt_oss",
+    config_class="GptOssConfig",
+    tasks=decoder_tasks("GptOss"),
+    biases={
+        **dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
+        **dict.fromkeys(MLP_ROLES, True),
+    },
+    sinks="self_attn.sinks",
+    windows="typed",
+    divides_hidden_size=False,
+    keys={**LLAMA.keys, "num_experts": "num_local_experts"},
+    aliases={"num_experts": "num_local_experts"},
+    # Of two layers the first has a window. The activation is not read: units are clamped.
+    fixed={
+        "sliding_window_pattern": 2,
+        "hidden_act": "silu",
+        "default_rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    },
+    mixture=Mixture(
+        router="mlp.router",
+        expert="mlp.experts.{}",
+        linears=_EXPERTS.linears,
+        normalizes=True,
+        units="intermediate_size",
+        has_biased_router=True,
+        is_stacked=True,
+        has_clamped_units=True,
+        returns_shares=True,
     ),
 )

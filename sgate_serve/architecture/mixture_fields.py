@@ -2,7 +2,7 @@
 
 from sgate_serve.architecture.config_field import DECODER, ConfigField, Fields, changed, nullable
 from sgate_serve.architecture.config_kinds import DECIMAL, LAYER_NUMBERS, LONE_GROUP, RATE
-from sgate_serve.json_fields import FLAG, SIZE, WHOLE
+from sgate_serve.json_fields import FLAG, SIZE, TEXTS, WHOLE
 
 QWEN_EXPERTS: Fields = {
     "decoder_sparse_step": ConfigField(SIZE, 1),
@@ -39,4 +39,27 @@ GLM4_MOE: Fields = {
     "norm_topk_prob": ConfigField(FLAG, True),
     "use_qk_norm": ConfigField(FLAG, False),
     "num_mtp_layers": ConfigField(WHOLE, 1),
+}
+GPT_OSS: Fields = {
+    **changed(
+        DECODER,
+        vocab_size=201088,
+        hidden_size=2880,
+        intermediate_size=2880,
+        num_hidden_layers=36,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+    ),
+    "head_dim": ConfigField(WHOLE, 64),
+    "attention_bias": ConfigField(FLAG, True),
+    "sliding_window": nullable(SIZE, 128),
+    "layer_types": nullable(TEXTS),
+    "num_local_experts": ConfigField(SIZE, 128),
+    "num_experts_per_tok": ConfigField(SIZE, 4),
+    "swiglu_alpha": ConfigField(DECIMAL, 1.702),
+    "swiglu_limit": ConfigField(DECIMAL, 7.0),
+    "output_router_logits": ConfigField(FLAG, False),
+    "router_aux_loss_coef": ConfigField(DECIMAL, 0.001),
 }

@@ -70,6 +70,8 @@ def router_axes(family: Family, layer: LayerShape, index: int) -> dict[str, Axes
     if mixture is None or not layer.experts:
         return {}
     found: dict[str, Axes] = {f"{family.router_name(index)}.weight": (EXPERTS, HIDDEN)}
+    if mixture.has_biased_router:
+        found[f"{family.router_name(index)}.bias"] = (EXPERTS,)
     if correction := correction_name(family, layer, index):
         found[correction] = (EXPERTS,)
     if mixture.shared_gate is not None and layer.shared_units:

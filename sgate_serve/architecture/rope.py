@@ -97,7 +97,10 @@ def _check_switches(get: ConfigReader, num_layers: int) -> None:
 
 def _of_every_layer(get: ConfigReader, layer_type: str) -> dict[str, Any]:
     """Return the settings of a class whose layers rotate alike: one spelling, the old one first."""
-    stated = dict(get("rope_scaling") or get("rope_parameters") or {})
+    parameters = get("rope_parameters")
+    # Some classes have settings of their own for configs that state none, null included.
+    parameters = get("default_rope_parameters") if parameters is None else parameters
+    stated = dict(get("rope_scaling") or parameters or {})
     nested = next((key for key in (FULL_ATTENTION, SLIDING_ATTENTION) if key in stated), None)
     if nested is not None:
         raise CheckpointError(

@@ -18,12 +18,10 @@ from sgate_serve.architecture.family import (
     BLOCKS,
     CAUSAL_LM,
     DOWN,
-    EXPERTS,
     HEAD_UNITS,
     HIDDEN,
     LABEL_OUTPUTS,
     MLP_ROLES,
-    ONE,
     OUTPUT,
     POSITIONS,
     TYPES,
@@ -32,6 +30,8 @@ from sgate_serve.architecture.family import (
     Family,
     TaskHead,
 )
+from sgate_serve.architecture.gated_units import ClampedUnits
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX, layer_tensors
 from sgate_serve.architecture.parts import (
     Part,
     Rows,
@@ -46,7 +46,7 @@ from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.windows import layer_windows
 
-IN_INDEX, OUT_INDEX = "in_index", "out_index"
+__all__ = ["IN_INDEX", "OUT_INDEX", "ModelSpec"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class ModelSpec:
     # Whether the shares of the experts that a token uses add up to 1, before they are multiplied.
     norm_topk_prob: bool = False
     routed_scaling: float = 1.0
+    # How units are gated, where that is not act(gate) · up.
+    clamped_units: ClampedUnits | None = None
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
     # store fewer rows or columns than their dimensions and have index vectors.
@@ -133,6 +135,7 @@ class ModelSpec:
             on_top=values.task_head(get, family, task),
             norm_topk_prob=values.norm_topk_prob(get, family),
             routed_scaling=float(get("routed_scaling_factor", 1)),
+            clamped_units=values.clamped_units(get, family),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
@@ -291,7 +294,7 @@ class ModelSpec:
         final = f"{self.family.final_norm}."
         shapes = {name: shape for name, shape in outside.items() if not name.startswith(final)}
         for index in range(len(self.layers)):
-            shapes |= self._layer_tensors(index)
+            shapes |= layer_tensors(self, index)
         # The final norm and the head come last, as in the model.
         shapes |= {name: shape for name, shape in outside.items() if name not in shapes}
         sizes = self._axis_sizes()
@@ -320,30 +323,6 @@ class ModelSpec:
         sizes = self._axis_sizes()
         return {name: tuple(sizes[axis] for axis in axes) for name, axes in self.outside.items()}
 
-    def _layer_tensors(self, index: int) -> dict[str, tuple[int, ...]]:
-        family, layer = self.family, self.layers[index]
-        shapes: dict[str, tuple[int, ...]] = {}
-        for norm in self.norms(index):
-            shapes[f"{norm}.weight"] = (self.hidden_size,)
-            if self.has_norm_bias:
-                shapes[f"{norm}.bias"] = (self.hidden_size,)
-        for norm, size in self.head_norm_sizes(index).items():
-            shapes[f"{norm}.weight"] = (size,)
-        sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: self.hidden_size}
-        for name, axes in self.router_tensors(index).items():
-            shapes[name] = tuple(sizes[axis] for axis in axes)
-        linears = self.linear_shapes(index)
-        for module, roles in self.modules(index).items():
-            stored, lowered = self.module_shape(index, module), self.lowered.get(module, Lowered())
-            shapes[f"{module}.weight"] = stored[::-1] if family.is_transposed else stored
-            if self.has_bias(index, roles[0]):
-                shapes[f"{module}.bias"] = (sum(linears[role][0] for role in roles),)
-            if lowered.rows is not None:
-                shapes[f"{module}.{OUT_INDEX}"] = (lowered.rows,)
-            if lowered.columns is not None:
-                shapes[f"{module}.{IN_INDEX}"] = (lowered.columns,)
-        return shapes
-
     def router_tensors(self, index: int) -> dict[str, tuple[str, ...]]:
         """Return the tensors that choose and weigh the experts of a layer, with their axes."""
         return router_axes(self.family, self.layers[index], index)
@@ -351,6 +330,11 @@ class ModelSpec:
     def correction(self, index: int) -> str | None:
         """Return the tensor that a layer's router adds to its scores for the choice, if any."""
         return correction_name(self.family, self.layers[index], index)
+
+    def sinks(self, index: int) -> str | None:
+        """Return the tensor of a layer's attention with a logit for each head, if it has one."""
+        name, layer = self.family.sinks, self.layers[index]
+        return f"{self.family.layer_name(index)}.{name}" if name and layer.num_heads else None
 
     def norms(self, index: int) -> list[str]:
         """Return the norms over the residual stream that a layer has.

@@ -28,7 +28,7 @@ WITHOUT_EFFECT = frozenset(
 def fingerprint_of(tensors: Mapping[str, TensorInfo]) -> str:
     """Return a sha256 over sorted (name, shape, dtype, first and last 4 KiB of each tensor)."""
     digest = hashlib.sha256()
-    for info in sorted(tensors.values(), key=lambda info: info.name):
+    for info in _in_files(tensors):
         digest.update(json.dumps([info.name, list(info.shape), info.dtype]).encode())
         with info.file.open("rb") as file:
             file.seek(info.start)
@@ -45,7 +45,7 @@ def digest_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> s
     """
     kept = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
     digest = hashlib.sha256(json.dumps(kept, sort_keys=True).encode() + b"\n")
-    infos = sorted(tensors.values(), key=lambda info: info.name)
+    infos = _in_files(tensors)
     spans: dict[Path, dict[str, tuple[int, int]]] = {}
     for info in infos:
         spans.setdefault(info.file, {})[info.name] = (info.start, info.end)
@@ -54,3 +54,9 @@ def digest_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> s
         entry = [info.name, list(info.shape), info.dtype, found[info.file][info.name]]
         digest.update(json.dumps(entry).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _in_files(tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
+    """Return the tensors that the files have, each once, by name."""
+    found = {info.in_file.name: info.in_file for info in tensors.values()}
+    return [found[name] for name in sorted(found)]

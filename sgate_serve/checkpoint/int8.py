@@ -26,9 +26,10 @@ GROUP: Mapping[str, Any] = {
     "weights": {**EIGHT_BITS, "strategy": "channel", "dynamic": False},
     "input_activations": {**EIGHT_BITS, "strategy": "token", "dynamic": True},
 }
+METHOD, MXFP4 = "quant_method", "mxfp4"
 FORMAT = "int-quantized"
 CONFIG: Mapping[str, Any] = {
-    "quant_method": "compressed-tensors",
+    METHOD: "compressed-tensors",
     "format": FORMAT,
     "quantization_status": "compressed",
 }
@@ -59,6 +60,12 @@ def is_int8(config: Mapping[str, Any], source: str) -> bool:
     block = config.get(CONFIG_KEY)
     if block is None:
         return False
+    if block.get(METHOD) == MXFP4:
+        raise CheckpointError(
+            f"{source}: {CONFIG_KEY}: {METHOD} {MXFP4} is not read; write the weights in bf16: "
+            "load the folder in transformers with dtype=torch.bfloat16 and "
+            "quantization_config=Mxfp4Config(dequantize=True), save it to another, and give that"
+        )
     difference = next(_differences(block), None)
     if difference is not None:
         raise CheckpointError(

@@ -6,6 +6,7 @@ from typing import Any
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Family
 from sgate_serve.architecture.sgate_config import stored_family
+from sgate_serve.checkpoint.stacks import unstacked
 from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError
 
@@ -15,8 +16,9 @@ def canonical_names(
 ) -> Mapping[str, TensorInfo]:
     """Return the tensors by the names of a model with a head, whatever the files call them.
 
-    Base models are saved without the prefix of the stack, old checkpoints with other endings. Names
-    stay as they are if the config's family is not supported.
+    Base models are saved without the prefix of the stack, old checkpoints with other endings, and
+    some with all experts of a layer in one. Names stay as they are if the config's family is not
+    supported.
     """
     name = stored_family(config)
     family = FAMILIES.get(name) if isinstance(name, str) else None
@@ -30,7 +32,7 @@ def canonical_names(
                 f"{info.file}: {name} and {found[own].name} are both {own}; keep one of them"
             )
         found[own] = info
-    return found
+    return unstacked(found, family, config.get("model_type"))
 
 
 def canonical_name(name: str, family: Family) -> str:

@@ -187,6 +187,11 @@ class Checkpoint:
         return self.tensors[name].read()
 
     @property
+    def is_stacked(self) -> bool:
+        """Say whether the files hold all experts of a layer in one tensor."""
+        return any(info.in_file is not info for info in self.tensors.values())
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of the weights as stored."""
         return sum(info.num_bytes for info in self.tensors.values())

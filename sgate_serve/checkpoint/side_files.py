@@ -20,10 +20,10 @@ REDIRECTIONS: Mapping[str, str] = {
     "compression_config": "give the unquantized checkpoint",
 }
 # Endings of tensors that only quantized checkpoints have: GPTQ, AWQ, bitsandbytes, HQQ, FP8,
-# compressed-tensors.
+# compressed-tensors, MXFP4.
 PACKED = (
     *(".qweight", ".qzeros", ".g_idx", ".SCB", ".weight.absmax", ".weight.quant_map"),
-    *(".W_q", ".weight_packed", ".weight_scale_inv"),
+    *(".W_q", ".weight_packed", ".weight_scale_inv", "_proj_blocks", "_proj_scales"),
 )
 
 # Endings of the gates that other tools train: FineGates, PEFT.

@@ -66,6 +66,11 @@ class TensorInfo:
     def num_bytes(self) -> int:
         return self.end - self.start
 
+    @property
+    def in_file(self) -> "TensorInfo":
+        """The tensor that the file has: this one, or the one that it is a part of."""
+        return self
+
     def read(self) -> Array:
         """Return a read-only view of the tensor, memory-mapped from the file."""
         if self.start == self.end:

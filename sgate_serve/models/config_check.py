@@ -120,7 +120,7 @@ def _shapes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
             continue
         own = name_in(model, spec.family, name)
         found = theirs.get(own)
-        if found is None and spec.expert_of(name.removesuffix(".weight")) is not None:
+        if found is None and spec.expert_of(name.rpartition(".")[0]) is not None:
             own, select = stacked_place(own, spec.family)
             found = select(theirs[own]) if own in theirs else None
         seen.add(own)
@@ -193,6 +193,9 @@ def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         yield f"norm_topk_prob {where}", spec.norm_topk_prob, normalizes
         factor = float(getattr(router, "routed_scaling_factor", 1))
         yield f"routed_scaling_factor {where}", spec.routed_scaling, factor
+    if (clamped := spec.clamped_units) is not None:
+        yield "swiglu_alpha", clamped.alpha, float(model.config.swiglu_alpha)
+        yield "swiglu_limit", clamped.limit, float(model.config.swiglu_limit)
 
 
 def _multipliers(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:

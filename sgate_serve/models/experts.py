@@ -1,10 +1,10 @@
 """The experts of mixtures: narrowed ones, and where the stock classes of transformers keep theirs.
 
-Files hold one matrix for each linear of each expert; the stock classes stack those of all experts
-of a layer, which have the same width there.
+The files of most families hold one matrix for each linear of each expert; the stock classes stack
+those of all experts of a layer, which have the same width there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,9 +15,10 @@ from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.family import DOWN, GATE, LEAST_SUM, MLP, UP, Family
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.checkpoint.stacks import Slot, slot_of, stack_shape
 from sgate_serve.models.names import name_in
 
-# The parameters of transformers' stacked experts: [experts, 2 · units, hidden] with the rows of
+# The parameters of most classes' stacked experts: [experts, 2 · units, hidden] with the rows of
 # the gate first, and [experts, hidden, units].
 STACKED_GATE_UP, STACKED_DOWN = "gate_up_proj", "down_proj"
 # The buffer of a router that it adds to its scores for the choice alone.
@@ -35,12 +36,14 @@ class NarrowExperts(nn.Module):
         assert spec.family.mixture is not None
         names = spec.family.mixture.linears
         self.names, self.act_fn = names, ACT2FN[spec.activation]
+        self.clamped = spec.clamped_units
         self.num_experts = len(spec.layers[index].experts)
         for number, units in enumerate(spec.layers[index].experts):
             expert = nn.Module()
             for role in (GATE, UP, DOWN) if units else ():
                 shape = (units, spec.hidden_size) if role == DOWN else (spec.hidden_size, units)
-                expert.add_module(names[role], nn.Linear(*shape, bias=False))
+                bias = spec.has_bias(index, role)
+                expert.add_module(names[role], nn.Linear(*shape, bias=bias))
             self.add_module(str(number), expert)
 
     def forward(
@@ -55,9 +58,16 @@ class NarrowExperts(nn.Module):
             if linears and (len(tokens) or self.training):
                 x = hidden_states[tokens]
                 gate, up, down = (linears[self.names[role]] for role in (GATE, UP, DOWN))
-                y = down(self.act_fn(gate(x)) * up(x)) * top_k_weights[tokens, places, None]
+                y = down(self._units(gate(x), up(x))) * top_k_weights[tokens, places, None]
                 total.index_add_(0, tokens, y.to(total.dtype))
         return total
+
+    def _units(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        if self.clamped is None:
+            active: torch.Tensor = self.act_fn(gate)
+            return active * up
+        gate, limit = gate.clamp(max=self.clamped.limit), self.clamped.limit
+        return (up.clamp(-limit, limit) + 1) * (gate * torch.sigmoid(gate * self.clamped.alpha))
 
 
 class CorrectedRouter(nn.Module):
@@ -92,7 +102,11 @@ def narrow_router(block: Any, spec: ModelSpec, index: int) -> None:
     if spec.correction(index) is not None:
         block.gate = CorrectedRouter(spec, index)
         return
-    router, shape = block.gate, spec.layers[index]
+    assert spec.family.mixture is not None, "only such a family has experts"
+    shape = spec.layers[index]
+    router = block.get_submodule(spec.family.mixture.router.rpartition(".")[2])
+    if spec.family.mixture.has_biased_router:
+        router.bias = nn.Parameter(torch.empty(len(shape.experts)))
     router.weight = nn.Parameter(torch.empty(len(shape.experts), spec.hidden_size))
     router.num_experts, router.top_k = len(shape.experts), shape.top_k
     router.hidden_dim = spec.hidden_size
@@ -192,6 +206,8 @@ class _OfOpenExperts:
     def __init__(self, router: Any, numbers: torch.Tensor) -> None:
         self._router, self.numbers = router, numbers
         self.weight = router.weight[numbers]
+        if hasattr(router, "bias"):
+            self.bias = router.bias[numbers]
         if hasattr(router, CORRECTION):
             self.e_score_correction_bias = router.e_score_correction_bias[numbers]
         self.num_experts, self.top_k = len(numbers), min(router.top_k, len(numbers))
@@ -226,8 +242,10 @@ def unstack(model: Any, spec: ModelSpec) -> None:
 
 
 def stacked_place(name: str, family: Family) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
-    """Return the stock parameter that holds an expert's matrix, and what selects it there."""
+    """Return the stock parameter that holds an expert's tensor, and what selects it there."""
     assert family.mixture is not None, name
+    if (slot := slot_of(name, family)) is not None:
+        return slot.stack, slot.of
     stem, number, linear = name.removesuffix(".weight").rsplit(".", 2)
     role = {own: role for role, own in family.mixture.linears.items()}[linear]
     expert = int(number)
@@ -235,3 +253,20 @@ def stacked_place(name: str, family: Family) -> tuple[str, Callable[[torch.Tenso
         return f"{stem}.{STACKED_DOWN}", lambda stack: stack[expert]
     half = int(role == UP)
     return f"{stem}.{STACKED_GATE_UP}", lambda stack: stack[expert].chunk(2)[half]
+
+
+def stacked_state(state: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
+    """Return the tensors of a dense model by the names of files, which may stack experts."""
+    found, stacks = dict[str, torch.Tensor](), dict[str, list[tuple[Slot, torch.Tensor]]]()
+    for name, tensor in state.items():
+        if (slot := slot_of(name, family)) is None:
+            found[name] = tensor
+        else:
+            stacks.setdefault(slot.stack, []).append((slot, tensor))
+    for name, parts in stacks.items():
+        last, tensor = max(parts, key=lambda part: part[0].expert)
+        shape = stack_shape(last, tuple(tensor.shape), last.expert + 1)
+        found[name] = tensor.new_empty(shape)
+        for slot, part in parts:
+            slot.of(found[name]).copy_(part)
+    return found

@@ -65,8 +65,8 @@ class NarrowRMSNorm(nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
-class SkippedAttention(nn.Module):
-    """Replaces a removed attention block: it returns zeros and caches nothing."""
+class SkippedPair(nn.Module):
+    """Replaces a removed block that returns something besides: zeros and None, and no cache."""
 
     def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
         return torch.zeros_like(hidden_states), None

@@ -50,8 +50,13 @@ def load_model(checkpoint: Checkpoint) -> Any:
     The weights of an int8 folder are dequantized, and activations are not quantized: the outputs
     differ slightly from those of an engine that computes in int8.
     """
-    if checkpoint.is_int8:
-        return built_model(config_of(checkpoint), checkpoint.spec, float_tensors(checkpoint))
+    tensors = float_tensors(checkpoint) if checkpoint.is_int8 else None
+    if checkpoint.layout is not None and checkpoint.is_stacked:
+        # Uneven experts are modules of their own, which have no tensors in such files.
+        names = checkpoint.spec.tensor_shapes()
+        tensors = ((name, checkpoint.read(name)) for name in names)
+    if tensors is not None:
+        return built_model(config_of(checkpoint), checkpoint.spec, tensors)
     with hidden_bars():
         return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
             checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32

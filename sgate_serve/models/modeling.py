@@ -24,7 +24,7 @@ from sgate_serve.models.layers import (
     IndexedLinear,
     NarrowRMSNorm,
     Skipped,
-    SkippedAttention,
+    SkippedPair,
     TransposedIndexedLinear,
 )
 from sgate_serve.models.names import name_in
@@ -139,7 +139,10 @@ def _narrow_mixture(model: PreTrainedModel, spec: ModelSpec, index: int) -> None
 
 
 def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
-    """Set the head counts that an attention module's stock forward uses, if it has them."""
+    """Set the head counts that an attention module's stock forward uses, if it has them.
+
+    Where heads have sinks, there are as many.
+    """
     width = shape.head_dim
     counts = {
         "num_key_value_groups": shape.queries_per_kv,
@@ -153,6 +156,8 @@ def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
     for name, count in counts.items():
         if hasattr(attention, name):
             setattr(attention, name, count)
+    if hasattr(attention, "sinks"):
+        attention.register_parameter("sinks", nn.Parameter(torch.empty(shape.num_heads)))
     if hasattr(attention, "qkv_proj"):
         view = _LayerConfig(attention.config, shape.num_heads)
         setattr(attention, "config", view)  # noqa: B010  # typed as a tensor
@@ -190,7 +195,9 @@ def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> Non
     """Replace a block by zeros, and its norms by nothing unless they are on the sum."""
     layer = family.layer_name(index)
     first, *others = family.blocks[block]
-    stand_in: nn.Module = SkippedAttention() if block == ATTENTION else Skipped()
+    mixture = family.mixture
+    is_pair = block == ATTENTION or (mixture is not None and mixture.returns_shares)
+    stand_in: nn.Module = SkippedPair() if is_pair else Skipped()
     if block == MLP and others:
         stand_in = nn.Identity()
     model.set_submodule(name_in(model, family, f"{layer}.{first}"), stand_in)

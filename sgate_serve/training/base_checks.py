@@ -1,6 +1,6 @@
 """Opens the base of a run, and checks the options that depend on it. Without torch, so at once."""
 
-from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.architecture.family import CLASSIFICATION, DOWN
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
@@ -60,7 +60,8 @@ def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
             "mixture, whose experts see some of them; use --method fisher"
         )
     trains_biases = options.method == GATES and options.gate_tuning == BIAS
-    if options.recovery == BIAS or trains_biases:
+    has_biases = DOWN in base.spec.biased_roles
+    if (options.recovery == BIAS or trains_biases) and not has_biases:
         flag = "--recovery" if options.recovery == BIAS else "--gates-with"
         raise TrainingError(
             f"{flag} bias: the experts of {base.folder} have no biases, and none can be added; use "

@@ -18,6 +18,7 @@ from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE
 from converters.quantize import stored_tensors
 from converters.rewrite import Rewriter
+from converters.stacking import file_name
 from converters.to_gguf import GGUF_FILE
 from converters.to_hf import written_config
 from converters.to_onnx.comparison import first_difference
@@ -33,6 +34,7 @@ from sgate_serve.errors import CheckpointError, writing
 from sgate_serve.loaders.graph_cache import graph_precision, has_onnx, onnx_folder
 from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR, WEIGHTS_FILE
 from sgate_serve.plan import PLAN_FILE, Plan
+from sgate_serve.plan.placement import pruned_spec
 from sgate_serve.plan.sizes import SIZES_FILE
 from sgate_serve.verify.certificate import CERTIFICATE_FILE
 
@@ -88,9 +90,10 @@ def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint
     Names in the files count: transformers looks tensors up by them.
     """
     headers, arrays = stored_tensors(masked, plan, out.is_int8)
+    small, written_name = pruned_spec(plan, masked.spec), masked.base.written_name
     for header, array in zip(headers, arrays, strict=True):
         info = out.tensors.get(header.name)
-        if info is None or info.name != masked.base.written_name(header.name):
+        if info is None or info.in_file.name != written_name(file_name(header.name, small)):
             return header.name
         stored = info.read()
         if array.shape != stored.shape or DTYPE_NAMES[array.dtype] != DTYPE_NAMES[stored.dtype]:

@@ -134,19 +134,29 @@ def test_quarter_of_rows_and_columns_closed_loses_every_dead_unit(
 
 
 def expected_units(base: Checkpoint, gates: Path, layer: int) -> int:
-    """Count the units that neither a closed column nor closed rows make dead or constant."""
+    """Count the units that neither a closed column nor closed rows make dead or constant.
+
+    Where 1 is added to up (GPT-OSS), a unit is alive as long as its gate is, if only by its bias;
+    and each expert keeps one for the bias of its output.
+    """
     masked, family = open_masked(base.folder, gates), base.spec.family
     # A closed row closes its bias too. A linear that is closed on one side is on the other as well.
     is_open = {}
-    for role in (DOWN, *({GATE, UP} & family.linears.keys())):
+    is_clamped = base.spec.clamped_units is not None
+    readers = {GATE} if is_clamped else {GATE, UP}
+    for role in (DOWN, *(readers & family.linears.keys())):
         parts = []
         for part in base.spec.parts(layer, role):
             gate = masked.masks[part.module]
             assert gate.rows is not None and gate.columns is not None
             rows, columns = gate.rows[part.rows] != 0, gate.columns != 0
-            parts.append(columns & rows.any() if role == DOWN else rows & columns.any())
+            reads = is_clamped or columns.any()
+            parts.append(columns & rows.any() if role == DOWN else rows & reads)
         is_open[role] = np.concatenate(parts)
-    return int(np.logical_and.reduce(list(is_open.values())).sum())
+    is_alive = np.logical_and.reduce(list(is_open.values()))
+    if not is_clamped:
+        return int(is_alive.sum())
+    return sum(max(int(is_alive[span].sum()), 1) for span in base.spec.layers[layer].expert_spans)
 
 
 def zoo(family: str, number: int = 0, task: Any = None, **fields: Any) -> Variant:

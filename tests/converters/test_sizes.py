@@ -108,7 +108,7 @@ def test_a_size_has_the_trained_weights_of_its_folder(base: Checkpoint, tmp_path
     np.testing.assert_array_equal(small.read(f"{down}.bias"), deltas[f"{down}.bias"])
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "gpt_oss"])
 @pytest.mark.parametrize("is_joint", [False, True])
 def test_experts_close_whole(family: str, is_joint: bool, tmp_path: Path) -> None:
     build(ZOO[family][0], 0).save_pretrained(tmp_path / "base")

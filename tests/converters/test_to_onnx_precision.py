@@ -42,7 +42,7 @@ Floats = NDArray[np.float32]
 DECODERS = [v for v in VARIANTS if v.task == "causal-lm" and v.name != "longrope"]
 NAMES = {
     *("llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"),
-    *("qwen2_moe-shared", "glm4_moe-normalized"),
+    *("qwen2_moe-shared", "glm4_moe-normalized", "gpt_oss-alternating"),
 }
 # Wider than the blocks of 4 and of 8 bits.
 WIDE = {"hidden_size": 192, "moe_intermediate_size": 160, "shared_expert_intermediate_size": 160}

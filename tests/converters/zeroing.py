@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from sgate_serve.architecture.family import (
@@ -44,6 +45,7 @@ class Weights:
     spec: ModelSpec
     stacks: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
     copies: dict[tuple[int, str, str], torch.Tensor] = field(default_factory=dict)
+    biases: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
 
     def named(self, name: str) -> torch.Tensor | None:
         # What corrects a router's choice is a buffer.
@@ -70,6 +72,10 @@ class Weights:
         return self.copies.setdefault((layer, role, kind), tensor[rows])
 
     def store(self) -> None:
+        for (layer, role), bias in self.biases.items():
+            experts = self._block(layer).get_submodule("experts")
+            both = experts.get_parameter("gate_up_proj_bias").data[:, int(role == UP) :: 2]
+            both.copy_(bias.view_as(both))
         for (layer, role, kind), copy in self.copies.items():
             tensor = self.named(f"{self.spec.family.linear(layer, role)}.{kind}")
             assert tensor is not None, role
@@ -84,24 +90,44 @@ class Weights:
 
     def _experts(self, layer: int, role: str) -> list[torch.Tensor]:
         """Return views of a role's matrix in each expert of transformers' stock class."""
-        name = name_in(self.model, self.spec.family, f"model.layers.{layer}.mlp")
-        block = self.model.get_submodule(name)
-        experts: Any = block.get_submodule("experts")
-        if role == DOWN:
+        experts: Any = self._block(layer).get_submodule("experts")
+        if self._are_transposed:
+            both, half = experts.gate_up_proj.data, int(role == UP)
+            stack = experts.down_proj.data if role == DOWN else both[..., half::2]
+            parts = [matrix.T for matrix in stack]
+        elif role == DOWN:
             parts = list(experts.down_proj.data)
         else:
             parts = [both.chunk(2)[int(role == UP)] for both in experts.gate_up_proj.data]
         if self.spec.layers[layer].shared_units:
             shared = self.named(f"{self.spec.family.expert_linear(layer, None, role)}.weight")
-            assert shared is not None, name
+            assert shared is not None, layer
             parts.append(shared)
         return parts
 
+    @property
+    def _are_transposed(self) -> bool:
+        mixture = self.spec.family.mixture
+        return mixture is not None and mixture.is_stacked
+
     def bias(self, layer: int, role: str) -> torch.Tensor | None:
+        """Return a role's bias; of experts those of all units, or of down [hidden, experts]."""
         if self.spec.layers[layer].experts and role in MLP_ROLES:
-            return None
+            return self._expert_biases(layer, role) if self._are_transposed else None
         bias = self.named(f"{self.spec.family.linear(layer, role)}.bias")
         return None if bias is None else self._rows(bias, layer, role, "bias")
+
+    def _expert_biases(self, layer: int, role: str) -> torch.Tensor:
+        experts = self._block(layer).get_submodule("experts")
+        if role == DOWN:
+            return experts.get_parameter("down_proj_bias").data.T
+        both = experts.get_parameter("gate_up_proj_bias").data[:, int(role == UP) :: 2]
+        return self.biases.setdefault((layer, role), both.reshape(-1))
+
+    def _block(self, layer: int) -> nn.Module:
+        name = name_in(self.model, self.spec.family, f"model.layers.{layer}.mlp")
+        block: nn.Module = self.model.get_submodule(name)
+        return block
 
 
 Random = np.random.Generator

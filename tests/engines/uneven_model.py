@@ -33,7 +33,8 @@ class Case(NamedTuple):
     draft: str | None = None
 
 
-# Between them: head norms, windows, soft caps, partial rotation, position tables, parallel blocks.
+# Between them: head norms, windows, soft caps, partial rotation, position tables, parallel blocks,
+# sinks and experts.
 FAMILIES = {
     "mistral": ZOO["mistral"][1],
     "qwen2": ZOO["qwen2"][1],
@@ -48,6 +49,7 @@ FAMILIES = {
     "olmo3": ZOO["olmo3"][1],
     "gpt2": ZOO["gpt2"][0],
     "gpt_neox": ZOO["gpt_neox"][0],
+    "gpt_oss": ZOO["gpt_oss"][1],
 }
 
 

@@ -18,10 +18,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from converters.stacking import stacked_headers
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
+from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.models import AUTO_CLASSES
 
@@ -77,6 +79,9 @@ BASES: dict[str, Config] = {
     "glm4_moe": GROUPED
     | {"n_routed_experts": 8, "moe_intermediate_size": 12, "num_nextn_predict_layers": 1}
     | {"num_experts_per_tok": 2, "routed_scaling_factor": 1.5},
+    "gpt_oss": GROUPED
+    | {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": WINDOW}
+    | {"swiglu_alpha": 1.2, "swiglu_limit": 0.8, "rope_parameters": {"rope_type": "default"}},
     "phi3": DECODER | {"sliding_window": WINDOW},
     "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
@@ -112,7 +117,7 @@ def theirs(config: Config, task: str, folder: Path) -> Outputs:
     with no_init_weights():
         model: PreTrainedModel = AUTO_CLASSES[task].from_config(loaded, dtype=torch.float32)
     model.tie_weights()
-    if "moe" in config["model_type"] or config["model_type"] == "mixtral":
+    if "moe" in config["model_type"] or config["model_type"] in ("mixtral", "gpt_oss"):
         model = stored_and_loaded(model, task, folder)
     else:
         fill(model)
@@ -175,12 +180,18 @@ class OurReading:
         if key not in self.known:
             folder = self.root / f"graph-{len(self.known)}"
             write_config(config, folder)
-            tensors = {name: weight(name, shape) for name, shape in spec.tensor_shapes().items()}
+            tensors = {name: weight(name, shape) for name, shape in stored_shapes(spec).items()}
             save_file(tensors, folder / SINGLE_FILE)
             engine = load_onnx(Checkpoint.open(folder))
             self.known[key] = engine.logits(TOKENS)
             engine.close()
         return self.known[key]
+
+
+def stored_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """Return name → shape of the tensors that stock files of a spec have."""
+    headers = [TensorHeader(name, "F32", shape) for name, shape in spec.tensor_shapes().items()]
+    return {header.name: header.shape for header in stacked_headers(headers, spec.family)}
 
 
 def write_config(config: Config, folder: Path) -> None:

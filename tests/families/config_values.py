@@ -56,6 +56,8 @@ FOLLOWED: dict[str, Any] = {
     "moe_intermediate_size": 20,
     "shared_expert_intermediate_size": 20,
     "norm_topk_prob": True,
+    "swiglu_alpha": 0.7,
+    "swiglu_limit": 0.3,
     "decoder_sparse_step": 2,
     "mlp_only_layers": [0],
     "qkv_bias": False,
@@ -200,6 +202,7 @@ OWN: dict[str, dict[str, Any]] = {
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
     "gpt_neox": {"attention_bias": False},
+    "gpt_oss": {"attention_bias": False, "layer_types": ["full_attention", "sliding_attention"]},
     "modernbert": {
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
@@ -233,7 +236,7 @@ def refused_in(family: str) -> set[str]:
 def followed_in(family: str) -> set[str]:
     """Return the keys whose unusual value changes what a family's model computes."""
     entry = FAMILIES[family]
-    followed = set(FOLLOWED) & set(entry.fields) - refused_in(family)
+    followed = set(FOLLOWED) & set(entry.fields) - refused_in(family) - set(entry.fixed)
     if entry.is_rotary:
         followed -= {"max_position_embeddings"}
     if not entry.has_partial_rotation:

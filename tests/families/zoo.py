@@ -21,6 +21,7 @@ from transformers import (
 
 from tests.families.zoo_configs import (
     BIASES,
+    CLAMPED,
     DECODER,
     DISTILBERT,
     ENCODER,
@@ -28,6 +29,8 @@ from tests.families.zoo_configs import (
     GEMMA,
     GLM_EXPERTS,
     GPT2,
+    GPT_OSS,
+    GPT_OSS_YARN,
     GRANITE,
     LONGROPE,
     MODERNBERT,
@@ -237,6 +240,20 @@ ZOO: Mapping[str, list[Variant]] = {
             | {"n_shared_experts": 2, "first_k_dense_replace": 2, "partial_rotary_factor": 0.25},
         ),
     ],
+    "gpt_oss": [
+        Variant("gpt_oss", "alternating", "causal-lm", GPT_OSS),
+        Variant(
+            "gpt_oss",
+            "unbiased-tied-clamped",
+            "causal-lm",
+            GPT_OSS
+            | {"attention_bias": False, "tie_word_embeddings": True}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}
+            | {"rope_parameters": GPT_OSS_YARN}
+            | CLAMPED,
+        ),
+        Variant("gpt_oss", "classifier", "classification", GPT_OSS),
+    ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),
         Variant(
@@ -313,6 +330,9 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.normal_(0, 0.1)
+        # They compete with scores.
+        elif name.endswith("sinks"):
+            parameter.data.normal_(0, 1)
     for name, buffer in model.named_buffers():
         # It decides among scores from 0 to 1.
         if name.endswith("e_score_correction_bias"):

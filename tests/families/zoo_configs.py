@@ -44,6 +44,11 @@ EXPERTS |= {"num_experts": 5, "num_experts_per_tok": 2}
 QWEN_EXPERTS = EXPERTS | {"moe_intermediate_size": 16, "mlp_only_layers": [1]}
 GLM_EXPERTS = EXPERTS | {"moe_intermediate_size": 16, "head_dim": 16, "use_qk_norm": True}
 GLM_EXPERTS |= {"n_routed_experts": GLM_EXPERTS.pop("num_experts"), "routed_scaling_factor": 2.5}
+GPT_OSS = EXPERTS | {"num_local_experts": EXPERTS["num_experts"], "head_dim": 16}
+GPT_OSS = {key: value for key, value in GPT_OSS.items() if key != "num_experts"}
+GPT_OSS |= {"sliding_window": WINDOW}
+# Units reach such a limit.
+CLAMPED: dict[str, Any] = {"swiglu_limit": 0.8, "swiglu_alpha": 1.2}
 GPT2: dict[str, Any] = COMMON | {
     "n_embd": 48,
     "n_inner": 30,
@@ -98,4 +103,13 @@ YARN = {
         "original_max_position_embeddings": 16,
     },
     "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+}
+GPT_OSS_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "beta_fast": 16.0,
+    "beta_slow": 2.0,
+    "truncate": False,
+    "original_max_position_embeddings": 16,
 }

@@ -47,6 +47,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
         "routed_scaling_factor": 1.5,
     },
+    "gpt_oss": {
+        **_SIZES,
+        "num_local_experts": 6,
+        "intermediate_size": 16,
+        "sliding_window": 7,
+        "swiglu_limit": 1.5,
+    },
 }
 
 
@@ -58,8 +65,10 @@ def small_mixture(family: str, seed: int = 0) -> PreTrainedModel:
         config, experts_implementation="eager"
     ).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith("mlp.gate.weight"):
+        if name.endswith(("mlp.gate.weight", "mlp.router.weight")):
             torch.nn.init.normal_(parameter, std=0.5)
+        elif name.endswith("proj_bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
             torch.nn.init.normal_(buffer, std=0.1)

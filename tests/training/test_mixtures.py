@@ -32,12 +32,14 @@ WAYS: dict[str, dict[str, Any]] = {
     "reap": {**BY_REAP, "recovery": "full"},
     "fisher": {"gates": "experts", "target": 0.25, "distill": 0.5},
     "units": {"target": 0.3, "no_control": False},
+    "biases": {"target": 0.3, "recovery": "bias"},
     "trained": {"target": 0.3, "method": "gates", "dense_steps": 2},
 }
 CASES = [
     *(("reap", family) for family in MIXTURES),
     *[("units", "qwen2_moe"), ("units", "qwen3_moe"), ("fisher", "mixtral")],
-    *[("trained", "mixtral"), ("trained", "qwen2_moe")],
+    *[("trained", "mixtral"), ("trained", "qwen2_moe"), ("trained", "gpt_oss")],
+    ("biases", "gpt_oss"),
 ]
 
 

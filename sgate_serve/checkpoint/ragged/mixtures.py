@@ -37,7 +37,8 @@ def normalize_mixtures(
 
     Raises CheckpointError if the files hold an expert without its router, or the reverse.
     """
-    _check_apart(tensors)
+    if family.mixture is not None and not family.mixture.is_stacked:
+        _check_apart(tensors)
     get = ConfigReader(config, source, family)
     stated = list(dense_shapes(get, family, get.integer("num_hidden_layers")))
     found = [_stored_shape(family, index, each, tensors) for index, each in enumerate(stated)]
@@ -121,7 +122,7 @@ def _units(family: Family, index: int, expert: int | None, where: str, tensors: 
 
 
 def _check_apart(tensors: Tensors) -> None:
-    """Raise CheckpointError for experts that are stacked in one tensor."""
+    """Raise CheckpointError for experts that are stacked in one tensor, where files have none."""
     stacked = (name for name in tensors if name.endswith(STACKED))
     if (name := next(stacked, None)) is not None:
         raise CheckpointError(

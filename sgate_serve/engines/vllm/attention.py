@@ -9,7 +9,7 @@ from vllm.distributed import get_tensor_model_parallel_rank, tensor_model_parall
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.v1.attention.selector import get_attn_backend
 
-from sgate_serve.architecture.family import ATTENTION, KEY
+from sgate_serve.architecture.family import ATTENTION, KEY, QUERY
 from sgate_serve.engines.vllm.layer import LayerContext, spread
 from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.errors import EngineError
@@ -22,12 +22,19 @@ class UnevenAttention(nn.Module):
 
     `query_norm` and `key_norm` normalize single heads, or all at once; `rotary` is vLLM's rotary
     embedding; all are optional. `core` may have more heads than the layer: the others are zeros.
+    `sinks` are those that `core` has.
     """
 
     def __init__(
-        self, layer: LayerContext, core: Any, prefix: str, **parts: nn.Module | None
+        self,
+        layer: LayerContext,
+        core: Any,
+        prefix: str,
+        sinks: nn.Parameter | None = None,
+        **parts: nn.Module | None,
     ) -> None:
         super().__init__()
+        self.register_parameter("sinks", sinks)
         shape = layer.shape
         self.num_heads, self.num_kv_heads = shape.num_heads, shape.num_kv_heads
         self.head_dim = shape.stored.head_dim
@@ -101,6 +108,25 @@ class ShardedHeadNorm(nn.Module):
         wide = x.to(torch.float32)
         squares = tensor_model_parallel_all_reduce(wide.pow(2).sum(-1, keepdim=True))
         return (wide * torch.rsqrt(squares / self.size + self.eps) * self.weight).to(x.dtype)
+
+
+def head_sinks(layer: LayerContext) -> nn.Parameter | None:
+    """Return a logit for each head of this shard, of which each takes a share of the attention.
+
+    Heads that only pad have one of 0: their outputs are not read.
+    """
+    if layer.spec.sinks(layer.index) is None:
+        return None
+    shape, width = layer.shape, layer.shape.stored.head_dim
+    sinks: Any = nn.Parameter(torch.zeros(shape.num_heads), requires_grad=False)
+
+    def load(parameter: nn.Parameter, stored: torch.Tensor) -> None:
+        start = get_tensor_model_parallel_rank() * len(parameter)
+        whole = spread(stored, 0, shape.rows[QUERY][::width] // width)
+        parameter.data.copy_(whole[start : start + len(parameter)])
+
+    sinks.weight_loader = load
+    return sinks
 
 
 def rotary(layer: LayerContext) -> nn.Module | None:

@@ -7,6 +7,7 @@ import torch
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.platforms import current_platform
 
+from sgate_serve.architecture.gated_units import PUBLISHED
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.errors import EngineError
@@ -94,6 +95,12 @@ def check_mixture(spec: ModelSpec, vllm_config: Any) -> None:
         raise EngineError(
             f"{vllm_config.model_config.model}: vLLM's experts have no hidden_act "
             f"{spec.activation!r}, only {', '.join(ACTIVATIONS)}; use another engine"
+        )
+    if (clamped := spec.clamped_units) is not None and clamped != PUBLISHED:
+        raise EngineError(
+            f"{vllm_config.model_config.model}: vLLM's experts clamp units with swiglu_alpha "
+            f"{PUBLISHED.alpha} and swiglu_limit {PUBLISHED.limit}, and the config has "
+            f"{clamped.alpha} and {clamped.limit}; use another engine"
         )
     if parallel.enable_eplb:
         raise EngineError("--enable-eplb is not supported for pruned mixtures; leave it out")

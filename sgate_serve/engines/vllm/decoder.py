@@ -37,6 +37,7 @@ from sgate_serve.engines.vllm.attention import (
     ShardedHeadNorm,
     UnevenAttention,
     backend_head_size,
+    head_sinks,
     rotary,
 )
 from sgate_serve.engines.vllm.config import ModelContext
@@ -255,10 +256,10 @@ class UnevenDecoderEmbedder(UnevenDecoder):
 
 def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> UnevenAttention:
     """Build the attention block of one layer."""
-    spec, width = model.spec, layer.shape.stored.head_dim
+    spec, width, sinks = model.spec, layer.shape.stored.head_dim, head_sinks(layer)
     core = Attention(
         layer.shape.num_heads,
-        backend_head_size(width, model.dtype),
+        backend_head_size(width, model.dtype, has_sink=sinks is not None),
         spec.attention_scales[layer.index],
         num_kv_heads=layer.shape.num_kv_heads,
         cache_config=model.cache_config,
@@ -266,6 +267,7 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
         logits_soft_cap=spec.attention_softcap,
         per_layer_sliding_window=spec.windows[layer.index],
         prefix=f"{prefix}.attn",
+        **({} if sinks is None else {"sinks": sinks}),
     )
     parts: dict[str, nn.Module | None] = {"rotary": rotary(layer)}
     sizes = spec.head_norm_sizes(layer.index).values()
@@ -274,7 +276,7 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
             parts[name] = ShardedHeadNorm(layer, role, spec.norm_eps)
         else:
             parts[name] = rms_norm(model, size, spec.norm_eps)
-    return UnevenAttention(layer, core, f"{prefix}.self_attn", **parts)
+    return UnevenAttention(layer, core, f"{prefix}.self_attn", sinks, **parts)
 
 
 def residual_norm(model: ModelContext) -> nn.Module:

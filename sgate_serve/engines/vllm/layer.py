@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sgate_serve.architecture.family import Mixture
 from sgate_serve.architecture.parts import Rows
 from sgate_serve.architecture.shapes import Lowered
 from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
@@ -28,6 +29,12 @@ class LayerContext:
     @property
     def shape(self) -> ShardedLayer:
         return ShardedLayer(self.spec.layers[self.index], self.num_shards)
+
+    @property
+    def mixture(self) -> Mixture:
+        """Where a family keeps experts, for a layer that has some."""
+        assert self.spec.family.mixture is not None, "only such a family has experts"
+        return self.spec.family.mixture
 
     @property
     def quant_config(self) -> Any:

@@ -126,6 +126,8 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
         modules[f"{family.layer_name(index)}.{family.post_norms[name]}"] = (norm, gain)
     if ATTENTION in layer.blocks:
         attention = layer.blocks[ATTENTION]
+        if (sinks := spec.sinks(index)) is not None:
+            modules[sinks.rpartition(".")[0]] = (attention, 1.0)
         norms = (attention.query_norm, attention.key_norm)
         for name, norm in zip(family.head_norms, norms, strict=False):
             modules[f"{family.layer_name(index)}.{name}"] = (norm, 1.0)

@@ -17,14 +17,16 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from sgate_serve.architecture.family import DOWN, EXPERTS, GATE, MLP_ROLES, UP
 from sgate_serve.engines.vllm.config import ModelContext
-from sgate_serve.engines.vllm.layer import WEIGHT, LayerContext, Tensors
+from sgate_serve.engines.vllm.layer import BIAS, WEIGHT, LayerContext, Tensors
 from sgate_serve.engines.vllm.mlp import UnevenMLP
 from sgate_serve.engines.vllm.sharding import round_up
 from sgate_serve.errors import EngineError
 
 # vLLM's kernels for CPU take multiples of this alone; GPUs read aligned rows faster.
 ALIGNMENT = 32
-# vLLM's names for an expert's linears, and the parameters that hold them.
+# vLLM's name for clamped units.
+CLAMPED_UNITS = "swigluoai"
+# Its names for an expert's linears, and the parameters that hold them.
 LINEARS = {GATE: ("w1", "w13_weight"), UP: ("w3", "w13_weight"), DOWN: ("w2", "w2_weight")}
 
 
@@ -37,8 +39,13 @@ class UnevenMixture(nn.Module):
         shape = model.spec.layers[layer.index]
         self.width = round_up(self.hidden_size, ALIGNMENT)
         self.units = round_up(max(1, *shape.experts), ALIGNMENT * _num_shards(layer))
-        num_experts, routing = len(shape.experts), dict[str, Any]()
-        self.router: nn.Module = _choice(self.hidden_size, num_experts, f"{prefix}.gate")
+        num_experts, routing, mixture = len(shape.experts), dict[str, Any](), layer.mixture
+        self.router: nn.Module = _choice(
+            self.hidden_size, num_experts, f"{prefix}.gate", bias=mixture.has_biased_router
+        )
+        self.is_clamped = model.spec.clamped_units is not None
+        if self.is_clamped:
+            routing["has_bias"] = True
         if model.spec.correction(layer.index) is not None:
             self.router = CorrectedChoice(self.hidden_size, num_experts)
             num_experts, routing = self.router.num_experts, self.router.settings
@@ -50,17 +57,16 @@ class UnevenMixture(nn.Module):
             hidden_size=self.width,
             intermediate_size=self.units,
             renormalize=model.spec.norm_topk_prob,
-            activation=model.spec.activation,
+            activation=CLAMPED_UNITS if self.is_clamped else model.spec.activation,
             prefix=f"{prefix}.experts",
         )
-        for _, parameter in LINEARS.values():
-            getattr(self.experts.routed_experts, parameter).data.zero_()
+        for parameter in self.experts.routed_experts.parameters():
+            parameter.data.zero_()
         self.shared: UnevenMLP | None = None
         self.shared_gate: nn.Module | None = None
-        mixture = model.spec.family.mixture
         if shape.shared_units:
             self.shared = UnevenMLP(model, _of_shared(layer), f"{prefix}.shared_expert")
-            if mixture is not None and mixture.shared_gate is not None:
+            if mixture.shared_gate is not None:
                 self.shared_gate = _choice(self.hidden_size, 1, f"{prefix}.shared_expert_gate")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,8 +107,34 @@ class UnevenMixture(nn.Module):
         weight = tensors[WEIGHT]
         padding = (0, columns - weight.shape[1], 0, rows - weight.shape[0])
         padded, held = nn.functional.pad(weight, padding), self.experts.routed_experts
+        if self.is_clamped:
+            self._load_clamped(role, spec.expert_of(module), padded, tensors[BIAS])
+            return
         place = getattr(held, parameter)
         held.weight_loader(place, padded, parameter, name, spec.expert_of(module))
+
+    def _load_clamped(
+        self, role: str, expert: int | None, padded: torch.Tensor, bias: torch.Tensor
+    ) -> None:
+        """Load this shard's part of an expert with clamped units: gate and up alternate by rows.
+
+        What all shards add up has the bias of the output once.
+        """
+        held = self.experts.routed_experts
+        local = held._map_global_expert_id_to_local_expert_id(expert)
+        if local == -1:
+            return
+        parallel = held.moe_config.moe_parallel_config
+        units, rank = self.units // parallel.tp_size, parallel.tp_rank
+        own = slice(rank * units, (rank + 1) * units)
+        if role == DOWN:
+            held.w2_weight.data[local, : self.width, :units] = padded[:, own]
+            held.w2_bias.data[local, : len(bias)] = bias if rank == 0 else 0
+            return
+        rows = slice(int(role == UP), 2 * units, 2)
+        held.w13_weight.data[local, rows, : self.width] = padded[own]
+        padded_bias = nn.functional.pad(bias, (0, self.units - len(bias)))
+        held.w13_bias.data[local, rows] = padded_bias[own]
 
 
 class CorrectedChoice(nn.Module):
@@ -161,9 +193,9 @@ def _fused_experts(**settings: Any) -> Any:
     return FusedMoEFactory(**settings)
 
 
-def _choice(hidden_size: int, outputs: int, prefix: str) -> ReplicatedLinear:
+def _choice(hidden_size: int, outputs: int, prefix: str, *, bias: bool = False) -> ReplicatedLinear:
     """Return the linear of a router or a gate, which are never quantized."""
-    return ReplicatedLinear(hidden_size, outputs, bias=False, prefix=prefix)
+    return ReplicatedLinear(hidden_size, outputs, bias=bias, prefix=prefix)
 
 
 def _of_shared(layer: LayerContext) -> LayerContext:

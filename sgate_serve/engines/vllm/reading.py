@@ -7,17 +7,28 @@ folder itself stays as it is.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.architecture.family import BASE
+from sgate_serve.architecture.family import ATTENTION_ROLES, BASE
+from sgate_serve.architecture.gated_units import PUBLISHED
+from sgate_serve.architecture.rope import YARN, Rope
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from sgate_serve.errors import EngineError
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.sentence_files import MODEL_FILE
 
+# The settings that vLLM's class of GPT-OSS needs; it reads one more.
+YARN_FIELDS = frozenset(
+    {
+        *("rope_type", "rope_theta", "factor", "beta_fast", "beta_slow"),
+        "original_max_position_embeddings",
+    }
+)
 OVERRIDES_FLAG = "--hf-overrides"
 
 
@@ -30,6 +41,7 @@ def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     model = Checkpoint.open(folder)
     _check_files(model)
     _check_prompt(model)
+    _check_stock_class(model)
     if model.layout is not None:
         return {}
     stored = model.stored_config
@@ -52,6 +64,40 @@ def _check_prompt(model: Checkpoint) -> None:
             "put before texts; serve it on the onnx engine, or remove default_prompt_name and have "
             "clients send the prompt"
         )
+
+
+def _check_stock_class(model: Checkpoint) -> None:
+    """Raise EngineError for a stock folder whose config vLLM's own class does not follow.
+
+    Its class of GPT-OSS has windows, biases, units and a type of rope of its own.
+    """
+    if model.spec.clamped_units is None or model.config.get("model_type") == SGATE_MODEL_TYPE:
+        return
+    if (field := next(_unfollowed(model.spec), None)) is not None:
+        raise EngineError(
+            f"{model.folder / CONFIG_FILE}: vLLM's {model.spec.head.model_class} does not follow "
+            f"{field}; serve the folder on the onnx engine"
+        )
+
+
+def _unfollowed(spec: ModelSpec) -> Iterator[str]:
+    """Yield the fields of a GPT-OSS config that are not what vLLM's class takes for granted."""
+    if spec.clamped_units != PUBLISHED:
+        yield "swiglu_alpha and swiglu_limit"
+    if any((window is None) != bool(index % 2) for index, window in enumerate(spec.windows)):
+        yield "layer_types, and has a window in every other layer from the first"
+    if not spec.biased_roles.issuperset(ATTENTION_ROLES):
+        yield "attention_bias false"
+    if not all(_is_plain_yarn(rope) for rope in spec.ropes):
+        yield "such rope_parameters, and has YaRN with both betas and nothing besides"
+
+
+def _is_plain_yarn(rope: Rope | None) -> bool:
+    return (
+        rope is not None
+        and rope.rope_type == YARN
+        and YARN_FIELDS <= rope.settings.keys() <= YARN_FIELDS | {"truncate"}
+    )
 
 
 def _check_files(model: Checkpoint) -> None:

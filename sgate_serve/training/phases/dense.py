@@ -16,6 +16,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
 from sgate_serve.json_fields import read_json
+from sgate_serve.models.experts import stacked_state
 from sgate_serve.progress import activity
 from sgate_serve.training.phases.recovery import recover
 from sgate_serve.training.phases.trainer import Phase
@@ -71,8 +72,10 @@ def write_base(model: nn.Module, source: Path, folder: Path) -> None:
     restore_config(model, read_json(source / "config.json"))
     with new_folder(folder) as writer:
         saved: Any = model
-        saved.save_pretrained(writer.staging, max_shard_size="1000GB")
-        copy_companions(source, writer, spec_of(model).task, saved.config.to_dict())
+        spec = spec_of(model)
+        state = stacked_state(saved.state_dict(), spec.family)
+        saved.save_pretrained(writer.staging, state_dict=state, max_shard_size="1000GB")
+        copy_companions(source, writer, spec.task, saved.config.to_dict())
         writer.last = [SINGLE_FILE]
 
 

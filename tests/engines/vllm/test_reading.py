@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,7 +77,9 @@ def test_default_prompt_of_an_embedding_model_is_refused(tmp_path: Path) -> None
         config_overrides(tmp_path, [])
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "olmo3", "qwen2", "qwen3", "smollm3"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3_text", "gpt_oss", "olmo3", "qwen2", "qwen3", "smollm3"]
+)
 def test_a_window_that_vllm_takes_out_leaves_the_kinds_of_layers(family: str) -> None:
     from sgate_serve.engines.vllm.config import read_spec
 
@@ -85,3 +88,30 @@ def test_a_window_that_vllm_takes_out_leaves_the_kinds_of_layers(family: str) ->
     without = read_spec(config | {"sliding_window": None}, "config")
     assert any(with_window.windows)
     assert without == replace(with_window, windows=(None,) * len(with_window.layers))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"swiglu_limit": 5.0}, "does not follow swiglu_alpha and swiglu_limit; serve the folder"),
+        (
+            {"layer_types": ["full_attention"] * 3},
+            "does not follow layer_types, and has a window i",
+        ),
+        ({"attention_bias": False}, "does not follow attention_bias false"),
+        ({"rope_parameters": {"rope_type": "default"}}, "not follow such rope_parameters, and has"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16}},
+            "not follow such rope_parameters",
+        ),
+    ],
+)
+def test_what_a_class_of_vllm_takes_for_granted_is_named(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    build(ZOO["gpt_oss"][0], 0).save_pretrained(tmp_path / "good")
+    assert config_overrides(tmp_path / "good", []) == {}
+    folder = tmp_path / "other"
+    build(ZOO["gpt_oss"][0], 0, **fields).save_pretrained(folder)
+    with pytest.raises(EngineError, match=f"vLLM's GptOssForCausalLM .*{message}"):
+        config_overrides(folder, [])

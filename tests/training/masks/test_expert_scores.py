@@ -50,8 +50,9 @@ def test_reap_is_the_mean_share_times_the_norm_over_the_tokens_of_an_expert(fami
 @torch.no_grad()
 def reap(config: Any, block: Any, hidden: torch.Tensor) -> list[float]:
     """Return the score of each expert for hidden states [tokens, hidden], by the formula."""
-    logits = linear(hidden, block.gate.weight)
-    correction = getattr(block.gate, "e_score_correction_bias", None)
+    router = block.router if hasattr(block, "router") else block.gate
+    logits = linear(hidden, router.weight, getattr(router, "bias", None))
+    correction = getattr(router, "e_score_correction_bias", None)
     shares = logits.softmax(-1) if correction is None else logits.sigmoid()
     choice = shares if correction is None else shares + correction
     chosen = torch.zeros_like(shares, dtype=torch.bool)
@@ -60,14 +61,24 @@ def reap(config: Any, block: Any, hidden: torch.Tensor) -> list[float]:
         shares = shares / (shares * chosen).sum(-1, keepdim=True)
     shares = shares * getattr(config, "routed_scaling_factor", 1)
     scores = []
-    for expert, (gate_up, down) in enumerate(
-        zip(block.experts.gate_up_proj, block.experts.down_proj, strict=True)
-    ):
-        gate, up = linear(hidden, gate_up).chunk(2, dim=-1)
-        norms = linear(torch.nn.functional.silu(gate) * up, down).norm(dim=-1)
+    for expert in range(len(block.experts.down_proj)):
+        norms = written(block.experts, expert, hidden).norm(dim=-1)
         weighted = (shares[:, expert] * norms)[chosen[:, expert]]
         scores.append(float(weighted.mean()) if len(weighted) else 0.0)
     return scores
+
+
+def written(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
+    """Return what an expert of a stock class writes for hidden states [tokens, hidden]."""
+    gate_up, down = experts.gate_up_proj[expert], experts.down_proj[expert]
+    if not hasattr(experts, "alpha"):
+        gate, up = linear(hidden, gate_up).chunk(2, dim=-1)
+        return linear(torch.nn.functional.silu(gate) * up, down)
+    both = hidden @ gate_up + experts.gate_up_proj_bias[expert]
+    gate, up = both[:, ::2].clamp(max=experts.limit), both[:, 1::2]
+    units = (up.clamp(-experts.limit, experts.limit) + 1) * gate * (experts.alpha * gate).sigmoid()
+    output: torch.Tensor = units @ down + experts.down_proj_bias[expert]
+    return output
 
 
 def test_the_fisher_score_is_the_squared_slope_of_the_loss_along_what_an_expert_writes() -> None:
