@@ -201,12 +201,14 @@ class Rewriter:
     def _unaligned(self) -> dict[str, Indices | None]:
         """Vectors that do not lie along the stream, and the part that stays; None for all.
 
-        They are the bias of the model's head and the norms on query and key. Only those that span
-        all heads lose a part.
+        They are the bias of the model's head, what layers multiply the stream by, and the norms on
+        query and key. Only those that span all heads lose a part.
         """
         family = self.dense.family
         found: dict[str, Indices | None] = {f"{family.head}.bias": None}
         for index in range(len(self.small.layers)):
+            if (scale := family.scale_name(index)) is not None:
+                found[scale] = None
             norms = self.small.head_norm_sizes(index)
             for name, role in zip(norms, (QUERY, KEY), strict=False):
                 whole = not family.has_joint_head_norms

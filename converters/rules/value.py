@@ -12,16 +12,21 @@ def dead_value_dims(view: LayerView) -> Iterator[Finding]:
     """Remove value dimensions of a KV head that are always zero or never read (rule 3).
 
     1. The value row and its bias are zero: attention averages zeros.
-    2. The output column is zero for every query head of the group that is still alive.
+    2. The output column is zero for every query head of the group that is still alive. A norm over
+       the values of a head counts those that are not read: then all of the head's are unread.
+    3. Where keys are values, the rows are those of the keys.
     """
     layer = view.layer
     if not layer.has(ATTENTION):
         return
-    silent = layer.live_zeros[VALUE].silent_rows.reshape(layer.value_dims.shape)
+    silent = layer.live_zeros[layer.shape.value_role].silent_rows.reshape(layer.value_dims.shape)
     yield Finding("value_dims", silent, "value rows and biases are zero")
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     removed_heads = ~layer.heads.reshape(*unread.shape[:2], 1)
-    yield Finding("value_dims", np.all(unread | removed_heads, axis=1), "output columns are zero")
+    unread = np.all(unread | removed_heads, axis=1)
+    if layer.family.has_value_norm:
+        unread &= unread.all(axis=1, keepdims=True)
+    yield Finding("value_dims", unread, "output columns are zero")
 
 
 def constant_value_dims(view: LayerView) -> Iterator[Finding]:
@@ -30,10 +35,11 @@ def constant_value_dims(view: LayerView) -> Iterator[Finding]:
     1. Attention weights sum to 1, so the dimension equals its bias for every token. The constant
        is summed over the query heads of the group, and added before a norm after the block.
     2. Attention sinks would take a share of the weights; no supported family has them.
-    3. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
+    3. No norm over the values of a head divides it by what the others are for a token.
+    4. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
     """
     layer = view.layer
-    if layer.has(ATTENTION):
+    if layer.has(ATTENTION) and not layer.family.has_value_norm:
         constant = layer.live_zeros[VALUE].rows.reshape(layer.value_dims.shape)
         cause = "value rows are zero: a constant"
         yield Finding("value_dims", constant, cause, constant=constant)

@@ -77,6 +77,15 @@ def router_axes(family: Family, layer: LayerShape, index: int) -> dict[str, Axes
     return found
 
 
+def router_shapes(
+    family: Family, layer: LayerShape, hidden_size: int, index: int
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that choose and weigh the experts of a layer."""
+    sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: hidden_size}
+    axes = router_axes(family, layer, index)
+    return {name: tuple(sizes[axis] for axis in own) for name, own in axes.items()}
+
+
 def correction_name(family: Family, layer: LayerShape, index: int) -> str | None:
     """Return the tensor that a layer's router adds to its scores for the choice, if any."""
     if family.mixture is None or family.mixture.correction is None or not layer.experts:

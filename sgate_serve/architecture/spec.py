@@ -18,12 +18,10 @@ from sgate_serve.architecture.family import (
     BLOCKS,
     CAUSAL_LM,
     DOWN,
-    EXPERTS,
     HEAD_UNITS,
     HIDDEN,
     LABEL_OUTPUTS,
     MLP_ROLES,
-    ONE,
     OUTPUT,
     POSITIONS,
     TYPES,
@@ -39,6 +37,7 @@ from sgate_serve.architecture.parts import (
     expert_parts,
     role_rows,
     router_axes,
+    router_shapes,
 )
 from sgate_serve.architecture.pruned_parts import check_pruned
 from sgate_serve.architecture.rope import Rope, layer_ropes
@@ -115,6 +114,7 @@ class ModelSpec:
         layers = tuple(layer_shapes(dense, family, config, source))
         windows = tuple(layer_windows(get, family, num_layers))
         num_positions = get.integer("max_position_embeddings")
+        head_dims = [layer.head_dim for layer in layers]
         spec = cls(
             family=family,
             task=task,
@@ -137,7 +137,7 @@ class ModelSpec:
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
             windows=windows,
-            ropes=tuple(layer_ropes(get, family, windows, num_positions)),
+            ropes=tuple(layer_ropes(get, family, windows, num_positions, head_dims)),
             attention_softcap=values.softcap(get, "attn_logit_softcapping"),
             logit_softcap=values.softcap(get, "final_logit_softcapping"),
             embedding_multiplier=float(get("embedding_multiplier", 1)),
@@ -329,9 +329,9 @@ class ModelSpec:
                 shapes[f"{norm}.bias"] = (self.hidden_size,)
         for norm, size in self.head_norm_sizes(index).items():
             shapes[f"{norm}.weight"] = (size,)
-        sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: self.hidden_size}
-        for name, axes in self.router_tensors(index).items():
-            shapes[name] = tuple(sizes[axis] for axis in axes)
+        shapes |= router_shapes(family, layer, self.hidden_size, index)
+        if (scale := family.scale_name(index)) is not None:
+            shapes[scale] = (1,)
         linears = self.linear_shapes(index)
         for module, roles in self.modules(index).items():
             stored, lowered = self.module_shape(index, module), self.lowered.get(module, Lowered())
