@@ -87,6 +87,9 @@ FOLLOWED: dict[str, Any] = {
     "logits_scaling": 2,
     "scale_attn_weights": False,
     "scale_attn_by_inverse_layer_idx": True,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": False,
     "pad_token_id": 4,
     "classifier_pooling": "mean",
     "classifier_bias": True,
@@ -123,6 +126,8 @@ REFUSED: dict[str, Any] = {
     "topk_group": 2,
     "num_mtp_layers": 2,
     "num_kv_shared_layers": 1,
+    "hidden_size_per_layer_input": 8,
+    "enable_moe_block": True,
 }
 # Without effect on inference in any family. Dropout is off then, and the weights are those stored.
 WITHOUT_EFFECT: dict[str, Any] = {
@@ -164,6 +169,10 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "router_aux_loss_coef": 0.5,
     "router_jitter_noise": 0.5,
     "num_nextn_predict_layers": 2,
+    # Without the parts that they are about.
+    "vocab_size_per_layer_input": 4,
+    "use_double_wide_mlp": True,
+    "top_k_experts": 2,
     "reorder_and_upcast_attn": True,
     "sinusoidal_pos_embds": True,
     "summary_type": "mean",
