@@ -208,6 +208,13 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
+    "gemma4_text": {
+        "layer_types": ["full_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {**LINEAR, "rope_theta": 9.0},
+            "sliding_attention": {"rope_theta": 3.0},
+        },
+    },
     "gpt_neox": {"attention_bias": False},
     "modernbert": {
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
@@ -231,12 +238,18 @@ def refused_in(family: str) -> set[str]:
     refused = _EVERYWHERE | (set() if entry.is_encoder else _DECODERS) | set(entry.refused)
     # A second name for a key that the config has already.
     refused |= {key for pair in entry.aliases.items() for key in pair} - BASES[family].keys()
-    refused |= {"n_group", "topk_group"} & set(entry.fields)
+    refused |= {"n_group", "topk_group", "use_bidirectional_attention"} & set(entry.fields)
     if entry.is_rotary and "head_dim" not in entry.fields:
         refused |= {"head_dim"}
     if entry.windows in ("never", "always"):
         refused |= {"layer_types"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}
+
+
+def on_by_default(family: str) -> set[str]:
+    """Return the refused fields that a family's config must switch off."""
+    entry = FAMILIES[family]
+    return {key for key in entry.refused if key in entry.fields and entry.fields[key].default}
 
 
 def followed_in(family: str) -> set[str]:
@@ -251,6 +264,8 @@ def followed_in(family: str) -> set[str]:
         followed -= {"pad_token_id"}
     # These belong to a head: `tie_word_embeddings` to that of a causal LM.
     followed -= OF_LABELS | OF_HEADS
+    if entry.mixture is None:
+        followed -= {"num_experts", "moe_intermediate_size"}
     return followed - {"tie_word_embeddings"} if entry.is_encoder else followed
 
 
