@@ -215,6 +215,7 @@ GEMMA4 = replace(
             },
         },
     },
+    divides_hidden_size=False,
     refused=(
         "hidden_size_per_layer_input",
         "num_kv_shared_layers",

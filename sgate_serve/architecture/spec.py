@@ -186,6 +186,10 @@ class ModelSpec:
         rope = self.ropes[index]
         return 0 if rope is None else int(self.layers[index].head_dim * rope.rotated_share)
 
+    def head_type(self, index: int) -> bool:
+        """Say whether a layer has the heads of layers without a window; False if all are alike."""
+        return self.family.has_heads_by_type and self.windows[index] is None
+
     def check(self, source: str) -> None:
         """Raise CheckpointError if head counts or widths contradict each other."""
         for index, layer in enumerate(self.layers):

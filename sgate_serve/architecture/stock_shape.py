@@ -1,7 +1,12 @@
 """Whether a stock model class of transformers can hold an architecture as it is."""
 
 from sgate_serve.architecture.family import Mixture
-from sgate_serve.architecture.sgate_config import GLOBAL_HEAD_DIM, GLOBAL_KV_HEADS, HEAD_DIM, KV_HEADS
+from sgate_serve.architecture.sgate_config import (
+    GLOBAL_HEAD_DIM,
+    GLOBAL_KV_HEADS,
+    HEAD_DIM,
+    KV_HEADS,
+)
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 
@@ -29,26 +34,29 @@ def heads_by_type(spec: ModelSpec) -> dict[str, int]:
     """Return how a stock config states the heads of its layers, where they depend on the window."""
     if not spec.family.has_heads_by_type:
         return {}
-    own, wide = (_of_type(spec, is_sliding=is_sliding) for is_sliding in (True, False))
-    first, full = (own or wide)[0], wide[0]
+    by_type = _by_head_type(spec)
+    full = by_type[True][0]
+    first = by_type.get(False, [full])[0]
     sizes = {KV_HEADS: first.num_kv_heads, HEAD_DIM: first.head_dim, GLOBAL_HEAD_DIM: full.head_dim}
     return sizes if full.has_values else sizes | {GLOBAL_KV_HEADS: full.num_kv_heads}
 
 
-def _of_type(spec: ModelSpec, *, is_sliding: bool) -> list[LayerShape]:
-    layers = zip(spec.layers, spec.windows, strict=True)
-    return [layer for layer, window in layers if (window is not None) == is_sliding]
+def _by_head_type(spec: ModelSpec) -> dict[bool, list[LayerShape]]:
+    found: dict[bool, list[LayerShape]] = {}
+    for index, layer in enumerate(spec.layers):
+        found.setdefault(spec.head_type(index), []).append(layer)
+    return found
 
 
 def _has_stock_heads(spec: ModelSpec) -> bool:
     """Say whether the heads of all layers are alike, or those of layers of one type."""
-    layers = spec.layers
-    if not spec.family.has_heads_by_type:
-        return len({(one.num_heads, one.num_kv_heads, one.head_dim) for one in layers}) == 1
-    kinds = [set(_of_type(spec, is_sliding=is_sliding)) for is_sliding in (True, False)]
+    heads = (
+        {(one.num_heads, one.num_kv_heads, one.head_dim) for one in layers}
+        for layers in _by_head_type(spec).values()
+    )
     # Only layers without values may have a number of KV heads of their own.
-    kv_heads = {one.num_kv_heads for one in layers if one.has_values}
-    return all(len(kind) <= 1 for kind in kinds) and len(kv_heads) <= 1
+    kv_heads = {one.num_kv_heads for one in spec.layers if one.has_values}
+    return all(len(each) == 1 for each in heads) and len(kv_heads) <= 1
 
 
 def _has_stock_layers(spec: ModelSpec) -> bool:

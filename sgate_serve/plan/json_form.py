@@ -67,8 +67,7 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
     Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT, "uniform": FLAG},
-    LayerShape: {f.name: WHOLE for f in fields(LayerShape)}
-    | {EXPERTS: INDICES, HAS_VALUES: FLAG},
+    LayerShape: {f.name: WHOLE for f in fields(LayerShape)} | {EXPERTS: INDICES, HAS_VALUES: FLAG},
 }
 # The values of fields that plans written before these existed lack.
 ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {

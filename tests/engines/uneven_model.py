@@ -33,7 +33,8 @@ class Case(NamedTuple):
     draft: str | None = None
 
 
-# Between them: norms of heads and values, windows, soft caps, partial rotation, position tables, parallel blocks.
+# Between them: norms of heads and of values, windows, soft caps, partial rotation, position tables,
+# parallel blocks.
 FAMILIES = {
     "mistral": ZOO["mistral"][1],
     "qwen2": ZOO["qwen2"][1],

@@ -48,14 +48,12 @@ def normalize_config(
     """
     stored_type = str(config.get("model_type"))
     model_type = MODEL_TYPES.get(stored_type, stored_type)
-    if model_type not in FAMILIES:
+    # Classes whose heads depend on the type of a layer read its sizes from the config themselves.
+    if model_type not in FAMILIES or FAMILIES[model_type].has_heads_by_type:
         return config, None
     if FAMILIES[model_type].mixture is not None:
         check_config(config, source, FAMILIES[model_type])
         return normalize_mixtures(config, FAMILIES[model_type], tensors, source)
-    if FAMILIES[model_type].has_heads_by_type:
-        # Its own class reads entries for single layers, and tensors do not tell heads apart.
-        return config, None
     stock = {key: value for key, value in config.items() if key not in claim_keys(config)}
     # Other tools write null for a size that each layer has of its own.
     stock = {key: value for key, value in stock.items() if value is not None or key not in SIZES}
