@@ -113,11 +113,10 @@ def _linear(periods: Floats, rope: Mapping[str, Any]) -> Floats:
 
 def _proportional(periods: Floats, rope: Mapping[str, Any]) -> Floats:
     """Turn the first pairs alone, at the periods that they have among all."""
-    share, dims = rope.get(PARTIAL) or 1.0, 2 * len(periods)
-    turns = np.arange(len(periods)) < int(share * dims // 2)
-    return np.where(turns, _unscaled(periods, rope), np.float32(0)) / np.float32(
-        rope.get("factor") or 1.0
-    )
+    count = int((rope.get(PARTIAL) or 1.0) * 2 * len(periods) // 2)
+    turned = np.zeros_like(periods)
+    turned[:count] = _unscaled(periods, rope)[:count]
+    return turned / np.float32(rope.get("factor") or 1.0)
 
 
 def _llama3(periods: Floats, rope: Mapping[str, Any]) -> Floats:
