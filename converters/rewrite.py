@@ -212,14 +212,16 @@ class Rewriter:
     def _unaligned(self) -> dict[str, Indices | None]:
         """Vectors that do not lie along the stream, and the part that stays; None for all.
 
-        They are the bias of the model's head, the norms on query and key, of which only those that
-        span all heads lose a part, and the sinks of heads.
+        They are the bias of the model's head, what layers multiply the stream by, the norms on
+        query and key, of which only those that span all heads lose a part, and the sinks of heads.
         """
         family = self.dense.family
         found: dict[str, Indices | None] = {f"{family.head}.bias": None}
         for index in range(len(self.small.layers)):
             if (sinks := self.small.sinks(index)) is not None:
                 found[sinks] = np.asarray(self.plan.layers[index].heads, np.int64)
+            if (scale := family.scale_name(index)) is not None:
+                found[scale] = None
             norms = self.small.head_norm_sizes(index)
             for name, role in zip(norms, (QUERY, KEY), strict=False):
                 whole = not family.has_joint_head_norms

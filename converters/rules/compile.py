@@ -110,7 +110,8 @@ def find_dead(facts: ModelFacts, *, is_uniform: bool = False) -> Fixpoint:
 def _layer_plans(found: Fixpoint, target: Target, price: int) -> Iterator[LayerPlan]:
     common = uniform_widths(found.facts, found.layers, target) if target.uniform else None
     for state in found.layers:
-        revived, revivals = revive(found.facts, state, target, common)
+        widths = None if common is None else common[state.index]
+        revived, revivals = revive(found.facts, state, target, widths)
         kept = {axis: indices_of(getattr(revived, axis)) for axis in AXES}
         yield LayerPlan(
             index=state.index,

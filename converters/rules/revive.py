@@ -4,7 +4,7 @@ The columns that read a revived unit are stored as zeros, so keeping it is alway
 records the cost.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,8 +32,10 @@ def revive(
     return state, [*constant, *evened, *aligned]
 
 
-def uniform_widths(facts: ModelFacts, states: Iterable[LayerState], target: Target) -> Widths:
-    """Return the widths that all layers have under `--uniform`; raises PlanError if none do."""
+def uniform_widths(
+    facts: ModelFacts, states: Iterable[LayerState], target: Target
+) -> Sequence[Widths]:
+    """Return the widths of each layer under `--uniform`; raises PlanError if none suit all."""
     kept = [keep_constant_blocks(facts, state)[0] for state in states]
     return common_widths(facts.spec, kept, target)
 
@@ -105,7 +107,8 @@ def even_out_groups(state: LayerState, target: Target, common: Widths | None = N
             revived.append(int(kv) * shape.queries_per_kv + int(head))
     reason = f"each KV head keeps {per_kv} query head{'s' if per_kv > 1 else ''}"
     if common is not None:
-        reason = f"every layer has {num_kv * per_kv} query and {num_kv} KV heads"
+        which = "layer of its type" if state.family.has_heads_by_type else "layer"
+        reason = f"every {which} has {num_kv * per_kv} query and {num_kv} KV heads"
     if target.tensor_parallel > 1:
         reason += f", for {target.tensor_parallel} shards"
     revivals = [Revival("heads", tuple(revived), reason)] if revived else []

@@ -12,16 +12,21 @@ def dead_value_dims(view: LayerView) -> Iterator[Finding]:
     """Remove value dimensions of a KV head that are always zero or never read (rule 3).
 
     1. The value row and its bias are zero: attention averages zeros.
-    2. The output column is zero for every query head of the group that is still alive.
+    2. The output column is zero for every query head of the group that is still alive. A norm over
+       the values of a head counts those that are not read: then all of the head's are unread.
+    3. Where keys are values, the rows are those of the keys.
     """
     layer = view.layer
     if not layer.has(ATTENTION):
         return
-    silent = layer.live_zeros[VALUE].silent_rows.reshape(layer.value_dims.shape)
+    silent = layer.live_zeros[layer.shape.value_role].silent_rows.reshape(layer.value_dims.shape)
     yield Finding("value_dims", silent, "value rows and biases are zero")
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     removed_heads = ~layer.heads.reshape(*unread.shape[:2], 1)
-    yield Finding("value_dims", np.all(unread | removed_heads, axis=1), "output columns are zero")
+    unread = np.all(unread | removed_heads, axis=1)
+    if layer.family.has_value_norm:
+        unread &= unread.all(axis=1, keepdims=True)
+    yield Finding("value_dims", unread, "output columns are zero")
 
 
 def constant_value_dims(view: LayerView) -> Iterator[Finding]:
@@ -31,10 +36,12 @@ def constant_value_dims(view: LayerView) -> Iterator[Finding]:
        is summed over the query heads of the group, and added before a norm after the block.
     2. Attention sinks (GPT-OSS) take a share of the weights, which differs by token: with them such
        a dimension stays.
-    3. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
+    3. No norm over the values of a head divides it by what the others are for a token.
+    4. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
     """
     layer = view.layer
-    if layer.has(ATTENTION) and layer.family.sinks is None:
+    family = layer.family
+    if layer.has(ATTENTION) and family.sinks is None and not family.has_value_norm:
         constant = layer.live_zeros[VALUE].rows.reshape(layer.value_dims.shape)
         cause = "value rows are zero: a constant"
         yield Finding("value_dims", constant, cause, constant=constant)

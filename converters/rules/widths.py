@@ -6,6 +6,8 @@ What they ask for beyond the survivors is revived: `converters.rules.revive`.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
+from itertools import product
 
 from converters.rules.facts import Flags
 from converters.rules.layer_state import LayerState
@@ -62,35 +64,37 @@ def units_by_expert(state: LayerState) -> list[Flags]:
     return [state.mlp_units[span] for span in spans]
 
 
-def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target) -> Widths:
-    """Return the least widths that every layer can have and a stock class accepts (`--uniform`).
+def common_widths(
+    spec: ModelSpec, states: Sequence[LayerState], target: Target
+) -> Sequence[Widths]:
+    """Return, for each layer, the least widths that a stock class accepts (`--uniform`).
 
-    1. They hold the survivors of every layer. A block that no layer has any more keeps one unit, or
+    1. They are the same in all layers. Where layers without a window have heads of their own, only
+       the number of query heads is, and the KV heads are the same in all layers of a type.
+    2. They hold the survivors of every layer. A block that no layer has any more keeps one unit, or
        one head.
-    2. No layer gets wider than it is before pruning.
-    3. The stock class accepts the number of heads, and of experts (`is_stock_shape`).
-    4. Where its config says how many times as wide as another the shared expert is, it is.
+    3. No layer gets wider than it is before pruning.
+    4. The stock class accepts the number of heads, and of experts (`is_stock_shape`).
+    5. Where its config says how many times as wide as another the shared expert is, it is.
     Raises PlanError, naming the layer or the sizes, if there are no such widths.
     """
     _check_counts(states, spec)
-    least, most = _least(spec), _of_shape(spec.layers[0])
+    kinds = _kinds_of_heads(spec, states)
+    bounds = [_bounds(spec, [states[index] for index in kind]) for kind in kinds]
+    least = reduce(partial(_each, max), (each[0] for each in bounds))
+    most = reduce(partial(_each, min), (each[1] for each in bounds))
     for state in states:
-        least = _each(max, least, _kept(state))
-        most = _each(min, most, _of_shape(state.shape))
-    for state in states:
-        _check_room(state, least)
-    units = {
-        name: _mlp_units(getattr(least, name), getattr(most, name), target, "a layer keeps")
-        for name in ("mlp_units", "expert_units", "shared_units")
-        if getattr(least, name)
-    }
-    if spec.family.mixture is not None and spec.family.mixture.shared_multiple is not None:
-        units |= _multiple_units(units, most, least.experts, target)
-    choices = [
-        widths
-        for heads in _head_counts(least, most, target)
-        if _is_stock(spec, widths := replace(heads, **units, experts=least.experts))
-    ]
+        _check_room(state, replace(least, kv_heads=1, queries_per_kv=1))
+    units = _common_units(spec, least, most, target)
+    choices = list[list[Widths]]()
+    for heads in product(*(_head_counts(*each, target) for each in bounds)):
+        if len({one.kv_heads * one.queries_per_kv for one in heads}) > 1:
+            continue
+        by_kind = [replace(one, **units, experts=least.experts) for one in heads]
+        widths = {index: by_kind[place] for place, kind in enumerate(kinds) for index in kind}
+        in_order = [widths[index] for index in range(len(states))]
+        if _is_stock(spec, in_order):
+            choices.append(in_order)
     if not choices:
         raise PlanError(
             f"--uniform: a layer keeps {least.kv_heads} KV heads with up to "
@@ -98,7 +102,41 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
             f"hidden size {spec.hidden_size} has no number of heads that holds them; leave "
             "--uniform out"
         )
-    return min(choices, key=_cost)
+    return min(choices, key=lambda widths: tuple(map(sum, zip(*map(_cost, widths), strict=True))))
+
+
+def _kinds_of_heads(spec: ModelSpec, states: Sequence[LayerState]) -> list[list[int]]:
+    """Group the layers whose heads a stock class has alike."""
+    kinds: dict[bool, list[int]] = {}
+    for index in range(len(states)):
+        kinds.setdefault(spec.head_type(index), []).append(index)
+    return [*kinds.values()]
+
+
+def _bounds(spec: ModelSpec, states: Sequence[LayerState]) -> tuple[Widths, Widths]:
+    """Return the least widths that hold the survivors of some layers, and the most they can have.
+
+    Raises PlanError, naming the layer, if one was never as wide.
+    """
+    least, most = _least(spec), _of_shape(states[0].shape)
+    for state in states:
+        least = _each(max, least, _kept(state))
+        most = _each(min, most, _of_shape(state.shape))
+    for state in states:
+        _check_room(state, least)
+    return least, most
+
+
+def _common_units(spec: ModelSpec, least: Widths, most: Widths, target: Target) -> dict[str, int]:
+    """Return the least widths of MLPs, of experts and of shared ones that a stock class takes."""
+    units = {
+        name: _mlp_units(getattr(least, name), getattr(most, name), target, "a layer keeps")
+        for name in ("mlp_units", "expert_units", "shared_units")
+        if getattr(least, name)
+    }
+    if spec.family.mixture is not None and spec.family.mixture.shared_multiple is not None:
+        units |= _multiple_units(units, most, least.experts, target)
+    return units
 
 
 def _kept(state: LayerState) -> Widths:
@@ -241,10 +279,9 @@ def _cost(widths: Widths) -> tuple[int, ...]:
     return (kv_heads * per_kv + 2 * kv_heads, kv_heads, per_kv)
 
 
-def _is_stock(spec: ModelSpec, widths: Widths) -> bool:
-    return is_stock_shape(
-        replace(spec, layers=tuple(with_widths(shape, widths) for shape in spec.layers))
-    )
+def _is_stock(spec: ModelSpec, widths: Sequence[Widths]) -> bool:
+    layers = tuple(map(with_widths, spec.layers, widths))
+    return is_stock_shape(replace(spec, layers=layers))
 
 
 def with_widths(shape: LayerShape, widths: Widths) -> LayerShape:

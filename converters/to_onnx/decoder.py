@@ -85,6 +85,8 @@ class _Decoder:
                 self.parallel_blocks(index, stream)
             else:
                 self.blocks(index, stream)
+            if (scale := family.scale_name(index)) is not None:
+                stream.scale(self.stored_number(scale))
             stream.end_layer(index)
         normed = stream.normalize(self.norms.over_stream(f"{family.final_norm}"))
         if self.generates:
@@ -213,13 +215,15 @@ class _Decoder:
         if not family.head_norms:
             return [packed, None, None]
         counts = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
-        sizes = np.array(counts, np.int64) * heads.width
+        held = counts if shape.has_values else counts[:2]
+        sizes = np.array(held, np.int64) * heads.width
         parts = self.graph.node(
             "Split",
             [packed, self.graph.constant(f"layer.{index}.heads", sizes)],
             {"axis": -1},
-            outputs=[f"layer.{index}.{part}" for part in ("query", "key", "value")],
+            outputs=[f"layer.{index}.{part}" for part in ("query", "key", "value")[: len(held)]],
         )
+        parts = parts if shape.has_values else [*parts, parts[1]]
         names = [f"{family.layer_name(index)}.{norm}" for norm in family.head_norms]
         if family.has_joint_head_norms:
             for part, (name, count) in enumerate(zip(names, counts, strict=False)):
@@ -227,8 +231,9 @@ class _Decoder:
             return [*parts]
         apart = self.graph.constant(f"heads.{heads.width}", np.array([0, 0, -1, heads.width]))
         together = self.graph.constant("heads", np.array([0, 0, -1]))
-        for part, name in enumerate(names):
-            norm = self.norms.over_heads(name, heads)
+        norms = [self.norms.over_heads(name, heads) for name in names]
+        norms += [self.norms.over_values(heads)] if family.has_value_norm else []
+        for part, norm in enumerate(norms):
             (rows,) = self.graph.node("Reshape", [parts[part], apart])
             (parts[part],) = self.graph.node("Reshape", [norm.apply(rows), together])
         return [*parts]
@@ -267,6 +272,9 @@ class _Decoder:
     def number(self, value: float) -> ir.Value:
         kind = self.graph.float_type.numpy()
         return self.graph.constant(f"number.{value}", np.array(value, kind))
+
+    def stored_number(self, name: str) -> ir.Value:
+        return self.graph.weight(name, (1,), lambda: linears.read_fp32(self.checkpoint, name))
 
     def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
         rope = self.spec.ropes[index]

@@ -86,6 +86,13 @@ class Norms:
         sizes = (count * layout.head_dim, count * layout.width)
         return self._norm("rms", name, sizes, layout.pad_rows)
 
+    def over_values(self, layout: HeadLayout) -> Norm:
+        """Make a norm over the values of each head, which has no weight of its own."""
+        ratio = np.float64(layout.head_dim) / layout.width
+        ones = np.full(layout.width, np.sqrt(ratio), np.float32)
+        weight = self._graph.weight(f"values.{layout.head_dim}", ones.shape, lambda: ones)
+        return Norm(self._graph, "rms", (weight,), float(self._spec.norm_eps * ratio))
+
     def _norm(
         self, kind: str, name: str, sizes: tuple[int, int], change: Callable[[Array], Array]
     ) -> Norm:

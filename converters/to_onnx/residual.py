@@ -27,6 +27,10 @@ class ResidualStream:
     def end_layer(self, layer: int) -> None:
         self._pending_names.append(residual_name(layer))
 
+    def scale(self, factor: ir.Value) -> None:
+        """Multiply the stream, with the last block's output, by a number."""
+        (self._sum,) = self._graph.node("Mul", [self.current(), factor])
+
     def read(self, norm: Norm | None) -> ir.Value:
         """Return what a block reads: the norm of the stream, or without one the stream itself."""
         return self.current() if norm is None else self.normalize(norm)

@@ -1,4 +1,4 @@
-"""Rotary position tables for the ONNX graph: rope types default, linear, llama3, yarn and longrope.
+"""Rotary position tables for the ONNX graph, for every rope type but dynamic.
 
 The formulas and their order of operations in fp32 are those of transformers'
 `modeling_rope_utils`, so that the tables are rounded as in the reference. For longrope, the short
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converters.to_onnx.heads import HeadLayout
-from sgate_serve.architecture.rope import LONGROPE, ORIGINAL_LENGTH, YARN
+from sgate_serve.architecture.rope import LONGROPE, ORIGINAL_LENGTH, PARTIAL, YARN
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import EngineError
 
@@ -111,6 +111,14 @@ def _linear(periods: Floats, rope: Mapping[str, Any]) -> Floats:
     return _unscaled(periods, rope) / np.float32(rope["factor"])
 
 
+def _proportional(periods: Floats, rope: Mapping[str, Any]) -> Floats:
+    """Turn the first pairs alone, at the periods that they have among all."""
+    count = int((rope.get(PARTIAL) or 1.0) * 2 * len(periods) // 2)
+    turned = np.zeros_like(periods)
+    turned[:count] = _unscaled(periods, rope)[:count]
+    return turned / np.float32(rope.get("factor") or 1.0)
+
+
 def _llama3(periods: Floats, rope: Mapping[str, Any]) -> Floats:
     """Slow the low frequencies by `factor`, keep the high ones, blend in between (Llama 3.1)."""
     base = _unscaled(periods, rope)
@@ -160,6 +168,7 @@ def _longrope(periods: Floats, rope: Mapping[str, Any]) -> Floats:
 _SCALINGS = {
     "default": _unscaled,
     "linear": _linear,
+    "proportional": _proportional,
     "llama3": _llama3,
     YARN: _yarn,
     LONGROPE: _longrope,

@@ -14,6 +14,9 @@ from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Axes, Family, Mixture, TaskHead
 from sgate_serve.architecture.gated_units import ClampedUnits
 from sgate_serve.architecture.sgate_config import (
+    GLOBAL_HEAD_DIM,
+    GLOBAL_KV_HEADS,
+    PER_LAYER,
     READ_VERSIONS,
     SGATE_CLASS_PREFIX,
     SGATE_MODEL_TYPE,
@@ -22,6 +25,7 @@ from sgate_serve.architecture.sgate_config import (
     stored_family,
 )
 from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.windows import layer_windows
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import OBJECT, TEXT, check_fields
 
@@ -70,11 +74,32 @@ def dense_shapes(get: ConfigReader, family: Family, num_layers: int) -> Iterator
         head_dim=get.integer("head_dim", hidden // max(heads, 1)),
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
-    for index in range(num_layers):
+    windows = layer_windows(get, family, num_layers) if family.has_heads_by_type else ()
+    types = list(windows) or [None] * num_layers
+    for index, window in enumerate(types):
         if family.mixture is not None and has_experts(get, index):
             yield mixture_shape(shape, family.mixture, get)
+        elif family.has_heads_by_type and window is None:
+            yield global_shape(shape, get)
         else:
             yield shape
+
+
+def global_shape(shape: LayerShape, get: ConfigReader) -> LayerShape:
+    """Return the shape of a layer without a window, where these have heads of their own.
+
+    A config with entries for single layers has the sizes there.
+    """
+    has_values = not get("attention_k_eq_v")
+    if PER_LAYER in get.values:
+        return replace(shape, has_values=has_values)
+    kv_heads = None if has_values else get(GLOBAL_KV_HEADS)
+    return replace(
+        shape,
+        num_kv_heads=shape.num_kv_heads if kv_heads is None else kv_heads,
+        head_dim=get.integer(GLOBAL_HEAD_DIM),
+        has_values=has_values,
+    )
 
 
 def has_experts(get: ConfigReader, index: int) -> bool:

@@ -29,6 +29,7 @@ from sgate_serve.architecture.config_kinds import (
     SWITCHES,
 )
 from sgate_serve.architecture.encoder_config_fields import BERT, DISTILBERT, MODERNBERT, ROBERTA
+from sgate_serve.architecture.gemma4_config_fields import GEMMA4, GEMMA4_KEYS
 from sgate_serve.architecture.gpt_config_fields import GPT2, GPT_NEOX
 from sgate_serve.architecture.mixture_fields import GLM4_MOE, GPT_OSS, QWEN_EXPERTS
 from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXTS, WHOLE
@@ -260,6 +261,7 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "Phi3Config": _PHI3,
     "Gemma2Config": _GEMMA2,
     "Gemma3TextConfig": _GEMMA3,
+    "Gemma4TextConfig": GEMMA4,
     "Olmo2Config": _OLMO2,
     "Olmo3Config": _OLMO3,
     "GPT2Config": GPT2,
@@ -353,4 +355,5 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         "rope_local_base_freq": nullable(POSITIVE, 10_000.0),
         "sliding_window_pattern": ConfigField(SIZE, 6),
     },
+    "Gemma4TextConfig": {**_EVERYWHERE, **GEMMA4_KEYS},
 }

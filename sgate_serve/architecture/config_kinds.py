@@ -82,6 +82,7 @@ ROPE_BY_TYPE = Kind(
         and all(isinstance(own, dict) for own in value.values())
     ),
 )
+VISION = Kind('"vision", which a model of text does not follow', lambda value: value == "vision")
 STRATEGIES = ("default", "full")
 STRATEGY = Kind(f"one of {', '.join(STRATEGIES)}", lambda value: value in STRATEGIES)
 # The attention kernels that compute the same function and need no other package.

@@ -142,9 +142,11 @@ def _check_steering(config: Mapping[str, Any], source: str, family: Family) -> N
     if not family.is_rotary:
         allowed |= dict.fromkeys(("rope_parameters", "rope_scaling"), (None, {}))
     for key, values in allowed.items():
-        if key in config and config[key] not in values:
+        field = family.fields.get(key) if key in family.refused else None
+        value = config.get(key, None if field is None else field.default)
+        if (key in config or field is not None) and value not in values:
             raise CheckpointError(
-                f"{source}: {key} {brief(config[key])} is not supported for family {family.name}; "
+                f"{source}: {key} {brief(value)} is not supported for family {family.name}; "
                 "convert a checkpoint without it"
             )
     for alias, key in family.aliases.items():

@@ -140,6 +140,10 @@ class Family:
     # A tensor of a layer with a logit for each head, which takes a share of its attention and adds
     # no value.
     sinks: str | None = None
+    # The values of each head are normalized too, without a weight.
+    has_value_norm: bool = False
+    # A number of each layer that the stream is multiplied by after it: its name inside the layer.
+    layer_scale: str | None = None
     # Tensors outside the layers that are there if this field of the config says so.
     optional: Mapping[str, str] = field(default_factory=dict)
     # Some or all layers have experts instead of an MLP.
@@ -163,8 +167,13 @@ class Family:
     # The config has factors for embeddings, scores, what blocks add to the stream, and logits.
     has_multipliers: bool = False
     overflows_in_fp16: bool = False
-    windows: Literal["never", "always", "switched", "alternating", "typed", "spaced"] = "never"
+    windows: Literal[
+        "never", "always", "switched", "alternating", "typed", "spaced", "full_last"
+    ] = "never"
     has_kv_heads: bool = True
+    # Layers without a window have heads of a width of their own, with `attention_k_eq_v` a number
+    # of KV heads of their own, and their keys before the norm are their values too.
+    has_heads_by_type: bool = False
     # Weights are stored as (in, out).
     is_transposed: bool = False
     # The rows of fused roles alternate by head: those of the first head's query, key and value,
@@ -222,6 +231,10 @@ class Family:
     def default_task(self) -> str:
         """The task of a config that does not name one of the family's classes."""
         return CAUSAL_LM if CAUSAL_LM in self.tasks else BASE
+
+    def scale_name(self, layer: int) -> str | None:
+        """Return the tensor that the stream is multiplied by after a layer, if there is one."""
+        return None if self.layer_scale is None else f"{self.layer_name(layer)}.{self.layer_scale}"
 
     def layer_name(self, layer: int) -> str:
         return self.layer.format(layer)

@@ -27,6 +27,8 @@ def layer_tensors(spec: "ModelSpec", index: int) -> Shapes:
         shapes[f"{norm}.weight"] = (size,)
     if (sinks := spec.sinks(index)) is not None:
         shapes[sinks] = (layer.num_heads,)
+    if (scale := spec.family.scale_name(index)) is not None:
+        shapes[scale] = (1,)
     sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: spec.hidden_size}
     for name, axes in spec.router_tensors(index).items():
         shapes[name] = tuple(sizes[axis] for axis in axes)

@@ -53,9 +53,13 @@ class Rope:
 
 
 def layer_ropes(
-    get: ConfigReader, family: Family, windows: Sequence[int | None], num_positions: int
+    get: ConfigReader,
+    family: Family,
+    windows: Sequence[int | None],
+    num_positions: int,
+    head_dims: Sequence[int],
 ) -> Iterator[Rope | None]:
-    """Yield the settings of each layer; None for one that does not rotate.
+    """Yield the settings of each layer, whose heads are this wide; None for one not rotated.
 
     Raises CheckpointError for settings that transformers refuses or cannot compute with.
     """
@@ -67,7 +71,7 @@ def layer_ropes(
     for layer_type in dict.fromkeys(types):
         read = _of_layer_type if family.has_rope_by_type else _of_every_layer
         settings = _completed(read(get, layer_type), get, family, num_positions)
-        _check_settings(settings, get, family)
+        _check_settings(settings, get, family, head_dims[types.index(layer_type)])
         share = settings.get(PARTIAL, 1.0) if family.has_partial_rotation else 1.0
         ropes[layer_type] = Rope(_with_factor(settings, num_positions), float(share))
     if family.has_unrotated_layers:
@@ -113,7 +117,15 @@ def _of_every_layer(get: ConfigReader, layer_type: str) -> dict[str, Any]:
 
 def _of_layer_type(get: ConfigReader, layer_type: str) -> dict[str, Any]:
     """Return the settings of one type of layer; the old spelling scales full attention alone."""
-    parameters = get("rope_parameters")
+    parameters, defaults = get("rope_parameters"), get("rope_by_type")
+    if defaults is not None:
+        stated = (defaults if parameters is None else parameters).get(layer_type)
+        if stated is None:
+            raise CheckpointError(
+                f"{get.source}: rope_parameters lacks settings for {layer_type}, and "
+                "transformers has none for it then; add them"
+            )
+        return dict(stated)
     nested = {FULL_ATTENTION: {TYPE: DEFAULT_TYPE}} if parameters is None else parameters
     stated, scaling = dict(nested.get(layer_type) or {TYPE: DEFAULT_TYPE}), get("rope_scaling")
     if not all(place.get(TRUNCATE, True) for place in (nested, stated, scaling or {})):
@@ -142,6 +154,8 @@ def _completed(
     settings.pop(OLD_TYPE, None)
     if get(PARTIAL) is not None:
         settings.setdefault(PARTIAL, get(PARTIAL))
+    if get("rope_by_type") is not None:
+        return settings  # such a class reads no length outside, and has none by default
     # transformers moves the length before it renames the type, and refuses what lacks it then.
     has_length = settings[TYPE] in LENGTH_TYPES or ORIGINAL_LENGTH in settings
     settings[TYPE] = family.rope_types.get(settings[TYPE], settings[TYPE])
@@ -160,7 +174,9 @@ def _with_factor(settings: dict[str, Any], num_positions: int) -> dict[str, Any]
     return {**settings, "factor": num_positions / settings[ORIGINAL_LENGTH]}
 
 
-def _check_settings(settings: Mapping[str, Any], get: ConfigReader, family: Family) -> None:
+def _check_settings(
+    settings: Mapping[str, Any], get: ConfigReader, family: Family, width: int
+) -> None:
     """Refuse settings with which transformers cannot build the family's rotary embedding."""
     kind, where = settings[TYPE], f"{get.source}: rope_parameters"
     known = (*dict.fromkeys(family.rope_types.values()), DEFAULT_TYPE)
@@ -182,8 +198,6 @@ def _check_settings(settings: Mapping[str, Any], get: ConfigReader, family: Fami
             f"{where}: {PARTIAL} {share} with rope_type {kind!r} is not supported: transformers' "
             f"class of family {family.name} rotates whole heads; remove it"
         )
-    heads = max(get.integer("num_attention_heads"), 1)
-    width = get.integer("head_dim", get.integer("hidden_size") // heads)
     _check_numbers(settings, int(width * share), where)
 
 

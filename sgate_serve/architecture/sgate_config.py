@@ -21,6 +21,8 @@ SGATE_CLASS_PREFIX = "SGate"
 BLOCK, PER_LAYER, SKIP = "sgate", "per_layer_config", "skip"
 HEADS, KV_HEADS = "num_attention_heads", "num_key_value_heads"
 HEAD_DIM, UNITS = "head_dim", "intermediate_size"
+# Those of layers without a window, where these have heads of their own.
+GLOBAL_HEAD_DIM, GLOBAL_KV_HEADS = "global_head_dim", "num_global_key_value_heads"
 EXPERTS, TOP_K = "num_experts", "num_experts_per_tok"
 SHARED_UNITS = "shared_expert_intermediate_size"
 
@@ -233,11 +235,14 @@ def layer_shapes(
         get = _LayerReader(overrides.get(index) or {}, family, f"{source}: {PER_LAYER}[{index}]")
         heads, skip = get(HEADS, shape.num_heads), get.skipped
         kv_heads = get(KV_HEADS, shape.num_kv_heads) if family.has_kv_heads else heads
-        found = LayerShape(
+        found = replace(
+            shape,
             num_heads=0 if ATTENTION in skip else heads,
             num_kv_heads=0 if ATTENTION in skip else kv_heads,
             head_dim=get(HEAD_DIM, shape.head_dim),
             mlp_units=0 if MLP in skip else get(UNITS, shape.mlp_units),
+            experts=(),
+            top_k=0,
         )
         has_experts = shape.experts and MLP not in skip
         if has_experts:

@@ -24,7 +24,8 @@ class LayerShape:
     """Widths of one layer. No heads means no attention block, no units means no MLP block.
 
     A mixture has the units of its experts one after another, those of the shared expert last;
-    `experts` are the widths of the others, of which each token uses `top_k`.
+    `experts` are the widths of the others, of which each token uses `top_k`. Without `has_values`
+    the keys, before their norm and rotation, are the values too.
     """
 
     num_heads: int
@@ -33,6 +34,7 @@ class LayerShape:
     mlp_units: int
     experts: tuple[int, ...] = ()
     top_k: int = 0
+    has_values: bool = True
 
     def check(self, where: str, *, rotates: bool) -> None:
         """Raise CheckpointError, naming `where`, if head counts or widths contradict each other."""
@@ -45,6 +47,11 @@ class LayerShape:
             )
         if self.head_dim <= 0 or (rotates and self.head_dim % 2):
             raise CheckpointError(f"{where}: head_dim {self.head_dim} must be even and positive")
+
+    @property
+    def value_role(self) -> str:
+        """The role whose rows are those of the values."""
+        return VALUE if self.has_values else KEY
 
     @property
     def queries_per_kv(self) -> int:
@@ -97,7 +104,8 @@ class LayerShape:
         if self.num_heads:
             query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
             shapes |= {QUERY: (query, hidden_size), KEY: (kv, hidden_size)}
-            shapes |= {VALUE: (kv, hidden_size), OUTPUT: (hidden_size, query)}
+            shapes |= {VALUE: (kv, hidden_size)} if self.has_values else {}
+            shapes |= {OUTPUT: (hidden_size, query)}
         if self.mlp_units:
             shapes |= {GATE: (self.mlp_units, hidden_size), UP: (self.mlp_units, hidden_size)}
             shapes |= {DOWN: (hidden_size, self.mlp_units)}

@@ -117,6 +117,7 @@ class ModelSpec:
         layers = tuple(layer_shapes(dense, family, config, source))
         windows = tuple(layer_windows(get, family, num_layers))
         num_positions = get.integer("max_position_embeddings")
+        head_dims = [layer.head_dim for layer in layers]
         spec = cls(
             family=family,
             task=task,
@@ -140,7 +141,7 @@ class ModelSpec:
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
             windows=windows,
-            ropes=tuple(layer_ropes(get, family, windows, num_positions)),
+            ropes=tuple(layer_ropes(get, family, windows, num_positions, head_dims)),
             attention_softcap=values.softcap(get, "attn_logit_softcapping"),
             logit_softcap=values.softcap(get, "final_logit_softcapping"),
             embedding_multiplier=float(get("embedding_multiplier", 1)),
@@ -188,6 +189,10 @@ class ModelSpec:
         """Return how many dimensions of each head rotate in a layer; they are the first ones."""
         rope = self.ropes[index]
         return 0 if rope is None else int(self.layers[index].head_dim * rope.rotated_share)
+
+    def head_type(self, index: int) -> bool:
+        """Say whether a layer has the heads of layers without a window; False if all are alike."""
+        return self.family.has_heads_by_type and self.windows[index] is None
 
     def check(self, source: str) -> None:
         """Raise CheckpointError if head counts or widths contradict each other."""

@@ -1,6 +1,12 @@
 """Whether a stock model class of transformers can hold an architecture as it is."""
 
 from sgate_serve.architecture.family import Mixture
+from sgate_serve.architecture.sgate_config import (
+    GLOBAL_HEAD_DIM,
+    GLOBAL_KV_HEADS,
+    HEAD_DIM,
+    KV_HEADS,
+)
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 
@@ -24,11 +30,40 @@ def is_stock_shape(spec: ModelSpec) -> bool:
     return not spec.family.divides_hidden_size or rest == 0
 
 
+def heads_by_type(spec: ModelSpec) -> dict[str, int]:
+    """Return how a stock config states the heads of its layers, where they depend on the window."""
+    if not spec.family.has_heads_by_type:
+        return {}
+    by_type = _by_head_type(spec)
+    full = by_type[True][0]
+    first = by_type.get(False, [full])[0]
+    sizes = {KV_HEADS: first.num_kv_heads, HEAD_DIM: first.head_dim, GLOBAL_HEAD_DIM: full.head_dim}
+    return sizes if full.has_values else sizes | {GLOBAL_KV_HEADS: full.num_kv_heads}
+
+
+def _by_head_type(spec: ModelSpec) -> dict[bool, list[LayerShape]]:
+    found: dict[bool, list[LayerShape]] = {}
+    for index, layer in enumerate(spec.layers):
+        found.setdefault(spec.head_type(index), []).append(layer)
+    return found
+
+
+def _has_stock_heads(spec: ModelSpec) -> bool:
+    """Say whether the heads of all layers are alike, or those of layers of one type."""
+    heads = (
+        {(one.num_heads, one.num_kv_heads, one.head_dim) for one in layers}
+        for layers in _by_head_type(spec).values()
+    )
+    # Only layers without values may have a number of KV heads of their own.
+    kv_heads = {one.num_kv_heads for one in spec.layers if one.has_values}
+    return all(len(each) == 1 for each in heads) and len(kv_heads) <= 1
+
+
 def _has_stock_layers(spec: ModelSpec) -> bool:
     """Say whether all layers are alike, and in a family with mixtures all layers of each kind."""
     mixtures = {layer for layer in spec.layers if layer.experts}
-    others = {layer for layer in spec.layers if not layer.experts}
-    if len(mixtures) > 1 or len(others) > 1:
+    widths = {layer.mlp_units for layer in spec.layers if not layer.experts}
+    if len(mixtures) > 1 or len(widths) > 1 or len({one.num_heads for one in spec.layers}) > 1:
         return False
     mixture = spec.family.mixture
     for layer in mixtures:
@@ -36,8 +71,7 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
             return False
         if mixture is not None and not _has_stock_mixture(layer, mixture):
             return False
-    heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in spec.layers}
-    return len(heads) == 1 and all(layer.mlp_units for layer in spec.layers)
+    return _has_stock_heads(spec) and all(layer.mlp_units for layer in spec.layers)
 
 
 def _has_stock_mixture(layer: LayerShape, mixture: Mixture) -> bool:

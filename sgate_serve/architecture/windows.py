@@ -28,6 +28,7 @@ def layer_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterato
         window = None
     for index in range(num_layers):
         is_sliding = _slides(get, family, index, window) if types is None else types[index]
+        is_sliding &= not (family.windows == "full_last" and index == num_layers - 1)
         if is_sliding and window is None:
             raise CheckpointError(
                 f"{get.source}: layer {index} has sliding attention, and there is no "

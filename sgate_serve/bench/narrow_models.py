@@ -16,7 +16,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.architecture.stock_shape import is_stock_shape
+from sgate_serve.architecture.stock_shape import heads_by_type, is_stock_shape
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, Array
 from sgate_serve.checkpoint.writer import TensorHeader, new_folder
@@ -61,8 +61,9 @@ def _config(base: Checkpoint, stack: Stack) -> dict[str, Any]:
         if isinstance(config.get(name), list):
             config[name] = config[name][:num_layers]
     config["dtype"] = "bfloat16"
-    if is_stock_shape(replace(spec, layers=layers)):
-        return config
+    narrow = replace(spec, layers=layers, windows=spec.windows[:num_layers])
+    if is_stock_shape(narrow):
+        return config | heads_by_type(narrow)
     return sgate_config(config, sizes, SgateBlock(spec.family.name, config["model_type"]))
 
 

@@ -4,6 +4,7 @@ The per-layer sizes are transformers' own `per_layer_config` (heterogeneous conf
 Top-level sizes are the maximum over the layers; stock modelling code may read them.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import transformers
@@ -16,6 +17,26 @@ from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 
 
+class LayerConfigs:
+    """The configs of single layers, by number or by type.
+
+    transformers' own refuse a type whose layers differ, and classes ask for it to rotate by: what
+    rotation needs, the width of heads, is the same in all layers of a type.
+    """
+
+    def __init__(self, config: Any, by_number: Any) -> None:
+        self._config, self._by_number = config, by_number
+
+    def __len__(self) -> int:
+        return len(self._by_number)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._by_number)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._by_number[self._config.layer_types.index(key) if isinstance(key, str) else key]
+
+
 class UnevenConfigMixin:
     """Lets stock modelling code build at the top-level sizes; `shrink` then narrows each layer."""
 
@@ -25,6 +46,14 @@ class UnevenConfigMixin:
         # transformers warns at each top-level read of a per-layer size; here it is intended.
         attribute_map = object.__getattribute__(self, "attribute_map")
         return object.__getattribute__(self, attribute_map.get(key, key))
+
+    @property
+    def per_layer_config(self) -> Any:
+        return LayerConfigs(self, PreTrainedConfig.per_layer_config.fget(self))
+
+    @per_layer_config.setter
+    def per_layer_config(self, sizes: Any) -> None:
+        PreTrainedConfig.per_layer_config.fset(self, sizes)
 
     def validate_architecture(self) -> None:
         """Accept head counts that do not divide the hidden size, for head_dim is explicit."""

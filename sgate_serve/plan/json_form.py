@@ -50,8 +50,9 @@ def _choice(*words: str) -> Kind:
     return Kind(f"one of {', '.join(words)}", lambda v: isinstance(v, str) and v in words)
 
 
-# Fields of layers that only mixtures have.
+# Fields of layers that only mixtures have, and one that is written where it is false.
 EXPERTS, TOP_K = "experts", "top_k"
+HAS_VALUES = "has_values"
 
 KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     Removal: {"axis": TEXT, "indices": INDICES, "rule": TEXT, "cause": TEXT},
@@ -66,12 +67,12 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
     Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT, "uniform": FLAG},
-    LayerShape: {f.name: WHOLE for f in fields(LayerShape)} | {EXPERTS: INDICES},
+    LayerShape: {f.name: WHOLE for f in fields(LayerShape)} | {EXPERTS: INDICES, HAS_VALUES: FLAG},
 }
 # The values of fields that plans written before these existed lack.
 ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {
     Target: {"uniform": False},
-    LayerShape: {EXPERTS: [], TOP_K: 0},
+    LayerShape: {EXPERTS: [], TOP_K: 0, HAS_VALUES: True},
 }
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),
@@ -85,8 +86,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON values."""
     # asdict() would copy one index at a time, and a 70B model's plan has millions.
     layers = [
-        _without_experts(vars(layer), layer.dense)
-        | {"dense": _without_experts(vars(layer.dense), layer.dense)}
+        _without_defaults(vars(layer), layer.dense)
+        | {"dense": _without_defaults(vars(layer.dense), layer.dense)}
         | {key: _objects(getattr(layer, key)) for key in ("lowerings", "removals", "revivals")}
         for layer in plan.layers
     ]
@@ -96,10 +97,10 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return head | vars(plan) | {"target": vars(plan.target), "layers": layers} | parts
 
 
-def _without_experts(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
-    """Return fields of a layer without those that only mixtures have, if it is none."""
-    only = () if dense.experts else (EXPERTS, TOP_K)
-    return {key: value for key, value in values.items() if key not in only}
+def _without_defaults(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
+    """Return fields of a layer without those that say only that it is no mixture, or has values."""
+    unsaid = {*(() if dense.experts else (EXPERTS, TOP_K)), *([HAS_VALUES] * dense.has_values)}
+    return {key: value for key, value in values.items() if key not in unsaid}
 
 
 def write_plan(plan: Plan, path: Path) -> None:

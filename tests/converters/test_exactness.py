@@ -48,6 +48,10 @@ def variants(draw: st.DrawFn) -> Variant:
         sizes["num_key_value_heads"] = draw(st.sampled_from([2, 4, 1]))
     if family.has_stated_head_width:
         sizes |= {"hidden_size": 24, "num_attention_heads": 4, "head_dim": 8}
+    if family.has_heads_by_type:
+        sizes["global_head_dim"] = draw(st.sampled_from([8, 12]))
+        sizes["num_global_key_value_heads"] = draw(st.sampled_from([1, 2, 4]))
+        sizes["attention_k_eq_v"] = draw(st.booleans())
     if family.mixture is not None:
         sizes["num_experts"] = draw(st.sampled_from([2, 5]))
         sizes["moe_intermediate_size"] = draw(st.sampled_from([4, 10, 14]))

@@ -190,10 +190,14 @@ def few_units(weights: Weights, random: Random) -> None:
         down[some(random, len(down)), FEW:] = 0
 
 
+def _of_heads(weights: Weights, layer: int, random: Random) -> str:
+    return str(random.choice([QUERY, KEY, weights.spec.layers[layer].value_role, OUTPUT]))
+
+
 def whole_heads(weights: Weights, random: Random) -> None:
     """Zero heads of one role: queries, keys and values by rows, outputs by columns."""
     layer = a_layer(weights, random)
-    role = str(random.choice([QUERY, KEY, VALUE, OUTPUT]))
+    role = _of_heads(weights, layer, random)
     matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
     matrix = matrix.T if role == OUTPUT else matrix
     width = weights.spec.layers[layer].head_dim
@@ -206,7 +210,7 @@ def whole_heads(weights: Weights, random: Random) -> None:
 def head_dims(weights: Weights, random: Random) -> None:
     """Zero the same dimensions in every head of a role, mostly in rotary pairs."""
     layer = a_layer(weights, random)
-    role = str(random.choice([QUERY, KEY, VALUE, OUTPUT]))
+    role = _of_heads(weights, layer, random)
     matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
     matrix = matrix.T if role == OUTPUT else matrix
     width, half = weights.spec.layers[layer].head_dim, weights.spec.rotary_dims(layer) // 2

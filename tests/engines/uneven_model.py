@@ -33,8 +33,8 @@ class Case(NamedTuple):
     draft: str | None = None
 
 
-# Between them: head norms, windows, soft caps, partial rotation, position tables, parallel blocks,
-# sinks and experts.
+# Between them: norms of heads and of values, windows, soft caps, partial rotation, position tables,
+# parallel blocks, sinks and experts.
 FAMILIES = {
     "mistral": ZOO["mistral"][1],
     "qwen2": ZOO["qwen2"][1],
@@ -45,6 +45,7 @@ FAMILIES = {
     "phi3": ZOO["phi3"][0],
     "gemma2": ZOO["gemma2"][0],
     "gemma3_text": ZOO["gemma3_text"][0],
+    "gemma4_text": ZOO["gemma4_text"][0],
     "olmo2": ZOO["olmo2"][0],
     "olmo3": ZOO["olmo3"][1],
     "gpt2": ZOO["gpt2"][0],

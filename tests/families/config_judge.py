@@ -85,6 +85,9 @@ BASES: dict[str, Config] = {
     "phi3": DECODER | {"sliding_window": WINDOW},
     "gemma2": GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 4.0},
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
+    "gemma4_text": GROUPED
+    | {"sliding_window": WINDOW, "global_head_dim": 8, "num_global_key_value_heads": 1}
+    | {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0},
     "olmo2": DECODER,
     "olmo3": DECODER | {"num_hidden_layers": 4, "sliding_window": WINDOW},
     "gpt2": SIZES | {"n_embd": 32, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 64},
@@ -150,7 +153,8 @@ def fill(model: PreTrainedModel) -> None:
     """Set every parameter to the values of its name, as a model with a head calls it."""
     prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        scales = [one for one in model.named_buffers() if one[0].endswith("layer_scalar")]
+        for name, parameter in (*model.named_parameters(), *scales):
             values = weight(f"{prefix}{name}", tuple(parameter.shape))
             parameter.copy_(torch.from_numpy(values))
 

@@ -89,6 +89,9 @@ FOLLOWED: dict[str, Any] = {
     "logits_scaling": 2,
     "scale_attn_weights": False,
     "scale_attn_by_inverse_layer_idx": True,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": False,
     "pad_token_id": 4,
     "classifier_pooling": "mean",
     "classifier_bias": True,
@@ -125,6 +128,8 @@ REFUSED: dict[str, Any] = {
     "topk_group": 2,
     "num_mtp_layers": 2,
     "num_kv_shared_layers": 1,
+    "hidden_size_per_layer_input": 8,
+    "enable_moe_block": True,
 }
 # Without effect on inference in any family. Dropout is off then, and the weights are those stored.
 WITHOUT_EFFECT: dict[str, Any] = {
@@ -166,6 +171,10 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "router_aux_loss_coef": 0.5,
     "router_jitter_noise": 0.5,
     "num_nextn_predict_layers": 2,
+    # Without the parts that they are about.
+    "vocab_size_per_layer_input": 4,
+    "use_double_wide_mlp": True,
+    "top_k_experts": 2,
     "reorder_and_upcast_attn": True,
     "sinusoidal_pos_embds": True,
     "summary_type": "mean",
@@ -201,6 +210,13 @@ OWN: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 3.0}},
     },
+    "gemma4_text": {
+        "layer_types": ["full_attention", "full_attention"],
+        "rope_parameters": {
+            "full_attention": {**LINEAR, "rope_theta": 9.0},
+            "sliding_attention": {"rope_theta": 3.0},
+        },
+    },
     "gpt_neox": {"attention_bias": False},
     "gpt_oss": {"attention_bias": False, "layer_types": ["full_attention", "sliding_attention"]},
     "modernbert": {
@@ -225,12 +241,18 @@ def refused_in(family: str) -> set[str]:
     refused = _EVERYWHERE | (set() if entry.is_encoder else _DECODERS) | set(entry.refused)
     # A second name for a key that the config has already.
     refused |= {key for pair in entry.aliases.items() for key in pair} - BASES[family].keys()
-    refused |= {"n_group", "topk_group"} & set(entry.fields)
+    refused |= {"n_group", "topk_group", "use_bidirectional_attention"} & set(entry.fields)
     if entry.is_rotary and "head_dim" not in entry.fields:
         refused |= {"head_dim"}
     if entry.windows in ("never", "always"):
         refused |= {"layer_types"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}
+
+
+def on_by_default(family: str) -> set[str]:
+    """Return the refused fields that a family's config must switch off."""
+    entry = FAMILIES[family]
+    return {key for key in entry.refused if key in entry.fields and entry.fields[key].default}
 
 
 def followed_in(family: str) -> set[str]:
@@ -245,6 +267,8 @@ def followed_in(family: str) -> set[str]:
         followed -= {"pad_token_id"}
     # These belong to a head: `tie_word_embeddings` to that of a causal LM.
     followed -= OF_LABELS | OF_HEADS
+    if entry.mixture is None:
+        followed -= {"num_experts", "moe_intermediate_size"}
     return followed - {"tie_word_embeddings"} if entry.is_encoder else followed
 
 

@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from sgate_serve.architecture.spec import ModelSpec
 from tests.families.zoo import VARIANTS, Variant, build
-from tests.families.zoo_configs import DECODER, GEMMA, LONGROPE, WITH_HEAD_DIM
+from tests.families.zoo_configs import DECODER, GEMMA, GEMMA4, LONGROPE, WITH_HEAD_DIM
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 NESTED = {
@@ -45,6 +45,8 @@ SPELLINGS: list[tuple[str, dict[str, Any]]] = [
     ("gemma3_text", GEMMA | {"rope_parameters": NESTED}),
     ("gemma3_text", GEMMA | {"rope_parameters": {"full_attention": NESTED["full_attention"]}}),
     ("gemma3_text", GEMMA | {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}),
+    ("gemma4_text", GEMMA4),
+    ("gemma4_text", GEMMA4 | {"rope_parameters": NESTED, "rope_theta": 5.0}),
     (
         "gemma3_text",
         GEMMA | {"rope_parameters": NESTED, "rope_scaling": {"factor": 2.0}},

@@ -27,6 +27,7 @@ from tests.families.zoo_configs import (
     ENCODER,
     EXPERTS,
     GEMMA,
+    GEMMA4,
     GLM_EXPERTS,
     GPT2,
     GPT_OSS,
@@ -161,6 +162,19 @@ ZOO: Mapping[str, list[Variant]] = {
             | {"tie_word_embeddings": False}
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
         ),
+    ],
+    "gemma4_text": [
+        Variant("gemma4_text", "keys-are-values", "causal-lm", GEMMA4),
+        Variant(
+            "gemma4_text",
+            "biased-untied",
+            "causal-lm",
+            GEMMA4
+            | {"final_logit_softcapping": None, "attention_bias": True}
+            | {"attention_k_eq_v": False, "tie_word_embeddings": False}
+            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        ),
+        Variant("gemma4_text", "biased-base", "base", GEMMA4 | {"attention_bias": True}),
     ],
     "olmo2": [
         Variant("olmo2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),
@@ -323,9 +337,10 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
     config._experts_implementation = "eager"
     model: PreTrainedModel = AUTO_CLASSES[variant.task].from_config(config).eval()
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
-            # Gemma stores what is added to 1.
-            center = 0.0 if type(module).__name__.startswith("Gemma") else 1.0
+        is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+        if is_norm and hasattr(module, "weight"):
+            # Gemma 2 and 3 store what is added to 1.
+            center = 0.0 if type(module).__name__.startswith(("Gemma2", "Gemma3")) else 1.0
             module.weight.data.uniform_(center - 0.5, center + 0.5)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -334,6 +349,9 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
         elif name.endswith("sinks"):
             parameter.data.normal_(0, 1)
     for name, buffer in model.named_buffers():
+        # It multiplies the stream after a layer.
+        if name.endswith("layer_scalar"):
+            buffer.uniform_(0.5, 1.5)
         # It decides among scores from 0 to 1.
         if name.endswith("e_score_correction_bias"):
             buffer.normal_(0, 0.3)

@@ -31,6 +31,14 @@ GEMMA = WITH_HEAD_DIM | {
     "sliding_window": WINDOW,
     "final_logit_softcapping": 4.0,
 }
+# Heads of layers without a window are wider, and fewer of them have keys, which are values too.
+GEMMA4 = {key: value for key, value in GEMMA.items() if key != "query_pre_attn_scalar"} | {
+    "global_head_dim": 24,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+}
 SMOLLM3 = DECODER | {"no_rope_layer_interval": 2}
 GRANITE: dict[str, Any] = {
     "embedding_multiplier": 3.0,

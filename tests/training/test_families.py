@@ -15,7 +15,9 @@ from tests.text_model import SENTENCES, write_tokenizer
 
 WIDTHS = {
     "gpt2": "n_inner",
-    **dict.fromkeys(("phi3", "gemma3_text", "olmo2", "gpt_neox"), "intermediate_size"),
+    **dict.fromkeys(
+        ("phi3", "gemma3_text", "gemma4_text", "olmo2", "gpt_neox"), "intermediate_size"
+    ),
 }
 
 

@@ -48,7 +48,8 @@ def normalize_config(
     """
     stored_type = str(config.get("model_type"))
     model_type = MODEL_TYPES.get(stored_type, stored_type)
-    if model_type not in FAMILIES:
+    # Classes whose heads depend on the type of a layer read its sizes from the config themselves.
+    if model_type not in FAMILIES or FAMILIES[model_type].has_heads_by_type:
         return config, None
     if FAMILIES[model_type].mixture is not None:
         check_config(config, source, FAMILIES[model_type])

@@ -20,9 +20,10 @@ WIDEST_HEAD = 512
 class UnevenAttention(nn.Module):
     """Project, rotate, attend, project: `core` is vLLM's attention for the padded heads.
 
-    `query_norm` and `key_norm` normalize single heads, or all at once; `rotary` is vLLM's rotary
-    embedding; all are optional. `core` may have more heads than the layer: the others are zeros.
-    `sinks` are those that `core` has.
+    `query_norm` and `key_norm` normalize single heads, or all at once, `value_norm` single heads;
+    `rotary` is vLLM's rotary embedding; all are optional. Without values of their own, keys before
+    their norm are values. `core` may have more heads than the layer: the others are zeros. `sinks`
+    are those that `core` has.
     """
 
     def __init__(
@@ -43,13 +44,18 @@ class UnevenAttention(nn.Module):
         self.core: Any = core
         self.rotary = parts.get("rotary")
         self.query_norm, self.key_norm = parts.get("query_norm"), parts.get("key_norm")
+        self.value_norm, self.has_values = parts.get("value_norm"), shape.stored.has_values
         self.has_joint_norms = layer.spec.family.has_joint_head_norms
 
     def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return [tokens, hidden], to be added to the residual stream."""
-        q, k, v = self.readers(x).split(self.readers.sizes, -1)
+        q, k, *own = self.readers(x).split(self.readers.sizes, -1)
+        v = own[0] if self.has_values else k
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self._normed(self.query_norm, q), self._normed(self.key_norm, k)
+        if self.value_norm is not None:
+            heads = v.reshape(*v.shape[:-1], -1, self.head_dim)
+            v = self.value_norm(heads).view(v.shape)
         if self.rotary is not None:
             q, k = self.rotary(positions, q, k)
         core = self.core

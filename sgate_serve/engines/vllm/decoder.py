@@ -80,6 +80,8 @@ class UnevenDecoderLayer(nn.Module):
                 self.norms[block] = residual_norm(model)
             if block in model.spec.family.post_norms:
                 self.post_norms[block] = residual_norm(model)
+        has_scale = model.spec.family.layer_scale is not None
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=False) if has_scale else None
 
     def forward(
         self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
@@ -92,7 +94,10 @@ class UnevenDecoderLayer(nn.Module):
             else:
                 residual = hidden = hidden if residual is None else hidden + residual
             hidden = self._added(name, positions, hidden)
-        return hidden, residual
+        if self.scale is None:
+            return hidden, residual
+        # A number per layer multiplies the whole stream.
+        return (hidden if residual is None else hidden + residual) * self.scale, None
 
     def _parallel(
         self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
@@ -276,6 +281,8 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
             parts[name] = ShardedHeadNorm(layer, role, spec.norm_eps)
         else:
             parts[name] = rms_norm(model, size, spec.norm_eps)
+    if spec.family.has_value_norm:
+        parts["value_norm"] = RMSNorm(width, eps=spec.norm_eps, has_weight=False)
     return UnevenAttention(layer, core, f"{prefix}.self_attn", sinks, **parts)
 
 

@@ -42,10 +42,10 @@ class LayerContext:
 
     def modules(self, roles: tuple[str, ...]) -> list[str]:
         """Return the modules that hold these roles, in the order of the roles."""
-        linears = self.spec.family.linears
+        held = self.spec.linear_shapes(self.index)
         return list(
             dict.fromkeys(
-                self.spec.family.linear(self.index, role) for role in roles if role in linears
+                self.spec.family.linear(self.index, role) for role in roles if role in held
             )
         )
 

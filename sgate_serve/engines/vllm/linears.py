@@ -67,7 +67,10 @@ class FusedReaders(Readers):
         }
         if block == ATTENTION:
             counts = shape.padded.num_heads, shape.padded.num_kv_heads
-            self.linear = QKVParallelLinear(hidden, shape.stored.head_dim, *counts, **settings)
+            width = shape.stored.head_dim
+            # Where keys are values, the values have no rows.
+            settings["v_head_size"] = width if VALUE in self.roles else 0
+            self.linear = QKVParallelLinear(hidden, width, *counts, **settings)
         else:
             sizes = [shape.padded.mlp_units] * len(self.roles)
             self.linear = MergedColumnParallelLinear(hidden, sizes, **settings)

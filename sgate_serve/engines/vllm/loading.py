@@ -80,6 +80,9 @@ def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination
         if name and module is not None:
             own = module.named_parameters(recurse=False)
             found |= {f"{name}.{kind}": (parameter, gain) for kind, parameter in own}
+    for layer in _layers(stack):
+        if (scale := spec.family.scale_name(layer.layer.index)) is not None:
+            found[scale] = (layer.scale, 1.0)
     if spec.tied_head and spec.family.head in spec.extra_biases and head is not None:
         found[f"{spec.family.head}.bias"] = (head.bias, 1.0)
     return found

@@ -22,7 +22,6 @@ from sgate_serve.architecture.family import (
     UP,
     VALUE,
 )
-from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates.keys import COLUMNS, ROWS
 from sgate_serve.training.masks.prunable_sites import BLOCK_KINDS, num_block_weights, unit_sites
@@ -65,7 +64,7 @@ def row_col_removal(spec: ModelSpec) -> Removal:
             if layer.mlp_units:
                 kept[MLP].append(_kept_mlp(of, spec))
             if layer.num_heads:
-                kept[ATTENTION].append(_kept_attention(of, layer, spec.ropes[index] is not None))
+                kept[ATTENTION].append(_kept_attention(of, spec, index))
         return _removed(spec, kept)
 
     return removal
@@ -92,17 +91,21 @@ def _kept_mlp(of: LayerProbabilities, spec: ModelSpec) -> Tensor:
     return gated.sum() * of(GATE, COLUMNS).sum() + units.sum() * others
 
 
-def _kept_attention(of: LayerProbabilities, shape: LayerShape, is_rotary: bool) -> Tensor:
+def _kept_attention(of: LayerProbabilities, spec: ModelSpec, index: int) -> Tensor:
     """Return the weights kept: output columns need their value row, and value rows a reader.
 
-    Query and key rows need each other, except where a rotary embedding mixes two dimensions of a
-    score.
+    With a norm over the values of a head they need one for any of them. Query and key rows need
+    each other, except where a rotary embedding mixes two dimensions of a score. Rows that are keys
+    and values count as keys.
     """
-    values = of(VALUE, ROWS).view(shape.num_kv_heads, 1, shape.head_dim)
+    shape, is_rotary = spec.layers[index], spec.ropes[index] is not None
+    values = of(shape.value_role, ROWS).view(shape.num_kv_heads, 1, shape.head_dim)
     outputs = of(OUTPUT, COLUMNS).view(shape.num_kv_heads, shape.queries_per_kv, shape.head_dim)
-    is_read = 1 - (1 - outputs).prod(dim=1, keepdim=True)
-    kept = (values * is_read).sum() * of(VALUE, COLUMNS).sum()
-    kept = kept + (values * outputs).sum() * of(OUTPUT, ROWS).sum()
+    kept = (values * outputs).sum() * of(OUTPUT, ROWS).sum()
+    if shape.has_values:
+        unread = (1 - outputs).prod(dim=1, keepdim=True)
+        unread = unread.prod(dim=2, keepdim=True) if spec.family.has_value_norm else unread
+        kept = kept + (values * (1 - unread)).sum() * of(VALUE, COLUMNS).sum()
     rows = {role: of(role, ROWS) for role in (QUERY, KEY)}
     if not is_rotary and shape.queries_per_kv == 1:
         rows = dict.fromkeys(rows, rows[QUERY] * rows[KEY])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import DOWN, GATE, OUTPUT, UP, VALUE
+from sgate_serve.architecture.family import DOWN, GATE, OUTPUT, UP
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import COLUMNS, ROWS
@@ -83,13 +83,13 @@ def protected_gates(spec: ModelSpec, scores: GateValues) -> dict[str, Flags]:
                 protect(*side, best)
         if layer.num_heads:
             dims = (layer.num_kv_heads, layer.queries_per_kv, layer.head_dim)
-            value, output = score(VALUE, ROWS), score(OUTPUT, COLUMNS)
+            value, output = score(layer.value_role, ROWS), score(OUTPUT, COLUMNS)
             weakest = np.minimum(value.reshape(dims[0], 1, dims[2]), output.reshape(dims))
             kv_head, query = np.unravel_index(weakest.max(axis=2).argmax(), dims[:2])
             best = _best(weakest[kv_head, query])
             values, outputs = np.zeros((dims[0], dims[2]), np.bool_), np.zeros(dims, np.bool_)
             values[kv_head] = outputs[kv_head, query] = best
-            protect(VALUE, ROWS, values.reshape(-1))
+            protect(layer.value_role, ROWS, values.reshape(-1))
             protect(OUTPUT, COLUMNS, outputs.reshape(-1))
     return flags
 

@@ -72,6 +72,30 @@ def test_heads_under_one_norm_die_all_together_or_not_at_all() -> None:
     assert found_by(dead_heads, without(all_four, value_dims=(0, 1)), "heads") == [0, 1, 2, 3]
 
 
+NORMED: dict[str, Any] = {"hidden_size_per_layer_input": 0, "global_head_dim": 2}
+
+
+def test_under_a_norm_over_values_all_of_a_head_is_unread_or_none() -> None:
+    spec = spec_of("gemma4_text", **NORMED)
+    facts = facts_of(spec, layer_of(spec, output={"columns": (0, 2)}))
+    assert found_by(dead_value_dims, facts, "value_dims") == []
+    facts = facts_of(spec, layer_of(spec, output={"columns": (0, 1, 2, 3)}))
+    assert found_by(dead_value_dims, facts, "value_dims") == [0, 1]
+
+
+def test_under_a_norm_over_values_no_constant_moves() -> None:
+    spec = spec_of("gemma4_text", **NORMED, attention_bias=True)
+    facts = facts_of(spec, layer_of(spec, bias=True, value={"rows": EVERY}))
+    assert found_by(constant_value_dims, facts, "value_dims") == []
+
+
+def test_where_keys_are_values_their_zero_rows_are_dead_values() -> None:
+    spec = spec_of("gemma4_text", **NORMED, attention_k_eq_v=True)
+    assert "value" not in spec.linear_shapes(0)
+    facts = facts_of(spec, layer_of(spec, bias=True, key={"rows": (0, 3), "bias": (3,)}))
+    assert found_by(dead_value_dims, facts, "value_dims") == [3]
+
+
 def test_kv_head_dies_with_its_last_query_head() -> None:
     facts = facts_of(SPEC)
     assert found_by(dead_kv_heads, without(facts, heads=(0,)), "kv_heads") == []

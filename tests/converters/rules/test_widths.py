@@ -188,3 +188,22 @@ def test_narrower_layers_are_enough_if_all_survivors_fit_in_them() -> None:
     layers = [layer_of(spec, down={"columns": tuple(range(6))}) for _ in range(3)]
     layers[1] = layer_of(replace(spec, layers=(spec.layers[1],)))
     assert {layer.shape.mlp_units for layer in uniform(facts_of(spec, *layers)).layers} == {7}
+
+
+def test_layers_of_each_type_get_kv_heads_of_their_own_and_as_many_heads_as_others() -> None:
+    """Sliding layers have four KV heads of two query heads each, the last one of eight heads."""
+    spec = spec_of(
+        "gemma4_text",
+        **SIZES | {"hidden_size_per_layer_input": 0, "global_head_dim": 4},
+        num_global_key_value_heads=1,
+        attention_k_eq_v=True,
+    )
+    found = facts((3, (0, 4)), (5, (2,)), (1, ()), spec=spec)
+    last = layer_of(spec_of_last(spec), output={"columns": tuple(range(12, 32))})
+    plan = uniform(replace(found, layers=(*found.layers[:2], last)))
+    sliding, wide = LayerShape(4, 2, 2, 12), LayerShape(4, 1, 4, 12, has_values=False)
+    assert [layer.shape for layer in plan.layers] == [sliding, sliding, wide]
+
+
+def spec_of_last(spec: ModelSpec) -> ModelSpec:
+    return replace(spec, layers=spec.layers[-1:])

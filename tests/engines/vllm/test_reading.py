@@ -78,7 +78,8 @@ def test_default_prompt_of_an_embedding_model_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "family", ["gemma2", "gemma3_text", "gpt_oss", "olmo3", "qwen2", "qwen3", "smollm3"]
+    "family",
+    ["gemma2", "gemma3_text", "gemma4_text", "gpt_oss", "olmo3", "qwen2", "qwen3", "smollm3"],
 )
 def test_a_window_that_vllm_takes_out_leaves_the_kinds_of_layers(family: str) -> None:
     from sgate_serve.engines.vllm.config import read_spec

@@ -78,7 +78,7 @@ def test_a_uniform_result_loads_as_the_stock_class(tmp_path: Path) -> None:
     check_verified({"base": base.folder, "gates": gates, "out": tmp_path / "out"}, "vllm")
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma4_text", "olmo2"])
 def test_removed_residual_dimensions_keep_the_norms(family: str, tmp_path: Path) -> None:
     dead = [0, 17, 47]
     build(ZOO[family][0], seed=0).save_pretrained(tmp_path / "base")
