@@ -20,7 +20,6 @@ from sgate_serve.architecture.family import (
     DOWN,
     MLP_ROLES,
     OUTPUT,
-    QUERY,
     READERS,
 )
 from sgate_serve.plan import Lowering, Revival
@@ -94,7 +93,7 @@ def _blocks(state: LayerState) -> list[str]:
 
 def _modules(state: LayerState) -> list[tuple[str, ...]]:
     roles = [role for block in _blocks(state) for role in _roles_of(state, block)]
-    return list(dict.fromkeys(state.family.fused_roles(role) for role in roles))
+    return list(dict.fromkeys(state.family.fused_roles(state.index, role) for role in roles))
 
 
 def _roles_of(state: LayerState, block: str) -> tuple[str, ...]:
@@ -112,7 +111,7 @@ def _inputs(state: LayerState, block: str, align: int, price: int) -> list[Lower
     together = _aligned(_Cut(stays, union), align)
     saved = together.num_zero * sum(heights.values())
     shared = [_lowering(roles, "columns", together, saved, price)]
-    if len(state.family.fused_roles(roles[0])) > 1 or len(roles) == 1:
+    if len(state.family.fused_roles(state.index, roles[0])) > 1 or len(roles) == 1:
         return [one for one in shared if one.saved]
     apart = []
     for role in roles:
@@ -178,8 +177,8 @@ def _slice(state: LayerState, role: str, *, is_row: bool) -> Flags:
         return state.hidden
     if role in MLP_ROLES:
         return state.mlp_units
-    width = state.shape.head_dim
-    return np.repeat(state.heads if role in (QUERY, OUTPUT) else state.kv_heads, width)
+    heads, width = state.shape.dims_of(role)
+    return np.repeat(state.alive(heads), width)
 
 
 def _aligned(cut: _Cut, align: int, least: int = 1) -> _Cut:

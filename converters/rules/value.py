@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters.rules.findings import Finding, LayerView
-from sgate_serve.architecture.family import ATTENTION, OUTPUT, VALUE
+from sgate_serve.architecture.family import OUTPUT, OUTPUT_GATE, VALUE
 
 
 def dead_value_dims(view: LayerView) -> Iterator[Finding]:
@@ -15,7 +15,7 @@ def dead_value_dims(view: LayerView) -> Iterator[Finding]:
     2. The output column is zero for every query head of the group that is still alive.
     """
     layer = view.layer
-    if not layer.has(ATTENTION):
+    if not layer.attends:
         return
     silent = layer.live_zeros[VALUE].silent_rows.reshape(layer.value_dims.shape)
     yield Finding("value_dims", silent, "value rows and biases are zero")
@@ -30,10 +30,11 @@ def constant_value_dims(view: LayerView) -> Iterator[Finding]:
     1. Attention weights sum to 1, so the dimension equals its bias for every token. The constant
        is summed over the query heads of the group, and added before a norm after the block.
     2. Attention sinks would take a share of the weights; no supported family has them.
-    3. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
+    3. An output gate would multiply the constant by what each token says.
+    4. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
     """
     layer = view.layer
-    if layer.has(ATTENTION):
+    if layer.attends and OUTPUT_GATE not in layer.zeros:
         constant = layer.live_zeros[VALUE].rows.reshape(layer.value_dims.shape)
         cause = "value rows are zero: a constant"
         yield Finding("value_dims", constant, cause, constant=constant)
@@ -49,7 +50,7 @@ def dead_heads(view: LayerView) -> Iterator[Finding]:
        scores of the others: heads are removed only all together.
     """
     layer = view.layer
-    if not layer.has(ATTENTION):
+    if not layer.attends:
         return
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     silent = ~layer.value_dims[:, None, :]

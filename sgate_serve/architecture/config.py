@@ -12,6 +12,7 @@ from typing import Any
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Axes, Family, Mixture, TaskHead
+from sgate_serve.architecture.recurrent_layers import recurrent_shape
 from sgate_serve.architecture.sgate_config import (
     READ_VERSIONS,
     SGATE_CLASS_PREFIX,
@@ -70,7 +71,9 @@ def dense_shapes(get: ConfigReader, family: Family, num_layers: int) -> Iterator
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
     for index in range(num_layers):
-        if family.mixture is not None and has_experts(get, index):
+        if index in family.recurrent_layers:
+            yield recurrent_shape(get, shape)
+        elif family.mixture is not None and has_experts(get, index):
             yield mixture_shape(shape, family.mixture, get)
         else:
             yield shape
@@ -230,7 +233,7 @@ def label_names(config: Mapping[str, Any], source: str) -> tuple[str, ...] | Non
 def attention_scales(get: ConfigReader, layers: Sequence[LayerShape]) -> Iterator[float]:
     """Yield what the scores of each layer are multiplied by, as transformers derives it."""
     for index, layer in enumerate(layers):
-        base = get("query_pre_attn_scalar") or max(layer.head_dim, 1)
+        base = get("query_pre_attn_scalar") or max(layer.key_dim or layer.head_dim, 1)
         scale = float(base**-0.5) if get("scale_attn_weights", True) else 1.0
         scale = float(get("attention_multiplier", scale))
         yield scale / (index + 1) if get("scale_attn_by_inverse_layer_idx") else scale

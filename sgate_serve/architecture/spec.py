@@ -4,6 +4,7 @@ One frozen value for a stock dense model and for an `sgate` folder alike. A conf
 family, or one whose values contradict each other, is refused here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,12 +19,10 @@ from sgate_serve.architecture.family import (
     BLOCKS,
     CAUSAL_LM,
     DOWN,
-    EXPERTS,
     HEAD_UNITS,
     HIDDEN,
     LABEL_OUTPUTS,
     MLP_ROLES,
-    ONE,
     OUTPUT,
     POSITIONS,
     TYPES,
@@ -32,6 +31,7 @@ from sgate_serve.architecture.family import (
     Family,
     TaskHead,
 )
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX, layer_tensors
 from sgate_serve.architecture.parts import (
     Part,
     Rows,
@@ -41,12 +41,11 @@ from sgate_serve.architecture.parts import (
     router_axes,
 )
 from sgate_serve.architecture.pruned_parts import check_pruned
+from sgate_serve.architecture.recurrent_layers import recurrent_axes, with_recurrent_layers
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.windows import layer_windows
-
-IN_INDEX, OUT_INDEX = "in_index", "out_index"
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,8 @@ class ModelSpec:
     # Whether the shares of the experts that a token uses add up to 1, before they are multiplied.
     norm_topk_prob: bool = False
     routed_scaling: float = 1.0
+    # How many tokens the convolution of a recurrent layer sees.
+    kernel: int = 0
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
     # store fewer rows or columns than their dimensions and have index vectors.
@@ -107,7 +108,7 @@ class ModelSpec:
         family = values.family_of(config, source)
         check_config(config, source, family)
         get, block = ConfigReader(config, source, family), SgateBlock.read(config)
-        family = values.with_head_norms(get, family)
+        family = with_recurrent_layers(get, values.with_head_norms(get, family))
         values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
@@ -133,6 +134,7 @@ class ModelSpec:
             on_top=values.task_head(get, family, task),
             norm_topk_prob=values.norm_topk_prob(get, family),
             routed_scaling=float(get("routed_scaling_factor", 1)),
+            kernel=get.integer("linear_conv_kernel_dim", 0),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
@@ -199,7 +201,8 @@ class ModelSpec:
     def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Return the (out, in) dimensions of every role in a layer, lowered or not."""
         shapes = self.layers[index].linear_shapes(self.hidden_size)
-        return {role: shape for role, shape in shapes.items() if role in self.family.linears}
+        linears = self.family.linears_of(index)
+        return {role: shape for role, shape in shapes.items() if role in linears}
 
     def modules(self, index: int) -> Mapping[str, tuple[str, ...]]:
         """Return the linear modules of a layer and the roles that each holds, in row order.
@@ -217,7 +220,7 @@ class ModelSpec:
                 if layer.experts and role in MLP_ROLES:
                     modules |= {part.module: (role,) for part in self.parts(index, role)}
                 else:
-                    modules[family.linear(index, role)] = family.fused_roles(role)
+                    modules[family.linear(index, role)] = family.fused_roles(index, role)
             found.append(modules)
         return tuple(found)
 
@@ -260,7 +263,7 @@ class ModelSpec:
 
     def role_rows(self, index: int, role: str) -> Rows:
         """Return which rows of its module a role has, before any lowering."""
-        return role_rows(self.family, self.layers[index], self.hidden_size, role)
+        return role_rows(self.family, self.layers[index], self.hidden_size, index, role)
 
     def module_rows(self, index: int, module: str) -> Rows:
         """Return the rows of a module in the order of its roles, one role after another."""
@@ -283,7 +286,10 @@ class ModelSpec:
 
     def has_bias(self, layer: int, role: str) -> bool:
         """Say whether the linear of `role` carries a bias, its own or one that pruning added."""
-        return role in self.biased_roles or self.family.linear(layer, role) in self.extra_biases
+        # A recurrent layer has none, but for those that pruning added.
+        is_own = role in MLP_ROLES or not self.layers[layer].is_recurrent
+        added = self.family.linear(layer, role) in self.extra_biases
+        return (is_own and role in self.biased_roles) or added
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name → shape of every tensor that a folder of this spec must hold."""
@@ -291,7 +297,7 @@ class ModelSpec:
         final = f"{self.family.final_norm}."
         shapes = {name: shape for name, shape in outside.items() if not name.startswith(final)}
         for index in range(len(self.layers)):
-            shapes |= self._layer_tensors(index)
+            shapes |= layer_tensors(self, index)
         # The final norm and the head come last, as in the model.
         shapes |= {name: shape for name, shape in outside.items() if name not in shapes}
         sizes = self._axis_sizes()
@@ -320,33 +326,13 @@ class ModelSpec:
         sizes = self._axis_sizes()
         return {name: tuple(sizes[axis] for axis in axes) for name, axes in self.outside.items()}
 
-    def _layer_tensors(self, index: int) -> dict[str, tuple[int, ...]]:
-        family, layer = self.family, self.layers[index]
-        shapes: dict[str, tuple[int, ...]] = {}
-        for norm in self.norms(index):
-            shapes[f"{norm}.weight"] = (self.hidden_size,)
-            if self.has_norm_bias:
-                shapes[f"{norm}.bias"] = (self.hidden_size,)
-        for norm, size in self.head_norm_sizes(index).items():
-            shapes[f"{norm}.weight"] = (size,)
-        sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: self.hidden_size}
-        for name, axes in self.router_tensors(index).items():
-            shapes[name] = tuple(sizes[axis] for axis in axes)
-        linears = self.linear_shapes(index)
-        for module, roles in self.modules(index).items():
-            stored, lowered = self.module_shape(index, module), self.lowered.get(module, Lowered())
-            shapes[f"{module}.weight"] = stored[::-1] if family.is_transposed else stored
-            if self.has_bias(index, roles[0]):
-                shapes[f"{module}.bias"] = (sum(linears[role][0] for role in roles),)
-            if lowered.rows is not None:
-                shapes[f"{module}.{OUT_INDEX}"] = (lowered.rows,)
-            if lowered.columns is not None:
-                shapes[f"{module}.{IN_INDEX}"] = (lowered.columns,)
-        return shapes
-
-    def router_tensors(self, index: int) -> dict[str, tuple[str, ...]]:
+    def router_tensors(self, index: int) -> dict[str, Axes]:
         """Return the tensors that choose and weigh the experts of a layer, with their axes."""
         return router_axes(self.family, self.layers[index], index)
+
+    def recurrent_tensors(self, index: int) -> dict[str, Axes]:
+        """Return the tensors of a recurrent layer besides its linears, with their axes."""
+        return recurrent_axes(self.family, self.layers[index], index)
 
     def correction(self, index: int) -> str | None:
         """Return the tensor that a layer's router adds to its scores for the choice, if any."""
@@ -370,7 +356,8 @@ class ModelSpec:
         """
         family, layer = self.family, self.layers[index]
         counts = (layer.num_heads, layer.num_kv_heads) if family.has_joint_head_norms else (1, 1)
-        sizes = [count * layer.head_dim for count in counts if layer.num_heads]
+        has_norms = layer.num_heads and not layer.is_recurrent
+        sizes = [count * layer.head_dim for count in counts if has_norms]
         names = (f"{family.layer_name(index)}.{norm}" for norm in family.head_norms)
         return dict(zip(names, sizes, strict=False))
 
@@ -390,5 +377,5 @@ class ModelSpec:
         total = 0
         for name, shape in self.tensor_shapes().items():
             if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
-                total += shape[0] * (shape[1] if len(shape) > 1 else 1)
+                total += math.prod(shape)
         return total

@@ -25,10 +25,11 @@ def is_stock_shape(spec: ModelSpec) -> bool:
 
 
 def _has_stock_layers(spec: ModelSpec) -> bool:
-    """Say whether all layers are alike, and in a family with mixtures all layers of each kind."""
+    """Say whether all layers of a kind are alike: mixtures, recurrent ones, and others."""
     mixtures = {layer for layer in spec.layers if layer.experts}
-    others = {layer for layer in spec.layers if not layer.experts}
-    if len(mixtures) > 1 or len(others) > 1:
+    recurrent = {layer for layer in spec.layers if layer.is_recurrent}
+    others = {*spec.layers} - mixtures - recurrent
+    if any(len(kind) > 1 for kind in (mixtures, recurrent, others)):
         return False
     mixture = spec.family.mixture
     for layer in mixtures:
@@ -36,8 +37,15 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
             return False
         if mixture is not None and not _has_stock_mixture(layer, mixture):
             return False
-    heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in spec.layers}
-    return len(heads) == 1 and all(layer.mlp_units for layer in spec.layers)
+    attending = [layer for layer in spec.layers if not layer.is_recurrent]
+    heads = {(layer.num_heads, layer.num_kv_heads, layer.head_dim) for layer in attending}
+    return len(heads) <= 1 and all(layer.num_heads for layer in spec.layers) and _has_one_mlp(spec)
+
+
+def _has_one_mlp(spec: ModelSpec) -> bool:
+    """Say whether every layer has an MLP, and those that are no mixtures one width."""
+    widths = {layer.mlp_units for layer in spec.layers if not layer.experts}
+    return len(widths) <= 1 and all(layer.mlp_units for layer in spec.layers)
 
 
 def _has_stock_mixture(layer: LayerShape, mixture: Mixture) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, TypeVar
 
-from sgate_serve.architecture.family import ATTENTION_ROLES, BLOCKS, MLP_ROLES
+from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP_ROLES, READERS, WRITERS
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import PlanError
 from sgate_serve.json_fields import FLAG, INDICES, OBJECT, TEXT, TEXTS, WHOLE, Kind, read_json
@@ -32,7 +32,7 @@ from sgate_serve.plan import (
     ValueFold,
 )
 
-ROLES = (*ATTENTION_ROLES, *MLP_ROLES)
+ROLES = (*READERS[ATTENTION], WRITERS[ATTENTION], *MLP_ROLES)
 # How the format spells what a fold removes.
 UNITS, VALUE_DIMS, HEAD_UNITS = "mlp_units", "value_dims", "head_units"
 COLUMNS = {f"{role}.columns": role for role in ROLES}
@@ -52,6 +52,8 @@ def _choice(*words: str) -> Kind:
 
 # Fields of layers that only mixtures have.
 EXPERTS, TOP_K = "experts", "top_k"
+# One that only recurrent layers have.
+KEY_DIM = "key_dim"
 
 KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     Removal: {"axis": TEXT, "indices": INDICES, "rule": TEXT, "cause": TEXT},
@@ -71,7 +73,7 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
 # The values of fields that plans written before these existed lack.
 ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {
     Target: {"uniform": False},
-    LayerShape: {EXPERTS: [], TOP_K: 0},
+    LayerShape: {EXPERTS: [], TOP_K: 0, KEY_DIM: 0},
 }
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),
@@ -85,8 +87,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as JSON values."""
     # asdict() would copy one index at a time, and a 70B model's plan has millions.
     layers = [
-        _without_experts(vars(layer), layer.dense)
-        | {"dense": _without_experts(vars(layer.dense), layer.dense)}
+        _without_others(vars(layer), layer.dense)
+        | {"dense": _without_others(vars(layer.dense), layer.dense)}
         | {key: _objects(getattr(layer, key)) for key in ("lowerings", "removals", "revivals")}
         for layer in plan.layers
     ]
@@ -96,9 +98,10 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return head | vars(plan) | {"target": vars(plan.target), "layers": layers} | parts
 
 
-def _without_experts(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
-    """Return fields of a layer without those that only mixtures have, if it is none."""
+def _without_others(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
+    """Return fields of a layer without those that only mixtures or recurrent layers have."""
     only = () if dense.experts else (EXPERTS, TOP_K)
+    only += () if dense.is_recurrent else (KEY_DIM,)
     return {key: value for key, value in values.items() if key not in only}
 
 

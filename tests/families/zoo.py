@@ -29,6 +29,7 @@ from tests.families.zoo_configs import (
     GLM_EXPERTS,
     GPT2,
     GRANITE,
+    HYBRID,
     LONGROPE,
     MODERNBERT,
     NEOX,
@@ -237,6 +238,28 @@ ZOO: Mapping[str, list[Variant]] = {
             | {"n_shared_experts": 2, "first_k_dense_replace": 2, "partial_rotary_factor": 0.25},
         ),
     ],
+    "qwen3_5_text": [
+        Variant(
+            "qwen3_5_text",
+            "tied",
+            "causal-lm",
+            HYBRID
+            | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+            | {"tie_word_embeddings": True},
+        ),
+        Variant(
+            "qwen3_5_text",
+            "biased-half-rotary",
+            "causal-lm",
+            HYBRID
+            | {"full_attention_interval": 2, "num_hidden_layers": 4, "attention_bias": True}
+            | {"linear_conv_kernel_dim": 3, "linear_num_value_heads": 4}
+            | {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        ),
+        Variant(
+            "qwen3_5_text", "classifier", "classification", HYBRID | {"full_attention_interval": 2}
+        ),
+    ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),
         Variant(
@@ -306,13 +329,17 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
     config._experts_implementation = "eager"
     model: PreTrainedModel = AUTO_CLASSES[variant.task].from_config(config).eval()
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm"):
-            # Gemma stores what is added to 1.
-            center = 0.0 if type(module).__name__.startswith("Gemma") else 1.0
+        name = type(module).__name__
+        if isinstance(module, nn.LayerNorm) or "RMSNorm" in name:
+            # Gemma stores what is added to 1, and Qwen3.5 but for the norms before its gates.
+            center = 0.0 if name.startswith("Gemma") or name == "Qwen3_5RMSNorm" else 1.0
             module.weight.data.uniform_(center - 0.5, center + 0.5)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.normal_(0, 0.1)
+        if name.endswith("A_log"):
+            # So slowly that a state remembers a whole batch.
+            parameter.data.uniform_(-3, 0)
     for name, buffer in model.named_buffers():
         # It decides among scores from 0 to 1.
         if name.endswith("e_score_correction_bias"):
