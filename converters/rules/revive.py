@@ -66,9 +66,8 @@ def even_out_groups(state: LayerState, target: Target, common: Widths | None = N
        heads too, or they divide it and are replicated.
     3. Under `common` widths a removed block comes back, its output bias and norms included.
     """
-    widths = own_heads(state, target) if common is None else common
-    num_kv, per_kv = widths.kv_heads, widths.queries_per_kv
     shape = state.shape
+    num_kv, per_kv = own_heads(state, target) if common is None else common.heads_of(shape)
     groups = state.heads.reshape(shape.num_kv_heads, shape.queries_per_kv).copy()
     more_kv = np.flatnonzero(~state.kv_heads)[: num_kv - int(state.kv_heads.sum())]
     kv_heads = state.kv_heads.copy()

@@ -18,6 +18,8 @@ from sgate_serve.plan.targets import is_shardable
 
 # Stands for a width that a kind of layer does not have, where others may have any.
 ANY = sys.maxsize
+# Numbers of KV heads, and of heads for each.
+Heads = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Widths:
     """Widths of one layer, or of every layer: KV heads, query heads for each, MLP units.
 
     `expert_units` and `shared_units` are those of each expert and of the shared one in mixtures,
-    `experts` their number.
+    `experts` their number. Recurrent layers have heads of their own: keys, and values for each.
     """
 
     kv_heads: int
@@ -34,15 +36,23 @@ class Widths:
     experts: int = 0
     expert_units: int = 0
     shared_units: int = 0
+    key_heads: int = 0
+    values_per_key: int = 0
+
+    def heads_of(self, shape: LayerShape) -> Heads:
+        """Return the KV heads, and the heads for each, of a layer of this shape's kind."""
+        if shape.is_recurrent:
+            return self.key_heads, self.values_per_key
+        return self.kv_heads, self.queries_per_kv
 
 
-def own_heads(state: LayerState, target: Target) -> Widths:
+def own_heads(state: LayerState, target: Target) -> Heads:
     """Return a layer's own least numbers of heads; none if its attention is removed."""
-    least = _kept(state)
-    if not least.kv_heads:
+    shape, least = state.shape, _kept(state).heads_of(state.shape)
+    if not least[0]:
         return least
     # The dense layer can be sharded (`check_target`), so there is at least one choice.
-    return min(_head_counts(least, _of_shape(state.shape), target), key=_cost)
+    return min(_head_counts(least, _of_shape(shape).heads_of(shape), target), key=_cost)
 
 
 def own_mlp_units(state: LayerState, target: Target) -> list[int]:
@@ -86,10 +96,12 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
     }
     if spec.family.mixture is not None and spec.family.mixture.shared_multiple is not None:
         units |= _multiple_units(units, most, least.experts, target)
+    units |= _recurrent_heads(least, most, target)
+    pairs = [(one.kv_heads, one.queries_per_kv) for one in (least, most)]
     choices = [
-        widths
-        for heads in _head_counts(least, most, target)
-        if _is_stock(spec, widths := replace(heads, **units, experts=least.experts))
+        heads
+        for heads in _head_counts(*pairs, target)
+        if _is_stock(spec, Widths(*heads, **{"mlp_units": 0, **units}, experts=least.experts))
     ]
     if not choices:
         raise PlanError(
@@ -98,7 +110,17 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
             f"hidden size {spec.hidden_size} has no number of heads that holds them; leave "
             "--uniform out"
         )
-    return min(choices, key=_cost)
+    heads = min(choices, key=_cost)
+    return Widths(*heads, **{"mlp_units": 0, **units}, experts=least.experts)
+
+
+def _recurrent_heads(least: Widths, most: Widths, target: Target) -> dict[str, int]:
+    """Return the least numbers of heads that every recurrent layer can have; none without any."""
+    if not least.key_heads:
+        return {}
+    pairs = [(one.key_heads, one.values_per_key) for one in (least, most)]
+    key_heads, values_per_key = min(_head_counts(*pairs, target), key=_cost)
+    return {"key_heads": key_heads, "values_per_key": values_per_key}
 
 
 def _kept(state: LayerState) -> Widths:
@@ -126,17 +148,20 @@ def _widths(
 
     `heads` are the KV heads, and the query heads for each; `units` those of each expert.
     """
+    attending, recurrent = heads, (absent, absent)
+    if shape.is_recurrent:
+        attending, recurrent = recurrent, attending
     if not shape.experts:
-        return Widths(*heads, units[0], absent, absent, absent)
+        return Widths(*attending, units[0], absent, absent, absent, *recurrent)
     routed = max(units[: len(shape.experts)])
     shared = units[len(shape.experts)] if shape.shared_units else absent
-    return Widths(*heads, absent, num_experts, routed, shared)
+    return Widths(*attending, absent, num_experts, routed, shared, *recurrent)
 
 
 def _least(spec: ModelSpec) -> Widths:
     """Return the least widths that a stock class takes: one of each kind of part that it has."""
     kinds = [_of_shape(shape) for shape in spec.layers]
-    names = ("mlp_units", "expert_units", "shared_units")
+    names = ("mlp_units", "expert_units", "shared_units", "key_heads", "values_per_key")
     return Widths(1, 1, **{n: int(any(getattr(k, n) != ANY for k in kinds)) for n in names})
 
 
@@ -199,6 +224,7 @@ def _check_room(state: LayerState, least: Widths) -> None:
     names = (
         *("KV heads", "query heads for each KV head", "MLP units"),
         *("experts", "units of an expert", "units of its shared expert"),
+        *("key heads", "value heads for each key head"),
     )
     dense = _of_shape(state.shape)
     for name, needed, size in zip(names, _sizes(least), _sizes(dense), strict=True):
@@ -228,16 +254,16 @@ def _mlp_units(kept: int, size: int, target: Target, who: str) -> int:
     return size
 
 
-def _head_counts(least: Widths, most: Widths, target: Target) -> Iterator[Widths]:
+def _head_counts(least: Heads, most: Heads, target: Target) -> Iterator[Heads]:
     """Yield the numbers of KV heads, and of query heads for each, that can be sharded."""
-    for kv_heads in range(least.kv_heads, most.kv_heads + 1):
-        for per_kv in range(least.queries_per_kv, most.queries_per_kv + 1):
+    for kv_heads in range(least[0], most[0] + 1):
+        for per_kv in range(least[1], most[1] + 1):
             if is_shardable(kv_heads * per_kv, kv_heads, target.tensor_parallel):
-                yield Widths(kv_heads, per_kv, 0)
+                yield kv_heads, per_kv
 
 
-def _cost(widths: Widths) -> tuple[int, ...]:
-    kv_heads, per_kv = widths.kv_heads, widths.queries_per_kv
+def _cost(heads: Heads) -> tuple[int, ...]:
+    kv_heads, per_kv = heads
     return (kv_heads * per_kv + 2 * kv_heads, kv_heads, per_kv)
 
 
@@ -249,8 +275,8 @@ def _is_stock(spec: ModelSpec, widths: Widths) -> bool:
 
 def with_widths(shape: LayerShape, widths: Widths) -> LayerShape:
     """Return a layer's shape with common widths, those of its own kind."""
-    heads = widths.kv_heads * widths.queries_per_kv
-    found = replace(shape, num_heads=heads, num_kv_heads=widths.kv_heads)
+    kv_heads, per_kv = widths.heads_of(shape)
+    found = replace(shape, num_heads=kv_heads * per_kv, num_kv_heads=kv_heads)
     if not shape.experts:
         return replace(found, mlp_units=widths.mlp_units)
     units = widths.experts * widths.expert_units + (shape.shared_units and widths.shared_units)

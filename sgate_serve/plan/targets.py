@@ -98,8 +98,9 @@ def _check_stock(spec: ModelSpec) -> None:
             f"--uniform: this checkpoint has lost residual dimensions or units on top, which "
             f"{stock} cannot do without; give the dense checkpoint that it was made from"
         )
+    widths = {one.is_recurrent: one.head_dim for one in reversed(spec.layers)}
     for index, layer in enumerate(spec.layers):
-        if layer.skipped_blocks or layer.head_dim != spec.layers[0].head_dim:
+        if layer.skipped_blocks or layer.head_dim != widths[layer.is_recurrent]:
             found = " and no ".join(layer.skipped_blocks)
             raise PlanError(
                 f"--uniform: layer {index} has "
