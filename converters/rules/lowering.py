@@ -111,13 +111,15 @@ def _inputs(state: LayerState, block: str, align: int, price: int) -> list[Lower
     together = _aligned(_Cut(stays, union), align)
     saved = together.num_zero * sum(heights.values())
     shared = [_lowering(roles, "columns", together, saved, price)]
-    if len(state.family.fused_roles(state.index, roles[0])) > 1 or len(roles) == 1:
+    modules = list(dict.fromkeys(state.family.fused_roles(state.index, role) for role in roles))
+    if len(modules) == 1:
         return [one for one in shared if one.saved]
     apart = []
-    for role in roles:
-        cut = _aligned(cuts[role], align)
-        saved = cut.num_zero * heights[role]
-        apart.append(_lowering((role,), "columns", cut, saved, price * (1 + SPLIT_LAUNCHES)))
+    for module in modules:
+        own = _Cut(stays, np.logical_or.reduce([cuts[role].kept for role in module]))
+        cut = _aligned(own, align)
+        saved = cut.num_zero * sum(heights[role] for role in module)
+        apart.append(_lowering(module, "columns", cut, saved, price * (1 + SPLIT_LAUNCHES)))
     best = max((shared, apart), key=_gain)
     return [one for one in best if one.saved]
 

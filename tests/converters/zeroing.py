@@ -226,7 +226,7 @@ def norms(weights: Weights, random: Random) -> None:
     """Zero effective weights of one norm, sometimes all, and perhaps its bias."""
     family, layer = weights.spec.family, a_layer(weights, random)
     names = weights.spec.norms(layer)
-    names += [f"{family.layer_name(layer)}.{norm}" for norm in family.head_norms]
+    names += list(weights.spec.head_norm_sizes(layer))
     names += [name for name in (family.final_norm, family.embedding_norm) if name]
     name = str(random.choice(names))
     weight, bias = weights.named(f"{name}.weight"), weights.named(f"{name}.bias")

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from sgate_serve.architecture.families import FAMILIES
 from tests.families.zoo_configs import (
     BIASES,
     DECODER,
@@ -317,6 +318,8 @@ ZOO: Mapping[str, list[Variant]] = {
     ],
 }
 VARIANTS = [variant for variants in ZOO.values() for variant in variants]
+# Recurrent layers run on torch alone.
+ON_ENGINES = [variant for variant in VARIANTS if FAMILIES[variant.family].recurrence is None]
 
 
 def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
