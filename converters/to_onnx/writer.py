@@ -138,8 +138,9 @@ def _check_layers(checkpoint: Checkpoint) -> None:
     """Refuse layers that carry a state of a fixed size: the engine keeps keys and values alone."""
     if recurrent := sorted(checkpoint.spec.family.recurrent_layers):
         raise EngineError(
-            f"{checkpoint.folder}: layer {recurrent[0]} is recurrent, and ONNX graphs have layers "
-            "with attention alone; use --engine torch, and leave onnx out of --to"
+            f"layer {recurrent[0]} of family {checkpoint.spec.family.name} is recurrent, and ONNX "
+            "graphs have layers with attention alone; use --engine torch, and leave onnx out of "
+            "--to"
         )
 
 

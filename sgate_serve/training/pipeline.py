@@ -38,6 +38,7 @@ from sgate_serve.training.phases.trainer import Phase, log_of, speed_of
 from sgate_serve.training.phases.tuning import Tuning, untouched_tensors
 from sgate_serve.training.precision import autocast
 from sgate_serve.training.processes import agreed, processes
+from sgate_serve.training.recurrent_checks import check_recurrent
 from sgate_serve.training.run_dir import check_empty, resume_run_dir, run_dir_of, start_run_dir
 from sgate_serve.training.tasks.scores import Scores, measure, scores_json
 from sgate_serve.training.tasks.training_task import TASKS, TrainingTask
@@ -67,6 +68,7 @@ def run_training(options: TrainOptions, timer: BlockTimer | None = None) -> Trai
     given.check_unquantized()
     check_base(given, options)
     check_mixture(given, options)
+    check_recurrent(given, options)
     target = removal_target(given, options, timer)
     check_target(given, target, options)
     with activity("reading and tokenizing the data", is_brief=True):

@@ -20,6 +20,7 @@ from sgate_serve.architecture.family import (
     KEY,
     MLP_ROLES,
     OUTPUT,
+    OUTPUT_GATE,
     QUERY,
     UP,
     VALUE,
@@ -121,6 +122,11 @@ def a_role(weights: Weights, layer: int, random: Random) -> str:
     return str(random.choice(list(weights.spec.linear_shapes(layer))))
 
 
+def with_gates(weights: Weights, layer: int, roles: list[str]) -> list[str]:
+    """Return roles of a layer's heads, and their output gates where it has them."""
+    return roles + [OUTPUT_GATE] * (OUTPUT_GATE in weights.spec.linear_shapes(layer))
+
+
 def rows(weights: Weights, random: Random) -> None:
     """Zero rows, of half of which the bias stays alive."""
     layer = a_layer(weights, random)
@@ -167,10 +173,10 @@ def few_units(weights: Weights, random: Random) -> None:
 def whole_heads(weights: Weights, random: Random) -> None:
     """Zero heads of one role: queries, keys and values by rows, outputs by columns."""
     layer = a_layer(weights, random)
-    role = str(random.choice([QUERY, KEY, VALUE, OUTPUT]))
+    role = str(random.choice(with_gates(weights, layer, [QUERY, KEY, VALUE, OUTPUT])))
     matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
     matrix = matrix.T if role == OUTPUT else matrix
-    width = weights.spec.layers[layer].head_dim
+    _, width = weights.spec.layers[layer].dims_of(role)
     zero = some(random, len(matrix) // width).repeat_interleave(width)
     matrix[zero] = 0
     if role != OUTPUT and bias is not None and random.random() < 0.7:
@@ -180,10 +186,11 @@ def whole_heads(weights: Weights, random: Random) -> None:
 def head_dims(weights: Weights, random: Random) -> None:
     """Zero the same dimensions in every head of a role, mostly in rotary pairs."""
     layer = a_layer(weights, random)
-    role = str(random.choice([QUERY, KEY, VALUE, OUTPUT]))
+    role = str(random.choice(with_gates(weights, layer, [QUERY, KEY, VALUE, OUTPUT])))
     matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
     matrix = matrix.T if role == OUTPUT else matrix
-    width, half = weights.spec.layers[layer].head_dim, weights.spec.rotary_dims(layer) // 2
+    _, width = weights.spec.layers[layer].dims_of(role)
+    half = weights.spec.rotary_dims(layer) // 2
     dims = some(random, width)
     if random.random() < 0.7:
         dims[half : 2 * half] = dims[:half]
@@ -205,7 +212,7 @@ def silent_writers(weights: Weights, random: Random) -> None:
 def silent_readers(weights: Weights, random: Random) -> None:
     """Zero what a block reads by, so that all of it is constant."""
     layer = a_layer(weights, random)
-    for role in (VALUE,) if random.random() < 0.5 else ("gate", UP):
+    for role in with_gates(weights, layer, [VALUE]) if random.random() < 0.5 else ("gate", UP):
         if role in weights.spec.linear_shapes(layer):
             weights.matrix(layer, role)[:] = 0
             _zero_bias(weights, layer, role, random)

@@ -170,6 +170,8 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "router_aux_loss_coef": 0.5,
     "router_jitter_noise": 0.5,
     "num_nextn_predict_layers": 2,
+    # Layers here use the first.
+    "number_of_conv_states": 2,
     "reorder_and_upcast_attn": True,
     "sinusoidal_pos_embds": True,
     "summary_type": "mean",
