@@ -39,10 +39,20 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
     name = stored_family(config)
     if name not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
+        text = _family_of_text(config)
+        remedy = f"its text part is of family {text}: save that alone, from transformers"
         raise CheckpointError(
-            f"{source}: model_type {brief(name)} is not supported; supported families: {supported}"
+            f"{source}: model_type {brief(name)} is not supported; "
+            + (remedy if text else f"supported families: {supported}")
         )
     return FAMILIES[str(name)]
+
+
+def _family_of_text(config: Mapping[str, Any]) -> str | None:
+    """Return the family of the text in a model of text and images, if it is supported."""
+    text = config.get("text_config")
+    name = text.get("model_type") if isinstance(text, Mapping) else None
+    return name if isinstance(name, str) and name in FAMILIES else None
 
 
 def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:

@@ -21,7 +21,14 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.model_protocols import Floats
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
-from tests.families.zoo import AUTO_CLASSES, VARIANTS, Variant, build, token_batch
+from tests.families.zoo import (
+    AUTO_CLASSES,
+    ON_ENGINES,
+    VARIANTS,
+    Variant,
+    build,
+    token_batch,
+)
 
 Tensors = dict[str, torch.Tensor]
 FIRST = {(variant.family, variant.task): variant for variant in reversed(VARIANTS)}
