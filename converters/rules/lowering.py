@@ -131,11 +131,10 @@ def _rows(
     if len(roles) == 1:
         return _one(state, roles[0], "rows", align, price, chosen)
     width = _width(state, roles[0], "columns", chosen)
+    cuts = {role: _cut(state, role, "rows") for role in roles}
     # The module needs at least one row, but a role in it may have none.
-    cuts = {
-        role: _aligned(_cut(state, role, "rows"), align, least=int(role == roles[-1]))
-        for role in roles
-    }
+    least = {roles[-1]: int(not any(cut.kept.any() for cut in cuts.values()))}
+    cuts = {role: _aligned(cut, align, least=least.get(role, 0)) for role, cut in cuts.items()}
     saved = sum(cut.num_zero for cut in cuts.values()) * width
     if not saved:
         return []
