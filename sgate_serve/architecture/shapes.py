@@ -46,12 +46,13 @@ class LayerShape:
 
     def check(self, where: str, *, rotates: bool) -> None:
         """Raise CheckpointError, naming `where`, if head counts or widths contradict each other."""
+        heads, kv_heads = ("value", "key") if self.is_recurrent else ("query", "KV")
         if bool(self.num_heads) != bool(self.num_kv_heads):
-            raise CheckpointError(f"{where} has query or KV heads, not both")
+            raise CheckpointError(f"{where} has {heads} or {kv_heads} heads, not both")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise CheckpointError(
-                f"{where} has {self.num_heads} query heads, not a multiple of its "
-                f"{self.num_kv_heads} KV heads; correct the config"
+                f"{where} has {self.num_heads} {heads} heads, not a multiple of its "
+                f"{self.num_kv_heads} {kv_heads} heads; correct the config"
             )
         if self.head_dim <= 0 or (rotates and self.head_dim % 2):
             raise CheckpointError(f"{where}: head_dim {self.head_dim} must be even and positive")

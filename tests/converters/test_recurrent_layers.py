@@ -29,8 +29,8 @@ from tests.families.config_judge import Config, config_of
 from tests.families.zoo import ZOO, Variant, build
 
 TIED, BIASED, _ = ZOO["qwen3_5_text"]
-# In TIED: three values of 8 dimensions for each of two queries and keys of 10, in layers 0 and 2.
-EVERY_HEAD, EVERY_KEY_HEAD = tuple(range(6)), (0, 1)
+# In TIED: four values of 8 dimensions for each of two queries and keys of 10, in layers 0 and 2.
+EVERY_HEAD, EVERY_KEY_HEAD = tuple(range(8)), (0, 1)
 
 
 def checked(
@@ -46,7 +46,7 @@ def test_heads_whose_queries_or_keys_are_zero_are_dead(role: str, tmp_path: Path
         weights.matrix(0, role)[:10] = 0
 
     layer = checked(tmp_path, change).layers[0]
-    assert (layer.heads, layer.kv_heads) == ((3, 4, 5), (1,))
+    assert (layer.heads, layer.kv_heads) == ((4, 5, 6, 7), (1,))
 
 
 @pytest.mark.parametrize("role", [QUERY, KEY, VALUE])
@@ -60,13 +60,13 @@ def test_they_live_if_the_activation_of_zero_is_not_zero(role: str, tmp_path: Pa
 
 def test_a_head_is_dead_if_each_dimension_is_for_a_reason_of_its_own(tmp_path: Path) -> None:
     def change(weights: Weights) -> None:
-        for start in (0, 3 * 8):
+        for start in (0, 4 * 8):
             weights.matrix(0, VALUE)[start : start + 2] = 0
             weights.matrix(0, OUTPUT_GATE)[start + 2 : start + 5] = 0
             weights.matrix(0, OUTPUT)[:, start + 5 : start + 8] = 0
 
     layer = checked(tmp_path, change).layers[0]
-    assert (layer.heads, layer.kv_heads) == ((1, 2, 4, 5), EVERY_KEY_HEAD)
+    assert (layer.heads, layer.kv_heads) == ((1, 2, 3, 5, 6, 7), EVERY_KEY_HEAD)
 
 
 def test_single_dimensions_stay_for_the_norm_counts_them(tmp_path: Path) -> None:
@@ -91,7 +91,6 @@ def test_a_recurrent_block_that_writes_nothing_goes_with_all_its_tensors(tmp_pat
 
     layer = checked(tmp_path, change).layers[0]
     assert layer.skipped_blocks == ("attention",)
-    assert not [name for name in layer.removals if name.axis == "value_dims"]
 
 
 def test_heads_behind_an_output_gate_of_zeros_write_half_of_what_they_read(tmp_path: Path) -> None:
@@ -136,7 +135,7 @@ def test_tensors_that_predict_further_tokens_are_left_out(
             {"layer_types": ["full_attention", "sliding_attention"]},
             "layer_types names 'sliding_attention'; family qwen3_5_text has full_attention and lin",
         ),
-        ({"linear_num_value_heads": 3}, "layer 0 has 3 query heads, not a multiple of its 2 KV"),
+        ({"linear_num_value_heads": 3}, "layer 0 has 3 value heads, not a multiple of its 2 key"),
         (
             {"model_type": "qwen3_5", "text_config": config_of("qwen3_5_text")},
             "model_type 'qwen3_5' is not supported; its text part is of family qwen3_5_text: save",
@@ -179,6 +178,7 @@ def test_runs_are_refused_by_name(changes: dict[str, Any], message: str, tmp_pat
         data=tmp_path / "text.txt",
         out=tmp_path / "gates",
         steps=2,
+        seq_len=16,
         **changes,
     )
     with pytest.raises(TrainingError, match=message):

@@ -31,11 +31,11 @@ GEMMA = WITH_HEAD_DIM | {
     "sliding_window": WINDOW,
     "final_logit_softcapping": 4.0,
 }
-# Two heads attend for each KV head, and in recurrent layers three values share a key.
+# Two heads attend for each KV head, and in recurrent layers four values share a key.
 HYBRID: dict[str, Any] = DECODER | {
     "head_dim": 16,
     "linear_num_key_heads": 2,
-    "linear_num_value_heads": 6,
+    "linear_num_value_heads": 8,
     "linear_key_head_dim": 10,
     "linear_value_head_dim": 8,
     # Norms over outputs that are nearly zero would show the rounding of each engine.

@@ -62,8 +62,7 @@ class ModelContext:
         if spec.family.recurrent_layers:
             raise EngineError(
                 f"{model_config.model}: some layers are recurrent, and vLLM wants states of one "
-                "size in all of them; use --engine torch, or convert with --uniform for vLLM's own "
-                "class"
+                "size in all of them; use --engine torch"
             )
         if any(layer.experts for layer in spec.layers):
             check_mixture(spec, vllm_config)
