@@ -96,12 +96,13 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
     }
     if spec.family.mixture is not None and spec.family.mixture.shared_multiple is not None:
         units |= _multiple_units(units, most, least.experts, target)
-    units |= _recurrent_heads(least, most, target)
-    pairs = [(one.kv_heads, one.queries_per_kv) for one in (least, most)]
+    sizes = {"mlp_units": 0, **units, **_recurrent_heads(least, most, target)}
+    sizes["experts"] = least.experts
+    few, many = ((one.kv_heads, one.queries_per_kv) for one in (least, most))
     choices = [
         heads
-        for heads in _head_counts(*pairs, target)
-        if _is_stock(spec, Widths(*heads, **{"mlp_units": 0, **units}, experts=least.experts))
+        for heads in _head_counts(few, many, target)
+        if _is_stock(spec, Widths(*heads, **sizes))
     ]
     if not choices:
         raise PlanError(
@@ -110,16 +111,15 @@ def common_widths(spec: ModelSpec, states: Sequence[LayerState], target: Target)
             f"hidden size {spec.hidden_size} has no number of heads that holds them; leave "
             "--uniform out"
         )
-    heads = min(choices, key=_cost)
-    return Widths(*heads, **{"mlp_units": 0, **units}, experts=least.experts)
+    return Widths(*min(choices, key=_cost), **sizes)
 
 
 def _recurrent_heads(least: Widths, most: Widths, target: Target) -> dict[str, int]:
     """Return the least numbers of heads that every recurrent layer can have; none without any."""
     if not least.key_heads:
         return {}
-    pairs = [(one.key_heads, one.values_per_key) for one in (least, most)]
-    key_heads, values_per_key = min(_head_counts(*pairs, target), key=_cost)
+    few, many = ((one.key_heads, one.values_per_key) for one in (least, most))
+    key_heads, values_per_key = min(_head_counts(few, many, target), key=_cost)
     return {"key_heads": key_heads, "values_per_key": values_per_key}
 
 

@@ -100,9 +100,9 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 def _without_others(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
     """Return fields of a layer without those that only mixtures or recurrent layers have."""
-    only = () if dense.experts else (EXPERTS, TOP_K)
-    only += () if dense.is_recurrent else (KEY_DIM,)
-    return {key: value for key, value in values.items() if key not in only}
+    absent = {*(() if dense.experts else (EXPERTS, TOP_K))}
+    absent |= set() if dense.is_recurrent else {KEY_DIM}
+    return {key: value for key, value in values.items() if key not in absent}
 
 
 def write_plan(plan: Plan, path: Path) -> None:

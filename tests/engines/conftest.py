@@ -32,11 +32,7 @@ CASES = [
         pytest.param(Case(name, LLAMA), marks=pytest.mark.vllm if name == VLLM else (), id=name)
         for name in sorted(ENGINES)
     ),
-    *(
-        pytest.param(Case(ONNX, family), id=f"{ONNX}-{family}")
-        for family, entry in FAMILIES.items()
-        if entry.recurrence is None
-    ),
+    *(pytest.param(Case(ONNX, family), id=f"{ONNX}-{family}") for family in FAMILIES),
     *(
         pytest.param(Case(name, LLAMA, draft), id=f"{name}-{draft}")
         for name, draft in ((ONNX, CHILD), (ONNX, STRANGER), (TORCH, CHILD))
