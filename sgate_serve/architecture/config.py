@@ -40,7 +40,7 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
     if name not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
         text = _family_of_text(config)
-        remedy = f"its text part is of family {text}: save that alone, from transformers"
+        remedy = f"its text part is of family {text}: save that alone (docs/families.md)"
         raise CheckpointError(
             f"{source}: model_type {brief(name)} is not supported; "
             + (remedy if text else f"supported families: {supported}")
