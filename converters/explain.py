@@ -1,7 +1,7 @@
 """A plan as readable text: each layer's widths, and each removal with its rule and reason."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.plan import (
@@ -31,6 +31,8 @@ AXIS_NAMES = {
     "hidden": "residual dimension",
     "head_units": "unit on top",
 }
+# Those of a recurrent layer.
+RECURRENT_NAMES = AXIS_NAMES | {"heads": "value head", "kv_heads": "key head"}
 MAX_SHOWN_RANGES = 8
 
 
@@ -103,7 +105,8 @@ def _layer_row(layer: LayerPlan, removed: float, has_experts: bool) -> str:
 
 
 def _reasons(plan: Plan, layer: LayerPlan) -> Iterator[str]:
-    yield from _removal_lines(layer.removals)
+    names = RECURRENT_NAMES if layer.dense.is_recurrent else AXIS_NAMES
+    yield from _removal_lines(layer.removals, names)
     for lowering in layer.lowerings:
         yield _lowering_line(lowering, plan.target)
     for fold in plan.folds:
@@ -118,18 +121,20 @@ def _reasons(plan: Plan, layer: LayerPlan) -> Iterator[str]:
             )
     for revival in layer.revivals:
         yield (
-            f"       + {_count(revival.indices, AXIS_NAMES[revival.axis])} revived: "
+            f"       + {_count(revival.indices, names[revival.axis])} revived: "
             f"{revival.reason}: {format_indices(revival.indices)}"
         )
 
 
-def _removal_lines(removals: Iterable[Removal]) -> Iterator[str]:
+def _removal_lines(
+    removals: Iterable[Removal], names: Mapping[str, str] = AXIS_NAMES
+) -> Iterator[str]:
     """Yield a line per axis, rule and cause, in the order of discovery, all passes together."""
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for removal in removals:
         groups[removal.axis, removal.rule, removal.cause] += removal.indices
     for (axis, rule, cause), indices in groups.items():
-        name = AXIS_NAMES.get(axis) or f"{axis.partition('.')[0]} column"
+        name = names.get(axis) or f"{axis.partition('.')[0]} column"
         yield (
             f"       - {_count(indices, name)}: {cause} (rule {rule}): "
             f"{format_indices(sorted(indices))}"

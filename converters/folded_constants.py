@@ -61,7 +61,7 @@ class FoldedConstants:
     def bias(self, layer: int, role: str) -> Floats:
         """Return a role's bias [rows], in the original coordinates."""
         value = self._before_merge(layer, role)
-        if role in (QUERY, KEY, VALUE):
+        if role in (QUERY, KEY, VALUE) and not self.plan.layers[layer].dense.is_recurrent:
             value = np.where(dead_rows(self.plan.layers[layer], role), 0.0, value)
         if role == QUERY:
             value[[merge.indices[0] for merge in self.merged(layer, "key_dims")]] = 1.0

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from converters.float_bits import is_finite
 from converters.rules import closed_experts_of_masks
 from sgate_serve.architecture.family import DOWN, MLP_ROLES
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.parts import Part
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
 from sgate_serve.errors import CheckpointError
@@ -137,7 +138,7 @@ class MaskedCheckpoint:
         if len(parts) > 1:
             return self._read_parts(parts, role, rows, columns)
         module, part = parts[0].module, parts[0].rows
-        if len(self.spec.family.fused_roles(role)) > 1:
+        if len(self.spec.family.fused_roles(layer, role)) > 1:
             rows = part if rows is None else part[rows]
         if not self.spec.family.is_transposed:
             return self.read(f"{module}.weight", rows, columns)

@@ -12,8 +12,18 @@ import numpy as np
 
 from converters.folded_constants import FoldedConstants
 from converters.masked import Indices, MaskedCheckpoint
-from sgate_serve.architecture.family import DOWN, EXPERTS, HEAD_UNITS, HIDDEN, KEY, OUTPUT, QUERY
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
+from sgate_serve.architecture.family import (
+    DOWN,
+    EXPERTS,
+    HEAD_UNITS,
+    HIDDEN,
+    KEY,
+    OUTPUT,
+    QUERY,
+    VALUE,
+)
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
+from sgate_serve.architecture.recurrent_layers import CHANNELS, HEADS
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array
 from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.plan import Plan, head_dims
@@ -89,7 +99,7 @@ class Rewriter:
         roles = self.small.modules(index)[module]
         parts = [self._role_weight(index, role, self._own_units(module)) for role in roles]
         stacked = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if self.dense.family.alternates_by_head and len(roles) > 1:
+        if self.dense.family.alternates(index) and len(roles) > 1:
             stacked = stacked[np.argsort(self._stored_rows(module))]
         return stacked.T if self.dense.family.is_transposed else stacked
 
@@ -198,10 +208,11 @@ class Rewriter:
         """Return a norm, a table or a tensor of the head, sliced along its named axes."""
         # A tensor without named axes is a norm of the residual stream.
         axes = self._outside.get(name, (HIDDEN,))
-        index, axes = self._routers.get(name, (0, axes))
+        index, axes = self._in_layers.get(name, (0, axes))
         kept = [self._kept(axis, index) for axis in axes]
         kept = [self._unaligned[name]] if name in self._unaligned else kept
-        value = self.masked.read(name, *kept)
+        # A third axis, that of a convolution, stays whole.
+        value = self.masked.read(name, *kept[:2])
         added = self.constants.added_to(name)
         if added is None:
             return value
@@ -230,19 +241,31 @@ class Rewriter:
         return found
 
     @cached_property
-    def _routers(self) -> dict[str, tuple[int, tuple[str, ...]]]:
-        """The tensors that choose experts, with their layer and their axes."""
-        return {
-            name: (index, axes)
-            for index in range(len(self.small.layers))
-            for name, axes in self.small.router_tensors(index).items()
-        }
+    def _in_layers(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """The tensors that choose experts, and those of recurrent layers: the layer, the axes."""
+        small, found = self.small, dict[str, tuple[int, tuple[str, ...]]]()
+        for index in range(len(small.layers)):
+            tensors = small.router_tensors(index) | small.recurrent_tensors(index)
+            found |= {name: (index, axes) for name, axes in tensors.items()}
+        return found
 
     def _kept(self, axis: str, layer: int) -> Indices | None:
         if axis == EXPERTS:
             return np.asarray(self.plan.layers[layer].experts, np.int64)
+        if axis == HEADS:
+            return np.asarray(self.plan.layers[layer].heads, np.int64)
+        if axis == CHANNELS:
+            return self._channels(layer)
         kept = {HIDDEN: self.plan.hidden, HEAD_UNITS: self.plan.head_units}.get(axis)
         return None if kept is None else np.asarray(kept, np.int64)
+
+    def _channels(self, layer: int) -> Indices:
+        """Return the rows of a recurrent layer's query, key and value that stay in their module."""
+        parts = (
+            self.dense.role_rows(layer, role)[self._placed(layer, role).rows.stays]
+            for role in (QUERY, KEY, VALUE)
+        )
+        return np.sort(np.concatenate(list(parts)))
 
     def _placed(self, index: int, role: str) -> Placement:
         placed = place(self.plan, self.dense, index, role)

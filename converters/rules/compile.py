@@ -13,6 +13,7 @@ from converters.rules.layer_state import LayerState
 from converters.rules.lowering import lower_layer, nonzero_weights
 from converters.rules.mlp import constant_units, silent_units, unread_units
 from converters.rules.query_key import constant_query_dims, dead_key_dims, uniform_heads
+from converters.rules.recurrent import dead_recurrent_heads
 from converters.rules.revive import revive, uniform_widths
 from converters.rules.stream import dead_columns, unwritten_dims
 from converters.rules.value import (
@@ -39,6 +40,7 @@ LAYER_RULES: Mapping[str, LayerRule] = {
     "3 value dimension": dead_value_dims,
     "2 value dimension constant": constant_value_dims,
     "4 query head": dead_heads,
+    "14 recurrent head": dead_recurrent_heads,
     "4 KV head": dead_kv_heads,
     "5 key dimension": dead_key_dims,
     "10 uniform heads": uniform_heads,

@@ -18,6 +18,7 @@ from sgate_serve.architecture.family import (
     GATE,
     KEY,
     OUTPUT,
+    OUTPUT_GATE,
     QUERY,
     READERS,
     UP,
@@ -48,9 +49,9 @@ class LayerState:
     """Flags for what is alive in a layer, by axis, and the zeros of its linears.
 
     Shapes: MLP units [I] (of all experts), experts [E], heads [h], KV heads [kv], value and key
-    dimensions [kv, head_dim], `inputs` of each reader [hidden]. `folded` flags, by role, the bias
-    entries that a fold may have made nonzero; `moved` are the blocks without units whose constant
-    another tensor now holds.
+    dimensions [kv, head_dim] (none in recurrent layers), `inputs` of each reader [hidden]. `folded`
+    flags, by role, the bias entries that a fold may have made nonzero; `moved` are the blocks
+    without units whose constant another tensor now holds.
     """
 
     spec: ModelSpec
@@ -71,7 +72,7 @@ class LayerState:
     def of(cls, spec: ModelSpec, index: int, zeros: Mapping[str, Zeros]) -> "LayerState":
         """Return the state before any rule: everything is alive."""
         shape = spec.layers[index]
-        dims = (shape.num_kv_heads, shape.head_dim)
+        dims = (shape.num_kv_heads, 0 if shape.is_recurrent else shape.head_dim)
         hidden = np.ones(spec.hidden_size, np.bool_)
         return cls(
             spec=spec,
@@ -102,6 +103,11 @@ class LayerState:
         """Say whether any unit or head of a block is alive."""
         return bool(self.units_of(block).any())
 
+    @property
+    def attends(self) -> bool:
+        """Say whether any head that attends is alive."""
+        return self.has(ATTENTION) and not self.shape.is_recurrent
+
     def alive(self, axis: LayerAxis) -> Flags:
         flags: Flags = self.inputs[axis.role] if isinstance(axis, Columns) else getattr(self, axis)
         return flags
@@ -131,8 +137,10 @@ class LayerState:
         """Flag the rows of a role's linear whose dimension is alive."""
         if role in (GATE, UP):
             return self.mlp_units
-        if role == QUERY:
-            return self._per_head(self.key_dims)
+        if role in READERS[ATTENTION] and self.shape.is_recurrent:
+            return self._whole_heads(role)
+        if role in (QUERY, OUTPUT_GATE):
+            return self._per_head(self.key_dims if role == QUERY else self.value_dims)
         if role in (KEY, VALUE):
             dims = self.key_dims if role == KEY else self.value_dims
             return (dims & self.kv_heads[:, None]).reshape(-1)
@@ -142,7 +150,15 @@ class LayerState:
         """Flag the columns of a role's linear whose dimension is alive."""
         if role == DOWN:
             return self.mlp_units
-        return self._per_head(self.value_dims) if role == OUTPUT else self.inputs[role]
+        if role == OUTPUT:
+            is_recurrent = self.shape.is_recurrent
+            return self._whole_heads(role) if is_recurrent else self._per_head(self.value_dims)
+        return self.inputs[role]
+
+    def _whole_heads(self, role: str) -> Flags:
+        """Flag the dimensions of a role whose head is alive."""
+        heads, width = self.shape.dims_of(role)
+        return np.repeat(self.alive(heads), width)
 
     def _per_head(self, dims: Flags) -> Flags:
         """Spread flags of KV dimensions [kv, d] over the query heads of each group, [h * d]."""

@@ -20,7 +20,6 @@ from sgate_serve.architecture.family import (
     DOWN,
     MLP_ROLES,
     OUTPUT,
-    QUERY,
     READERS,
 )
 from sgate_serve.plan import Lowering, Revival
@@ -94,7 +93,7 @@ def _blocks(state: LayerState) -> list[str]:
 
 def _modules(state: LayerState) -> list[tuple[str, ...]]:
     roles = [role for block in _blocks(state) for role in _roles_of(state, block)]
-    return list(dict.fromkeys(state.family.fused_roles(role) for role in roles))
+    return list(dict.fromkeys(state.family.fused_roles(state.index, role) for role in roles))
 
 
 def _roles_of(state: LayerState, block: str) -> tuple[str, ...]:
@@ -112,13 +111,15 @@ def _inputs(state: LayerState, block: str, align: int, price: int) -> list[Lower
     together = _aligned(_Cut(stays, union), align)
     saved = together.num_zero * sum(heights.values())
     shared = [_lowering(roles, "columns", together, saved, price)]
-    if len(state.family.fused_roles(roles[0])) > 1 or len(roles) == 1:
+    modules = list(dict.fromkeys(state.family.fused_roles(state.index, role) for role in roles))
+    if len(modules) == 1:
         return [one for one in shared if one.saved]
     apart = []
-    for role in roles:
-        cut = _aligned(cuts[role], align)
-        saved = cut.num_zero * heights[role]
-        apart.append(_lowering((role,), "columns", cut, saved, price * (1 + SPLIT_LAUNCHES)))
+    for module in modules:
+        own = _Cut(stays, np.logical_or.reduce([cuts[role].kept for role in module]))
+        cut = _aligned(own, align)
+        saved = cut.num_zero * sum(heights[role] for role in module)
+        apart.append(_lowering(module, "columns", cut, saved, price * (1 + SPLIT_LAUNCHES)))
     best = max((shared, apart), key=_gain)
     return [one for one in best if one.saved]
 
@@ -130,11 +131,10 @@ def _rows(
     if len(roles) == 1:
         return _one(state, roles[0], "rows", align, price, chosen)
     width = _width(state, roles[0], "columns", chosen)
+    cuts = {role: _cut(state, role, "rows") for role in roles}
     # The module needs at least one row, but a role in it may have none.
-    cuts = {
-        role: _aligned(_cut(state, role, "rows"), align, least=int(role == roles[-1]))
-        for role in roles
-    }
+    least = {roles[-1]: int(not any(cut.kept.any() for cut in cuts.values()))}
+    cuts = {role: _aligned(cut, align, least=least.get(role, 0)) for role, cut in cuts.items()}
     saved = sum(cut.num_zero for cut in cuts.values()) * width
     if not saved:
         return []
@@ -178,8 +178,8 @@ def _slice(state: LayerState, role: str, *, is_row: bool) -> Flags:
         return state.hidden
     if role in MLP_ROLES:
         return state.mlp_units
-    width = state.shape.head_dim
-    return np.repeat(state.heads if role in (QUERY, OUTPUT) else state.kv_heads, width)
+    heads, width = state.shape.dims_of(role)
+    return np.repeat(state.alive(heads), width)
 
 
 def _aligned(cut: _Cut, align: int, least: int = 1) -> _Cut:

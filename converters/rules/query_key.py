@@ -7,7 +7,7 @@ import numpy as np
 from converters.rules.facts import Flags
 from converters.rules.findings import Finding, LayerView
 from converters.rules.layer_state import LayerState
-from sgate_serve.architecture.family import ATTENTION, KEY, QUERY
+from sgate_serve.architecture.family import KEY, OUTPUT_GATE, QUERY
 from sgate_serve.plan import Merge
 
 
@@ -25,7 +25,7 @@ def dead_key_dims(view: LayerView) -> Iterator[Finding]:
        over all heads still divides by the whole width then, as only stored rows are cut (rule 12).
     """
     layer = view.layer
-    if not layer.has(ATTENTION):
+    if not layer.attends:
         return
     query = _silent_queries(layer)
     key = layer.live_zeros[KEY]
@@ -50,11 +50,14 @@ def uniform_heads(view: LayerView) -> Iterator[Finding]:
        must hold it: 16-bit weights would round it.
     3. No norm spans the queries of all heads: without a head it would divide by a smaller width.
     4. No head has a sink: heads whose sinks differ give the tokens different shares.
+    5. No output gate multiplies what each head averages by a number of its own.
     """
     layer = view.layer
-    if not layer.has(ATTENTION) or not view.facts.has_exact_sums:
+    if not layer.attends or not view.facts.has_exact_sums:
         return
     if layer.family.has_joint_head_norms or layer.family.sinks is not None:
+        return
+    if OUTPUT_GATE in layer.zeros:
         return
     silent = layer.per_group(layer.live_zeros[QUERY].silent_rows)
     uniform = np.all(silent | ~layer.key_dims[:, None, :], axis=2)
@@ -77,7 +80,7 @@ def constant_query_dims(view: LayerView) -> Iterator[Finding]:
     4. The stored dtype must hold the sum: 16-bit weights would round it.
     """
     layer = view.layer
-    if not layer.has(ATTENTION) or not view.facts.has_exact_sums:
+    if not layer.attends or not view.facts.has_exact_sums:
         return
     if layer.family.head_norms or layer.shape.queries_per_kv != 1:
         return

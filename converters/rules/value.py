@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters.rules.findings import Finding, LayerView
-from sgate_serve.architecture.family import ATTENTION, OUTPUT, VALUE
+from sgate_serve.architecture.family import OUTPUT, OUTPUT_GATE, VALUE
 
 
 def dead_value_dims(view: LayerView) -> Iterator[Finding]:
@@ -17,7 +17,7 @@ def dead_value_dims(view: LayerView) -> Iterator[Finding]:
     3. Where keys are values, the rows are those of the keys.
     """
     layer = view.layer
-    if not layer.has(ATTENTION):
+    if not layer.attends:
         return
     silent = layer.live_zeros[layer.shape.value_role].silent_rows.reshape(layer.value_dims.shape)
     yield Finding("value_dims", silent, "value rows and biases are zero")
@@ -37,11 +37,13 @@ def constant_value_dims(view: LayerView) -> Iterator[Finding]:
     2. Attention sinks (GPT-OSS) take a share of the weights, which differs by token: with them such
        a dimension stays.
     3. No norm over the values of a head divides it by what the others are for a token.
-    4. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
+    4. An output gate would multiply the constant by what each token says.
+    5. The bias of a dimension that stays could move as well (rule 9), but that would save nothing.
     """
     layer = view.layer
-    family = layer.family
-    if layer.has(ATTENTION) and family.sinks is None and not family.has_value_norm:
+    if layer.family.sinks is not None or layer.family.has_value_norm:
+        return
+    if layer.attends and OUTPUT_GATE not in layer.zeros:
         constant = layer.live_zeros[VALUE].rows.reshape(layer.value_dims.shape)
         cause = "value rows are zero: a constant"
         yield Finding("value_dims", constant, cause, constant=constant)
@@ -57,7 +59,7 @@ def dead_heads(view: LayerView) -> Iterator[Finding]:
        scores of the others: heads are removed only all together.
     """
     layer = view.layer
-    if not layer.has(ATTENTION):
+    if not layer.attends:
         return
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     silent = ~layer.value_dims[:, None, :]

@@ -11,6 +11,7 @@ from itertools import product
 
 from converters.rules.facts import Flags
 from converters.rules.layer_state import LayerState
+from sgate_serve.architecture.family import LINEAR_ATTENTION
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.architecture.stock_shape import is_stock_shape
@@ -70,7 +71,8 @@ def common_widths(
     """Return, for each layer, the least widths that a stock class accepts (`--uniform`).
 
     1. They are the same in all layers. Where layers without a window have heads of their own, only
-       the number of query heads is, and the KV heads are the same in all layers of a type.
+       the number of query heads is, and the KV heads are the same in all layers of a type. The
+       heads of recurrent layers are the same among these.
     2. They hold the survivors of every layer. A block that no layer has any more keeps one unit, or
        one head.
     3. No layer gets wider than it is before pruning.
@@ -79,22 +81,24 @@ def common_widths(
     Raises PlanError, naming the layer or the sizes, if there are no such widths.
     """
     _check_counts(states, spec)
-    kinds = _kinds_of_heads(spec, states)
-    bounds = [_bounds(spec, [states[index] for index in kind]) for kind in kinds]
-    least = reduce(partial(_each, max), (each[0] for each in bounds))
-    most = reduce(partial(_each, min), (each[1] for each in bounds))
+    kinds = [spec.head_type(index) for index in range(len(states))]
+    bounds = {
+        kind: _bounds(
+            spec, [own for own, other in zip(states, kinds, strict=True) if other == kind]
+        )
+        for kind in dict.fromkeys(kinds)
+    }
+    least = reduce(partial(_each, max), (each[0] for each in bounds.values()))
+    most = reduce(partial(_each, min), (each[1] for each in bounds.values()))
     for state in states:
         _check_room(state, replace(least, kv_heads=1, queries_per_kv=1))
     units = _common_units(spec, least, most, target)
     choices = list[list[Widths]]()
-    for heads in product(*(_head_counts(*each, target) for each in bounds)):
-        if len({one.kv_heads * one.queries_per_kv for one in heads}) > 1:
-            continue
-        by_kind = [replace(one, **units, experts=least.experts) for one in heads]
-        widths = {index: by_kind[place] for place, kind in enumerate(kinds) for index in kind}
-        in_order = [widths[index] for index in range(len(states))]
-        if _is_stock(spec, in_order):
-            choices.append(in_order)
+    for heads in _choices_of_heads(bounds, target):
+        of = {kind: replace(own, **units, experts=least.experts) for kind, own in heads.items()}
+        widths = [of[kind] for kind in kinds]
+        if _is_stock(spec, widths):
+            choices.append(widths)
     if not choices:
         raise PlanError(
             f"--uniform: a layer keeps {least.kv_heads} KV heads with up to "
@@ -105,12 +109,18 @@ def common_widths(
     return min(choices, key=lambda widths: tuple(map(sum, zip(*map(_cost, widths), strict=True))))
 
 
-def _kinds_of_heads(spec: ModelSpec, states: Sequence[LayerState]) -> list[list[int]]:
-    """Group the layers whose heads a stock class has alike."""
-    kinds: dict[bool, list[int]] = {}
-    for index in range(len(states)):
-        kinds.setdefault(spec.head_type(index), []).append(index)
-    return [*kinds.values()]
+def _choices_of_heads(
+    bounds: Mapping[str, tuple[Widths, Widths]], target: Target
+) -> Iterator[dict[str, Widths]]:
+    """Yield numbers of heads for each type of layers; all that attend have as many queries."""
+    counts = {kind: [*_head_counts(*each, target)] for kind, each in bounds.items()}
+    if LINEAR_ATTENTION in counts:
+        counts[LINEAR_ATTENTION] = [min(counts[LINEAR_ATTENTION], key=_cost)]
+    for heads in product(*counts.values()):
+        found = dict(zip(counts, heads, strict=True))
+        attending = (own for kind, own in found.items() if kind != LINEAR_ATTENTION)
+        if len({own.kv_heads * own.queries_per_kv for own in attending}) <= 1:
+            yield found
 
 
 def _bounds(spec: ModelSpec, states: Sequence[LayerState]) -> tuple[Widths, Widths]:

@@ -30,8 +30,9 @@ from sgate_serve.architecture.family import (
     UP,
     VALUE,
 )
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.rope import DEFAULT_TYPE
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.tensor_files import Array
 
 Floats = NDArray[np.float32]

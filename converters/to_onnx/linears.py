@@ -14,7 +14,7 @@ import numpy as np
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
 from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.checkpoint.int8 import SCALE, dequantize
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array

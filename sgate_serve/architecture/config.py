@@ -13,6 +13,7 @@ from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Axes, Family, Mixture, TaskHead
 from sgate_serve.architecture.gated_units import ClampedUnits
+from sgate_serve.architecture.recurrent_layers import recurrent_shape
 from sgate_serve.architecture.sgate_config import (
     GLOBAL_HEAD_DIM,
     GLOBAL_KV_HEADS,
@@ -43,10 +44,20 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
     name = stored_family(config)
     if name not in FAMILIES:
         supported = ", ".join(sorted(FAMILIES))
+        text = _family_of_text(config)
+        remedy = f"its text part is of family {text}: save that alone (docs/families.md)"
         raise CheckpointError(
-            f"{source}: model_type {brief(name)} is not supported; supported families: {supported}"
+            f"{source}: model_type {brief(name)} is not supported; "
+            + (remedy if text else f"supported families: {supported}")
         )
     return FAMILIES[str(name)]
+
+
+def _family_of_text(config: Mapping[str, Any]) -> str | None:
+    """Return the family of the text in a model of text and images, if it is supported."""
+    text = config.get("text_config")
+    name = text.get("model_type") if isinstance(text, Mapping) else None
+    return name if isinstance(name, str) and name in FAMILIES else None
 
 
 def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:
@@ -77,7 +88,9 @@ def dense_shapes(get: ConfigReader, family: Family, num_layers: int) -> Iterator
     windows = layer_windows(get, family, num_layers) if family.has_heads_by_type else ()
     types = list(windows) or [None] * num_layers
     for index, window in enumerate(types):
-        if family.mixture is not None and has_experts(get, index):
+        if index in family.recurrent_layers:
+            yield recurrent_shape(get, shape)
+        elif family.mixture is not None and has_experts(get, index):
             yield mixture_shape(shape, family.mixture, get)
         elif family.has_heads_by_type and window is None:
             yield global_shape(shape, get)
@@ -263,7 +276,7 @@ def label_names(config: Mapping[str, Any], source: str) -> tuple[str, ...] | Non
 def attention_scales(get: ConfigReader, layers: Sequence[LayerShape]) -> Iterator[float]:
     """Yield what the scores of each layer are multiplied by, as transformers derives it."""
     for index, layer in enumerate(layers):
-        base = get("query_pre_attn_scalar") or max(layer.head_dim, 1)
+        base = get("query_pre_attn_scalar") or max(layer.key_dim or layer.head_dim, 1)
         scale = float(base**-0.5) if get("scale_attn_weights", True) else 1.0
         scale = float(get("attention_multiplier", scale))
         yield scale / (index + 1) if get("scale_attn_by_inverse_layer_idx") else scale

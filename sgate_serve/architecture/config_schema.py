@@ -50,6 +50,8 @@ LAYER_FIELDS: Mapping[str, Kind] = {
     "num_experts_per_tok": SIZE,
     "moe_intermediate_size": WHOLE,
     "shared_expert_intermediate_size": WHOLE,
+    "linear_num_value_heads": WHOLE,
+    "linear_num_key_heads": WHOLE,
 }
 ROPE_FIELDS: Mapping[str, Kind] = {
     "rope_type": TEXT,

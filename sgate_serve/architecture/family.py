@@ -12,14 +12,21 @@ from typing import Any, Literal
 
 from sgate_serve.architecture.config_field import Fields
 from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS
+from sgate_serve.architecture.recurrence import Recurrence
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
+# What the output of attention is multiplied by; and, in recurrent layers, how much of a head's
+# state a token renews and keeps.
+OUTPUT_GATE, RENEWAL, DECAY = "output_gate", "renewal", "decay"
 GATE, UP, DOWN = "gate", "up", "down"
 ATTENTION, MLP = "attention", "mlp"
 BLOCKS = (ATTENTION, MLP)
 ATTENTION_ROLES = (QUERY, KEY, VALUE, OUTPUT)
 MLP_ROLES = (GATE, UP, DOWN)
-READERS: Mapping[str, tuple[str, ...]] = {ATTENTION: (QUERY, KEY, VALUE), MLP: (GATE, UP)}
+READERS: Mapping[str, tuple[str, ...]] = {
+    ATTENTION: (QUERY, KEY, VALUE, OUTPUT_GATE, RENEWAL, DECAY),
+    MLP: (GATE, UP),
+}
 WRITERS: Mapping[str, str] = {ATTENTION: OUTPUT, MLP: DOWN}
 
 # Axes of the tensors outside the layers, and of those that choose experts.
@@ -39,6 +46,7 @@ CAUSAL_LM, CLASSIFICATION, BASE = "causal-lm", "classification", "base"
 MEAN = "mean"
 # The values of a config's `layer_types`.
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
+LINEAR_ATTENTION = "linear_attention"
 
 Axes = tuple[str, ...]
 
@@ -148,6 +156,9 @@ class Family:
     optional: Mapping[str, str] = field(default_factory=dict)
     # Some or all layers have experts instead of an MLP.
     mixture: Mixture | None = None
+    # Some layers carry a state instead of attending; which, a model's config says.
+    recurrence: Recurrence | None = None
+    recurrent_layers: frozenset[int] = frozenset()
     # Endings of tensor names in old checkpoints, and the endings that they have now.
     renames: Mapping[str, str] = field(default_factory=dict)
     ignored_suffixes: tuple[str, ...] = ()
@@ -177,7 +188,7 @@ class Family:
     # Weights are stored as (in, out).
     is_transposed: bool = False
     # The rows of fused roles alternate by head: those of the first head's query, key and value,
-    # then the next head's. There are as many KV heads as heads.
+    # then the next head's. All of them have the same number of heads. Recurrent layers do not.
     alternates_by_head: bool = False
     # The first position is the one after the padding id.
     has_padded_positions: bool = False
@@ -239,9 +250,28 @@ class Family:
     def layer_name(self, layer: int) -> str:
         return self.layer.format(layer)
 
+    def linears_of(self, layer: int) -> Mapping[str, str]:
+        """Return the module names of a layer's linears by role, inside the layer."""
+        if layer not in self.recurrent_layers:
+            return self.linears
+        assert self.recurrence is not None, "only such a family has recurrent layers"
+        return self.recurrence.linears
+
     def linear(self, layer: int, role: str) -> str:
         """Return the module name of a role's linear, such as `model.layers.3.mlp.down_proj`."""
-        return f"{self.layer_name(layer)}.{self.linears[role]}"
+        return f"{self.layer_name(layer)}.{self.linears_of(layer)[role]}"
+
+    def block_modules(self, layer: int, block: str) -> tuple[str, ...]:
+        """Return the module names of what zeros replace when a block of a layer is removed."""
+        own = self.blocks[block]
+        if block == ATTENTION and layer in self.recurrent_layers:
+            assert self.recurrence is not None, "only such a family has recurrent layers"
+            own = (self.recurrence.block,)
+        return tuple(f"{self.layer_name(layer)}.{name}" for name in own)
+
+    def alternates(self, layer: int) -> bool:
+        """Say whether the rows of a layer's fused roles alternate by head."""
+        return self.alternates_by_head and layer not in self.recurrent_layers
 
     def expert_linear(self, layer: int, expert: int | None, role: str) -> str:
         """Return the module name of an expert's linear; None is the expert that all tokens use."""
@@ -271,6 +301,7 @@ class Family:
         after = [self.post_norms[block]] if block in self.post_norms else []
         return [f"{self.layer_name(layer)}.{name}" for name in (*own, *after)]
 
-    def fused_roles(self, role: str) -> tuple[str, ...]:
+    def fused_roles(self, layer: int, role: str) -> tuple[str, ...]:
         """Return the roles whose rows share one module with `role`, in the order of their rows."""
-        return tuple(other for other in self.linears if self.linears[other] == self.linears[role])
+        linears = self.linears_of(layer)
+        return tuple(other for other in linears if linears[other] == linears[role])

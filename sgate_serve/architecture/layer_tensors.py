@@ -6,6 +6,7 @@ The experts of a mixture are tensors of their own here, also where stock files s
 from typing import TYPE_CHECKING
 
 from sgate_serve.architecture.family import EXPERTS, HIDDEN, ONE
+from sgate_serve.architecture.recurrent_layers import recurrent_sizes
 from sgate_serve.architecture.shapes import Lowered
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def layer_tensors(spec: "ModelSpec", index: int) -> Shapes:
     if (scale := spec.family.scale_name(index)) is not None:
         shapes[scale] = (1,)
     sizes = {EXPERTS: len(layer.experts), ONE: 1, HIDDEN: spec.hidden_size}
-    for name, axes in spec.router_tensors(index).items():
+    sizes |= recurrent_sizes(layer, spec.kernel)
+    for name, axes in (spec.router_tensors(index) | spec.recurrent_tensors(index)).items():
         shapes[name] = tuple(sizes[axis] for axis in axes)
     for module, roles in spec.modules(index).items():
         shapes |= _linear_tensors(spec, index, module, roles)

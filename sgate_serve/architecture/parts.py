@@ -36,11 +36,11 @@ class Part:
         return self.numbered()
 
 
-def role_rows(family: Family, layer: LayerShape, hidden_size: int, role: str) -> Rows:
+def role_rows(family: Family, layer: LayerShape, hidden_size: int, index: int, role: str) -> Rows:
     """Return which rows of its module a role of a layer has, in the order of its dimensions."""
-    shapes, roles = layer.linear_shapes(hidden_size), family.fused_roles(role)
+    shapes, roles = layer.linear_shapes(hidden_size), family.fused_roles(index, role)
     size, place = shapes[role][0], roles.index(role)
-    if family.alternates_by_head and len(roles) > 1:
+    if family.alternates(index) and len(roles) > 1:
         heads = np.arange(size * len(roles)).reshape(-1, len(roles), layer.head_dim)
         return heads[:, place].reshape(-1)
     start = sum(shapes[other][0] for other in roles[:place])

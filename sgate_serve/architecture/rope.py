@@ -78,6 +78,7 @@ def layer_ropes(
         _check_switches(get, len(types))
     for index, layer_type in enumerate(types):
         is_rotated = not family.has_unrotated_layers or rotates(get, index)
+        is_rotated = is_rotated and index not in family.recurrent_layers
         yield ropes[layer_type] if is_rotated else None
 
 

@@ -25,6 +25,7 @@ HEAD_DIM, UNITS = "head_dim", "intermediate_size"
 GLOBAL_HEAD_DIM, GLOBAL_KV_HEADS = "global_head_dim", "num_global_key_value_heads"
 EXPERTS, TOP_K = "num_experts", "num_experts_per_tok"
 SHARED_UNITS = "shared_expert_intermediate_size"
+VALUE_HEADS, KEY_HEADS = "linear_num_value_heads", "linear_num_key_heads"
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,9 @@ class LayerSizes:
             HEAD_DIM: shape.head_dim,
             **self._units(shape),
         }
+        if shape.is_recurrent:
+            heads = {VALUE_HEADS: shape.num_heads, KEY_HEADS: shape.num_kv_heads}
+            return {**heads, **self._units(shape)}
         if not self._states_head_width:
             del sizes[HEAD_DIM]
         if not self.family.has_kv_heads:
@@ -233,13 +237,14 @@ def layer_shapes(
             raise CheckpointError(f"{source}: sgate.{name} names layers {stray}, not mixtures")
     for index, shape in enumerate(dense):
         get = _LayerReader(overrides.get(index) or {}, family, f"{source}: {PER_LAYER}[{index}]")
-        heads, skip = get(HEADS, shape.num_heads), get.skipped
-        kv_heads = get(KV_HEADS, shape.num_kv_heads) if family.has_kv_heads else heads
+        own = (VALUE_HEADS, KEY_HEADS) if shape.is_recurrent else (HEADS, KV_HEADS)
+        heads, skip = get(own[0], shape.num_heads), get.skipped
+        kv_heads = get(own[1], shape.num_kv_heads) if family.has_kv_heads else heads
         found = replace(
             shape,
             num_heads=0 if ATTENTION in skip else heads,
             num_kv_heads=0 if ATTENTION in skip else kv_heads,
-            head_dim=get(HEAD_DIM, shape.head_dim),
+            head_dim=shape.head_dim if shape.is_recurrent else get(HEAD_DIM, shape.head_dim),
             mlp_units=0 if MLP in skip else get(UNITS, shape.mlp_units),
             experts=(),
             top_k=0,

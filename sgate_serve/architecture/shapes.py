@@ -2,21 +2,28 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from sgate_serve.architecture.family import (
     ATTENTION,
     BLOCKS,
+    DECAY,
     DOWN,
     GATE,
     KEY,
     OUTPUT,
+    OUTPUT_GATE,
     QUERY,
+    RENEWAL,
     UP,
     VALUE,
 )
 from sgate_serve.errors import CheckpointError
+
+# The two kinds of heads, as a plan counts them.
+Heads = Literal["heads", "kv_heads"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,8 @@ class LayerShape:
     A mixture has the units of its experts one after another, those of the shared expert last;
     `experts` are the widths of the others, of which each token uses `top_k`. Without `has_values`
     the keys, before their norm and rotation, are the values too.
+    A layer with a `key_dim` is recurrent. Its KV heads are queries and keys of that width, and its
+    heads are values of `head_dim`; each KV head serves as many of them.
     """
 
     num_heads: int
@@ -35,15 +44,17 @@ class LayerShape:
     experts: tuple[int, ...] = ()
     top_k: int = 0
     has_values: bool = True
+    key_dim: int = 0
 
     def check(self, where: str, *, rotates: bool) -> None:
         """Raise CheckpointError, naming `where`, if head counts or widths contradict each other."""
+        heads, kv_heads = ("value", "key") if self.is_recurrent else ("query", "KV")
         if bool(self.num_heads) != bool(self.num_kv_heads):
-            raise CheckpointError(f"{where} has query or KV heads, not both")
+            raise CheckpointError(f"{where} has {heads} or {kv_heads} heads, not both")
         if self.num_kv_heads and self.num_heads % self.num_kv_heads:
             raise CheckpointError(
-                f"{where} has {self.num_heads} query heads, not a multiple of its "
-                f"{self.num_kv_heads} KV heads; correct the config"
+                f"{where} has {self.num_heads} {heads} heads, not a multiple of its "
+                f"{self.num_kv_heads} {kv_heads} heads; correct the config"
             )
         if self.head_dim <= 0 or (rotates and self.head_dim % 2):
             raise CheckpointError(f"{where}: head_dim {self.head_dim} must be even and positive")
@@ -98,14 +109,32 @@ class LayerShape:
     def skipped_blocks(self) -> tuple[str, ...]:
         return tuple(block for block in BLOCKS if not self.has(block))
 
+    @property
+    def is_recurrent(self) -> bool:
+        return self.key_dim > 0
+
+    def dims_of(self, role: str) -> tuple[Heads, int]:
+        """Return which heads the dimensions of an attention role belong to, and how many each has.
+
+        These are its rows, and of `OUTPUT` the columns.
+        """
+        if self.is_recurrent:
+            if role in (QUERY, KEY):
+                return "kv_heads", self.key_dim
+            return "heads", 1 if role in (RENEWAL, DECAY) else self.head_dim
+        return "kv_heads" if role in (KEY, VALUE) else "heads", self.head_dim
+
     def linear_shapes(self, hidden_size: int) -> dict[str, tuple[int, int]]:
         """Return the (out, in) shape of every role that this layer can have."""
         shapes: dict[str, tuple[int, int]] = {}
         if self.num_heads:
-            query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-            shapes |= {QUERY: (query, hidden_size), KEY: (kv, hidden_size)}
-            shapes |= {VALUE: (kv, hidden_size)} if self.has_values else {}
-            shapes |= {OUTPUT: (hidden_size, query)}
+            counts = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
+            for role in (QUERY, KEY, VALUE, OUTPUT_GATE, RENEWAL, DECAY, OUTPUT):
+                if role == VALUE and not self.has_values:
+                    continue
+                heads, width = self.dims_of(role)
+                size = counts[heads] * width
+                shapes[role] = (hidden_size, size) if role == OUTPUT else (size, hidden_size)
         if self.mlp_units:
             shapes |= {GATE: (self.mlp_units, hidden_size), UP: (self.mlp_units, hidden_size)}
             shapes |= {DOWN: (hidden_size, self.mlp_units)}

@@ -4,6 +4,7 @@ One frozen value for a stock dense model and for an `sgate` folder alike. A conf
 family, or one whose values contradict each other, is refused here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -18,12 +19,15 @@ from sgate_serve.architecture.family import (
     BLOCKS,
     CAUSAL_LM,
     DOWN,
+    FULL_ATTENTION,
     HEAD_UNITS,
     HIDDEN,
     LABEL_OUTPUTS,
+    LINEAR_ATTENTION,
     MLP_ROLES,
     OUTPUT,
     POSITIONS,
+    SLIDING_ATTENTION,
     TYPES,
     VOCAB,
     Axes,
@@ -41,12 +45,11 @@ from sgate_serve.architecture.parts import (
     router_axes,
 )
 from sgate_serve.architecture.pruned_parts import check_pruned
+from sgate_serve.architecture.recurrent_layers import recurrent_axes, with_recurrent_layers
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.windows import layer_windows
-
-__all__ = ["IN_INDEX", "OUT_INDEX", "ModelSpec"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class ModelSpec:
     routed_scaling: float = 1.0
     # How units are gated, where that is not act(gate) · up.
     clamped_units: ClampedUnits | None = None
+    # How many tokens the convolution of a recurrent layer sees.
+    kernel: int = 0
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
     # store fewer rows or columns than their dimensions and have index vectors.
@@ -109,7 +114,7 @@ class ModelSpec:
         family = values.family_of(config, source)
         check_config(config, source, family)
         get, block = ConfigReader(config, source, family), SgateBlock.read(config)
-        family = values.with_head_norms(get, family)
+        family = with_recurrent_layers(get, values.with_head_norms(get, family))
         values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
@@ -137,6 +142,7 @@ class ModelSpec:
             norm_topk_prob=values.norm_topk_prob(get, family),
             routed_scaling=float(get("routed_scaling_factor", 1)),
             clamped_units=values.clamped_units(get, family),
+            kernel=get.integer("linear_conv_kernel_dim", 0),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
@@ -190,9 +196,12 @@ class ModelSpec:
         rope = self.ropes[index]
         return 0 if rope is None else int(self.layers[index].head_dim * rope.rotated_share)
 
-    def head_type(self, index: int) -> bool:
-        """Say whether a layer has the heads of layers without a window; False if all are alike."""
-        return self.family.has_heads_by_type and self.windows[index] is None
+    def head_type(self, index: int) -> str:
+        """Return the type of a layer, where layers of a type have heads of their own; else one."""
+        if self.layers[index].is_recurrent:
+            return LINEAR_ATTENTION
+        has_window = self.windows[index] is not None
+        return SLIDING_ATTENTION if self.family.has_heads_by_type and has_window else FULL_ATTENTION
 
     def check(self, source: str) -> None:
         """Raise CheckpointError if head counts or widths contradict each other."""
@@ -207,7 +216,8 @@ class ModelSpec:
     def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Return the (out, in) dimensions of every role in a layer, lowered or not."""
         shapes = self.layers[index].linear_shapes(self.hidden_size)
-        return {role: shape for role, shape in shapes.items() if role in self.family.linears}
+        linears = self.family.linears_of(index)
+        return {role: shape for role, shape in shapes.items() if role in linears}
 
     def modules(self, index: int) -> Mapping[str, tuple[str, ...]]:
         """Return the linear modules of a layer and the roles that each holds, in row order.
@@ -225,7 +235,7 @@ class ModelSpec:
                 if layer.experts and role in MLP_ROLES:
                     modules |= {part.module: (role,) for part in self.parts(index, role)}
                 else:
-                    modules[family.linear(index, role)] = family.fused_roles(role)
+                    modules[family.linear(index, role)] = family.fused_roles(index, role)
             found.append(modules)
         return tuple(found)
 
@@ -268,7 +278,7 @@ class ModelSpec:
 
     def role_rows(self, index: int, role: str) -> Rows:
         """Return which rows of its module a role has, before any lowering."""
-        return role_rows(self.family, self.layers[index], self.hidden_size, role)
+        return role_rows(self.family, self.layers[index], self.hidden_size, index, role)
 
     def module_rows(self, index: int, module: str) -> Rows:
         """Return the rows of a module in the order of its roles, one role after another."""
@@ -291,7 +301,10 @@ class ModelSpec:
 
     def has_bias(self, layer: int, role: str) -> bool:
         """Say whether the linear of `role` carries a bias, its own or one that pruning added."""
-        return role in self.biased_roles or self.family.linear(layer, role) in self.extra_biases
+        # A recurrent layer has none, but for those that pruning added.
+        is_own = role in MLP_ROLES or not self.layers[layer].is_recurrent
+        added = self.family.linear(layer, role) in self.extra_biases
+        return (is_own and role in self.biased_roles) or added
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name → shape of every tensor that a folder of this spec must hold."""
@@ -328,9 +341,13 @@ class ModelSpec:
         sizes = self._axis_sizes()
         return {name: tuple(sizes[axis] for axis in axes) for name, axes in self.outside.items()}
 
-    def router_tensors(self, index: int) -> dict[str, tuple[str, ...]]:
+    def router_tensors(self, index: int) -> dict[str, Axes]:
         """Return the tensors that choose and weigh the experts of a layer, with their axes."""
         return router_axes(self.family, self.layers[index], index)
+
+    def recurrent_tensors(self, index: int) -> dict[str, Axes]:
+        """Return the tensors of a recurrent layer besides its linears, with their axes."""
+        return recurrent_axes(self.family, self.layers[index], index)
 
     def correction(self, index: int) -> str | None:
         """Return the tensor that a layer's router adds to its scores for the choice, if any."""
@@ -359,7 +376,8 @@ class ModelSpec:
         """
         family, layer = self.family, self.layers[index]
         counts = (layer.num_heads, layer.num_kv_heads) if family.has_joint_head_norms else (1, 1)
-        sizes = [count * layer.head_dim for count in counts if layer.num_heads]
+        has_norms = layer.num_heads and not layer.is_recurrent
+        sizes = [count * layer.head_dim for count in counts if has_norms]
         names = (f"{family.layer_name(index)}.{norm}" for norm in family.head_norms)
         return dict(zip(names, sizes, strict=False))
 
@@ -379,5 +397,5 @@ class ModelSpec:
         total = 0
         for name, shape in self.tensor_shapes().items():
             if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
-                total += shape[0] * (shape[1] if len(shape) > 1 else 1)
+                total += math.prod(shape)
         return total

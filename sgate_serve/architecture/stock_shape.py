@@ -1,6 +1,6 @@
 """Whether a stock model class of transformers can hold an architecture as it is."""
 
-from sgate_serve.architecture.family import Mixture
+from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Mixture
 from sgate_serve.architecture.sgate_config import (
     GLOBAL_HEAD_DIM,
     GLOBAL_KV_HEADS,
@@ -35,14 +35,14 @@ def heads_by_type(spec: ModelSpec) -> dict[str, int]:
     if not spec.family.has_heads_by_type:
         return {}
     by_type = _by_head_type(spec)
-    full = by_type[True][0]
-    first = by_type.get(False, [full])[0]
+    full = by_type[FULL_ATTENTION][0]
+    first = by_type.get(SLIDING_ATTENTION, [full])[0]
     sizes = {KV_HEADS: first.num_kv_heads, HEAD_DIM: first.head_dim, GLOBAL_HEAD_DIM: full.head_dim}
     return sizes if full.has_values else sizes | {GLOBAL_KV_HEADS: full.num_kv_heads}
 
 
-def _by_head_type(spec: ModelSpec) -> dict[bool, list[LayerShape]]:
-    found: dict[bool, list[LayerShape]] = {}
+def _by_head_type(spec: ModelSpec) -> dict[str, list[LayerShape]]:
+    found: dict[str, list[LayerShape]] = {}
     for index, layer in enumerate(spec.layers):
         found.setdefault(spec.head_type(index), []).append(layer)
     return found
@@ -55,15 +55,17 @@ def _has_stock_heads(spec: ModelSpec) -> bool:
         for layers in _by_head_type(spec).values()
     )
     # Only layers without values may have a number of KV heads of their own.
-    kv_heads = {one.num_kv_heads for one in spec.layers if one.has_values}
+    stated = (one for one in spec.layers if one.has_values and not one.is_recurrent)
+    kv_heads = {one.num_kv_heads for one in stated}
     return all(len(each) == 1 for each in heads) and len(kv_heads) <= 1
 
 
 def _has_stock_layers(spec: ModelSpec) -> bool:
-    """Say whether all layers are alike, and in a family with mixtures all layers of each kind."""
+    """Say whether all layers of a kind are alike: mixtures, recurrent ones, and others."""
     mixtures = {layer for layer in spec.layers if layer.experts}
     widths = {layer.mlp_units for layer in spec.layers if not layer.experts}
-    if len(mixtures) > 1 or len(widths) > 1 or len({one.num_heads for one in spec.layers}) > 1:
+    heads = {layer.num_heads for layer in spec.layers if not layer.is_recurrent}
+    if any(len(kind) > 1 for kind in (mixtures, widths, heads)):
         return False
     mixture = spec.family.mixture
     for layer in mixtures:
@@ -71,7 +73,8 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
             return False
         if mixture is not None and not _has_stock_mixture(layer, mixture):
             return False
-    return _has_stock_heads(spec) and all(layer.mlp_units for layer in spec.layers)
+    has_blocks = all(layer.num_heads and layer.mlp_units for layer in spec.layers)
+    return has_blocks and _has_stock_heads(spec)
 
 
 def _has_stock_mixture(layer: LayerShape, mixture: Mixture) -> bool:

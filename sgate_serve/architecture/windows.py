@@ -19,6 +19,9 @@ def layer_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterato
     Raises CheckpointError for a layer that slides without a window, and for settings that
     transformers follows only in part.
     """
+    if family.recurrence is not None:
+        yield from [None] * num_layers
+        return
     types, window = _stated_types(get, num_layers), _window(get)
     if family.windows in ("never", "always"):
         _check_unread(get, family, types)

@@ -93,11 +93,15 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     """Count the matmul FLOPs of a prompt of `num_tokens`: linears, attention, one row of the head.
 
     Causal attention computes QKᵀ and PV for half of the token pairs: 2 · heads · head_dim · T²; an
-    encoder computes all of them.
+    encoder computes all of them. A recurrent layer multiplies its states by three vectors a token.
     """
     linears = 2 * _linear_weights(spec) * num_tokens
-    heads = sum(layer.num_heads * layer.head_dim for layer in spec.layers)
+    attending = (layer for layer in spec.layers if not layer.is_recurrent)
+    heads = sum(layer.num_heads * layer.head_dim for layer in attending)
     attention = (4 if spec.is_encoder else 2) * heads * num_tokens * num_tokens
+    # Each token reads what its key holds, writes to the state and reads it.
+    states = sum(layer.num_heads * layer.head_dim * layer.key_dim for layer in spec.layers)
+    attention += 6 * states * num_tokens
     return linears + attention + 2 * _head_weights(spec)
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from sgate_serve.architecture.family import ATTENTION
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.fitting import fit, further_layers, is_unused
 from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
 from sgate_serve.checkpoint.int8 import (

@@ -67,8 +67,8 @@ def work_by_module(spec: ModelSpec) -> Mapping[str, Work]:
     found[family.head] = Work(HEAD)
     for layer in range(len(spec.layers)):
         name = family.layer_name(layer)
-        found[f"{name}.{family.blocks[ATTENTION][0]}"] = Work(ATTENDING, layer)
-        found[f"{name}.{family.blocks[MLP][0]}"] = Work(UNITS, layer)
+        found[family.block_modules(layer, ATTENTION)[0]] = Work(ATTENDING, layer)
+        found[family.block_modules(layer, MLP)[0]] = Work(UNITS, layer)
         found |= {norm: Work(NORMS, layer) for norm in spec.norms(layer)}
         found |= {module_of(router): Work(UNITS, layer) for router in spec.router_tensors(layer)}
         found |= {norm: Work(NORMS, layer) for norm in spec.head_norm_sizes(layer)}

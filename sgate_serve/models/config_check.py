@@ -18,9 +18,10 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging as transformers_logging
 
 from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION, SLIDING_ATTENTION
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.rope import LONGROPE, OLD_TYPE, PARTIAL, Rope
 from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError

@@ -232,7 +232,7 @@ def unstack(model: Any, spec: ModelSpec) -> None:
             block = layer._modules.pop(stock)
             layer.add_module(own, block)
             layer.__dict__[stock] = block
-        block = layer.get_submodule(spec.family.blocks[MLP][0])
+        block = model.get_submodule(spec.family.block_modules(index, MLP)[0])
         with no_init_weights():
             narrow = NarrowExperts(spec, index).to(block.experts.down_proj)
         for name, weight in narrow.named_parameters():

@@ -73,7 +73,7 @@ class SkippedPair(nn.Module):
 
 
 class Skipped(nn.Module):
-    """Replaces a removed MLP block, or the projection after a removed block: it returns zeros."""
+    """Replaces any other removed block, or the projection after one: it returns zeros."""
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
         return torch.zeros_like(hidden_states)

@@ -28,6 +28,7 @@ from sgate_serve.models.layers import (
     TransposedIndexedLinear,
 )
 from sgate_serve.models.names import name_in
+from sgate_serve.models.recurrence import narrow_recurrence
 
 
 def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:
@@ -79,12 +80,8 @@ def shrink(model: PreTrainedModel) -> None:
             if not _is_routed(spec, index, module):
                 own = name_in(model, spec.family, module)
                 model.set_submodule(own, _linear(spec, index, module))
-        attention = _find(model, spec.family, index, ATTENTION)
         if shape.num_heads:
-            _set_head_counts(attention, shape)
-            _set_head_norms(model, spec, index)
-            if hasattr(attention, "layer_idx"):
-                setattr(attention, "layer_idx", caches[index])  # noqa: B010  # typed as a tensor
+            _narrow_attention(model, spec, index, caches.get(index))
         for block in shape.skipped_blocks:
             _skip(model, spec.family, index, block)
     if spec.norm_size != spec.hidden_size:
@@ -99,9 +96,10 @@ def _cache_indices(spec: ModelSpec) -> dict[int, int]:
     So the first layer of the type that still has attention uses that slot.
     """
     first: dict[int | None, int] = {}
-    for index, window in enumerate(spec.windows):
-        first.setdefault(window, index)
-    attending = [index for index, shape in enumerate(spec.layers) if shape.num_heads]
+    own = [index for index, shape in enumerate(spec.layers) if not shape.is_recurrent]
+    for index in own:
+        first.setdefault(spec.windows[index], index)
+    attending = [index for index in own if spec.layers[index].num_heads]
     return {index: first.pop(spec.windows[index], index) for index in attending}
 
 
@@ -136,6 +134,20 @@ def _narrow_mixture(model: PreTrainedModel, spec: ModelSpec, index: int) -> None
     if names.shared_gate is not None:
         gate = Skipped() if is_skipped else nn.Linear(spec.hidden_size, 1, bias=False)
         mixture.set_submodule(names.shared_gate.rpartition(".")[2], gate)
+
+
+def _narrow_attention(
+    model: PreTrainedModel, spec: ModelSpec, index: int, slot: int | None
+) -> None:
+    """Give a layer's attention its own heads, and its slot in the KV cache, if it has one."""
+    attention = _find(model, spec.family, index, ATTENTION)
+    if spec.layers[index].is_recurrent:
+        narrow_recurrence(attention, spec, index)
+        return
+    _set_head_counts(attention, spec.layers[index])
+    _set_head_norms(model, spec, index)
+    if hasattr(attention, "layer_idx"):
+        setattr(attention, "layer_idx", slot)  # noqa: B010  # typed as a tensor
 
 
 def _set_head_counts(attention: nn.Module, shape: LayerShape) -> None:
@@ -186,23 +198,24 @@ class _LayerConfig:
 
 
 def _find(model: PreTrainedModel, family: Family, index: int, block: str) -> nn.Module:
-    name = f"{family.layer_name(index)}.{family.blocks[block][0]}"
-    module: nn.Module = model.get_submodule(name_in(model, family, name))
+    name = name_in(model, family, family.block_modules(index, block)[0])
+    module: nn.Module = model.get_submodule(name)
     return module
 
 
 def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> None:
     """Replace a block by zeros, and its norms by nothing unless they are on the sum."""
-    layer = family.layer_name(index)
-    first, *others = family.blocks[block]
+    first, *others = family.block_modules(index, block)
     mixture = family.mixture
-    is_pair = block == ATTENTION or (mixture is not None and mixture.returns_shares)
+    is_pair = (block == ATTENTION and index not in family.recurrent_layers) or (
+        block == MLP and mixture is not None and mixture.returns_shares
+    )
     stand_in: nn.Module = SkippedPair() if is_pair else Skipped()
     if block == MLP and others:
         stand_in = nn.Identity()
-    model.set_submodule(name_in(model, family, f"{layer}.{first}"), stand_in)
+    model.set_submodule(name_in(model, family, first), stand_in)
     for name in others:
-        model.set_submodule(name_in(model, family, f"{layer}.{name}"), Skipped())
+        model.set_submodule(name_in(model, family, name), Skipped())
     if family.residual == "post":
         return
     for norm in family.block_norms(index, block):

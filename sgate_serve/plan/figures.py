@@ -78,7 +78,7 @@ def _padding(spec: ModelSpec, multiple: int) -> Iterator[int]:
     """Yield, per layer, the number of zero weights that an engine adds to fill its head width."""
     for index, layer in enumerate(spec.layers):
         extra = -layer.head_dim % multiple
-        if not layer.num_heads or not extra:
+        if not layer.num_heads or not extra or layer.is_recurrent:
             continue
         heads = layer.num_heads + 2 * layer.num_kv_heads
         _, columns = spec.module_shape(index, spec.family.linear(index, QUERY))

@@ -7,7 +7,7 @@ from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, TypeVar
 
-from sgate_serve.architecture.family import ATTENTION_ROLES, BLOCKS, MLP_ROLES
+from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP_ROLES, READERS, WRITERS
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import PlanError
 from sgate_serve.json_fields import FLAG, INDICES, OBJECT, TEXT, TEXTS, WHOLE, Kind, read_json
@@ -32,7 +32,7 @@ from sgate_serve.plan import (
     ValueFold,
 )
 
-ROLES = (*ATTENTION_ROLES, *MLP_ROLES)
+ROLES = (*READERS[ATTENTION], WRITERS[ATTENTION], *MLP_ROLES)
 # How the format spells what a fold removes.
 UNITS, VALUE_DIMS, HEAD_UNITS = "mlp_units", "value_dims", "head_units"
 COLUMNS = {f"{role}.columns": role for role in ROLES}
@@ -53,6 +53,8 @@ def _choice(*words: str) -> Kind:
 # Fields of layers that only mixtures have, and one that is written where it is false.
 EXPERTS, TOP_K = "experts", "top_k"
 HAS_VALUES = "has_values"
+# One that only recurrent layers have.
+KEY_DIM = "key_dim"
 
 KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     Removal: {"axis": TEXT, "indices": INDICES, "rule": TEXT, "cause": TEXT},
@@ -72,7 +74,7 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
 # The values of fields that plans written before these existed lack.
 ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {
     Target: {"uniform": False},
-    LayerShape: {EXPERTS: [], TOP_K: 0, HAS_VALUES: True},
+    LayerShape: {EXPERTS: [], TOP_K: 0, HAS_VALUES: True, KEY_DIM: 0},
 }
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),
@@ -98,8 +100,9 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def _without_defaults(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
-    """Return fields of a layer without those that say only that it is no mixture, or has values."""
+    """Return fields of a layer without those that only say that it is no layer of a rarer kind."""
     unsaid = {*(() if dense.experts else (EXPERTS, TOP_K)), *([HAS_VALUES] * dense.has_values)}
+    unsaid |= set() if dense.is_recurrent else {KEY_DIM}
     return {key: value for key, value in values.items() if key not in unsaid}
 
 

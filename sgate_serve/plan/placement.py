@@ -101,8 +101,8 @@ def dense_spec(plan: Plan, small: ModelSpec, source: str) -> ModelSpec:
 def _own_dims(layer: LayerPlan, role: str) -> Positions:
     if role in MLP_ROLES:
         return np.asarray(layer.mlp_units, np.int64)
-    heads = layer.heads if role in (QUERY, OUTPUT) else layer.kv_heads
-    return head_dims(heads, layer.dense.head_dim)
+    heads, width = layer.dense.dims_of(role)
+    return head_dims(layer.survivors(heads), width)
 
 
 def _side(layer: LayerPlan, role: str, side: str, stays: Positions) -> Side:

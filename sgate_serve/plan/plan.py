@@ -216,7 +216,7 @@ def check_indices(kept: Indices, size: int, where: str) -> None:
 
 def _check_layer(layer: LayerPlan, index: int, source: str) -> None:
     dense = layer.dense
-    kv_dims = dense.num_kv_heads * dense.head_dim
+    kv_dims = 0 if dense.is_recurrent else dense.num_kv_heads * dense.head_dim
     heads, kv_heads = dense.num_heads, dense.num_kv_heads
     sizes = (dense.mlp_units, heads, kv_heads, kv_dims, kv_dims, len(dense.experts))
     where = f"{source}, layer {layer.index}"

@@ -98,8 +98,9 @@ def _check_stock(spec: ModelSpec) -> None:
             f"--uniform: this checkpoint has lost residual dimensions or units on top, which "
             f"{stock} cannot do without; give the dense checkpoint that it was made from"
         )
-    widths = {spec.head_type(index): one.head_dim for index, one in enumerate(spec.layers)}
-    for index, layer in enumerate(spec.layers):
+    layers = [*enumerate(spec.layers)]
+    widths = {spec.head_type(index): one.head_dim for index, one in reversed(layers)}
+    for index, layer in layers:
         if layer.skipped_blocks or layer.head_dim != widths[spec.head_type(index)]:
             found = " and no ".join(layer.skipped_blocks)
             raise PlanError(

@@ -33,6 +33,7 @@ def open_base(options: TrainOptions) -> Checkpoint:
             "which transformers has no classifier; give a base of another family"
         )
     _check_mixture(base, options)
+    _check_recurrent(base, options)
     return base
 
 
@@ -66,4 +67,20 @@ def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
         raise TrainingError(
             f"{flag} bias: the experts of {base.folder} have no biases, and none can be added; use "
             f"{flag} lora"
+        )
+
+
+def _check_recurrent(base: Checkpoint, options: TrainOptions) -> None:
+    """Raise TrainingError for an option that needs every layer to attend."""
+    if not base.spec.family.recurrent_layers:
+        return
+    if options.gates == ROW_COL:
+        raise TrainingError(
+            f"--gates row-col: {base.folder} has recurrent layers, whose rows and columns are not "
+            "gated yet; use --gates coupled"
+        )
+    if options.target_speedup is not None:
+        raise TrainingError(
+            f"--target-speedup: {base.folder} has recurrent layers, whose blocks are not timed "
+            "yet; give --target instead"
         )

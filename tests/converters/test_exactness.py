@@ -26,7 +26,10 @@ from tests.families.zoo import VARIANTS, ZOO, Variant
 
 CHECKS = settings(deadline=None, suppress_health_check=list(HealthCheck))
 # The longest rope tables and the layer types of the zoo fix the number of layers.
-FIXED_DEPTH = ("layer_types", "max_window_layers", "no_rope_layers", "mlp_only_layers")
+FIXED_DEPTH = (
+    *("layer_types", "max_window_layers", "no_rope_layers", "mlp_only_layers"),
+    "full_attention_interval",
+)
 
 
 @pytest.fixture(autouse=True)

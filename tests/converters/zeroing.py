@@ -21,6 +21,7 @@ from sgate_serve.architecture.family import (
     KEY,
     MLP_ROLES,
     OUTPUT,
+    OUTPUT_GATE,
     QUERY,
     UP,
     VALUE,
@@ -147,6 +148,11 @@ def a_role(weights: Weights, layer: int, random: Random) -> str:
     return str(random.choice(list(weights.spec.linear_shapes(layer))))
 
 
+def with_gates(weights: Weights, layer: int, roles: list[str]) -> list[str]:
+    """Return roles of a layer's heads, and their output gates where it has them."""
+    return roles + [OUTPUT_GATE] * (OUTPUT_GATE in weights.spec.linear_shapes(layer))
+
+
 def rows(weights: Weights, random: Random) -> None:
     """Zero rows, of half of which the bias stays alive."""
     layer = a_layer(weights, random)
@@ -191,7 +197,8 @@ def few_units(weights: Weights, random: Random) -> None:
 
 
 def _of_heads(weights: Weights, layer: int, random: Random) -> str:
-    return str(random.choice([QUERY, KEY, weights.spec.layers[layer].value_role, OUTPUT]))
+    roles = [QUERY, KEY, weights.spec.layers[layer].value_role, OUTPUT]
+    return str(random.choice(with_gates(weights, layer, roles)))
 
 
 def whole_heads(weights: Weights, random: Random) -> None:
@@ -200,7 +207,7 @@ def whole_heads(weights: Weights, random: Random) -> None:
     role = _of_heads(weights, layer, random)
     matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
     matrix = matrix.T if role == OUTPUT else matrix
-    width = weights.spec.layers[layer].head_dim
+    _, width = weights.spec.layers[layer].dims_of(role)
     zero = some(random, len(matrix) // width).repeat_interleave(width)
     matrix[zero] = 0
     if role != OUTPUT and bias is not None and random.random() < 0.7:
@@ -213,7 +220,8 @@ def head_dims(weights: Weights, random: Random) -> None:
     role = _of_heads(weights, layer, random)
     matrix, bias = weights.matrix(layer, role), weights.bias(layer, role)
     matrix = matrix.T if role == OUTPUT else matrix
-    width, half = weights.spec.layers[layer].head_dim, weights.spec.rotary_dims(layer) // 2
+    _, width = weights.spec.layers[layer].dims_of(role)
+    half = weights.spec.rotary_dims(layer) // 2
     dims = some(random, width)
     if random.random() < 0.7:
         dims[half : 2 * half] = dims[:half]
@@ -235,7 +243,7 @@ def silent_writers(weights: Weights, random: Random) -> None:
 def silent_readers(weights: Weights, random: Random) -> None:
     """Zero what a block reads by, so that all of it is constant."""
     layer = a_layer(weights, random)
-    for role in (VALUE,) if random.random() < 0.5 else ("gate", UP):
+    for role in with_gates(weights, layer, [VALUE]) if random.random() < 0.5 else ("gate", UP):
         if role in weights.spec.linear_shapes(layer):
             weights.matrix(layer, role)[:] = 0
             _zero_bias(weights, layer, role, random)
@@ -256,7 +264,7 @@ def norms(weights: Weights, random: Random) -> None:
     """Zero effective weights of one norm, sometimes all, and perhaps its bias."""
     family, layer = weights.spec.family, a_layer(weights, random)
     names = weights.spec.norms(layer)
-    names += [f"{family.layer_name(layer)}.{norm}" for norm in family.head_norms]
+    names += list(weights.spec.head_norm_sizes(layer))
     names += [name for name in (family.final_norm, family.embedding_norm) if name]
     name = str(random.choice(names))
     weight, bias = weights.named(f"{name}.weight"), weights.named(f"{name}.bias")

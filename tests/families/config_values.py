@@ -69,6 +69,12 @@ FOLLOWED: dict[str, Any] = {
     "rotary_emb_base": 7.0,
     "rotary_pct": 0.25,
     "use_parallel_residual": False,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 10,
+    "linear_value_head_dim": 10,
+    "linear_conv_kernel_dim": 3,
+    "full_attention_interval": 1,
     "sliding_window": 3,
     "use_sliding_window": False,
     "max_window_layers": 0,
@@ -175,6 +181,8 @@ WITHOUT_EFFECT: dict[str, Any] = {
     "vocab_size_per_layer_input": 4,
     "use_double_wide_mlp": True,
     "top_k_experts": 2,
+    # Layers here use the first.
+    "number_of_conv_states": 2,
     "reorder_and_upcast_attn": True,
     "sinusoidal_pos_embds": True,
     "summary_type": "mean",
@@ -203,6 +211,7 @@ UNUSUAL = {**FOLLOWED, **REFUSED, **WITHOUT_EFFECT}
 # Where a family needs another value to notice.
 OWN: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {**LONGROPE, "rope_theta": 50.0}, "rope_scaling": LONGROPE},
+    "qwen3_5_text": {"layer_types": ["full_attention", "linear_attention"]},
     "qwen2_moe": {"layer_types": ["full_attention", "sliding_attention"]},
     "glm4_moe": {"partial_rotary_factor": 0.25, "norm_topk_prob": False},
     "gemma2": {"layer_types": ["full_attention", "sliding_attention"]},
@@ -244,7 +253,7 @@ def refused_in(family: str) -> set[str]:
     refused |= {"n_group", "topk_group", "use_bidirectional_attention"} & set(entry.fields)
     if entry.is_rotary and "head_dim" not in entry.fields:
         refused |= {"head_dim"}
-    if entry.windows in ("never", "always"):
+    if entry.windows in ("never", "always") and entry.recurrence is None:
         refused |= {"layer_types"}
     return refused if entry.is_rotary else refused | {"rope_parameters", "rope_scaling"}
 

@@ -175,6 +175,9 @@ def test_a_field_left_out_has_the_default_of_its_class(
     own = {name: entry.keys.get(name, name) for name in ("hidden_size", "num_attention_heads")}
     if key in (own["num_attention_heads"], "num_key_value_heads"):
         config |= {own["hidden_size"]: 384, own["num_attention_heads"]: 32}
+    if key in ("linear_num_key_heads", "full_attention_interval"):
+        # The default number of keys divides these values, and one of these layers attends.
+        config |= {"linear_num_value_heads": 32, "num_hidden_layers": 4}
     config = {name: value for name, value in config.items() if name != key}
     if key == "pad_token_id" and full[key] is not None and full[key] >= config["vocab_size"]:
         with pytest.raises(CheckpointError, match=f"{full[key]}, the default of its class,"):

@@ -68,7 +68,8 @@ def settings_of_transformers(config: PreTrainedConfig, index: int) -> dict[str, 
 def check_ropes(spec: ModelSpec, config: PreTrainedConfig) -> None:
     assert len(spec.ropes) == len(spec.layers)
     for index, rope in enumerate(spec.ropes):
-        assert (rope is not None) == getattr(config, "no_rope_layers", ROTATED)[index]
+        attends = not spec.layers[index].is_recurrent
+        assert (rope is not None) == (attends and getattr(config, "no_rope_layers", ROTATED)[index])
         if rope is None:
             continue
         derived = {"factor"} if rope.rope_type == "longrope" else set()
@@ -111,4 +112,6 @@ def test_constants_are_those_of_the_model_that_transformers_builds(
     assert spec.embedding_scale == getattr(embedding, "scalar_embed_scale", multiplier)
     scales = [module.scaling for module in model.modules() if hasattr(module, "scaling")]
     if scales:
-        assert spec.attention_scales == pytest.approx(scales, rel=1e-12)
+        attending = [index for index, layer in enumerate(spec.layers) if not layer.is_recurrent]
+        own = [spec.attention_scales[index] for index in attending]
+        assert own == pytest.approx(scales, rel=1e-12)

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from sgate_serve.architecture.families import FAMILIES
 from tests.families.zoo_configs import (
     BIASES,
     CLAMPED,
@@ -33,6 +34,7 @@ from tests.families.zoo_configs import (
     GPT_OSS,
     GPT_OSS_YARN,
     GRANITE,
+    HYBRID,
     LONGROPE,
     MODERNBERT,
     NEOX,
@@ -268,6 +270,28 @@ ZOO: Mapping[str, list[Variant]] = {
         ),
         Variant("gpt_oss", "classifier", "classification", GPT_OSS),
     ],
+    "qwen3_5_text": [
+        Variant(
+            "qwen3_5_text",
+            "tied",
+            "causal-lm",
+            HYBRID
+            | {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+            | {"tie_word_embeddings": True},
+        ),
+        Variant(
+            "qwen3_5_text",
+            "biased-half-rotary",
+            "causal-lm",
+            HYBRID
+            | {"full_attention_interval": 2, "num_hidden_layers": 4, "attention_bias": True}
+            | {"linear_conv_kernel_dim": 3, "linear_num_value_heads": 4}
+            | {"rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        ),
+        Variant(
+            "qwen3_5_text", "classifier", "classification", HYBRID | {"full_attention_interval": 2}
+        ),
+    ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),
         Variant(
@@ -325,6 +349,8 @@ ZOO: Mapping[str, list[Variant]] = {
     ],
 }
 VARIANTS = [variant for variants in ZOO.values() for variant in variants]
+# Recurrent layers run on torch alone.
+ON_ENGINES = [variant for variant in VARIANTS if FAMILIES[variant.family].recurrence is None]
 
 
 def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
@@ -337,10 +363,12 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
     config._experts_implementation = "eager"
     model: PreTrainedModel = AUTO_CLASSES[variant.task].from_config(config).eval()
     for module in model.modules():
-        is_norm = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+        name = type(module).__name__
+        is_norm = isinstance(module, nn.LayerNorm) or "RMSNorm" in name
         if is_norm and hasattr(module, "weight"):
-            # Gemma 2 and 3 store what is added to 1.
-            center = 0.0 if type(module).__name__.startswith(("Gemma2", "Gemma3")) else 1.0
+            # Gemma 2 and 3 store what is added to 1, and Qwen3.5 but for norms before its gates.
+            adds_to_1 = name.startswith(("Gemma2", "Gemma3")) or name == "Qwen3_5RMSNorm"
+            center = 0.0 if adds_to_1 else 1.0
             module.weight.data.uniform_(center - 0.5, center + 0.5)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
@@ -348,6 +376,9 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
         # They compete with scores.
         elif name.endswith("sinks"):
             parameter.data.normal_(0, 1)
+        elif name.endswith("A_log"):
+            # So slowly that a state remembers a whole batch.
+            parameter.data.uniform_(-3, 0)
     for name, buffer in model.named_buffers():
         # It multiplies the stream after a layer.
         if name.endswith("layer_scalar"):

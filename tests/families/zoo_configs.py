@@ -39,6 +39,16 @@ GEMMA4 = {key: value for key, value in GEMMA.items() if key != "query_pre_attn_s
     "hidden_size_per_layer_input": 0,
     "layer_types": ["sliding_attention", "full_attention", "full_attention"],
 }
+# Two heads attend for each KV head, and in recurrent layers four values share a key.
+HYBRID: dict[str, Any] = DECODER | {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 10,
+    "linear_value_head_dim": 8,
+    # Norms over outputs that are nearly zero would show the rounding of each engine.
+    "rms_norm_eps": 1e-3,
+}
 SMOLLM3 = DECODER | {"no_rope_layer_interval": 2}
 GRANITE: dict[str, Any] = {
     "embedding_multiplier": 3.0,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from converters.convert import ConvertOptions, convert
+from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.train_options import COUPLED, ROW_COL
 from sgate_serve.verify.verification import verify
@@ -16,13 +17,19 @@ from tests.text_model import SENTENCES, write_tokenizer
 WIDTHS = {
     "gpt2": "n_inner",
     **dict.fromkeys(
-        ("phi3", "gemma3_text", "gemma4_text", "olmo2", "gpt_neox"), "intermediate_size"
+        ("phi3", "gemma3_text", "gemma4_text", "olmo2", "gpt_neox", "qwen3_5_text"),
+        "intermediate_size",
     ),
 }
+RUNS = [
+    (family, gates, recovery)
+    for family in WIDTHS
+    for gates, recovery in ((COUPLED, "bias"), (ROW_COL, "lora"))
+    if gates == COUPLED or FAMILIES[family].recurrence is None
+]
 
 
-@pytest.mark.parametrize("family", WIDTHS)
-@pytest.mark.parametrize(("gates", "recovery"), [(COUPLED, "bias"), (ROW_COL, "lora")])
+@pytest.mark.parametrize(("family", "gates", "recovery"), RUNS)
 def test_gates_train_convert_and_verify(
     family: str, gates: str, recovery: str, tmp_path: Path
 ) -> None:

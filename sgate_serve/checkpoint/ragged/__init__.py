@@ -51,14 +51,15 @@ def normalize_config(
     # Classes whose heads depend on the type of a layer read its sizes from the config themselves.
     if model_type not in FAMILIES or FAMILIES[model_type].has_heads_by_type:
         return config, None
-    if FAMILIES[model_type].mixture is not None:
-        check_config(config, source, FAMILIES[model_type])
-        return normalize_mixtures(config, FAMILIES[model_type], tensors, source)
+    family = FAMILIES[model_type]
+    if family.mixture is not None or family.recurrence is not None:
+        check_config(config, source, family)
+        return _normalize_kinds(config, family, tensors, source)
     stock = {key: value for key, value in config.items() if key not in claim_keys(config)}
     # Other tools write null for a size that each layer has of its own.
     stock = {key: value for key, value in stock.items() if value is not None or key not in SIZES}
     stock["model_type"] = model_type
-    family, is_stock = FAMILIES[model_type], stored_type == model_type
+    is_stock = stored_type == model_type
     check_config(stock, source, family)
     depth, hidden = stock.get("num_hidden_layers"), stock.get("hidden_size")
     if is_stock and not claim_keys(config):
@@ -89,6 +90,23 @@ def normalize_config(
         return config, None
     words = f"{stored_type} checkpoint, {_in_words(claims, layers, biases, dense)}"
     return _sgate_config(stock, family, layers, biases), words
+
+
+def _normalize_kinds(
+    config: Mapping[str, Any], family: Family, tensors: Mapping[str, StoredTensor], source: str
+) -> tuple[Mapping[str, Any], str | None]:
+    """Return a config of a family whose layers are of several kinds, and its layout.
+
+    Where some are recurrent, no layout of other tools is read: sizes of single layers are refused.
+    """
+    if family.mixture is not None:
+        return normalize_mixtures(config, family, tensors, source)
+    if keys := sorted(claim_keys(config)):
+        raise CheckpointError(
+            f"{source}: {keys[0]} with family {family.name}: sizes of single layers are not read "
+            "where some layers are recurrent; convert the dense checkpoint with a mask"
+        )
+    return config, None
 
 
 def _in_words(

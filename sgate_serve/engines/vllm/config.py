@@ -60,6 +60,11 @@ class ModelContext:
             raise EngineError(
                 f"family {spec.family.name} overflows in float16; serve it with --dtype bfloat16"
             )
+        if spec.family.recurrent_layers:
+            raise EngineError(
+                f"{model_config.model}: some layers are recurrent, and vLLM wants states of one "
+                "size in all of them; use --engine torch"
+            )
         if any(layer.experts for layer in spec.layers):
             check_mixture(spec, vllm_config)
         compilation = vllm_config.compilation_config

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from sgate_serve.architecture.family import Mixture
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.parts import Rows
 from sgate_serve.architecture.shapes import Lowered
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX, ModelSpec
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.sharding import PADDING, ShardedLayer, Sources
 
 # The tensors of one linear, keyed by the last component of their names.

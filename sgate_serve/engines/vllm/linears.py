@@ -16,8 +16,8 @@ from vllm.model_executor.layers.linear import (
 )
 
 from sgate_serve.architecture.family import ATTENTION, KEY, QUERY, READERS, VALUE, WRITERS
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.shapes import Lowered
-from sgate_serve.architecture.spec import IN_INDEX, OUT_INDEX
 from sgate_serve.engines.vllm.layer import BIAS, SCALE, WEIGHT, LayerContext, Tensors
 
 QKV_SHARDS = {QUERY: "q", KEY: "k", VALUE: "v"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import ATTENTION, ATTENTION_ROLES, DOWN, MLP
+from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, MLP_ROLES
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.gates.keys import (
     EXPERTS,
@@ -81,7 +81,7 @@ def row_col_sites(spec: ModelSpec) -> tuple[PrunableSite, ...]:
     sites = []
     for gate in linear_sites(spec):
         roles = spec.modules(gate.layer)[gate.module]
-        block = ATTENTION if roles[0] in ATTENTION_ROLES else MLP
+        block = MLP if roles[0] in MLP_ROLES else ATTENTION
         rows, columns = spec.module_shape(gate.layer, gate.module)
         sites.append(PrunableSite(gate, block, columns if gate.side == ROWS else rows))
     return tuple(sites)
@@ -96,7 +96,7 @@ def _block_weights(spec: ModelSpec, layer: int, block: str) -> int:
     return sum(
         rows * columns
         for role, (rows, columns) in spec.linear_shapes(layer).items()
-        if (role in ATTENTION_ROLES) == (block == ATTENTION)
+        if (role in MLP_ROLES) == (block == MLP)
     )
 
 

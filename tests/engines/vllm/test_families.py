@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
-from sgate_serve.architecture.family import CLASSIFICATION
+from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.contract import Request
 from sgate_serve.engines.engine_options import SlotOptions
@@ -19,18 +19,14 @@ from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine
-from tests.families.test_equivalence import DECODERS as EVERY_DECODER
 from tests.families.test_equivalence import check_verified, converted
-from tests.families.zoo import VARIANTS as EVERY
-from tests.families.zoo import ZOO, Variant
+from tests.families.zoo import ON_ENGINES, ZOO, Variant
 
 pytestmark = pytest.mark.vllm
 
 # vLLM's experts clamp units by the published numbers alone.
-VARIANTS, DECODERS = (
-    [variant for variant in variants if "swiglu_limit" not in variant.config]
-    for variants in (EVERY, EVERY_DECODER)
-)
+VARIANTS = [variant for variant in ON_ENGINES if "swiglu_limit" not in variant.config]
+DECODERS = [variant for variant in VARIANTS if variant.task == CAUSAL_LM]
 # One of each kind: gated and not, sequential norms, post norms, fused linears, parallel blocks,
 # encoders.
 SLICED = [

@@ -61,6 +61,13 @@ def test_gemma_in_float16(tmp_path: Path) -> None:
         pass
 
 
+def test_recurrent_layers(tmp_path: Path) -> None:
+    folder = converted(ZOO["qwen3_5_text"][0], tmp_path, skip=0)["out"]
+    message = "some layers are recurrent, and vLLM wants states of one size in all of them; use --"
+    with pytest.raises(EngineError, match=message), vllm_engine(folder, []):
+        pass
+
+
 @pytest.mark.parametrize("name", ["mlp.up_proj.weight", "input_layernorm.weight", "norm.weight"])
 def test_a_missing_tensor_is_named(name: str, llama: Path) -> None:
     path = llama / "model.safetensors"

@@ -1,0 +1,54 @@
+"""The entries of decoders of which some layers attend and others are recurrent."""
+
+from dataclasses import replace
+
+from sgate_serve.architecture.family import (
+    ATTENTION_ROLES,
+    BASE,
+    DECAY,
+    KEY,
+    MLP_ROLES,
+    OUTPUT,
+    OUTPUT_GATE,
+    QUERY,
+    RENEWAL,
+    VALUE,
+    TaskHead,
+)
+from sgate_serve.architecture.llama_families import LLAMA, QWEN3, decoder_tasks
+from sgate_serve.architecture.recurrence import Recurrence
+
+QWEN3_5 = replace(
+    LLAMA,
+    name="qwen3_5_text",
+    config_class="Qwen3_5TextConfig",
+    tasks={
+        **decoder_tasks("Qwen3_5", "Qwen3_5TextForSequenceClassification"),
+        BASE: TaskHead("Qwen3_5TextModel"),
+    },
+    linears={
+        **dict.fromkeys((QUERY, OUTPUT_GATE), "self_attn.q_proj"),
+        **{role: LLAMA.linears[role] for role in (KEY, VALUE, OUTPUT, *MLP_ROLES)},
+    },
+    biases=dict.fromkeys((*ATTENTION_ROLES, OUTPUT_GATE), "attention_bias"),
+    alternates_by_head=True,
+    recurrence=Recurrence(
+        block="linear_attn",
+        linears={
+            **dict.fromkeys((QUERY, KEY, VALUE), "linear_attn.in_proj_qkv"),
+            OUTPUT_GATE: "linear_attn.in_proj_z",
+            RENEWAL: "linear_attn.in_proj_b",
+            DECAY: "linear_attn.in_proj_a",
+            OUTPUT: "linear_attn.out_proj",
+            **{role: LLAMA.linears[role] for role in MLP_ROLES},
+        },
+        convolution="linear_attn.conv1d",
+        decay="linear_attn.A_log",
+        step="linear_attn.dt_bias",
+        norm="linear_attn.norm",
+    ),
+    head_norms=QWEN3.head_norms,
+    norm_offset=1.0,
+    has_partial_rotation=True,
+    divides_hidden_size=False,
+)

@@ -1,0 +1,29 @@
+"""The fields of config classes whose models have recurrent layers; see `config_fields`."""
+
+from sgate_serve.architecture.config_field import (
+    DECODER,
+    ConfigField,
+    Fields,
+    changed,
+    nullable,
+)
+from sgate_serve.json_fields import FLAG, SIZE, TEXTS, WHOLE
+
+QWEN3_5: Fields = {
+    **changed(
+        DECODER,
+        vocab_size=248320,
+        intermediate_size=12288,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+    ),
+    "head_dim": ConfigField(WHOLE, 256),
+    "attention_bias": ConfigField(FLAG, False),
+    "linear_conv_kernel_dim": ConfigField(SIZE, 4),
+    "linear_key_head_dim": ConfigField(SIZE, 128),
+    "linear_value_head_dim": ConfigField(SIZE, 128),
+    "linear_num_key_heads": ConfigField(SIZE, 16),
+    "linear_num_value_heads": ConfigField(SIZE, 32),
+    "layer_types": nullable(TEXTS),
+}

@@ -1,0 +1,29 @@
+"""Layers that carry a state from token to token instead of attending: a gated delta rule.
+
+Where a family keeps them is an entry of its own in the family table; which layers of a model are
+such is in its config.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """Where a family keeps its recurrent layers; names are inside a layer.
+
+    `block` stands in the place of attention, and `linears` in the place of the family's. Query, key
+    and value share one module, and a causal convolution follows each of its rows. A head has a
+    value, an output gate, and the two numbers that say how much of its state a token renews and
+    keeps; several heads share a query and a key, as they share a key and a value in attention.
+    """
+
+    block: str
+    linears: Mapping[str, str]
+    # A depthwise convolution without bias, of the rows of query, key and value.
+    convolution: str
+    # Tensors with a number for each head: the logarithm of its decay, and what is added to steps.
+    decay: str
+    step: str
+    # Over the output of each head, before the gate multiplies it.
+    norm: str
