@@ -64,7 +64,8 @@ def is_int8(config: Mapping[str, Any], source: str) -> bool:
         raise CheckpointError(
             f"{source}: {CONFIG_KEY}: {METHOD} {MXFP4} is not read; write the weights in bf16: "
             "load the folder in transformers with dtype=torch.bfloat16 and "
-            "quantization_config=Mxfp4Config(dequantize=True), save it to another, and give that"
+            "quantization_config=Mxfp4Config(dequantize=True), and give what its "
+            "save_pretrained(NEW, save_original_format=False) writes"
         )
     difference = next(_differences(block), None)
     if difference is not None:
