@@ -13,7 +13,10 @@ from tests.families.zoo import VARIANTS
 
 pytestmark = pytest.mark.vllm
 
-NAMES = ("llama-biased-tied", "phi3-partial-rotary", "bert-classifier")
+NAMES = (
+    *("llama-biased-tied", "phi3-partial-rotary", "gemma4_text-keys-are-values"),
+    "bert-classifier",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
