@@ -35,6 +35,8 @@ class Precision:
     expert_block: int | None = None
     # Whether linears that read a norm have one scale a row, and one a token, instead of blocks.
     in_rows: bool = False
+    # Whether keys and values are held in int8 instead of the floats that norms are in.
+    int8_cache: bool = False
 
     @property
     def of_experts(self) -> "Precision":
