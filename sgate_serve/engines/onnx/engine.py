@@ -6,7 +6,7 @@ and the machine, and logged.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -152,7 +152,8 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
         token_bytes,
         " and ".join(cache_dtypes(session)) or "no layer",
     )
-    runner = OnnxRunner(session, path, info.held, sizes, own.device)
+    held = replace(info.held, int8_cache=cache_dtypes(session) == [INT8])
+    runner = OnnxRunner(session, path, held, sizes, own.device)
     runner.try_out()
     return runner
 
