@@ -141,7 +141,7 @@ def read_seconds(runner: OnnxRunner, length: int, seed: int) -> float:
     """Let every slot hold the same text of `length` tokens; return the time to read it once."""
     for slot in range(runner.num_slots):
         runner.release(slot)
-    tokens = np.random.default_rng(seed).integers(0, runner.vocab_size, length)
+    tokens = np.random.default_rng(seed).integers(0, runner.vocab_size, length).tolist()
     started = time.perf_counter()
     for start in range(0, length, CHUNK):
         runner.forward([TokenChunk(0, tokens[start : start + CHUNK], 1)])

@@ -10,6 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_tables import (
+    kv_memory_sentence,
+    kv_quality_rows,
+    kv_speed_rows,
+    start_rows,
+    way_rows,
+)
 from benchmarks.quality_tables import (
     balance_sentence,
     classifier_sentence,
@@ -58,6 +65,7 @@ SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_
 SMOLLM2_LONG, SMOLLM2_CLASSIFIER = "smollm2_long", "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 INT8, HUGE_PAGES = "int8", "huge_pages"
+KV_CACHE, START = "kv_cache", "start"
 SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
@@ -165,6 +173,8 @@ def read_records() -> dict[str, Any]:
         INT4_DENSE,
         INT8,
         HUGE_PAGES,
+        KV_CACHE,
+        START,
         SPEED_TARGET,
         INT4_PRUNED,
         GATE_COST,
@@ -218,7 +228,12 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "int4": "\n".join(int4_rows(records[INT4_DENSE], records[INT4_PRUNED])),
         "int8": "\n".join(int8_rows(records[INT8])),
         "huge-pages": "\n".join(huge_page_rows(records[HUGE_PAGES])),
+        "kv-cache-quality": "\n".join(kv_quality_rows(records[KV_CACHE])),
+        "kv-cache-memory": kv_memory_sentence(records[KV_CACHE]),
+        "kv-cache-speed": "\n".join(kv_speed_rows(records[KV_CACHE])),
         "draft": "\n".join(draft_rows(records[DRAFT])),
+        "start": "\n".join(start_rows(records[START])),
+        "start-ways": "\n".join(way_rows(records[START])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         "footprint": footprint_sentence(records[FOOTPRINT]),
         "streaming": "\n".join(streaming_rows(records[STREAMING])),

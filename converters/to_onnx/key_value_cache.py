@@ -1,8 +1,8 @@
 """The KV cache in the decoder graph: past inputs and present outputs, in floats or in int8.
 
 In int8 every channel of a KV head has one scale for keys and one for values, which are constants of
-the graph: GroupQueryAttention rounds what a call adds and reads it all rounded. So a token is held
-alike however a text is cut into calls, and is put back as it was held.
+the graph: GroupQueryAttention rounds what a call adds and reads it all rounded. So a call sees of
+its own tokens what later ones see, and prefixes are put back as they were held.
 """
 
 from collections.abc import Mapping, Sequence

@@ -14,7 +14,7 @@ from sgate_serve.engines.sampling import Logits
 from sgate_serve.loaders.torch_model import TorchModel
 
 
-class RoundedCache(DynamicCache):
+class RoundedCache(DynamicCache):  # type: ignore[misc]  # transformers has no types
     """Rounds to whole steps; `scales` are those of keys and of values of each layer, [h, 1, d]."""
 
     def __init__(self, scales: dict[int, list[torch.Tensor]]) -> None:
