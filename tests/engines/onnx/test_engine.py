@@ -332,7 +332,8 @@ def test_truncated_weights(
 
 
 @pytest.mark.parametrize(
-    ("precision", "cache"), [("int8", "auto"), ("int4", "auto"), ("fp32", "int8"), ("int8", "int8")]
+    ("precision", "cache"),
+    [("int8", "auto"), ("int4", "auto"), ("fp32", "int8"), ("fp16", "int8"), ("int8", "int8")],
 )
 def test_in_integers_a_shared_prefix_gives_the_same_bits(
     precision: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
