@@ -7,17 +7,19 @@ soon as the server answers. The folder should contain its ONNX graph, as written
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,7 +29,9 @@ from sgate_serve.options import option
 
 ROOT = Path(__file__).parent.parent
 POLL_SECONDS = 0.01
-START_SECONDS = 60.0
+START_SECONDS = 600.0
+NAME, PROMPT = "model", "def "
+NOTHING: Mapping[str, str] = MappingProxyType({})
 # How many of the largest packages the record lists.
 NUM_LISTED = 10
 
@@ -64,11 +68,17 @@ def _num_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def start_once(sgate: Path, model: str) -> dict[str, float]:
-    """Start a server, stream one completion and stop it; return seconds and bytes of memory."""
+def start_once(
+    command: Sequence[str], prompt: str | list[int], environment: Mapping[str, str] = NOTHING
+) -> dict[str, float]:
+    """Start a server, stream one completion and stop it; return seconds and bytes of memory.
+
+    `command` serves a model named `NAME` on any port; `environment` is added to this process's.
+    """
     begun = time.perf_counter()
-    command = [str(sgate), "serve", model, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | environment
+    )
     assert process.stdout is not None
     try:
         address = urlsplit(process.stdout.readline().split()[-1])
@@ -79,13 +89,13 @@ def start_once(sgate: Path, model: str) -> dict[str, float]:
                 raise RuntimeError(f"the server is not healthy after {START_SECONDS} s")
             time.sleep(POLL_SECONDS)
         healthy = time.perf_counter() - begun
-        _read_first_token(connection, model)
+        _read_first_token(connection, prompt)
         first = time.perf_counter() - begun
-        memory = memory_of(process.pid)
+        used = {**memory_of(process.pid), "cpu": cpu_seconds(process.pid)}
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
-    return {"listening": listening, "healthy": healthy, "first_token": first, **memory}
+    return {"listening": listening, "healthy": healthy, "first_token": first, **used}
 
 
 def _status(connection: HTTPConnection) -> int:
@@ -95,8 +105,8 @@ def _status(connection: HTTPConnection) -> int:
     return response.status
 
 
-def _read_first_token(connection: HTTPConnection, model: str) -> None:
-    body = {"model": model, "prompt": "def ", "max_tokens": 8, "stream": True, "temperature": 0}
+def _read_first_token(connection: HTTPConnection, prompt: str | list[int]) -> None:
+    body = {"model": NAME, "prompt": prompt, "max_tokens": 8, "stream": True, "temperature": 0}
     headers = {"content-type": "application/json"}
     connection.request("POST", "/v1/completions", json.dumps(body), headers)
     response = connection.getresponse()
@@ -106,11 +116,21 @@ def _read_first_token(connection: HTTPConnection, model: str) -> None:
 
 
 def memory_of(pid: int) -> Mapping[str, float]:
-    """Return the current and the peak resident memory of a process, in bytes."""
+    """Return the resident memory of a process in bytes: now, at most, and of no file."""
     lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
-    names = {"rss_bytes": "VmRSS", "peak_rss_bytes": "VmHWM"}
+    names = {"rss_bytes": "VmRSS", "peak_rss_bytes": "VmHWM", "private_bytes": "RssAnon"}
     return {name: 1024.0 * int(fields[key].split()[0]) for name, key in names.items()}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of all threads of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def serve_words(model: str | Path) -> list[str]:
+    return ["serve", str(model), "--port", "0", "--served-model-name", NAME]
 
 
 def run(options: FootprintOptions) -> dict[str, Any]:
@@ -119,8 +139,9 @@ def run(options: FootprintOptions) -> dict[str, Any]:
         venv = Path(folder) / "venv"
         installed = install(venv)
         sgate = venv / "bin" / "sgate"
-        start_once(sgate, options.model)  # compiles the bytecode
-        starts = [start_once(sgate, options.model) for _ in range(options.starts)]
+        command = [str(sgate), *serve_words(options.model)]
+        start_once(command, PROMPT)  # compiles the bytecode
+        starts = [start_once(command, PROMPT) for _ in range(options.starts)]
     model = Path(options.model)
     # The record keeps only the folder's name.
     shown = replace(options, model=model.name)

@@ -10,6 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.memory_tables import (
+    kv_memory_sentence,
+    kv_quality_rows,
+    kv_speed_rows,
+    start_rows,
+    way_rows,
+)
 from benchmarks.quality_tables import (
     balance_sentence,
     classifier_sentence,
@@ -60,6 +67,7 @@ SMOLLM2_LONG, SMOLLM2_CLASSIFIER = "smollm2_long", "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 INT8, HUGE_PAGES = "int8", "huge_pages"
 CHOICES = {"first": "int4_or_int8", "second, busier": "int4_or_int8_busier"}
+KV_CACHE, START = "kv_cache", "start"
 SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
 QUALITY_RECORDS = {
@@ -168,6 +176,8 @@ def read_records() -> dict[str, Any]:
         INT8,
         *CHOICES.values(),
         HUGE_PAGES,
+        KV_CACHE,
+        START,
         SPEED_TARGET,
         INT4_PRUNED,
         GATE_COST,
@@ -224,7 +234,12 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
             choice_rows({run: records[name] for run, name in CHOICES.items()})
         ),
         "huge-pages": "\n".join(huge_page_rows(records[HUGE_PAGES])),
+        "kv-cache-quality": "\n".join(kv_quality_rows(records[KV_CACHE])),
+        "kv-cache-memory": kv_memory_sentence(records[KV_CACHE]),
+        "kv-cache-speed": "\n".join(kv_speed_rows(records[KV_CACHE])),
         "draft": "\n".join(draft_rows(records[DRAFT])),
+        "start": "\n".join(start_rows(records[START])),
+        "start-ways": "\n".join(way_rows(records[START])),
         "server-overhead": "\n".join(overhead_rows([records[name] for name in OVERHEAD_RUNS])),
         "footprint": footprint_sentence(records[FOOTPRINT]),
         "streaming": "\n".join(streaming_rows(records[STREAMING])),

@@ -14,8 +14,9 @@ import onnx_ir as ir
 
 from converters.to_onnx import linears
 from converters.to_onnx.activations import mlp_units
-from converters.to_onnx.graph import Dims, GraphBuilder
+from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.key_value_cache import NO_SCALES, CacheScales, KeyValueCache
 from converters.to_onnx.matrices import Moments
 from converters.to_onnx.metadata import graph_metadata
 from converters.to_onnx.mixture import MixtureBlock
@@ -43,12 +44,13 @@ def build_decoder(
     precision: Precision = PRECISIONS[FP32],
     moments: Moments | None = None,
     exponents: Exponents = NO_EXPONENTS,
+    scales: CacheScales = NO_SCALES,
 ) -> ir.Model:
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
     Raises EngineError for a rope type that the graph cannot express.
     """
-    return _Decoder(checkpoint, precision, moments, exponents).build()
+    return _Decoder(checkpoint, precision, moments, exponents, scales).build()
 
 
 class _Decoder:
@@ -58,6 +60,7 @@ class _Decoder:
         precision: Precision,
         moments: Moments | None,
         exponents: Exponents,
+        scales: CacheScales,
     ) -> None:
         self.checkpoint, self.spec, self.precision = checkpoint, checkpoint.spec, precision
         self.capacity = min(max_positions(self.spec), MAX_CAPACITY)
@@ -72,6 +75,7 @@ class _Decoder:
         self.query_seqlens: ir.Value | None = None
         if self.generates:
             self.query_seqlens = graph.input(names.QUERY_SEQLENS, int32, ["b"])
+        self.cache = KeyValueCache(graph, self.spec, scales)
         self.products = Products(graph, self.input_ids, precision, moments)
         self.exponents, self.norms = exponents, Norms(graph, checkpoint, exponents)
         # The kernel also rotates padding, at positions after the last that a row can have.
@@ -148,7 +152,9 @@ class _Decoder:
         shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
         projected = self.products.linear(self.first_linear(index, ATTENTION), x)
         packed = self.packing.unpack(projected)
-        inputs = [*self.query_key_value(index, packed), *self.past(index, heads)]
+        # A model that does not generate has no cache, and expects rows padded on the right.
+        past = self.cache.past(index) if self.generates else [None, None]
+        inputs = [*self.query_key_value(index, packed), *past]
         inputs += [self.seqlens_k, self.total_length, *self.rotary(index, heads)]
         attended, *present = self.graph.node(
             "GroupQueryAttention",
@@ -160,25 +166,24 @@ class _Decoder:
                 "scale": self.spec.attention_scales[index],
                 "softcap": self.spec.attention_softcap or 0.0,
                 "local_window_size": self.spec.windows[index] or UNLIMITED_WINDOW,
+                **self.cache.attributes,
             },
             outputs=[f"layer.{index}.{part}" for part in ("attended", "keys", "values")],
             domain=MICROSOFT,
         )
         if self.generates:
-            dims: Dims = ["b", shape.num_kv_heads, f"present.{index}", heads.width]
-            for kind, value in zip(("key", "value"), present, strict=True):
-                self.graph.output(value, f"{names.PRESENT_PREFIX}{index}.{kind}", dims)
+            self.cache.present(index, present)
         heads_out = self.packing.pack(attended, shape.num_heads * heads.width)
         return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
 
     def last_inputs(self, index: int) -> list[ir.Value | None]:
-        """Return inputs 9 to 16 of attention, of which these are sinks and the rows' lengths.
+        """Return inputs 9 to 16 of attention: sinks, scales of the cache and the rows' lengths.
 
-        The others are position ids, a bias, scales, and weights of norms.
+        The others are position ids, a bias, and weights of norms.
         """
         sinks = self.sinks(index)
         if self.query_seqlens is not None:
-            return [None, None, sinks, *[None] * 4, self.query_seqlens]
+            return [None, None, sinks, *self.cache.scales(index), None, None, self.query_seqlens]
         return [] if sinks is None else [None, None, sinks]
 
     def sinks(self, index: int) -> ir.Value | None:
@@ -194,19 +199,6 @@ class _Decoder:
         linear, family = linears.first_linear(self.checkpoint, index, block), self.spec.family
         norm = family.norm_name(index, block) if block in family.norms else ""
         return linears.rescaled(linear, self.exponents[norm]) if norm in self.exponents else linear
-
-    def past(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
-        """Return the inputs for the keys and values of earlier calls.
-
-        A model that does not generate has none; the operator then expects rows padded on the right.
-        """
-        if not self.generates:
-            return [None, None]
-        dims: Dims = ["b", self.spec.layers[index].num_kv_heads, f"past.{index}", heads.width]
-        return [
-            self.graph.input(f"{names.PAST_PREFIX}{index}.{kind}", self.graph.float_type, dims)
-            for kind in ("key", "value")
-        ]
 
     def query_key_value(self, index: int, packed: ir.Value) -> list[ir.Value | None]:
         """Return the inputs of attention: packed, or split where query and key have norms."""

@@ -35,17 +35,17 @@ class GraphBuilder:
         self._inputs.append(value)
         return value
 
-    def output(self, value: ir.Value, name: str, dims: Dims) -> None:
-        """Make a value of type `float_type` an output, under its public name."""
-        self._output(value, name, dims, self.float_type)
+    def output(
+        self, value: ir.Value, name: str, dims: Dims, dtype: ir.DataType | None = None
+    ) -> None:
+        """Make a value of type `dtype` an output, under its public name; None is `float_type`."""
+        dtype = self.float_type if dtype is None else dtype
+        value.name, value.shape, value.type = name, ir.Shape(dims), ir.TensorType(dtype)
+        self._outputs.append(value)
 
     def output_in_fp32(self, value: ir.Value, name: str, dims: Dims) -> None:
         """Make a value in fp32 (see `in_fp32`) an output, under its public name."""
-        self._output(value, name, dims, ir.DataType.FLOAT)
-
-    def _output(self, value: ir.Value, name: str, dims: Dims, dtype: ir.DataType) -> None:
-        value.name, value.shape, value.type = name, ir.Shape(dims), ir.TensorType(dtype)
-        self._outputs.append(value)
+        self.output(value, name, dims, ir.DataType.FLOAT)
 
     def weight(
         self,

@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from converters.to_onnx.integer_blocks import Floats
-from sgate_serve.onnx_format.names import GRAPH_FILE
+from sgate_serve.onnx_format.names import GRAPH_FILE, LOGITS
 from sgate_serve.onnx_format.one_call import graph_with_outputs, prefill_feeds
 
 PRODUCT, WEIGHT = "FusedMatMul", ".weight"
@@ -68,6 +68,15 @@ def largest_values(
             here = np.abs(x).max(axis=0)
             largest[name] = np.maximum(largest.get(name, here), here)
     return largest
+
+
+def present_values(folder: Path, blocks: NDArray[np.int64]) -> Iterator[dict[str, Floats]]:
+    """Yield present output [KV heads, s, width] of the graph in `folder` for each of `blocks`."""
+    session = _session((folder / GRAPH_FILE).read_bytes(), folder)
+    wanted = [value.name for value in session.get_outputs() if value.name != LOGITS]
+    for tokens in blocks:
+        found = session.run(wanted, prefill_feeds(session, tokens))
+        yield {name: row for name, (row,) in zip(wanted, found, strict=True)}
 
 
 def _values(

@@ -11,6 +11,7 @@ from converters.to_onnx.activations import check_activation
 from converters.to_onnx.calibration import calibration_blocks
 from converters.to_onnx.decoder import build_decoder
 from converters.to_onnx.encoder import build_encoder
+from converters.to_onnx.key_value_cache import NO_SCALES, CacheScales, measured_scales
 from converters.to_onnx.matrices import Moments, matrices_of_4_bits
 from converters.to_onnx.rescaling import (
     NO_EXPONENTS,
@@ -19,6 +20,7 @@ from converters.to_onnx.rescaling import (
     norm_readers,
 )
 from sgate_serve.checkpoint.digests import file_digest
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.onnx_format.names import (
@@ -40,10 +42,11 @@ def write_onnx(
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
     Weights are streamed: peak memory is about twice the largest matrix in fp32, but 4 bits also
-    need the model in fp32 (`input_moments`), and products in rows the model in int8
-    (`rescaling_exponents`). `model.onnx` is written last, so its presence means that both are
-    complete, and records the digest of the weights. Raises EngineError if it exists already, or
-    for a model that the graph or its precision cannot express.
+    need the model in fp32 (`input_moments`), products in rows the model in int8
+    (`rescaling_exponents`), and an int8 KV cache the model without one (`cache_scales`).
+    `model.onnx` is written last, so its presence means that both are complete, and records the
+    digest of the weights. Raises EngineError if it exists already, or for a model that the graph or
+    its precision cannot express.
     """
     target = folder / GRAPH_FILE
     if target.exists():
@@ -54,8 +57,9 @@ def write_onnx(
         exponents = NO_EXPONENTS
         if precision.in_rows:
             exponents = rescaling_exponents(checkpoint, folder, model)
-        if moments is not None or exponents:
-            model = build_graph(checkpoint, precision, moments, exponents)
+        scales = cache_scales(checkpoint, folder, model) if precision.int8_cache else NO_SCALES
+        if moments is not None or exponents or scales:
+            model = build_graph(checkpoint, precision, moments, exponents, scales)
         save_graph(model, folder)
 
 
@@ -69,6 +73,18 @@ def rescaling_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -
     with TemporaryDirectory(prefix=".rescaling-", dir=folder) as written:
         save_graph(model, Path(written))
         return measured_exponents(checkpoint, Path(written), model)
+
+
+def cache_scales(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> CacheScales:
+    """Return the scales of an int8 KV cache for `model`, a graph of the checkpoint without one.
+
+    The graph reads tokens for it, from a temporary folder inside `folder`; one in int8 instead of
+    one in 4 bits that is not rounded for what it multiplies.
+    """
+    with TemporaryDirectory(prefix=".cache-scales-", dir=folder) as written:
+        rough = matrices_of_4_bits(model)
+        save_graph(build_graph(checkpoint, PRECISIONS[INT8]) if rough else model, Path(written))
+        return measured_scales(checkpoint, Path(written))
 
 
 @contextmanager
@@ -116,11 +132,12 @@ def build_graph(
     precision: Precision = PRECISIONS[FP32],
     moments: Moments | None = None,
     exponents: Exponents = NO_EXPONENTS,
+    scales: CacheScales = NO_SCALES,
 ) -> ir.Model:
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
     With `moments`, weights of 4 bits are rounded for what they multiply. Linears that read a norm
-    with `exponents` are multiplied in rows.
+    with `exponents` are multiplied in rows. With `scales`, the KV cache is in int8.
     Raises EngineError for an activation, rope type, kind of layers or precision that no graph can
     express.
     """
@@ -128,7 +145,7 @@ def build_graph(
     _check_layers(checkpoint)
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
-    model = build_decoder(checkpoint, precision, moments, exponents)
+    model = build_decoder(checkpoint, precision, moments, exponents, scales)
     if exponents:
         model.metadata_props[META_IN_ROWS] = "1"
     return model

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 EPILOG = """\
 ENGINE ARGS, after `--`:
   --slots N, --max-model-len N, --threads N, --prefill-chunk N
-  with onnx also --precision fp32, fp16, int8, int4 or auto, --kv-cache-mib N, --batch-invariant and
-    --device cpu or cuda
+  with onnx also --precision fp32, fp16, int8, int4 or auto, --kv-cache-mib N, --kv-cache-dtype auto
+    or int8, --batch-invariant and --device cpu or cuda
   with --draft also --draft-tokens N and, with onnx, --draft-precision
   for classifiers and embedding models --batch-tokens N instead of slots and chunks
   with vllm the arguments of `vllm serve`

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NoReturn, Self, TypeVar, get_args, get_type_hints
 
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.errors import EngineError, did_you_mean
 from sgate_serve.onnx_format.auto_precision import AUTO, check_precision_name
 from sgate_serve.onnx_format.precision import PRECISIONS
 from sgate_serve.options import flag_of, option, whole
 
 DEVICES = ("cpu", "cuda")
+CACHE_DTYPES = (AUTO, INT8)
 DEFAULT_DRAFT_TOKENS = 3
 GRAPH_PRECISIONS = f"{', '.join(PRECISIONS)} or {AUTO}"
 PRECISION_HELP = f"{GRAPH_PRECISIONS}: precision of the graph (default: the folder's own)"
@@ -66,6 +68,9 @@ class OnnxOptions(SlotOptions):
     """The options of the onnx engine: those of a slot engine and its own."""
 
     kv_cache_mib: int | None = option(None, "memory for keys and values, in MiB")
+    kv_cache_dtype: str = option(
+        AUTO, "auto or int8: keys and values as the graph's floats, or in a quarter of fp32's bytes"
+    )
     device: str = option("cpu", f"{' or '.join(DEVICES)}; cuda is untested")
     precision: str | None = option(None, PRECISION_HELP)
     batch_invariant: bool = option(
@@ -83,6 +88,20 @@ class OnnxOptions(SlotOptions):
             raise EngineError(
                 f"engine option device is {self.device!r}; give {' or '.join(DEVICES)}"
                 f"{did_you_mean(self.device, DEVICES)}"
+            )
+        self._check_cache_dtype()
+
+    def _check_cache_dtype(self) -> None:
+        found = self.kv_cache_dtype
+        if found not in CACHE_DTYPES:
+            raise EngineError(
+                f"engine option kv_cache_dtype is {found!r}; give {' or '.join(CACHE_DTYPES)}"
+                f"{did_you_mean(found, CACHE_DTYPES)}"
+            )
+        if found == INT8 and self.device != "cpu":
+            raise EngineError(
+                f"{flag_of('kv_cache_dtype')} {INT8} needs --device cpu, found {self.device}; "
+                "leave one out"
             )
 
     @classmethod

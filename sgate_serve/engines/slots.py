@@ -6,7 +6,6 @@ from sgate_serve.engines.prefix_cache import PrefixCache, num_common
 from sgate_serve.engines.runner import Runner
 from sgate_serve.engines.sequence import Sequence
 
-FLOAT_BITS = 16
 # A prompt is not begun while another one that runs computes so many tokens more of its beginning.
 WORTH_WAITING = 16
 
@@ -22,7 +21,7 @@ class Slots:
         self.queries = self.hits = 0
         self._runner = runner
         # Tokens are shared in multiples of this number.
-        self._unit = prefill_chunk if runner.precision.bits < FLOAT_BITS else 1
+        self._unit = prefill_chunk if runner.precision.rounds_activations else 1
 
     def prefix_of(self, sequence: Sequence, running: Collection[Sequence]) -> tuple[int, int]:
         """Return the slot that holds most of a sequence's prompt, and how many tokens."""

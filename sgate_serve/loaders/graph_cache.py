@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sgate_serve import __version__
@@ -38,13 +38,15 @@ def has_onnx(model: Checkpoint) -> bool:
     return (model.folder / ONNX_DIR / GRAPH_FILE).exists()
 
 
-def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
+def onnx_folder(
+    model: Checkpoint, precision: str | None = None, *, int8_cache: bool = False
+) -> Path:
     """Return the folder of a model's ONNX graph in `precision`, by default `graph_precision`'s.
 
-    The graph is built in the cache unless the model folder has it. Raises CheckpointError if the
-    model's own graph was built from other weights or another config.
+    The graph is built in the cache unless the model folder has it, whose KV cache is in floats.
+    Raises CheckpointError if the model's own graph was built from other weights or another config.
     """
-    wanted = graph_precision(model, precision)
+    wanted = replace(graph_precision(model, precision), int8_cache=int8_cache)
     if has_onnx(model):
         check_source(model)
         if wanted == graph_precision(model):
@@ -62,6 +64,7 @@ def onnx_folder(model: Checkpoint, precision: str | None = None) -> Path:
             logger.info("onnx graph of %s in %s found in %s", model.folder, wanted.name, target)
             return target
     how = f"{wanted.name}, in rows as this CPU has AMX," if wanted.in_rows else wanted.name
+    how += " with an int8 KV cache" if int8_cache else ""
     logger.info("building the onnx graph of %s in %s in %s", model.folder, how, target)
     build_onnx(model, target, wanted)
     return target

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sgate_serve.architecture.family import BASE, CAUSAL_LM
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.drafter import Drafter
 from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
@@ -82,8 +83,10 @@ def with_chosen_precision(options: Options, model: Checkpoint) -> Options:
 def engine_folder(name: str, model: Checkpoint, options: SlotOptions | PoolingOptions) -> Path:
     """Return the folder that engine `name` reads; a missing graph is built first."""
     if ENGINES[name].reads == "onnx":
-        own = options if isinstance(options, PoolingOptions) else OnnxOptions.of(options)
-        return onnx_folder(model, own.precision)
+        if isinstance(options, PoolingOptions):
+            return onnx_folder(model, options.precision)
+        own = OnnxOptions.of(options)
+        return onnx_folder(model, own.precision, int8_cache=own.kv_cache_dtype == INT8)
     return model.folder
 
 

@@ -13,7 +13,7 @@ from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.precision import FP16
 
 TYPES: Mapping[str, DTypeLike] = MappingProxyType(
-    {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 )
 
 

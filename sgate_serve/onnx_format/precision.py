@@ -10,6 +10,7 @@ from sgate_serve.errors import EngineError, did_you_mean
 
 FP32, FP16, INT4 = "fp32", "fp16", "int4"
 SCALE_BYTES = 4
+FLOAT_BITS = 16
 # Where rounding to 4 bits costs a model most, for its size (benchmarks/results/int4_*.json).
 SENSITIVE = (QUERY, KEY, VALUE, DOWN)
 
@@ -35,6 +36,8 @@ class Precision:
     expert_block: int | None = None
     # Whether linears that read a norm have one scale a row, and one a token, instead of blocks.
     in_rows: bool = False
+    # Whether keys and values are held in int8 instead of the floats that norms are in.
+    int8_cache: bool = False
 
     @property
     def of_experts(self) -> "Precision":
@@ -55,6 +58,11 @@ class Precision:
     def float_bytes(self) -> int:
         """Bytes of a number of a norm or bias."""
         return 4 if self.block is not None else self.outer_bits // 8
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether activations are rounded to integers: a last bit may then decide a whole step."""
+        return self.bits < FLOAT_BITS or self.int8_cache
 
     def _bytes(self, bits: int) -> float:
         if self.block is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.engines.drafter import Drafter
-from sgate_serve.engines.engine_options import SlotOptions
+from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.table import ENGINES, ONNX, VLLM, load_engine
@@ -19,6 +19,7 @@ from tests.engines.uneven_model import (
     Case,
     LoadEngine,
     UnevenModel,
+    with_int8_cache,
     write_drafts,
     write_family,
     write_uneven_llama,
@@ -36,6 +37,14 @@ CASES = [
     *(
         pytest.param(Case(name, LLAMA, draft), id=f"{name}-{draft}")
         for name, draft in ((ONNX, CHILD), (ONNX, STRANGER), (TORCH, CHILD))
+    ),
+    *(
+        pytest.param(Case(ONNX, family, draft, int8_cache=True), id=f"{ONNX}-{name}-int8-cache")
+        for name, family, draft in (
+            (LLAMA, LLAMA, None),
+            ("gemma2", "gemma2", None),
+            (CHILD, LLAMA, CHILD),
+        )
     ),
 ]
 # What a draft model drafts at a time.
@@ -65,9 +74,10 @@ def served(
     case: Case, uneven: UnevenModel, tmp_path_factory: pytest.TempPathFactory
 ) -> UnevenModel:
     """The model that `load` and `engine` serve."""
-    if case.family == LLAMA:
-        return uneven
-    return write_family(case.family, tmp_path_factory.mktemp(case.family))
+    model = uneven
+    if case.family != LLAMA:
+        model = write_family(case.family, tmp_path_factory.mktemp(case.family))
+    return with_int8_cache(model, tmp_path_factory.mktemp("int8")) if case.int8_cache else model
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +101,10 @@ def load(
         options = replace(options, threads=None) if name == VLLM else options
         if options not in opened:
             close()
-            opened[options] = load_engine(name, served.folders[ENGINES[name].reads], options)
+            own = (
+                OnnxOptions(**vars(options), kv_cache_dtype="int8") if case.int8_cache else options
+            )
+            opened[options] = load_engine(name, served.folders[ENGINES[name].reads], own)
             if case.draft is not None:
                 add_drafter(opened[options], drafts[case.draft], options)
         return opened[options]

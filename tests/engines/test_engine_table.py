@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
-from sgate_serve.engines.table import check_engine, choose_engine, load_engine, parse_options
+from sgate_serve.engines.table import (
+    check_engine,
+    choose_engine,
+    load_engine,
+    parse_options,
+    parse_pooling_options,
+)
 from sgate_serve.errors import EngineError
 
 
@@ -72,6 +78,7 @@ def test_options_of_an_engine() -> None:
     assert parse_options("onnx", ["--device", "cuda"]) == OnnxOptions(device="cuda")
     assert parse_options("onnx", ["--precision", "int4"]) == OnnxOptions(precision="int4")
     assert parse_options("onnx", ["--batch-invariant"]) == OnnxOptions(batch_invariant=True)
+    assert parse_options("onnx", ["--kv-cache-dtype", "int8"]) == OnnxOptions(kv_cache_dtype="int8")
     assert parse_options("torch", ["--slots", "4"]) == SlotOptions(slots=4)
 
 
@@ -86,8 +93,23 @@ def test_options_of_an_engine() -> None:
         (["--slot", "3"], "unrecognized arguments: --slot 3"),
         (["--precision", "int2"], "precision 'int2': ONNX graphs are fp32, fp16, int8, int4"),
         (["--threads", "0"], "engine option threads must be at least 1, found 0"),
+        (
+            ["--kv-cache-dtype", "int4"],
+            "engine option kv_cache_dtype is 'int4'; give auto or int8; did you mean int8",
+        ),
+        (
+            ["--kv-cache-dtype", "int8", "--device", "cuda"],
+            "--kv-cache-dtype int8 needs --device cpu, found cuda; leave one out",
+        ),
     ],
 )
 def test_options_that_an_engine_does_not_have(arguments: list[str], message: str) -> None:
     with pytest.raises(EngineError, match=message):
         parse_options("onnx", arguments)
+
+
+def test_only_the_embedded_engine_rounds_its_cache() -> None:
+    arguments = ["--kv-cache-dtype", "int8"]
+    for parse, name in ((parse_options, "torch"), (parse_pooling_options, "onnx")):
+        with pytest.raises(EngineError, match=f"engine {name}: unrecognized arguments: --kv-cache"):
+            parse(name, arguments)

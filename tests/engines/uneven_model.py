@@ -1,7 +1,7 @@
 """The models of the engine tests: uneven layers, of every decoder family."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 
 from converters.convert import open_masked
 from converters.to_onnx import write_onnx
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.model_protocols import LoadedEngine
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.loaders.torch_model import TorchModel
+from sgate_serve.onnx_format.precision import FP32, PRECISIONS
+from tests.engines.rounded_cache import RoundedModel
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO
 from tests.small_llama import UNEVEN, Kept, dense_llama, reference_logits, save_pruned
@@ -26,11 +29,20 @@ SIZES = SlotOptions(slots=3, max_model_len=48, threads=1, prefill_chunk=5)
 
 
 class Case(NamedTuple):
-    """The engine of a contract test, the family of the model, and what drafts for it, if any."""
+    """The engine of a contract test, the family of the model, and what drafts for it, if any.
+
+    On the onnx engine the KV cache may be in int8.
+    """
 
     engine: str
     family: str
     draft: str | None = None
+    int8_cache: bool = False
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of logits; a sum in another order may round a step away."""
+        return 1e-2 if self.int8_cache else 1e-4
 
 
 # Between them: norms of heads and of values, windows, soft caps, partial rotation, position tables,
@@ -101,3 +113,11 @@ def write_family(family: str, root: Path) -> UnevenModel:
     at = converted(FAMILIES[family], root, skip=1, index_price=0, to=("hf", "onnx"))
     oracle = TorchModel.masked_dense(open_masked(at["base"], at["gates"]))
     return UnevenModel({"model": at["out"], "onnx": at["out"] / "onnx"}, oracle.logits)
+
+
+def with_int8_cache(model: UnevenModel, root: Path) -> UnevenModel:
+    """Write a graph that holds int8; the oracle's cache holds the same."""
+    checkpoint = Checkpoint.open(model.folders["model"])
+    write_onnx(checkpoint, root, replace(PRECISIONS[FP32], int8_cache=True))
+    oracle = RoundedModel(checkpoint.folder, root)
+    return UnevenModel({"model": checkpoint.folder, "onnx": root}, oracle.logits)

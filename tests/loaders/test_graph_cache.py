@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,8 @@ def test_another_builder_or_config_makes_another_graph(
         keys.add(cache_key(model, PRECISIONS["fp32"]))
     edit_config(model, rms_norm_eps=0.5)
     keys.add(cache_key(Checkpoint.open(model.folder), PRECISIONS["fp32"]))
-    assert len(keys) == 4
+    keys.add(cache_key(model, replace(PRECISIONS["fp32"], int8_cache=True)))
+    assert len(keys) == 5
     # Weights are rounded to 4 bits for a text, so for a tokenizer.
     before = {name: cache_key(model, PRECISIONS[name]) for name in ("int8", "int4")}
     (model.folder / "tokenizer.json").write_text("{}", encoding="utf-8")

@@ -126,6 +126,10 @@ def test_a_graph_alone_has_one_precision(model: Checkpoint) -> None:
     folder = onnx_folder(model, "int8")
     with pytest.raises(EngineError, match=r"is a graph in int8, not in int4; give the model fol"):
         load_runner(folder, OnnxOptions(precision="int4"))
+    with pytest.raises(
+        EngineError, match=r"a KV cache in fp32, not in int8; give the model folder"
+    ):
+        load_runner(folder, OnnxOptions(kv_cache_dtype="int8"))
 
 
 def test_a_loaded_model_names_its_engine_and_the_precision_of_its_matrices(

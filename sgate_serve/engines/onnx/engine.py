@@ -6,7 +6,7 @@ and the machine, and logged.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +18,7 @@ from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.onnx.graph_metadata import GraphMetadata, cannot_run
-from sgate_serve.engines.onnx.kv_cache import bytes_per_token
+from sgate_serve.engines.onnx.kv_cache import bytes_per_token, cache_dtypes
 from sgate_serve.engines.onnx.runner import (
     OnnxRunner,
     RunnerSizes,
@@ -122,8 +122,8 @@ class GraphInfo:
 def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
     """Load the graph in `folder` with a KV cache of the requested size.
 
-    Raises EngineError for a graph that does not generate text, has another precision, or does not
-    run.
+    Raises EngineError for a graph that does not generate text, has another precision or KV cache,
+    or does not run.
     """
     own = OnnxOptions.of(options)
     path = graph_path(folder)
@@ -135,27 +135,44 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
             f"{path} is a graph to {info.kind} with; it does not generate text: load it "
             "as a pooling model"
         )
-    if own.precision not in (None, info.precision):
-        raise EngineError(
-            f"{path} is a graph in {info.precision}, not in {own.precision}; give the model "
-            "folder, from which such a graph is built, or omit --precision"
-        )
     check_interface(session, path)
-    sizes = choose_sizes(own, info, bytes_per_token(session))
+    _check_as_asked(own, info, session, path)
+    token_bytes = bytes_per_token(session)
+    sizes = choose_sizes(own, info, token_bytes)
     logger.info(
         "onnx engine: weights %s, slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d "
-        "tokens in up to %.0f MiB",
+        "tokens in up to %.0f MiB, %d bytes a token in %s",
         info.weights,
         sizes.num_slots,
         sizes.max_model_len,
         threads,
         own.device,
         sizes.cache_tokens,
-        sizes.cache_tokens * bytes_per_token(session) / 2**20,
+        sizes.cache_tokens * token_bytes / 2**20,
+        token_bytes,
+        " and ".join(cache_dtypes(session)) or "no layer",
     )
-    runner = OnnxRunner(session, path, info.held, sizes, own.device)
+    held = replace(info.held, int8_cache=cache_dtypes(session) == [INT8])
+    runner = OnnxRunner(session, path, held, sizes, own.device)
     runner.try_out()
     return runner
+
+
+def _check_as_asked(options: OnnxOptions, info: GraphInfo, session: Any, path: Path) -> None:
+    """Raise EngineError for a graph in another precision, or with another KV cache, than asked."""
+    remedy = "give the model folder, from which such a graph is built, or omit"
+    if options.precision not in (None, info.precision):
+        raise EngineError(
+            f"{path} is a graph in {info.precision}, not in {options.precision}; {remedy} "
+            "--precision"
+        )
+    found = cache_dtypes(session)
+    if options.kv_cache_dtype == INT8 and found not in ([], [INT8]):
+        flag = flag_of("kv_cache_dtype")
+        raise EngineError(
+            f"{path} is a graph with a KV cache in {', '.join(found)}, not in {INT8}; {remedy} "
+            f"{flag}"
+        )
 
 
 def prefill_chunk(options: SlotOptions) -> int:

@@ -12,15 +12,23 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.onnx_format.one_call import past_inputs
+from sgate_serve.onnx_format.precision import FP16, FP32
 
 CPU, CUDA = "cpu", "cuda"
+DTYPES = {np.dtype(np.float32): FP32, np.dtype(np.float16): FP16, np.dtype(np.int8): INT8}
 
 
 def bytes_per_token(session: Any) -> int:
     """Return the bytes of keys and values that one token takes over all layers."""
     return sum(past.bytes_per_token for past in past_inputs(session))
+
+
+def cache_dtypes(session: Any) -> list[str]:
+    """Return the number formats of the KV cache, as precisions are named: one, or none if empty."""
+    return sorted({DTYPES[past.dtype] for past in past_inputs(session)})
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,8 @@ def test_open_sizes_are_chosen_and_logged(folder: Path, caplog: pytest.LogCaptur
     mebibytes = slots * 256 * BYTES_PER_TOKEN / 2**20
     assert (
         f"slots={slots} max_model_len=256 threads={num_cpus()} device=cpu, KV cache of "
-        f"{slots * 256} tokens in up to {mebibytes:.0f} MiB" in caplog.text
+        f"{slots * 256} tokens in up to {mebibytes:.0f} MiB, {BYTES_PER_TOKEN} bytes a token in "
+        "fp32" in caplog.text
     )
     assert "prefill_chunk=128" in caplog.text
     assert (engine.runner.num_slots, engine.max_model_len) == (slots, 256)
@@ -225,9 +226,11 @@ def test_loading_says_what_the_weights_are_in(
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
     model = save(dense_llama(), tmp_path / "model")
     with caplog.at_level(logging.INFO):
-        load_slot_engine("onnx", model, OnnxOptions(slots=2, max_model_len=9, precision="int4"))
-    assert "in int4 in " in caplog.text
+        options = OnnxOptions(slots=2, max_model_len=9, precision="int4", kv_cache_dtype="int8")
+        load_slot_engine("onnx", model, options)
+    assert "in int4 with an int8 KV cache in " in caplog.text
     assert "onnx engine: weights int4 in blocks of 128, slots=2 max_model_len=9" in caplog.text
+    assert "bytes a token in int8" in caplog.text
 
 
 def test_missing_graph(tmp_path: Path) -> None:
@@ -328,15 +331,17 @@ def test_truncated_weights(
         load_runner(target, SIZES)
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("precision", "cache"),
+    [("int8", "auto"), ("int4", "auto"), ("fp32", "int8"), ("fp16", "int8"), ("int8", "int8")],
+)
 def test_in_integers_a_shared_prefix_gives_the_same_bits(
-    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, cache: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
     model = save(dense_llama(hidden_size=128), tmp_path / "model")
-    options = OnnxOptions(
-        slots=2, max_model_len=96, threads=1, prefill_chunk=8, precision=precision
-    )
+    sizes = SlotOptions(slots=2, max_model_len=96, threads=1, prefill_chunk=8)
+    options = OnnxOptions(**vars(sizes), precision=precision, kv_cache_dtype=cache)
     engine = load_slot_engine("onnx", model, options)
     sampling = SamplingParams(max_tokens=9, temperature=0.0, logprobs=0)
 
