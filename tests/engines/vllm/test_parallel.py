@@ -71,6 +71,13 @@ def test_tensor_parallel_norms_over_all_heads(kv_heads: int, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_tensor_parallel_keys_that_are_values(tmp_path: Path) -> None:
+    """Both shards have the one KV head of layers without a window."""
+    folder = converted(ZOO["gemma4_text"][0], tmp_path, skip=0, index_price=0)["out"]
+    check_decoder(folder, TWO_SHARDS)
+
+
+@pytest.mark.slow
 def test_pipeline_parallel_stages(odd: Path) -> None:
     check_decoder(odd, ["--pipeline-parallel-size=2", "--no-enforce-eager"])
 
