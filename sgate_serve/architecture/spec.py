@@ -394,8 +394,6 @@ class ModelSpec:
     @property
     def num_parameters(self) -> int:
         """Count the trained numbers; index vectors do not count."""
-        total = 0
-        for name, shape in self.tensor_shapes().items():
-            if not name.endswith((f".{IN_INDEX}", f".{OUT_INDEX}")):
-                total += math.prod(shape)
-        return total
+        indices = (f".{IN_INDEX}", f".{OUT_INDEX}")
+        shapes = self.tensor_shapes().items()
+        return sum(math.prod(shape) for name, shape in shapes if not name.endswith(indices))
