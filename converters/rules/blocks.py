@@ -7,6 +7,7 @@ import numpy as np
 from converters.rules.facts import ModelFacts
 from converters.rules.findings import Finding, LayerView, ModelView, Move, Receiver
 from converters.rules.layer_state import LayerState
+from converters.rules.stream import block_output
 from sgate_serve.architecture.family import ATTENTION, BLOCKS, MLP, WRITERS
 from sgate_serve.plan.plan import Axis
 
@@ -72,7 +73,8 @@ def receiver_of(
     2. Norms on the sum: the bias of the norm before, whose only other reader is the sum.
     3. Norms after the block: none, since the constant would have to pass the norm.
     4. Each token uses only some experts, and most families' have no biases: where the nearest
-       earlier block is a mixture, nothing can receive the constant.
+       earlier block is a mixture, nothing can receive the constant. One that writes biases alone
+       reads the stream as well: by its router.
     5. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
        Neither does one that is scaled, or otherwise than what blocks add.
     """
@@ -84,9 +86,10 @@ def receiver_of(
         norm = next((family.norm_name(*place) for place in before), family.embedding_norm)
         return Receiver(f"{norm}.bias")
     for place in before:
-        if layers[place[0]].has(place[1]):
-            if layers[place[0]].shape.experts and place[1] == MLP:
-                return None
+        layer = layers[place[0]]
+        if place[1] == MLP and layer.shape.experts and _reads_the_stream(layer):
+            return None
+        if layer.has(place[1]):
             writer = family.linear(place[0], WRITERS[place[1]])
             return Receiver(f"{writer}.bias", place)
     if family.embedding_norm is not None:
@@ -97,6 +100,11 @@ def receiver_of(
     if spec.tied_head or is_scaled or not facts.has_exact_sums:
         return None
     return Receiver(f"{family.embedding}.weight")
+
+
+def _reads_the_stream(mixture: LayerState) -> bool:
+    """Say whether a layer keeps its mixture: for its units, or for biases that are written."""
+    return mixture.has(MLP) or bool((block_output(mixture, MLP) & mixture.hidden).any())
 
 
 def _blocks_before(index: int, block: str, *, is_parallel: bool) -> list[tuple[int, str]]:

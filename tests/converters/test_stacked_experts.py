@@ -118,6 +118,17 @@ def test_experts_that_write_only_biases_are_no_constant(tmp_path: Path) -> None:
     assert exact(silent, tmp_path / "silent").layers[0].skipped_blocks == ("mlp",)
 
 
+def test_no_constant_moves_past_experts_that_write_only_biases(tmp_path: Path) -> None:
+    """Their router reads the stream."""
+
+    def change(weights: Weights) -> None:
+        weights.matrix(0, DOWN)[:] = 0
+        weights.matrix(1, OUTPUT)[:] = 0
+
+    plan = exact(change, tmp_path)
+    assert not plan.folds and plan.layers[1].heads == (0, 1)
+
+
 def test_a_constant_value_stays_next_to_a_sink(tmp_path: Path) -> None:
     """Weights of attention do not sum to 1, so that its share differs by token."""
     change = zeroed(VALUE, slice(0, 16), bias=False)
