@@ -8,7 +8,7 @@ from converters.find_facts import model_facts
 from converters.importers import read_gates
 from converters.masked import MaskedCheckpoint
 from converters.model_card import CARD_FILE, model_card
-from converters.quantize import check_quantizable
+from converters.quantize import check_quantizable, why_not_quantizable
 from converters.rewrite import Rewriter
 from converters.rules import compile_plan
 from converters.second_reading import check_with_transformers
@@ -167,11 +167,7 @@ def _with_chosen_precision(options: ConvertOptions, spec: ModelSpec) -> ConvertO
     """
     if options.precision != AUTO:
         return options
-    reason = None
-    if spec.family.is_transposed:
-        reason = f"{INT8} folders of {spec.family.name} are not supported"
-    elif options.sizes:
-        reason = f"--sizes excludes {INT8}"
+    reason = f"--sizes excludes {INT8}" if options.sizes else why_not_quantizable(spec.family)
     chosen = replace(options, precision=chosen_precision(spec, without_int8=reason))
     _check_formats(chosen)
     return chosen

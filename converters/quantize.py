@@ -25,19 +25,27 @@ LARGEST = 127
 SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
-def check_quantizable(family: Family) -> None:
-    """Raise PlanError for a family whose matrices do not fit the int8 layout."""
+def why_not_quantizable(family: Family) -> str | None:
+    """Return why the matrices of a family do not fit the int8 layout, None if they do."""
     if family.is_transposed:
-        raise PlanError(
-            f"--precision {INT8}: family {family.name} stores its matrices as (in, out), and int8 "
-            "has one scale per output row of (out, in); give fp32, fp16 or bf16, and serve it with "
-            f"`-- --precision {INT8}`: its ONNX graph can be in int8"
+        return (
+            f"family {family.name} stores its matrices as (in, out), and {INT8} has one scale per "
+            "output row of (out, in)"
         )
     if family.mixture is not None and family.mixture.is_stacked:
+        return (
+            f"the stock class of family {family.name} has all experts of a layer in one tensor, "
+            "which compressed-tensors does not quantize"
+        )
+    return None
+
+
+def check_quantizable(family: Family) -> None:
+    """Raise PlanError for a family whose matrices do not fit the int8 layout."""
+    if (reason := why_not_quantizable(family)) is not None:
         raise PlanError(
-            f"--precision {INT8}: the stock class of family {family.name} has all experts of a "
-            "layer in one tensor, which compressed-tensors does not quantize; give fp32, fp16 or "
-            f"bf16, and serve it with `-- --precision {INT8}`: its ONNX graph can be in int8"
+            f"--precision {INT8}: {reason}; give fp32, fp16 or bf16, and serve it with "
+            f"`-- --precision {INT8}`: its ONNX graph can be in int8"
         )
 
 

@@ -75,11 +75,12 @@ def receiver_of(
     4. Each token uses only some experts, and most families' have no biases: where the nearest
        earlier block is a mixture, nothing can receive the constant. One that writes biases alone
        reads the stream as well: by its router.
-    5. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
+    5. No number multiplies the stream after a layer (Gemma 4): it would multiply the constant too.
+    6. A 16-bit embedding receives nothing: it would have to be stored in fp32, at twice the size.
        Neither does one that is scaled, or otherwise than what blocks add.
     """
     spec, family = facts.spec, facts.spec.family
-    if block in family.post_norms:
+    if block in family.post_norms or family.layer_scale is not None:
         return None
     before = _blocks_before(index, block, is_parallel=spec.has_parallel_blocks)
     if family.residual == "post":

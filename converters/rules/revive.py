@@ -107,7 +107,7 @@ def even_out_groups(state: LayerState, target: Target, common: Widths | None = N
             revived.append(int(kv) * shape.queries_per_kv + int(head))
     reason = f"each KV head keeps {per_kv} query head{'s' if per_kv > 1 else ''}"
     if common is not None:
-        has_types = state.family.has_heads_by_type or state.family.recurrent_layers
+        has_types = state.family.has_heads_by_type or state.family.recurrence is not None
         which = "layer of its type" if has_types else "layer"
         reason = f"every {which} has {num_kv * per_kv} query and {num_kv} KV heads"
     if target.tensor_parallel > 1:

@@ -81,11 +81,9 @@ def common_widths(
     Raises PlanError, naming the layer or the sizes, if there are no such widths.
     """
     _check_counts(states, spec)
-    kinds = [spec.head_type(index) for index in range(len(states))]
+    kinds = [spec.head_type(state.index) for state in states]
     bounds = {
-        kind: _bounds(
-            spec, [own for own, other in zip(states, kinds, strict=True) if other == kind]
-        )
+        kind: _bounds(spec, [own for own in states if spec.head_type(own.index) == kind])
         for kind in dict.fromkeys(kinds)
     }
     least = reduce(partial(_each, max), (each[0] for each in bounds.values()))

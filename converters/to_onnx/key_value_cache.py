@@ -76,22 +76,28 @@ def measured_scales(checkpoint: Checkpoint, folder: Path) -> CacheScales:
     """Return the scales that suit the graph in `folder`, whose cache is in floats."""
     from converters.to_onnx.input_statistics import present_values
 
-    largest: dict[str, Floats] = {}
+    spec, largest = checkpoint.spec, dict[str, Floats]()
+    # Values do not rotate.
+    pairs = {past_names(i)[0]: HeadLayout.of(spec, i).num_pairs for i in range(len(spec.layers))}
     for found in present_values(folder, random_tokens(checkpoint)):
         for present, held in found.items():
             name = present.replace(names.PRESENT_PREFIX, names.PAST_PREFIX)
-            here = _lengths(held) if name.endswith(KEY) else np.abs(held)
+            here = _lengths(held, pairs.get(name, 0))
             largest[name] = np.maximum(largest.get(name, 0), here.max(axis=1))
     return {name: _scale(reached)[None, :, None] for name, reached in largest.items()}
 
 
-def _lengths(keys: Floats) -> Floats:
-    """Return the length of the pair that each channel of keys [KV heads, s, width] belongs to.
+def _lengths(held: Floats, num_pairs: int) -> Floats:
+    """Return how large each channel of keys or values [KV heads, s, width] can be elsewhere.
 
-    A rotation turns both channels of a pair into each other at positions that are not measured.
+    A rotation turns both channels of a pair, half a head apart, into each other at positions that
+    are not measured.
     """
-    first, second = np.split(keys.astype(np.float32), 2, axis=-1)
-    return np.tile(np.hypot(first, second), 2)
+    lengths = np.abs(held.astype(np.float32))
+    half = lengths.shape[-1] // 2
+    first, second = lengths[..., :num_pairs], lengths[..., half : half + num_pairs]
+    first[...] = second[...] = np.hypot(first, second)
+    return lengths
 
 
 def _scale(reached: Floats) -> Floats:

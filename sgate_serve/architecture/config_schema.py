@@ -147,9 +147,12 @@ def _check_steering(config: Mapping[str, Any], source: str, family: Family) -> N
         field = family.fields.get(key) if key in family.refused else None
         value = config.get(key, None if field is None else field.default)
         if (key in config or field is not None) and value not in values:
+            remedy = "convert a checkpoint without it"
+            if key not in config:
+                remedy = f'it is the default of its class: state "{key}": 0 if the model has none'
             raise CheckpointError(
                 f"{source}: {key} {brief(value)} is not supported for family {family.name}; "
-                "convert a checkpoint without it"
+                f"{remedy}"
             )
     for alias, key in family.aliases.items():
         if alias in config and key in config and config[alias] != config[key]:

@@ -185,6 +185,7 @@ GEMMA3 = replace(
     },
     head_norms=("self_attn.q_norm", "self_attn.k_norm"),
     has_rope_by_type=True,
+    fixed={},
     # transformers' Gemma 3 accepts the cap and ignores it, so which model is meant is unknown.
     refused=("use_bidirectional_attention", "attn_logit_softcapping"),
 )

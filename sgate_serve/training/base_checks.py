@@ -34,6 +34,7 @@ def open_base(options: TrainOptions) -> Checkpoint:
         )
     _check_mixture(base, options)
     _check_recurrent(base, options)
+    _check_timed(base, options)
     return base
 
 
@@ -67,6 +68,15 @@ def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
         raise TrainingError(
             f"{flag} bias: the experts of {base.folder} have no biases, and none can be added; use "
             f"{flag} lora"
+        )
+
+
+def _check_timed(base: Checkpoint, options: TrainOptions) -> None:
+    """Raise TrainingError for a target of speed where the blocks of layers are not alike."""
+    if options.target_speedup is not None and base.spec.family.has_heads_by_type:
+        raise TrainingError(
+            f"--target-speedup: {base.folder} has heads of two widths, whose blocks are not timed "
+            "yet; give --target instead"
         )
 
 

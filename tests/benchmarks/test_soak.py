@@ -51,11 +51,18 @@ def test_a_server_without_faults_passes(tmp_path: Path) -> None:
 def test_wrong_and_slow_answers_are_found() -> None:
     skip = "choices,structured_output,tool_calls,prefixes,cancellations,half_sent"
     options = SoakOptions(minutes=0.03, clients=3, health_seconds=1e-9, skip=skip)
+    failures, names = list[str](), set[str]()
     with serving_engine(LeakyEngine(VOCAB_SIZE, step_seconds=0.005)) as client:
-        record = run(replace(options, url=str(client.base_url)))
-    failures = record["results"]["failures"]
-    names = {failure.partition(":")[0] for failure in failures if "without load" in failure}
-    assert names
+        # A busy machine answers a few requests only in that time.
+        for _ in range(10):
+            record = run(replace(options, url=str(client.base_url)))
+            failures += record["results"]["failures"]
+            names |= {
+                failure.partition(":")[0] for failure in failures if "without load" in failure
+            }
+            if names >= {"completions", "chats"}:
+                break
+    assert names >= {"completions", "chats"}
     assert any(failure.startswith("/health took up to 0.") for failure in failures)
 
 

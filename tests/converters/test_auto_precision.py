@@ -105,14 +105,15 @@ def test_conversions_that_int8_cannot_be_for_are_int4(
     model: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_machine(monkeypatch, *AMX)
-    build(ZOO["gpt2"][0], seed=0).save_pretrained(tmp_path / "gpt2")
     gates = write_ranked_gates(model, tmp_path / "gates", 0.1)
     auto = ConvertOptions("", tmp_path / "", to=("hf", "onnx"), precision="auto")
-    convert(replace(auto, checkpoint=str(tmp_path / "gpt2"), out=tmp_path / "pruned-gpt2"))
+    for family in ("gpt2", "gpt_oss"):
+        build(ZOO[family][0], seed=0).save_pretrained(tmp_path / family)
+        convert(replace(auto, checkpoint=str(tmp_path / family), out=tmp_path / f"small-{family}"))
     keeps = keeps_of(model.folder, gates, 0.8)
     sized = replace(auto, checkpoint=str(model.folder), gates=gates, sizes=keeps)
     convert(replace(sized, out=tmp_path / "sized"))
-    for name in ("pruned-gpt2", "sized"):
+    for name in ("small-gpt2", "small-gpt_oss", "sized"):
         graph = (tmp_path / name / ONNX_DIR / GRAPH_FILE).read_bytes()
         assert stored_text(graph, META_PRECISION) == "int4"
 

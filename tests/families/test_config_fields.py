@@ -359,3 +359,14 @@ def test_fields_that_contradict_each_other_are_refused_by_name(
 ) -> None:
     with pytest.raises(CheckpointError, match=f"^config.json: .*{message}"):
         ours(config_of(family, **fields))
+
+
+def test_what_a_class_fixes_it_does_not_read() -> None:
+    both = {
+        (name, key)
+        for name, family in FAMILIES.items()
+        for key in family.fixed
+        if family.keys.get(key, key) in family.fields
+    }
+    # Accepted, and computed otherwise.
+    assert both == {("gpt_oss", "hidden_act")}

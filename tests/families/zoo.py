@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from sgate_serve.architecture.families import FAMILIES
+from tests.families.random_weights import randomize
 from tests.families.zoo_configs import (
     BIASES,
     CLAMPED,
@@ -154,7 +154,7 @@ ZOO: Mapping[str, list[Variant]] = {
         ),
     ],
     "gemma3_text": [
-        Variant("gemma3_text", "pattern", "causal-lm", GEMMA | {"sliding_window_pattern": 2}),
+        Variant("gemma3_text", "pattern", "causal-lm", GEMMA | {"sliding_window_pattern": 3}),
         Variant(
             "gemma3_text",
             "biased-untied",
@@ -362,30 +362,7 @@ def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:
     # Their grouped products do not exist in float64, and need widths of whole 16 bytes.
     config._experts_implementation = "eager"
     model: PreTrainedModel = AUTO_CLASSES[variant.task].from_config(config).eval()
-    for module in model.modules():
-        name = type(module).__name__
-        is_norm = isinstance(module, nn.LayerNorm) or "RMSNorm" in name
-        if is_norm and hasattr(module, "weight"):
-            # Gemma 2 and 3 store what is added to 1, and Qwen3.5 but for norms before its gates.
-            adds_to_1 = name.startswith(("Gemma2", "Gemma3")) or name == "Qwen3_5RMSNorm"
-            center = 0.0 if adds_to_1 else 1.0
-            module.weight.data.uniform_(center - 0.5, center + 0.5)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.normal_(0, 0.1)
-        # They compete with scores.
-        elif name.endswith("sinks"):
-            parameter.data.normal_(0, 1)
-        elif name.endswith("A_log"):
-            # So slowly that a state remembers a whole batch.
-            parameter.data.uniform_(-3, 0)
-    for name, buffer in model.named_buffers():
-        # It multiplies the stream after a layer.
-        if name.endswith("layer_scalar"):
-            buffer.uniform_(0.5, 1.5)
-        # It decides among scores from 0 to 1.
-        if name.endswith("e_score_correction_bias"):
-            buffer.normal_(0, 0.3)
+    randomize(model)
     return model
 
 

@@ -72,6 +72,14 @@ def test_constant_goes_into_the_bias_of_the_block_before() -> None:
     assert target(facts, 1, ATTENTION, (0, "mlp_units")) == "model.layers.0.self_attn.o_proj.bias"
 
 
+def test_constant_passes_no_number_that_multiplies_the_stream() -> None:
+    facts = two_layers("llama")
+    family = replace(facts.spec.family, layer_scale="layer_scalar")
+    facts = replace(facts, spec=replace(facts.spec, family=family))
+    assert target(facts, 1, ATTENTION) is None
+    assert target(facts, 1, MLP) is None
+
+
 def test_constant_of_a_parallel_block_goes_into_the_other_or_past_the_layer() -> None:
     facts = two_layers("gpt_neox")
     layer = "gpt_neox.layers.{}"
