@@ -58,7 +58,8 @@ def write_onnx(
         if precision.in_rows:
             exponents = rescaling_exponents(checkpoint, folder, model)
         scales = cache_scales(checkpoint, folder, model) if precision.int8_cache else NO_SCALES
-        if moments is not None or exponents or scales:
+        # The first one may have been saved in a temporary folder.
+        if moments is not None or exponents or precision.int8_cache:
             model = build_graph(checkpoint, precision, moments, exponents, scales)
         save_graph(model, folder)
 

@@ -70,7 +70,8 @@ class SlotEngine:
         check_request(request, self.max_model_len, self.vocab_size)
         if request.sampling.drafted_tokens and not self.runner.shares_prefixes:
             raise RequestError(
-                "`prompt_lookup_num_tokens` needs an engine on a CPU; leave it out",
+                "`prompt_lookup_num_tokens` needs an engine on a CPU and a model without recurrent "
+                "layers; leave it out",
                 param="prompt_lookup_num_tokens",
             )
         ids = {waiting.request.request_id for waiting in self._waiting} | self._running.keys()

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from sgate_serve.architecture.family import LINEAR_ATTENTION
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.engine_options import SlotOptions
@@ -59,14 +60,16 @@ class TorchRunner:
     """A transformers model with one cache per slot; a `Runner` of engines/runner.py."""
 
     precision = PRECISIONS[FP32]
-    # The caches keep all tokens, those outside of a sliding window too.
-    shares_prefixes = True
 
     def __init__(self, model: Any, num_slots: int, max_model_len: int) -> None:
         self.model, self.num_slots, self.max_model_len = model, num_slots, max_model_len
         self.cache_tokens = num_slots * max_model_len
         self.vocab_size = int(model.config.vocab_size)
-        self._caches = [DynamicCache() for _ in range(num_slots)]
+        # Caches keep all tokens, those outside of a sliding window too. A recurrent layer keeps one
+        # state, which cannot be cut back to fewer tokens.
+        self._is_recurrent = LINEAR_ATTENTION in (getattr(model.config, "layer_types", None) or ())
+        self.shares_prefixes = not self._is_recurrent
+        self._caches = [self._new_cache() for _ in range(num_slots)]
         # A cache whose first layer has no attention reports length 0, so lengths are kept here.
         self._lengths = [0] * num_slots
 
@@ -75,7 +78,11 @@ class TorchRunner:
         return np.concatenate([self._append(chunk) for chunk in chunks])
 
     def release(self, slot: int) -> None:
-        self._caches[slot], self._lengths[slot] = DynamicCache(), 0
+        self._caches[slot], self._lengths[slot] = self._new_cache(), 0
+
+    def _new_cache(self) -> DynamicCache:
+        # By the config, one would forget what is outside of a window.
+        return DynamicCache(config=self.model.config) if self._is_recurrent else DynamicCache()
 
     def share(self, source: int, slot: int, length: int) -> None:
         """Let `slot` hold the first `length` tokens of `source`, which may be `slot` itself."""

@@ -63,6 +63,15 @@ def draft_options(draft: Checkpoint, engine: SlotEngine, options: SlotOptions) -
     return replace(own, slots=slots, max_model_len=length, prefill_chunk=chunk)
 
 
+def check_can_draft(engine: SlotEngine, model: Checkpoint) -> None:
+    """Raise EngineError unless the engine of one of the two models can forget single tokens."""
+    if not engine.runner.shares_prefixes:
+        raise EngineError(
+            f"{DRAFT}: {model.folder} cannot take back a token that was drafted wrongly, as its "
+            f"layers are recurrent or its device is cuda; leave {DRAFT} out"
+        )
+
+
 def num_drafted(options: SlotOptions) -> int:
     """Return how many tokens are drafted at a time."""
     return options.draft_tokens or DEFAULT_DRAFT_TOKENS

@@ -19,7 +19,12 @@ from sgate_serve.engines.table import (
     load_engine,
 )
 from sgate_serve.errors import EngineError
-from sgate_serve.loaders.draft import draft_options, num_drafted, open_draft
+from sgate_serve.loaders.draft import (
+    check_can_draft,
+    draft_options,
+    num_drafted,
+    open_draft,
+)
 from sgate_serve.loaders.graph_cache import onnx_folder
 from sgate_serve.onnx_format.auto_precision import AUTO, chosen_precision
 from sgate_serve.text.pooling import Pooling
@@ -38,6 +43,8 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
     engine = _load_slots(name, model, options.without_draft())
     if draft is not None:
         own = _load_slots(name, draft, draft_options(draft, engine, options))
+        check_can_draft(own, draft)
+        check_can_draft(engine, model)
         engine.draft_with(Drafter(own.runner, num_drafted(options), engine.prefill_chunk))
     return engine
 

@@ -4,6 +4,7 @@ Conversion and every engine are checked against these models. The stock forward 
 smaller linears replace the stock ones, and zeros replace skipped blocks.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,9 +85,32 @@ def shrink(model: PreTrainedModel) -> None:
             _narrow_attention(model, spec, index, caches.get(index))
         for block in shape.skipped_blocks:
             _skip(model, spec.family, index, block)
+    _state_positions(model, spec, [*caches.values()])
     if spec.norm_size != spec.hidden_size:
         _narrow_stream(model, spec)
     _narrow_head(model, spec)
+
+
+def _state_positions(model: PreTrainedModel, spec: ModelSpec, slots: Sequence[int]) -> None:
+    """State the positions of tokens where transformers would not know them.
+
+    It takes the length of the past from the first slot, which stays empty if no layer uses it.
+    """
+    first = next(index for index, shape in enumerate(spec.layers) if not shape.is_recurrent)
+    if not slots or first in slots:
+        return
+
+    def state(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        past, inputs = kwargs.get("past_key_values"), kwargs.get("input_ids")
+        if past is None or kwargs.get("position_ids") is not None:
+            return None
+        inputs = kwargs.get("inputs_embeds") if inputs is None else inputs
+        inputs = args[0] if inputs is None else inputs
+        start = past.get_seq_length(slots[0])
+        positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
+        return args, kwargs | {"position_ids": positions[None]}
+
+    model.base_model.register_forward_pre_hook(state, with_kwargs=True)
 
 
 def _cache_indices(spec: ModelSpec) -> dict[int, int]:

@@ -14,6 +14,7 @@ from sgate_serve.engines.table import ENGINES, ONNX, VLLM, load_engine
 from tests.engines.uneven_model import (
     CHILD,
     FAMILIES,
+    RECURRENT,
     SIZES,
     STRANGER,
     Case,
@@ -34,6 +35,7 @@ CASES = [
         for name in sorted(ENGINES)
     ),
     *(pytest.param(Case(ONNX, family), id=f"{ONNX}-{family}") for family in FAMILIES),
+    pytest.param(Case(TORCH, RECURRENT), id=f"{TORCH}-{RECURRENT}"),
     *(
         pytest.param(Case(name, LLAMA, draft), id=f"{name}-{draft}")
         for name, draft in ((ONNX, CHILD), (ONNX, STRANGER), (TORCH, CHILD))

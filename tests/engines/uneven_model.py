@@ -66,6 +66,10 @@ FAMILIES = {
 }
 
 
+# It runs on torch alone.
+RECURRENT = "qwen3_5_text"
+
+
 @dataclass(frozen=True)
 class UnevenModel:
     """The pruned model's folders, keyed as in `EngineRow.reads`, and the masked dense outputs.
@@ -110,7 +114,9 @@ def write_drafts(root: Path) -> dict[str, dict[str, Path]]:
 
 def write_family(family: str, root: Path) -> UnevenModel:
     """Write the pruned model of another family, with index work in it and a layer skipped."""
-    at = converted(FAMILIES[family], root, skip=1, index_price=0, to=("hf", "onnx"))
+    formats = ("hf",) if family == RECURRENT else ("hf", "onnx")
+    variant = ZOO[RECURRENT][1] if family == RECURRENT else FAMILIES[family]
+    at = converted(variant, root, skip=1, index_price=0, to=formats)
     oracle = TorchModel.masked_dense(open_masked(at["base"], at["gates"]))
     return UnevenModel({"model": at["out"], "onnx": at["out"] / "onnx"}, oracle.logits)
 
