@@ -10,6 +10,7 @@ from vllm.platforms import current_platform
 from sgate_serve.architecture.gated_units import PUBLISHED
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.layer import LayerContext
+from sgate_serve.engines.vllm.precision import RECURRENT_IN_BF16
 from sgate_serve.errors import EngineError
 
 QUANTIZATIONS = (None, "compressed-tensors")
@@ -62,8 +63,8 @@ class ModelContext:
             )
         if spec.family.recurrent_layers:
             raise EngineError(
-                f"{model_config.model}: some layers are recurrent, and vLLM wants states of one "
-                "size in all of them; use --engine torch"
+                f"{model_config.model}: {RECURRENT_IN_BF16}, so that uneven ones could not be "
+                "verified, and the plugin has none; use --engine torch"
             )
         if any(layer.experts for layer in spec.layers):
             check_mixture(spec, vllm_config)

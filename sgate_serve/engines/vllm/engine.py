@@ -31,7 +31,8 @@ from sgate_serve.engines.contract import (
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
+from sgate_serve.engines.vllm.precision import RECURRENT_IN_BF16
+from sgate_serve.engines.vllm.start import engine_args, has_gpu, start_engine, stop_engine
 from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
@@ -70,10 +71,11 @@ class VllmEngine:
     def load(cls, folder: Path, options: SlotOptions | None = None) -> "VllmEngine":
         """Load a model folder, stock or `sgate`, with the options of a slot engine.
 
-        Raises EngineError for sizes that vLLM rejects and for a model that it runs by
-        transformers' classes, CheckpointError for a broken folder.
+        Raises EngineError for sizes that vLLM rejects, and for a model that it runs by
+        transformers' classes or not in fp32; CheckpointError for a broken folder.
         """
-        options = options or SlotOptions()
+        model, options = Checkpoint.open(folder), options or SlotOptions()
+        _check_recurrence(model)
         settings: dict[str, Any] = {
             "max_num_seqs": options.slots or DEFAULT_SLOTS,
             "max_model_len": options.max_model_len,
@@ -86,7 +88,7 @@ class VllmEngine:
         args = engine_args(folder, (), **settings)
         os.environ.update(UNROUNDED)  # read when a kernel is compiled, which may be at any step
         engine = start_engine(args, in_process=True, spares_transformers=True)
-        return cls(engine, Checkpoint.open(folder))
+        return cls(engine, model)
 
     def add(self, request: Request) -> None:
         """Queue a request; raise RequestError naming the field if it can never run."""
@@ -162,6 +164,15 @@ class VllmEngine:
 
     def _add(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
         self.engine.add_request(request_id, TokensPrompt(prompt_token_ids=list(prompt)), params)
+
+
+def _check_recurrence(model: Checkpoint) -> None:
+    """Raise EngineError for a model that this machine's vLLM does not compute in fp32."""
+    if model.spec.family.recurrent_layers and not has_gpu():
+        raise EngineError(
+            f"{model.folder}: {RECURRENT_IN_BF16}, and here it would compute in fp32; choose "
+            "another engine"
+        )
 
 
 def _start_of_second(types: NDArray[np.int64]) -> int:
