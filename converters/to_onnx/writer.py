@@ -157,8 +157,8 @@ def _check_layers(checkpoint: Checkpoint) -> None:
     if recurrent := sorted(checkpoint.spec.family.recurrent_layers):
         raise EngineError(
             f"layer {recurrent[0]} of family {checkpoint.spec.family.name} is recurrent, and ONNX "
-            "graphs have layers with attention alone; use --engine torch, and leave onnx out of "
-            "--to"
+            "graphs have layers with attention alone; convert without onnx in --to, and serve and "
+            "verify with --engine torch"
         )
 
 

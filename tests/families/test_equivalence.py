@@ -96,6 +96,15 @@ def test_cached_generation_equals_uncached(variant: Variant, skip: int, tmp_path
     settings["attention_mask"] = torch.ones_like(prompts)
     cached = pruned.generate(prompts, **settings)
     assert torch.equal(cached, pruned.generate(prompts, use_cache=False, **settings))
+    # A caller need not state positions.
+    past, parts = None, list[torch.Tensor]()
+    with torch.no_grad():
+        for chunk in torch.split(prompts, 7, dim=1):
+            output = pruned(chunk, past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            parts.append(output.logits)
+        expected = pruned(prompts).logits
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("variant", "skip"), with_skips(ON_ONNX))
