@@ -1,10 +1,10 @@
 """The recurrent layers of one model: which they are, their widths, and tensors besides linears."""
 
 from dataclasses import replace
-from reprlib import repr as brief
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import FULL_ATTENTION, LINEAR_ATTENTION, Axes, Family
+from sgate_serve.architecture.layer_types import stated_layer_types
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
 
@@ -19,21 +19,12 @@ def with_recurrent_layers(get: ConfigReader, family: Family) -> Family:
     """
     if family.recurrence is None:
         return family
-    num_layers, types = get.integer("num_hidden_layers"), get("layer_types")
+    num_layers = get.integer("num_hidden_layers")
+    types = stated_layer_types(get, num_layers, (FULL_ATTENTION, LINEAR_ATTENTION))
     if types is None:
         interval = get.integer("full_attention_interval")
-        types = [FULL_ATTENTION] * num_layers
-        types = [LINEAR_ATTENTION if (i + 1) % interval else one for i, one in enumerate(types)]
-    if len(types) != num_layers:
-        raise CheckpointError(
-            f"{get.source}: layer_types names {len(types)} layers of {num_layers}"
-        )
-    known = (FULL_ATTENTION, LINEAR_ATTENTION)
-    if strange := [name for name in types if name not in known]:
-        raise CheckpointError(
-            f"{get.source}: layer_types names {brief(strange[0])}; family {family.name} has "
-            f"{' and '.join(known)}"
-        )
+        ends = [index % interval == interval - 1 for index in range(num_layers)]
+        types = [FULL_ATTENTION if is_end else LINEAR_ATTENTION for is_end in ends]
     if FULL_ATTENTION not in types:
         raise CheckpointError(
             f"{get.source}: no layer has {FULL_ATTENTION}, and the cache of transformers refuses "

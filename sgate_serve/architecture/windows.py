@@ -4,13 +4,13 @@ The derivation is that of transformers' config classes.
 """
 
 from collections.abc import Iterator
-from reprlib import repr as brief
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
+from sgate_serve.architecture.layer_types import stated_layer_types
 from sgate_serve.architecture.rope import rotates
 from sgate_serve.errors import CheckpointError
-from sgate_serve.json_fields import SIZE, TEXTS, check_fields
+from sgate_serve.json_fields import SIZE, check_fields
 
 
 def layer_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterator[int | None]:
@@ -22,7 +22,8 @@ def layer_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterato
     if family.recurrence is not None:
         yield from [None] * num_layers
         return
-    types, window = _stated_types(get, num_layers), _window(get)
+    types = stated_layer_types(get, num_layers, (FULL_ATTENTION, SLIDING_ATTENTION))
+    window = _window(get)
     if family.windows in ("never", "always"):
         _check_unread(get, family, types)
         yield from [window if get("use_sliding_window", True) else None] * num_layers
@@ -30,7 +31,8 @@ def layer_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterato
     if family.windows in ("switched", "alternating") and not get("use_sliding_window"):
         window = None
     for index in range(num_layers):
-        is_sliding = _slides(get, family, index, window) if types is None else types[index]
+        is_sliding = types is not None and types[index] == SLIDING_ATTENTION
+        is_sliding |= types is None and _slides(get, family, index, window)
         is_sliding &= not (family.windows == "full_last" and index == num_layers - 1)
         if is_sliding and window is None:
             raise CheckpointError(
@@ -61,26 +63,7 @@ def _slides(get: ConfigReader, family: Family, index: int, window: int | None) -
     return place % get.integer("sliding_window_pattern") != 0
 
 
-def _stated_types(get: ConfigReader, num_layers: int) -> list[bool] | None:
-    """Return for each layer whether `layer_types` says that it slides; None without that key."""
-    stated = get.values.get("layer_types")
-    check_fields({"layer_types": stated}, {"layer_types": TEXTS}, get.source, CheckpointError)
-    if stated is None:
-        return None
-    if len(stated) != num_layers:
-        raise CheckpointError(
-            f"{get.source}: layer_types names {len(stated)} layers of {num_layers}"
-        )
-    strange = [name for name in stated if name not in (FULL_ATTENTION, SLIDING_ATTENTION)]
-    if strange:
-        raise CheckpointError(
-            f"{get.source}: layer_types names {brief(strange[0])}; this release knows "
-            f"{FULL_ATTENTION} and {SLIDING_ATTENTION}"
-        )
-    return [name == SLIDING_ATTENTION for name in stated]
-
-
-def _check_unread(get: ConfigReader, family: Family, types: list[bool] | None) -> None:
+def _check_unread(get: ConfigReader, family: Family, types: list[str] | None) -> None:
     """Refuse types of layers that a class without them leaves to its cache, or to another class."""
     values, source = get.values, get.source
     if values.get("model_type") == "mistral" and "layer_types" in values:
@@ -88,7 +71,7 @@ def _check_unread(get: ConfigReader, family: Family, types: list[bool] | None) -
             f"{source}: transformers reads model_type mistral with layer_types as ministral, which "
             "is not supported; remove layer_types if every layer has the sliding_window"
         )
-    if types is not None and any(types):
+    if types is not None and SLIDING_ATTENTION in types:
         raise CheckpointError(
             f"{source}: layer_types has layers of {SLIDING_ATTENTION}, and the layers of family "
             f"{family.name} are all alike in transformers; remove layer_types"

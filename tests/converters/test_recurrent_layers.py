@@ -134,7 +134,7 @@ def test_tensors_that_predict_further_tokens_are_left_out(
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
         (
             {"layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types names 'sliding_attention'; family qwen3_5_text has full_attention and lin",
+            "layer_types names 'sliding_attention'; this release knows full_attention and linear_attention",
         ),
         ({"linear_num_value_heads": 3}, "layer 0 has 3 value heads, not a multiple of its 2 key"),
         (
@@ -189,6 +189,7 @@ def test_graphs_are_refused_with_the_engine_that_runs_such_layers(tmp_path: Path
 )
 def test_runs_are_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     build(TIED, 0).save_pretrained(tmp_path / "base")
+    (tmp_path / "text.txt").write_text("a text")
     options = TrainOptions(
         base=str(tmp_path / "base"),
         data=tmp_path / "text.txt",

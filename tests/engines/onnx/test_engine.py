@@ -12,9 +12,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from converters.convert import ConvertOptions, convert
 from converters.to_onnx import write_onnx
-from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.contract import Request, SamplingParams, TokenEvent
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx import engine as onnx
@@ -367,27 +365,6 @@ def test_in_integers_a_shared_prefix_gives_the_same_bits(
         if tokens is not turn:
             answer(start)
     engine.close()
-
-
-def test_a_model_without_attention_has_no_cache_of_any_kind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
-    dense = dense_llama()
-    for layer in dense.model.layers:
-        layer.self_attn.o_proj.weight.data.zero_()
-    source = save(dense, tmp_path / "model").folder
-    convert(ConvertOptions(str(source), tmp_path / "out"))
-    model = Checkpoint.open(tmp_path / "out")
-    assert not any(layer.num_heads for layer in model.spec.layers)
-    tokens = random_tokens(9)
-    found = []
-    for cache in ("auto", "int8"):
-        options = OnnxOptions(slots=2, max_model_len=32, threads=1, kv_cache_dtype=cache)
-        engine = load_slot_engine("onnx", model, options)
-        found.append(engine.logits(tokens))
-        engine.close()
-    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_what_is_cut_off_a_slot_returns_its_memory(folder: Path) -> None:
