@@ -134,7 +134,7 @@ def test_tensors_that_predict_further_tokens_are_left_out(
         ({"layer_types": ["full_attention"]}, "layer_types names 1 layers of 2"),
         (
             {"layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types names 'sliding_attention'; this release knows full_attention and linear_attention",
+            "layer_types names 'sliding_attention'; this release knows full_attention and linear",
         ),
         ({"linear_num_value_heads": 3}, "layer 0 has 3 value heads, not a multiple of its 2 key"),
         (
