@@ -46,7 +46,12 @@ def is_dataset_name(path: Path) -> bool:
 
 
 def check_exists(path: Path) -> None:
-    """Raise TrainingError for a path of data that is neither there nor the name of a dataset."""
+    """Raise TrainingError for a path of data that is neither there nor the name of a dataset.
+
+    So it does for a dataset, if `datasets` is missing.
+    """
+    if is_dataset_name(path):
+        _check_datasets(path)
     if path.exists() or is_dataset_name(path):
         return
     if not path.parent.is_dir():
@@ -67,12 +72,7 @@ def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, 
     Raises TrainingError if `datasets` is missing, or the dataset cannot be loaded or has none of
     the splits.
     """
-    what = "a folder" if path.is_dir() else "not a file"
-    if missing_packages(["datasets"]):
-        raise TrainingError(
-            f"{path} is {what}; give a {', '.join(FILE_SUFFIXES)} file, or to read it as a dataset "
-            f"run: {install_command('data')}{_neighbour(path)}"
-        )
+    _check_datasets(path)
     from datasets import load_dataset
 
     name, _, config = str(path).partition("/")
@@ -81,7 +81,7 @@ def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, 
         found = load_dataset(*names)
     except Exception as error:  # its many readers raise all kinds
         raise TrainingError(
-            f"{path} is {what}, and datasets cannot load it: {_reason(error):.200}"
+            f"{path} is {_kind(path)}, and datasets cannot load it: {_reason(error):.200}"
             f"{_neighbour(path)}"
         ) from error
     split = next((split for split in splits if split in found), None)
@@ -93,6 +93,18 @@ def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, 
     for number, values in enumerate(found[split], 1):
         named = dict(zip(("text", "text_pair"), (values[c] for c in columns), strict=False))
         yield f"{path}, {split} record {number}", {**values, **named}
+
+
+def _check_datasets(path: Path) -> None:
+    if missing_packages(["datasets"]):
+        raise TrainingError(
+            f"{path} is {_kind(path)}; give a {', '.join(FILE_SUFFIXES)} file, or to read it as a "
+            f"dataset run: {install_command('data')}{_neighbour(path)}"
+        )
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "not a file"
 
 
 def _reason(error: BaseException) -> str:
