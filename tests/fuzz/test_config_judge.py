@@ -29,7 +29,7 @@ def test_a_mutated_config_is_read_as_by_transformers_or_refused_by_name(
 ) -> None:
     monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "cache"))
     verdicts = [judge(family, seed, tmp_path, ours) for seed in range(NUM_SEEDS)]
-    assert min(verdicts.count("alike"), verdicts.count("refused")) > NUM_SEEDS / 8
+    assert min(verdicts.count("alike"), verdicts.count("refused")) > NUM_SEEDS / 10
 
 
 def judge(family: str, seed: int, folder: Path, ours: OurReading) -> str:

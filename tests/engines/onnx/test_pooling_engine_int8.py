@@ -57,7 +57,7 @@ def test_values_of_a_text_are_the_same_alone_and_in_a_batch(
         (alone,) = rounded.forward([row])
         np.testing.assert_allclose(alone, found, atol=1e-6 * np.abs(found).max())
         error = np.abs(found - expected).max() / np.abs(expected).max()
-        assert 0 < error < 0.2
+        assert 0 < error < 0.3
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp16", 0.02), ("int8", 0.5), ("int4", 2.0)])
