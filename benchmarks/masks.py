@@ -88,7 +88,8 @@ def probe_values(spec: ModelSpec, seed: int) -> Values:
     for index, layer in enumerate(spec.layers):
         for block in (ATTENTION, MLP):
             gates = _closed(generator, spec.hidden_size, 1)
-            values |= {f"{spec.family.linear(index, r)}.columns": gates for r in READERS[block]}
+            readers = [role for role in READERS[block] if role in spec.linear_shapes(index)]
+            values |= {f"{spec.family.linear(index, r)}.columns": gates for r in readers}
             writer = spec.family.linear(index, WRITERS[block])
             values[f"{writer}.rows"] = _closed(generator, spec.hidden_size, 1)
         width = layer.num_heads * layer.head_dim

@@ -106,7 +106,7 @@ def _removed_by_hand(spec: ModelSpec, flags: Flags) -> tuple[float, float]:
         rows, columns = (
             {
                 role: flags[f"{spec.family.linear(index, role)}.{side}"].copy()
-                for role in layer.linear_shapes(spec.hidden_size)
+                for role in spec.linear_shapes(index)
             }
             for side in ("rows", "columns")
         )
@@ -123,7 +123,7 @@ def _removed_by_hand(spec: ModelSpec, flags: Flags) -> tuple[float, float]:
             for reader in readers:
                 columns["output"][reader] *= rows["value"][dim]
             rows["value"][dim] *= max(columns["output"][reader] for reader in readers)
-        for role, (height, width) in layer.linear_shapes(spec.hidden_size).items():
+        for role, (height, width) in spec.linear_shapes(index).items():
             block = "mlp" if role in ("up", "gate", "down") else "self_attn"
             kept[block] += rows[role].sum() * columns[role].sum()
             total[block] += height * width
