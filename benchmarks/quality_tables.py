@@ -231,7 +231,7 @@ def classifier_sentence(record: Mapping[str, Any]) -> str:
     pruned = ", ".join(
         f"{100 * of['accuracy']:.1f}% with {name.rpartition(' ')[2]} removed"
         for name, of in sorted(record["summary"].items())
-        if name.startswith("default, distilled")
+        if name.startswith("default ")
     )
     error = starts["dense"]["standard_error"]
     return (
