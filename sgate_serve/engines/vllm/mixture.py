@@ -60,8 +60,10 @@ class UnevenMixture(nn.Module):
             activation=CLAMPED_UNITS if self.is_clamped else model.spec.activation,
             prefix=f"{prefix}.experts",
         )
-        for parameter in self.experts.routed_experts.parameters():
-            parameter.data.zero_()
+        # Weights and biases, not the correction of the router, which the experts hold as well.
+        for name, parameter in self.experts.routed_experts.named_parameters(recurse=False):
+            if name.startswith(("w13_", "w2_")):
+                parameter.data.zero_()
         self.shared: UnevenMLP | None = None
         self.shared_gate: nn.Module | None = None
         if shape.shared_units:
