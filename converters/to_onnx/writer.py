@@ -57,9 +57,8 @@ def write_onnx(
         exponents = NO_EXPONENTS
         if precision.in_rows:
             exponents = rescaling_exponents(checkpoint, folder, model)
-        scales = cache_scales(checkpoint, folder, model) if precision.int8_cache else NO_SCALES
-        # The first one may have been saved in a temporary folder.
-        if moments is not None or exponents or precision.int8_cache:
+        scales = cache_scales(checkpoint, folder, precision) if precision.int8_cache else NO_SCALES
+        if moments is not None or exponents or scales:
             model = build_graph(checkpoint, precision, moments, exponents, scales)
         save_graph(model, folder)
 
@@ -76,15 +75,17 @@ def rescaling_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -
         return measured_exponents(checkpoint, Path(written), model)
 
 
-def cache_scales(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> CacheScales:
-    """Return the scales of an int8 KV cache for `model`, a graph of the checkpoint without one.
+def cache_scales(checkpoint: Checkpoint, folder: Path, precision: Precision) -> CacheScales:
+    """Return the scales of an int8 KV cache for a graph of the checkpoint in a precision.
 
-    The graph reads tokens for it, from a temporary folder inside `folder`; one in int8 instead of
-    one in 4 bits that is not rounded for what it multiplies.
+    One without such a cache reads tokens for it, from a temporary folder inside `folder`; one in
+    int8 instead of one in 4 bits that is not rounded for what it multiplies.
     """
+    model = build_graph(checkpoint, precision)
+    if matrices_of_4_bits(model):
+        model = build_graph(checkpoint, PRECISIONS[INT8])
     with TemporaryDirectory(prefix=".cache-scales-", dir=folder) as written:
-        rough = matrices_of_4_bits(model)
-        save_graph(build_graph(checkpoint, PRECISIONS[INT8]) if rough else model, Path(written))
+        save_graph(model, Path(written))
         return measured_scales(checkpoint, Path(written))
 
 
