@@ -90,7 +90,7 @@ class _Decoder:
             else:
                 self.blocks(index, stream)
             if (scale := family.scale_name(index)) is not None:
-                stream.scale(self.stored_number(scale))
+                stream.scale(self.stored(scale, 1))
             stream.end_layer(index)
         normed = stream.normalize(self.norms.over_stream(f"{family.final_norm}"))
         if self.generates:
@@ -189,10 +189,7 @@ class _Decoder:
     def sinks(self, index: int) -> ir.Value | None:
         """Return the logits [heads] of which each takes a share of its head's attention, if any."""
         name = self.spec.sinks(index)
-        if name is None:
-            return None
-        read, shape = partial(linears.read_fp32, self.checkpoint, name), self.spec.layers[index]
-        return self.graph.weight(name, (shape.num_heads,), read)
+        return None if name is None else self.stored(name, self.spec.layers[index].num_heads)
 
     def first_linear(self, index: int, block: str) -> linears.Linear:
         """Return the first linear of a block, rescaled if the norm that it reads is."""
@@ -265,8 +262,9 @@ class _Decoder:
         kind = self.graph.float_type.numpy()
         return self.graph.constant(f"number.{value}", np.array(value, kind))
 
-    def stored_number(self, name: str) -> ir.Value:
-        return self.graph.weight(name, (1,), lambda: linears.read_fp32(self.checkpoint, name))
+    def stored(self, name: str, size: int) -> ir.Value:
+        """Return a vector of the model."""
+        return self.graph.weight(name, (size,), partial(linears.read_fp32, self.checkpoint, name))
 
     def rotary(self, index: int, heads: HeadLayout) -> list[ir.Value | None]:
         rope = self.spec.ropes[index]

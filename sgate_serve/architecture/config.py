@@ -26,7 +26,6 @@ from sgate_serve.architecture.sgate_config import (
     stored_family,
 )
 from sgate_serve.architecture.shapes import LayerShape
-from sgate_serve.architecture.windows import layer_windows
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import OBJECT, TEXT, check_fields
 
@@ -76,7 +75,9 @@ def task_of(config: Mapping[str, Any], family: Family, source: str) -> str:
     )
 
 
-def dense_shapes(get: ConfigReader, family: Family, num_layers: int) -> Iterator[LayerShape]:
+def dense_shapes(
+    get: ConfigReader, family: Family, windows: Sequence[int | None]
+) -> Iterator[LayerShape]:
     """Yield the widths of each layer by the top level of the config, where no layer has its own."""
     hidden, heads = get.integer("hidden_size"), get.integer("num_attention_heads")
     shape = LayerShape(
@@ -85,9 +86,7 @@ def dense_shapes(get: ConfigReader, family: Family, num_layers: int) -> Iterator
         head_dim=get.integer("head_dim", hidden // max(heads, 1)),
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
-    windows = layer_windows(get, family, num_layers) if family.has_heads_by_type else ()
-    types = list(windows) or [None] * num_layers
-    for index, window in enumerate(types):
+    for index, window in enumerate(windows):
         if index in family.recurrent_layers:
             yield recurrent_shape(get, shape)
         elif family.mixture is not None and has_experts(get, index):

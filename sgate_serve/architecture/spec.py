@@ -118,9 +118,9 @@ class ModelSpec:
         values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
-        dense = tuple(values.dense_shapes(get, family, num_layers))
-        layers = tuple(layer_shapes(dense, family, config, source))
         windows = tuple(layer_windows(get, family, num_layers))
+        dense = tuple(values.dense_shapes(get, family, windows))
+        layers = tuple(layer_shapes(dense, family, config, source))
         num_positions = get.integer("max_position_embeddings")
         head_dims = [layer.head_dim for layer in layers]
         spec = cls(

@@ -31,8 +31,11 @@ def layer_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterato
     if family.windows in ("switched", "alternating") and not get("use_sliding_window"):
         window = None
     for index in range(num_layers):
-        is_sliding = types is not None and types[index] == SLIDING_ATTENTION
-        is_sliding |= types is None and _slides(get, family, index, window)
+        is_sliding = (
+            _slides(get, family, index, window)
+            if types is None
+            else types[index] == SLIDING_ATTENTION
+        )
         is_sliding &= not (family.windows == "full_last" and index == num_layers - 1)
         if is_sliding and window is None:
             raise CheckpointError(

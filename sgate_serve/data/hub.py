@@ -52,7 +52,8 @@ def check_exists(path: Path) -> None:
     """
     if is_dataset_name(path):
         _check_datasets(path)
-    if path.exists() or is_dataset_name(path):
+        return
+    if path.exists():
         return
     if not path.parent.is_dir():
         raise TrainingError(f"{path}: no such file; there is no folder {path.parent} either")
@@ -69,10 +70,8 @@ def _neighbour(path: Path) -> str:
 def dataset_records(path: Path, splits: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, record) of the first of `splits` that the dataset has.
 
-    Raises TrainingError if `datasets` is missing, or the dataset cannot be loaded or has none of
-    the splits.
+    Raises TrainingError if the dataset cannot be loaded or has none of the splits.
     """
-    _check_datasets(path)
     from datasets import load_dataset
 
     name, _, config = str(path).partition("/")

@@ -67,8 +67,8 @@ class TorchRunner:
         self.vocab_size = int(model.config.vocab_size)
         # Caches keep all tokens, those outside of a sliding window too. A recurrent layer keeps one
         # state, which cannot be cut back to fewer tokens.
-        self._is_recurrent = LINEAR_ATTENTION in (getattr(model.config, "layer_types", None) or ())
-        self.shares_prefixes = not self._is_recurrent
+        types = getattr(model.config, "layer_types", None) or ()
+        self.shares_prefixes = LINEAR_ATTENTION not in types
         self._caches = [self._new_cache() for _ in range(num_slots)]
         # A cache whose first layer has no attention reports length 0, so lengths are kept here.
         self._lengths = [0] * num_slots
@@ -82,7 +82,7 @@ class TorchRunner:
 
     def _new_cache(self) -> DynamicCache:
         # By the config, one would forget what is outside of a window.
-        return DynamicCache(config=self.model.config) if self._is_recurrent else DynamicCache()
+        return DynamicCache() if self.shares_prefixes else DynamicCache(config=self.model.config)
 
     def share(self, source: int, slot: int, length: int) -> None:
         """Let `slot` hold the first `length` tokens of `source`, which may be `slot` itself."""

@@ -42,9 +42,9 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
     draft = None if options.draft is None else open_draft(model, options)
     engine = _load_slots(name, model, options.without_draft())
     if draft is not None:
+        check_can_draft(engine, model)
         own = _load_slots(name, draft, draft_options(draft, engine, options))
         check_can_draft(own, draft)
-        check_can_draft(engine, model)
         engine.draft_with(Drafter(own.runner, num_drafted(options), engine.prefill_chunk))
     return engine
 

@@ -1,7 +1,8 @@
 """The experts of mixtures: narrowed ones, and where the stock classes of transformers keep theirs.
 
 The files of most families hold one matrix for each linear of each expert; the stock classes stack
-those of all experts of a layer, which have the same width there.
+those of all experts of a layer, which have the same width there: in most, [experts, 2 · units,
+hidden] with the rows of the gate first, and [experts, hidden, units].
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,15 @@ from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.family import DOWN, GATE, LEAST_SUM, MLP, UP, Family
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.stacks import Slot, slot_of, stack_shape
+from sgate_serve.checkpoint.stacks import (
+    DOWN_STACK,
+    GATE_UP_STACK,
+    Slot,
+    slot_of,
+    stack_shape,
+)
 from sgate_serve.models.names import name_in
 
-# The parameters of most classes' stacked experts: [experts, 2 · units, hidden] with the rows of
-# the gate first, and [experts, hidden, units].
-STACKED_GATE_UP, STACKED_DOWN = "gate_up_proj", "down_proj"
 # The buffer of a router that it adds to its scores for the choice alone.
 CORRECTION = "e_score_correction_bias"
 
@@ -250,9 +254,9 @@ def stacked_place(name: str, family: Family) -> tuple[str, Callable[[torch.Tenso
     role = {own: role for role, own in family.mixture.linears.items()}[linear]
     expert = int(number)
     if role == DOWN:
-        return f"{stem}.{STACKED_DOWN}", lambda stack: stack[expert]
+        return f"{stem}.{DOWN_STACK}", lambda stack: stack[expert]
     half = int(role == UP)
-    return f"{stem}.{STACKED_GATE_UP}", lambda stack: stack[expert].chunk(2)[half]
+    return f"{stem}.{GATE_UP_STACK}", lambda stack: stack[expert].chunk(2)[half]
 
 
 def stacked_state(state: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:

@@ -32,9 +32,9 @@ def open_base(options: TrainOptions) -> Checkpoint:
             f"--task {CLASSIFICATION}: {base.folder} is of family {base.spec.family.name}, of "
             "which transformers has no classifier; give a base of another family"
         )
+    _check_timed(base, options)
     _check_mixture(base, options)
     _check_recurrent(base, options)
-    _check_timed(base, options)
     return base
 
 
@@ -50,11 +50,6 @@ def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
         raise TrainingError(
             f"--gates row-col: {base.folder} is a mixture of experts, whose rows and columns are "
             "not gated yet; use --gates coupled or experts"
-        )
-    if options.target_speedup is not None:
-        raise TrainingError(
-            f"--target-speedup: {base.folder} is a mixture of experts, whose blocks are not timed "
-            "yet; give --target instead"
         )
     if options.method == WANDA and options.mask is None:
         raise TrainingError(
@@ -72,25 +67,25 @@ def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
 
 
 def _check_timed(base: Checkpoint, options: TrainOptions) -> None:
-    """Raise TrainingError for a target of speed where the blocks of layers are not alike."""
-    if options.target_speedup is not None and base.spec.family.has_heads_by_type:
+    """Raise TrainingError for a target of speed where blocks are of a kind that is not timed."""
+    family = base.spec.family
+    kinds = {
+        "is a mixture of experts": any(layer.experts for layer in base.spec.layers),
+        "has recurrent layers": bool(family.recurrent_layers),
+        "has heads of two widths": family.has_heads_by_type,
+    }
+    if options.target_speedup is not None and any(kinds.values()):
+        what = next(kind for kind, has in kinds.items() if has)
         raise TrainingError(
-            f"--target-speedup: {base.folder} has heads of two widths, whose blocks are not timed "
-            "yet; give --target instead"
+            f"--target-speedup: {base.folder} {what}, whose blocks are not timed yet; give "
+            "--target instead"
         )
 
 
 def _check_recurrent(base: Checkpoint, options: TrainOptions) -> None:
     """Raise TrainingError for an option that needs every layer to attend."""
-    if not base.spec.family.recurrent_layers:
-        return
-    if options.gates == ROW_COL:
+    if base.spec.family.recurrent_layers and options.gates == ROW_COL:
         raise TrainingError(
             f"--gates row-col: {base.folder} has recurrent layers, whose rows and columns are not "
             "gated yet; use --gates coupled"
-        )
-    if options.target_speedup is not None:
-        raise TrainingError(
-            f"--target-speedup: {base.folder} has recurrent layers, whose blocks are not timed "
-            "yet; give --target instead"
         )

@@ -40,7 +40,8 @@ def normalize_mixtures(
     if family.mixture is not None and not family.mixture.is_stacked:
         _check_apart(tensors)
     get = ConfigReader(config, source, family)
-    stated = list(dense_shapes(get, family, get.integer("num_hidden_layers")))
+    # Windows do not change the widths of a mixture.
+    stated = list(dense_shapes(get, family, [None] * get.integer("num_hidden_layers")))
     found = [_stored_shape(family, index, each, tensors) for index, each in enumerate(stated)]
     if found == stated:
         return config, None
