@@ -16,7 +16,6 @@ from sgate_serve.architecture.config_field import (
     without,
 )
 from sgate_serve.architecture.config_kinds import (
-    ACTIVATION,
     CLASS_NAMES,
     DECIMAL,
     DTYPE,
@@ -29,7 +28,7 @@ from sgate_serve.architecture.config_kinds import (
     SWITCHES,
 )
 from sgate_serve.architecture.encoder_config_fields import BERT, DISTILBERT, MODERNBERT, ROBERTA
-from sgate_serve.architecture.gemma4_config_fields import GEMMA4, GEMMA4_KEYS
+from sgate_serve.architecture.gemma_config_fields import GEMMA2, GEMMA3, GEMMA4, GEMMA4_KEYS
 from sgate_serve.architecture.gpt_config_fields import GPT2, GPT_NEOX
 from sgate_serve.architecture.hybrid_fields import QWEN3_5
 from sgate_serve.architecture.mixture_fields import GLM4_MOE, GPT_OSS, QWEN_EXPERTS
@@ -193,40 +192,6 @@ _PHI3: Fields = {
     "original_max_position_embeddings": ConfigField(SIZE, 4096),
     "sliding_window": nullable(SIZE),
 }
-_GEMMA2: Fields = {
-    **changed(
-        without(DECODER, "hidden_act"),
-        vocab_size=256000,
-        hidden_size=2304,
-        intermediate_size=9216,
-        num_hidden_layers=26,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=8192,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=1,
-        tie_word_embeddings=True,
-    ),
-    "head_dim": ConfigField(WHOLE, 256),
-    "hidden_activation": ConfigField(ACTIVATION, "gelu_pytorch_tanh"),
-    "attention_bias": ConfigField(FLAG, False),
-    "attention_dropout": nullable(RATE, 0.0),
-    "query_pre_attn_scalar": ConfigField(SIZE, 256),
-    "sliding_window": nullable(SIZE, 4096),
-    "layer_types": nullable(TEXTS),
-    "final_logit_softcapping": nullable(DECIMAL, 30.0),
-    "attn_logit_softcapping": nullable(DECIMAL, 50.0),
-    "use_bidirectional_attention": nullable(FLAG),
-}
-_GEMMA3: Fields = changed(
-    _GEMMA2,
-    vocab_size=262_208,
-    max_position_embeddings=131_072,
-    final_logit_softcapping=None,
-    attn_logit_softcapping=None,
-    use_bidirectional_attention=False,
-)
 _OLMO2: Fields = {
     **changed(
         DECODER,
@@ -261,8 +226,8 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "GraniteConfig": _GRANITE,
     "Starcoder2Config": _STARCODER2,
     "Phi3Config": _PHI3,
-    "Gemma2Config": _GEMMA2,
-    "Gemma3TextConfig": _GEMMA3,
+    "Gemma2Config": GEMMA2,
+    "Gemma3TextConfig": GEMMA3,
     "Gemma4TextConfig": GEMMA4,
     "Olmo2Config": _OLMO2,
     "Olmo3Config": _OLMO3,

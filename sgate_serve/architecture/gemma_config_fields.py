@@ -1,4 +1,4 @@
-"""The fields of transformers' config class of Gemma 4's text models, as in `config_fields`."""
+"""The fields of transformers' config classes of Gemma's text models, as in `config_fields`."""
 
 from sgate_serve.architecture.config_field import (
     DECODER,
@@ -18,16 +18,16 @@ from sgate_serve.architecture.config_kinds import (
 )
 from sgate_serve.json_fields import FLAG, SIZE, TEXTS, WHOLE
 
-GEMMA4: Fields = {
+GEMMA2: Fields = {
     **changed(
         without(DECODER, "hidden_act"),
-        vocab_size=262_144,
+        vocab_size=256000,
         hidden_size=2304,
         intermediate_size=9216,
-        num_hidden_layers=30,
+        num_hidden_layers=26,
         num_attention_heads=8,
         num_key_value_heads=4,
-        max_position_embeddings=131_072,
+        max_position_embeddings=8192,
         pad_token_id=0,
         bos_token_id=2,
         eos_token_id=1,
@@ -35,12 +35,31 @@ GEMMA4: Fields = {
     ),
     "head_dim": ConfigField(WHOLE, 256),
     "hidden_activation": ConfigField(ACTIVATION, "gelu_pytorch_tanh"),
-    "rope_parameters": nullable(ROPE_BY_TYPE),
     "attention_bias": ConfigField(FLAG, False),
     "attention_dropout": nullable(RATE, 0.0),
-    "sliding_window": ConfigField(SIZE, 512),
+    "query_pre_attn_scalar": ConfigField(SIZE, 256),
+    "sliding_window": nullable(SIZE, 4096),
     "layer_types": nullable(TEXTS),
-    "final_logit_softcapping": nullable(DECIMAL),
+    "final_logit_softcapping": nullable(DECIMAL, 30.0),
+    "attn_logit_softcapping": nullable(DECIMAL, 50.0),
+    "use_bidirectional_attention": nullable(FLAG),
+}
+GEMMA3: Fields = changed(
+    GEMMA2,
+    vocab_size=262_208,
+    max_position_embeddings=131_072,
+    final_logit_softcapping=None,
+    attn_logit_softcapping=None,
+    use_bidirectional_attention=False,
+)
+GEMMA4: Fields = {
+    **changed(
+        without(without(GEMMA3, "query_pre_attn_scalar"), "attn_logit_softcapping"),
+        vocab_size=262_144,
+        num_hidden_layers=30,
+    ),
+    "rope_parameters": nullable(ROPE_BY_TYPE),
+    "sliding_window": ConfigField(SIZE, 512),
     "use_bidirectional_attention": nullable(VISION),
     "vocab_size_per_layer_input": ConfigField(SIZE, 262_144),
     "hidden_size_per_layer_input": ConfigField(WHOLE, 256),
