@@ -1,8 +1,6 @@
 """`python -m sgate_serve` is the `sgate` command."""
 
-import sys
-
-from sgate_serve.cli import main
+from sgate_serve.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -11,11 +11,13 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sgate_serve import __version__
+from sgate_serve.environment import ENGINE_THREAD
 from sgate_serve.errors import SgateError, SystemFailure, did_you_mean
 
 COMMANDS: Mapping[str, str] = {
@@ -94,6 +96,21 @@ class OnceFilter(logging.Filter):
         is_new = line not in self._seen
         self._seen.add(line)
         return is_new
+
+
+def script() -> NoReturn:
+    """Run `main` as the whole process.
+
+    An engine that still loads or steps is left in its native call. At exit, Python would end its
+    thread as soon as the call returns, and C++ aborts a process whose threads are ended like that.
+    """
+    status = main()
+    if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -255,4 +272,4 @@ def _whole_parser() -> Parser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

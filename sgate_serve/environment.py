@@ -24,6 +24,9 @@ CPU_CACHES = "/sys/devices/system/cpu/cpu{}/cache"
 VECTOR_FLAGS = ("amx", "avx", "fma", "f16c", "asimd", "bf16", "i8mm", "sve", "sme")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/gpus")
 
+# The name of the threads that engines run on.
+ENGINE_THREAD = "engine"
+
 DISTRIBUTION = "sgate-serve"
 LIBRARIES = (
     DISTRIBUTION,

@@ -21,6 +21,7 @@ from sgate_serve.engines.contract import (
     Request,
     TokenEvent,
 )
+from sgate_serve.environment import ENGINE_THREAD
 from sgate_serve.errors import RequestError
 from sgate_serve.server.request_group import EngineEvent, EventT, RequestGroup, is_last
 from sgate_serve.server.served_model import AnyEngine, ServedModel
@@ -71,7 +72,7 @@ class EngineDriver:
         self._loop: asyncio.AbstractEventLoop
         self._commands: SimpleQueue[Command] = SimpleQueue()
         self._groups: dict[str, RequestGroup[Any]] = {}
-        self._thread = Thread(target=self._run, name="engine", daemon=True)
+        self._thread = Thread(target=self._run, name=ENGINE_THREAD, daemon=True)
 
     @property
     def model(self) -> ServedModel:

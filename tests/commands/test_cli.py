@@ -143,9 +143,8 @@ def test_uniform_is_planned_with_its_price_and_converts_to_a_stock_model(
 
 
 def test_a_reader_that_stops_early_gets_no_traceback(base: Checkpoint) -> None:
-    code = "import sys; from sgate_serve.cli import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, "plan", str(base.folder), "--json"],
+        [sys.executable, "-m", "sgate_serve", "plan", str(base.folder), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -155,6 +154,21 @@ def test_a_reader_that_stops_early_gets_no_traceback(base: Checkpoint) -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(60) == 141
+
+
+@pytest.mark.parametrize("status", [0, 2])
+def test_a_process_does_not_end_the_thread_of_an_engine_that_loads(status: int) -> None:
+    # Python would end it at exit, after what is registered here; C++ aborts the process for that.
+    code = (
+        "import atexit, threading, time; from sgate_serve import cli, environment\n"
+        "atexit.register(print, 'ended')\n"
+        "name = environment.ENGINE_THREAD\n"
+        "threading.Thread(target=time.sleep, args=(60,), name=name, daemon=True).start()\n"
+        f"cli.main = lambda: print('last words') or {status}\n"
+        "cli.script()"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stdout, run.stderr) == (status, "last words\n", "")
 
 
 def test_convert_verify_inspect(
