@@ -36,7 +36,7 @@ from sgate_serve.training.phases.trainer import Phase, log_of, speed_of
 from sgate_serve.training.phases.tuning import Tuning, untouched_tensors
 from sgate_serve.training.precision import autocast
 from sgate_serve.training.processes import agreed, processes
-from sgate_serve.training.run_dir import resume_run_dir, run_dir_of, start_run_dir
+from sgate_serve.training.run_dir import run_dir_of, start_run_dir
 from sgate_serve.training.tasks.scores import Scores, measure, scores_json
 from sgate_serve.training.tasks.training_task import TASKS, TrainingTask
 from sgate_serve.training.train_options import (
@@ -76,8 +76,8 @@ def run_training(
         return TrainResult(options.out, summary)
     run_dir, state = run_dir_of(options.out), processes()
     state.wait_for_everyone()
-    if state.is_main_process:
-        (resume_run_dir if options.resume else start_run_dir)(run_dir, options.to_json())
+    if state.is_main_process and not options.resume:
+        start_run_dir(run_dir, options.to_json())
     state.wait_for_everyone()
     base = train_dense_base(task, given, options)
     # Before training, which takes long enough for someone to edit the folder.

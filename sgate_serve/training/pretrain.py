@@ -18,7 +18,7 @@ from sgate_serve.training.phases.trainer import Phase, run
 from sgate_serve.training.precision import best_device
 from sgate_serve.training.run_dir import (
     check_empty,
-    resume_run_dir,
+    check_same_run,
     run_dir_of,
     start_run_dir,
 )
@@ -88,7 +88,7 @@ def pretrain(options: PretrainOptions) -> None:
     model = LlamaForCausalLM(llama_config(options, tokenizer.get_vocab_size(), end))
     model.to(best_device())
     run_dir = run_dir_of(options.out)
-    (resume_run_dir if run_dir.exists() else start_run_dir)(run_dir, _record(options, blocks))
+    (check_same_run if run_dir.exists() else start_run_dir)(run_dir, _record(options, blocks))
     _train(model, blocks, options)
     with new_folder(options.out) as writer:
         model.save_pretrained(writer.staging)

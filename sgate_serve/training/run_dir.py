@@ -34,21 +34,25 @@ def check_empty(out: Path) -> None:
     check_writable(run_dir_of(out))
 
 
-def start_run_dir(run_dir: Path, options: Mapping[str, Any]) -> None:
-    """Create the folder; raise TrainingError if it holds an interrupted run."""
-    unfinished = run_dir / f".{OPTIONS_FILE}"
-    if run_dir.exists() and set(run_dir.iterdir()) - {unfinished}:
+def check_no_run(run_dir: Path) -> None:
+    """Raise TrainingError if the folder holds an interrupted run."""
+    if run_dir.exists() and set(run_dir.iterdir()) - {_unfinished(run_dir)}:
         raise TrainingError(
             f"{run_dir} holds an interrupted run; continue it with --resume, or remove it"
         )
+
+
+def start_run_dir(run_dir: Path, options: Mapping[str, Any]) -> None:
+    """Create the folder of a run with these options."""
     with writing(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
         # Replaced at once, so that an interruption leaves either nothing or a run to resume.
+        unfinished = _unfinished(run_dir)
         unfinished.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(run_dir / OPTIONS_FILE)
 
 
-def resume_run_dir(run_dir: Path, options: Mapping[str, Any]) -> None:
+def check_same_run(run_dir: Path, options: Mapping[str, Any]) -> None:
     """Raise TrainingError unless the folder holds an interrupted run with the same options."""
     record = run_dir / OPTIONS_FILE
     if not record.exists():
@@ -60,3 +64,7 @@ def resume_run_dir(run_dir: Path, options: Mapping[str, Any]) -> None:
             f"the run in {run_dir} was started with a different {', '.join(changed)}; give the "
             f"options in its {OPTIONS_FILE}, or remove the folder"
         )
+
+
+def _unfinished(run_dir: Path) -> Path:
+    return run_dir / f".{OPTIONS_FILE}"

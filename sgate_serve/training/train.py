@@ -6,7 +6,7 @@ from sgate_serve.errors import TrainingError, did_you_mean
 from sgate_serve.progress import activity
 from sgate_serve.training.base_checks import open_base
 from sgate_serve.training.option_checks import check_options
-from sgate_serve.training.run_dir import check_empty
+from sgate_serve.training.run_dir import check_empty, check_no_run, check_same_run, run_dir_of
 from sgate_serve.training.train_options import BlockTimer, TrainOptions, TrainResult
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "sklearn", "scipy")
@@ -41,6 +41,10 @@ def train(options: TrainOptions, timer: BlockTimer | None = None) -> TrainResult
     check_packages()
     check_options(options)
     check_empty(options.out)
+    if options.resume:
+        check_same_run(run_dir_of(options.out), options.to_json())
+    elif not options.dry_run:
+        check_no_run(run_dir_of(options.out))
     for path in (options.data, *options.eval_data):
         check_exists(path)
     base = open_base(options)
