@@ -1,60 +1,75 @@
 """Speed of our embedded engine, dense and pruned, compared with other engines on one CPU.
 
-`python -m benchmarks.engine_speed --json FILE` creates a random Llama-shaped model, closes coupled
-gates for 20, 30 and 40%, and measures decoding and prefill. Each engine runs in its own process,
-and one of them computes at a time; each round asks all of them forwards, then backwards. Contenders
-are grouped by the width of their weights, and a group is loaded together. Our dense int4 model is
-in every group, so that groups can be compared.
+`python -m benchmarks.engine_speed --dir DIR --json FILE` creates a random Llama-shaped model,
+closes coupled gates for 30%, and measures decoding and prefill. Each engine runs in its own
+process, and one of them computes at a time; each round asks all of them forwards, then backwards.
+Contenders are grouped by the width of their weights, and a group is loaded together. Our dense int4
+model is in every group, so that groups can be compared. Groups that DIR has results of are not
+measured again.
 
-`--llama_python` is an interpreter with llama-cpp-python, gguf, ml_dtypes and safetensors;
-`--genai_python` is one with onnxruntime-genai and the packages of its model builder; vLLM runs in
-the current interpreter. An engine without an interpreter is left out. benchmarks/contenders lists
-the tested versions.
+`--llama_python` is an interpreter with llama-cpp-python, gguf, ml_dtypes and safetensors,
+`--genai_python` one with onnxruntime-genai and the packages of its model builder, and
+`--openvino_python` one with openvino-genai and optimum-intel; vLLM runs in the current interpreter.
+An engine without an interpreter is left out. benchmarks/contenders lists the tested versions.
 """
 
 import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
 from benchmarks.command import command_line, run_script
+from benchmarks.contenders.running import ROOT, Contender, Worker
 from benchmarks.contenders.tokenizer import write_tokenizer
 from benchmarks.masks import coupled_values, write_pruned
 from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
-from benchmarks.vllm_speed import FRACTIONS
+from converters.convert import ConvertOptions, convert
 from sgate_serve.bench.rounds import measure_rounds, ratios, round_sums
 from sgate_serve.bench.statistics import median_with_interval
-from sgate_serve.bench.workload import Workload, phases, tokens_per_run
+from sgate_serve.bench.workload import (
+    PREFILL,
+    Measure,
+    Workload,
+    is_decode,
+    phases,
+    tokens_per_run,
+)
+from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.environment import cpu_ids, hardware, library_versions, num_cpus
+from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
 from sgate_serve.progress import activity, counted
 
 REFERENCE = "ours int4 dense"
-# The threads of the previous engine keep waiting for work, up to 0.2 s in Intel's OpenMP.
-# Forbidding that would cost llama.cpp more than half of its speed at batch 1.
-SETTLE_SECONDS = 0.3
+PRUNED = {"p30": 0.3}
+W8A8 = "w8a8"
+OPENVINO = {"int4": "int4", "int8": "int8", "float": "fp16"}
 
 
 @dataclass(frozen=True)
 class EngineOptions(LlamaShape):
     """The shape, the amount of measuring, and the interpreters of other engines."""
 
+    batches: str = option("1,8,32", "batch sizes of decoding, separated by commas")
+    prompts: str = option("128,512,2048", "tokens of the timed prompts")
     llama_python: str = option("", "interpreter with llama-cpp-python and gguf")
     genai_python: str = option("", "interpreter with onnxruntime-genai and its model builder")
+    openvino_python: str = option("", "interpreter with openvino-genai and optimum-intel")
     vllm: int = option(1, "1 also measures vLLM, in the current interpreter")
     groups: str = option("int4,int8,float", "groups to measure, separated by commas")
+    dir: str = option("engines", "working folder; a started one is continued")
+
+    @property
+    def prompt_lengths(self) -> list[int]:
+        return [int(length) for length in self.prompts.split(",")]
 
     @property
     def workload(self) -> Workload:
@@ -62,9 +77,23 @@ class EngineOptions(LlamaShape):
             rounds=self.rounds,
             decode_steps=self.decode_steps,
             context_tokens=64,
-            prefill_tokens=self.prefill_tokens,
+            prefill_tokens=max(self.prompt_lengths),
+            batches=tuple(int(batch) for batch in self.batches.split(",")),
             seed=self.seed,
         )
+
+    @property
+    def phases(self) -> "dict[str, Phase]":
+        """Each batch size of decoding, and each length of a prompt."""
+        found = {
+            name: Phase(measure, tokens_per_run(self.workload, name))
+            for name, measure in phases(self.workload).items()
+            if is_decode(name)
+        }
+        for length in self.prompt_lengths:
+            prompt = phases(replace(self.workload, prefill_tokens=length))[PREFILL]
+            found[f"{PREFILL}_{length}"] = Phase(prompt, length)
+        return found
 
     @property
     def model_len(self) -> int:
@@ -73,103 +102,45 @@ class EngineOptions(LlamaShape):
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One engine with one model, and the command that starts its worker."""
+class Phase:
+    """One timed run, and the tokens that it processes."""
 
-    python: str
-    kind: str
-    folder: Path
-    arguments: tuple[str, ...] = ()
-
-    def command(self, options: EngineOptions, model_len: int) -> list[str]:
-        batch = max(options.workload.batches)
-        sizes = map(str, (batch, model_len, num_cpus()))
-        worker = [self.python, "-m", "benchmarks.contenders.worker", self.kind]
-        return [*worker, str(self.folder), *sizes, *self.arguments]
-
-
-class Worker:
-    """A running contender: a `TimedDecoder` (engines/timed.py) in a process of its own."""
-
-    def __init__(
-        self, contender: Contender, options: EngineOptions, model_len: int | None = None
-    ) -> None:
-        self.max_model_len = model_len or options.model_len
-        cpus = cpu_ids()
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(len(cpus)),
-            "VLLM_CPU_OMP_THREADS_BIND": f"{cpus[0]}-{cpus[-1]}",
-            "PYTHONPATH": str(Path(__file__).parent.parent),
-        }
-        self._name = f"{contender.kind} on {contender.folder}"
-        self._process = subprocess.Popen(
-            contender.command(options, self.max_model_len),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        assert self._answer() == {"ready": True}
-
-    def decode_seconds(
-        self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
-    ) -> float:
-        return self._seconds("decode_seconds", (batch, context_tokens, steps), generator)
-
-    def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
-        return self._seconds("prefill_seconds", (num_tokens,), generator)
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
-
-    def _seconds(self, method: str, sizes: Sequence[int], generator: np.random.Generator) -> float:
-        assert self._process.stdin is not None
-        time.sleep(SETTLE_SECONDS)
-        order = {"method": method, "sizes": sizes, "seed": int(generator.integers(2**31))}
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return float(self._answer()["seconds"])
-
-    def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{self._name} ended with status {self._process.wait()}")
-        return json.loads(line)
+    measure: Measure
+    num_tokens: int
 
 
 def make_models(root: Path, options: EngineOptions) -> dict[str, Any]:
-    """Write the dense and the pruned models, and the dense one in the other engines' formats."""
-    write_noise(root / "dense", options.config, 1, options.seed)
-    write_tokenizer(root / "dense", options.vocab_size)
-    base = Checkpoint.open(root / "dense")
+    """Write the dense and the pruned models, and the dense one in the other engines' formats.
+
+    Returns the figures of the pruned ones.
+    """
+    dense = root / "dense"
+    write_noise(dense, options.config, 1, options.seed)
+    write_tokenizer(dense, options.vocab_size)
+    base = Checkpoint.open(dense)
     figures = {
         name: write_pruned(base, name, coupled_values(base.spec, fraction, options.seed))
-        for name, fraction in FRACTIONS.items()
+        for name, fraction in PRUNED.items()
     }
+    if options.vllm:
+        convert(ConvertOptions(str(dense), root / W8A8, precision=INT8))
     if options.llama_python:
-        _run_module(options.llama_python, "benchmarks.contenders.gguf_files", root / "dense", root)
+        _run_module(options.llama_python, "benchmarks.contenders.gguf_files", dense, root)
     if options.genai_python:
-        builder = "onnxruntime_genai.models.builder"
-        flags: list[str | Path] = [
-            "-i",
-            root / "dense",
-            "-o",
-            root / "genai",
-            "-p",
-            "int4",
-            "-e",
-            "cpu",
-        ]
-        _run_module(options.genai_python, builder, *flags, "-c", root / "genai-cache")
+        builder = ("onnxruntime_genai.models.builder", "-p", "int4", "-e", "cpu")
+        folders = ("-i", dense, "-o", root / "genai", "-c", root / "genai-cache")
+        _run_module(options.genai_python, *builder, *folders)
+    if options.openvino_python:
+        export = ("optimum.commands.optimum_cli", "export", "openvino", "--model", dense)
+        for width in OPENVINO.values():
+            words = ("--task", "text-generation-with-past", "--weight-format", width)
+            _run_module(options.openvino_python, *export, *words, root / f"openvino-{width}")
     return figures
 
 
-def _run_module(python: str, module: str, *arguments: str | Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    subprocess.run([python, "-m", module, *map(str, arguments)], env=environment, check=True)
+def _run_module(python: str, *words: str | Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([python, "-m", *map(str, words)], env=environment, check=True)
 
 
 def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Contender]]:
@@ -179,7 +150,7 @@ def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Conten
             f"ours {precision} {model}": Contender(
                 sys.executable, "onnx", root / model, ("--precision", precision)
             )
-            for model in ("dense", *FRACTIONS)
+            for model in ("dense", *PRUNED)
         }
         for precision in ("int4", "int8", "fp32")
     }
@@ -191,7 +162,13 @@ def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Conten
     if options.genai_python:
         genai = Contender(options.genai_python, "genai", root / "genai")
         others["int4"]["onnxruntime-genai int4"] = genai
+    if options.openvino_python:
+        for group, width in OPENVINO.items():
+            folder = root / f"openvino-{width}"
+            name = "OpenVINO bf16" if group == "float" else f"OpenVINO {width}"
+            others[group][name] = Contender(options.openvino_python, "openvino", folder)
     if options.vllm:
+        others["int8"]["vLLM W8A8"] = Contender(sys.executable, "vllm", root / W8A8)
         others["float"]["vLLM bf16"] = Contender(sys.executable, "vllm", root / "dense")
     first = {REFERENCE: ours["int4"][REFERENCE]}
     pairs = (("int4", "int4"), ("int8", "int8"), ("float", "fp32"))
@@ -208,22 +185,23 @@ def started(group: Mapping[str, Contender], options: EngineOptions) -> Iterator[
         workers = {}
         with activity("loading"):
             for name, contender in counted(group.items(), "engine"):
-                workers[name] = Worker(contender, options)
+                workers[name] = Worker(contender, max(options.workload.batches), options.model_len)
                 stack.callback(workers[name].close)
         yield workers
 
 
-def measure(workers: Mapping[str, Worker], workload: Workload) -> dict[str, Any]:
+def measure(workers: Mapping[str, Worker], options: EngineOptions) -> dict[str, Any]:
     """Return phase → name → tokens per second and speed over the reference, one sample a round."""
     record: dict[str, Any] = {}
-    for phase, times in measure_rounds(phases(workload), workers, workload.rounds).items():
+    timed = options.phases
+    measures = {name: phase.measure for name, phase in timed.items()}
+    for phase, times in measure_rounds(measures, workers, options.rounds).items():
         rounds = {name: round_sums(seconds) for name, seconds in times.items()}
-        num_tokens = tokens_per_run(workload, phase)
         record[phase] = {
             name: {
-                "tokens_per_second": num_tokens / median(times[name]),
+                "tokens_per_second": timed[phase].num_tokens / median(times[name]),
                 "over_reference": asdict(
-                    median_with_interval(ratios(rounds[REFERENCE], own), workload.seed)
+                    median_with_interval(ratios(rounds[REFERENCE], own), options.seed)
                 ),
                 "seconds": times[name],
             }
@@ -233,16 +211,18 @@ def measure(workers: Mapping[str, Worker], workload: Workload) -> dict[str, Any]
 
 
 def run(options: EngineOptions) -> dict[str, Any]:
-    """Create the models in a temporary folder and measure them; return the record."""
-    with tempfile.TemporaryDirectory(prefix="sgate-engines-") as folder:
-        root = Path(folder)
-        os.environ["SGATE_CACHE"] = str(root / "cache")
-        figures = make_models(root, options)
-        results = {}
-        for name, group in contenders(root, options).items():
-            with started(group, options) as workers:
-                results[name] = measure(workers, options.workload)
-    shown = replace(options, llama_python="", genai_python="")
+    """Create the models in the working folder and measure them; return the record."""
+    root = Path(options.dir)
+    os.environ["SGATE_CACHE"] = str(root / "cache")
+    shown = replace(options, llama_python="", genai_python="", openvino_python="", dir="")
+    begun = _kept(root / "options.json", partial(asdict, shown))
+    if begun != asdict(shown):
+        raise SystemExit(f"{root} was started with other options; give another --dir")
+    figures = _kept(root / "figures.json", partial(make_models, root, options))
+    results = {
+        name: _kept(root / f"{name}.json", partial(_measured, group, options))
+        for name, group in contenders(root, options).items()
+    }
     return {
         "command": command_line("engine_speed", shown),
         "options": asdict(shown),
@@ -254,10 +234,29 @@ def run(options: EngineOptions) -> dict[str, Any]:
     }
 
 
+def _measured(group: Mapping[str, Contender], options: EngineOptions) -> dict[str, Any]:
+    with started(group, options) as workers:
+        return measure(workers, options)
+
+
+def _kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what the file holds; if there is none, make it first."""
+    if not path.exists():
+        value = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value), encoding="utf-8")
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
+
+
 def _versions_of(options: EngineOptions) -> dict[str, str]:
     """Return the versions of the engines in the other interpreters."""
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
-    packages = {"llama-cpp-python": options.llama_python, "onnxruntime-genai": options.genai_python}
+    packages = {
+        "llama-cpp-python": options.llama_python,
+        "onnxruntime-genai": options.genai_python,
+        "openvino-genai": options.openvino_python,
+    }
     return {
         name: subprocess.check_output([python, "-c", code, name], text=True).strip()
         for name, python in packages.items()

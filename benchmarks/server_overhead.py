@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from benchmarks.command import command_line, run_script
+from benchmarks.contenders.running import Contender, Worker
 from benchmarks.contenders.tokenizer import write_tokenizer
-from benchmarks.engine_speed import Contender, EngineOptions, Worker
 from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
 from sgate_serve.bench.statistics import median_with_interval
@@ -126,9 +126,6 @@ def measure(url: str, worker: Worker, options: OverheadOptions) -> dict[str, Any
 
 def run(options: OverheadOptions) -> dict[str, Any]:
     """Create the model in a temporary folder, start both processes and measure them."""
-    shape = EngineOptions(
-        **{name: getattr(options, name) for name in LlamaShape.__dataclass_fields__}
-    )
     model_len = PROMPT_TOKENS + SHORT_ANSWER + options.steps + 8
     with tempfile.TemporaryDirectory(prefix="sgate-overhead-") as folder:
         root = Path(folder)
@@ -137,7 +134,7 @@ def run(options: OverheadOptions) -> dict[str, Any]:
         write_tokenizer(model, options.vocab_size)
         precision = ("--precision", options.precision)
         arguments = ("--slots", str(BATCH), "--max-model-len", str(model_len), *precision)
-        worker = Worker(Contender(sys.executable, "onnx", model, precision), shape, model_len)
+        worker = Worker(Contender(sys.executable, "onnx", model, precision), BATCH, model_len)
         with running_server(model, root / "serve.log", arguments) as url:
             results = measure(url, worker, options)
         worker.close()

@@ -40,7 +40,6 @@ class LlamaShape:
     vocab_size: int = option(32768, "vocabulary")
     rounds: int = option(5, "interleaved rounds")
     decode_steps: int = option(16, "decode steps in one timed run")
-    prefill_tokens: int = option(512, "tokens of the timed prompt")
     seed: int = option(0, "seed of weights, masks and token ids")
 
     @property
@@ -55,6 +54,6 @@ class LlamaShape:
             "num_attention_heads": self.heads,
             "num_key_value_heads": self.kv_heads,
             "head_dim": HEAD_DIM,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": 4096,
             "tie_word_embeddings": False,
         }

@@ -1,26 +1,16 @@
 """The tables of docs/speed.md, made from their records."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import median
 from typing import Any
 
-from sgate_serve.bench.rounds import ratios, round_sums
 from sgate_serve.gates.keys import EXPERTS
 
 PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "batch 8", "prefill": "prefill"}
-# Our precision → the contenders whose weights have the same, or the nearest, width.
-CONTENDERS = {
-    "int4": ("llama.cpp Q4_0", "onnxruntime-genai int4"),
-    "int8": ("llama.cpp Q8_0",),
-    "fp32": ("vLLM bf16",),
-}
 LONE, PROMPT = "decode_batch_1", "prefill"
 # Prompt tokens for each generated one of the requests that are shown.
 PROMPT_SHARES = (4, 16)
-GROUPS = {"int4": "int4", "int8": "int8", "fp32": "float"}
 # The text on which choices of the int4 graph are compared.
 INT4_TEXT = "python_docs"
-PRUNED = {"p20": "20%", "p30": "30%", "p40": "40%"}
 ENCODERS = {
     "p20": "20% of the heads and MLP units closed",
     "p30": "30%",
@@ -40,66 +30,6 @@ STREAMING_RUNS = {
     "convert_by_scan": "`sgate convert`, by scan",
     "plan_70b": "`sgate plan` with gates, on the headers of a 70B model",
 }
-
-
-def engine_summary_rows(records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the short table: our dense model, and with 30% removed, over each contender."""
-    yield f"| ours over | {' | '.join(_shape_phases(records))} |"
-    yield "|---" * (len(_shape_phases(records)) + 1) + "|"
-    for precision, contenders in CONTENDERS.items():
-        for contender in contenders:
-            cells = []
-            for record in records:
-                group = record["results"].get(GROUPS[precision])
-                cells += [
-                    "" if group is None else _over(group[phase], precision, contender)
-                    for phase in PHASES
-                ]
-            width = "" if contender.endswith(precision) else f" ({precision} here)"
-            yield f"| {contender}{width} | {' | '.join(cells)} |"
-
-
-def _shape_phases(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [
-        f"{record['options']['hidden']} × {record['options']['layers']}: {phase}"
-        for record in records
-        for phase in PHASES.values()
-    ]
-
-
-def _over(phase: Mapping[str, Any], precision: str, contender: str) -> str:
-    dense, pruned = (
-        speed_over(phase, f"ours {precision} {model}", contender) for model in ("dense", "p30")
-    )
-    return f"{dense:.2f}× → {pruned:.2f}×"
-
-
-def speed_over(phase: Mapping[str, Any], name: str, other: str) -> float:
-    """Return how much faster `name` is than `other`, as the median over rounds."""
-    sums = [round_sums(phase[model]["seconds"]) for model in (other, name)]
-    return median(ratios(*sums))
-
-
-def engine_rows(record: Mapping[str, Any]) -> Iterator[str]:
-    """Yield one shape's table: tokens per second, and speed over our equally wide dense model."""
-    options = record["options"]
-    shape = f"hidden {options['hidden']} × {options['layers']} layers"
-    yield f"| {shape}, tokens/s | {' | '.join(PHASES.values())} |"
-    yield "|---" * (len(PHASES) + 1) + "|"
-    for precision, contenders in CONTENDERS.items():
-        group = record["results"].get(GROUPS[precision])
-        if group is None:
-            continue
-        own = f"ours {precision} dense"
-        names = {name: name for name in contenders} | {own: own}
-        names |= {f"ours {precision} {key}": f"{share} removed" for key, share in PRUNED.items()}
-        for name, shown in names.items():
-            cells = [
-                f"{group[phase][name]['tokens_per_second']:.0f} "
-                f"({speed_over(group[phase], name, own):.2f}×)"
-                for phase in PHASES
-            ]
-            yield f"| {shown} | {' | '.join(cells)} |"
 
 
 def encoder_rows(record: Mapping[str, Any]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine_tables import engine_rows, engine_summary_rows
 from benchmarks.memory_tables import (
     kv_memory_sentence,
     kv_quality_rows,
@@ -32,8 +33,6 @@ from benchmarks.speed_tables import (
     choice_rows,
     draft_rows,
     encoder_rows,
-    engine_rows,
-    engine_summary_rows,
     footprint_sentence,
     huge_page_rows,
     int4_rows,
@@ -220,7 +219,7 @@ def demo_output(report: Mapping[str, Any]) -> str:
 
 def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "engines": "\n".join(engine_summary_rows([records[name] for name in ENGINE_RUNS])),
+        "engines": "\n".join(engine_summary_rows(records[ENGINE_RUNS[0]])),
         "row-col": "\n".join(row_col_rows(records["row_col"])),
         "mixtures": "\n".join(mixture_rows(records["mixtures"])),
         "mixture-operator": operator_sentence(records["mixtures"]),

@@ -34,6 +34,7 @@ SHARD_BYTES = 4 * 2**30
 class SpeedOptions(LlamaShape):
     """The shape of the model, the engine's mode, and the amount of measuring."""
 
+    prefill_tokens: int = option(512, "tokens of the timed prompt")
     compiled: int = option(1, "1 compiles, as vLLM does by default; 0 runs eager")
     row_col: float = option(0.0, "if not 0, compare a row-col mask that closes this share")
 

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 class GenaiTimed:
     """A model whose generators each run one batch of rows that start together."""
 
-    def __init__(self, folder: Path, model_len: int, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int) -> None:
         config = og.Config(str(folder))
         session = {"intra_op_num_threads": threads}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": session}}}))
         self._model = og.Model(config)
-        self._model_len = model_len
         settings = json.loads((folder / "genai_config.json").read_text("utf-8"))
         self._vocab = int(settings["model"]["vocab_size"])
 
@@ -28,7 +27,9 @@ class GenaiTimed:
         self, batch: int, context_tokens: int, steps: int, generator: np.random.Generator
     ) -> float:
         """Feed `batch` rows of `context_tokens`, untimed; time `steps` greedy tokens of each."""
-        running = self._start(self._tokens((batch, context_tokens), generator))
+        tokens = self._tokens((batch, context_tokens), generator)
+        running = self._empty(batch, context_tokens + 1 + steps)
+        running.append_tokens(tokens)
         running.generate_next_token()
         start = time.perf_counter()
         for _ in range(steps):
@@ -37,7 +38,7 @@ class GenaiTimed:
 
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
         tokens = self._tokens((1, num_tokens), generator)
-        running = self._empty(1)
+        running = self._empty(1, num_tokens + 1)
         start = time.perf_counter()
         running.append_tokens(tokens)
         return time.perf_counter() - start
@@ -45,19 +46,14 @@ class GenaiTimed:
     def close(self) -> None:
         del self._model
 
-    def _start(self, tokens: NDArray[np.int32]) -> "og.Generator":
-        running = self._empty(len(tokens))
-        running.append_tokens(tokens)
-        return running
-
-    def _empty(self, batch: int) -> "og.Generator":
+    def _empty(self, batch: int, row_tokens: int) -> "og.Generator":
         params = og.GeneratorParams(self._model)
         # Minimum and maximum length are equal, so that no token ends a row early.
         params.set_search_options(
             batch_size=batch,
             do_sample=False,
-            max_length=self._model_len,
-            min_length=self._model_len,
+            max_length=row_tokens,
+            min_length=row_tokens,
         )
         return og.Generator(self._model, params)
 
@@ -68,4 +64,4 @@ class GenaiTimed:
 def load(
     folder: Path, batch: int, model_len: int, threads: int, arguments: tuple[str, ...]
 ) -> GenaiTimed:
-    return GenaiTimed(folder, model_len, threads)
+    return GenaiTimed(folder, threads)

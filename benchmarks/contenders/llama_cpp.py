@@ -47,7 +47,9 @@ class LlamaTimed:
     def prefill_seconds(self, num_tokens: int, generator: np.random.Generator) -> float:
         self._clear()
         start = time.perf_counter()
-        self._feed([0] * num_tokens, range(num_tokens), generator)
+        for first in range(0, num_tokens, MAX_BATCH):
+            positions = range(first, min(first + MAX_BATCH, num_tokens))
+            self._feed([0] * len(positions), positions, generator)
         return time.perf_counter() - start
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ KINDS = {
     "vllm": "benchmarks.contenders.ours:load_vllm",
     "llama.cpp": "benchmarks.contenders.llama_cpp:load",
     "genai": "benchmarks.contenders.genai:load",
+    "openvino": "benchmarks.contenders.openvino:load",
 }
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.engine_tables import engine_rows, engine_summary_rows, speed_over
 from benchmarks.quality_cells import summary
 from benchmarks.quality_tables import (
     balance_sentence,
@@ -12,10 +13,7 @@ from benchmarks.quality_tables import (
 )
 from benchmarks.speed_tables import (
     choice_rows,
-    engine_rows,
-    engine_summary_rows,
     footprint_sentence,
-    speed_over,
     streaming_rows,
 )
 
@@ -33,19 +31,23 @@ def test_speeds_are_medians_over_rounds() -> None:
 
 
 def test_engines_are_compared_at_the_same_width() -> None:
-    names = {"llama.cpp Q8_0": 4.0, "ours int4 dense": 1.0, "ours int8 dense": 2.0}
-    names |= {f"ours int8 {key}": value for key, value in (("p20", 1.6), ("p30", 1.4), ("p40", 1))}
-    one = phase(**{name: [value, value] for name, value in names.items()})
+    times = {"ours int4 dense": 1.0, "llama.cpp Q8_0": 4.0}
+    times |= {"ours int8 dense": 2.0, "ours int8 p30": 1.4}
+    one = phase(**{name: [value, value] for name, value in times.items()})
     record = {
         "options": {"hidden": 896, "layers": 24},
-        "results": {"int8": dict.fromkeys(("decode_batch_1", "decode_batch_8", "prefill"), one)},
+        "figures": {"p30": {"removed": 0.3}},
+        "results": {"int8": {"decode_batch_8": one, "prefill_512": one}},
     }
-    rows = list(engine_rows(record))
-    assert rows[2].startswith("| llama.cpp Q8_0 | 2 (0.50×)")
-    assert rows[3].startswith("| ours int8 dense | 5 (1.00×)")
-    assert rows[-1].startswith("| 40% removed | 10 (2.00×)")
-    (row,) = (row for row in engine_summary_rows([record]) if row.startswith("| llama.cpp Q8_0"))
-    assert "2.00× → 2.86×" in row
+    header, _, *rows = engine_rows(record)
+    assert header == "| hidden 896 × 24 layers, tokens/s | batch 8 | prefill 512 |"
+    assert rows == [
+        "| llama.cpp Q8_0 | 2 (0.50×) | 2 (0.50×) |",
+        "| ours int8 dense | 5 (1.00×) | 5 (1.00×) |",
+        "| 30% removed | 7 (1.43×) | 7 (1.43×) |",
+    ]
+    _, _, row = engine_summary_rows(record)
+    assert row == "| llama.cpp Q8_0 (int8 here) | 2.00× → 2.86× | 2.00× → 2.86× |"
 
 
 def test_requests_take_the_time_of_their_tokens() -> None:
