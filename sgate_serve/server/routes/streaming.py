@@ -128,7 +128,10 @@ class EventWriter:
         return self._written(delta, usage)
 
     def _is_text(self, delta: Delta) -> bool:
-        """Say whether text is all that an event of the delta could have of its own."""
+        """Say whether text is all that an event of the delta could have of its own.
+
+        Tokens and log-probabilities are shown only where every token has an event.
+        """
         has_more = delta.calls or delta.finish_reason or delta.prompt_logprobs
         return not (has_more or self._every_token or self._options.continuous_usage_stats)
 
