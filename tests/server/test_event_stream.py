@@ -1,4 +1,4 @@
-"""The parts of a stream that save time: frames of chunks, and a queue with one reader."""
+"""The parts of a stream that save time: frames of events, a queue with one reader, pieces."""
 
 import asyncio
 import json
@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import h11
 import pytest
 
 from sgate_serve.engines.contract import TokenEvent
+from sgate_serve.server.connection import ChunkingConnection
 from sgate_serve.server.execution.generation import Delta, Generation, Usage
 from sgate_serve.server.protocol.generation_requests import StreamOptions
 from sgate_serve.server.protocol.generation_responses import (
@@ -113,3 +115,50 @@ def test_a_reader_that_is_cancelled_loses_no_event() -> None:
         return [event.token async for event in group]
 
     assert asyncio.run(read()) == [0, 1, 2]
+
+
+PIECES = (b"a", b"", b"\r\n0\r\n\r\n", b"x" * 300, bytes(range(17)))
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+KNOWN_LENGTH = [("Content-Length", str(len(b"".join(PIECES))))]
+
+
+def answers(
+    connection: h11.Connection, requests: list[tuple[bytes, list[tuple[str, str]]]]
+) -> list[bytes | None]:
+    """Answer requests, one after the other, in pieces; return all that is written."""
+    written: list[bytes | None] = []
+    for request, headers in requests:
+        connection.receive_data(request)
+        connection.next_event()
+        connection.next_event()
+        written.append(connection.send(h11.Response(status_code=200, headers=headers)))
+        pieces = (b"",) if request.startswith(b"HEAD") else PIECES
+        written += [connection.send(h11.Data(data=piece)) for piece in pieces]
+        written.append(connection.send(h11.EndOfMessage()))
+        if connection.our_state is h11.DONE:
+            connection.start_next_cycle()
+    return written
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [
+        [(GET, []), (GET, KNOWN_LENGTH), (GET, [])],
+        [(GET, []), (GET.replace(b"GET", b"HEAD"), []), (GET, KNOWN_LENGTH)],
+        [(GET, []), (GET.replace(b"1.1", b"1.0"), [])],
+    ],
+)
+def test_bodies_are_written_as_h11_writes_them(
+    requests: list[tuple[bytes, list[tuple[str, str]]]],
+) -> None:
+    found = answers(ChunkingConnection(h11.SERVER), requests)
+    assert found == answers(h11.Connection(h11.SERVER), requests)
+
+
+def test_a_piece_after_the_end_is_refused() -> None:
+    connection = ChunkingConnection(h11.SERVER)
+    connection.receive_data(GET)
+    for event in (h11.Response(status_code=200, headers=[]), h11.EndOfMessage()):
+        connection.send(event)
+    with pytest.raises(h11.LocalProtocolError):
+        connection.send(h11.Data(data=b"a"))
