@@ -15,14 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sgate_serve.engines.contract import GrammarState, SamplingParams
+from sgate_serve.engines.drawing import draw
 
 Logits = NDArray[np.float32]
 Rows = NDArray[np.int64]
-
-# Weights are summed in blocks of this size.
-BLOCK = 128
-# Smaller temperatures would divide by zero in fp32; sampling is greedy long before that.
-TINY = 1e-30
 
 
 @dataclass
@@ -107,7 +103,7 @@ class Sampler:
 def choose_tokens(logits: Logits, samplers: Sequence[Sampler]) -> list[int]:
     """Return one token id per row of `logits` [rows, vocab]; ties go to the lowest id."""
     tokens = [
-        _draw(own, sampler.params, sampler.generator)
+        draw(own, sampler.params, sampler.generator)
         if sampler.params.temperature > 0
         else int(own.argmax())
         for own, sampler in zip(_adjusted(logits, samplers), samplers, strict=True)
@@ -154,84 +150,6 @@ def _penalize(logits: Logits, rows: Rows, samplers: Sequence[Sampler]) -> None:
     had -= penalty("frequency_penalty") * counts
     had -= penalty("presence_penalty") * (counts > 0)
     logits[at] = had
-
-
-def _weights(logits: Logits, params: SamplingParams) -> Logits:
-    """Return weights [padded vocab] after temperature, min_p and top_k; the largest is 1.
-
-    Computed in fp32, whose exp is several times faster, and row by row, which stays in a CPU cache.
-    Zeros pad the last block: see `_invert`.
-    """
-    vocab = len(logits)
-    padded = np.zeros(-(-vocab // BLOCK) * BLOCK, np.float32)
-    weights = padded[:vocab]
-    # The maximum is subtracted first, so a tiny temperature at worst overflows to weight 0.
-    np.subtract(logits, logits.max(), out=weights)
-    with np.errstate(over="ignore"):
-        weights /= np.float32(max(params.temperature, TINY))
-    np.exp(weights, out=weights)
-    if params.min_p:
-        weights[weights < np.float32(params.min_p)] = 0
-    if 0 < params.top_k < vocab:
-        # Ties with the last kept token are kept too, as in vLLM.
-        weights *= weights >= _largest(padded, params.top_k)
-    return padded
-
-
-def _largest(weights: Logits, rank: int) -> np.float32:
-    """Return the `rank`-th largest weight."""
-    maxima = weights.reshape(-1, BLOCK).max(axis=-1)
-    if rank <= len(maxima):
-        # At least `rank` weights reach this floor, so few are left to partition.
-        floor = np.partition(maxima, -rank)[-rank]
-        weights = weights[weights >= floor]
-    return np.float32(np.partition(weights, -rank)[-rank])
-
-
-def _draw(logits: Logits, params: SamplingParams, generator: np.random.Generator) -> int:
-    """Weigh tokens, and draw from the smallest set of most likely ones whose share reaches `top_p`.
-
-    Nothing is sorted: a token drawn from all tokens is in the set if the more likely ones (among
-    ties, those with a lower id) have a share below `top_p`. If it is not, no less likely token is
-    either, so the next draw is from the more likely ones.
-    """
-    weights = _weights(logits, params)
-    sums = _running_sums(weights)
-    bound = params.top_p * sums[-1]
-    while True:
-        token = _invert(weights, sums, generator.random())
-        if params.top_p == 1:
-            return token
-        is_before = weights > weights[token]
-        is_before[:token] |= weights[:token] == weights[token]
-        # Several times as fast as np.where.
-        weights = weights * is_before.astype(np.float32)
-        sums = _running_sums(weights)
-        # Not `<`: a sum that is no number must end it too.
-        if not sums[-1] >= bound:
-            return token
-
-
-def _running_sums(weights: Logits) -> NDArray[np.float64]:
-    """Return the sums of the weights up to the end of each block."""
-    sums: NDArray[np.float64] = weights.reshape(-1, BLOCK).sum(axis=-1).cumsum(dtype=np.float64)
-    return sums
-
-
-def _invert(weights: Logits, sums: NDArray[np.float64], uniform: float) -> int:
-    """Return the first index whose cumulative weight exceeds the share `uniform` of the total.
-
-    `sums` are those of blocks, since a running sum over all weights is slow. An index of weight 0
-    is never returned.
-    """
-    wanted = uniform * sums[-1]
-    block = int(np.searchsorted(sums, wanted, side="right"))
-    # A uniform close to 1 may round up to the total.
-    block = min(block, int(np.searchsorted(sums, sums[-1])))
-    inside = weights[block * BLOCK : (block + 1) * BLOCK].cumsum(dtype=np.float64)
-    rest = wanted - (sums[block - 1] if block else 0.0)
-    index = int(np.searchsorted(inside, rest, side="right"))
-    return block * BLOCK + min(index, int(np.searchsorted(inside, inside[-1])))
 
 
 def _rows(of: Sequence[Any], has: Callable[[Any], bool]) -> Rows:

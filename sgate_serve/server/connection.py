@@ -1,15 +1,17 @@
 """One HTTP connection, whose headers must be short and come within a time.
 
 Uvicorn bounds neither the time of headers nor what a client sends after its answer, and answers
-what it cannot read as plain text.
+what it cannot read as plain text. H11 takes long over each piece of a body.
 """
 
 import asyncio
 import sys
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 import h11
+from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sgate_serve.errors import RequestError
@@ -19,6 +21,7 @@ MAX_HEADER_BYTES = 32 * 1024
 HEADER_SECONDS = 20.0
 # h11 takes about 40 µs for a chunk of one byte, so what is read at once must be little.
 READ_BYTES = 16 * 1024
+CHUNKED = b"\r\ntransfer-encoding: chunked\r\n"
 # How long a client may go on sending a body after its answer; it may read the answer only then.
 LINGER_SECONDS = 5.0
 REASONS = {
@@ -28,6 +31,21 @@ REASONS = {
 }
 
 
+class ChunkingConnection(h11.Connection):
+    """Writes pieces of chunked bodies at once: they leave the state of a connection as it is."""
+
+    _is_chunked = False
+
+    def send(self, event: h11.Event) -> bytes | None:  # type: ignore[override]  # overloads
+        if self._is_chunked and isinstance(event, h11.Data) and self.our_state is h11.SEND_BODY:
+            # An empty piece would end the body; h11 leaves it out.
+            return b"%x\r\n%b\r\n" % (len(event.data), event.data) if event.data else b""
+        output = super().send(event)
+        if isinstance(event, h11.Response):
+            self._is_chunked = CHUNKED in (output or b"").lower()
+        return output
+
+
 class BoundedConnection(H11Protocol):
     """Refuses long headers with 431 and slow ones with 408.
 
@@ -35,6 +53,10 @@ class BoundedConnection(H11Protocol):
     """
 
     _timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, config: Config, *arguments: Any, **more: Any) -> None:
+        super().__init__(config, *arguments, **more)
+        self.conn = ChunkingConnection(h11.SERVER, MAX_HEADER_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -72,10 +72,11 @@ class Deadline:
         limit = asyncio.timeout_at(state["deadline"])
 
         async def send_in_time(message: Message) -> None:
-            if limit.expired():
-                return  # too late by a moment
-            limit.reschedule(None)
-            self._driver.unanswered.discard(limit)
+            if limit in self._driver.unanswered:
+                if limit.expired():
+                    return  # too late by a moment
+                limit.reschedule(None)
+                self._driver.unanswered.discard(limit)
             await send(message)
 
         try:

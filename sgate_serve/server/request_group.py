@@ -1,6 +1,7 @@
 """The engine requests of one HTTP call, as the event loop sees them."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -20,11 +21,14 @@ class RequestGroup(Generic[EventT]):
     def __init__(self, request_ids: Sequence[str], abort: Callable[[str], None]) -> None:
         self._abort = abort
         self._open = set(request_ids)
-        self._received: asyncio.Queue[EventT | RequestError] = asyncio.Queue()
+        self._received: deque[EventT | RequestError] = deque()
+        self._arrival: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def receive(self, item: EventT | RequestError) -> None:
-        self._received.put_nowait(item)
+        self._received.append(item)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
 
     def end_at(self, deadline: float, error: Callable[[], RequestError]) -> None:
         """Abort the requests at a time of the loop; the iterator then raises `error`."""
@@ -37,7 +41,7 @@ class RequestGroup(Generic[EventT]):
     async def __anext__(self) -> EventT:
         """Return the next event; raise RequestError if the engine refuses a request or fails."""
         while self._open:
-            item = await self._received.get()
+            item = await self._next()
             if isinstance(item, RequestError):
                 raise item
             if item.request_id not in self._open:
@@ -46,6 +50,16 @@ class RequestGroup(Generic[EventT]):
                 self._open.discard(item.request_id)
             return item
         raise StopAsyncIteration
+
+    async def _next(self) -> EventT | RequestError:
+        """Return the next item; like asyncio.Queue for one reader, in a fraction of the time."""
+        if self._received:
+            # Reading a backlog never waits, so let the loop notice a disconnect and serve others.
+            await asyncio.sleep(0)
+        else:
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        return self._received.popleft()
 
     def abort(self, request_id: str) -> None:
         """Free the request's slot before the engine's next step, unless the request has ended."""

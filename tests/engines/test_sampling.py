@@ -34,13 +34,20 @@ def test_temperature_zero_takes_the_best_and_breaks_ties_low() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("top_k", [0, 2, 50])
+@pytest.mark.parametrize("count", [1, 300])
 @pytest.mark.parametrize(
     ("value", "penalty"), [(np.nan, 1.0), (np.inf, 1.0), (-np.inf, 1.0), (0.5, 1e-46)]
 )
-def test_logits_that_are_no_numbers_end_in_some_token(value: float, penalty: float) -> None:
+def test_logits_that_are_no_numbers_end_in_some_token(
+    value: float, penalty: float, count: int, top_k: int
+) -> None:
     """One row must not stop all others: graphs and penalties may overflow."""
-    params = SamplingParams(temperature=1.0, top_p=0.9, seed=0, repetition_penalty=penalty)
-    logits = np.full((1, 300), value, np.float32)
+    params = SamplingParams(
+        temperature=1.0, top_p=0.9, top_k=top_k, seed=0, repetition_penalty=penalty
+    )
+    logits = np.zeros((1, 300), np.float32)
+    logits[0, :count] = value
     (token,) = choose_tokens(logits, [Sampler.start(params, prompt=range(5))])
     assert 0 <= token < 300
 
@@ -105,6 +112,23 @@ def test_a_token_without_weight_never_comes(value: float) -> None:
     logits[0, [300, 700]] = [1.0, 2.0]
     sampler = Sampler(SamplingParams(), Uniform(value), {})
     assert choose_tokens(logits, [sampler])[0] in (300, 700)
+
+
+def test_top_k_keeps_the_likeliest_of_many_tokens_and_ties_with_the_last() -> None:
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        logits = (rng.standard_normal(5000) * rng.uniform(0.1, 5)).astype(np.float32)
+        if number % 2:
+            logits = logits.round(1)
+        top_k, uniform = int(rng.integers(1, 80)), float(rng.random())
+        weights = np.where(logits >= np.sort(logits)[-top_k], np.exp(logits.astype(float)), 0)
+        shares = weights.cumsum() / weights.sum()
+        sampler = Sampler(SamplingParams(top_k=top_k), Uniform(uniform), {})
+        (token,) = choose_tokens(logits[None], [sampler])
+        assert weights[token] > 0
+        # The two sums may be rounded to different sides of the number that is drawn.
+        assert shares[token] > uniform - 1e-6
+        assert shares[token] - weights[token] / weights.sum() < uniform + 1e-6
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:

@@ -79,7 +79,6 @@ class MessageStream:
             async for last in deltas:
                 for event in blocks.push(last):
                     yield named_event(event)
-                    await asyncio.sleep(0)  # a backlog must not hold up the loop
             for event in blocks.close() + self._shape.end(last, generation.usage):
                 yield named_event(event)
         except RequestError as error:

@@ -62,7 +62,6 @@ class ResponseStream:
             async for delta in deltas:
                 for event in await self._of(delta, items):
                     yield event
-                    await asyncio.sleep(0)  # a backlog must not hold up the loop
             ended = self._shape.ended(items, generation.usage)
             yield await self._response(ended["status"], ended)
         except RequestError as error:

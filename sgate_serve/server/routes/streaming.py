@@ -23,6 +23,10 @@ from sgate_serve.server.protocol.generation_responses import ResponseWriter, usa
 from sgate_serve.server.routes.json_answer import json_bytes
 
 DONE = b"data: [DONE]\n\n"
+# `json.dumps` would make an encoder for each event.
+ENCODER = json.JSONEncoder(ensure_ascii=False)
+# Stands for the text of a chunk; no name or id can have it.
+PLACEHOLDER = "\0text\0"
 
 T = TypeVar("T")
 
@@ -68,7 +72,7 @@ class EventStream(StreamingResponse):
 
 def event(value: dict[str, Any]) -> bytes:
     """Return one event, on a single `data:` line, as JSON escapes line breaks."""
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+    return f"data: {ENCODER.encode(value)}\n\n".encode()
 
 
 def named_event(value: dict[str, Any], *, is_long: bool = False) -> bytes:
@@ -92,6 +96,7 @@ class EventWriter:
         self._writer = writer
         self._options = options
         self._every_token = every_token
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
 
     async def events(self, first: Delta, deltas: AsyncIterator[Delta]) -> AsyncIterator[bytes]:
         """Yield the stream up to `[DONE]`, with an error event if the generation fails.
@@ -108,9 +113,6 @@ class EventWriter:
             async for delta in deltas:
                 for own in await self._events_of(delta):
                     yield own
-                    # Writing a backlog never waits, so let the loop notice a disconnect and serve
-                    # other clients.
-                    await asyncio.sleep(0)
             if self._options.include_usage:
                 yield event(self._writer.closing(generation.usage))
         except RequestError as error:
@@ -118,10 +120,30 @@ class EventWriter:
         yield DONE
 
     async def _events_of(self, delta: Delta) -> list[bytes]:
+        if self._is_text(delta):
+            return [self._text_event(delta)] if delta.text else []
         usage = self._generation.usage_of(delta.index)
         if sum(1 + len(position.top) for position in delta.positions) > FEW_LOGPROBS:
             return await asyncio.to_thread(self._written, delta, usage)
         return self._written(delta, usage)
+
+    def _is_text(self, delta: Delta) -> bool:
+        """Say whether text is all that an event of the delta could have of its own.
+
+        Tokens and log-probabilities are shown only where every token has an event.
+        """
+        has_more = delta.calls or delta.finish_reason or delta.prompt_logprobs
+        return not (has_more or self._every_token or self._options.continuous_usage_stats)
+
+    def _text_event(self, delta: Delta) -> bytes:
+        """Write the event of a delta by putting its text into that of another one."""
+        if delta.index not in self._frames:
+            usage = self._generation.usage_of(delta.index)
+            [whole] = self._written(Delta(delta.index, PLACEHOLDER, ()), usage)
+            before, after = whole.split(ENCODER.encode(PLACEHOLDER).encode())
+            self._frames[delta.index] = before, after
+        before, after = self._frames[delta.index]
+        return before + ENCODER.encode(delta.text).encode() + after
 
     def _written(self, delta: Delta, usage: Usage) -> list[bytes]:
         shows = delta.text or delta.calls or delta.finish_reason or self._every_token
