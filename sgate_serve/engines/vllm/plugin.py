@@ -16,6 +16,12 @@ DECODERS = {
     CLASSIFICATION: f"{DECODER}:UnevenDecoderClassifier",
     BASE: f"{DECODER}:UnevenDecoderEmbedder",
 }
+HYBRID = "sgate_serve.engines.vllm.hybrid"
+HYBRIDS = {
+    CAUSAL_LM: f"{HYBRID}:HybridForCausalLM",
+    CLASSIFICATION: f"{HYBRID}:HybridDecoderClassifier",
+    BASE: f"{HYBRID}:HybridDecoderEmbedder",
+}
 ENCODERS = {
     CLASSIFICATION: f"{ENCODER}:UnevenEncoderClassifier",
     BASE: f"{ENCODER}:UnevenEncoderEmbedder",
@@ -35,6 +41,7 @@ def register() -> None:
 def architectures() -> Iterator[tuple[str, str]]:
     """Yield every architecture that a pruned folder can name, with the class that loads it."""
     for family in FAMILIES.values():
-        targets = DECODERS if CAUSAL_LM in family.tasks else ENCODERS
+        targets = ENCODERS if family.is_encoder else DECODERS
+        targets = targets if family.recurrence is None else HYBRIDS
         for task, row in family.tasks.items():
             yield f"{SGATE_CLASS_PREFIX}{row.model_class}", targets[task]
