@@ -100,7 +100,7 @@ class ShardedHeadNorm(nn.Module):
         stored, replicas = shape.stored.num_heads, 1
         if role == KEY:
             num_heads, stored = shape.num_kv_heads, shape.stored.num_kv_heads
-            replicas = max(1, shape.num_shards // shape.padded.num_kv_heads)
+            replicas = shape.replicas
         width = shape.stored.head_dim
         self.size, self.replicas = stored * width * replicas, replicas
         weight: Any = nn.Parameter(torch.ones(num_heads * width))

@@ -88,11 +88,6 @@ class ModelContext:
 def check_recurrent(vllm_config: Any) -> None:
     """Raise EngineError for settings that our recurrent layers do not follow."""
     model, cache = vllm_config.model_config.model, vllm_config.cache_config
-    if vllm_config.parallel_config.tensor_parallel_size > 1:
-        raise EngineError(
-            f"{model}: recurrent layers are not divided among shards; leave "
-            "--tensor-parallel-size out, or give --pipeline-parallel-size"
-        )
     if vllm_config.speculative_config is not None:
         raise EngineError(
             f"{model}: the states of recurrent layers cannot go back to before a drafted token; "

@@ -67,7 +67,8 @@ class FusedReaders(Readers):
             "quant_config": layer.quant_config,
             "prefix": prefix,
         }
-        self.is_qkv = block == ATTENTION and QKV_SHARDS.keys() >= {*self.roles}
+        self.is_attention = block == ATTENTION
+        self.is_qkv = self.is_attention and QKV_SHARDS.keys() >= {*self.roles}
         if self.is_qkv:
             counts = shape.padded.num_heads, shape.padded.num_kv_heads
             width = shape.stored.head_dim
@@ -85,7 +86,9 @@ class FusedReaders(Readers):
     def load(self, module: str, tensors: Tensors) -> None:
         """Load the stored tensors of one module."""
         for role, part in self.layer.role_tensors(module, tensors).items():
-            shard = QKV_SHARDS[role] if self.is_qkv else self.roles.index(role)
+            shard: str | int = QKV_SHARDS[role] if self.is_qkv else self.roles.index(role)
+            if self.is_attention and not self.is_qkv:
+                part = {kind: self.layer.replicated(role, own) for kind, own in part.items()}
             load(self.linear.weight, part[WEIGHT], shard)
             if SCALE in part:
                 load(self.linear.weight_scale, part[SCALE], shard)

@@ -5,12 +5,14 @@ each step which tokens belong to which. The rule is our own (`delta_rule`), in f
 platform: vLLM's kernels have one width for all layers, and on CPU one type.
 """
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.utils.torch_utils import direct_register_custom_op
@@ -27,7 +29,7 @@ from sgate_serve.architecture.family import (
 )
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.delta_rule import convolved, delta_rule, unit
-from sgate_serve.engines.vllm.layer import LayerContext
+from sgate_serve.engines.vllm.layer import LayerContext, spread, take_rows
 from sgate_serve.engines.vllm.linears import readers, writer
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -38,8 +40,8 @@ STATE_TYPES = (torch.float32, torch.float32)
 class UnevenRecurrence(nn.Module, MambaBase):
     """Project, convolve, carry a state, normalize, gate, project.
 
-    Parameters have the stored names' last parts: `convolution` [channels, 1, taps], `decay` and
-    `step` [heads], `norm` [value width].
+    Besides linears it has `convolution` [channels, 1, taps], `decay` and `step` [heads], and `norm`
+    [value width]; channels are the rows of query, key and value.
     """
 
     def __init__(self, model: ModelContext, layer: LayerContext, prefix: str) -> None:
@@ -49,24 +51,37 @@ class UnevenRecurrence(nn.Module, MambaBase):
         self.writer = writer(layer, ATTENTION, f"{prefix}.out_proj")
         self.sizes = [shape.size(role) for role in CONVOLVED]
         self.value_width, self.key_width = shape.stored.head_dim, shape.stored.key_dim
-        self.values_per_key = shape.stored.queries_per_kv
+        self.values_per_key = shape.num_heads // shape.num_kv_heads
         self.scale = model.spec.attention_scales[layer.index]
         self.activation = ACT2FN[model.spec.activation]
         self.eps = model.spec.norm_eps
-        for name, size in self._sizes(model.spec.kernel).items():
-            # Decays, exponents of exponents, are fp32 whatever the model's type is.
-            dtype = torch.float32 if name in ("decay", "step") else None
-            own = nn.Parameter(torch.zeros(size, dtype=dtype), requires_grad=False)
-            self.register_parameter(name, own)
+        heads = layer.shape.num_heads
+        self.convolution = parameter((sum(self.sizes), 1, model.spec.kernel), self._load_channels)
+        # Exponents of exponents are fp32, whatever the type of the model is.
+        self.decay = parameter((heads,), self._load_heads, torch.float32)
+        self.step = parameter((heads,), self._load_heads, torch.float32)
+        self.norm = parameter((self.value_width,))
         self.kv_cache = (torch.empty(0), torch.empty(0))
         self.name = f"{prefix}.state"
         model.vllm_config.compilation_config.static_forward_context[self.name] = self
 
-    def _sizes(self, kernel: int) -> dict[str, tuple[int, ...]]:
-        heads = (self.layer.shape.num_heads,)
-        convolution = (sum(self.sizes), 1, kernel)
-        norm = (self.value_width,)
-        return {"convolution": convolution, "decay": heads, "step": heads, "norm": norm}
+    def _load_channels(self, parameter: nn.Parameter, stored: torch.Tensor) -> None:
+        spec, index = self.layer.spec, self.layer.index
+        own = [
+            self._of_shard(role, take_rows(stored, spec.role_rows(index, role)))
+            for role in CONVOLVED
+        ]
+        parameter.data.copy_(torch.cat(own))
+
+    def _load_heads(self, parameter: nn.Parameter, stored: torch.Tensor) -> None:
+        parameter.data.copy_(self._of_shard(DECAY, stored))
+
+    def _of_shard(self, role: str, stored: torch.Tensor) -> torch.Tensor:
+        """Return this shard's part of what is stored for each dimension of a role."""
+        shape = self.layer.shape
+        whole = self.layer.replicated(role, spread(stored, 0, shape.rows[role]))
+        size = shape.size(role)
+        return whole[get_tensor_model_parallel_rank() * size :][:size]
 
     def stored_parameters(self) -> dict[str, Any]:
         """Return the parameters of this block besides its linears, by their names in the folder."""
@@ -160,6 +175,15 @@ class UnevenRecurrence(nn.Module, MambaBase):
     def mamba_type(self) -> MambaAttentionBackendEnum:
         """The kind whose metadata say no more than which states and tokens are whose."""
         return MambaAttentionBackendEnum.MAMBA1
+
+
+def parameter(
+    size: tuple[int, ...], load: Callable[..., None] | None = None, dtype: Any = None
+) -> nn.Parameter:
+    made: Any = nn.Parameter(torch.zeros(size, dtype=dtype), requires_grad=False)
+    if load is not None:
+        made.weight_loader = load
+    return made
 
 
 def state_shapes(layer: LayerContext) -> Shapes:

@@ -65,6 +65,11 @@ class ShardedLayer:
         """The number of KV heads on one shard."""
         return max(1, self.padded.num_kv_heads // self.num_shards)
 
+    @property
+    def replicas(self) -> int:
+        """How many shards have the same KV head."""
+        return max(1, self.num_shards // self.padded.num_kv_heads)
+
     @cached_property
     def rows(self) -> Mapping[str, Sources]:
         """The sources of each role's rows; the down and output projections keep all of theirs."""
