@@ -31,11 +31,15 @@ ENCODERS = {
 def register() -> None:
     """Register `model_type: sgate` with transformers and its architectures with vLLM."""
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     import sgate_serve.models  # noqa: F401  # registers the config
+    from sgate_serve.engines.vllm.positions import TextPositions
 
     for architecture, target in architectures():
         ModelRegistry.register_model(architecture, target)
+        if target in HYBRIDS.values():
+            MODELS_CONFIG_MAP[architecture] = TextPositions
 
 
 def architectures() -> Iterator[tuple[str, str]]:
