@@ -72,8 +72,8 @@ def _chunk_read(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply the rule to all tokens of a chunk at once (section 3.3 of arXiv 2412.06464).
 
-    What token i writes is w_i = r_i (v_i - e^(D_i) k_i S - sum over j < i of e^(D_i - D_j) (k_i k_j)
-    w_j), with D the sums of decays: a triangular system.
+    With D the sums of decays, token i writes w_i = r_i (v_i - e^(D_i) k_i S - the sum over j < i of
+    e^(D_i - D_j) (k_i k_j) w_j): a triangular system.
     """
     total = decay.cumsum(-1)
     length = total.shape[-1]

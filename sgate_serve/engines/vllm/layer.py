@@ -90,7 +90,8 @@ class LayerContext:
         heads, width = self.shape.stored.dims_of(role)
         if heads == "heads" or self.shape.replicas == 1:
             return rows
-        return rows.unflatten(0, (-1, width)).repeat_interleave(self.shape.replicas, 0).flatten(0, 1)
+        by_head = rows.reshape(-1, width, *rows.shape[1:])
+        return by_head.repeat_interleave(self.shape.replicas, 0).flatten(0, 1)
 
     def by_role(self, module: str, tensors: Tensors) -> Tensors:
         """Return a module's tensors with the rows of one role after those of another.

@@ -141,8 +141,7 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
 
 
 def _recurrence(layer: Any) -> UnevenRecurrence | None:
-    block = layer.blocks[ATTENTION] if ATTENTION in layer.blocks else None
-    return block if isinstance(block, UnevenRecurrence) else None
+    return next((each for each in layer.blocks.values() if isinstance(each, UnevenRecurrence)), None)
 
 
 def _choices(layer: Any) -> Places:

@@ -35,6 +35,7 @@ from sgate_serve.engines.vllm.linears import readers, writer
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
 CONVOLVED = (QUERY, KEY, VALUE)
 STATE_TYPES = (torch.float32, torch.float32)
+OP = "vllm::sgate_recurrence"
 
 
 class UnevenRecurrence(nn.Module, MambaBase):
@@ -62,8 +63,11 @@ class UnevenRecurrence(nn.Module, MambaBase):
         self.step = parameter((heads,), self._load_heads, torch.float32)
         self.norm = parameter((self.value_width,))
         self.kv_cache = (torch.empty(0), torch.empty(0))
-        self.name = f"{prefix}.state"
-        model.vllm_config.compilation_config.static_forward_context[self.name] = self
+        self.name, compilation = f"{prefix}.state", model.vllm_config.compilation_config
+        compilation.static_forward_context[self.name] = self
+        # Where attention splits a CUDA graph, this does too.
+        if compilation.splitting_ops and OP not in compilation.splitting_ops:
+            compilation.splitting_ops.append(OP)
 
     def _load_channels(self, parameter: nn.Parameter, stored: torch.Tensor) -> None:
         spec, index = self.layer.spec, self.layer.index
@@ -213,6 +217,4 @@ def recurrence(
     read[: len(found)] = found
 
 
-direct_register_custom_op(
-    op_name="sgate_recurrence", op_func=recurrence, mutates_args=["read"]
-)
+direct_register_custom_op(op_name="sgate_recurrence", op_func=recurrence, mutates_args=["read"])

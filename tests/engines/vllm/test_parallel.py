@@ -18,7 +18,7 @@ from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine, worker_engine
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO, Variant
-from tests.families.zoo_configs import DECODER
+from tests.families.zoo_configs import DECODER, HYBRID
 from tests.small_llama import random_tokens
 
 pytestmark = pytest.mark.vllm
@@ -74,6 +74,21 @@ def test_tensor_parallel_norms_over_all_heads(kv_heads: int, tmp_path: Path) -> 
 def test_tensor_parallel_keys_that_are_values(tmp_path: Path) -> None:
     """Both shards have the one KV head of layers without a window."""
     folder = converted(ZOO["gemma4_text"][0], tmp_path, skip=0, index_price=0)["out"]
+    check_decoder(folder, TWO_SHARDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_heads", [3, 1])
+def test_tensor_parallel_recurrent_layers(kv_heads: int, tmp_path: Path) -> None:
+    """Three key heads for two shards, of which one is padded; and one that both have."""
+    recurrent = HYBRID | {"num_hidden_layers": 4, "full_attention_interval": 2}
+    recurrent |= {"num_key_value_heads": kv_heads, "linear_num_key_heads": kv_heads}
+    heads, values = {3: (6, 9), 1: (8, 4)}[kv_heads]
+    recurrent |= {"num_attention_heads": heads, "linear_num_value_heads": values}
+    model = Variant("qwen3_5_text", "odd", "causal-lm", recurrent | {"attention_bias": True})
+    folder = converted(model, tmp_path, skip=3, index_price=0)["out"]
+    layers = [layer for layer in Checkpoint.open(folder).spec.layers if layer.is_recurrent]
+    assert max(layer.num_kv_heads for layer in layers) == kv_heads
     check_decoder(folder, TWO_SHARDS)
 
 

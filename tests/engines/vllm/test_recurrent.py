@@ -1,4 +1,4 @@
-"""Recurrent layers in vLLM: states of their own size for each layer, whatever the scheduler does."""
+"""Recurrent layers in vLLM: states of each layer's own size, whatever the scheduler does."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +35,10 @@ LONG = Variant(
     | {"num_hidden_layers": 6, "full_attention_interval": 3, "max_position_embeddings": 512}
     | {
         "rope_parameters": {
-            **{"rope_theta": 100.0, "partial_rotary_factor": 0.5},
-            **{"mrope_section": [2, 1, 1], "mrope_interleaved": True},
+            "rope_theta": 100.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
         }
     },
 )
@@ -154,6 +156,34 @@ def test_a_uniform_result_runs_through_the_plugin_on_cpu(
     assert config_overrides(at["out"], []) == {}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about vLLM's kernels for CPU")
+def test_vllms_own_class_computes_in_bfloat16_alone() -> None:
+    """Once this fails, a newer vLLM may run stock folders on CPU by its own class."""
+    assert torch.isfinite(rule_of_vllm(torch.bfloat16, 64)).all()
+    for dtype, width in ((torch.float32, 64), (torch.float16, 64), (torch.bfloat16, 32)):
+        with pytest.raises(RuntimeError, match=r"dtype mismatch|Unexpected head dim"):
+            rule_of_vllm(dtype, width)
+
+
+def rule_of_vllm(dtype: torch.dtype, width: int) -> torch.Tensor:
+    """Let vLLM's kernel read a prompt of 3 tokens by 2 heads of one recurrent layer."""
+    from vllm._custom_ops import chunk_gated_delta_rule_cpu
+
+    tokens = torch.ones(1, 3, 2, width, dtype=dtype)
+    found: torch.Tensor = chunk_gated_delta_rule_cpu(
+        **dict.fromkeys(("query", "key", "value"), tokens),
+        g=-torch.ones(1, 3, 2),
+        beta=torch.ones(1, 3, 2, dtype=dtype),
+        initial_state=torch.zeros(1, 2, width, width),
+        output_final_state=True,
+        cu_seqlens=torch.tensor([0, 3], dtype=torch.int32),
+        head_first=False,
+        use_qk_l2norm_in_kernel=True,
+        initial_state_indices=torch.tensor([0], dtype=torch.int32),
+    )[0]
+    return found
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -167,9 +197,7 @@ def test_a_uniform_result_runs_through_the_plugin_on_cpu(
         ),
     ],
 )
-def test_settings_that_recurrent_layers_lack(
-    words: list[str], message: str, folder: Path
-) -> None:
+def test_settings_that_recurrent_layers_lack(words: list[str], message: str, folder: Path) -> None:
     with pytest.raises(EngineError, match=message), vllm_engine(folder, words):
         pass
 
@@ -189,8 +217,8 @@ def test_the_rule_in_pieces_is_that_of_transformers(pieces: tuple[int, ...]) -> 
     )
     found = []
     for part in zip(
-        *(each.split(pieces, 2) for each in (unit(query) * 10**-0.5, unit(key), value)),
-        *(each.split(pieces, 2) for each in (decay, renewal)),
+        *(torch.split(each, pieces, 2) for each in (unit(query) * 10**-0.5, unit(key), value)),
+        *(torch.split(each, pieces, 2) for each in (decay, renewal)),
         strict=True,
     ):
         read, state = delta_rule(state, *part)
