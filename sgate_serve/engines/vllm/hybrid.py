@@ -15,13 +15,7 @@ from sgate_serve.engines.vllm.decoder import (
     UnevenDecoderEmbedder,
     UnevenForCausalLM,
 )
-from sgate_serve.engines.vllm.layer import LayerContext
-from sgate_serve.engines.vllm.recurrence import (
-    STATE_TYPES,
-    Shapes,
-    num_state_values,
-    state_shapes,
-)
+from sgate_serve.engines.vllm.recurrence import STATE_TYPES, Shapes, largest_state
 
 
 class WithStates:
@@ -37,12 +31,7 @@ class WithStates:
     def get_mamba_state_shape_from_config(cls, vllm_config: Any) -> Shapes:
         model_config, parallel = vllm_config.model_config, vllm_config.parallel_config
         spec = read_spec(model_config.hf_config.to_dict(), f"{model_config.model}")
-        layers = (
-            LayerContext(spec, index, vllm_config, parallel.tensor_parallel_size)
-            for index, layer in enumerate(spec.layers)
-            if layer.is_recurrent
-        )
-        return max(map(state_shapes, layers), key=num_state_values)
+        return largest_state(spec, parallel.tensor_parallel_size)
 
     @classmethod
     def get_mamba_state_dtype_from_config(cls, vllm_config: Any) -> tuple[torch.dtype, ...]:

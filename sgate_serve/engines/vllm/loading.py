@@ -141,7 +141,9 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
 
 
 def _recurrence(layer: Any) -> UnevenRecurrence | None:
-    return next((each for each in layer.blocks.values() if isinstance(each, UnevenRecurrence)), None)
+    return next(
+        (each for each in layer.blocks.values() if isinstance(each, UnevenRecurrence)), None
+    )
 
 
 def _choices(layer: Any) -> Places:

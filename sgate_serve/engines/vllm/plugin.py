@@ -34,12 +34,12 @@ def register() -> None:
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     import sgate_serve.models  # noqa: F401  # registers the config
-    from sgate_serve.engines.vllm.positions import TextPositions
+    from sgate_serve.engines.vllm.hybrid_config import HybridConfig
 
     for architecture, target in architectures():
         ModelRegistry.register_model(architecture, target)
         if target in HYBRIDS.values():
-            MODELS_CONFIG_MAP[architecture] = TextPositions
+            MODELS_CONFIG_MAP[architecture] = HybridConfig
 
 
 def architectures() -> Iterator[tuple[str, str]]:

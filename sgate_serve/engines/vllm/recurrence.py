@@ -27,6 +27,7 @@ from sgate_serve.architecture.family import (
     RENEWAL,
     VALUE,
 )
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.delta_rule import convolved, delta_rule, unit
 from sgate_serve.engines.vllm.layer import LayerContext, spread, take_rows
@@ -199,6 +200,16 @@ def state_shapes(layer: LayerContext) -> Shapes:
     # vLLM has no empty states.
     past = max(layer.spec.kernel - 1, 1)
     return (shape.num_heads, stored.key_dim, stored.head_dim), (past, channels)
+
+
+def largest_state(spec: ModelSpec, num_shards: int) -> Shapes:
+    """Return the shapes of the layer that keeps most on a shard; of nothing if no layer does."""
+    layers = (
+        LayerContext(spec, index, None, num_shards)
+        for index, layer in enumerate(spec.layers)
+        if layer.is_recurrent and layer.num_heads
+    )
+    return max(map(state_shapes, layers), key=num_state_values, default=((0,), (0,)))
 
 
 def num_state_values(shapes: Shapes) -> int:

@@ -18,9 +18,8 @@ from vllm.v1.engine.llm_engine import LLMEngine
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import Stopwatch
-from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.engines.vllm.precision import held_precision
-from sgate_serve.engines.vllm.recurrence import num_state_values, state_shapes
+from sgate_serve.engines.vllm.recurrence import largest_state, num_state_values
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.onnx_format.precision import Precision
 
@@ -137,12 +136,8 @@ def cache_bytes(spec: ModelSpec, rows: int, row_tokens: int) -> int:
     """Return an upper bound of the cache of some sequences: fp32, in padded heads."""
     attending = [layer for layer in spec.layers if not layer.is_recurrent]
     widths = [layer.num_kv_heads * max(layer.head_dim, NARROWEST_HEAD) for layer in attending]
-    states = [
-        num_state_values(state_shapes(LayerContext(spec, index, None, 1)))
-        for index, layer in enumerate(spec.layers)
-        if layer.is_recurrent
-    ]
-    # Where layers have states, each of them takes two pages, and one may end in a half-empty page.
-    page = max(states, default=0) + (2 * max(widths, default=0) * PAGE_TOKENS if states else 0)
-    num_pages = rows * (2 * len(states) + len(attending))
+    # Where layers have states, each of these takes two pages, and attention may waste one.
+    state = num_state_values(largest_state(spec, num_shards=1))
+    page = state + 2 * max(widths, default=0) * PAGE_TOKENS if state else 0
+    num_pages = rows * (2 * len(spec.layers) - len(attending))
     return 4 * (2 * sum(widths) * rows * row_tokens + num_pages * page) + SPARE_CACHE_BYTES

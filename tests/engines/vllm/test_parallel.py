@@ -98,6 +98,14 @@ def test_pipeline_parallel_stages(odd: Path) -> None:
 
 
 @pytest.mark.slow
+def test_pipeline_parallel_states(tmp_path: Path) -> None:
+    layers = HYBRID | {"num_hidden_layers": 6, "full_attention_interval": 3}
+    model = Variant("qwen3_5_text", "stages", "causal-lm", layers)
+    folder = converted(model, tmp_path, skip=1, index_price=0)["out"]
+    check_decoder(folder, ["--pipeline-parallel-size=2", "--no-enforce-eager"])
+
+
+@pytest.mark.slow
 def test_tensor_parallel_encoder(tmp_path: Path) -> None:
     folder = converted(ZOO["bert"][1], tmp_path, skip=0, index_price=0)["out"]
     with worker_engine(folder, TWO_SHARDS) as engine:

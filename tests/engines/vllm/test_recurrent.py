@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.qwen3_5.modeling_qwen3_5 import torch_recurrent_gated_delta_rule
 
+from converters.convert import ConvertOptions, convert
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.contract import Request
 from sgate_serve.engines.engine_options import SlotOptions
@@ -18,10 +19,11 @@ from sgate_serve.engines.vllm.reading import config_overrides
 from sgate_serve.errors import EngineError
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import Target
+from tests.converters.test_convert import write_gates
 from tests.engines.drive import Answer, greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine
 from tests.families.test_equivalence import check_verified, converted
-from tests.families.zoo import Variant
+from tests.families.zoo import Variant, build
 from tests.families.zoo_configs import HYBRID
 
 pytestmark = pytest.mark.vllm
@@ -128,6 +130,27 @@ def test_a_request_that_was_put_back_starts_again(
         assert run(engine, requests) == whole
         assert preempted
         assert run(engine, REQUESTS) == expected
+
+
+@pytest.mark.parametrize("kind", ["attention", "recurrent", "both"])
+def test_a_model_may_lose_all_blocks_of_a_kind(kind: str, tmp_path: Path) -> None:
+    """vLLM caches no prefixes without states, and takes no model for one without a cache."""
+    build(LONG, seed=1).save_pretrained(tmp_path / "base")
+    base = Checkpoint.open(tmp_path / "base")
+    lost = {"attention": (False,), "recurrent": (True,), "both": (False, True)}[kind]
+    closed = {
+        f"{base.spec.family.layer_name(index)}.kv_groups": np.zeros(layer.num_kv_heads)
+        for index, layer in enumerate(base.spec.layers)
+        if layer.is_recurrent in lost
+    }
+    write_gates(base, tmp_path / "gates", **closed)
+    at = {name: tmp_path / name for name in ("base", "gates", "out")}
+    convert(ConvertOptions(str(at["base"]), at["out"], at["gates"]))
+    check_verified(at, "vllm")
+    same = [Request(name, START, greedy(3)) for name in ("first", "second")]
+    reference = load_engine("torch", at["out"], SlotOptions(slots=2))
+    with vllm_engine(at["out"]) as engine:
+        assert run(engine, same, 4) == run(reference, same)
 
 
 def test_in_bfloat16_it_is_as_near_as_transformers(folder: Path) -> None:
