@@ -36,6 +36,7 @@ CASES = [
     ),
     *(pytest.param(Case(ONNX, family), id=f"{ONNX}-{family}") for family in FAMILIES),
     pytest.param(Case(TORCH, RECURRENT), id=f"{TORCH}-{RECURRENT}"),
+    pytest.param(Case(VLLM, RECURRENT), marks=pytest.mark.vllm, id=f"{VLLM}-{RECURRENT}"),
     *(
         pytest.param(Case(name, LLAMA, draft), id=f"{name}-{draft}")
         for name, draft in ((ONNX, CHILD), (ONNX, STRANGER), (TORCH, CHILD))

@@ -1,10 +1,12 @@
 """Layers divided among shards: every width divides, and stored values are in the right place."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
+from sgate_serve.architecture.family import ATTENTION, KEY, MLP, QUERY, READERS, VALUE, WRITERS
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.engines.vllm.sharding import PADDING, ShardedLayer
 
@@ -16,6 +18,9 @@ LAYERS = st.builds(
     width=st.sampled_from([1, 2, 12]),
     units=st.integers(0, 40),
 )
+# Recurrent ones, whose keys have a width of their own.
+RECURRENT = LAYERS.map(lambda layer: replace(layer, key_dim=3))
+LAYERS |= RECURRENT
 WITH_HEADS = LAYERS.filter(lambda layer: layer.num_heads > 0)
 
 
@@ -46,11 +51,14 @@ def test_a_single_shard_has_the_stored_layer(stored: LayerShape) -> None:
 @given(stored=LAYERS, shards=SHARDS)
 def test_all_that_is_stored_comes_once_and_in_order(stored: LayerShape, shards: int) -> None:
     layer = ShardedLayer(stored, shards)
-    width, before, after = stored.head_dim, layer.stored, layer.padded
+    before, after = (shape.linear_shapes(1) for shape in (layer.stored, layer.padded))
+    axes = {
+        **dict.fromkeys((*READERS[ATTENTION], *READERS[MLP]), 0),
+        **dict.fromkeys(WRITERS.values(), 1),
+    }
     sizes = {
-        **dict.fromkeys((QUERY, OUTPUT), (before.num_heads * width, after.num_heads * width)),
-        **dict.fromkeys((KEY, VALUE), (before.num_kv_heads * width, after.num_kv_heads * width)),
-        **dict.fromkeys((GATE, UP, DOWN), (before.mlp_units, after.mlp_units)),
+        role: [shapes.get(role, (0, 0))[axis] for shapes in (before, after)]
+        for role, axis in axes.items()
     }
     sources = {**layer.rows, **layer.columns}
     assert sources.keys() == sizes.keys()
@@ -64,8 +72,11 @@ def test_all_that_is_stored_comes_once_and_in_order(stored: LayerShape, shards: 
 def test_each_kv_group_keeps_its_queries_on_its_own_shards(stored: LayerShape, shards: int) -> None:
     """Replay what vLLM does with the padded layer: query head h attends with KV head h // group."""
     layer = ShardedLayer(stored, shards)
+    width, role = stored.head_dim, VALUE if stored.is_recurrent else QUERY
+    key_width = stored.key_dim or width
     queries, kv_heads = (
-        layer.rows[role][:: stored.head_dim] // stored.head_dim for role in (QUERY, KEY)
+        layer.rows[role][::width] // width,
+        layer.rows[KEY][::key_width] // key_width,
     )
     is_copied = layer.padded.num_kv_heads < shards
     copies = shards // layer.padded.num_kv_heads if is_copied else 1

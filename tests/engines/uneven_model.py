@@ -66,7 +66,7 @@ FAMILIES = {
 }
 
 
-# It runs on torch alone.
+# Its states have a fixed size, so that it has no graph.
 RECURRENT = "qwen3_5_text"
 
 

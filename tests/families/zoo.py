@@ -349,7 +349,7 @@ ZOO: Mapping[str, list[Variant]] = {
     ],
 }
 VARIANTS = [variant for variants in ZOO.values() for variant in variants]
-# Recurrent layers run on torch alone.
+# Recurrent layers have no graph.
 ON_ENGINES = [variant for variant in VARIANTS if FAMILIES[variant.family].recurrence is None]
 
 

@@ -9,7 +9,7 @@ from vllm.distributed import get_tensor_model_parallel_rank, tensor_model_parall
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.v1.attention.selector import get_attn_backend
 
-from sgate_serve.architecture.family import ATTENTION, KEY, QUERY
+from sgate_serve.architecture.family import ATTENTION, KEY, OUTPUT_GATE, QUERY
 from sgate_serve.engines.vllm.layer import LayerContext, spread
 from sgate_serve.engines.vllm.linears import readers, writer
 from sgate_serve.errors import EngineError
@@ -23,7 +23,7 @@ class UnevenAttention(nn.Module):
     `query_norm` and `key_norm` normalize single heads, or all at once, `value_norm` single heads;
     `rotary` is vLLM's rotary embedding; all are optional. Without values of their own, keys before
     their norm are values. `core` may have more heads than the layer: the others are zeros. `sinks`
-    are those that `core` has.
+    are those that `core` has. What heads read is multiplied by their output gates, if any.
     """
 
     def __init__(
@@ -44,13 +44,14 @@ class UnevenAttention(nn.Module):
         self.core: Any = core
         self.rotary = parts.get("rotary")
         self.query_norm, self.key_norm = parts.get("query_norm"), parts.get("key_norm")
-        self.value_norm, self.has_values = parts.get("value_norm"), shape.stored.has_values
+        self.value_norm, self.value_role = parts.get("value_norm"), shape.stored.value_role
         self.has_joint_norms = layer.spec.family.has_joint_head_norms
 
     def forward(self, positions: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return [tokens, hidden], to be added to the residual stream."""
-        q, k, *own = self.readers(x).split(self.readers.sizes, -1)
-        v = own[0] if self.has_values else k
+        parts = self.readers.parts(x)
+        q, k = parts[QUERY], parts[KEY]
+        v = parts[self.value_role]
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self._normed(self.query_norm, q), self._normed(self.key_norm, k)
         if self.value_norm is not None:
@@ -65,6 +66,8 @@ class UnevenAttention(nn.Module):
         if y.shape[-1] != self.num_heads * self.head_dim:
             y = y.view(-1, core.num_heads, core.head_size)
             y = y[:, : self.num_heads, : self.head_dim].reshape(y.shape[0], -1)
+        if OUTPUT_GATE in parts:
+            y = y * torch.sigmoid(parts[OUTPUT_GATE])
         return self.writer(y)
 
     def _normed(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -97,7 +100,7 @@ class ShardedHeadNorm(nn.Module):
         stored, replicas = shape.stored.num_heads, 1
         if role == KEY:
             num_heads, stored = shape.num_kv_heads, shape.stored.num_kv_heads
-            replicas = max(1, shape.num_shards // shape.padded.num_kv_heads)
+            replicas = shape.replicas
         width = shape.stored.head_dim
         self.size, self.replicas = stored * width * replicas, replicas
         weight: Any = nn.Parameter(torch.ones(num_heads * width))

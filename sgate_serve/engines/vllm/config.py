@@ -10,7 +10,6 @@ from vllm.platforms import current_platform
 from sgate_serve.architecture.gated_units import PUBLISHED
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.layer import LayerContext
-from sgate_serve.engines.vllm.precision import RECURRENT_IN_BF16
 from sgate_serve.errors import EngineError
 
 QUANTIZATIONS = (None, "compressed-tensors")
@@ -62,10 +61,7 @@ class ModelContext:
                 f"family {spec.family.name} overflows in float16; serve it with --dtype bfloat16"
             )
         if spec.family.recurrent_layers:
-            raise EngineError(
-                f"{model_config.model}: {RECURRENT_IN_BF16}, so that uneven ones could not be "
-                "verified, and the plugin has none; use --engine torch"
-            )
+            check_recurrent(vllm_config)
         if any(layer.experts for layer in spec.layers):
             check_mixture(spec, vllm_config)
         compilation = vllm_config.compilation_config
@@ -87,6 +83,22 @@ class ModelContext:
     @property
     def cache_config(self) -> Any:
         return self.vllm_config.cache_config
+
+
+def check_recurrent(vllm_config: Any) -> None:
+    """Raise EngineError for settings that our recurrent layers do not follow."""
+    model, cache = vllm_config.model_config.model, vllm_config.cache_config
+    if vllm_config.speculative_config is not None:
+        raise EngineError(
+            f"{model}: the states of recurrent layers cannot go back to before a drafted token; "
+            "leave --speculative-config out"
+        )
+    for name in ("mamba_cache_dtype", "mamba_ssm_cache_dtype"):
+        if getattr(cache, name) not in ("auto", "float32"):
+            raise EngineError(
+                f"{model}: recurrent layers keep their states in float32; leave "
+                f"--{name.replace('_', '-')} out"
+            )
 
 
 def check_mixture(spec: ModelSpec, vllm_config: Any) -> None:

@@ -46,6 +46,7 @@ from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.engines.vllm.loading import load_weights
 from sgate_serve.engines.vllm.mixture import UnevenMixture
 from sgate_serve.engines.vllm.mlp import UnevenMLP
+from sgate_serve.engines.vllm.recurrence import UnevenRecurrence
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]
 DYNAMIC = {
@@ -71,7 +72,8 @@ class UnevenDecoderLayer(nn.Module):
         self.blocks = nn.ModuleDict()
         self.norms, self.post_norms = nn.ModuleDict(), nn.ModuleDict()
         if shape.num_heads:
-            self.blocks[ATTENTION] = decoder_attention(model, layer, prefix)
+            make = UnevenRecurrence if shape.is_recurrent else decoder_attention
+            self.blocks[ATTENTION] = make(model, layer, prefix)
         if shape.mlp_units:
             kind = UnevenMixture if shape.experts else UnevenMLP
             self.blocks[MLP] = kind(model, layer, f"{prefix}.mlp")

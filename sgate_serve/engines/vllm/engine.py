@@ -31,8 +31,7 @@ from sgate_serve.engines.contract import (
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.sampling import Logits
-from sgate_serve.engines.vllm.precision import RECURRENT_IN_BF16
-from sgate_serve.engines.vllm.start import engine_args, has_gpu, start_engine, stop_engine
+from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 
@@ -75,7 +74,6 @@ class VllmEngine:
         transformers' classes or not in fp32; CheckpointError for a broken folder.
         """
         model, options = Checkpoint.open(folder), options or SlotOptions()
-        _check_recurrence(model)
         settings: dict[str, Any] = {
             "max_num_seqs": options.slots or DEFAULT_SLOTS,
             "max_model_len": options.max_model_len,
@@ -164,15 +162,6 @@ class VllmEngine:
 
     def _add(self, request_id: str, prompt: Sequence[int], params: Any) -> None:
         self.engine.add_request(request_id, TokensPrompt(prompt_token_ids=list(prompt)), params)
-
-
-def _check_recurrence(model: Checkpoint) -> None:
-    """Raise EngineError for a model that this machine's vLLM does not compute in fp32."""
-    if model.spec.family.recurrent_layers and not has_gpu():
-        raise EngineError(
-            f"{model.folder}: {RECURRENT_IN_BF16}, and here it would compute in fp32; choose "
-            "another engine"
-        )
 
 
 def _start_of_second(types: NDArray[np.int64]) -> int:

@@ -85,6 +85,14 @@ class LayerContext:
             parts[role] = part
         return parts
 
+    def replicated(self, role: str, rows: torch.Tensor) -> torch.Tensor:
+        """Return the rows of a role with those of each head as often as shards have it."""
+        heads, width = self.shape.stored.dims_of(role)
+        if heads == "heads" or self.shape.replicas == 1:
+            return rows
+        by_head = rows.reshape(-1, width, *rows.shape[1:])
+        return by_head.repeat_interleave(self.shape.replicas, 0).flatten(0, 1)
+
     def by_role(self, module: str, tensors: Tensors) -> Tensors:
         """Return a module's tensors with the rows of one role after those of another.
 

@@ -24,7 +24,7 @@ QKV_SHARDS = {QUERY: "q", KEY: "k", VALUE: "v"}
 
 
 def readers(layer: LayerContext, block: str, prefix: str) -> "FusedReaders | IndexedReaders":
-    """Return the linears that read a block's input: [q | k | v], [gate | up], or up alone."""
+    """Return the linears that read a block's input: [q | k | v], [gate | up], or others as one."""
     modules = layer.modules(READERS[block])
     if all(layer.lowered(module) == Lowered() for module in modules):
         return FusedReaders(layer, block, prefix)
@@ -47,11 +47,13 @@ class Readers(nn.Module):
         self.stored_modules = layer.modules(READERS[block])
         self.roles = [role for module in self.stored_modules for role in layer.roles(module)]
         shape = layer.shape
-        heads = {QUERY: shape.num_heads, KEY: shape.num_kv_heads, VALUE: shape.num_kv_heads}
-        sizes = {role: count * shape.stored.head_dim for role, count in heads.items()}
         units = shape.padded.mlp_units // shape.num_shards
-        self.sizes = [sizes.get(role, units) for role in self.roles]
+        self.sizes = [shape.size(r) if block == ATTENTION else units for r in self.roles]
         self.has_bias = any(layer.has_bias(role) for role in self.roles)
+
+    def parts(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what each role reads: [tokens, its dimensions]."""
+        return dict(zip(self.roles, self(x).split(self.sizes, -1), strict=True))
 
 
 class FusedReaders(Readers):
@@ -65,14 +67,16 @@ class FusedReaders(Readers):
             "quant_config": layer.quant_config,
             "prefix": prefix,
         }
-        if block == ATTENTION:
+        self.is_attention = block == ATTENTION
+        self.is_qkv = self.is_attention and QKV_SHARDS.keys() >= {*self.roles}
+        if self.is_qkv:
             counts = shape.padded.num_heads, shape.padded.num_kv_heads
             width = shape.stored.head_dim
             # Where keys are values, the values have no rows.
             settings["v_head_size"] = width if VALUE in self.roles else 0
             self.linear = QKVParallelLinear(hidden, width, *counts, **settings)
         else:
-            sizes = [shape.padded.mlp_units] * len(self.roles)
+            sizes = [size * shape.num_shards for size in self.sizes]
             self.linear = MergedColumnParallelLinear(hidden, sizes, **settings)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -82,7 +86,9 @@ class FusedReaders(Readers):
     def load(self, module: str, tensors: Tensors) -> None:
         """Load the stored tensors of one module."""
         for role, part in self.layer.role_tensors(module, tensors).items():
-            shard = QKV_SHARDS.get(role, self.roles.index(role))
+            shard: str | int = QKV_SHARDS[role] if self.is_qkv else self.roles.index(role)
+            if self.is_attention and not self.is_qkv:
+                part = {kind: self.layer.replicated(role, own) for kind, own in part.items()}
             load(self.linear.weight, part[WEIGHT], shard)
             if SCALE in part:
                 load(self.linear.weight_scale, part[SCALE], shard)

@@ -19,6 +19,7 @@ from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead, key_of
 from sgate_serve.engines.vllm.layer import SCALE, Tensors
 from sgate_serve.engines.vllm.mixture import UnevenMixture
+from sgate_serve.engines.vllm.recurrence import UnevenRecurrence
 from sgate_serve.errors import CheckpointError
 
 Weights = Iterable[tuple[str, torch.Tensor]]
@@ -83,6 +84,8 @@ def plain_parameters(model: Any, context: ModelContext) -> dict[str, Destination
     for layer in _layers(stack):
         if (scale := spec.family.scale_name(layer.layer.index)) is not None:
             found[scale] = (layer.scale, 1.0)
+        if (block := _recurrence(layer)) is not None:
+            found |= {name: (own, 1.0) for name, own in block.stored_parameters().items()}
     if spec.tied_head and spec.family.head in spec.extra_biases and head is not None:
         found[f"{spec.family.head}.bias"] = (head.bias, 1.0)
     return found
@@ -127,7 +130,7 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
     }
     for name, norm in layer.post_norms.items():
         modules[f"{family.layer_name(index)}.{family.post_norms[name]}"] = (norm, gain)
-    if ATTENTION in layer.blocks:
+    if ATTENTION in layer.blocks and _recurrence(layer) is None:
         attention = layer.blocks[ATTENTION]
         if (sinks := spec.sinks(index)) is not None:
             modules[sinks.rpartition(".")[0]] = (attention, 1.0)
@@ -135,6 +138,12 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
         for name, norm in zip(family.head_norms, norms, strict=False):
             modules[f"{family.layer_name(index)}.{name}"] = (norm, 1.0)
     return modules
+
+
+def _recurrence(layer: Any) -> UnevenRecurrence | None:
+    return next(
+        (each for each in layer.blocks.values() if isinstance(each, UnevenRecurrence)), None
+    )
 
 
 def _choices(layer: Any) -> Places:

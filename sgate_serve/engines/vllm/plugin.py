@@ -16,6 +16,12 @@ DECODERS = {
     CLASSIFICATION: f"{DECODER}:UnevenDecoderClassifier",
     BASE: f"{DECODER}:UnevenDecoderEmbedder",
 }
+HYBRID = "sgate_serve.engines.vllm.hybrid"
+HYBRIDS = {
+    CAUSAL_LM: f"{HYBRID}:HybridForCausalLM",
+    CLASSIFICATION: f"{HYBRID}:HybridDecoderClassifier",
+    BASE: f"{HYBRID}:HybridDecoderEmbedder",
+}
 ENCODERS = {
     CLASSIFICATION: f"{ENCODER}:UnevenEncoderClassifier",
     BASE: f"{ENCODER}:UnevenEncoderEmbedder",
@@ -25,16 +31,21 @@ ENCODERS = {
 def register() -> None:
     """Register `model_type: sgate` with transformers and its architectures with vLLM."""
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
     import sgate_serve.models  # noqa: F401  # registers the config
+    from sgate_serve.engines.vllm.hybrid_config import HybridConfig
 
     for architecture, target in architectures():
         ModelRegistry.register_model(architecture, target)
+        if target in HYBRIDS.values():
+            MODELS_CONFIG_MAP[architecture] = HybridConfig
 
 
 def architectures() -> Iterator[tuple[str, str]]:
     """Yield every architecture that a pruned folder can name, with the class that loads it."""
     for family in FAMILIES.values():
-        targets = DECODERS if CAUSAL_LM in family.tasks else ENCODERS
+        targets = ENCODERS if family.is_encoder else DECODERS
+        targets = targets if family.recurrence is None else HYBRIDS
         for task, row in family.tasks.items():
             yield f"{SGATE_CLASS_PREFIX}{row.model_class}", targets[task]

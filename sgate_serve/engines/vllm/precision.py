@@ -6,8 +6,6 @@ from sgate_serve.onnx_format.precision import Precision
 
 # torch's names of the types that vLLM computes in → those in files, and bits.
 FLOATS = {"float32": ("F32", 32), "float16": ("F16", 16), "bfloat16": ("BF16", 16)}
-# Its kernels of the gated delta rule take no other type.
-RECURRENT_IN_BF16 = "vLLM 0.32 computes recurrent layers on CPU in bfloat16 alone"
 
 
 def held_precision(model: Checkpoint, dtype: str) -> Precision:

@@ -14,10 +14,11 @@ from typing import Any
 from sgate_serve.architecture.family import ATTENTION_ROLES, BASE
 from sgate_serve.architecture.gated_units import PUBLISHED
 from sgate_serve.architecture.rope import YARN, Rope
-from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
+from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX, SGATE_MODEL_TYPE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from sgate_serve.engines.vllm.machine import has_gpu
 from sgate_serve.errors import EngineError
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.sentence_files import MODEL_FILE
@@ -46,6 +47,7 @@ def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
         return {}
     stored = model.stored_config
     found = {key: value for key, value in model.config.items() if stored.get(key) != value}
+    found |= _own_class(model)
     words = (word.partition("=")[0].replace("_", "-") for word in arguments)
     if found and OVERRIDES_FLAG in words:
         raise EngineError(
@@ -53,6 +55,17 @@ def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
             "need; write that into its config.json"
         )
     return found
+
+
+def _own_class(model: Checkpoint) -> dict[str, Any]:
+    """Return the plugin's architecture for a stock folder that vLLM's class does not run here.
+
+    On CPU, vLLM 0.32 computes recurrent layers in bfloat16 alone, in heads of 64 or 128 dimensions.
+    """
+    is_stock = model.config.get("model_type") != SGATE_MODEL_TYPE
+    if not is_stock or not model.spec.family.recurrent_layers or has_gpu():
+        return {}
+    return {"architectures": [f"{SGATE_CLASS_PREFIX}{model.spec.head.model_class}"]}
 
 
 def _check_prompt(model: Checkpoint) -> None:

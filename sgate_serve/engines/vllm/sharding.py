@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from sgate_serve.architecture.family import DOWN, GATE, KEY, OUTPUT, QUERY, UP, VALUE
-from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.family import ATTENTION, DOWN, GATE, OUTPUT, READERS, UP
+from sgate_serve.architecture.shapes import Heads, LayerShape
 
 # Positions in the stored layer, in the order of the padded one; PADDING means a zero.
 Sources = NDArray[np.int64]
@@ -65,33 +65,46 @@ class ShardedLayer:
         """The number of KV heads on one shard."""
         return max(1, self.padded.num_kv_heads // self.num_shards)
 
+    @property
+    def replicas(self) -> int:
+        """How many shards have the same KV head."""
+        return max(1, self.num_shards // self.padded.num_kv_heads)
+
     @cached_property
     def rows(self) -> Mapping[str, Sources]:
         """The sources of each role's rows; the down and output projections keep all of theirs."""
-        heads, kv_heads, units = self._sources
-        return {QUERY: heads, KEY: kv_heads, VALUE: kv_heads, GATE: units, UP: units}
+        units = _padded(np.arange(self.stored.mlp_units), self.padded.mlp_units)
+        own = {role: self._dimensions(role) for role in READERS[ATTENTION]}
+        return {**own, GATE: units, UP: units}
 
     @cached_property
     def columns(self) -> Mapping[str, Sources]:
         """The sources of the columns of the down and output projections."""
-        heads, _, units = self._sources
-        return {OUTPUT: heads, DOWN: units}
+        units = self.rows[UP]
+        return {OUTPUT: self._dimensions(OUTPUT), DOWN: units}
 
-    @property
-    def _sources(self) -> tuple[Sources, Sources, Sources]:
+    def size(self, role: str) -> int:
+        """Return how many dimensions of an attention role one shard has."""
+        heads, width = self.stored.dims_of(role)
+        return (self.num_heads if heads == "heads" else self.num_kv_heads) * width
+
+    def _dimensions(self, role: str) -> Sources:
+        """Return the sources of the dimensions of an attention role."""
+        heads, width = self.stored.dims_of(role)
+        return _dimensions(self._heads[heads], width)
+
+    @cached_property
+    def _heads(self) -> Mapping[Heads, Sources]:
+        """The sources of both kinds of heads."""
         stored, padded = self.stored, self.padded
         if not stored.num_heads:
             none = np.zeros(0, np.int64)
-            return none, none, _padded(np.arange(stored.mlp_units), padded.mlp_units)
+            return {"heads": none, "kv_heads": none}
         groups = np.arange(stored.num_heads).reshape(stored.num_kv_heads, -1)
         wider = np.full((padded.num_kv_heads, padded.queries_per_kv), PADDING)
         wider[: groups.shape[0], : groups.shape[1]] = groups
         kv_heads = _padded(np.arange(stored.num_kv_heads), padded.num_kv_heads)
-        return (
-            _dimensions(wider.ravel(), stored.head_dim),
-            _dimensions(kv_heads, stored.head_dim),
-            _padded(np.arange(stored.mlp_units), padded.mlp_units),
-        )
+        return {"heads": wider.ravel(), "kv_heads": kv_heads}
 
 
 def round_up(count: int, multiple: int) -> int:

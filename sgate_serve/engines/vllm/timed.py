@@ -19,6 +19,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.timed import Stopwatch
 from sgate_serve.engines.vllm.precision import held_precision
+from sgate_serve.engines.vllm.recurrence import largest_state, num_state_values
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.onnx_format.precision import Precision
 
@@ -30,6 +31,8 @@ NARROWEST_HEAD = 32
 # Several models of a comparison share a device; the cache gets exactly the size that it needs.
 DEVICE_SHARE = 0.25
 SPARE_CACHE_BYTES = 2**26
+# Of vLLM's CPU build; a page is as much longer as the largest state needs.
+PAGE_TOKENS = 128
 
 
 class TimedVllm:
@@ -68,7 +71,7 @@ class TimedVllm:
             max_num_seqs=batch,
             max_model_len=model_len,
             max_num_batched_tokens=max(model_len, batch),
-            kv_cache_memory_bytes=cache_bytes(spec, batch * model_len),
+            kv_cache_memory_bytes=cache_bytes(spec, batch, model_len),
             gpu_memory_utilization=DEVICE_SHARE,
             skip_tokenizer_init=True,
         )
@@ -129,7 +132,12 @@ class TimedVllm:
             self.model.step()
 
 
-def cache_bytes(spec: ModelSpec, num_tokens: int) -> int:
-    """Return an upper bound of the KV cache of `num_tokens`: fp32, in padded heads."""
-    widths = (layer.num_kv_heads * max(layer.head_dim, NARROWEST_HEAD) for layer in spec.layers)
-    return 2 * 4 * sum(widths) * num_tokens + SPARE_CACHE_BYTES
+def cache_bytes(spec: ModelSpec, rows: int, row_tokens: int) -> int:
+    """Return an upper bound of the cache of some sequences: fp32, in padded heads."""
+    attending = [layer for layer in spec.layers if not layer.is_recurrent]
+    widths = [layer.num_kv_heads * max(layer.head_dim, NARROWEST_HEAD) for layer in attending]
+    # Where layers have states, each of these takes two pages, and attention may waste one.
+    state = num_state_values(largest_state(spec, num_shards=1))
+    page = state + 2 * max(widths, default=0) * PAGE_TOKENS if state else 0
+    num_pages = rows * (2 * len(spec.layers) - len(attending))
+    return 4 * (2 * sum(widths) * rows * row_tokens + num_pages * page) + SPARE_CACHE_BYTES

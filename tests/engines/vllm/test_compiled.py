@@ -15,7 +15,10 @@ pytestmark = pytest.mark.vllm
 
 
 # The last one is a classifier of ModernBERT that reads the mean of all tokens.
-VARIANTS = [ZOO["llama"][1], ZOO["bert"][1], ZOO["modernbert"][2]]
+VARIANTS = [
+    *(ZOO["llama"][1], ZOO["bert"][1], ZOO["modernbert"][2]),
+    pytest.param(ZOO["qwen3_5_text"][1], marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)

@@ -18,7 +18,7 @@ from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine, worker_engine
 from tests.families.test_equivalence import converted
 from tests.families.zoo import ZOO, Variant
-from tests.families.zoo_configs import DECODER
+from tests.families.zoo_configs import DECODER, HYBRID
 from tests.small_llama import random_tokens
 
 pytestmark = pytest.mark.vllm
@@ -78,8 +78,31 @@ def test_tensor_parallel_keys_that_are_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kv_heads", [3, 1])
+def test_tensor_parallel_recurrent_layers(kv_heads: int, tmp_path: Path) -> None:
+    """Three key heads for two shards, of which one is padded; and one that both have."""
+    recurrent = HYBRID | {"num_hidden_layers": 4, "full_attention_interval": 2}
+    recurrent |= {"num_key_value_heads": kv_heads, "linear_num_key_heads": kv_heads}
+    heads, values = {3: (6, 9), 1: (8, 4)}[kv_heads]
+    recurrent |= {"num_attention_heads": heads, "linear_num_value_heads": values}
+    model = Variant("qwen3_5_text", "odd", "causal-lm", recurrent | {"attention_bias": True})
+    folder = converted(model, tmp_path, skip=3, index_price=0)["out"]
+    layers = [layer for layer in Checkpoint.open(folder).spec.layers if layer.is_recurrent]
+    assert max(layer.num_kv_heads for layer in layers) == kv_heads
+    check_decoder(folder, TWO_SHARDS)
+
+
+@pytest.mark.slow
 def test_pipeline_parallel_stages(odd: Path) -> None:
     check_decoder(odd, ["--pipeline-parallel-size=2", "--no-enforce-eager"])
+
+
+@pytest.mark.slow
+def test_pipeline_parallel_states(tmp_path: Path) -> None:
+    layers = HYBRID | {"num_hidden_layers": 6, "full_attention_interval": 3}
+    model = Variant("qwen3_5_text", "stages", "causal-lm", layers)
+    folder = converted(model, tmp_path, skip=1, index_price=0)["out"]
+    check_decoder(folder, ["--pipeline-parallel-size=2", "--no-enforce-eager"])
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from sgate_serve.engines.engine_options import SlotOptions
@@ -23,7 +22,6 @@ from tests.families.zoo import ZOO, build
 pytestmark = pytest.mark.vllm
 
 DEFAULTS = ServerOptions()
-ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about vLLM's kernels for CPU")
 
 
 @pytest.fixture
@@ -61,49 +59,6 @@ def test_gemma_in_float16(tmp_path: Path) -> None:
     message = "family gemma2 overflows in float16; serve it with --dtype bfloat16"
     with pytest.raises(EngineError, match=message), vllm_engine(folder, ["--dtype=float16"]):
         pass
-
-
-def test_recurrent_layers(tmp_path: Path) -> None:
-    folder = converted(ZOO["qwen3_5_text"][0], tmp_path, skip=0)["out"]
-    message = "layers on CPU in bfloat16 alone, .* the plugin has none; use --engine torch"
-    with pytest.raises(EngineError, match=message), vllm_engine(folder, []):
-        pass
-
-
-@ON_CPU
-def test_a_stock_model_with_recurrent_layers_is_not_compared(tmp_path: Path) -> None:
-    build(ZOO["qwen3_5_text"][0], 0).save_pretrained(tmp_path)
-    message = "recurrent layers on CPU in bfloat16 alone, .* in fp32; choose another engine"
-    with pytest.raises(EngineError, match=message):
-        load_engine("vllm", tmp_path, SlotOptions())
-
-
-@ON_CPU
-def test_recurrent_layers_are_refused_for_as_long_as_vllm_computes_them_in_bfloat16() -> None:
-    """Once this fails, a newer vLLM may do what the refusals above call impossible."""
-    assert torch.isfinite(recurrence(torch.bfloat16, 64)).all()
-    for dtype, width in ((torch.float32, 64), (torch.float16, 64), (torch.bfloat16, 32)):
-        with pytest.raises(RuntimeError, match=r"dtype mismatch|Unexpected head dim"):
-            recurrence(dtype, width)
-
-
-def recurrence(dtype: torch.dtype, width: int) -> torch.Tensor:
-    """Let vLLM's kernel read a prompt of 3 tokens by 2 heads of one recurrent layer."""
-    from vllm._custom_ops import chunk_gated_delta_rule_cpu
-
-    tokens = torch.ones(1, 3, 2, width, dtype=dtype)
-    found: torch.Tensor = chunk_gated_delta_rule_cpu(
-        **dict.fromkeys(("query", "key", "value"), tokens),
-        g=-torch.ones(1, 3, 2),
-        beta=torch.ones(1, 3, 2, dtype=dtype),
-        initial_state=torch.zeros(1, 2, width, width),
-        output_final_state=True,
-        cu_seqlens=torch.tensor([0, 3], dtype=torch.int32),
-        head_first=False,
-        use_qk_l2norm_in_kernel=True,
-        initial_state_indices=torch.tensor([0], dtype=torch.int32),
-    )[0]
-    return found
 
 
 @pytest.mark.parametrize("name", ["mlp.up_proj.weight", "input_layernorm.weight", "norm.weight"])
