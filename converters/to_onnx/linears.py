@@ -13,7 +13,19 @@ import numpy as np
 
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
-from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
+from sgate_serve.architecture.family import (
+    ATTENTION,
+    DECAY,
+    DOWN,
+    KEY,
+    MLP,
+    OUTPUT,
+    OUTPUT_GATE,
+    QUERY,
+    READERS,
+    RENEWAL,
+    VALUE,
+)
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.checkpoint.int8 import SCALE, dequantize
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -70,12 +82,22 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
 
 
 def first_linear(checkpoint: Checkpoint, layer: int, block: str) -> Linear:
-    """Return the linear that reads the stream.
+    """Return the linear that reads the stream; of a recurrent layer see `recurrent_input`.
 
-    Outputs of attention are [q | k | v] with padded heads, those of an MLP [gate | up], or [up] in
-    families without a gate.
+    Outputs of attention are [q | k | v] with padded heads, with output gates [q | gate | k | v];
+    those of an MLP [gate | up], or [up] in families without a gate.
     """
     return _Layer(checkpoint, layer).linear(READERS[block])
+
+
+def recurrent_input(checkpoint: Checkpoint, layer: int) -> Linear:
+    """Return the linear of a recurrent layer that its heads read, [q | k | v | output gate]."""
+    return _Layer(checkpoint, layer).linear((QUERY, KEY, VALUE, OUTPUT_GATE))
+
+
+def recurrent_gates(checkpoint: Checkpoint, layer: int) -> Linear:
+    """Return how much a token renews and keeps of the state of each head, [renewal | decay]."""
+    return _Layer(checkpoint, layer).linear((RENEWAL, DECAY))
 
 
 def is_whole(linear: Linear) -> bool:
@@ -171,7 +193,8 @@ class _Layer:
 
     A module holds the rows of one role, or of several that the family fuses. The outputs of query,
     key and value and the inputs of the output projection are heads. If rows are scattered, the
-    scatter moves them to their padded places; otherwise the matrix itself is padded.
+    scatter moves them to their padded places; otherwise the matrix itself is padded. Heads of
+    recurrent layers have no padding.
     """
 
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
@@ -179,6 +202,7 @@ class _Layer:
         self.heads = HeadLayout.of(self.spec, layer)
         self.roles = self.spec.modules(layer)
         self.dims = self.spec.linear_shapes(layer)
+        self.pads = not self.spec.layers[layer].is_recurrent
 
     def linear(self, roles: Sequence[str], expert: int | None = None) -> Linear:
         """Stack the modules of `roles`; adjacent modules with the same inputs form one matrix.
@@ -219,10 +243,10 @@ class _Layer:
         return sum(self.dims[role][0] for role in self.roles[module])
 
     def _gives_heads(self, module: str) -> bool:
-        return self.roles[module][0] in READERS[ATTENTION]
+        return self.pads and self.roles[module][0] in READERS[ATTENTION]
 
     def _takes_heads(self, module: str) -> bool:
-        return self.roles[module][0] == OUTPUT
+        return self.pads and self.roles[module][0] == OUTPUT
 
     def _padded(self, size: int, is_heads: bool) -> int:
         return size // self.heads.head_dim * self.heads.width if is_heads else size
