@@ -60,7 +60,9 @@ class Histories:
         (first,) = self._graph.node(
             "Gather", [self._packing.unpack_index, self._number(0)], {"axis": 1}
         )
-        tokens = self._op("Sub", self._op("Add", self._token(first), last), self._number(self._past))
+        tokens = self._op(
+            "Sub", self._op("Add", self._token(first), last), self._number(self._past)
+        )
         is_held = self._op("Less", last, self._number(self._past))
         return self._op("Where", is_held, held, tokens)
 

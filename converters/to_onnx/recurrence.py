@@ -107,7 +107,9 @@ class RecurrentBlocks:
         """Return the norm of each head times its gate, in the graph's floats."""
         width = self._spec.layers[index].head_dim
         weight = self._stored(index, f"{self._names.norm}.weight", (width,))
-        normed = self._by_head(read, width, Norm(self._graph, "rms", (weight,), self._spec.norm_eps))
+        normed = self._by_head(
+            read, width, Norm(self._graph, "rms", (weight,), self._spec.norm_eps)
+        )
         (out,) = self._graph.node("Mul", [normed, activate(self._graph, "silu", gate)])
         return self._graph.from_fp32(out)
 
@@ -134,7 +136,11 @@ class RecurrentBlocks:
         return self._halves(rows)
 
     def _stored(
-        self, index: int, name: str, shape: tuple[int, ...], change: Callable[[Array], Array] = np.asarray
+        self,
+        index: int,
+        name: str,
+        shape: tuple[int, ...],
+        change: Callable[[Array], Array] = np.asarray,
     ) -> ir.Value:
         """Return a tensor of a layer in fp32."""
         whole = f"{self._spec.family.layer_name(index)}.{name}"

@@ -245,7 +245,9 @@ def choose_sizes(
     needed = 1 if options.max_model_len is None else length
     if affordable < needed:
         share = f"{CACHE_SHARE:.0%} of this machine's memory" if given is None else f"{given} MiB"
-        states = f" beside {slots * slot_bytes} of the states of {slots} slots" if slot_bytes else ""
+        states = (
+            f" beside {slots * slot_bytes} of the states of {slots} slots" if slot_bytes else ""
+        )
         lower = "slots or max_model_len" if slot_bytes else "max_model_len"
         raise EngineError(
             f"the KV cache of {needed} tokens needs {needed * token_bytes} bytes{states}, more "

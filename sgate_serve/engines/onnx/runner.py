@@ -1,7 +1,8 @@
 """The ONNX decoder graph over preallocated buffers: one row of each buffer is one slot.
 
 Past and present of a layer are bound to the same memory, so a call writes its new keys and values,
-or the new states of recurrent layers, in place and copies nothing. Rows of a call may differ in length; a row without new tokens is idle.
+or the new states of recurrent layers, in place and copies nothing. Rows of a call may differ in
+length; a row without new tokens is idle.
 """
 
 from collections.abc import Sequence
