@@ -51,7 +51,7 @@ class RecurrentBlocks:
         values = shape.num_heads * shape.head_dim
         channels = recurrent_sizes(shape, self._spec.kernel)[CHANNELS]
         raw, gate = self._split(projected, channels, values)
-        mixed, recent = self._convolved(index, raw)
+        mixed, table = self._convolved(index, raw)
         keys, value = self._split(mixed, channels - values, values)
         query, key = self._halves(self._packing.unpack(self._unit(index, keys)))
         rows = [query, key, self._packing.unpack(value), self._states.heads(index)]
@@ -67,6 +67,7 @@ class RecurrentBlocks:
             domain=MICROSOFT,
         )
         if self._states.are_kept:
+            (recent,) = graph.node("Gather", [table, self._histories.left], {"axis": 0})
             self._states.present(index, recent, heads)
         out = self._gated(index, self._packing.pack(read, values), gate)
         return self._products.linear(linears.attention_output(self._checkpoint, index), out)
@@ -78,7 +79,7 @@ class RecurrentBlocks:
         return names
 
     def _convolved(self, index: int, raw: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Return query, key and value after the convolution, and what it reads of later calls."""
+        """Return query, key and value after the convolution, and the table that it reads."""
         graph, kernel = self._graph, self._spec.kernel
         held = self._states.recent(index, self._histories.num_rows)
         (table,) = graph.node("Concat", [held, raw], {"axis": 0})
@@ -92,8 +93,7 @@ class RecurrentBlocks:
         (parts,) = graph.node("Mul", [taken, weight])
         axis = graph.constant("recurrence.taps", np.array([1]))
         (mixed,) = graph.node("ReduceSum", [parts, axis], {"keepdims": 0})
-        (recent,) = graph.node("Gather", [table, self._histories.left], {"axis": 0})
-        return activate(graph, self._spec.activation, mixed), recent
+        return activate(graph, self._spec.activation, mixed), table
 
     def _unit(self, index: int, x: ir.Value) -> ir.Value:
         """Divide each head of queries and keys by its length."""

@@ -37,8 +37,8 @@ LEAST_WEIGHT = 1e-30
 def norm_readers(checkpoint: Checkpoint) -> dict[str, Linear]:
     """Return norm → the linear that alone reads it, all channels of it, in one product.
 
-    Routers and experts share what they read, a matrix without all columns has other channels, and
-    the norms of encoders are the stream itself.
+    Routers and experts share what they read, as do the linears of a recurrent layer; a matrix
+    without all columns has other channels, and the norms of encoders are the stream itself.
     """
     spec, family = checkpoint.spec, checkpoint.spec.family
     if spec.is_encoder:
@@ -47,7 +47,7 @@ def norm_readers(checkpoint: Checkpoint) -> dict[str, Linear]:
         family.norm_name(index, block): first_linear(checkpoint, index, block)
         for index, shape in enumerate(spec.layers)
         for block, is_there in (
-            (ATTENTION, shape.num_heads),
+            (ATTENTION, shape.num_heads and not shape.is_recurrent),
             (MLP, shape.mlp_units and not shape.experts),
         )
         if is_there and block in family.norms

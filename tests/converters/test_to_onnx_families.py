@@ -171,7 +171,7 @@ def test_removed_residual_dimensions(tmp_path: Path, family: str) -> None:
     for name, tensor in tensors.items():
         if name.endswith("embed_tokens.weight"):
             tensor[:, dead] = 0
-        elif name.rpartition(".")[0].endswith(("o_proj", "down_proj", "w2")):
+        elif name.rpartition(".")[0].endswith(("o_proj", "out_proj", "down_proj", "w2")):
             tensor[dead] = 0
         elif post_norms and name.endswith(post_norms):
             tensor[dead] = -1
