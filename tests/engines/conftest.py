@@ -45,6 +45,7 @@ CASES = [
         for name, family, draft in (
             (LLAMA, LLAMA, None),
             ("gemma2", "gemma2", None),
+            (RECURRENT, RECURRENT, None),
             (CHILD, LLAMA, CHILD),
         )
     ),

@@ -19,6 +19,7 @@ from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.engines.onnx.graph_metadata import REMEDY, REMEDY_IN_CACHE, cannot_run
 from sgate_serve.engines.onnx.integer_products import for_this_cpu
 from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
+from sgate_serve.engines.onnx.shared_calls import calls_of
 from sgate_serve.engines.onnx.states import SlotStates
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
@@ -112,9 +113,20 @@ class OnnxRunner:
     def forward(self, chunks: Sequence[TokenChunk]) -> Logits:
         """Append tokens to distinct slots; return the logits [n, vocab] in the order of chunks.
 
-        The call spans all rows from the first slot to the last; rows without a chunk are idle.
         Raises EngineError if the graph does not run.
         """
+        calls = calls_of(chunks) if self.states else []
+        if len(calls) < 2:
+            return self._forward(chunks)
+        found: dict[int, Logits] = {}
+        for call in calls:
+            own = [chunks[index] for index in call]
+            ends = np.cumsum([chunk.num_logits for chunk in own])
+            found |= zip(call, np.split(self._forward(own), ends[:-1]), strict=True)
+        return np.concatenate([found[index] for index in range(len(chunks))])
+
+    def _forward(self, chunks: Sequence[TokenChunk]) -> Logits:
+        """Make one call: it spans all rows from the first slot to the last, some of them idle."""
         slots = np.array([chunk.slot for chunk in chunks])
         counts = np.array([len(chunk.tokens) for chunk in chunks])
         nums = np.array([chunk.num_logits for chunk in chunks])

@@ -53,8 +53,8 @@ def test_nodes_work_on_the_tensors_that_they_read(
     works = node_work(tmp_path / "graph" / GRAPH_FILE, spec)
     found = products(tmp_path / "graph" / GRAPH_FILE, spec)
     for layer, shape in enumerate(spec.layers):
-        # Query, key and value are one product, and so are gate and up. What a recurrent layer renews
-        # and keeps is one of its own.
+        # Query, key and value are one product, and so are gate and up. In a recurrent layer so are
+        # the shares of a state that are renewed and kept.
         assert found[Work(PROJECTIONS, layer)] == 2 + shape.is_recurrent
         # A mixture has a router, and perhaps a gate of its shared expert, and adds up experts.
         choices = sum(len(axes) == 2 for axes in spec.router_tensors(layer).values()) + 1
