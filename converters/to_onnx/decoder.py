@@ -16,6 +16,7 @@ from converters.to_onnx import linears
 from converters.to_onnx.activations import mlp_units
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.histories import Histories
 from converters.to_onnx.key_value_cache import NO_SCALES, CacheScales, KeyValueCache
 from converters.to_onnx.matrices import Moments
 from converters.to_onnx.metadata import graph_metadata
@@ -131,8 +132,9 @@ class _Decoder:
         if lengths is None:
             one = self.graph.constant("lengths.one", np.array(1, np.int32))
             (lengths,) = self.graph.node("Add", [self.seqlens_k, one])
-        blocks = RecurrentBlocks
-        return blocks(self.graph, self.products, self.checkpoint, self.packing, lengths)
+        histories = Histories(self.graph, self.packing, lengths, self.spec.kernel)
+        rescale = partial(self.rescaled, ATTENTION)
+        return RecurrentBlocks(self.graph, self.products, self.checkpoint, histories, rescale)
 
     @property
     def generates(self) -> bool:
@@ -222,8 +224,11 @@ class _Decoder:
         return None if name is None else self.stored(name, self.spec.layers[index].num_heads)
 
     def first_linear(self, index: int, block: str) -> linears.Linear:
-        """Return the first linear of a block, rescaled if the norm that it reads is."""
-        linear, family = linears.first_linear(self.checkpoint, index, block), self.spec.family
+        return self.rescaled(block, index, linears.first_linear(self.checkpoint, index, block))
+
+    def rescaled(self, block: str, index: int, linear: linears.Linear) -> linears.Linear:
+        """Rescale a linear that reads the norm before a block if that is."""
+        family = self.spec.family
         norm = family.norm_name(index, block) if block in family.norms else ""
         return linears.rescaled(linear, self.exponents[norm]) if norm in self.exponents else linear
 

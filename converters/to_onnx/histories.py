@@ -20,18 +20,18 @@ class Histories:
     def __init__(
         self, graph: GraphBuilder, packing: Packing, lengths: ir.Value, kernel: int
     ) -> None:
-        self._graph, self._packing, self._past = graph, packing, kernel - 1
+        self._graph, self.packing, self._past = graph, packing, kernel - 1
         (self._lengths,) = graph.node("Cast", [lengths], {"to": int(ir.DataType.INT64)})
 
     @cached_property
     def num_rows(self) -> ir.Value:
         """The number of rows, [1]."""
-        return self._size(self._packing.unpack_index, 0)
+        return self._size(self.packing.unpack_index, 0)
 
     @cached_property
     def is_real(self) -> ir.Value:
         """1 where a place of a row is a token, 0 where it is padding, [b, s, 1]."""
-        places = self._range(self._size(self._packing.unpack_index, 1))
+        places = self._range(self._size(self.packing.unpack_index, 1))
         is_real = self._op("Less", places, self._column(self._lengths))
         (numbers,) = self._graph.node("Cast", [is_real], {"to": int(ir.DataType.FLOAT)})
         return self._op("Unsqueeze", numbers, self._number(2))
@@ -39,7 +39,7 @@ class Histories:
     @cached_property
     def read(self) -> ir.Value:
         """The rows of the table that a token's convolution multiplies, the oldest first [t, k]."""
-        pack, longest = self._packing.pack_index, self._size(self._packing.unpack_index, 1)
+        pack, longest = self.packing.pack_index, self._size(self.packing.unpack_index, 1)
         row, place = self._op("Div", pack, longest), self._op("Mod", pack, longest)
         taps = np.arange(self._past + 1)
         back = self._graph.constant("history.back", taps[::-1].copy())
@@ -58,7 +58,7 @@ class Histories:
         starts = self._op("Mul", self._range(self.num_rows), self._number(self._past))
         held = self._op("Add", self._column(starts), last)
         (first,) = self._graph.node(
-            "Gather", [self._packing.unpack_index, self._number(0)], {"axis": 1}
+            "Gather", [self.packing.unpack_index, self._number(0)], {"axis": 1}
         )
         tokens = self._op(
             "Sub", self._op("Add", self._token(first), last), self._number(self._past)

@@ -17,19 +17,16 @@ from sgate_serve.architecture.family import (
     ATTENTION,
     DECAY,
     DOWN,
-    KEY,
     MLP,
     OUTPUT,
-    OUTPUT_GATE,
-    QUERY,
     READERS,
     RENEWAL,
-    VALUE,
 )
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.checkpoint.int8 import SCALE, dequantize
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.onnx_format.precision import IN_FLOATS
 
 Read = Callable[[], Array]
 
@@ -82,39 +79,42 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
 
 
 def first_linear(checkpoint: Checkpoint, layer: int, block: str) -> Linear:
-    """Return the linear that reads the stream; of a recurrent layer see `recurrent_input`.
+    """Return the linear that reads the stream.
 
     Outputs of attention are [q | k | v] with padded heads, with output gates [q | gate | k | v];
-    those of an MLP [gate | up], or [up] in families without a gate.
+    those of a recurrent layer [q | k | v | gate], without `recurrent_shares`; those of an MLP
+    [gate | up], or [up] in families without a gate.
     """
-    return _Layer(checkpoint, layer).linear(READERS[block])
+    roles = (role for role in READERS[block] if role not in IN_FLOATS)
+    return _Layer(checkpoint, layer).linear(tuple(roles))
 
 
-def recurrent_input(checkpoint: Checkpoint, layer: int) -> Linear:
-    """Return the linear of a recurrent layer that its heads read, [q | k | v | output gate]."""
-    return _Layer(checkpoint, layer).linear((QUERY, KEY, VALUE, OUTPUT_GATE))
-
-
-def recurrent_gates(checkpoint: Checkpoint, layer: int) -> Linear:
+def recurrent_shares(checkpoint: Checkpoint, layer: int) -> Linear:
     """Return how much a token renews and keeps of the state of each head, [renewal | decay]."""
     return _Layer(checkpoint, layer).linear((RENEWAL, DECAY))
 
 
-def is_whole(linear: Linear) -> bool:
-    """Return whether one matrix multiplies all inputs, so that its columns can be rescaled."""
-    return len(linear.matrices) == 1 and linear.matrices[0].inputs is None
+def takes_all_inputs(linear: Linear) -> bool:
+    """Return whether every matrix multiplies all inputs, so that their columns can be rescaled."""
+    return all(matrix.inputs is None for matrix in linear.matrices)
 
 
 def rescaled(linear: Linear, exponents: Array) -> Linear:
-    """Multiply the columns of a whole linear by 2^exponents [in], and have it multiply in rows."""
-    (matrix,) = linear.matrices
+    """Multiply the columns by 2^exponents [in], of a linear that takes all inputs.
 
-    def weight() -> Array:
-        return np.ldexp(matrix.weight(), exponents)
+    It then multiplies in rows, unless it is in floats in any case.
+    """
 
-    # Rows of other columns need other scales than those that they are stored with.
-    changed = replace(matrix, weight=weight, scales=None, in_rows=True)
-    return replace(linear, matrices=(changed,))
+    def changed(matrix: Matrix) -> Matrix:
+        # Rows of other columns need other scales than those that they are stored with.
+        return replace(
+            matrix,
+            weight=lambda: np.ldexp(matrix.weight(), exponents),
+            scales=None,
+            in_rows=IN_FLOATS.isdisjoint(matrix.roles),
+        )
+
+    return replace(linear, matrices=tuple(map(changed, linear.matrices)))
 
 
 def attention_output(checkpoint: Checkpoint, layer: int) -> Linear:

@@ -16,10 +16,9 @@ from converters.to_onnx.activations import activate
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.histories import Histories
 from converters.to_onnx.norms import Norm
-from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
 from converters.to_onnx.states import States
-from sgate_serve.architecture.family import CAUSAL_LM
+from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM
 from sgate_serve.architecture.recurrence import UNIT_EPSILON, Recurrence
 from sgate_serve.architecture.recurrent_layers import CHANNELS, recurrent_sizes
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -28,26 +27,26 @@ from sgate_serve.onnx_format.names import MICROSOFT
 
 
 class RecurrentBlocks:
-    """Makes the recurrent blocks of one graph; `lengths` [b] are how many tokens rows get."""
+    """Makes the recurrent blocks of one graph, whose linears `rescale` changes."""
 
     def __init__(
         self,
         graph: GraphBuilder,
         products: Products,
         checkpoint: Checkpoint,
-        packing: Packing,
-        lengths: ir.Value,
+        histories: Histories,
+        rescale: Callable[[int, linears.Linear], linears.Linear],
     ) -> None:
-        self._graph, self._products, self._packing = graph, products, packing
+        self._graph, self._products, self._rescale = graph, products, rescale
+        self._histories, self._packing = histories, histories.packing
         self._checkpoint, self._spec = checkpoint, checkpoint.spec
         self._states = States(graph, self._spec, are_kept=self._spec.task == CAUSAL_LM)
-        self._histories = Histories(graph, packing, lengths, self._spec.kernel)
 
     def __call__(self, index: int, x: ir.Value) -> ir.Value:
         """Return what a block writes to the stream, [t, hidden], of the norm before it."""
         graph, shape = self._graph, self._spec.layers[index]
-        linear = linears.recurrent_input(self._checkpoint, index)
-        projected = graph.in_fp32(self._products.linear(linear, x))
+        linear = linears.first_linear(self._checkpoint, index, ATTENTION)
+        projected = graph.in_fp32(self._products.linear(self._rescale(index, linear), x))
         values = shape.num_heads * shape.head_dim
         channels = recurrent_sizes(shape, self._spec.kernel)[CHANNELS]
         raw, gate = self._split(projected, channels, values)
@@ -123,7 +122,7 @@ class RecurrentBlocks:
     def _kept_and_renewed(self, index: int, x: ir.Value) -> list[ir.Value]:
         """Return how much of its state each head keeps, a logarithm, and renews: [b, s, heads]."""
         graph, heads = self._graph, self._spec.layers[index].num_heads
-        linear = linears.recurrent_gates(self._checkpoint, index)
+        linear = self._rescale(index, linears.recurrent_shares(self._checkpoint, index))
         renewed, kept = self._halves(graph.in_fp32(self._products.linear(linear, x)))
         (renewed,) = graph.node("Sigmoid", [renewed])
         (kept,) = graph.node("Add", [kept, self._stored(index, self._names.step, (heads,))])
