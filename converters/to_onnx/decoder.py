@@ -224,6 +224,7 @@ class _Decoder:
         return None if name is None else self.stored(name, self.spec.layers[index].num_heads)
 
     def first_linear(self, index: int, block: str) -> linears.Linear:
+        """Return the linear that reads the stream, rescaled if the norm that it reads is."""
         return self.rescaled(block, index, linears.first_linear(self.checkpoint, index, block))
 
     def rescaled(self, block: str, index: int, linear: linears.Linear) -> linears.Linear:

@@ -21,6 +21,7 @@ from sgate_serve.engines.onnx.kv_cache import CPU
 from sgate_serve.engines.onnx.shared_calls import calls_of
 from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.errors import EngineError
+from sgate_serve.loaders.draft import check_can_draft
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.precision import PRECISIONS
 from tests.converters.test_convert import random_gates, write_gates
@@ -149,6 +150,12 @@ def test_states_count_in_the_memory(
     message = rf"needs 256 bytes beside {400 * BYTES_PER_SLOT} of .* 400 slots, .*; lower slots or "
     with pytest.raises(EngineError, match=message):
         load_runner(dense, SlotOptions(slots=400))
+
+
+def test_nothing_drafts_for_a_model_that_cannot_take_tokens_back(served: UnevenModel) -> None:
+    engine = OnnxEngine.load(served.folders["onnx"], SIZES)
+    with pytest.raises(EngineError, match="cannot take back a token that was drafted wrongly"):
+        check_can_draft(engine, Checkpoint.open(served.folders["model"]))
 
 
 def test_states_are_in_host_memory(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
