@@ -110,7 +110,7 @@ def test_single_tokens_get_a_call_of_their_own_beside_long_chunks() -> None:
     single = [TokenChunk(slot, (1,)) for slot in (0, 2)]
     for length, calls in ((1, 1), (60, 1), (70, 2), (200, 2)):
         chunks = [single[0], TokenChunk(1, (1,) * length), single[1]]
-        # Beside 70 tokens, two rows would have 69 places of padding each.
+        # Beside 70 tokens, each of the other two rows has 69 places of padding.
         assert calls_of(chunks) == ([[0, 1, 2]] if calls == 1 else [[1], [0, 2]])
 
 
@@ -124,6 +124,19 @@ def test_running_short_of_cache_changes_no_token(served: UnevenModel) -> None:
         expected = served.greedy(request.prompt, 25)
         assert answers[request.request_id] == Answer(expected, "length")
     assert engine.stats().prefix_hits == 0
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_nothing_of_an_aborted_request_is_left(num_steps: int, served: UnevenModel) -> None:
+    engine = OnnxEngine.load(served.folders["onnx"], SIZES)
+    # Its prompt takes three steps.
+    engine.add(Request("aborted", prompt(12, 3), greedy(9)))
+    for _ in range(num_steps):
+        engine.step()
+    engine.abort("aborted")
+    answers = run(engine, [Request(f"{seed}", prompt(7, seed), greedy(6)) for seed in range(4)])
+    for seed in range(4):
+        assert answers[f"{seed}"].tokens == served.greedy(prompt(7, seed), 6)
 
 
 @pytest.mark.parametrize(("layers", "has_states"), [((0,), True), ((0, 2), False), ((1,), True)])
