@@ -7,7 +7,7 @@ A classifier or base model reads whole prompts, so its graph has no KV cache.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,7 @@ from converters.to_onnx import linears
 from converters.to_onnx.activations import mlp_units
 from converters.to_onnx.graph import GraphBuilder
 from converters.to_onnx.heads import HeadLayout
+from converters.to_onnx.histories import Histories
 from converters.to_onnx.key_value_cache import NO_SCALES, CacheScales, KeyValueCache
 from converters.to_onnx.matrices import Moments
 from converters.to_onnx.metadata import graph_metadata
@@ -23,12 +24,13 @@ from converters.to_onnx.mixture import MixtureBlock
 from converters.to_onnx.norms import Norms
 from converters.to_onnx.packing import Packing
 from converters.to_onnx.products import Products
+from converters.to_onnx.recurrence import RecurrentBlocks
 from converters.to_onnx.rescaling import NO_EXPONENTS, Exponents
 from converters.to_onnx.residual import ResidualStream
 from converters.to_onnx.rope import max_positions
 from converters.to_onnx.rotary_tables import MAX_CAPACITY, RotaryTables
 from converters.to_onnx.sequence_output import add_sequence_output
-from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP
+from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP, OUTPUT_GATE
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.names import MICROSOFT
@@ -119,9 +121,20 @@ class _Decoder:
     def computed(self, index: int) -> list[tuple[str, Block]]:
         """Return the blocks that a layer has, and what computes each."""
         shape, found = self.spec.layers[index], list[tuple[str, Block]]()
-        found += [(ATTENTION, self.attention)] if shape.num_heads else []
+        attention = self.recurrence if shape.is_recurrent else self.attention
+        found += [(ATTENTION, attention)] if shape.num_heads else []
         found += [(MLP, self.mlp)] if shape.mlp_units else []
         return found
+
+    @cached_property
+    def recurrence(self) -> RecurrentBlocks:
+        lengths = self.query_seqlens
+        if lengths is None:
+            one = self.graph.constant("lengths.one", np.array(1, np.int32))
+            (lengths,) = self.graph.node("Add", [self.seqlens_k, one])
+        histories = Histories(self.graph, self.packing, lengths, self.spec.kernel)
+        rescale = partial(self.rescaled, ATTENTION)
+        return RecurrentBlocks(self.graph, self.products, self.checkpoint, histories, rescale)
 
     @property
     def generates(self) -> bool:
@@ -151,6 +164,7 @@ class _Decoder:
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
         projected = self.products.linear(self.first_linear(index, ATTENTION), x)
+        projected, gate = self.without_gate(index, projected)
         packed = self.packing.unpack(projected)
         # A model that does not generate has no cache, and expects rows padded on the right.
         past = self.cache.past(index) if self.generates else [None, None]
@@ -174,7 +188,25 @@ class _Decoder:
         if self.generates:
             self.cache.present(index, present)
         heads_out = self.packing.pack(attended, shape.num_heads * heads.width)
+        if gate is not None:
+            (opened,) = self.graph.node("Sigmoid", [gate])
+            (heads_out,) = self.graph.node("Mul", [heads_out, opened])
         return self.products.linear(linears.attention_output(self.checkpoint, index), heads_out)
+
+    def without_gate(self, index: int, projected: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+        """Return query, key and value of [q | gate | k | v], and the gate if the layer has one."""
+        if OUTPUT_GATE not in self.spec.linear_shapes(index):
+            return projected, None
+        shape, width = self.spec.layers[index], HeadLayout.of(self.spec, index).width
+        others = (1 + shape.has_values) * shape.num_kv_heads
+        sizes = np.array([shape.num_heads, shape.num_heads, others]) * width
+        query, gate, rest = self.graph.node(
+            "Split",
+            [projected, self.graph.constant(f"layer.{index}.gated_heads", sizes)],
+            {"axis": -1},
+            outputs=[f"layer.{index}.{part}" for part in ("queries", "output_gate", "key_value")],
+        )
+        return self.graph.node("Concat", [query, rest], {"axis": -1})[0], gate
 
     def last_inputs(self, index: int) -> list[ir.Value | None]:
         """Return inputs 9 to 16 of attention: sinks, scales of the cache and the rows' lengths.
@@ -192,8 +224,12 @@ class _Decoder:
         return None if name is None else self.stored(name, self.spec.layers[index].num_heads)
 
     def first_linear(self, index: int, block: str) -> linears.Linear:
-        """Return the first linear of a block, rescaled if the norm that it reads is."""
-        linear, family = linears.first_linear(self.checkpoint, index, block), self.spec.family
+        """Return the linear that reads the stream, rescaled if the norm that it reads is."""
+        return self.rescaled(block, index, linears.first_linear(self.checkpoint, index, block))
+
+    def rescaled(self, block: str, index: int, linear: linears.Linear) -> linears.Linear:
+        """Rescale a linear that reads the norm before a block if that is."""
+        family = self.spec.family
         norm = family.norm_name(index, block) if block in family.norms else ""
         return linears.rescaled(linear, self.exponents[norm]) if norm in self.exponents else linear
 

@@ -85,6 +85,12 @@ class GraphBuilder:
             return x
         return self.node("Cast", [x], {"to": int(ir.DataType.FLOAT)})[0]
 
+    def from_fp32(self, x: ir.Value) -> ir.Value:
+        """Return a value in fp32 in type `float_type`."""
+        if self.float_type == ir.DataType.FLOAT:
+            return x
+        return self.node("Cast", [x], {"to": int(self.float_type)})[0]
+
     def node(
         self,
         op: str,

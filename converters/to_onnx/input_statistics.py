@@ -13,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from converters.to_onnx.integer_blocks import Floats
-from sgate_serve.onnx_format.names import GRAPH_FILE, LOGITS
+from sgate_serve.onnx_format.names import GRAPH_FILE, PRESENT_PREFIX
 from sgate_serve.onnx_format.one_call import graph_with_outputs, prefill_feeds
 
 PRODUCT, WEIGHT = "FusedMatMul", ".weight"
@@ -73,7 +73,8 @@ def largest_values(
 def present_values(folder: Path, blocks: NDArray[np.int64]) -> Iterator[dict[str, Floats]]:
     """Yield present output [KV heads, s, width] of the graph in `folder` for each of `blocks`."""
     session = _session((folder / GRAPH_FILE).read_bytes(), folder)
-    wanted = [value.name for value in session.get_outputs() if value.name != LOGITS]
+    outputs = (value.name for value in session.get_outputs())
+    wanted = [name for name in outputs if name.startswith(PRESENT_PREFIX)]
     # Without attention nothing is held, and ONNX Runtime takes no outputs for all.
     for tokens in blocks if wanted else ():
         found = session.run(wanted, prefill_feeds(session, tokens))

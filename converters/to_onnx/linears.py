@@ -13,11 +13,20 @@ import numpy as np
 
 from converters.to_onnx.heads import HeadLayout
 from converters.to_onnx.indices import Positions, inverse_index, stored_index
-from sgate_serve.architecture.family import ATTENTION, DOWN, MLP, OUTPUT, READERS
+from sgate_serve.architecture.family import (
+    ATTENTION,
+    DECAY,
+    DOWN,
+    MLP,
+    OUTPUT,
+    READERS,
+    RENEWAL,
+)
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.checkpoint.int8 import SCALE, dequantize
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.onnx_format.precision import IN_FLOATS
 
 Read = Callable[[], Array]
 
@@ -72,27 +81,40 @@ def read_fp32(checkpoint: Checkpoint, name: str) -> Array:
 def first_linear(checkpoint: Checkpoint, layer: int, block: str) -> Linear:
     """Return the linear that reads the stream.
 
-    Outputs of attention are [q | k | v] with padded heads, those of an MLP [gate | up], or [up] in
-    families without a gate.
+    Outputs of attention are [q | k | v] with padded heads, with output gates [q | gate | k | v];
+    those of a recurrent layer [q | k | v | gate], without `recurrent_shares`; those of an MLP
+    [gate | up], or [up] in families without a gate.
     """
-    return _Layer(checkpoint, layer).linear(READERS[block])
+    roles = (role for role in READERS[block] if role not in IN_FLOATS)
+    return _Layer(checkpoint, layer).linear(tuple(roles))
 
 
-def is_whole(linear: Linear) -> bool:
-    """Return whether one matrix multiplies all inputs, so that its columns can be rescaled."""
-    return len(linear.matrices) == 1 and linear.matrices[0].inputs is None
+def recurrent_shares(checkpoint: Checkpoint, layer: int) -> Linear:
+    """Return how much a token renews and keeps of the state of each head, [renewal | decay]."""
+    return _Layer(checkpoint, layer).linear((RENEWAL, DECAY))
+
+
+def takes_all_inputs(linear: Linear) -> bool:
+    """Return whether every matrix multiplies all inputs, so that their columns can be rescaled."""
+    return all(matrix.inputs is None for matrix in linear.matrices)
 
 
 def rescaled(linear: Linear, exponents: Array) -> Linear:
-    """Multiply the columns of a whole linear by 2^exponents [in], and have it multiply in rows."""
-    (matrix,) = linear.matrices
+    """Multiply the columns by 2^exponents [in], of a linear that takes all inputs.
 
-    def weight() -> Array:
-        return np.ldexp(matrix.weight(), exponents)
+    It then multiplies in rows, unless it is in floats in any case.
+    """
 
-    # Rows of other columns need other scales than those that they are stored with.
-    changed = replace(matrix, weight=weight, scales=None, in_rows=True)
-    return replace(linear, matrices=(changed,))
+    def changed(matrix: Matrix) -> Matrix:
+        # Rows of other columns need other scales than those that they are stored with.
+        return replace(
+            matrix,
+            weight=lambda: np.ldexp(matrix.weight(), exponents),
+            scales=None,
+            in_rows=IN_FLOATS.isdisjoint(matrix.roles),
+        )
+
+    return replace(linear, matrices=tuple(map(changed, linear.matrices)))
 
 
 def attention_output(checkpoint: Checkpoint, layer: int) -> Linear:
@@ -171,7 +193,8 @@ class _Layer:
 
     A module holds the rows of one role, or of several that the family fuses. The outputs of query,
     key and value and the inputs of the output projection are heads. If rows are scattered, the
-    scatter moves them to their padded places; otherwise the matrix itself is padded.
+    scatter moves them to their padded places; otherwise the matrix itself is padded. Heads of
+    recurrent layers have no padding.
     """
 
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
@@ -179,6 +202,7 @@ class _Layer:
         self.heads = HeadLayout.of(self.spec, layer)
         self.roles = self.spec.modules(layer)
         self.dims = self.spec.linear_shapes(layer)
+        self.pads = not self.spec.layers[layer].is_recurrent
 
     def linear(self, roles: Sequence[str], expert: int | None = None) -> Linear:
         """Stack the modules of `roles`; adjacent modules with the same inputs form one matrix.
@@ -219,10 +243,10 @@ class _Layer:
         return sum(self.dims[role][0] for role in self.roles[module])
 
     def _gives_heads(self, module: str) -> bool:
-        return self.roles[module][0] in READERS[ATTENTION]
+        return self.pads and self.roles[module][0] in READERS[ATTENTION]
 
     def _takes_heads(self, module: str) -> bool:
-        return self.roles[module][0] == OUTPUT
+        return self.pads and self.roles[module][0] == OUTPUT
 
     def _padded(self, size: int, is_heads: bool) -> int:
         return size // self.heads.head_dim * self.heads.width if is_heads else size

@@ -30,7 +30,7 @@ from converters.to_onnx.linears import Matrix
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.errors import CheckpointError
 from sgate_serve.onnx_format.names import MICROSOFT
-from sgate_serve.onnx_format.precision import Precision
+from sgate_serve.onnx_format.precision import IN_FLOATS, Precision
 
 Rounded = TypeVar("Rounded")
 # By the name of a matrix: Σ x xᵀ [in, in] over the inputs x that it multiplies.
@@ -63,7 +63,9 @@ class Matrices:
     def multiply(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Return x Wᵀ + b, [..., out]."""
         has_blocks = self._precision.block is not None
-        if matrix.in_rows or (not has_blocks and self._bits(matrix) == 8):
+        if not IN_FLOATS.isdisjoint(matrix.roles):
+            product = self._multiply_floats(matrix, x)
+        elif matrix.in_rows or (not has_blocks and self._bits(matrix) == 8):
             product = self._multiply_rows(matrix, x)
         elif has_blocks:
             return self._multiply_blocks(matrix, x, bias)

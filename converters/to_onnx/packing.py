@@ -17,7 +17,7 @@ class Packing:
     def __init__(self, graph: GraphBuilder) -> None:
         self._graph = graph
         self.unpack_index = graph.input(names.UNPACK_INDEX, ir.DataType.INT64, ["b", "s"])
-        self._pack = graph.input(names.PACK_INDEX, ir.DataType.INT64, ["t"])
+        self.pack_index = graph.input(names.PACK_INDEX, ir.DataType.INT64, ["t"])
 
     def unpack(self, x: ir.Value) -> ir.Value:
         """Return the rows [b, s, width] of packed tokens [t, width]."""
@@ -27,4 +27,4 @@ class Packing:
         """Return the packed tokens [t, width] of rows [b, s, width]."""
         shape = self._graph.constant(f"packed.{width}", np.array([-1, width], np.int64))
         (flat,) = self._graph.node("Reshape", [x, shape])
-        return self._graph.node("Gather", [flat, self._pack], {"axis": 0})[0]
+        return self._graph.node("Gather", [flat, self.pack_index], {"axis": 0})[0]

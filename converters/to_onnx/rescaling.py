@@ -18,7 +18,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from converters.to_onnx.integer_blocks import Floats
-from converters.to_onnx.linears import Linear, first_linear, is_whole
+from converters.to_onnx.linears import (
+    Linear,
+    first_linear,
+    recurrent_shares,
+    takes_all_inputs,
+)
 from converters.to_onnx.rope import max_positions
 from sgate_serve.architecture.family import ATTENTION, MLP
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -38,7 +43,8 @@ def norm_readers(checkpoint: Checkpoint) -> dict[str, Linear]:
     """Return norm → the linear that alone reads it, all channels of it, in one product.
 
     Routers and experts share what they read, a matrix without all columns has other channels, and
-    the norms of encoders are the stream itself.
+    the norms of encoders are the stream itself. In a recurrent layer a few rows in floats read the
+    norm besides.
     """
     spec, family = checkpoint.spec, checkpoint.spec.family
     if spec.is_encoder:
@@ -50,9 +56,16 @@ def norm_readers(checkpoint: Checkpoint) -> dict[str, Linear]:
             (ATTENTION, shape.num_heads),
             (MLP, shape.mlp_units and not shape.experts),
         )
-        if is_there and block in family.norms
+        if is_there and block in family.norms and _takes_all_inputs(checkpoint, index, block)
     }
-    return {norm: linear for norm, linear in linears.items() if is_whole(linear)}
+    return {norm: linear for norm, linear in linears.items() if len(linear.matrices) == 1}
+
+
+def _takes_all_inputs(checkpoint: Checkpoint, index: int, block: str) -> bool:
+    readers = [first_linear(checkpoint, index, block)]
+    if block == ATTENTION and checkpoint.spec.layers[index].is_recurrent:
+        readers.append(recurrent_shares(checkpoint, index))
+    return all(map(takes_all_inputs, readers))
 
 
 def measured_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> Exponents:

@@ -140,27 +140,15 @@ def build_graph(
 
     With `moments`, weights of 4 bits are rounded for what they multiply. Linears that read a norm
     with `exponents` are multiplied in rows. With `scales`, the KV cache is in int8.
-    Raises EngineError for an activation, rope type, kind of layers or precision that no graph can
-    express.
+    Raises EngineError for an activation, rope type or precision that no graph can express.
     """
     check_activation(checkpoint.spec.activation)
-    _check_layers(checkpoint)
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
     model = build_decoder(checkpoint, precision, moments, exponents, scales)
     if exponents:
         model.metadata_props[META_IN_ROWS] = "1"
     return model
-
-
-def _check_layers(checkpoint: Checkpoint) -> None:
-    """Refuse layers that carry a state of a fixed size: the engine keeps keys and values alone."""
-    if recurrent := sorted(checkpoint.spec.family.recurrent_layers):
-        raise EngineError(
-            f"layer {recurrent[0]} of family {checkpoint.spec.family.name} is recurrent, and ONNX "
-            "graphs have layers with attention alone; convert without onnx in --to, and serve and "
-            "verify with --engine torch"
-        )
 
 
 def _own_error(error: BaseException | None) -> SgateError | None:

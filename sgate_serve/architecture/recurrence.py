@@ -7,6 +7,9 @@ such is in its config.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+# Added to the sum of squares whose root a query and a key are divided by.
+UNIT_EPSILON = 1e-6
+
 
 @dataclass(frozen=True)
 class Recurrence:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sgate_serve.architecture.family import CAUSAL_LM
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.work import HEAD, NORMS, PROJECTIONS, UNITS, kind_of
-from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
+from sgate_serve.onnx_format.precision import FP32, IN_FLOATS, PRECISIONS, Precision
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def weight_bytes(spec: ModelSpec, precision: Precision, batch: int = 1) -> dict[
         held = precision.of_experts if is_expert else precision
         is_finer = not set(roles).isdisjoint(held.finer)
         size = held.bytes_outside if is_finer else held.bytes_inside
+        size = size if IN_FLOATS.isdisjoint(roles) else held.float_bytes
         found[kind_of(roles)] += weights * size
     outside = _weights_outside(spec)
     return found | {

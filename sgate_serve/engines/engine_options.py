@@ -67,7 +67,7 @@ class SlotOptions:
 class OnnxOptions(SlotOptions):
     """The options of the onnx engine: those of a slot engine and its own."""
 
-    kv_cache_mib: int | None = option(None, "memory for keys and values, in MiB")
+    kv_cache_mib: int | None = option(None, "memory for keys, values and recurrent states, in MiB")
     kv_cache_dtype: str = option(
         AUTO, "auto or int8: keys and values as the graph's floats, or in a quarter of fp32's bytes"
     )

@@ -72,6 +72,7 @@ def work_by_module(spec: ModelSpec) -> Mapping[str, Work]:
         found |= {norm: Work(NORMS, layer) for norm in spec.norms(layer)}
         found |= {module_of(router): Work(UNITS, layer) for router in spec.router_tensors(layer)}
         found |= {norm: Work(NORMS, layer) for norm in spec.head_norm_sizes(layer)}
+        found |= {module_of(own): Work(ATTENDING, layer) for own in spec.recurrent_tensors(layer)}
         for module, roles in spec.modules(layer).items():
             found[module] = Work(kind_of(roles), layer)
     return found

@@ -2,8 +2,9 @@
 
 A call adds `t` tokens to `b` rows, at most `s` to any row, and returns the logits of `n` tokens.
 Tokens of all rows are packed, [t, …], row by row; only attention uses [b, s, …]. Past and present
-of a layer are [b, kv_heads, length, head width], and an engine binds both to one buffer. Graphs
-that classify or embed read each row whole and have neither.
+of a layer are [b, kv_heads, length, head width], and an engine binds both to one buffer. So it
+does with the states of recurrent layers, which have a fixed size. Graphs that classify or embed
+read each row whole and have neither.
 """
 
 ONNX_DIR = "onnx"  # inside a deployable folder
@@ -60,6 +61,16 @@ MAX_CHUNK = 1024
 
 PAST_PREFIX = "past_key_values."
 PRESENT_PREFIX = "present."
+# Of a recurrent layer: the last tokens that its convolution reads, [b, kernel - 1, channels], and
+# what its heads hold, [b, heads, key width, value width], both float32.
+PAST_STATE_PREFIX, PRESENT_STATE_PREFIX = "past_state.", "present_state."
+RECENT, HEADS = "recent", "heads"
+
+
+def present_name(past: str) -> str:
+    """Return the output that is bound to the same memory as an input."""
+    present = past.replace(PAST_PREFIX, PRESENT_PREFIX)
+    return present.replace(PAST_STATE_PREFIX, PRESENT_STATE_PREFIX)
 
 
 def residual_name(layer: int) -> str:

@@ -1,6 +1,7 @@
 """A graph that is run once on a whole text, to see values inside it: not for serving."""
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from sgate_serve.onnx_format.precision import FP16
 TYPES: Mapping[str, DTypeLike] = MappingProxyType(
     {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 )
+# States of recurrent layers are so in every precision.
+STATE_DTYPE = np.dtype(np.float32)
 
 
 class PastInput(NamedTuple):
@@ -36,6 +39,26 @@ def past_inputs(session: Any) -> list[PastInput]:
         PastInput(value.name, value.shape[1], value.shape[3], np.dtype(TYPES[value.type]))
         for value in session.get_inputs()
         if value.name.startswith(names.PAST_PREFIX)
+    ]
+
+
+class StateInput(NamedTuple):
+    """One state of a recurrent layer among the inputs of a graph, and the shape of a row of it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes_per_row(self) -> int:
+        return prod(self.shape) * STATE_DTYPE.itemsize
+
+
+def state_inputs(session: Any) -> list[StateInput]:
+    """Return the states of recurrent layers among the inputs of a session."""
+    return [
+        StateInput(value.name, tuple(value.shape[1:]))
+        for value in session.get_inputs()
+        if value.name.startswith(names.PAST_STATE_PREFIX)
     ]
 
 
@@ -63,7 +86,7 @@ def prefill_feeds(
     tokens: NDArray[np.int64],
     own_feeds: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return the inputs of one call with an empty cache as long as `tokens` [s].
+    """Return the inputs of one call with an empty cache as long as `tokens` [s], and empty states.
 
     `own_feeds` replace inputs that do not follow from the number of tokens.
     """
@@ -82,5 +105,7 @@ def prefill_feeds(
     }
     for past in past_inputs(session):
         feeds[past.name] = np.zeros((1, past.heads, length, past.width), past.dtype)
+    for state in state_inputs(session):
+        feeds[state.name] = np.zeros((1, *state.shape), STATE_DTYPE)
     wanted = {value.name for value in session.get_inputs()}
     return {name: array for name, array in feeds.items() if name in wanted}

@@ -4,7 +4,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from sgate_serve.architecture.family import DOWN, KEY, QUERY, VALUE
+from sgate_serve.architecture.family import DECAY, DOWN, KEY, QUERY, RENEWAL, VALUE
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.errors import EngineError, did_you_mean
 
@@ -13,6 +13,8 @@ SCALE_BYTES = 4
 FLOAT_BITS = 16
 # Where rounding to 4 bits costs a model most, for its size (benchmarks/results/int4_*.json).
 SENSITIVE = (QUERY, KEY, VALUE, DOWN)
+# Linears in floats in every precision: a few rows, whose errors a state adds up over all tokens.
+IN_FLOATS = frozenset((RENEWAL, DECAY))
 
 
 @dataclass(frozen=True)

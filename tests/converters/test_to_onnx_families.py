@@ -24,7 +24,7 @@ from sgate_serve.onnx_format.names import MAX_CHUNK
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_stacked_experts import restacked
-from tests.families.zoo import ON_ENGINES, ZOO, build
+from tests.families.zoo import ZOO, build
 from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import random_tokens
 
@@ -32,7 +32,7 @@ OPTIONS = SlotOptions(slots=1, max_model_len=64, threads=1)
 RMS_FAMILIES = [
     name
     for name, variants in ZOO.items()
-    if variants[0] in ON_ENGINES and variants[0].task == CAUSAL_LM and FAMILIES[name].norm == "rms"
+    if variants[0].task == CAUSAL_LM and FAMILIES[name].norm == "rms"
 ]
 
 
@@ -171,7 +171,7 @@ def test_removed_residual_dimensions(tmp_path: Path, family: str) -> None:
     for name, tensor in tensors.items():
         if name.endswith("embed_tokens.weight"):
             tensor[:, dead] = 0
-        elif name.rpartition(".")[0].endswith(("o_proj", "down_proj", "w2")):
+        elif name.rpartition(".")[0].endswith(("o_proj", "out_proj", "down_proj", "w2")):
             tensor[dead] = 0
         elif post_norms and name.endswith(post_norms):
             tensor[dead] = -1

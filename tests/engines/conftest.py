@@ -46,6 +46,7 @@ CASES = [
         for name, family, draft in (
             (LLAMA, LLAMA, None),
             ("gemma2", "gemma2", None),
+            (RECURRENT, RECURRENT, None),
             (CHILD, LLAMA, CHILD),
         )
     ),

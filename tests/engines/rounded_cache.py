@@ -17,8 +17,8 @@ from sgate_serve.loaders.torch_model import TorchModel
 class RoundedCache(DynamicCache):  # type: ignore[misc]  # transformers has no types
     """Rounds to whole steps; `scales` are those of keys and of values of each layer, [h, 1, d]."""
 
-    def __init__(self, scales: dict[int, list[torch.Tensor]]) -> None:
-        super().__init__()
+    def __init__(self, config: Any, scales: dict[int, list[torch.Tensor]]) -> None:
+        super().__init__(config=config)
         self.scales = scales
 
     def update(
@@ -43,11 +43,12 @@ class RoundedModel:
 
     def logits(self, tokens: NDArray[np.int64]) -> Logits:
         shapes = self._oracle.spec.layers
-        layers = [index for index, shape in enumerate(shapes) if shape.num_heads]
-        scales = {self._place(index): self._scales(index) for index in layers}
+        attending = [i for i, one in enumerate(shapes) if one.num_heads and not one.is_recurrent]
+        scales = {self._place(index): self._scales(index) for index in attending}
+        cache = RoundedCache(self._oracle.model.config, scales)
         with torch.no_grad():
             output = self._oracle.model(
-                torch.from_numpy(tokens)[None], past_key_values=RoundedCache(scales), use_cache=True
+                torch.from_numpy(tokens)[None], past_key_values=cache, use_cache=True
             )
         logits: Logits = output.logits[0].numpy()
         return logits

@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 # Between them: norms of heads and of values, windows, soft caps, partial rotation, position tables,
-# parallel blocks, sinks and experts.
+# parallel blocks, sinks, experts, and layers that carry a state.
 FAMILIES = {
     "mistral": ZOO["mistral"][1],
     "qwen2": ZOO["qwen2"][1],
@@ -63,10 +63,8 @@ FAMILIES = {
     "gpt2": ZOO["gpt2"][0],
     "gpt_neox": ZOO["gpt_neox"][0],
     "gpt_oss": ZOO["gpt_oss"][1],
+    "qwen3_5_text": ZOO["qwen3_5_text"][1],
 }
-
-
-# Its states have a fixed size, so that it has no graph.
 RECURRENT = "qwen3_5_text"
 
 
@@ -114,9 +112,7 @@ def write_drafts(root: Path) -> dict[str, dict[str, Path]]:
 
 def write_family(family: str, root: Path) -> UnevenModel:
     """Write the pruned model of another family, with index work in it and a layer skipped."""
-    formats = ("hf",) if family == RECURRENT else ("hf", "onnx")
-    variant = ZOO[RECURRENT][1] if family == RECURRENT else FAMILIES[family]
-    at = converted(variant, root, skip=1, index_price=0, to=formats)
+    at = converted(FAMILIES[family], root, skip=1, index_price=0, to=("hf", "onnx"))
     oracle = TorchModel.masked_dense(open_masked(at["base"], at["gates"]))
     return UnevenModel({"model": at["out"], "onnx": at["out"] / "onnx"}, oracle.logits)
 

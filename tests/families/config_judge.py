@@ -1,7 +1,5 @@
 """transformers as the judge of a config: the outputs of its model, and those of our graph.
 
-Models with recurrent layers have no graph; a forward in numpy stands for it.
-
 Both have the same weights: every tensor's values follow from its name and shape. Our side reads the
 config by itself, writes the ONNX graph and runs it; graphs are kept by the spec they express.
 """
@@ -28,7 +26,6 @@ from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.models import AUTO_CLASSES
-from tests.families.hybrid_forward import HybridForward
 
 Outputs = NDArray[np.float32]
 Config = dict[str, Any]
@@ -190,9 +187,6 @@ class OurReading:
         key = repr((replace(spec, family=FAMILIES["llama"]), own, padding))
         if key not in self.known:
             tensors = {name: weight(name, shape) for name, shape in stored_shapes(spec).items()}
-            if spec.family.recurrence is not None:
-                self.known[key] = HybridForward(spec, tensors)(TOKENS, padding)
-                return self.known[key]
             folder = self.root / f"graph-{len(self.known)}"
             write_config(config, folder)
             save_file(tensors, folder / SINGLE_FILE)

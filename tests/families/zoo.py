@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sgate_serve.architecture.families import FAMILIES
 from tests.families.random_weights import randomize
 from tests.families.zoo_configs import (
     BIASES,
@@ -291,6 +290,13 @@ ZOO: Mapping[str, list[Variant]] = {
         Variant(
             "qwen3_5_text", "classifier", "classification", HYBRID | {"full_attention_interval": 2}
         ),
+        Variant(
+            "qwen3_5_text",
+            "base-narrow-heads",
+            "base",
+            HYBRID
+            | {"full_attention_interval": 2, "head_dim": 12, "hidden_act": "gelu_pytorch_tanh"},
+        ),
     ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),
@@ -349,8 +355,6 @@ ZOO: Mapping[str, list[Variant]] = {
     ],
 }
 VARIANTS = [variant for variants in ZOO.values() for variant in variants]
-# Recurrent layers have no graph.
-ON_ENGINES = [variant for variant in VARIANTS if FAMILIES[variant.family].recurrence is None]
 
 
 def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:

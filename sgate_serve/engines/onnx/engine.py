@@ -18,13 +18,14 @@ from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.onnx.graph_metadata import GraphMetadata, cannot_run
-from sgate_serve.engines.onnx.kv_cache import bytes_per_token, cache_dtypes
+from sgate_serve.engines.onnx.kv_cache import CPU, bytes_per_token, cache_dtypes
 from sgate_serve.engines.onnx.runner import (
     OnnxRunner,
     RunnerSizes,
     check_interface,
     open_session,
 )
+from sgate_serve.engines.onnx.states import bytes_per_slot
 from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.environment import memory_bytes, num_cpus
 from sgate_serve.errors import EngineError
@@ -137,8 +138,8 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
         )
     check_interface(session, path)
     _check_as_asked(own, info, session, path)
-    token_bytes = bytes_per_token(session)
-    sizes = choose_sizes(own, info, token_bytes)
+    token_bytes, slot_bytes = bytes_per_token(session), bytes_per_slot(session)
+    sizes = choose_sizes(own, info, token_bytes, slot_bytes)
     logger.info(
         "onnx engine: weights %s, slots=%d max_model_len=%d threads=%d device=%s, KV cache of %d "
         "tokens in up to %.0f MiB, %d bytes a token in %s",
@@ -152,6 +153,13 @@ def load_runner(folder: Path, options: SlotOptions | None = None) -> OnnxRunner:
         token_bytes,
         " and ".join(cache_dtypes(session)) or "no layer",
     )
+    if slot_bytes:
+        logger.info(
+            "onnx engine: recurrent layers, states of %d bytes a slot, %.0f MiB in all; no prefix "
+            "is shared, as a state cannot go back to an earlier token",
+            slot_bytes,
+            sizes.num_slots * slot_bytes / 2**20,
+        )
     held = replace(info.held, int8_cache=cache_dtypes(session) == [INT8])
     runner = OnnxRunner(session, path, held, sizes, own.device)
     runner.try_out()
@@ -165,6 +173,11 @@ def _check_as_asked(options: OnnxOptions, info: GraphInfo, session: Any, path: P
         raise EngineError(
             f"{path} is a graph in {info.precision}, not in {options.precision}; {remedy} "
             "--precision"
+        )
+    if options.device != CPU and bytes_per_slot(session):
+        raise EngineError(
+            f"{path} has recurrent layers, whose states are in host memory alone; give --device "
+            f"{CPU}, found {options.device}"
         )
     found = cache_dtypes(session)
     if options.kv_cache_dtype == INT8 and found not in ([], [INT8]):
@@ -214,10 +227,13 @@ def graph_path(folder: Path) -> Path:
     return path
 
 
-def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> RunnerSizes:
+def choose_sizes(
+    options: OnnxOptions, info: GraphInfo, token_bytes: int, slot_bytes: int = 0
+) -> RunnerSizes:
     """Return the user's sizes, or those that the graph and a share of memory allow.
 
-    Slots share the memory: one request may fill the whole cache, but not all of them at once.
+    Slots share what their states, of `slot_bytes` each, leave of the memory: one request may fill
+    the whole cache, but not all of them at once.
     Raises EngineError if the graph or the memory is too small for a size that the user gives.
     """
     slots = options.slots or min(max(SLOTS_PER_CPU * num_cpus(), MIN_SLOTS), MAX_SLOTS)
@@ -225,13 +241,17 @@ def choose_sizes(options: OnnxOptions, info: GraphInfo, token_bytes: int) -> Run
     length = options.max_model_len or info.capacity
     given = options.kv_cache_mib
     memory = memory_bytes() * CACHE_SHARE if given is None else given * 2**20
-    affordable = int(memory // max(1, token_bytes))
+    affordable = int((memory - slots * slot_bytes) // max(1, token_bytes))
     needed = 1 if options.max_model_len is None else length
     if affordable < needed:
         share = f"{CACHE_SHARE:.0%} of this machine's memory" if given is None else f"{given} MiB"
+        states = (
+            f" beside {slots * slot_bytes} of the states of {slots} slots" if slot_bytes else ""
+        )
+        lower = "slots or max_model_len" if slot_bytes else "max_model_len"
         raise EngineError(
-            f"the KV cache of {needed} tokens needs {needed * token_bytes} bytes, more than "
-            f"{share}; lower max_model_len, or raise {flag_of('kv_cache_mib')}"
+            f"the KV cache of {needed} tokens needs {needed * token_bytes} bytes{states}, more "
+            f"than {share}; lower {lower}, or raise {flag_of('kv_cache_mib')}"
         )
     length = min(length, affordable)
     tokens = min(affordable, slots * length)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sgate_serve.architecture.family import ATTENTION_ROLES, MLP_ROLES
+from sgate_serve.architecture.family import ATTENTION_ROLES, DECAY, MLP_ROLES, RENEWAL
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.onnx.runner import PROFILE
 from sgate_serve.engines.work import (
@@ -29,11 +29,17 @@ from sgate_serve.engines.work import (
     module_of,
     work_by_module,
 )
+from sgate_serve.onnx_format.names import PRESENT_STATE_PREFIX
 
 NODE, SUFFIX = "Node", "_kernel_time"
 PRODUCTS = ("MatMul", "Gemm", "FusedMatMul")
-ATTENTION_OPS = ("GroupQueryAttention", "MultiHeadAttention", "RotaryEmbedding")
-ROLES = {*ATTENTION_ROLES, *MLP_ROLES}
+ATTENTION_OPS = (
+    "GroupQueryAttention",
+    "LinearAttention",
+    "MultiHeadAttention",
+    "RotaryEmbedding",
+)
+ROLES = {*ATTENTION_ROLES, *MLP_ROLES, RENEWAL, DECAY}
 # The steps of rounding that read no constant.
 ROUNDING_OPS = ("Abs", "Div")
 # What converters/to_onnx names index rows of a product, and constants of integer products.
@@ -91,7 +97,7 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
     found: dict[Any, Work] = {}
     for node in graph:
         before = _before(node, found)
-        if node.op_type in ATTENTION_OPS:
+        if node.op_type in ATTENTION_OPS or _writes_state(node):
             found[node.name] = Work(ATTENDING, before.layer)
         else:
             found[node.name] = tensors.of_node(node) or before
@@ -103,6 +109,10 @@ def node_work(path: Path, spec: ModelSpec) -> Mapping[str, Work]:
         if found[node.name].kind == OTHER and kinds:
             found[node.name] = Work(kinds[0])
     return found
+
+
+def _writes_state(node: Any) -> bool:
+    return any(f"{value.name}".startswith(PRESENT_STATE_PREFIX) for value in node.outputs)
 
 
 def _before(node: Any, found: Mapping[str, Work]) -> Work:

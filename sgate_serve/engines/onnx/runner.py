@@ -1,7 +1,8 @@
-"""The ONNX decoder graph over preallocated KV buffers: one row of each buffer is one slot.
+"""The ONNX decoder graph over preallocated buffers: one row of each buffer is one slot.
 
-Past and present of a layer are bound to the same memory, so a call writes its new keys and values
-in place and copies nothing. Rows of a call may differ in length; a row without new tokens is idle.
+Past and present of a layer are bound to the same memory, so a call writes its new keys and values,
+or the new states of recurrent layers, in place and copies nothing. Rows of a call may differ in
+length; a row without new tokens is idle.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.engines.onnx.graph_metadata import REMEDY, REMEDY_IN_CACHE, cannot_run
 from sgate_serve.engines.onnx.integer_products import for_this_cpu
 from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
+from sgate_serve.engines.onnx.shared_calls import calls_of
+from sgate_serve.engines.onnx.states import SlotStates
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.engines.sampling import Logits
 from sgate_serve.environment import cache_dir, install_command
@@ -102,16 +105,28 @@ class OnnxRunner:
         self._device, self._chunk, self._multiple = device, sizes.chunk, sizes.row_multiple
         self._pads_lone = sizes.pads_lone
         self._wanted = {value.name for value in session.get_inputs()}
+        self.states = SlotStates(session, sizes.num_slots)
         # Keys and values on a GPU are not copied.
-        self.shares_prefixes = device == CPU
+        self.shares_prefixes = device == CPU and not self.states
         self._decode_calls: dict[_Shape, _Call] = {}
 
     def forward(self, chunks: Sequence[TokenChunk]) -> Logits:
         """Append tokens to distinct slots; return the logits [n, vocab] in the order of chunks.
 
-        The call spans all rows from the first slot to the last; rows without a chunk are idle.
         Raises EngineError if the graph does not run.
         """
+        calls = calls_of(chunks) if self.states else []
+        if len(calls) < 2:
+            return self._forward(chunks)
+        found: dict[int, Logits] = {}
+        for call in calls:
+            own = [chunks[index] for index in call]
+            ends = np.cumsum([chunk.num_logits for chunk in own])
+            found |= zip(call, np.split(self._forward(own), ends[:-1]), strict=True)
+        return np.concatenate([found[index] for index in range(len(chunks))])
+
+    def _forward(self, chunks: Sequence[TokenChunk]) -> Logits:
+        """Make one call: it spans all rows from the first slot to the last, some of them idle."""
         slots = np.array([chunk.slot for chunk in chunks])
         counts = np.array([len(chunk.tokens) for chunk in chunks])
         nums = np.array([chunk.num_logits for chunk in chunks])
@@ -152,6 +167,7 @@ class OnnxRunner:
         """Discard the tokens of a slot."""
         self.lengths[slot] = 0
         self.cache.release(slot)
+        self.states.clear(slot)
 
     def share(self, source: int, slot: int, length: int) -> None:
         """Let `slot` hold the first `length` tokens of `source`, which may be `slot` itself."""
@@ -193,7 +209,7 @@ class OnnxRunner:
         return self._decode_calls[shape]
 
     def _bind(self, shape: _Shape) -> _Call:
-        """Allocate the inputs and logits of a call; bind them and its rows of the cache."""
+        """Allocate the inputs and logits of a call; bind them and its rows of the buffers."""
         batch = shape.stop - shape.first
         inputs: dict[str, Array] = {
             names.INPUT_IDS: np.zeros(shape.num_tokens, np.int64),
@@ -211,11 +227,11 @@ class OnnxRunner:
         for name, array in inputs.items():
             binding.bind_input(name, CPU, 0, array.dtype, array.shape, array.ctypes.data)
         binding.bind_output(names.LOGITS, CPU, 0, np.float32, logits.shape, logits.ctypes.data)
-        for view in self.cache.views(slice(shape.first, shape.stop)):
+        rows = slice(shape.first, shape.stop)
+        for view in (*self.cache.views(rows), *self.states.views(rows)):
             place = (self._device, 0, view.dtype, view.shape, view.pointer)
             binding.bind_input(view.name, *place)
-            present = view.name.replace(names.PAST_PREFIX, names.PRESENT_PREFIX)
-            binding.bind_output(present, *place)
+            binding.bind_output(names.present_name(view.name), *place)
         return _Call(binding, inputs, logits)
 
 
@@ -236,6 +252,8 @@ def check_interface(session: Any, path: Path) -> None:
     widths = [(outputs[names.LOGITS], outputs[names.LOGITS].shape[-1:])]
     pasts = (value for value in found if value.name.startswith(names.PAST_PREFIX))
     widths += [(past, past.shape[1::2] if len(past.shape) == 4 else []) for past in pasts]
+    states = (value for value in found if value.name.startswith(names.PAST_STATE_PREFIX))
+    widths += [(state, state.shape[1:]) for state in states]
     for value, sizes in widths:
         if value.type not in TYPES or not sizes or not all(isinstance(n, int) for n in sizes):
             raise EngineError(

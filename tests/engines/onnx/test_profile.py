@@ -26,7 +26,7 @@ from sgate_serve.engines.work import (
 from sgate_serve.onnx_format.names import GRAPH_FILE
 from sgate_serve.onnx_format.precision import precision_named, suited_to
 from tests.converters.test_to_onnx_lowered import converted, row_col_gates, write_base
-from tests.families.zoo import ON_ENGINES, Variant, build
+from tests.families.zoo import VARIANTS, Variant, build
 
 PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits", "MatMulIntegerToFloat", "Gemm")
 
@@ -39,7 +39,7 @@ def products(path: Path, spec: ModelSpec) -> Counter[Work]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("variant", ON_ENGINES, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_nodes_work_on_the_tensors_that_they_read(
     tmp_path: Path, variant: Variant, precision: str
 ) -> None:
@@ -53,8 +53,9 @@ def test_nodes_work_on_the_tensors_that_they_read(
     works = node_work(tmp_path / "graph" / GRAPH_FILE, spec)
     found = products(tmp_path / "graph" / GRAPH_FILE, spec)
     for layer, shape in enumerate(spec.layers):
-        # Query, key and value are one product, and so are gate and up.
-        assert found[Work(PROJECTIONS, layer)] == 2
+        # Query, key and value are one product, and so are gate and up. In a recurrent layer so are
+        # the shares of a state that are renewed and kept.
+        assert found[Work(PROJECTIONS, layer)] == 2 + shape.is_recurrent
         # A mixture has a router, and perhaps a gate of its shared expert, and adds up experts.
         choices = sum(len(axes) == 2 for axes in spec.router_tensors(layer).values()) + 1
         assert found[Work(UNITS, layer)] == (

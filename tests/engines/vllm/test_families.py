@@ -19,14 +19,14 @@ from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine
+from tests.families import zoo
 from tests.families.test_equivalence import check_verified, converted
-from tests.families.zoo import VARIANTS as ALL_VARIANTS
 from tests.families.zoo import ZOO, Variant
 
 pytestmark = pytest.mark.vllm
 
 # vLLM's experts clamp units by the published numbers alone.
-VARIANTS = [variant for variant in ALL_VARIANTS if "swiglu_limit" not in variant.config]
+VARIANTS = [variant for variant in zoo.VARIANTS if "swiglu_limit" not in variant.config]
 DECODERS = [variant for variant in VARIANTS if variant.task == CAUSAL_LM]
 # One of each kind: gated and not, sequential norms, post norms, fused linears, parallel blocks,
 # recurrent ones, encoders.
