@@ -5,6 +5,7 @@ from dataclasses import replace
 from sgate_serve.architecture.family import (
     ATTENTION_ROLES,
     BASE,
+    CAUSAL_LM,
     DECAY,
     KEY,
     MLP_ROLES,
@@ -16,6 +17,7 @@ from sgate_serve.architecture.family import (
     TaskHead,
 )
 from sgate_serve.architecture.llama_families import LLAMA, QWEN3, decoder_tasks
+from sgate_serve.architecture.mixture_families import WITH_SHARED
 from sgate_serve.architecture.recurrence import Recurrence
 
 QWEN3_5 = replace(
@@ -51,4 +53,15 @@ QWEN3_5 = replace(
     norm_offset=1.0,
     has_partial_rotation=True,
     divides_hidden_size=False,
+)
+
+QWEN3_5_MOE = replace(
+    QWEN3_5,
+    name="qwen3_5_moe_text",
+    config_class="Qwen3_5MoeTextConfig",
+    tasks={
+        CAUSAL_LM: replace(LLAMA.tasks[CAUSAL_LM], model_class="Qwen3_5MoeForCausalLM"),
+        BASE: TaskHead("Qwen3_5MoeTextModel"),
+    },
+    mixture=replace(WITH_SHARED, normalizes=True),
 )

@@ -45,7 +45,8 @@ class HybridForward:
         for index, layer in enumerate(spec.layers):
             attend = self.recurrence if layer.is_recurrent else self.attention
             x = x + attend(index, self.normed(x, family.norm_name(index, ATTENTION)))
-            x = x + self.mlp(index, self.normed(x, family.norm_name(index, MLP)))
+            feed = self.mixture if layer.experts else self.mlp
+            x = x + feed(index, self.normed(x, family.norm_name(index, MLP)))
         x = self.normed(x, str(family.final_norm))
         if spec.task == CLASSIFICATION:
             last = int(np.flatnonzero(tokens != padding)[-1])
@@ -69,6 +70,27 @@ class HybridForward:
     def mlp(self, index: int, x: Floats) -> Floats:
         units = apply_activation(self.spec.activation, self.linear(index, GATE, x))
         return self.linear(index, DOWN, units * self.linear(index, UP, x))
+
+    def mixture(self, index: int, x: Floats) -> Floats:
+        family, layer = self.spec.family, self.spec.layers[index]
+        logits = x @ self.tensors[f"{family.router_name(index)}.weight"].T
+        shares = np.exp(logits - logits.max(-1, keepdims=True))
+        shares[logits < np.sort(logits)[:, -layer.top_k, None]] = 0
+        shares /= shares.sum(-1, keepdims=True)
+        assert self.spec.norm_topk_prob and family.mixture is not None
+        gate = self.tensors[f"{family.layer_name(index)}.{family.mixture.shared_gate}.weight"]
+        out = sigmoid(x @ gate.T) * self.expert(index, None, x)
+        for number in range(len(layer.experts)):
+            out += shares[:, number, None] * self.expert(index, number, x)
+        return out
+
+    def expert(self, index: int, number: int | None, x: Floats) -> Floats:
+        gate, up, down = (
+            self.tensors[f"{self.spec.family.expert_linear(index, number, role)}.weight"]
+            for role in (GATE, UP, DOWN)
+        )
+        units = apply_activation(self.spec.activation, x @ gate.T) * (x @ up.T)
+        return np.asarray(units @ down.T)
 
     def attention(self, index: int, x: Floats) -> Floats:
         layer, length = self.spec.layers[index], len(x)

@@ -35,6 +35,7 @@ from tests.families.zoo_configs import (
     GPT_OSS_YARN,
     GRANITE,
     HYBRID,
+    HYBRID_EXPERTS,
     LONGROPE,
     MODERNBERT,
     NEOX,
@@ -290,6 +291,16 @@ ZOO: Mapping[str, list[Variant]] = {
         ),
         Variant(
             "qwen3_5_text", "classifier", "classification", HYBRID | {"full_attention_interval": 2}
+        ),
+    ],
+    "qwen3_5_moe_text": [
+        Variant("qwen3_5_moe_text", "tied", "causal-lm", HYBRID_EXPERTS),
+        Variant(
+            "qwen3_5_moe_text",
+            "biased-untied-lone-choice",
+            "causal-lm",
+            HYBRID_EXPERTS
+            | {"attention_bias": True, "tie_word_embeddings": False, "num_experts_per_tok": 1},
         ),
     ],
     "gpt2": [
