@@ -75,9 +75,10 @@ class HybridForward:
         family, layer = self.spec.family, self.spec.layers[index]
         logits = x @ self.tensors[f"{family.router_name(index)}.weight"].T
         shares = np.exp(logits - logits.max(-1, keepdims=True))
-        shares[logits < np.sort(logits)[:, -layer.top_k, None]] = 0
         shares /= shares.sum(-1, keepdims=True)
-        assert self.spec.norm_topk_prob and family.mixture is not None
+        shares[logits < np.sort(logits)[:, -layer.top_k, None]] = 0
+        shares /= shares.sum(-1, keepdims=True) if self.spec.norm_topk_prob else 1
+        assert family.mixture is not None
         gate = self.tensors[f"{family.layer_name(index)}.{family.mixture.shared_gate}.weight"]
         out = sigmoid(x @ gate.T) * self.expert(index, None, x)
         for number in range(len(layer.experts)):
@@ -148,8 +149,9 @@ class HybridForward:
         """Return query, key and value, after a convolution over the last tokens of each row."""
         weight, found = self.named(index, "conv1d.weight")[:, 0], []
         for role in (QUERY, KEY, VALUE):
-            kernel = weight[self.spec.role_rows(index, role)]
-            past = np.pad(self.linear(index, role, x), ((kernel.shape[1] - 1, 0), (0, 0)))
+            rows = self.linear(index, role, x)
+            kernel, weight = weight[: rows.shape[1]], weight[rows.shape[1] :]
+            past = np.pad(rows, ((kernel.shape[1] - 1, 0), (0, 0)))
             taps = (past[i : i + len(x)] * kernel[:, i] for i in range(kernel.shape[1]))
             found.append(apply_activation(self.spec.activation, sum(taps, np.zeros(1))))
         return found

@@ -36,6 +36,8 @@ from tests.families.zoo_configs import (
     GRANITE,
     HYBRID,
     HYBRID_EXPERTS,
+    HYBRID_LONE_CHOICE,
+    HYBRID_SPARSE,
     LONGROPE,
     MODERNBERT,
     NEOX,
@@ -295,13 +297,11 @@ ZOO: Mapping[str, list[Variant]] = {
     ],
     "qwen3_5_moe_text": [
         Variant("qwen3_5_moe_text", "tied", "causal-lm", HYBRID_EXPERTS),
-        Variant(
-            "qwen3_5_moe_text",
-            "biased-untied-lone-choice",
-            "causal-lm",
-            HYBRID_EXPERTS
-            | {"attention_bias": True, "tie_word_embeddings": False, "num_experts_per_tok": 1},
-        ),
+        Variant("qwen3_5_moe_text", "biased-untied-lone-choice", "causal-lm", HYBRID_LONE_CHOICE),
+    ],
+    "qwen3_next": [
+        Variant("qwen3_next", "tied", "causal-lm", HYBRID_EXPERTS),
+        Variant("qwen3_next", "biased-unnormalized-sparse", "causal-lm", HYBRID_SPARSE),
     ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),

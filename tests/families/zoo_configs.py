@@ -72,6 +72,10 @@ HYBRID_EXPERTS = {key: value for key, value in HYBRID.items() if key != "interme
     "full_attention_interval": 2,
     "tie_word_embeddings": True,
 }
+HYBRID_LONE_CHOICE = HYBRID_EXPERTS | {"num_experts_per_tok": 1, "attention_bias": True}
+HYBRID_LONE_CHOICE |= {"tie_word_embeddings": False}
+HYBRID_SPARSE = HYBRID_EXPERTS | {"mlp_only_layers": [0], "intermediate_size": 30}
+HYBRID_SPARSE |= {"linear_num_value_heads": 4, "attention_bias": True, "norm_topk_prob": False}
 # Units reach such a limit.
 CLAMPED: dict[str, Any] = {"swiglu_limit": 0.8, "swiglu_alpha": 1.2}
 GPT2: dict[str, Any] = COMMON | {
