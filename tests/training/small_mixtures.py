@@ -31,7 +31,7 @@ _QWEN = {"num_experts": 6, "moe_intermediate_size": 16, "intermediate_size": 24}
 _HYBRID = {
     "num_experts": 6,
     "moe_intermediate_size": 16,
-    "shared_expert_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 4,
@@ -54,7 +54,7 @@ MIXTURES: dict[str, dict[str, Any]] = {
         **_SIZES,
         **_HYBRID,
         "num_hidden_layers": 3,
-        "intermediate_size": 24,
+        "intermediate_size": 32,
         "mlp_only_layers": [1],
     },
     "glm4_moe": {

@@ -139,11 +139,12 @@ def test_parallel_settings_that_need_more_than_this_process(
         check_mixture(spec, SimpleNamespace(model_config=model, parallel_config=settings))
 
 
-def test_experts_in_int8_are_refused(tmp_path: Path) -> None:
+def test_experts_in_int8_are_not_timed_for_they_are_held_in_floats(tmp_path: Path) -> None:
+    from sgate_serve.engines.vllm.timed import TimedVllm
+
     folder = uneven("qwen3_moe", tmp_path, precision="int8")
-    message = "experts in int8 are not supported on vLLM; convert without --precision int8, or"
-    with pytest.raises(EngineError, match=message), vllm_engine(folder):
-        pass
+    with pytest.raises(EngineError, match="would hold its int8 experts in floats, so that no id"):
+        TimedVllm.load(folder, 1, 16, None, ())
 
 
 def test_an_older_vllm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
