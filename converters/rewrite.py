@@ -22,7 +22,7 @@ from sgate_serve.architecture.family import (
     QUERY,
 )
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
-from sgate_serve.architecture.recurrent_layers import CHANNELS, HEADS, channel_starts
+from sgate_serve.architecture.recurrent_layers import CHANNELS, HEADS, channel_spans
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array
 from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.plan import Plan, head_dims
@@ -260,9 +260,9 @@ class Rewriter:
 
     def _channels(self, layer: int) -> Indices:
         """Return the channels that stay of the convolution of a recurrent layer."""
-        starts = channel_starts(self.dense.layers[layer])
+        spans = channel_spans(self.dense.layers[layer])
         return np.concatenate(
-            [start + self._placed(layer, role).rows.stays for role, start in starts.items()]
+            [span.start + self._placed(layer, role).rows.stays for role, span in spans.items()]
         )
 
     def _placed(self, index: int, role: str) -> Placement:

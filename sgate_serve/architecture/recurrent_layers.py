@@ -69,10 +69,11 @@ def recurrent_axes(family: Family, layer: LayerShape, index: int) -> dict[str, A
     }
 
 
-def channel_starts(layer: LayerShape) -> dict[str, int]:
-    """Return the first channel that each role has in the convolution of a recurrent layer."""
-    keys = layer.num_kv_heads * layer.key_dim
-    return {QUERY: 0, KEY: keys, VALUE: 2 * keys}
+def channel_spans(layer: LayerShape) -> dict[str, slice]:
+    """Return the channels that each role has in the convolution of a recurrent layer."""
+    keys, values = layer.num_kv_heads * layer.key_dim, layer.num_heads * layer.head_dim
+    value = slice(2 * keys, 2 * keys + values)
+    return {QUERY: slice(0, keys), KEY: slice(keys, 2 * keys), VALUE: value}
 
 
 def recurrent_sizes(layer: LayerShape, kernel: int) -> dict[str, int]:

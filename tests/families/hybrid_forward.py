@@ -26,6 +26,7 @@ from sgate_serve.architecture.family import (
     UP,
     VALUE,
 )
+from sgate_serve.architecture.recurrent_layers import channel_spans
 from sgate_serve.architecture.spec import ModelSpec
 
 Floats = NDArray[np.float64]
@@ -148,10 +149,9 @@ class HybridForward:
     def convolved(self, index: int, x: Floats) -> list[Floats]:
         """Return query, key and value, after a convolution over the last tokens of each row."""
         weight, found = self.named(index, "conv1d.weight")[:, 0], []
-        for role in (QUERY, KEY, VALUE):
-            rows = self.linear(index, role, x)
-            kernel, weight = weight[: rows.shape[1]], weight[rows.shape[1] :]
-            past = np.pad(rows, ((kernel.shape[1] - 1, 0), (0, 0)))
+        for role, span in channel_spans(self.spec.layers[index]).items():
+            kernel = weight[span]
+            past = np.pad(self.linear(index, role, x), ((kernel.shape[1] - 1, 0), (0, 0)))
             taps = (past[i : i + len(x)] * kernel[:, i] for i in range(kernel.shape[1]))
             found.append(apply_activation(self.spec.activation, sum(taps, np.zeros(1))))
         return found
