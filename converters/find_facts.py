@@ -23,7 +23,7 @@ from converters.rules import (
 )
 from converters.rules.facts import Flags
 from sgate_serve.architecture.activations import is_zero_below_zero
-from sgate_serve.architecture.family import DOWN, GATE, HIDDEN, UP
+from sgate_serve.architecture.family import DOWN, GATE, HIDDEN, MLP_ROLES, UP
 from sgate_serve.checkpoint.tensor_files import Array
 
 
@@ -66,7 +66,7 @@ def _scanned_layer(masked: MaskedCheckpoint, index: int) -> dict[str, Zeros]:
 
 def _scanned_role(masked: MaskedCheckpoint, index: int, role: str) -> Zeros:
     parts = masked.spec.parts(index, role)
-    if not masked.spec.layers[index].experts:
+    if role not in MLP_ROLES or not masked.spec.layers[index].experts:
         return zeros_of_weight(masked.read_role(index, role), masked.read_bias(index, role))
     # One expert at a time: all of them together are large.
     has_bias, found = masked.spec.has_bias(index, role), []

@@ -20,10 +20,9 @@ from sgate_serve.architecture.family import (
     KEY,
     OUTPUT,
     QUERY,
-    VALUE,
 )
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
-from sgate_serve.architecture.recurrent_layers import CHANNELS, HEADS
+from sgate_serve.architecture.recurrent_layers import CHANNELS, HEADS, channel_spans
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array
 from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.plan import Plan, head_dims
@@ -260,12 +259,11 @@ class Rewriter:
         return None if kept is None else np.asarray(kept, np.int64)
 
     def _channels(self, layer: int) -> Indices:
-        """Return the rows of a recurrent layer's query, key and value that stay in their module."""
-        parts = (
-            self.dense.role_rows(layer, role)[self._placed(layer, role).rows.stays]
-            for role in (QUERY, KEY, VALUE)
+        """Return the channels that stay of the convolution of a recurrent layer."""
+        spans = channel_spans(self.dense.layers[layer])
+        return np.concatenate(
+            [span.start + self._placed(layer, role).rows.stays for role, span in spans.items()]
         )
-        return np.sort(np.concatenate(list(parts)))
 
     def _placed(self, index: int, role: str) -> Placement:
         placed = place(self.plan, self.dense, index, role)

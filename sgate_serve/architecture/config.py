@@ -87,14 +87,14 @@ def dense_shapes(
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
     for index, window in enumerate(windows):
+        own = shape
         if index in family.recurrent_layers:
-            yield recurrent_shape(get, shape)
-        elif family.mixture is not None and has_experts(get, index):
-            yield mixture_shape(shape, family.mixture, get)
+            own = recurrent_shape(get, shape)
         elif family.has_heads_by_type and window is None:
-            yield global_shape(shape, get)
-        else:
-            yield shape
+            own = global_shape(shape, get)
+        if family.mixture is not None and has_experts(get, index):
+            own = mixture_shape(own, family.mixture, get)
+        yield own
 
 
 def global_shape(shape: LayerShape, get: ConfigReader) -> LayerShape:

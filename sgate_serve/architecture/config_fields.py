@@ -30,7 +30,7 @@ from sgate_serve.architecture.config_kinds import (
 from sgate_serve.architecture.encoder_config_fields import BERT, DISTILBERT, MODERNBERT, ROBERTA
 from sgate_serve.architecture.gemma_config_fields import GEMMA2, GEMMA3, GEMMA4, GEMMA4_KEYS
 from sgate_serve.architecture.gpt_config_fields import GPT2, GPT_NEOX
-from sgate_serve.architecture.hybrid_fields import QWEN3_5
+from sgate_serve.architecture.hybrid_fields import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from sgate_serve.architecture.mixture_fields import GLM4_MOE, GPT_OSS, QWEN_EXPERTS
 from sgate_serve.json_fields import FLAG, OBJECT, POSITIVE, SIZE, TEXTS, WHOLE
 
@@ -220,6 +220,8 @@ CONFIG_CLASSES: Mapping[str, Fields] = {
     "Qwen2MoeConfig": _QWEN2_MOE,
     "Qwen3MoeConfig": _QWEN3_MOE,
     "Qwen3_5TextConfig": QWEN3_5,
+    "Qwen3_5MoeTextConfig": QWEN3_5_MOE,
+    "Qwen3NextConfig": QWEN3_NEXT,
     "Glm4MoeConfig": GLM4_MOE,
     "GptOssConfig": GPT_OSS,
     "SmolLM3Config": _SMOLLM3,
@@ -287,9 +289,12 @@ EXTRA_KEYS: Mapping[str, Fields] = {
         **changed(_ROTARY, rope_theta=150_000.0),
         "num_experts": ConfigField(SIZE),
     },
-    "Qwen3_5TextConfig": {
-        **changed(_ROTARY, partial_rotary_factor=0.25),
-        "full_attention_interval": ConfigField(SIZE, 4),
+    **{
+        name: {
+            **changed(_ROTARY, partial_rotary_factor=0.25),
+            "full_attention_interval": ConfigField(SIZE, 4),
+        }
+        for name in ("Qwen3_5TextConfig", "Qwen3_5MoeTextConfig", "Qwen3NextConfig")
     },
     "SmolLM3Config": {
         **changed(_ROTARY, rope_theta=2_000_000.0),

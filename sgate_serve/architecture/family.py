@@ -188,7 +188,8 @@ class Family:
     # Weights are stored as (in, out).
     is_transposed: bool = False
     # The rows of fused roles alternate by head: those of the first head's query, key and value,
-    # then the next head's. All of them have the same number of heads. Recurrent layers do not.
+    # then the next head's. All of them have the same number of heads. In recurrent layers they do
+    # so as `recurrence` says.
     alternates_by_head: bool = False
     # The first position is the one after the padding id.
     has_padded_positions: bool = False
@@ -270,8 +271,10 @@ class Family:
         return tuple(f"{self.layer_name(layer)}.{name}" for name in own)
 
     def alternates(self, layer: int) -> bool:
-        """Say whether the rows of a layer's fused roles alternate by head."""
-        return self.alternates_by_head and layer not in self.recurrent_layers
+        """Say whether the rows of a layer's fused roles alternate by head, or by key head."""
+        if layer not in self.recurrent_layers:
+            return self.alternates_by_head
+        return self.recurrence is not None and self.recurrence.alternates_by_key_head
 
     def expert_linear(self, layer: int, expert: int | None, role: str) -> str:
         """Return the module name of an expert's linear; None is the expert that all tokens use."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from sgate_serve.architecture.family import (
     ATTENTION_ROLES,
     BASE,
+    CAUSAL_LM,
     DECAY,
     KEY,
     MLP_ROLES,
@@ -16,7 +17,24 @@ from sgate_serve.architecture.family import (
     TaskHead,
 )
 from sgate_serve.architecture.llama_families import LLAMA, QWEN3, decoder_tasks
+from sgate_serve.architecture.mixture_families import WITH_SHARED
 from sgate_serve.architecture.recurrence import Recurrence
+
+_DELTA_RULE = Recurrence(
+    block="linear_attn",
+    linears={
+        **dict.fromkeys((QUERY, KEY, VALUE), "linear_attn.in_proj_qkv"),
+        OUTPUT_GATE: "linear_attn.in_proj_z",
+        RENEWAL: "linear_attn.in_proj_b",
+        DECAY: "linear_attn.in_proj_a",
+        OUTPUT: "linear_attn.out_proj",
+        **{role: LLAMA.linears[role] for role in MLP_ROLES},
+    },
+    convolution="linear_attn.conv1d",
+    decay="linear_attn.A_log",
+    step="linear_attn.dt_bias",
+    norm="linear_attn.norm",
+)
 
 QWEN3_5 = replace(
     LLAMA,
@@ -32,23 +50,37 @@ QWEN3_5 = replace(
     },
     biases=dict.fromkeys((*ATTENTION_ROLES, OUTPUT_GATE), "attention_bias"),
     alternates_by_head=True,
-    recurrence=Recurrence(
-        block="linear_attn",
-        linears={
-            **dict.fromkeys((QUERY, KEY, VALUE), "linear_attn.in_proj_qkv"),
-            OUTPUT_GATE: "linear_attn.in_proj_z",
-            RENEWAL: "linear_attn.in_proj_b",
-            DECAY: "linear_attn.in_proj_a",
-            OUTPUT: "linear_attn.out_proj",
-            **{role: LLAMA.linears[role] for role in MLP_ROLES},
-        },
-        convolution="linear_attn.conv1d",
-        decay="linear_attn.A_log",
-        step="linear_attn.dt_bias",
-        norm="linear_attn.norm",
-    ),
+    recurrence=_DELTA_RULE,
     head_norms=QWEN3.head_norms,
     norm_offset=1.0,
     has_partial_rotation=True,
     divides_hidden_size=False,
+)
+
+QWEN3_5_MOE = replace(
+    QWEN3_5,
+    name="qwen3_5_moe_text",
+    config_class="Qwen3_5MoeTextConfig",
+    tasks={
+        CAUSAL_LM: replace(LLAMA.tasks[CAUSAL_LM], model_class="Qwen3_5MoeForCausalLM"),
+        BASE: TaskHead("Qwen3_5MoeTextModel"),
+    },
+    mixture=replace(WITH_SHARED, normalizes=True),
+)
+
+QWEN3_NEXT = replace(
+    QWEN3_5,
+    name="qwen3_next",
+    config_class="Qwen3NextConfig",
+    tasks=decoder_tasks("Qwen3Next"),
+    recurrence=replace(
+        _DELTA_RULE,
+        linears={
+            **dict.fromkeys((QUERY, KEY, VALUE, OUTPUT_GATE), "linear_attn.in_proj_qkvz"),
+            **dict.fromkeys((RENEWAL, DECAY), "linear_attn.in_proj_ba"),
+            **{role: _DELTA_RULE.linears[role] for role in (OUTPUT, *MLP_ROLES)},
+        },
+        alternates_by_key_head=True,
+    ),
+    mixture=WITH_SHARED,
 )

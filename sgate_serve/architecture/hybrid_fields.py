@@ -6,7 +6,9 @@ from sgate_serve.architecture.config_field import (
     Fields,
     changed,
     nullable,
+    without,
 )
+from sgate_serve.architecture.mixture_fields import QWEN_EXPERTS, ROUTED_EXPERTS
 from sgate_serve.json_fields import FLAG, SIZE, TEXTS, WHOLE
 
 QWEN3_5: Fields = {
@@ -26,4 +28,30 @@ QWEN3_5: Fields = {
     "linear_num_key_heads": ConfigField(SIZE, 16),
     "linear_num_value_heads": ConfigField(SIZE, 32),
     "layer_types": nullable(TEXTS),
+}
+QWEN3_5_MOE: Fields = {
+    **changed(
+        {**without(QWEN3_5, "intermediate_size"), **ROUTED_EXPERTS},
+        hidden_size=2048,
+        num_hidden_layers=40,
+        num_key_value_heads=2,
+        moe_intermediate_size=512,
+        num_experts=256,
+    ),
+    "shared_expert_intermediate_size": ConfigField(SIZE, 512),
+}
+QWEN3_NEXT: Fields = {
+    **changed(
+        {**QWEN3_5, **QWEN_EXPERTS},
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=48,
+        num_key_value_heads=2,
+        moe_intermediate_size=512,
+        num_experts_per_tok=10,
+        num_experts=512,
+        norm_topk_prob=True,
+    ),
+    "shared_expert_intermediate_size": ConfigField(SIZE, 512),
 }

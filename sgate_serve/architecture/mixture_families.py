@@ -26,6 +26,7 @@ _EXPERTS = Mixture(
     linears={GATE: "gate_proj", UP: "up_proj", DOWN: "down_proj"},
     normalizes="norm_topk_prob",
 )
+WITH_SHARED = replace(_EXPERTS, shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate")
 
 MIXTRAL = replace(
     MISTRAL,
@@ -52,7 +53,7 @@ QWEN2_MOE = replace(
     tasks=decoder_tasks("Qwen2Moe"),
     biases=dict.fromkeys((QUERY, KEY, VALUE), "qkv_bias"),
     windows="alternating",
-    mixture=replace(_EXPERTS, shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate"),
+    mixture=WITH_SHARED,
 )
 
 QWEN3_MOE = replace(

@@ -4,14 +4,17 @@ from sgate_serve.architecture.config_field import DECODER, ConfigField, Fields, 
 from sgate_serve.architecture.config_kinds import DECIMAL, LAYER_NUMBERS, LONE_GROUP, RATE
 from sgate_serve.json_fields import FLAG, SIZE, TEXTS, WHOLE
 
-QWEN_EXPERTS: Fields = {
-    "decoder_sparse_step": ConfigField(SIZE, 1),
+ROUTED_EXPERTS: Fields = {
     "moe_intermediate_size": ConfigField(SIZE, 768),
     "num_experts_per_tok": ConfigField(SIZE, 8),
     "num_experts": ConfigField(SIZE, 128),
-    "norm_topk_prob": ConfigField(FLAG, False),
     "output_router_logits": ConfigField(FLAG, False),
     "router_aux_loss_coef": ConfigField(DECIMAL, 0.001),
+}
+QWEN_EXPERTS: Fields = {
+    **ROUTED_EXPERTS,
+    "decoder_sparse_step": ConfigField(SIZE, 1),
+    "norm_topk_prob": ConfigField(FLAG, False),
     "mlp_only_layers": nullable(LAYER_NUMBERS),
 }
 GLM4_MOE: Fields = {

@@ -39,12 +39,12 @@ class Part:
 def role_rows(family: Family, layer: LayerShape, hidden_size: int, index: int, role: str) -> Rows:
     """Return which rows of its module a role of a layer has, in the order of its dimensions."""
     shapes, roles = layer.linear_shapes(hidden_size), family.fused_roles(index, role)
-    size, place = shapes[role][0], roles.index(role)
+    sizes, place = [shapes[other][0] for other in roles], roles.index(role)
+    rounds = 1
     if family.alternates(index) and len(roles) > 1:
-        heads = np.arange(size * len(roles)).reshape(-1, len(roles), layer.head_dim)
-        return heads[:, place].reshape(-1)
-    start = sum(shapes[other][0] for other in roles[:place])
-    return np.arange(start, start + size)
+        rounds = layer.num_kv_heads if layer.is_recurrent else layer.num_heads
+    start, size = sum(sizes[:place]) // rounds, sizes[place] // rounds
+    return np.arange(sum(sizes)).reshape(rounds, -1)[:, start : start + size].reshape(-1)
 
 
 def expert_parts(

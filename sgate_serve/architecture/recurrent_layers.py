@@ -3,7 +3,15 @@
 from dataclasses import replace
 
 from sgate_serve.architecture.config_reader import ConfigReader
-from sgate_serve.architecture.family import FULL_ATTENTION, LINEAR_ATTENTION, Axes, Family
+from sgate_serve.architecture.family import (
+    FULL_ATTENTION,
+    KEY,
+    LINEAR_ATTENTION,
+    QUERY,
+    VALUE,
+    Axes,
+    Family,
+)
 from sgate_serve.architecture.layer_types import stated_layer_types
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.errors import CheckpointError
@@ -59,6 +67,13 @@ def recurrent_axes(family: Family, layer: LayerShape, index: int) -> dict[str, A
         f"{name}.{own.step}": (HEADS,),
         f"{name}.{own.norm}.weight": (VALUE_DIMS,),
     }
+
+
+def channel_spans(layer: LayerShape) -> dict[str, slice]:
+    """Return the channels that each role has in the convolution of a recurrent layer."""
+    keys, values = layer.num_kv_heads * layer.key_dim, layer.num_heads * layer.head_dim
+    value = slice(2 * keys, 2 * keys + values)
+    return {QUERY: slice(0, keys), KEY: slice(keys, 2 * keys), VALUE: value}
 
 
 def recurrent_sizes(layer: LayerShape, kernel: int) -> dict[str, int]:

@@ -62,13 +62,14 @@ def _has_stock_heads(spec: ModelSpec) -> bool:
 
 def _has_stock_layers(spec: ModelSpec) -> bool:
     """Say whether all layers of a kind are alike: mixtures, recurrent ones, and others."""
-    mixtures = {layer for layer in spec.layers if layer.experts}
+    mixtures = [layer for layer in spec.layers if layer.experts]
+    experts = {(layer.experts, layer.top_k, layer.shared_units) for layer in mixtures}
     widths = {layer.mlp_units for layer in spec.layers if not layer.experts}
     heads = {layer.num_heads for layer in spec.layers if not layer.is_recurrent}
-    if any(len(kind) > 1 for kind in (mixtures, widths, heads)):
+    if any(len(kind) > 1 for kind in (experts, widths, heads)):
         return False
     mixture = spec.family.mixture
-    for layer in mixtures:
+    for layer in mixtures[:1]:
         if len(set(layer.experts)) > 1 or not layer.experts[0]:
             return False
         if mixture is not None and not _has_stock_mixture(layer, mixture):

@@ -17,8 +17,8 @@ def canonical_names(
     """Return the tensors by the names of a model with a head, whatever the files call them.
 
     Base models are saved without the prefix of the stack, old checkpoints with other endings, and
-    some with all experts of a layer in one. Names stay as they are if the config's family is not
-    supported.
+    some mixtures with all experts of a layer in one. Names stay as they are if the config's family
+    is not supported.
     """
     name = stored_family(config)
     family = FAMILIES.get(name) if isinstance(name, str) else None
@@ -39,6 +39,9 @@ def canonical_name(name: str, family: Family) -> str:
     """Return the name that a tensor of a file has in a model with a head."""
     ending = next((old for old in family.renames if name.endswith(old)), None)
     own = name if ending is None else name.removesuffix(ending) + family.renames[ending]
+    # Saved as a class of transformers holds it, a mixture may have the names of that.
+    for files, stock in ({} if family.mixture is None else family.mixture.renames).items():
+        own = own.replace(f".{stock}.", f".{files}.")
     return f"{family.prefix}.{own}" if own.startswith(_stack_names(family)) else own
 
 

@@ -1,9 +1,10 @@
-"""Experts that stock files stack: one tensor for each role of a layer, as in GPT-OSS.
+"""Experts that files stack: one tensor for each role of a layer, as in transformers' classes.
 
 Elsewhere each expert has tensors of its own, (out, in); here is the way from one to the other. In
-the files gate and up alternate in the last axis of `gate_up_proj`, and matrices are (in, out):
-[experts, hidden, 2 · units] and [experts, units, hidden], biases [experts, …]. Folders of
-`model_type: sgate` hold the experts one by one.
+most classes the rows of gate come before those of up, [experts, 2 · units, hidden], and down is
+[experts, hidden, units]; files have such stacks or single experts. In GPT-OSS both alternate and
+matrices are (in, out): [experts, hidden, 2 · units] and [experts, units, hidden], biases
+[experts, …]; its stock files have stacks alone. Folders of `model_type: sgate` have none.
 """
 
 import math
@@ -15,51 +16,64 @@ from typing import Any
 import numpy as np
 
 from sgate_serve.architecture.family import DOWN, GATE, UP, Family
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
 from sgate_serve.errors import CheckpointError
 
-# The names of the class, for both: [experts, in, out].
-GATE_UP_STACK, DOWN_STACK = "gate_up_proj", "down_proj"
 WEIGHT, BIAS = "weight", "bias"
 EXPERT = re.compile(
     rf"(?P<stem>(?:.+\.)?experts\.)(?P<number>\d+)\.(?P<linear>\w+)\.(?P<kind>{WEIGHT}|{BIAS})"
 )
-STACKS: Mapping[str, str] = {GATE: GATE_UP_STACK, UP: GATE_UP_STACK, DOWN: DOWN_STACK}
+STACKS: Mapping[str, str] = {GATE: "gate_up_proj", UP: "gate_up_proj", DOWN: "down_proj"}
+# Which of the two parts of a stack a role has.
+HALVES: Mapping[str, int] = {GATE: 0, UP: 1}
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of an expert's tensor in a stack: its number, and which columns are its own."""
+    """The place of an expert's tensor in a stack: its number, and which part is its own."""
 
     stack: str
     expert: int
-    columns: slice
+    role: str
     is_matrix: bool
+    # Gate and up alternate in the last axis, and matrices are (in, out).
+    alternates: bool
 
     def of(self, stack: Any) -> Any:
         """Return the expert's tensor as a view: a matrix (out, in), or a bias."""
-        own = stack[self.expert][..., self.columns]
-        return own.T if self.is_matrix else own
+        own = stack[self.expert]
+        if self.alternates and self.is_matrix:
+            own = own.T
+        if self.role == DOWN:
+            return own
+        half, units = HALVES[self.role], len(own) // 2
+        return own[half::2] if self.alternates else own[half * units : (half + 1) * units]
 
 
-def slot_of(name: str, family: Family) -> Slot | None:
-    """Return where stock files have a tensor of the family; None if it is not in a stack."""
+def class_slot(name: str, family: Family) -> Slot | None:
+    """Return where the class of the family has a tensor; None if it is not in a stack."""
     mixture, match = family.mixture, EXPERT.fullmatch(name)
-    if mixture is None or not mixture.is_stacked or match is None:
+    if mixture is None or match is None:
         return None
     role = {own: role for role, own in mixture.linears.items()}.get(match["linear"])
     if role is None:
         return None
-    columns = {GATE: slice(0, None, 2), UP: slice(1, None, 2), DOWN: slice(None)}[role]
     is_matrix = match["kind"] == WEIGHT
     stack = f"{match['stem']}{STACKS[role]}{'' if is_matrix else f'_{BIAS}'}"
-    return Slot(stack, int(match["number"]), columns, is_matrix)
+    return Slot(stack, int(match["number"]), role, is_matrix, mixture.is_stacked)
+
+
+def slot_of(name: str, family: Family) -> Slot | None:
+    """Return where written stock files have a tensor of the family; None if not in a stack."""
+    is_stacked = family.mixture is not None and family.mixture.is_stacked
+    return class_slot(name, family) if is_stacked else None
 
 
 def stack_shape(slot: Slot, shape: tuple[int, ...], num_experts: int) -> tuple[int, ...]:
     """Return the shape of the stack of tensors of this `shape`."""
-    width = shape[0] * (slot.columns.step or 1)
-    return (num_experts, *((shape[1],) if slot.is_matrix else ()), width)
+    own = (shape[0] if slot.role == DOWN else 2 * shape[0], *shape[1:])
+    return (num_experts, *(own[::-1] if slot.alternates else own))
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ class StackedTensor(TensorInfo):
         return self.stack
 
     def read(self) -> Array:
-        # Its values are far apart in the stack: once is enough.
+        # Its values may be far apart in the stack: once is enough.
         return np.ascontiguousarray(self.slot.of(self.stack.read()))
 
 
@@ -90,11 +104,10 @@ def unstacked(
 ) -> Mapping[str, TensorInfo]:
     """Return tensors of a stock folder with those of each expert instead of stacks.
 
-    Raises CheckpointError for stacks of other shapes or quantized ones, and for experts that are
-    stored one by one, which transformers would not load.
+    Raises CheckpointError for stacks of other shapes or quantized ones, for experts that are stored
+    twice, and for single ones where transformers would not load them.
     """
-    mixture = family.mixture
-    if mixture is None or not mixture.is_stacked or model_type != family.name:
+    if family.mixture is None or model_type == SGATE_MODEL_TYPE:
         return tensors
     found = dict[str, TensorInfo]()
     for name, info in tensors.items():
@@ -105,6 +118,11 @@ def unstacked(
                 "transformers"
             )
         parts = dict(_parts(name, info, family))
+        if twice := tensors.keys() & parts:
+            raise CheckpointError(
+                f"{info.file}: tensor {name} holds all experts of its layer, and {min(twice)} one "
+                "of them; keep one or the other"
+            )
         found |= parts or {name: info}
     return found
 
@@ -117,24 +135,30 @@ def _parts(name: str, info: TensorInfo, family: Family) -> Iterator[tuple[str, T
     roles = [role for role, stack in STACKS.items() if stack == own.removesuffix(f"_{BIAS}")]
     if not roles:
         return
-    _check_stack(name, info, kind == WEIGHT, len(roles))
-    shape = (info.shape[-1] // len(roles), *info.shape[1:-1])
+    alternates = family.mixture.is_stacked
+    _check_stack(name, info, kind == WEIGHT, len(roles), alternates)
+    shape = info.shape[:0:-1] if alternates else info.shape[1:]
+    shape = (shape[0] // len(roles), *shape[1:])
     for expert in range(info.shape[0]):
         for role in roles:
             part = f".experts.{expert}.{family.mixture.linears[role]}.{kind}"
-            slot = slot_of(f"{stem}{part}", family)
+            slot = class_slot(f"{stem}{part}", family)
             assert slot is not None, name
             file_name = f"{info.name.rpartition('.experts.')[0]}{part}"
             place = (file_name, info.file, info.dtype, shape, info.start, info.end)
             yield f"{stem}{part}", StackedTensor(*place, slot=slot, stack=info)
 
 
-def _check_stack(name: str, info: TensorInfo, is_matrix: bool, num_roles: int) -> None:
+def _check_stack(
+    name: str, info: TensorInfo, is_matrix: bool, num_roles: int, alternates: bool
+) -> None:
     """Raise CheckpointError unless a stack has the axes that its name says."""
-    axes = "experts, in, out" if is_matrix else "experts, out"
-    if len(info.shape) != len(axes.split()) or 0 in info.shape or info.shape[-1] % num_roles:
-        pairs = ", where gate and up alternate in the last" if num_roles > 1 else ""
+    axes = ["experts", *(("in", "out") if alternates else ("out", "in"))]
+    if not is_matrix:
+        axes.remove("in")
+    if len(info.shape) != len(axes) or 0 in info.shape or info.shape[axes.index("out")] % num_roles:
+        pairs = ", where gate and up alternate in the last" if alternates else ", gate before up"
         raise CheckpointError(
-            f"{info.file}: tensor {name} has shape {list(info.shape)}, expected [{axes}]{pairs}; "
-            "save the model from transformers"
+            f"{info.file}: tensor {name} has shape {list(info.shape)}, expected "
+            f"[{', '.join(axes)}]{pairs if num_roles > 1 else ''}; save the model from transformers"
         )

@@ -16,13 +16,7 @@ from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.family import DOWN, GATE, LEAST_SUM, MLP, UP, Family
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.checkpoint.stacks import (
-    DOWN_STACK,
-    GATE_UP_STACK,
-    Slot,
-    slot_of,
-    stack_shape,
-)
+from sgate_serve.checkpoint.stacks import Slot, class_slot, slot_of, stack_shape
 from sgate_serve.models.names import name_in
 
 # The buffer of a router that it adds to its scores for the choice alone.
@@ -247,16 +241,9 @@ def unstack(model: Any, spec: ModelSpec) -> None:
 
 def stacked_place(name: str, family: Family) -> tuple[str, Callable[[torch.Tensor], torch.Tensor]]:
     """Return the stock parameter that holds an expert's tensor, and what selects it there."""
-    assert family.mixture is not None, name
-    if (slot := slot_of(name, family)) is not None:
-        return slot.stack, slot.of
-    stem, number, linear = name.removesuffix(".weight").rsplit(".", 2)
-    role = {own: role for role, own in family.mixture.linears.items()}[linear]
-    expert = int(number)
-    if role == DOWN:
-        return f"{stem}.{DOWN_STACK}", lambda stack: stack[expert]
-    half = int(role == UP)
-    return f"{stem}.{GATE_UP_STACK}", lambda stack: stack[expert].chunk(2)[half]
+    slot = class_slot(name, family)
+    assert slot is not None, name
+    return slot.stack, slot.of
 
 
 def stacked_state(state: Mapping[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:

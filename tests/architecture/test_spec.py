@@ -66,6 +66,19 @@ def test_rows_of_fused_roles_follow_each_other_or_alternate_by_head() -> None:
     assert sorted(neox.module_rows(0, module)) == list(range(24))
 
 
+def test_rows_of_fused_roles_alternate_by_key_head_in_recurrent_layers_of_qwen3_next() -> None:
+    """Of two key heads each serves two values; queries and keys are one wide, values two."""
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    sizes |= {"linear_key_head_dim": 1, "linear_value_head_dim": 2}
+    config = LLAMA | {"model_type": "qwen3_next", "num_hidden_layers": 4, **sizes}
+    spec = ModelSpec.from_config(config, "config.json")
+    rows = {role: spec.role_rows(0, role).tolist() for role in spec.linear_shapes(0)}
+    assert rows["query"] == [0, 10] and rows["key"] == [1, 11]
+    assert rows["value"] == [2, 3, 4, 5, 12, 13, 14, 15]
+    assert rows["output_gate"] == [6, 7, 8, 9, 16, 17, 18, 19]
+    assert rows["renewal"] == [0, 1, 4, 5] and rows["decay"] == [2, 3, 6, 7]
+
+
 def test_a_null_softcap_is_off_whatever_the_default() -> None:
     gemma = LLAMA | {"model_type": "gemma2", "head_dim": 8, "hidden_size": 32}
     spec = ModelSpec.from_config(gemma, "config.json")

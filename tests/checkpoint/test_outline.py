@@ -34,6 +34,7 @@ from tests.checkpoint.outline_models import (
 MODELS: Mapping[str, int] = {
     **dict.fromkeys(("mixtral", "olmoe", "phimoe", "minimax", "hunyuan_v1_moe"), LAYERS),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "gpt_oss", "granitemoe", "qwen3_next"), LAYERS),
+    "qwen3_5_moe_text": LAYERS,
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe", "ernie4_5_moe"), LAYERS - 1),
     **dict.fromkeys(("dots1", "afmoe"), LAYERS - 1),
     "jamba": LAYERS // 2,

@@ -29,6 +29,7 @@ from tests.families.config_judge import Config, config_of
 from tests.families.zoo import ZOO, Variant, build
 
 TIED, BIASED, *_ = ZOO["qwen3_5_text"]
+WITH_EXPERTS = ZOO["qwen3_5_moe_text"][0]
 # In TIED: four values of 8 dimensions for each of two queries and keys of 10, in layers 0 and 2.
 EVERY_HEAD, EVERY_KEY_HEAD = tuple(range(8)), (0, 1)
 
@@ -40,12 +41,15 @@ def checked(
     return check(Example(own, change=change), tmp_path)
 
 
+@pytest.mark.parametrize("variant", [TIED, ZOO["qwen3_next"][0]], ids=str)
 @pytest.mark.parametrize("role", [QUERY, KEY])
-def test_heads_whose_queries_or_keys_are_zero_are_dead(role: str, tmp_path: Path) -> None:
+def test_heads_whose_queries_or_keys_are_zero_are_dead(
+    role: str, variant: Variant, tmp_path: Path
+) -> None:
     def change(weights: Weights) -> None:
         weights.matrix(0, role)[:10] = 0
 
-    layer = checked(tmp_path, change).layers[0]
+    layer = checked(tmp_path, change, variant).layers[0]
     assert (layer.heads, layer.kv_heads) == ((4, 5, 6, 7), (1,))
 
 
@@ -162,13 +166,15 @@ def test_the_text_part_of_a_model_of_text_and_images_is_read_once_it_is_saved_al
     assert torch.equal(torch.from_numpy(table.copy()), text.get_input_embeddings().weight)
 
 
-def test_sizes_of_single_layers_are_not_read(tmp_path: Path) -> None:
-    model = build(TIED, 0)
+@pytest.mark.parametrize("variant", [TIED, WITH_EXPERTS], ids=str)
+def test_sizes_of_single_layers_are_not_read(variant: Variant, tmp_path: Path) -> None:
+    model = build(variant, 0)
     model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     text = file.read_text().replace("{", '{"layer_inter_size": [30, 20, 30],', 1)
     file.write_text(text)
-    with pytest.raises(CheckpointError, match="layer_inter_size with family qwen3_5_text: sizes"):
+    message = f"layer_inter_size with family {variant.family}: sizes"
+    with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(tmp_path)
 
 

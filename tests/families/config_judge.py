@@ -52,6 +52,21 @@ DECODER: Config = SIZES | {
 GROUPED: Config = DECODER | {"head_dim": 16}
 WINDOW = 4
 GEMMA: Config = GROUPED | {"sliding_window": WINDOW, "query_pre_attn_scalar": 10}
+HYBRID: Config = GROUPED | {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 8,
+    "full_attention_interval": 2,
+    # Norms over outputs that are nearly zero would show the rounding of transformers.
+    "rms_norm_eps": 1e-3,
+}
+HYBRID_EXPERTS: Config = {
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 16,
+}
 ENCODER: Config = {
     k: v for k, v in DECODER.items() if k not in ("num_key_value_heads", "rope_theta")
 }
@@ -76,10 +91,9 @@ BASES: dict[str, Config] = {
     | {"num_experts": 8, "moe_intermediate_size": 12}
     | {"num_experts_per_tok": 2, "mlp_only_layers": [1]}
     | {"use_sliding_window": True, "sliding_window": WINDOW},
-    "qwen3_5_text": GROUPED
-    | {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "full_attention_interval": 2}
-    # Norms over outputs that are nearly zero would show the rounding of transformers.
-    | {"linear_key_head_dim": 6, "linear_value_head_dim": 8, "rms_norm_eps": 1e-3},
+    "qwen3_5_text": HYBRID,
+    "qwen3_5_moe_text": HYBRID | HYBRID_EXPERTS,
+    "qwen3_next": HYBRID | HYBRID_EXPERTS | {"num_experts": 10, "mlp_only_layers": [1]},
     "glm4_moe": GROUPED
     | {"n_routed_experts": 8, "moe_intermediate_size": 12, "num_nextn_predict_layers": 1}
     | {"num_experts_per_tok": 2, "routed_scaling_factor": 1.5},
@@ -124,7 +138,7 @@ def theirs(config: Config, task: str, folder: Path) -> Outputs:
     with no_init_weights():
         model: PreTrainedModel = AUTO_CLASSES[task].from_config(loaded, dtype=torch.float32)
     model.tie_weights()
-    if "moe" in config["model_type"] or config["model_type"] in ("mixtral", "gpt_oss"):
+    if FAMILIES[config["model_type"]].mixture is not None:
         model = stored_and_loaded(model, task, folder)
     else:
         fill(model)

@@ -211,7 +211,10 @@ UNUSUAL = {**FOLLOWED, **REFUSED, **WITHOUT_EFFECT}
 # Where a family needs another value to notice.
 OWN: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {**LONGROPE, "rope_theta": 50.0}, "rope_scaling": LONGROPE},
-    "qwen3_5_text": {"layer_types": ["full_attention", "linear_attention"]},
+    **{
+        name: {"layer_types": ["full_attention", "linear_attention"], "norm_topk_prob": False}
+        for name in ("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+    },
     "qwen2_moe": {"layer_types": ["full_attention", "sliding_attention"]},
     "glm4_moe": {"partial_rotary_factor": 0.25, "norm_topk_prob": False},
     "gemma2": {"layer_types": ["full_attention", "sliding_attention"]},

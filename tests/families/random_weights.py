@@ -3,6 +3,8 @@
 from torch import nn
 from transformers import PreTrainedModel
 
+HYBRID_NORMS = ("Qwen3_5RMSNorm", "Qwen3_5MoeRMSNorm", "Qwen3NextRMSNorm")
+
 
 def randomize(model: PreTrainedModel) -> None:
     """Give norms, biases and other vectors of a new model random values."""
@@ -11,7 +13,7 @@ def randomize(model: PreTrainedModel) -> None:
         is_norm = isinstance(module, nn.LayerNorm) or "RMSNorm" in name
         if is_norm and hasattr(module, "weight"):
             # Gemma 2 and 3 store what is added to 1, and Qwen3.5 but for norms before its gates.
-            adds_to_1 = name.startswith(("Gemma2", "Gemma3")) or name == "Qwen3_5RMSNorm"
+            adds_to_1 = name.startswith(("Gemma2", "Gemma3")) or name in HYBRID_NORMS
             center = 0.0 if adds_to_1 else 1.0
             module.weight.data.uniform_(center - 0.5, center + 0.5)
     for name, parameter in model.named_parameters():

@@ -34,6 +34,9 @@ from tests.families.zoo_configs import (
     GPT_OSS_YARN,
     GRANITE,
     HYBRID,
+    HYBRID_EXPERTS,
+    HYBRID_LONE_CHOICE,
+    HYBRID_SPARSE,
     LONGROPE,
     MODERNBERT,
     NEOX,
@@ -297,6 +300,14 @@ ZOO: Mapping[str, list[Variant]] = {
             HYBRID
             | {"full_attention_interval": 2, "head_dim": 12, "hidden_act": "gelu_pytorch_tanh"},
         ),
+    ],
+    "qwen3_5_moe_text": [
+        Variant("qwen3_5_moe_text", "tied", "causal-lm", HYBRID_EXPERTS),
+        Variant("qwen3_5_moe_text", "biased-untied-lone-choice", "causal-lm", HYBRID_LONE_CHOICE),
+    ],
+    "qwen3_next": [
+        Variant("qwen3_next", "tied", "causal-lm", HYBRID_EXPERTS),
+        Variant("qwen3_next", "biased-unnormalized-sparse", "causal-lm", HYBRID_SPARSE),
     ],
     "gpt2": [
         Variant("gpt2", "tied", "causal-lm", GPT2),

@@ -65,6 +65,17 @@ GLM_EXPERTS |= {"n_routed_experts": GLM_EXPERTS.pop("num_experts"), "routed_scal
 GPT_OSS = EXPERTS | {"num_local_experts": EXPERTS["num_experts"], "head_dim": 16}
 GPT_OSS = {key: value for key, value in GPT_OSS.items() if key != "num_experts"}
 GPT_OSS |= {"sliding_window": WINDOW}
+HYBRID_EXPERTS = {key: value for key, value in HYBRID.items() if key != "intermediate_size"} | {
+    **{key: EXPERTS[key] for key in ("num_experts", "num_experts_per_tok")},
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 18,
+    "full_attention_interval": 2,
+    "tie_word_embeddings": True,
+}
+HYBRID_LONE_CHOICE = HYBRID_EXPERTS | {"num_experts_per_tok": 1, "attention_bias": True}
+HYBRID_LONE_CHOICE |= {"tie_word_embeddings": False}
+HYBRID_SPARSE = HYBRID_EXPERTS | {"mlp_only_layers": [0], "intermediate_size": 30}
+HYBRID_SPARSE |= {"linear_num_value_heads": 4, "attention_bias": True, "norm_topk_prob": False}
 # Units reach such a limit.
 CLAMPED: dict[str, Any] = {"swiglu_limit": 0.8, "swiglu_alpha": 1.2}
 GPT2: dict[str, Any] = COMMON | {

@@ -28,8 +28,18 @@ _SIZES: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 _QWEN = {"num_experts": 6, "moe_intermediate_size": 16, "intermediate_size": 24}
+_HYBRID = {
+    "num_experts": 6,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "full_attention_interval": 2,
+}
 # Qwen2-MoE has a shared expert, and its routers a loss of their own; one layer of Qwen3-MoE and
-# the first one of GLM are no mixtures.
+# of Qwen3-Next and the first one of GLM are no mixtures.
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {**_SIZES, "num_local_experts": 6, "intermediate_size": 16},
     "qwen2_moe": {
@@ -39,6 +49,14 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "output_router_logits": True,
     },
     "qwen3_moe": {**_SIZES, **_QWEN, "num_hidden_layers": 3, "mlp_only_layers": [1]},
+    "qwen3_5_moe_text": {**_SIZES, **_HYBRID},
+    "qwen3_next": {
+        **_SIZES,
+        **_HYBRID,
+        "num_hidden_layers": 3,
+        "intermediate_size": 32,
+        "mlp_only_layers": [1],
+    },
     "glm4_moe": {
         **_SIZES,
         "n_routed_experts": 6,

@@ -39,7 +39,7 @@ CASES = [
     *(("reap", family) for family in MIXTURES),
     *[("units", "qwen2_moe"), ("units", "qwen3_moe"), ("fisher", "mixtral")],
     *[("trained", "mixtral"), ("trained", "qwen2_moe"), ("trained", "gpt_oss")],
-    ("biases", "gpt_oss"),
+    *[("units", "qwen3_5_moe_text"), ("trained", "qwen3_next"), ("biases", "gpt_oss")],
 ]
 
 
@@ -65,8 +65,8 @@ def test_a_mixture_trains_converts_and_verifies(way: str, family: str, tmp_path:
     assert bool(closed) == (options.gates == "experts")
     assert not closed & {name.removesuffix(".weight") for name in gates.deltas}
     assert metrics["removed"] == pytest.approx(options.weight_target, abs=0.02)
-    engine = "onnx" if way == "reap" else "torch"
-    to = ("hf", "onnx") if way == "reap" else ("hf",)
+    has_graph = way == "reap" and base.spec.family.recurrence is None
+    engine, to = ("onnx", ("hf", "onnx")) if has_graph else ("torch", ("hf",))
     convert(ConvertOptions(str(base.folder), tmp_path / "out", options.out, to=to))
     found = verify(VerifyOptions(str(base.folder), str(tmp_path / "out"), options.out, engine))
     assert found.passed and found.tensors_equal, found.difference

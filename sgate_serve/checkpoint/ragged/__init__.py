@@ -97,15 +97,16 @@ def _normalize_kinds(
 ) -> tuple[Mapping[str, Any], str | None]:
     """Return a config of a family whose layers are of several kinds, and its layout.
 
-    Where some are recurrent, no layout of other tools is read: sizes of single layers are refused.
+    Where some are recurrent, sizes of single layers are refused; the tensors count the experts.
     """
-    if family.mixture is not None:
-        return normalize_mixtures(config, family, tensors, source)
-    if keys := sorted(claim_keys(config)):
+    keys = sorted(claim_keys(config))
+    if keys and family.recurrence is not None:
         raise CheckpointError(
             f"{source}: {keys[0]} with family {family.name}: sizes of single layers are not read "
             "where some layers are recurrent; convert the dense checkpoint with a mask"
         )
+    if family.mixture is not None:
+        return normalize_mixtures(config, family, tensors, source)
     return config, None
 
 

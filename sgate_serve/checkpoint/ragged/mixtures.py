@@ -11,6 +11,7 @@ from typing import Any
 from sgate_serve.architecture.config import dense_shapes
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import DOWN, GATE, UP, Family
+from sgate_serve.architecture.recurrent_layers import with_recurrent_layers
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
@@ -23,9 +24,6 @@ from sgate_serve.checkpoint.ragged.widths import StoredTensor
 from sgate_serve.errors import CheckpointError
 
 Tensors = Mapping[str, StoredTensor]
-# How transformers' classes call the experts of a layer, if they are saved as these have them.
-STACKED = (".experts.gate_up_proj", ".experts.down_proj")
-
 # Fields that say which layers are mixtures.
 KINDS_OF_LAYERS = ("mlp_only_layers", "decoder_sparse_step", "first_k_dense_replace")
 
@@ -37,9 +35,8 @@ def normalize_mixtures(
 
     Raises CheckpointError if the files hold an expert without its router, or the reverse.
     """
-    if family.mixture is not None and not family.mixture.is_stacked:
-        _check_apart(tensors)
     get = ConfigReader(config, source, family)
+    family = with_recurrent_layers(get, family)
     # Windows do not change the widths of a mixture.
     stated = list(dense_shapes(get, family, [None] * get.integer("num_hidden_layers")))
     found = [_stored_shape(family, index, each, tensors) for index, each in enumerate(stated)]
@@ -120,13 +117,3 @@ def _units(family: Family, index: int, expert: int | None, where: str, tensors: 
                 "linears of an expert alike"
             )
     return across[1]
-
-
-def _check_apart(tensors: Tensors) -> None:
-    """Raise CheckpointError for experts that are stacked in one tensor, where files have none."""
-    stacked = (name for name in tensors if name.endswith(STACKED))
-    if (name := next(stacked, None)) is not None:
-        raise CheckpointError(
-            f"{tensors[name].file}: tensor {name} holds all experts of its layer; load the model "
-            "in transformers and save it again, which writes them one by one"
-        )

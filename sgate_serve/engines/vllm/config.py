@@ -104,11 +104,6 @@ def check_recurrent(vllm_config: Any) -> None:
 def check_mixture(spec: ModelSpec, vllm_config: Any) -> None:
     """Raise EngineError for settings with which vLLM's fused experts would fail or be wrong."""
     parallel = vllm_config.parallel_config
-    if vllm_config.model_config.quantization is not None:
-        raise EngineError(
-            f"{vllm_config.model_config.model}: experts in int8 are not supported on vLLM; convert "
-            "without --precision int8, or serve the folder on the onnx engine"
-        )
     if spec.activation not in ACTIVATIONS:
         raise EngineError(
             f"{vllm_config.model_config.model}: vLLM's experts have no hidden_act "

@@ -98,7 +98,7 @@ class LayerContext:
 
         An `out_index` is then that of the rows in this order.
         """
-        if not self.spec.family.alternates_by_head or len(self.roles(module)) == 1:
+        if not self.spec.family.alternates(self.index) or len(self.roles(module)) == 1:
             return tensors
         order = torch.from_numpy(self.spec.module_rows(self.index, module))
         places, stored = order.argsort(), tensors.get(OUT_INDEX)

@@ -2,7 +2,8 @@
 
 vLLM multiplies all experts of a layer at once, so they have one width: that of the widest, rounded
 up. The added units are zeros, as are all of an expert without units, and add nothing. Experts are
-split over shards by their units or, with --enable-expert-parallel, one by one.
+split over shards by their units or, with --enable-expert-parallel, one by one. Those of int8
+folders are held in floats: vLLM has no kernel for int8 experts on every machine.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from sgate_serve.architecture.family import DOWN, EXPERTS, GATE, MLP_ROLES, UP
 from sgate_serve.engines.vllm.config import ModelContext
-from sgate_serve.engines.vllm.layer import BIAS, WEIGHT, LayerContext, Tensors
+from sgate_serve.engines.vllm.layer import BIAS, SCALE, WEIGHT, LayerContext, Tensors
 from sgate_serve.engines.vllm.mlp import UnevenMLP
 from sgate_serve.engines.vllm.sharding import round_up
 from sgate_serve.errors import EngineError
@@ -107,6 +108,8 @@ class UnevenMixture(nn.Module):
         name, parameter = LINEARS[role]
         rows, columns = (self.width, self.units) if role == DOWN else (self.units, self.width)
         weight = tensors[WEIGHT]
+        if SCALE in tensors:
+            weight = weight.to(torch.float32) * tensors[SCALE].to(torch.float32)
         padding = (0, columns - weight.shape[1], 0, rows - weight.shape[0])
         padded, held = nn.functional.pad(weight, padding), self.experts.routed_experts
         if self.is_clamped:

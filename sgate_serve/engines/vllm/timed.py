@@ -21,6 +21,7 @@ from sgate_serve.engines.timed import Stopwatch
 from sgate_serve.engines.vllm.precision import held_precision
 from sgate_serve.engines.vllm.recurrence import largest_state, num_state_values
 from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
+from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.precision import Precision
 
 logger = logging.getLogger(__name__)
@@ -58,12 +59,18 @@ class TimedVllm:
     ) -> "TimedVllm":
         """Start vLLM on a folder; `arguments` are vLLM's and override the settings chosen here.
 
-        Raises EngineError for arguments that vLLM does not know or refuses.
+        Raises EngineError for arguments that vLLM does not know or refuses, and for int8 experts,
+        which it does not compute in int8.
         """
         if threads is not None:
             torch.set_num_threads(threads)
         model = Checkpoint.open(folder)
         spec = model.spec
+        if model.is_int8 and any(layer.experts for layer in spec.layers):
+            raise EngineError(
+                f"{folder}: vLLM would hold its int8 experts in floats, so that no ideal is known; "
+                "compare folders without int8, or measure on the onnx engine"
+            )
         model_len = min(model_len + HEAD_START, spec.max_positions)
         args = engine_args(
             folder,

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.vllm
 
 NAMES = (
     *("llama-biased-tied", "phi3-partial-rotary", "gemma4_text-keys-are-values"),
-    *("qwen3_5_text-tied", "bert-classifier"),
+    *("qwen3_5_text-tied", "bert-classifier", "qwen2_moe-shared"),
 )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from converters.convert import ConvertOptions, convert, open_masked
-from sgate_serve.architecture.family import DOWN
+from sgate_serve.architecture.family import DOWN, MLP
 from sgate_serve.bench.comparison import DENSE, PRUNED
 from sgate_serve.bench.explain.attribution import attribute
 from sgate_serve.bench.workload import Workload
@@ -139,11 +140,28 @@ def test_parallel_settings_that_need_more_than_this_process(
         check_mixture(spec, SimpleNamespace(model_config=model, parallel_config=settings))
 
 
-def test_experts_in_int8_are_refused(tmp_path: Path) -> None:
+def test_experts_in_int8_compute_with_the_numbers_that_torch_computes_with(tmp_path: Path) -> None:
+    """Attention rounds its inputs to int8 there, so the block is given the same ones in both."""
+    from vllm.forward_context import set_forward_context
+
     folder = uneven("qwen3_moe", tmp_path, precision="int8")
-    message = "experts in int8 are not supported on vLLM; convert without --precision int8, or"
-    with pytest.raises(EngineError, match=message), vllm_engine(folder):
-        pass
+    stock = TorchModel.converted(folder).model.get_submodule("model.layers.0.mlp")
+    x = torch.randn(7, DECODER["hidden_size"], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode(), vllm_engine(folder) as engine:
+        core = engine.engine.engine_core.engine_core
+        block = core.model_executor.driver_worker.worker.model_runner.model.stack.layers[0].blocks
+        with set_forward_context(None, engine.engine.vllm_config):
+            found = block[MLP](x.clone())
+        expected = stock(x[None])[0]
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=0, atol=1e-5)
+
+
+def test_experts_in_int8_are_not_timed_for_they_are_held_in_floats(tmp_path: Path) -> None:
+    from sgate_serve.engines.vllm.timed import TimedVllm
+
+    folder = uneven("qwen3_moe", tmp_path, precision="int8")
+    with pytest.raises(EngineError, match="would hold its int8 experts in floats, so that no id"):
+        TimedVllm.load(folder, 1, 16, None, ())
 
 
 def test_an_older_vllm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from tests.training.small_mixtures import MIXTURES, small_mixture, unstacked
 @pytest.mark.parametrize("family", dict.fromkeys([*ZOO, *MIXTURES]))
 def test_a_step_at_the_width_of_the_mask_is_the_step_under_the_mask(family: str) -> None:
     masked = cacheless(family) if family in ZOO else unstacked(small_mixture(family))[0]
+    # Sums in another order differ by rounding, which norms over small states enlarge.
+    masked = masked.double()
     spec = spec_of(masked)
     first, last = spec.parts(0, DOWN)[0].module, spec.parts(len(spec.layers) - 1, DOWN)[-1].module
     masks = dict(some_masks(spec))
