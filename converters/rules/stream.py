@@ -17,6 +17,7 @@ def dead_columns(view: LayerView) -> Iterator[Finding]:
        keeps it zero. LayerNorm subtracts the mean and does not. A block without a norm before it
        (OLMo) reads the zero itself.
     2. The effective weight of the norm before is 0 there (Gemma's is 1 + w), and so is its bias.
+       Experts beside an MLP (Gemma 4) have a norm of their own: the weights of both are 0.
     3. LayerNorm with weight 0 and a nonzero bias: `W[:, j] · β_j` is a constant, which moves into
        the reader's bias. If the column is zero already, there is no constant to move.
     """
@@ -34,8 +35,11 @@ def dead_columns(view: LayerView) -> Iterator[Finding]:
             if before is None:
                 continue
             norm = view.facts.norm(before)
-            constant = norm.weight & ~norm.bias & ~layer.live_zeros[role].columns
-            yield Finding(axis, norm.weight & ~constant, "the norm's weight is zero")
+            weight = norm.weight
+            if block == MLP and (apart := family.experts_norm(layer.index)) is not None:
+                weight = weight & view.facts.norm(apart).weight
+            constant = weight & ~norm.bias & ~layer.live_zeros[role].columns
+            yield Finding(axis, weight & ~constant, "the norm's weight is zero")
             yield Finding(axis, constant, "the norm passes only its bias", constant=constant)
 
 

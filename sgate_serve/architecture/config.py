@@ -11,8 +11,9 @@ from typing import Any
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import Axes, Family, Mixture, TaskHead
+from sgate_serve.architecture.family import Axes, Family, TaskHead
 from sgate_serve.architecture.gated_units import ClampedUnits
+from sgate_serve.architecture.mixture import Mixture
 from sgate_serve.architecture.recurrent_layers import recurrent_shape
 from sgate_serve.architecture.sgate_config import (
     GLOBAL_HEAD_DIM,
@@ -87,14 +88,13 @@ def dense_shapes(
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
     for index, window in enumerate(windows):
+        own = shape
         if index in family.recurrent_layers:
-            yield recurrent_shape(get, shape)
-        elif family.mixture is not None and has_experts(get, index):
-            yield mixture_shape(shape, family.mixture, get)
+            own = recurrent_shape(get, shape)
         elif family.has_heads_by_type and window is None:
-            yield global_shape(shape, get)
-        else:
-            yield shape
+            own = global_shape(shape, get)
+        mixture = family.mixture if has_experts(get, index) else None
+        yield own if mixture is None else mixture_shape(own, mixture, get)
 
 
 def global_shape(shape: LayerShape, get: ConfigReader) -> LayerShape:
@@ -238,10 +238,13 @@ def clamped_units(get: ConfigReader, family: Family) -> ClampedUnits | None:
     return ClampedUnits(alpha=float(get("swiglu_alpha")), limit=float(get("swiglu_limit")))
 
 
-def with_head_norms(get: ConfigReader, family: Family) -> Family:
-    """Return a family without norms on query and key where its config switches them off."""
-    has_norms = _is_on(get, family.has_head_norms)
-    return family if has_norms else replace(family, head_norms=())
+def switched_family(get: ConfigReader, family: Family) -> Family:
+    """Return a family without what its config switches off: norms on query and key, mixtures."""
+    mixture = family.mixture
+    if mixture is not None and not _is_on(get, mixture.switch or True):
+        mixture = None
+    norms = family.head_norms if _is_on(get, family.has_head_norms) else ()
+    return replace(family, head_norms=norms, mixture=mixture)
 
 
 def _is_on(get: ConfigReader, switch: bool | str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sgate_serve.architecture.config_field import Fields
 from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS
+from sgate_serve.architecture.mixture import Mixture
 from sgate_serve.architecture.recurrence import Recurrence
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
@@ -74,44 +75,6 @@ class TaskHead:
     # Which states are classified: `MEAN`, or the field of the config that says so. By default they
     # are those of an encoder's first token, or of a decoder's last.
     pooling: str | None = None
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Where a family keeps its mixtures of experts, and how their routers choose.
-
-    Names of modules are inside a layer, those of `linears` inside an expert; `expert` has a place
-    for the number. `shared` is an expert that every token uses, times the sigmoid of `shared_gate`
-    if there is one. A router scores all experts by a softmax and keeps the `top_k` largest;
-    `normalizes` says whether these are then divided by their sum, always or as this field of the
-    config says. With a `correction`, a score is a sigmoid, and those are kept that are largest once
-    it is added.
-    """
-
-    router: str
-    expert: str
-    linears: Mapping[str, str]
-    normalizes: bool | str
-    shared: str | None = None
-    shared_gate: str | None = None
-    # A tensor of a layer with a value for each expert.
-    correction: str | None = None
-    # Fewer make the stock router fail.
-    least_experts: int = 1
-    # The config's field for the width of an expert.
-    units: str = "moe_intermediate_size"
-    # Its field for how many times as wide the shared expert is, where it does not state the width.
-    shared_multiple: str | None = None
-    # Beginnings of module names in files, and in the classes of transformers.
-    renames: Mapping[str, str] = field(default_factory=dict)
-    has_biased_router: bool = False
-    # Stock files have one tensor for each role and layer, as the class does: those of gate and up
-    # alternate in its last axis, and matrices are (in, out). The names are those of the class.
-    is_stacked: bool = False
-    # Units are (up + 1) · gate · sigmoid(alpha · gate), both clamped, by fields of the config.
-    has_clamped_units: bool = False
-    # The stock block returns the shares next to its output.
-    returns_shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -299,7 +262,19 @@ class Family:
         """Return the module names of a block's norms over the residual stream."""
         own = [self.norms[block]] if self.has_norm(layer, block) else []
         after = [self.post_norms[block]] if block in self.post_norms else []
-        return [f"{self.layer_name(layer)}.{name}" for name in (*own, *after)]
+        branch = None if self.mixture is None else self.mixture.branch
+        apart = branch.norms if branch is not None and block == MLP else ()
+        return [f"{self.layer_name(layer)}.{name}" for name in (*own, *after, *apart)]
+
+    def experts_norm(self, layer: int) -> str | None:
+        """Return the module name of the norm that experts read, if it is not that of the block."""
+        branch = None if self.mixture is None else self.mixture.branch
+        return None if branch is None else f"{self.layer_name(layer)}.{branch.before}"
+
+    def experts_name(self, layer: int) -> str:
+        """Return the module name of the experts that a layer's router chooses among."""
+        assert self.mixture is not None, "only such a family has experts"
+        return f"{self.layer_name(layer)}.{self.mixture.expert.removesuffix('.{}')}"
 
     def fused_roles(self, layer: int, role: str) -> tuple[str, ...]:
         """Return the roles whose rows share one module with `role`, in the order of their rows."""

@@ -114,7 +114,7 @@ class ModelSpec:
         family = values.family_of(config, source)
         check_config(config, source, family)
         get, block = ConfigReader(config, source, family), SgateBlock.read(config)
-        family = with_recurrent_layers(get, values.with_head_norms(get, family))
+        family = with_recurrent_layers(get, values.switched_family(get, family))
         values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)

@@ -1,6 +1,7 @@
 """Whether a stock model class of transformers can hold an architecture as it is."""
 
-from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Mixture
+from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION
+from sgate_serve.architecture.mixture import Mixture
 from sgate_serve.architecture.sgate_config import (
     GLOBAL_HEAD_DIM,
     GLOBAL_KV_HEADS,
@@ -62,13 +63,13 @@ def _has_stock_heads(spec: ModelSpec) -> bool:
 
 def _has_stock_layers(spec: ModelSpec) -> bool:
     """Say whether all layers of a kind are alike: mixtures, recurrent ones, and others."""
-    mixtures = {layer for layer in spec.layers if layer.experts}
+    mixtures = {(one.mlp_units, one.experts, one.top_k) for one in spec.layers if one.experts}
     widths = {layer.mlp_units for layer in spec.layers if not layer.experts}
     heads = {layer.num_heads for layer in spec.layers if not layer.is_recurrent}
     if any(len(kind) > 1 for kind in (mixtures, widths, heads)):
         return False
     mixture = spec.family.mixture
-    for layer in mixtures:
+    for layer in (one for one in spec.layers if one.experts):
         if len(set(layer.experts)) > 1 or not layer.experts[0]:
             return False
         if mixture is not None and not _has_stock_mixture(layer, mixture):

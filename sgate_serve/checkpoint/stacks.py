@@ -1,9 +1,11 @@
-"""Experts that stock files stack: one tensor for each role of a layer, as in GPT-OSS.
+"""Experts that stock files stack: one tensor for each role of a layer.
 
-Elsewhere each expert has tensors of its own, (out, in); here is the way from one to the other. In
-the files gate and up alternate in the last axis of `gate_up_proj`, and matrices are (in, out):
-[experts, hidden, 2 · units] and [experts, units, hidden], biases [experts, …]. Folders of
-`model_type: sgate` hold the experts one by one.
+Elsewhere each expert has tensors of its own, (out, in); here is the way from one to the other.
+Folders of `model_type: sgate` hold the experts one by one. Of the two orders (`Mixture.stacks`),
+- "alternate" (GPT-OSS) is (in, out), with gate and up in turn in the last axis of `gate_up_proj`:
+  [experts, hidden, 2 · units] and [experts, units, hidden], biases [experts, …];
+- "halves" (Gemma 4) is (out, in), the gate before up: [experts, 2 · units, hidden] and [experts,
+  hidden, units].
 """
 
 import math
@@ -18,27 +20,33 @@ from sgate_serve.architecture.family import DOWN, GATE, UP, Family
 from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
 from sgate_serve.errors import CheckpointError
 
-# The names of the class, for both: [experts, in, out].
+# The names of the class.
 GATE_UP_STACK, DOWN_STACK = "gate_up_proj", "down_proj"
 WEIGHT, BIAS = "weight", "bias"
 EXPERT = re.compile(
     rf"(?P<stem>(?:.+\.)?experts\.)(?P<number>\d+)\.(?P<linear>\w+)\.(?P<kind>{WEIGHT}|{BIAS})"
 )
 STACKS: Mapping[str, str] = {GATE: GATE_UP_STACK, UP: GATE_UP_STACK, DOWN: DOWN_STACK}
+# The place of a role among those of its stack; the output has one alone.
+PLACES: Mapping[str, int | None] = {GATE: 0, UP: 1, DOWN: None}
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of an expert's tensor in a stack: its number, and which columns are its own."""
+    """The place of an expert's tensor in a stack: its number, and which of two roles it has."""
 
     stack: str
     expert: int
-    columns: slice
+    place: int | None
     is_matrix: bool
+    is_halved: bool
 
     def of(self, stack: Any) -> Any:
         """Return the expert's tensor as a view: a matrix (out, in), or a bias."""
-        own = stack[self.expert][..., self.columns]
+        own = stack[self.expert]
+        if self.is_halved:
+            return own if self.place is None else own.reshape(2, -1, *own.shape[1:])[self.place]
+        own = own if self.place is None else own[..., self.place :: 2]
         return own.T if self.is_matrix else own
 
 
@@ -50,16 +58,18 @@ def slot_of(name: str, family: Family) -> Slot | None:
     role = {own: role for role, own in mixture.linears.items()}.get(match["linear"])
     if role is None:
         return None
-    columns = {GATE: slice(0, None, 2), UP: slice(1, None, 2), DOWN: slice(None)}[role]
     is_matrix = match["kind"] == WEIGHT
     stack = f"{match['stem']}{STACKS[role]}{'' if is_matrix else f'_{BIAS}'}"
-    return Slot(stack, int(match["number"]), columns, is_matrix)
+    is_halved = mixture.stacks == "halves"
+    return Slot(stack, int(match["number"]), PLACES[role], is_matrix, is_halved)
 
 
 def stack_shape(slot: Slot, shape: tuple[int, ...], num_experts: int) -> tuple[int, ...]:
     """Return the shape of the stack of tensors of this `shape`."""
-    width = shape[0] * (slot.columns.step or 1)
-    return (num_experts, *((shape[1],) if slot.is_matrix else ()), width)
+    width = shape[0] * (1 if slot.place is None else 2)
+    if slot.is_halved:
+        return (num_experts, width, *shape[1:])
+    return (num_experts, *shape[1:], width)
 
 
 @dataclass(frozen=True)
@@ -117,8 +127,12 @@ def _parts(name: str, info: TensorInfo, family: Family) -> Iterator[tuple[str, T
     roles = [role for role, stack in STACKS.items() if stack == own.removesuffix(f"_{BIAS}")]
     if not roles:
         return
-    _check_stack(name, info, kind == WEIGHT, len(roles))
-    shape = (info.shape[-1] // len(roles), *info.shape[1:-1])
+    is_halved = family.mixture.stacks == "halves"
+    axes = ("out", "in") if is_halved else ("in", "out")
+    _check_stack(name, info, ("experts", *(axes if kind == WEIGHT else ("out",))), len(roles))
+    outputs = info.shape[1] if is_halved else info.shape[-1]
+    others = info.shape[2:] if is_halved else info.shape[1:-1]
+    shape = (outputs // len(roles), *others)
     for expert in range(info.shape[0]):
         for role in roles:
             part = f".experts.{expert}.{family.mixture.linears[role]}.{kind}"
@@ -129,12 +143,13 @@ def _parts(name: str, info: TensorInfo, family: Family) -> Iterator[tuple[str, T
             yield f"{stem}{part}", StackedTensor(*place, slot=slot, stack=info)
 
 
-def _check_stack(name: str, info: TensorInfo, is_matrix: bool, num_roles: int) -> None:
-    """Raise CheckpointError unless a stack has the axes that its name says."""
-    axes = "experts, in, out" if is_matrix else "experts, out"
-    if len(info.shape) != len(axes.split()) or 0 in info.shape or info.shape[-1] % num_roles:
-        pairs = ", where gate and up alternate in the last" if num_roles > 1 else ""
+def _check_stack(name: str, info: TensorInfo, axes: tuple[str, ...], num_roles: int) -> None:
+    """Raise CheckpointError unless a stack has these axes, whose outputs are of so many roles."""
+    shape = dict(zip(axes, info.shape, strict=False))
+    if len(info.shape) != len(axes) or 0 in info.shape or shape["out"] % num_roles:
+        halves = "gate before up" if axes[-1] == "in" else "gate and up in turn"
+        pairs = f", out being {halves}" if num_roles > 1 else ""
         raise CheckpointError(
-            f"{info.file}: tensor {name} has shape {list(info.shape)}, expected [{axes}]{pairs}; "
-            "save the model from transformers"
+            f"{info.file}: tensor {name} has shape {list(info.shape)}, expected "
+            f"[{', '.join(axes)}]{pairs}; save the model from transformers"
         )

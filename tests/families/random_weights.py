@@ -20,6 +20,9 @@ def randomize(model: PreTrainedModel) -> None:
         # They compete with scores.
         elif name.endswith("sinks"):
             parameter.data.normal_(0, 1)
+        # They multiply what a router reads, and the shares that it gives.
+        elif name.endswith(("router.scale", "per_expert_scale")):
+            parameter.data.uniform_(0.5, 1.5)
         elif name.endswith("A_log"):
             # So slowly that a state remembers a whole batch.
             parameter.data.uniform_(-3, 0)

@@ -29,6 +29,7 @@ from tests.families.zoo_configs import (
     EXPERTS,
     GEMMA,
     GEMMA4,
+    GEMMA4_EXPERTS,
     GLM_EXPERTS,
     GPT2,
     GPT_OSS,
@@ -67,6 +68,11 @@ class Variant:
 
     def __str__(self) -> str:
         return f"{self.family}-{self.name}"
+
+    @property
+    def has_experts(self) -> bool:
+        mixture = FAMILIES[self.family].mixture
+        return mixture is not None and bool(self.config.get(mixture.switch, not mixture.switch))
 
 
 ZOO: Mapping[str, list[Variant]] = {
@@ -177,6 +183,7 @@ ZOO: Mapping[str, list[Variant]] = {
             | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
         ),
         Variant("gemma4_text", "biased-base", "base", GEMMA4 | {"attention_bias": True}),
+        Variant("gemma4_text", "experts", "causal-lm", GEMMA4_EXPERTS),
     ],
     "olmo2": [
         Variant("olmo2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),

@@ -39,6 +39,8 @@ GEMMA4 = {key: value for key, value in GEMMA.items() if key != "query_pre_attn_s
     "hidden_size_per_layer_input": 0,
     "layer_types": ["sliding_attention", "full_attention", "full_attention"],
 }
+GEMMA4_EXPERTS = GEMMA4 | {"enable_moe_block": True, "moe_intermediate_size": 16}
+GEMMA4_EXPERTS |= {"num_experts": 5, "top_k_experts": 2}
 # Two heads attend for each KV head, and in recurrent layers four values share a key.
 HYBRID: dict[str, Any] = DECODER | {
     "head_dim": 16,
