@@ -36,8 +36,9 @@ def dead_columns(view: LayerView) -> Iterator[Finding]:
                 continue
             norm = view.facts.norm(before)
             weight = norm.weight
-            if block == MLP and (apart := family.experts_norm(layer.index)) is not None:
-                weight = weight & view.facts.norm(apart).weight
+            branch = family.branch(layer.index) if block == MLP else None
+            if branch is not None:
+                weight = weight & view.facts.norm(branch.before).weight
             constant = weight & ~norm.bias & ~layer.live_zeros[role].columns
             yield Finding(axis, weight & ~constant, "the norm's weight is zero")
             yield Finding(axis, constant, "the norm passes only its bias", constant=constant)

@@ -102,8 +102,13 @@ class _Decoder:
     def blocks(self, index: int, stream: ResidualStream) -> None:
         """Add each block of a layer to the stream before the next one reads it."""
         for block, compute in self.computed(index):
-            x = compute(index, stream.read(self.norms.before(index, block)))
-            stream.add(self.added(index, block, x))
+            x = stream.read(self.norms.before(index, block))
+            if block == MLP and self.has_branch(index):
+                experts = MixtureBlock(self.graph, self.products, self.checkpoint, index)
+                delta = experts.beside(x, stream.current(), self.norms)
+            else:
+                delta = compute(index, x)
+            stream.add(self.added(index, block, delta))
 
     def parallel_blocks(self, index: int, stream: ResidualStream) -> None:
         """Add the sum of a layer's blocks to the stream, which both read before."""
@@ -122,6 +127,10 @@ class _Decoder:
         found += [(ATTENTION, self.attention)] if shape.num_heads else []
         found += [(MLP, self.mlp)] if shape.mlp_units else []
         return found
+
+    def has_branch(self, index: int) -> bool:
+        """Say whether a layer has experts that read the stream beside its MLP."""
+        return bool(self.spec.layers[index].experts) and self.spec.family.branch(index) is not None
 
     @property
     def generates(self) -> bool:

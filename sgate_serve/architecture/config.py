@@ -128,8 +128,8 @@ def mixture_shape(shape: LayerShape, mixture: Mixture, get: ConfigReader) -> Lay
     top_k = get.integer("num_experts_per_tok")
     if not 0 < top_k <= count:
         raise CheckpointError(
-            f"{get.source}: num_experts_per_tok {top_k} of {count} experts; a token uses at least "
-            "one and at most all"
+            f"{get.source}: {get.own_key('num_experts_per_tok')} {top_k} of {count} experts; a "
+            "token uses at least one and at most all"
         )
     experts = (width,) * count
     return replace(shape, mlp_units=width * count + shared, experts=experts, top_k=top_k)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sgate_serve.architecture.config_field import Fields
 from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS
-from sgate_serve.architecture.mixture import Mixture
+from sgate_serve.architecture.mixture import Branch, Mixture
 from sgate_serve.architecture.recurrence import Recurrence
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
@@ -262,14 +262,14 @@ class Family:
         """Return the module names of a block's norms over the residual stream."""
         own = [self.norms[block]] if self.has_norm(layer, block) else []
         after = [self.post_norms[block]] if block in self.post_norms else []
-        branch = None if self.mixture is None else self.mixture.branch
-        apart = branch.norms if branch is not None and block == MLP else ()
-        return [f"{self.layer_name(layer)}.{name}" for name in (*own, *after, *apart)]
+        branch = self.branch(layer) if block == MLP else None
+        names = [f"{self.layer_name(layer)}.{name}" for name in (*own, *after)]
+        return names if branch is None else [*names, *branch.norms]
 
-    def experts_norm(self, layer: int) -> str | None:
-        """Return the module name of the norm that experts read, if it is not that of the block."""
+    def branch(self, layer: int) -> Branch | None:
+        """Return the names of what the experts of a layer have beside its MLP, if they are."""
         branch = None if self.mixture is None else self.mixture.branch
-        return None if branch is None else f"{self.layer_name(layer)}.{branch.before}"
+        return None if branch is None else branch.within(self.layer_name(layer))
 
     def experts_name(self, layer: int) -> str:
         """Return the module name of the experts that a layer's router chooses among."""
