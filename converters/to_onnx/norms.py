@@ -100,8 +100,8 @@ class Norms:
 
         def weight() -> Array:
             # The root of the ratio over that of the width before removal.
-            stored = self._checkpoint.read(name).astype(np.float64)
-            return (stored / np.sqrt(sizes[1])).astype(np.float32)
+            stored: Array = self._checkpoint.read(name) / np.sqrt(np.float64(sizes[1]))
+            return stored.astype(np.float32)
 
         parameter = self._graph.weight(name, sizes[1:], weight)
         return Norm(self._graph, "rms", (parameter,), float(self._spec.norm_eps * ratio))

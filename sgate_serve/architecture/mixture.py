@@ -9,11 +9,11 @@ from typing import Literal
 class Branch:
     """Experts that read the stream beside an MLP, which is then the expert that all tokens use.
 
-    Names are inside a layer, but for what `within` returns. The MLP reads the norm of its block, experts the norm `before`. What
-    they give is normalized apart, by `after` and `after_shared`, and then added; the norm after the
-    block is over the sum. The router reads the stream divided by its root mean square and by the
-    root of its width, times `router_scale` [hidden]. The shares of the chosen experts are
-    multiplied by `share_scale` [experts] last.
+    Names are inside a layer, but for what `within` returns. The MLP reads the norm of its block,
+    experts the norm `before`. What they give is normalized apart, by `after` and `after_shared`,
+    and then added; the norm after the block is over the sum. The router reads the stream divided by
+    its root mean square and by the root of its width, times `router_scale` [hidden]. The shares of
+    the chosen experts are multiplied by `share_scale` [experts] last.
     """
 
     before: str

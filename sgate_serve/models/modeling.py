@@ -150,7 +150,8 @@ def _narrow_mixture(model: PreTrainedModel, spec: ModelSpec, index: int) -> None
     """Give a layer its own experts and router, and remove a shared expert without units."""
     family, mixture = spec.family, spec.family.mixture
     assert mixture is not None, "only such a family has experts"
-    model.set_submodule(name_in(model, family, family.experts_name(index)), NarrowExperts(spec, index))
+    experts = name_in(model, family, family.experts_name(index))
+    model.set_submodule(experts, NarrowExperts(spec, index))
     narrow_router(model, spec, index)
     is_skipped = not spec.layers[index].shared_units
     layer = family.layer_name(index)
@@ -246,15 +247,10 @@ def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> Non
     for norm in family.block_norms(index, block):
         model.set_submodule(name_in(model, family, norm), nn.Identity())
     if block == MLP and mixture is not None and mixture.branch is not None:
-        _without_branch(model, family, index)
-
-
-def _without_branch(model: PreTrainedModel, family: Family, index: int) -> None:
-    """Make a layer one of a model without mixtures, whose forward asks for no experts."""
-    layer: Any = model.get_submodule(name_in(model, family, family.layer_name(index)))
-    setattr(layer, family.mixture.switch, False)
-    for name in (family.experts_name(index), family.router_name(index).rpartition(".")[0]):
-        delattr(layer, name.rpartition(".")[2])
+        assert mixture.switch is not None, "layers of such a class ask whether they have experts"
+        layer: Any = model.get_submodule(name_in(model, family, family.layer_name(index)))
+        setattr(layer, mixture.switch, False)
+        del layer.router, layer.experts
 
 
 def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:

@@ -72,7 +72,7 @@ class Variant:
     @property
     def has_experts(self) -> bool:
         mixture = FAMILIES[self.family].mixture
-        return mixture is not None and bool(self.config.get(mixture.switch, not mixture.switch))
+        return mixture is not None and (not mixture.switch or bool(self.config.get(mixture.switch)))
 
 
 ZOO: Mapping[str, list[Variant]] = {
