@@ -301,9 +301,10 @@ class ModelSpec:
 
     def has_bias(self, layer: int, role: str) -> bool:
         """Say whether the linear of `role` carries a bias, its own or one that pruning added."""
-        # A recurrent layer has none, but for those that pruning added.
+        # A recurrent layer has none, but for those that pruning added. Experts get none by that.
         is_own = role in MLP_ROLES or not self.layers[layer].is_recurrent
-        added = self.family.linear(layer, role) in self.extra_biases
+        has_experts = role in MLP_ROLES and self.layers[layer].experts
+        added = not has_experts and self.family.linear(layer, role) in self.extra_biases
         return (is_own and role in self.biased_roles) or added
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

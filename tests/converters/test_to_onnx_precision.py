@@ -43,6 +43,7 @@ DECODERS = [v for v in ON_ENGINES if v.task == "causal-lm" and v.name != "longro
 NAMES = {
     *("llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"),
     *("qwen2_moe-shared", "glm4_moe-normalized", "gpt_oss-alternating"),
+    "gemma4_text-experts",
 }
 # Wider than the blocks of 4 and of 8 bits.
 WIDE = {"hidden_size": 192, "moe_intermediate_size": 160, "shared_expert_intermediate_size": 160}
