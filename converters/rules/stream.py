@@ -76,6 +76,9 @@ def unwritten_before(
         for block in BLOCKS:
             unwritten[block] = ~(before if facts.spec.has_parallel_blocks else written)
             written = written | written_by(facts, layer, block)
+        if facts.spec.input_width:
+            # What a layer makes of its own input is read as a whole.
+            written = np.ones_like(written)
         yield unwritten
 
 
@@ -111,9 +114,11 @@ def unwritten_dims(view: ModelView) -> Iterator[ModelFinding]:
     3. A dimension that is constant, or merely never read, stays: it counts in the norm.
     4. A model without a head returns its residual stream, and keeps all dimensions.
     5. At least one dimension stays.
+    6. Where layers read inputs of their own (Gemma 4), what they make of these counts as writing
+       every dimension.
     """
     spec, written = view.facts.spec, view.embedded
-    if spec.family.norm != "rms" or spec.task == BASE:
+    if spec.family.norm != "rms" or spec.task == BASE or spec.input_width:
         return
     for layer in view.layers:
         for block in BLOCKS:

@@ -154,12 +154,20 @@ def build_graph(
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:
-    """Refuse layers that carry a state of a fixed size: the engine keeps keys and values alone."""
+    """Refuse layers of kinds that graphs do not have.
+
+    Of some a state has a fixed size: the engine keeps keys and values alone.
+    """
     if recurrent := sorted(checkpoint.spec.family.recurrent_layers):
         raise EngineError(
             f"layer {recurrent[0]} of family {checkpoint.spec.family.name} is recurrent, and ONNX "
             "graphs have layers with attention alone; convert without onnx in --to, and serve and "
             "verify with --engine torch"
+        )
+    if (what := checkpoint.spec.for_torch_alone) is not None:
+        raise EngineError(
+            f"{checkpoint.folder} has {what}, and ONNX graphs have none yet; convert without onnx "
+            "in --to, and serve and verify with --engine torch"
         )
 
 

@@ -27,6 +27,7 @@ from sgate_serve.architecture.sgate_config import (
     stored_family,
 )
 from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.shared_keys import with_shared_keys
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import OBJECT, TEXT, check_fields
 
@@ -87,6 +88,15 @@ def dense_shapes(
         head_dim=get.integer("head_dim", hidden // max(heads, 1)),
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
+    yield from with_shared_keys(
+        get, family, list(_own_shapes(get, family, shape, windows)), windows
+    )
+
+
+def _own_shapes(
+    get: ConfigReader, family: Family, shape: LayerShape, windows: Sequence[int | None]
+) -> Iterator[LayerShape]:
+    """Yield the shapes of layers that all have keys; `shape` is that of one without a kind."""
     for index, window in enumerate(windows):
         own = shape
         if index in family.recurrent_layers:
@@ -231,6 +241,14 @@ def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     return family.mixture is not None and _is_on(get, family.mixture.normalizes)
 
 
+def layer_inputs(get: ConfigReader, family: Family) -> dict[str, int]:
+    """Return the sizes of what layers read besides the stream, if they do."""
+    inputs = family.layer_inputs
+    if inputs is None:
+        return {}
+    return {"input_width": get.integer(inputs.width), "input_vocab": get.integer(inputs.vocab)}
+
+
 def clamped_units(get: ConfigReader, family: Family) -> ClampedUnits | None:
     """Return how the units of a family's experts are clamped, if they are."""
     if family.mixture is None or not family.mixture.has_clamped_units:
@@ -239,12 +257,15 @@ def clamped_units(get: ConfigReader, family: Family) -> ClampedUnits | None:
 
 
 def switched_family(get: ConfigReader, family: Family) -> Family:
-    """Return a family without what its config switches off: norms on query and key, mixtures."""
+    """Return a family without what its config switches off: norms, mixtures, inputs of layers."""
     mixture = family.mixture
     if mixture is not None and not _is_on(get, mixture.switch or True):
         mixture = None
+    inputs = family.layer_inputs
+    if inputs is not None and not get.integer(inputs.width):
+        inputs = None
     norms = family.head_norms if _is_on(get, family.has_head_norms) else ()
-    return replace(family, head_norms=norms, mixture=mixture)
+    return replace(family, head_norms=norms, mixture=mixture, layer_inputs=inputs)
 
 
 def _is_on(get: ConfigReader, switch: bool | str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sgate_serve.architecture.config_field import Fields
 from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS
+from sgate_serve.architecture.layer_inputs import LayerInputs
 from sgate_serve.architecture.mixture import Branch, Mixture
 from sgate_serve.architecture.recurrence import Recurrence
 
@@ -115,6 +116,8 @@ class Family:
     has_value_norm: bool = False
     # A number of each layer that the stream is multiplied by after it: its name inside the layer.
     layer_scale: str | None = None
+    # Layers read vectors of their own, if the config has a width of these.
+    layer_inputs: LayerInputs | None = None
     # Tensors outside the layers that are there if this field of the config says so.
     optional: Mapping[str, str] = field(default_factory=dict)
     # Some or all layers have experts instead of an MLP.
@@ -148,6 +151,8 @@ class Family:
     # Layers without a window have heads of a width of their own, with `attention_k_eq_v` a number
     # of KV heads of their own, and their keys before the norm are their values too.
     has_heads_by_type: bool = False
+    # The last layers, as many as the config says, read the keys and values of an earlier one.
+    shares_keys: bool = False
     # Weights are stored as (in, out).
     is_transposed: bool = False
     # The rows of fused roles alternate by head: those of the first head's query, key and value,

@@ -1,5 +1,6 @@
 """The entries of Gemma's decoders."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sgate_serve.architecture.family import (
@@ -10,11 +11,14 @@ from sgate_serve.architecture.family import (
     DOWN,
     FULL_ATTENTION,
     GATE,
+    HIDDEN,
     MLP,
     SLIDING_ATTENTION,
     UP,
+    Axes,
     TaskHead,
 )
+from sgate_serve.architecture.layer_inputs import INPUT, INPUT_VOCAB, INPUTS, LayerInputs
 from sgate_serve.architecture.llama_families import LLAMA, decoder_tasks
 from sgate_serve.architecture.mixture import Branch, Mixture
 
@@ -51,6 +55,11 @@ GEMMA3 = replace(
     refused=("use_bidirectional_attention", "attn_logit_softcapping"),
 )
 
+_INPUTS: Mapping[str, Axes] = {
+    "model.embed_tokens_per_layer.weight": (INPUT_VOCAB, INPUTS),
+    "model.per_layer_model_projection.weight": (INPUTS, HIDDEN),
+    "model.per_layer_projection_norm.weight": (INPUT,),
+}
 GEMMA4 = replace(
     GEMMA3,
     name="gemma4_text",
@@ -79,6 +88,17 @@ GEMMA4 = replace(
         ),
         stacks="halves",
     ),
+    layer_inputs=LayerInputs(
+        table="model.embed_tokens_per_layer",
+        tensors={
+            "per_layer_input_gate.weight": (INPUT, HIDDEN),
+            "per_layer_projection.weight": (HIDDEN, INPUT),
+            "post_per_layer_input_norm.weight": (HIDDEN,),
+        },
+    ),
+    outside={**GEMMA3.outside, **_INPUTS},
+    optional=dict.fromkeys(_INPUTS, "hidden_size_per_layer_input"),
+    shares_keys=True,
     keys={
         **GEMMA3.keys,
         "num_experts_per_tok": "top_k_experts",
@@ -99,9 +119,5 @@ GEMMA4 = replace(
         },
     },
     divides_hidden_size=False,
-    refused=(
-        "hidden_size_per_layer_input",
-        "num_kv_shared_layers",
-        "rope_scaling",
-    ),
+    refused=("rope_scaling",),
 )

@@ -69,6 +69,9 @@ def work_by_module(spec: ModelSpec) -> Mapping[str, Work]:
         name = family.layer_name(layer)
         found[family.block_modules(layer, ATTENTION)[0]] = Work(ATTENDING, layer)
         found[family.block_modules(layer, MLP)[0]] = Work(UNITS, layer)
+        if spec.layers[layer].experts:
+            # Beside an MLP they are not in its module.
+            found[family.experts_name(layer)] = Work(UNITS, layer)
         found |= {norm: Work(NORMS, layer) for norm in spec.norms(layer)}
         found |= {module_of(router): Work(UNITS, layer) for router in spec.router_tensors(layer)}
         found |= {norm: Work(NORMS, layer) for norm in spec.head_norm_sizes(layer)}

@@ -124,7 +124,8 @@ def _cache_indices(spec: ModelSpec) -> dict[int, int]:
     own = [index for index, shape in enumerate(spec.layers) if not shape.is_recurrent]
     for index in own:
         first.setdefault(spec.windows[index], index)
-    attending = [index for index in own if spec.layers[index].num_heads]
+    shapes = spec.layers
+    attending = [index for index in own if shapes[index].num_heads and shapes[index].has_keys]
     return {index: first.pop(spec.windows[index], index) for index in attending}
 
 

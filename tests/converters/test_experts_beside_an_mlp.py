@@ -134,7 +134,8 @@ def test_files_whose_experts_do_not_fit_are_refused(tmp_path: Path) -> None:
 def test_a_bias_for_the_mlp_beside_experts_is_refused(tmp_path: Path) -> None:
     build(VARIANT, seed=0).save_pretrained(tmp_path / "base")
     base, name = Checkpoint.open(tmp_path / "base"), f"{LAYER}.mlp.down_proj.bias"
-    gates = Gates("test", "gemma4_text", "coupled", base.fingerprint, {f"{LAYER}.experts": closed(1)})
+    values = {f"{LAYER}.experts": closed(1)}
+    gates = Gates("test", "gemma4_text", "coupled", base.fingerprint, values)
     gates.write(tmp_path / "gates", {name: np.ones(48, np.float32)})
     with pytest.raises(GatesError, match=f"{name} is neither a tensor of the base nor a bias"):
         open_masked(base.folder, tmp_path / "gates")

@@ -197,8 +197,9 @@ def few_units(weights: Weights, random: Random) -> None:
 
 
 def _of_heads(weights: Weights, layer: int, random: Random) -> str:
-    roles = [QUERY, KEY, weights.spec.layers[layer].value_role, OUTPUT]
-    return str(random.choice(with_gates(weights, layer, roles)))
+    shape = weights.spec.layers[layer]
+    own = [KEY, shape.value_role] if shape.has_keys else []
+    return str(random.choice(with_gates(weights, layer, [QUERY, *own, OUTPUT])))
 
 
 def whole_heads(weights: Weights, random: Random) -> None:

@@ -55,6 +55,7 @@ FOLLOWED: dict[str, Any] = {
     "num_experts_per_tok": 1,
     "top_k_experts": 1,
     "enable_moe_block": False,
+    "hidden_size_per_layer_input": 8,
     "moe_intermediate_size": 20,
     "shared_expert_intermediate_size": 20,
     "norm_topk_prob": True,
@@ -136,7 +137,6 @@ REFUSED: dict[str, Any] = {
     "topk_group": 2,
     "num_mtp_layers": 2,
     "num_kv_shared_layers": 1,
-    "hidden_size_per_layer_input": 8,
 }
 # Without effect on inference in any family. Dropout is off then, and the weights are those stored.
 WITHOUT_EFFECT: dict[str, Any] = {

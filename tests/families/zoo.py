@@ -30,6 +30,7 @@ from tests.families.zoo_configs import (
     GEMMA,
     GEMMA4,
     GEMMA4_EXPERTS,
+    GEMMA4_SHARED,
     GLM_EXPERTS,
     GPT2,
     GPT_OSS,
@@ -184,6 +185,14 @@ ZOO: Mapping[str, list[Variant]] = {
         ),
         Variant("gemma4_text", "biased-base", "base", GEMMA4 | {"attention_bias": True}),
         Variant("gemma4_text", "experts", "causal-lm", GEMMA4_EXPERTS),
+        Variant("gemma4_text", "shared-keys-inputs", "causal-lm", GEMMA4_SHARED),
+        Variant(
+            "gemma4_text",
+            "biased-shared-keys",
+            "causal-lm",
+            GEMMA4_SHARED
+            | {"attention_bias": True, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0},
+        ),
     ],
     "olmo2": [
         Variant("olmo2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),
@@ -356,8 +365,13 @@ ZOO: Mapping[str, list[Variant]] = {
     ],
 }
 VARIANTS = [variant for variants in ZOO.values() for variant in variants]
-# Recurrent layers run on torch alone.
-ON_ENGINES = [variant for variant in VARIANTS if FAMILIES[variant.family].recurrence is None]
+# Some kinds of layers run on torch alone.
+ON_ENGINES = [
+    variant
+    for variant in VARIANTS
+    if FAMILIES[variant.family].recurrence is None
+    and not variant.config.get("num_kv_shared_layers")
+]
 
 
 def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:

@@ -66,6 +66,10 @@ class ModelContext:
                 f"{model_config.model}: {RECURRENT_IN_BF16}, so that uneven ones could not be "
                 "verified, and the plugin has none; use --engine torch"
             )
+        if (what := spec.for_torch_alone) is not None:
+            raise EngineError(
+                f"{model_config.model} has {what}, and the plugin has none yet; use --engine torch"
+            )
         if any(layer.experts for layer in spec.layers):
             check_mixture(spec, vllm_config)
         compilation = vllm_config.compilation_config
