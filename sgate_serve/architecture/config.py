@@ -7,7 +7,7 @@ fields are checked before, by `config_schema`.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as brief
-from typing import Any
+from typing import Any, Literal
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
@@ -241,12 +241,9 @@ def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     return family.mixture is not None and _is_on(get, family.mixture.normalizes)
 
 
-def layer_inputs(get: ConfigReader, family: Family) -> dict[str, int]:
-    """Return the sizes of what layers read besides the stream, if they do."""
-    inputs = family.layer_inputs
-    if inputs is None:
-        return {}
-    return {"input_width": get.integer(inputs.width), "input_vocab": get.integer(inputs.vocab)}
+def input_size(get: ConfigReader, family: Family, size: Literal["width", "vocab"]) -> int:
+    """Return a size of what layers read besides the stream, 0 if they do not."""
+    return 0 if family.layer_inputs is None else get.integer(getattr(family.layer_inputs, size))
 
 
 def clamped_units(get: ConfigReader, family: Family) -> ClampedUnits | None:

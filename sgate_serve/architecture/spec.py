@@ -20,16 +20,10 @@ from sgate_serve.architecture.family import (
     CAUSAL_LM,
     DOWN,
     FULL_ATTENTION,
-    HEAD_UNITS,
-    HIDDEN,
-    LABEL_OUTPUTS,
     LINEAR_ATTENTION,
     MLP_ROLES,
     OUTPUT,
-    POSITIONS,
     SLIDING_ATTENTION,
-    TYPES,
-    VOCAB,
     Axes,
     Family,
     TaskHead,
@@ -49,7 +43,7 @@ from sgate_serve.architecture.recurrent_layers import recurrent_axes, with_recur
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
-from sgate_serve.architecture.shared_keys import NUM_SHARED, check_shared_keys, source_of
+from sgate_serve.architecture.shared_keys import NUM_SHARED, check_shared_keys
 from sgate_serve.architecture.windows import layer_windows
 
 
@@ -147,7 +141,8 @@ class ModelSpec:
             routed_scaling=float(get("routed_scaling_factor", 1)),
             clamped_units=values.clamped_units(get, family),
             kernel=get.integer("linear_conv_kernel_dim", 0),
-            **values.layer_inputs(get, family),
+            input_width=values.input_size(get, family, "width"),
+            input_vocab=values.input_size(get, family, "vocab"),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
@@ -334,19 +329,12 @@ class ModelSpec:
         return router_axes(self.family, self.layers[index], index)
 
     def named_tensors(self, index: int) -> dict[str, Axes]:
-        """Return the tensors of a layer besides norms and the linears of blocks, with their axes."""
-        family, inputs = self.family, self.family.layer_inputs
-        own = {} if inputs is None else inputs.tensors
-        found: dict[str, Axes] = {
-            f"{family.layer_name(index)}.{n}": axes for n, axes in own.items()
-        }
-        return (
-            found | self.router_tensors(index) | recurrent_axes(family, self.layers[index], index)
-        )
-
-    def key_source(self, index: int) -> int:
-        """Return the layer whose keys and values a layer reads, mostly its own."""
-        return source_of(self.layers, self.windows, index)
+        """Return the tensors of a layer besides norms and linears of blocks, with their axes."""
+        family, name = self.family, self.family.layer_name(index)
+        own = {} if family.layer_inputs is None else family.layer_inputs.tensors
+        found: dict[str, Axes] = {f"{name}.{tensor}": axes for tensor, axes in own.items()}
+        found |= self.router_tensors(index)
+        return found | recurrent_axes(family, self.layers[index], index)
 
     def correction(self, index: int) -> str | None:
         """Return the tensor that a layer's router adds to its scores for the choice, if any."""
@@ -375,9 +363,9 @@ class ModelSpec:
         """
         family, layer = self.family, self.layers[index]
         counts = (layer.num_heads, layer.num_kv_heads) if family.has_joint_head_norms else (1, 1)
-        counts = counts if layer.has_keys else counts[:1]
         has_norms = layer.num_heads and not layer.is_recurrent
         sizes = [count * layer.head_dim for count in counts if has_norms]
+        sizes = sizes if layer.has_keys else sizes[:1]
         names = (f"{family.layer_name(index)}.{norm}" for norm in family.head_norms)
         return dict(zip(names, sizes, strict=False))
 

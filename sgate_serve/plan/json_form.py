@@ -76,14 +76,8 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
 # The values of fields that plans written before these existed lack.
 ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {
     Target: {"uniform": False},
-    LayerShape: {
-        EXPERTS: [],
-        TOP_K: 0,
-        HAS_VALUES: True,
-        HAS_KEYS: True,
-        MLP_FACTOR: 1,
-        KEY_DIM: 0,
-    },
+    LayerShape: {EXPERTS: [], TOP_K: 0, KEY_DIM: 0, MLP_FACTOR: 1}
+    | dict.fromkeys((HAS_VALUES, HAS_KEYS), True),
 }
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),

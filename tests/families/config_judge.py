@@ -27,8 +27,8 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.loaders.logits import load_onnx
-from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.loaders.torch_model import TorchModel
+from sgate_serve.models import AUTO_CLASSES
 from tests.families.hybrid_forward import HybridForward
 
 Outputs = NDArray[np.float32]

@@ -6,8 +6,7 @@ with a large spread, so that an error in any tensor shows.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,7 +18,9 @@ from transformers import (
 )
 
 from sgate_serve.architecture.families import FAMILIES
+from tests.families.gemma_zoo import GEMMA_ZOO
 from tests.families.random_weights import randomize
+from tests.families.variant import Task, Variant
 from tests.families.zoo_configs import (
     BIASES,
     CLAMPED,
@@ -27,10 +28,6 @@ from tests.families.zoo_configs import (
     DISTILBERT,
     ENCODER,
     EXPERTS,
-    GEMMA,
-    GEMMA4,
-    GEMMA4_EXPERTS,
-    GEMMA4_SHARED,
     GLM_EXPERTS,
     GPT2,
     GPT_OSS,
@@ -48,7 +45,9 @@ from tests.families.zoo_configs import (
     YARN,
 )
 
-Task = Literal["causal-lm", "classification", "base"]
+__all__ = ["AUTO_CLASSES", "LENGTH", "ON_ENGINES", "VARIANTS", "ZOO", "Task", "Variant"]
+__all__ += ["build", "padded_batch", "token_batch"]
+
 LENGTH = 12
 
 AUTO_CLASSES: dict[Task, Any] = {
@@ -56,24 +55,6 @@ AUTO_CLASSES: dict[Task, Any] = {
     "classification": AutoModelForSequenceClassification,
     "base": AutoModel,
 }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A model to build: `name` says which feature is on, `config` holds transformers' fields."""
-
-    family: str
-    name: str
-    task: Task
-    config: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return f"{self.family}-{self.name}"
-
-    @property
-    def has_experts(self) -> bool:
-        mixture = FAMILIES[self.family].mixture
-        return mixture is not None and (not mixture.switch or bool(self.config.get(mixture.switch)))
 
 
 ZOO: Mapping[str, list[Variant]] = {
@@ -148,52 +129,7 @@ ZOO: Mapping[str, list[Variant]] = {
         Variant("phi3", "longrope", "causal-lm", DECODER | LONGROPE),
         Variant("phi3", "sliding", "causal-lm", DECODER | {"sliding_window": WINDOW}),
     ],
-    "gemma2": [
-        Variant("gemma2", "soft-capped", "causal-lm", GEMMA | {"attn_logit_softcapping": 3.0}),
-        Variant(
-            "gemma2",
-            "biased-uncapped",
-            "causal-lm",
-            GEMMA
-            | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-            | {"attention_bias": True, "tie_word_embeddings": False}
-            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-        ),
-    ],
-    "gemma3_text": [
-        Variant("gemma3_text", "pattern", "causal-lm", GEMMA | {"sliding_window_pattern": 3}),
-        Variant(
-            "gemma3_text",
-            "biased-untied",
-            "causal-lm",
-            GEMMA
-            | {"final_logit_softcapping": None, "attention_bias": True}
-            | {"tie_word_embeddings": False}
-            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-        ),
-    ],
-    "gemma4_text": [
-        Variant("gemma4_text", "keys-are-values", "causal-lm", GEMMA4),
-        Variant(
-            "gemma4_text",
-            "biased-untied",
-            "causal-lm",
-            GEMMA4
-            | {"final_logit_softcapping": None, "attention_bias": True}
-            | {"attention_k_eq_v": False, "tie_word_embeddings": False}
-            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-        ),
-        Variant("gemma4_text", "biased-base", "base", GEMMA4 | {"attention_bias": True}),
-        Variant("gemma4_text", "experts", "causal-lm", GEMMA4_EXPERTS),
-        Variant("gemma4_text", "shared-keys-inputs", "causal-lm", GEMMA4_SHARED),
-        Variant(
-            "gemma4_text",
-            "biased-shared-keys",
-            "causal-lm",
-            GEMMA4_SHARED
-            | {"attention_bias": True, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0},
-        ),
-    ],
+    **GEMMA_ZOO,
     "olmo2": [
         Variant("olmo2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),
         Variant(
