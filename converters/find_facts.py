@@ -23,8 +23,20 @@ from converters.rules import (
 )
 from converters.rules.facts import Flags
 from sgate_serve.architecture.activations import is_zero_below_zero
-from sgate_serve.architecture.family import DOWN, GATE, HIDDEN, MLP_ROLES, UP
+from sgate_serve.architecture.family import (
+    DOWN,
+    GATE,
+    HIDDEN,
+    MLP_ROLES,
+    POSITIONS,
+    TYPES,
+    UP,
+    VOCAB,
+)
 from sgate_serve.checkpoint.tensor_files import Array
+
+# What the rows of an embedding table belong to.
+TABLES = (VOCAB, POSITIONS, TYPES)
 
 
 def model_facts(masked: MaskedCheckpoint) -> ModelFacts:
@@ -126,7 +138,8 @@ def _norm(masked: MaskedCheckpoint, name: str) -> NormZeros:
 
 def _unembedded(masked: MaskedCheckpoint) -> Flags:
     """Flag the residual dimensions that are zero in every embedding table."""
-    tables = [name for name, axes in masked.spec.outside.items() if len(axes) == 2]
+    outside = masked.spec.outside.items()
+    tables = [name for name, axes in outside if axes[0] in TABLES and len(axes) == 2]
     flags = np.ones(masked.spec.hidden_size, np.bool_)
     for name in tables:
         assert masked.spec.outside[name][1] == HIDDEN, name

@@ -241,11 +241,10 @@ class Rewriter:
 
     @cached_property
     def _in_layers(self) -> dict[str, tuple[int, tuple[str, ...]]]:
-        """The tensors that choose experts, and those of recurrent layers: the layer, the axes."""
+        """The tensors of layers besides norms and linears of blocks: the layer, the axes."""
         small, found = self.small, dict[str, tuple[int, tuple[str, ...]]]()
         for index in range(len(small.layers)):
-            tensors = small.router_tensors(index) | small.recurrent_tensors(index)
-            found |= {name: (index, axes) for name, axes in tensors.items()}
+            found |= {name: (index, axes) for name, axes in small.named_tensors(index).items()}
         return found
 
     def _kept(self, axis: str, layer: int) -> Indices | None:

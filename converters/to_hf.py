@@ -21,7 +21,7 @@ from sgate_serve.architecture.sgate_config import (
     unstated_shared,
 )
 from sgate_serve.architecture.spec import ModelSpec
-from sgate_serve.architecture.stock_shape import heads_by_type, is_stock_shape
+from sgate_serve.architecture.stock_shape import heads_by_type, is_stock_shape, stock_units
 from sgate_serve.checkpoint.companions import copy_companions
 from sgate_serve.checkpoint.fitting import FURTHER_LAYERS
 from sgate_serve.checkpoint.int8 import CONFIG_KEY, float_linears, int8_config
@@ -102,7 +102,7 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
         config[family.keys.get("hidden_size", "hidden_size")] = spec.hidden_size
     config["dtype"] = TORCH_DTYPES[masked.dtype(f"{family.embedding}.weight")]
     if is_stock_shape(spec):
-        return config | heads_by_type(spec)
+        return config | heads_by_type(spec) | stock_units(spec)
     if ROUTER_LOSS in config:
         # Its stock code cannot count experts whose number differs by layer.
         config[ROUTER_LOSS] = False

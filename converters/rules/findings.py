@@ -59,11 +59,15 @@ class Move:
 
 @dataclass(frozen=True)
 class LayerView:
-    """The input of a layer rule; `unwritten` flags, by block, the dimensions not written before."""
+    """The input of a layer rule; `unwritten` flags, by block, the dimensions not written before.
+
+    `sharing` are all layers that read the same keys and values, if those are several.
+    """
 
     facts: ModelFacts
     layer: LayerState
     unwritten: Mapping[str, Flags]
+    sharing: Sequence[LayerState] = ()
 
 
 @dataclass(frozen=True)

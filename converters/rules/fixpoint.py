@@ -25,6 +25,7 @@ from converters.rules.merges import joined, merges_of, with_merge
 from converters.rules.rescan import Rescanner
 from converters.rules.stream import unwritten_before
 from sgate_serve.architecture.family import KEY, WRITERS
+from sgate_serve.architecture.shared_keys import sharing_layers
 from sgate_serve.plan import (
     BlockFold,
     ColumnFold,
@@ -63,6 +64,7 @@ class Fixpoint:
         unembedded = facts.unembedded
         self._embedded = self.hidden if unembedded is None else ~unembedded
         self._rescanner = Rescanner(facts)
+        self._sharing = list(sharing_layers(spec.layers, spec.windows))
 
     @property
     def num_weights(self) -> int:
@@ -86,7 +88,8 @@ class Fixpoint:
     def _run_on_layer(self, index: int, unwritten: Mapping[str, Flags]) -> bool:
         changed = False
         for name, rule in self.layer_rules.items():
-            for finding in rule(LayerView(self.facts, self.layers[index], unwritten)):
+            sharing = [self.layers[one] for one in self._sharing[index]]
+            for finding in rule(LayerView(self.facts, self.layers[index], unwritten, sharing)):
                 changed |= self._remove_from_layer(index, name, finding)
         return changed
 

@@ -23,9 +23,10 @@ def dead_key_dims(view: LayerView) -> Iterator[Finding]:
        side, biases included.
     4. With norms on query and key, every row counts in the norm: both sides must be zero. A norm
        over all heads still divides by the whole width then, as only stored rows are cut (rule 12).
+    5. A layer that reads the keys of another has no rows of them, and keeps its dimensions.
     """
     layer = view.layer
-    if not layer.attends:
+    if not layer.attends or not layer.shape.has_keys:
         return
     query = _silent_queries(layer)
     key = layer.live_zeros[KEY]

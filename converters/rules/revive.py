@@ -26,6 +26,9 @@ def revive(
 
     `common` are the widths that all layers have; by default each layer has its own.
     """
+    if not state.shape.has_keys and not state.has(ATTENTION):
+        # The KV heads are another layer's, which may keep them.
+        state = replace(state, kv_heads=np.zeros_like(state.kv_heads))
     state, constant = keep_constant_blocks(facts, state)
     state, evened = even_out_groups(state, target, common)
     state, aligned = align_mlp(state, target, common)
@@ -144,7 +147,7 @@ def align_mlp(state: LayerState, target: Target, common: Widths | None = None) -
 def _common_units(state: LayerState, common: Widths) -> list[int]:
     """Return the width of a layer's MLP, or of each of its experts, under common widths."""
     if not state.shape.experts:
-        return [common.mlp_units]
+        return [common.mlp_units * state.shape.mlp_factor]
     shared = [common.shared_units] if state.shape.shared_units else []
     return [common.expert_units] * len(state.shape.experts) + shared
 

@@ -17,6 +17,7 @@ def dead_columns(view: LayerView) -> Iterator[Finding]:
        keeps it zero. LayerNorm subtracts the mean and does not. A block without a norm before it
        (OLMo) reads the zero itself.
     2. The effective weight of the norm before is 0 there (Gemma's is 1 + w), and so is its bias.
+       Experts beside an MLP (Gemma 4) have a norm of their own: the weights of both are 0.
     3. LayerNorm with weight 0 and a nonzero bias: `W[:, j] · β_j` is a constant, which moves into
        the reader's bias. If the column is zero already, there is no constant to move.
     """
@@ -34,8 +35,12 @@ def dead_columns(view: LayerView) -> Iterator[Finding]:
             if before is None:
                 continue
             norm = view.facts.norm(before)
-            constant = norm.weight & ~norm.bias & ~layer.live_zeros[role].columns
-            yield Finding(axis, norm.weight & ~constant, "the norm's weight is zero")
+            weight = norm.weight
+            branch = family.branch(layer.index) if block == MLP else None
+            if branch is not None:
+                weight = weight & view.facts.norm(branch.before).weight
+            constant = weight & ~norm.bias & ~layer.live_zeros[role].columns
+            yield Finding(axis, weight & ~constant, "the norm's weight is zero")
             yield Finding(axis, constant, "the norm passes only its bias", constant=constant)
 
 
@@ -71,6 +76,9 @@ def unwritten_before(
         for block in BLOCKS:
             unwritten[block] = ~(before if facts.spec.has_parallel_blocks else written)
             written = written | written_by(facts, layer, block)
+        if facts.spec.input_width:
+            # What a layer makes of its own input is read as a whole.
+            written = np.ones_like(written)
         yield unwritten
 
 
@@ -106,9 +114,11 @@ def unwritten_dims(view: ModelView) -> Iterator[ModelFinding]:
     3. A dimension that is constant, or merely never read, stays: it counts in the norm.
     4. A model without a head returns its residual stream, and keeps all dimensions.
     5. At least one dimension stays.
+    6. Where layers read inputs of their own (Gemma 4), what they make of these counts as writing
+       every dimension.
     """
     spec, written = view.facts.spec, view.embedded
-    if spec.family.norm != "rms" or spec.task == BASE:
+    if spec.family.norm != "rms" or spec.task == BASE or spec.input_width:
         return
     for layer in view.layers:
         for block in BLOCKS:

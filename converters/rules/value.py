@@ -15,12 +15,16 @@ def dead_value_dims(view: LayerView) -> Iterator[Finding]:
     2. The output column is zero for every query head of the group that is still alive. A norm over
        the values of a head counts those that are not read: then all of the head's are unread.
     3. Where keys are values, the rows are those of the keys.
+    4. Where several layers read the same values, one does not know what the others leave unread;
+       those without values of their own have no rows.
     """
     layer = view.layer
-    if not layer.attends:
+    if not layer.attends or not layer.shape.has_keys:
         return
     silent = layer.live_zeros[layer.shape.value_role].silent_rows.reshape(layer.value_dims.shape)
     yield Finding("value_dims", silent, "value rows and biases are zero")
+    if view.sharing:
+        return
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     removed_heads = ~layer.heads.reshape(*unread.shape[:2], 1)
     unread = np.all(unread | removed_heads, axis=1)
@@ -57,9 +61,11 @@ def dead_heads(view: LayerView) -> Iterator[Finding]:
        values.
     3. Where one norm spans the queries, or the keys, of all heads, those of every head count in the
        scores of the others: heads are removed only all together.
+    4. A layer that shares its KV heads keeps all heads if its output has a bias: without a head it
+       would keep a KV head for that, which the others may have lost.
     """
     layer = view.layer
-    if not layer.attends:
+    if not layer.attends or (view.sharing and layer.spec.has_bias(layer.index, OUTPUT)):
         return
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     silent = ~layer.value_dims[:, None, :]
@@ -75,9 +81,10 @@ def dead_heads(view: LayerView) -> Iterator[Finding]:
 def dead_kv_heads(view: LayerView) -> Iterator[Finding]:
     """Remove KV heads without a living query head (rule 4).
 
-    1. Only the query heads of its group read a KV head.
+    1. Only the query heads of its group read a KV head, those of all layers that share it.
     """
     layer = view.layer
     if layer.kv_heads.any():
-        groups = layer.heads.reshape(layer.shape.num_kv_heads, -1)
-        yield Finding("kv_heads", ~np.any(groups, axis=1), "no query head is left")
+        readers = view.sharing or (layer,)
+        groups = (one.heads.reshape(layer.shape.num_kv_heads, -1).any(axis=1) for one in readers)
+        yield Finding("kv_heads", ~np.logical_or.reduce([*groups]), "no query head is left")

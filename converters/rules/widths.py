@@ -27,6 +27,7 @@ ANY = sys.maxsize
 class Widths:
     """Widths of one layer, or of every layer: KV heads, query heads for each, MLP units.
 
+    Of an MLP that is a multiple of what a stock config states, the width that it states.
     `expert_units` and `shared_units` are those of each expert and of the shared one in mixtures,
     `experts` their number.
     """
@@ -151,7 +152,9 @@ def _kept(state: LayerState) -> Widths:
     """Return the widths that hold the survivors of one layer."""
     shape = state.shape
     per_kv = state.heads.reshape(shape.num_kv_heads, shape.queries_per_kv).sum(axis=1)
-    heads, units = (int(state.kv_heads.sum()), int(per_kv.max(initial=0))), units_by_expert(state)
+    # KV heads that other layers read have a query head here, too.
+    num_kv = int(state.kv_heads.sum())
+    heads, units = (num_kv, max(int(per_kv.max(initial=0)), min(num_kv, 1))), units_by_expert(state)
     counts = [int(flags.sum()) for flags in units]
     return _widths(shape, heads, counts, int(state.experts.sum()))
 
@@ -173,7 +176,7 @@ def _widths(
     `heads` are the KV heads, and the query heads for each; `units` those of each expert.
     """
     if not shape.experts:
-        return Widths(*heads, units[0], absent, absent, absent)
+        return Widths(*heads, -(-units[0] // shape.mlp_factor), absent, absent, absent)
     routed = max(units[: len(shape.experts)])
     shared = units[len(shape.experts)] if shape.shared_units else absent
     return Widths(*heads, absent, num_experts, routed, shared)
@@ -297,7 +300,7 @@ def with_widths(shape: LayerShape, widths: Widths) -> LayerShape:
     heads = widths.kv_heads * widths.queries_per_kv
     found = replace(shape, num_heads=heads, num_kv_heads=widths.kv_heads)
     if not shape.experts:
-        return replace(found, mlp_units=widths.mlp_units)
+        return replace(found, mlp_units=widths.mlp_units * shape.mlp_factor)
     units = widths.experts * widths.expert_units + (shape.shared_units and widths.shared_units)
     return replace(
         found,

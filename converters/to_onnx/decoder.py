@@ -104,8 +104,13 @@ class _Decoder:
     def blocks(self, index: int, stream: ResidualStream) -> None:
         """Add each block of a layer to the stream before the next one reads it."""
         for block, compute in self.computed(index):
-            x = compute(index, stream.read(self.norms.before(index, block)))
-            stream.add(self.added(index, block, x))
+            x = stream.read(self.norms.before(index, block))
+            if block == MLP and self.has_branch(index):
+                experts = MixtureBlock(self.graph, self.products, self.checkpoint, index)
+                delta = experts.beside(x, stream.current(), self.norms)
+            else:
+                delta = compute(index, x)
+            stream.add(self.added(index, block, delta))
 
     def parallel_blocks(self, index: int, stream: ResidualStream) -> None:
         """Add the sum of a layer's blocks to the stream, which both read before."""
@@ -135,6 +140,10 @@ class _Decoder:
         histories = Histories(self.graph, self.packing, lengths, self.spec.kernel)
         rescale = partial(self.rescaled, ATTENTION)
         return RecurrentBlocks(self.graph, self.products, self.checkpoint, histories, rescale)
+
+    def has_branch(self, index: int) -> bool:
+        """Say whether a layer has experts that read the stream beside its MLP."""
+        return bool(self.spec.layers[index].experts) and self.spec.family.branch(index) is not None
 
     @property
     def generates(self) -> bool:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from converters.to_onnx import linears
 from converters.to_onnx.activations import activate, clamped_units
 from converters.to_onnx.graph import GraphBuilder
+from converters.to_onnx.norms import Norms
 from converters.to_onnx.products import Products
 from sgate_serve.architecture.family import LEAST_SUM, ONE
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -32,17 +33,33 @@ class MixtureBlock:
         bias = f"{checkpoint.spec.family.router_name(layer)}.bias"
         self._router_bias = bias if bias in choosing else None
         self._shared_gate = next((name for name, axes in choosing.items() if ONE in axes), None)
+        self._branch = checkpoint.spec.family.branch(layer)
 
     def __call__(self, x: ir.Value) -> ir.Value:
         """Return the block's output [t, hidden]."""
-        routed = self._routed(x)
+        routed = self.routed(x, x)
         if not self._shape.shared_units:
             return routed
-        share = self._share(x)
-        shared = self._expert(len(self._shape.experts), x)
+        share, shared = self._share(x), self.shared(x)
         if share is not None:
             (shared,) = self._graph.node("Mul", [shared, self._in_floats(share)])
         return self._graph.node("Add", [routed, shared])[0]
+
+    def beside(self, x: ir.Value, stream: ir.Value, norms: Norms) -> ir.Value:
+        """Return the output of an MLP that reads `x`, and of experts that read the stream."""
+        branch = self._branch
+        assert branch is not None, "other experts read what the block reads"
+        read = norms.over_stream(branch.before).apply(stream)
+        choosing = norms.before_router(branch.router_scale).apply(stream)
+        routed = norms.over_stream(branch.after).apply(self.routed(read, choosing))
+        if not self._shape.shared_units:
+            return routed
+        shared = norms.over_stream(branch.after_shared).apply(self.shared(x))
+        return self._graph.node("Add", [routed, shared])[0]
+
+    def shared(self, x: ir.Value) -> ir.Value:
+        """Return the whole output of the expert that every token uses."""
+        return self._expert(len(self._shape.experts), x)
 
     def _share(self, x: ir.Value) -> ir.Value | None:
         """Return how much of the shared expert each token takes, [t, 1]; None for all of it."""
@@ -51,9 +68,10 @@ class MixtureBlock:
         gate = linears.router(self._checkpoint, self._shared_gate, 1)
         return self._graph.node("Sigmoid", [self._products.floats(gate, x)])[0]
 
-    def _routed(self, x: ir.Value) -> ir.Value:
+    def routed(self, x: ir.Value, choosing: ir.Value) -> ir.Value:
+        """Return what the chosen experts make of `x`; the router reads `choosing`."""
         graph, top_k = self._graph, self._shape.top_k
-        shares, choices = self._choices(x)
+        shares, choices = self._choices(choosing)
         (flat,) = graph.node("Reshape", [choices, self._shape_of(-1)])
         order, lengths = self._sorted(flat), self._lengths(flat)
         (tokens,) = graph.node("Div", [order, self._numbers("top_k", top_k)])
@@ -109,14 +127,19 @@ class MixtureBlock:
         if spec.routed_scaling != 1:
             factor = self._in_fp32("routed_scaling", spec.routed_scaling)
             (shares,) = graph.node("Mul", [shares, factor])
+        if self._branch is not None:
+            (scales,) = graph.node("Gather", [self._by_expert(self._branch.share_scale), choices])
+            (shares,) = graph.node("Mul", [shares, scales])
         return shares, choices
 
     def _added(self, tensor: str, scores: ir.Value) -> ir.Value:
         """Return scores [t, experts] with a stored value for each expert added."""
+        return self._graph.node("Add", [scores, self._by_expert(tensor)])[0]
+
+    def _by_expert(self, tensor: str) -> ir.Value:
+        """Return a stored vector with a value for each expert, in fp32."""
         read = partial(linears.read_fp32, self._checkpoint, tensor)
-        shape = (len(self._shape.experts),)
-        added = self._graph.weight(tensor, shape, read, ir.DataType.FLOAT)
-        return self._graph.node("Add", [scores, added])[0]
+        return self._graph.weight(tensor, (len(self._shape.experts),), read, ir.DataType.FLOAT)
 
     def _largest(self, scores: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
         """Return the largest scores of each token and whose they are, both [t, top_k]."""

@@ -93,6 +93,19 @@ class Norms:
         weight = self._graph.weight(f"values.{layout.head_dim}", ones.shape, lambda: ones)
         return Norm(self._graph, "rms", (weight,), float(self._spec.norm_eps * ratio))
 
+    def before_router(self, name: str) -> Norm:
+        """Make the norm of a router beside an MLP, whose weight is a stored vector over a root."""
+        sizes = (self._spec.norm_size, self._spec.hidden_size)
+        ratio = np.float64(sizes[0]) / sizes[1]
+
+        def weight() -> Array:
+            # The root of the ratio over that of the width before removal.
+            stored: Array = self._checkpoint.read(name) / np.sqrt(np.float64(sizes[1]))
+            return stored.astype(np.float32)
+
+        parameter = self._graph.weight(name, sizes[1:], weight)
+        return Norm(self._graph, "rms", (parameter,), float(self._spec.norm_eps * ratio))
+
     def _norm(
         self, kind: str, name: str, sizes: tuple[int, int], change: Callable[[Array], Array]
     ) -> Norm:

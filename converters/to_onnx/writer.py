@@ -151,6 +151,15 @@ def build_graph(
     return model
 
 
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Refuse layers of kinds that graphs do not have."""
+    if (what := checkpoint.spec.for_torch_alone) is not None:
+        raise EngineError(
+            f"{checkpoint.folder} has {what}, and ONNX graphs have none yet; convert without onnx "
+            "in --to, and serve and verify with --engine torch"
+        )
+
+
 def _own_error(error: BaseException | None) -> SgateError | None:
     """Return the SgateError of reading a weight; onnx_ir wraps it if the weight is small."""
     while error is not None and not isinstance(error, SgateError):

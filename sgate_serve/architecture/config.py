@@ -7,12 +7,13 @@ fields are checked before, by `config_schema`.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from reprlib import repr as brief
-from typing import Any
+from typing import Any, Literal
 
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.families import FAMILIES
-from sgate_serve.architecture.family import Axes, Family, Mixture, TaskHead
+from sgate_serve.architecture.family import Axes, Family, TaskHead
 from sgate_serve.architecture.gated_units import ClampedUnits
+from sgate_serve.architecture.mixture import Mixture
 from sgate_serve.architecture.recurrent_layers import recurrent_shape
 from sgate_serve.architecture.sgate_config import (
     GLOBAL_HEAD_DIM,
@@ -26,6 +27,7 @@ from sgate_serve.architecture.sgate_config import (
     stored_family,
 )
 from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.shared_keys import with_shared_keys
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import OBJECT, TEXT, check_fields
 
@@ -86,15 +88,23 @@ def dense_shapes(
         head_dim=get.integer("head_dim", hidden // max(heads, 1)),
         mlp_units=get.integer("intermediate_size", 4 * hidden),
     )
+    yield from with_shared_keys(
+        get, family, list(_own_shapes(get, family, shape, windows)), windows
+    )
+
+
+def _own_shapes(
+    get: ConfigReader, family: Family, shape: LayerShape, windows: Sequence[int | None]
+) -> Iterator[LayerShape]:
+    """Yield the shapes of layers that all have keys; `shape` is that of one without a kind."""
     for index, window in enumerate(windows):
         own = shape
         if index in family.recurrent_layers:
             own = recurrent_shape(get, shape)
         elif family.has_heads_by_type and window is None:
             own = global_shape(shape, get)
-        if family.mixture is not None and has_experts(get, index):
-            own = mixture_shape(own, family.mixture, get)
-        yield own
+        mixture = family.mixture if has_experts(get, index) else None
+        yield own if mixture is None else mixture_shape(own, mixture, get)
 
 
 def global_shape(shape: LayerShape, get: ConfigReader) -> LayerShape:
@@ -128,8 +138,8 @@ def mixture_shape(shape: LayerShape, mixture: Mixture, get: ConfigReader) -> Lay
     top_k = get.integer("num_experts_per_tok")
     if not 0 < top_k <= count:
         raise CheckpointError(
-            f"{get.source}: num_experts_per_tok {top_k} of {count} experts; a token uses at least "
-            "one and at most all"
+            f"{get.source}: {get.own_key('num_experts_per_tok')} {top_k} of {count} experts; a "
+            "token uses at least one and at most all"
         )
     experts = (width,) * count
     return replace(shape, mlp_units=width * count + shared, experts=experts, top_k=top_k)
@@ -231,6 +241,11 @@ def norm_topk_prob(get: ConfigReader, family: Family) -> bool:
     return family.mixture is not None and _is_on(get, family.mixture.normalizes)
 
 
+def input_size(get: ConfigReader, family: Family, size: Literal["width", "vocab"]) -> int:
+    """Return a size of what layers read besides the stream, 0 if they do not."""
+    return 0 if family.layer_inputs is None else get.integer(getattr(family.layer_inputs, size))
+
+
 def clamped_units(get: ConfigReader, family: Family) -> ClampedUnits | None:
     """Return how the units of a family's experts are clamped, if they are."""
     if family.mixture is None or not family.mixture.has_clamped_units:
@@ -238,10 +253,16 @@ def clamped_units(get: ConfigReader, family: Family) -> ClampedUnits | None:
     return ClampedUnits(alpha=float(get("swiglu_alpha")), limit=float(get("swiglu_limit")))
 
 
-def with_head_norms(get: ConfigReader, family: Family) -> Family:
-    """Return a family without norms on query and key where its config switches them off."""
-    has_norms = _is_on(get, family.has_head_norms)
-    return family if has_norms else replace(family, head_norms=())
+def switched_family(get: ConfigReader, family: Family) -> Family:
+    """Return a family without what its config switches off: norms, mixtures, inputs of layers."""
+    mixture = family.mixture
+    if mixture is not None and not _is_on(get, mixture.switch or True):
+        mixture = None
+    inputs = family.layer_inputs
+    if inputs is not None and not get.integer(inputs.width):
+        inputs = None
+    norms = family.head_norms if _is_on(get, family.has_head_norms) else ()
+    return replace(family, head_norms=norms, mixture=mixture, layer_inputs=inputs)
 
 
 def _is_on(get: ConfigReader, switch: bool | str) -> bool:

@@ -22,6 +22,7 @@ from sgate_serve.architecture.sgate_config import (
     SKIP,
     stored_block,
 )
+from sgate_serve.architecture.shared_keys import NUM_SHARED
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import (
     FLAG,
@@ -106,7 +107,7 @@ STEERING: Mapping[str, tuple[Any, ...]] = {
 DECODER_STEERING: Mapping[str, tuple[Any, ...]] = {
     "is_causal": (True,),
     "attention_chunk_size": (None,),
-    "num_kv_shared_layers": (None, 0),
+    NUM_SHARED: (None, 0),
 }
 
 # Encoders attend to all of a text; with true, some kernels of transformers mask what comes later.
@@ -141,6 +142,8 @@ def _check_nulls(config: Mapping[str, Any], source: str, family: Family) -> None
 def _check_steering(config: Mapping[str, Any], source: str, family: Family) -> None:
     allowed = {**STEERING, **dict.fromkeys(family.refused, (False, None, 0))}
     allowed |= ENCODER_STEERING if family.is_encoder else DECODER_STEERING
+    if family.shares_keys:
+        del allowed[NUM_SHARED]
     if not family.is_rotary:
         allowed |= dict.fromkeys(("rope_parameters", "rope_scaling"), (None, {}))
     for key, values in allowed.items():

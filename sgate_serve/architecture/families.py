@@ -4,12 +4,10 @@ from collections.abc import Mapping
 
 from sgate_serve.architecture.encoder_families import BERT, DISTILBERT, MODERNBERT, ROBERTA
 from sgate_serve.architecture.family import Family
+from sgate_serve.architecture.gemma_families import GEMMA2, GEMMA3, GEMMA4
 from sgate_serve.architecture.gpt_families import GPT2, GPT_NEOX
 from sgate_serve.architecture.hybrid_families import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from sgate_serve.architecture.llama_families import (
-    GEMMA2,
-    GEMMA3,
-    GEMMA4,
     GRANITE,
     LLAMA,
     MISTRAL,

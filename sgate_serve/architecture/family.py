@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from sgate_serve.architecture.config_field import Fields
 from sgate_serve.architecture.config_fields import CONFIG_CLASSES, EXTRA_KEYS
+from sgate_serve.architecture.layer_inputs import LayerInputs
+from sgate_serve.architecture.mixture import Branch, Mixture
 from sgate_serve.architecture.recurrence import Recurrence
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
@@ -77,44 +79,6 @@ class TaskHead:
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """Where a family keeps its mixtures of experts, and how their routers choose.
-
-    Names of modules are inside a layer, those of `linears` inside an expert; `expert` has a place
-    for the number. `shared` is an expert that every token uses, times the sigmoid of `shared_gate`
-    if there is one. A router scores all experts by a softmax and keeps the `top_k` largest;
-    `normalizes` says whether these are then divided by their sum, always or as this field of the
-    config says. With a `correction`, a score is a sigmoid, and those are kept that are largest once
-    it is added.
-    """
-
-    router: str
-    expert: str
-    linears: Mapping[str, str]
-    normalizes: bool | str
-    shared: str | None = None
-    shared_gate: str | None = None
-    # A tensor of a layer with a value for each expert.
-    correction: str | None = None
-    # Fewer make the stock router fail.
-    least_experts: int = 1
-    # The config's field for the width of an expert.
-    units: str = "moe_intermediate_size"
-    # Its field for how many times as wide the shared expert is, where it does not state the width.
-    shared_multiple: str | None = None
-    # Beginnings of module names in files, and in the classes of transformers.
-    renames: Mapping[str, str] = field(default_factory=dict)
-    has_biased_router: bool = False
-    # Stock files have one tensor for each role and layer, as the class does: those of gate and up
-    # alternate in its last axis, and matrices are (in, out). The names are those of the class.
-    is_stacked: bool = False
-    # Units are (up + 1) · gate · sigmoid(alpha · gate), both clamped, by fields of the config.
-    has_clamped_units: bool = False
-    # The stock block returns the shares next to its output.
-    returns_shares: bool = False
-
-
-@dataclass(frozen=True)
 class Family:
     """Where a family keeps its tensors, and how its forward and its config differ from others'."""
 
@@ -152,6 +116,8 @@ class Family:
     has_value_norm: bool = False
     # A number of each layer that the stream is multiplied by after it: its name inside the layer.
     layer_scale: str | None = None
+    # Layers read vectors of their own, if the config has a width of these.
+    layer_inputs: LayerInputs | None = None
     # Tensors outside the layers that are there if this field of the config says so.
     optional: Mapping[str, str] = field(default_factory=dict)
     # Some or all layers have experts instead of an MLP.
@@ -185,6 +151,8 @@ class Family:
     # Layers without a window have heads of a width of their own, with `attention_k_eq_v` a number
     # of KV heads of their own, and their keys before the norm are their values too.
     has_heads_by_type: bool = False
+    # The last layers, as many as the config says, read the keys and values of an earlier one.
+    shares_keys: bool = False
     # Weights are stored as (in, out).
     is_transposed: bool = False
     # The rows of fused roles alternate by head: those of the first head's query, key and value,
@@ -302,7 +270,19 @@ class Family:
         """Return the module names of a block's norms over the residual stream."""
         own = [self.norms[block]] if self.has_norm(layer, block) else []
         after = [self.post_norms[block]] if block in self.post_norms else []
-        return [f"{self.layer_name(layer)}.{name}" for name in (*own, *after)]
+        branch = self.branch(layer) if block == MLP else None
+        names = [f"{self.layer_name(layer)}.{name}" for name in (*own, *after)]
+        return names if branch is None else [*names, *branch.norms]
+
+    def branch(self, layer: int) -> Branch | None:
+        """Return the names of what the experts of a layer have beside its MLP, if they are."""
+        branch = None if self.mixture is None else self.mixture.branch
+        return None if branch is None else branch.within(self.layer_name(layer))
+
+    def experts_name(self, layer: int) -> str:
+        """Return the module name of the experts that a layer's router chooses among."""
+        assert self.mixture is not None, "only such a family has experts"
+        return f"{self.layer_name(layer)}.{self.mixture.expert.removesuffix('.{}')}"
 
     def fused_roles(self, layer: int, role: str) -> tuple[str, ...]:
         """Return the roles whose rows share one module with `role`, in the order of their rows."""

@@ -10,7 +10,6 @@ from sgate_serve.architecture.family import (
     CAUSAL_LM,
     CLASSIFICATION,
     DOWN,
-    FULL_ATTENTION,
     GATE,
     HIDDEN,
     KEY,
@@ -19,7 +18,6 @@ from sgate_serve.architecture.family import (
     MLP_ROLES,
     OUTPUT,
     QUERY,
-    SLIDING_ATTENTION,
     UP,
     VALUE,
     VOCAB,
@@ -155,74 +153,6 @@ PHI3 = replace(
     has_partial_rotation=True,
     rope_types={"su": "longrope", "yarn": "longrope"},
     divides_hidden_size=False,
-)
-
-GEMMA2 = replace(
-    LLAMA,
-    name="gemma2",
-    config_class="Gemma2Config",
-    tasks=decoder_tasks("Gemma2"),
-    biases=dict.fromkeys(ATTENTION_ROLES, "attention_bias"),
-    residual="sandwich",
-    norms={ATTENTION: "input_layernorm", MLP: "pre_feedforward_layernorm"},
-    post_norms={ATTENTION: "post_attention_layernorm", MLP: "post_feedforward_layernorm"},
-    norm_offset=1.0,
-    scales_embeddings=True,
-    overflows_in_fp16=True,
-    windows="typed",
-    keys={"norm_eps": "rms_norm_eps", "hidden_act": "hidden_activation"},
-    fixed={"sliding_window_pattern": 2},
-    refused=("use_bidirectional_attention",),
-)
-
-GEMMA3 = replace(
-    GEMMA2,
-    name="gemma3_text",
-    config_class="Gemma3TextConfig",
-    tasks={
-        **decoder_tasks("Gemma3", "Gemma3TextForSequenceClassification"),
-        BASE: TaskHead("Gemma3TextModel"),
-    },
-    head_norms=("self_attn.q_norm", "self_attn.k_norm"),
-    has_rope_by_type=True,
-    fixed={},
-    # transformers' Gemma 3 accepts the cap and ignores it, so which model is meant is unknown.
-    refused=("use_bidirectional_attention", "attn_logit_softcapping"),
-)
-
-GEMMA4 = replace(
-    GEMMA3,
-    name="gemma4_text",
-    config_class="Gemma4TextConfig",
-    tasks={
-        CAUSAL_LM: TaskHead("Gemma4ForCausalLM", LLAMA.tasks[CAUSAL_LM].tensors),
-        BASE: TaskHead("Gemma4TextModel"),
-    },
-    norm_offset=0.0,
-    has_value_norm=True,
-    has_heads_by_type=True,
-    layer_scale="layer_scalar",
-    windows="full_last",
-    # Scores are not scaled: the norms on query and key are.
-    fixed={
-        "sliding_window_pattern": 6,
-        "attention_multiplier": 1.0,
-        "rope_by_type": {
-            SLIDING_ATTENTION: {"rope_type": "default", "rope_theta": 10_000.0},
-            FULL_ATTENTION: {
-                "rope_type": "proportional",
-                "partial_rotary_factor": 0.25,
-                "rope_theta": 1_000_000.0,
-            },
-        },
-    },
-    divides_hidden_size=False,
-    refused=(
-        "hidden_size_per_layer_input",
-        "num_kv_shared_layers",
-        "enable_moe_block",
-        "rope_scaling",
-    ),
 )
 
 OLMO2 = replace(

@@ -15,10 +15,10 @@ from sgate_serve.architecture.family import (
     QUERY,
     UP,
     VALUE,
-    Mixture,
     TaskHead,
 )
 from sgate_serve.architecture.llama_families import LLAMA, MISTRAL, QWEN2, QWEN3, decoder_tasks
+from sgate_serve.architecture.mixture import Mixture
 
 _EXPERTS = Mixture(
     router="mlp.gate",
@@ -128,7 +128,7 @@ GPT_OSS = replace(
         normalizes=True,
         units="intermediate_size",
         has_biased_router=True,
-        is_stacked=True,
+        stacks="alternate",
         has_clamped_units=True,
         returns_shares=True,
     ),

@@ -74,6 +74,8 @@ def router_axes(family: Family, layer: LayerShape, index: int) -> dict[str, Axes
         found[f"{family.router_name(index)}.bias"] = (EXPERTS,)
     if correction := correction_name(family, layer, index):
         found[correction] = (EXPERTS,)
+    if (branch := family.branch(index)) is not None:
+        found |= {branch.router_scale: (HIDDEN,), branch.share_scale: (EXPERTS,)}
     if mixture.shared_gate is not None and layer.shared_units:
         found[f"{name}.{mixture.shared_gate}.weight"] = (ONE, HIDDEN)
     return found

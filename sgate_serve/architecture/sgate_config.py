@@ -121,12 +121,15 @@ class LayerSizes:
     def per_layer(self, top: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each layer's differences from the top level, under zero-padded layer numbers."""
         digits = len(str(len(self.layers) - 1))
+        heads = {self.family.keys.get(key, key) for key in (HEADS, KV_HEADS)}
         for index, layer in enumerate(self.layers):
             sizes = self._keyed(layer)
             # A width of 0 is a skipped block, but a mixture may lose its shared expert alone.
-            zeros = () if layer.experts else (0,)
+            kept_zeros = sizes.keys() - heads if layer.experts else ()
             entry: dict[str, Any] = {
-                key: size for key, size in sizes.items() if size not in (top.get(key), *zeros)
+                key: size
+                for key, size in sizes.items()
+                if size != top.get(key) and (size or key in kept_zeros)
             }
             if layer.skipped_blocks:
                 entry[SKIP] = list(layer.skipped_blocks)

@@ -32,7 +32,8 @@ class LayerShape:
 
     A mixture has the units of its experts one after another, those of the shared expert last;
     `experts` are the widths of the others, of which each token uses `top_k`. Without `has_values`
-    the keys, before their norm and rotation, are the values too.
+    the keys, before their norm and rotation, are the values too; without `has_keys`, both are those
+    of an earlier layer. A stock config states the width of the MLP divided by `mlp_factor`.
     A layer with a `key_dim` is recurrent. Its KV heads are queries and keys of that width, and its
     heads are values of `head_dim`; each KV head serves as many of them.
     """
@@ -45,6 +46,8 @@ class LayerShape:
     top_k: int = 0
     has_values: bool = True
     key_dim: int = 0
+    has_keys: bool = True
+    mlp_factor: int = 1
 
     def check(self, where: str, *, rotates: bool) -> None:
         """Raise CheckpointError, naming `where`, if head counts or widths contradict each other."""
@@ -130,6 +133,8 @@ class LayerShape:
         if self.num_heads:
             counts = {"heads": self.num_heads, "kv_heads": self.num_kv_heads}
             for role in (QUERY, KEY, VALUE, OUTPUT_GATE, RENEWAL, DECAY, OUTPUT):
+                if role in (KEY, VALUE) and not self.has_keys:
+                    continue
                 if role == VALUE and not self.has_values:
                     continue
                 heads, width = self.dims_of(role)

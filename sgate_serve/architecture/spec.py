@@ -20,22 +20,16 @@ from sgate_serve.architecture.family import (
     CAUSAL_LM,
     DOWN,
     FULL_ATTENTION,
-    HEAD_UNITS,
-    HIDDEN,
-    LABEL_OUTPUTS,
     LINEAR_ATTENTION,
     MLP_ROLES,
     OUTPUT,
-    POSITIONS,
     SLIDING_ATTENTION,
-    TYPES,
-    VOCAB,
     Axes,
     Family,
     TaskHead,
 )
 from sgate_serve.architecture.gated_units import ClampedUnits
-from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX, layer_tensors
+from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX, model_tensors
 from sgate_serve.architecture.parts import (
     Part,
     Rows,
@@ -49,6 +43,7 @@ from sgate_serve.architecture.recurrent_layers import recurrent_axes, with_recur
 from sgate_serve.architecture.rope import Rope, layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
 from sgate_serve.architecture.shapes import LayerShape, Lowered
+from sgate_serve.architecture.shared_keys import NUM_SHARED, check_shared_keys
 from sgate_serve.architecture.windows import layer_windows
 
 
@@ -97,6 +92,9 @@ class ModelSpec:
     clamped_units: ClampedUnits | None = None
     # How many tokens the convolution of a recurrent layer sees.
     kernel: int = 0
+    # The width of the vectors that layers read besides the stream, and the rows of their table.
+    input_width: int = 0
+    input_vocab: int = 0
 
     # What pruning changed besides widths: biases that the family does not have, and modules that
     # store fewer rows or columns than their dimensions and have index vectors.
@@ -114,7 +112,7 @@ class ModelSpec:
         family = values.family_of(config, source)
         check_config(config, source, family)
         get, block = ConfigReader(config, source, family), SgateBlock.read(config)
-        family = with_recurrent_layers(get, values.with_head_norms(get, family))
+        family = with_recurrent_layers(get, values.switched_family(get, family))
         values.check_sizes(get, family)
         num_layers, hidden = get.integer("num_hidden_layers"), get.integer("hidden_size")
         task = values.task_of(config, family, source)
@@ -143,6 +141,8 @@ class ModelSpec:
             routed_scaling=float(get("routed_scaling_factor", 1)),
             clamped_units=values.clamped_units(get, family),
             kernel=get.integer("linear_conv_kernel_dim", 0),
+            input_width=values.input_size(get, family, "width"),
+            input_vocab=values.input_size(get, family, "vocab"),
             norm_eps=float(get("norm_eps")),
             activation=str(get("hidden_act")),
             attention_scales=tuple(values.attention_scales(get, layers)),
@@ -203,10 +203,19 @@ class ModelSpec:
         has_window = self.windows[index] is not None
         return SLIDING_ATTENTION if self.family.has_heads_by_type and has_window else FULL_ATTENTION
 
+    @property
+    def for_torch_alone(self) -> str | None:
+        """Say what the layers have that no other engine runs yet, by the field of the config."""
+        if not all(layer.has_keys for layer in self.layers):
+            return f"layers without keys of their own ({NUM_SHARED})"
+        inputs = self.family.layer_inputs
+        return None if inputs is None else f"layers with inputs of their own ({inputs.width})"
+
     def check(self, source: str) -> None:
         """Raise CheckpointError if head counts or widths contradict each other."""
         for index, layer in enumerate(self.layers):
             layer.check(f"{source}: layer {index}", rotates=self.ropes[index] is not None)
+        check_shared_keys(self.layers, self.windows, source)
         check_pruned(self, source)
 
     @property
@@ -301,53 +310,31 @@ class ModelSpec:
 
     def has_bias(self, layer: int, role: str) -> bool:
         """Say whether the linear of `role` carries a bias, its own or one that pruning added."""
-        # A recurrent layer has none, but for those that pruning added.
+        # A recurrent layer has none, but for those that pruning added. Experts get none by that.
         is_own = role in MLP_ROLES or not self.layers[layer].is_recurrent
-        added = self.family.linear(layer, role) in self.extra_biases
+        has_experts = role in MLP_ROLES and self.layers[layer].experts
+        added = not has_experts and self.family.linear(layer, role) in self.extra_biases
         return (is_own and role in self.biased_roles) or added
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return name → shape of every tensor that a folder of this spec must hold."""
-        outside, head = self._shapes_outside(), self.family.head
-        final = f"{self.family.final_norm}."
-        shapes = {name: shape for name, shape in outside.items() if not name.startswith(final)}
-        for index in range(len(self.layers)):
-            shapes |= layer_tensors(self, index)
-        # The final norm and the head come last, as in the model.
-        shapes |= {name: shape for name, shape in outside.items() if name not in shapes}
-        sizes = self._axis_sizes()
-        for name, axes in self.head.tensors.items():
-            if name != f"{head}.weight" or not self.tied_head:
-                shapes[name] = tuple(sizes[axis] for axis in axes)
-        if head in self.extra_biases:
-            shapes[f"{head}.bias"] = (self.vocab_size,)
-        return shapes
+        return model_tensors(self)
 
     def axes_outside(self) -> dict[str, tuple[str, ...]]:
         """Return the named axes of every tensor that is not in a layer."""
         return {**self.outside, **self.head.tensors}
 
-    def _axis_sizes(self) -> dict[str, int]:
-        return {
-            VOCAB: self.vocab_size,
-            HIDDEN: self.hidden_size,
-            POSITIONS: self.num_positions,
-            TYPES: self.num_types,
-            LABEL_OUTPUTS: self.num_labels,
-            HEAD_UNITS: self.head_units,
-        }
-
-    def _shapes_outside(self) -> dict[str, tuple[int, ...]]:
-        sizes = self._axis_sizes()
-        return {name: tuple(sizes[axis] for axis in axes) for name, axes in self.outside.items()}
-
     def router_tensors(self, index: int) -> dict[str, Axes]:
         """Return the tensors that choose and weigh the experts of a layer, with their axes."""
         return router_axes(self.family, self.layers[index], index)
 
-    def recurrent_tensors(self, index: int) -> dict[str, Axes]:
-        """Return the tensors of a recurrent layer besides its linears, with their axes."""
-        return recurrent_axes(self.family, self.layers[index], index)
+    def named_tensors(self, index: int) -> dict[str, Axes]:
+        """Return the tensors of a layer besides norms and linears of blocks, with their axes."""
+        family, name = self.family, self.family.layer_name(index)
+        own = {} if family.layer_inputs is None else family.layer_inputs.tensors
+        found: dict[str, Axes] = {f"{name}.{tensor}": axes for tensor, axes in own.items()}
+        found |= self.router_tensors(index)
+        return found | recurrent_axes(family, self.layers[index], index)
 
     def correction(self, index: int) -> str | None:
         """Return the tensor that a layer's router adds to its scores for the choice, if any."""
@@ -378,6 +365,7 @@ class ModelSpec:
         counts = (layer.num_heads, layer.num_kv_heads) if family.has_joint_head_norms else (1, 1)
         has_norms = layer.num_heads and not layer.is_recurrent
         sizes = [count * layer.head_dim for count in counts if has_norms]
+        sizes = sizes if layer.has_keys else sizes[:1]
         names = (f"{family.layer_name(index)}.{norm}" for norm in family.head_norms)
         return dict(zip(names, sizes, strict=False))
 

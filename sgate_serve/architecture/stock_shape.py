@@ -1,11 +1,13 @@
 """Whether a stock model class of transformers can hold an architecture as it is."""
 
-from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Mixture
+from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION
+from sgate_serve.architecture.mixture import Mixture
 from sgate_serve.architecture.sgate_config import (
     GLOBAL_HEAD_DIM,
     GLOBAL_KV_HEADS,
     HEAD_DIM,
     KV_HEADS,
+    UNITS,
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
@@ -41,6 +43,13 @@ def heads_by_type(spec: ModelSpec) -> dict[str, int]:
     return sizes if full.has_values else sizes | {GLOBAL_KV_HEADS: full.num_kv_heads}
 
 
+def stock_units(spec: ModelSpec) -> dict[str, int]:
+    """Return how a stock config states the width of MLPs, where some are a multiple of it."""
+    if all(layer.mlp_factor == 1 for layer in spec.layers):
+        return {}
+    return {UNITS: next(one.mlp_units // one.mlp_factor for one in spec.layers if not one.experts)}
+
+
 def _by_head_type(spec: ModelSpec) -> dict[str, list[LayerShape]]:
     found: dict[str, list[LayerShape]] = {}
     for index, layer in enumerate(spec.layers):
@@ -64,7 +73,7 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
     """Say whether all layers of a kind are alike: mixtures, recurrent ones, and others."""
     mixtures = [layer for layer in spec.layers if layer.experts]
     experts = {(layer.experts, layer.top_k, layer.shared_units) for layer in mixtures}
-    widths = {layer.mlp_units for layer in spec.layers if not layer.experts}
+    widths = {divmod(one.mlp_units, one.mlp_factor) for one in spec.layers if not one.experts}
     heads = {layer.num_heads for layer in spec.layers if not layer.is_recurrent}
     if any(len(kind) > 1 for kind in (experts, widths, heads)):
         return False
@@ -74,6 +83,8 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
             return False
         if mixture is not None and not _has_stock_mixture(layer, mixture):
             return False
+    if any(rest for _, rest in widths):
+        return False
     has_blocks = all(layer.num_heads and layer.mlp_units for layer in spec.layers)
     return has_blocks and _has_stock_heads(spec)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sgate_serve.architecture.config_reader import ConfigReader
-from sgate_serve.architecture.family import BASE
+from sgate_serve.architecture.family import BASE, KEY, VALUE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
 
@@ -46,15 +46,28 @@ def further_layers(config: Mapping[str, Any], spec: ModelSpec) -> int:
 def is_unused(name: str, spec: ModelSpec, num_further: int = 0) -> bool:
     """Say whether a tensor is outside the stack and is not on top of it for this task.
 
-    transformers leaves such tensors out: heads of other tasks, a value head, and as many layers
-    after the last as predict further tokens.
+    transformers leaves such tensors out: heads of other tasks, a value head, as many layers after
+    the last as predict further tokens, and keys and values of layers that read those of others.
     """
+    if name in unread_keys(spec):
+        return True
     family, last = spec.family, len(spec.layers)
     further = (f"{family.layer_name(last + number)}." for number in range(num_further))
     if name.startswith(tuple(further)):
         return True
     on_top = {name for head in family.tasks.values() for name in head.tensors}
     return name in on_top or not name.startswith(f"{family.prefix}.")
+
+
+def unread_keys(spec: ModelSpec) -> set[str]:
+    """Return the tensors of keys and values that layers would have if these were their own."""
+    family, found = spec.family, set[str]()
+    for index, layer in enumerate(spec.layers):
+        if not layer.has_keys:
+            modules = [family.linear(index, role) for role in (KEY, VALUE)]
+            modules += [f"{family.layer_name(index)}.{norm}" for norm in family.head_norms[1:]]
+            found |= {f"{module}.{kind}" for module in modules for kind in ("weight", "bias")}
+    return found
 
 
 def _fit_head(fitted: Fitted) -> Fitted:

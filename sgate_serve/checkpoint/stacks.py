@@ -2,9 +2,10 @@
 
 Elsewhere each expert has tensors of its own, (out, in); here is the way from one to the other. In
 most classes the rows of gate come before those of up, [experts, 2 · units, hidden], and down is
-[experts, hidden, units]; files have such stacks or single experts. In GPT-OSS both alternate and
-matrices are (in, out): [experts, hidden, 2 · units] and [experts, units, hidden], biases
-[experts, …]; its stock files have stacks alone. Folders of `model_type: sgate` have none.
+[experts, hidden, units]. In GPT-OSS both alternate and matrices are (in, out): [experts, hidden, 2
+· units] and [experts, units, hidden], biases [experts, …]. Files have such stacks or single
+experts; stock files of GPT-OSS and Gemma 4 (`Mixture.stacks`) have stacks alone. Folders of
+`model_type: sgate` have none.
 """
 
 import math
@@ -27,6 +28,8 @@ EXPERT = re.compile(
 STACKS: Mapping[str, str] = {GATE: "gate_up_proj", UP: "gate_up_proj", DOWN: "down_proj"}
 # Which of the two parts of a stack a role has.
 HALVES: Mapping[str, int] = {GATE: 0, UP: 1}
+# The order of `Mixture.stacks` in which they alternate.
+ALTERNATE = "alternate"
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def class_slot(name: str, family: Family) -> Slot | None:
         return None
     is_matrix = match["kind"] == WEIGHT
     stack = f"{match['stem']}{STACKS[role]}{'' if is_matrix else f'_{BIAS}'}"
-    return Slot(stack, int(match["number"]), role, is_matrix, mixture.is_stacked)
+    return Slot(stack, int(match["number"]), role, is_matrix, mixture.stacks == ALTERNATE)
 
 
 def slot_of(name: str, family: Family) -> Slot | None:
@@ -135,7 +138,7 @@ def _parts(name: str, info: TensorInfo, family: Family) -> Iterator[tuple[str, T
     roles = [role for role, stack in STACKS.items() if stack == own.removesuffix(f"_{BIAS}")]
     if not roles:
         return
-    alternates = family.mixture.is_stacked
+    alternates = family.mixture.stacks == ALTERNATE
     _check_stack(name, info, kind == WEIGHT, len(roles), alternates)
     shape = info.shape[:0:-1] if alternates else info.shape[1:]
     shape = (shape[0] // len(roles), *shape[1:])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from sgate_serve.architecture.family import ATTENTION, MLP, MLP_ROLES
+from sgate_serve.architecture.recurrent_layers import recurrent_axes
 from sgate_serve.architecture.spec import ModelSpec
 
 PROJECTIONS, ATTENDING, UNITS, INDEX, ROUNDING, NORMS, EMBEDDING, HEAD, SAMPLING, OTHER = KINDS = (
@@ -69,10 +70,14 @@ def work_by_module(spec: ModelSpec) -> Mapping[str, Work]:
         name = family.layer_name(layer)
         found[family.block_modules(layer, ATTENTION)[0]] = Work(ATTENDING, layer)
         found[family.block_modules(layer, MLP)[0]] = Work(UNITS, layer)
+        if spec.layers[layer].experts:
+            # Beside an MLP they are not in its module.
+            found[family.experts_name(layer)] = Work(UNITS, layer)
         found |= {norm: Work(NORMS, layer) for norm in spec.norms(layer)}
         found |= {module_of(router): Work(UNITS, layer) for router in spec.router_tensors(layer)}
         found |= {norm: Work(NORMS, layer) for norm in spec.head_norm_sizes(layer)}
-        found |= {module_of(own): Work(ATTENDING, layer) for own in spec.recurrent_tensors(layer)}
+        recurrent = recurrent_axes(family, spec.layers[layer], layer)
+        found |= {module_of(own): Work(ATTENDING, layer) for own in recurrent}
         for module, roles in spec.modules(layer).items():
             found[module] = Work(kind_of(roles), layer)
     return found

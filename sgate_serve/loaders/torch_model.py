@@ -21,11 +21,12 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
-from sgate_serve.models.experts import RoutingMargins, close_experts, without_router_loss
+from sgate_serve.models.experts import without_router_loss
 from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
 from sgate_serve.models.names import name_in
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
+from sgate_serve.models.routers import RoutingMargins, close_experts
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec

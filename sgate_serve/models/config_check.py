@@ -30,6 +30,7 @@ from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.experts import stacked_place
 from sgate_serve.models.names import name_in
 from sgate_serve.models.refusals import refusals_named
+from sgate_serve.models.routers import choice_of
 
 ACTIVATIONS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activation")
 EPSILONS = ("variance_epsilon", "eps")
@@ -186,10 +187,10 @@ def _choices(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         if not layer.experts:
             continue
         name = name_in(model, spec.family, spec.family.router_name(index))
-        router: Any = model.get_submodule(name)
+        count, top_k, router = choice_of(model, name)
         where = f"of layer {index}"
-        yield f"the number of experts {where}", len(layer.experts), router.num_experts
-        yield f"num_experts_per_tok {where}", layer.top_k, router.top_k
+        yield f"the number of experts {where}", len(layer.experts), count
+        yield f"num_experts_per_tok {where}", layer.top_k, top_k
         normalizes = getattr(router, "norm_topk_prob", True)
         yield f"norm_topk_prob {where}", spec.norm_topk_prob, normalizes
         factor = float(getattr(router, "routed_scaling_factor", 1))

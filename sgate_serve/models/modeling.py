@@ -20,7 +20,7 @@ from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 from sgate_serve.models.configuration import CONFIGS
-from sgate_serve.models.experts import NarrowExperts, narrow_router
+from sgate_serve.models.experts import NarrowExperts
 from sgate_serve.models.layers import (
     IndexedLinear,
     NarrowRMSNorm,
@@ -30,6 +30,7 @@ from sgate_serve.models.layers import (
 )
 from sgate_serve.models.names import name_in
 from sgate_serve.models.recurrence import narrow_recurrence
+from sgate_serve.models.routers import narrow_router
 
 
 def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:
@@ -123,7 +124,8 @@ def _cache_indices(spec: ModelSpec) -> dict[int, int]:
     own = [index for index, shape in enumerate(spec.layers) if not shape.is_recurrent]
     for index in own:
         first.setdefault(spec.windows[index], index)
-    attending = [index for index in own if spec.layers[index].num_heads]
+    shapes = spec.layers
+    attending = [index for index in own if shapes[index].num_heads and shapes[index].has_keys]
     return {index: first.pop(spec.windows[index], index) for index in attending}
 
 
@@ -147,17 +149,18 @@ def _is_routed(spec: ModelSpec, index: int, module: str) -> bool:
 
 def _narrow_mixture(model: PreTrainedModel, spec: ModelSpec, index: int) -> None:
     """Give a layer its own experts and router, and remove a shared expert without units."""
-    mixture = _find(model, spec.family, index, MLP)
-    mixture.set_submodule("experts", NarrowExperts(spec, index))
-    narrow_router(mixture, spec, index)
-    names = spec.family.mixture
-    assert names is not None, "only such a family has experts"
+    family, mixture = spec.family, spec.family.mixture
+    assert mixture is not None, "only such a family has experts"
+    experts = name_in(model, family, family.experts_name(index))
+    model.set_submodule(experts, NarrowExperts(spec, index))
+    narrow_router(model, spec, index)
     is_skipped = not spec.layers[index].shared_units
-    if names.shared is not None and is_skipped:
-        mixture.set_submodule(names.shared.rpartition(".")[2], Skipped())
-    if names.shared_gate is not None:
+    layer = family.layer_name(index)
+    if mixture.shared is not None and is_skipped:
+        model.set_submodule(name_in(model, family, f"{layer}.{mixture.shared}"), Skipped())
+    if mixture.shared_gate is not None:
         gate = Skipped() if is_skipped else nn.Linear(spec.hidden_size, 1, bias=False)
-        mixture.set_submodule(names.shared_gate.rpartition(".")[2], gate)
+        model.set_submodule(name_in(model, family, f"{layer}.{mixture.shared_gate}"), gate)
 
 
 def _narrow_attention(
@@ -244,6 +247,11 @@ def _skip(model: PreTrainedModel, family: Family, index: int, block: str) -> Non
         return
     for norm in family.block_norms(index, block):
         model.set_submodule(name_in(model, family, norm), nn.Identity())
+    if block == MLP and mixture is not None and mixture.branch is not None:
+        assert mixture.switch is not None, "layers of such a class ask whether they have experts"
+        layer: Any = model.get_submodule(name_in(model, family, family.layer_name(index)))
+        setattr(layer, mixture.switch, False)
+        del layer.router, layer.experts
 
 
 def _narrow_stream(model: PreTrainedModel, spec: ModelSpec) -> None:

@@ -52,7 +52,7 @@ def _choice(*words: str) -> Kind:
 
 # Fields of layers that only mixtures have, and one that is written where it is false.
 EXPERTS, TOP_K = "experts", "top_k"
-HAS_VALUES = "has_values"
+HAS_VALUES, HAS_KEYS, MLP_FACTOR = "has_values", "has_keys", "mlp_factor"
 # One that only recurrent layers have.
 KEY_DIM = "key_dim"
 
@@ -69,12 +69,15 @@ KINDS: Mapping[type[Any], Mapping[str, Kind]] = {
     },
     Merge: {"axis": _choice("heads", "key_dims"), "layer": WHOLE, "indices": INDICES},
     Target: {"align": WHOLE, "tensor_parallel": WHOLE, "engine": OPTIONAL_TEXT, "uniform": FLAG},
-    LayerShape: {f.name: WHOLE for f in fields(LayerShape)} | {EXPERTS: INDICES, HAS_VALUES: FLAG},
+    LayerShape: {f.name: WHOLE for f in fields(LayerShape)}
+    | {EXPERTS: INDICES}
+    | dict.fromkeys((HAS_VALUES, HAS_KEYS), FLAG),
 }
 # The values of fields that plans written before these existed lack.
 ADDED_FIELDS: Mapping[type[Any], Mapping[str, Any]] = {
     Target: {"uniform": False},
-    LayerShape: {EXPERTS: [], TOP_K: 0, HAS_VALUES: True, KEY_DIM: 0},
+    LayerShape: {EXPERTS: [], TOP_K: 0, KEY_DIM: 0, MLP_FACTOR: 1}
+    | dict.fromkeys((HAS_VALUES, HAS_KEYS), True),
 }
 FOLD_KINDS: Mapping[str, Kind] = {
     "source": _choice(*sorted(SOURCES)),
@@ -102,6 +105,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 def _without_defaults(values: Mapping[str, Any], dense: LayerShape) -> dict[str, Any]:
     """Return fields of a layer without those that only say that it is no layer of a rarer kind."""
     unsaid = {*(() if dense.experts else (EXPERTS, TOP_K)), *([HAS_VALUES] * dense.has_values)}
+    unsaid |= {HAS_KEYS} if dense.has_keys else set()
+    unsaid |= {MLP_FACTOR} if dense.mlp_factor == 1 else set()
     unsaid |= set() if dense.is_recurrent else {KEY_DIM}
     return {key: value for key, value in values.items() if key not in unsaid}
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sgate_serve.architecture.shapes import LayerShape
+from sgate_serve.architecture.shared_keys import NUM_SHARED
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.errors import PlanError, did_you_mean
 from sgate_serve.plan import Plan, Target
@@ -67,6 +68,13 @@ def check_target(target: Target, spec: ModelSpec) -> None:
         )
     if target.uniform:
         _check_stock(spec)
+    has_shards = target.tensor_parallel > 1 and not target.uniform
+    if has_shards and not all(layer.has_keys for layer in spec.layers):
+        raise PlanError(
+            f"--tensor-parallel {target.tensor_parallel}: layers of this model read the KV heads "
+            f"of earlier ones ({NUM_SHARED}), and no engine with shards runs uneven ones; add "
+            "--uniform, or leave it out"
+        )
     for index, layer in enumerate(spec.layers):
         heads, kv_heads = layer.num_heads, layer.num_kv_heads
         if heads and not is_shardable(heads, kv_heads, target.tensor_parallel):

@@ -2,6 +2,7 @@
 
 from sgate_serve.architecture.family import CLASSIFICATION, DOWN
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
+from sgate_serve.architecture.shared_keys import NUM_SHARED
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import TrainingError
 from sgate_serve.training.train_options import (
@@ -35,6 +36,7 @@ def open_base(options: TrainOptions) -> Checkpoint:
     _check_timed(base, options)
     _check_mixture(base, options)
     _check_recurrent(base, options)
+    _check_shared_keys(base)
     return base
 
 
@@ -88,4 +90,13 @@ def _check_recurrent(base: Checkpoint, options: TrainOptions) -> None:
         raise TrainingError(
             f"--gates row-col: {base.folder} has recurrent layers, whose rows and columns are not "
             "gated yet; use --gates coupled"
+        )
+
+
+def _check_shared_keys(base: Checkpoint) -> None:
+    """Raise TrainingError where a KV head goes only with its query heads of several layers."""
+    if not all(layer.has_keys for layer in base.spec.layers):
+        raise TrainingError(
+            f"{base.folder}: layers read the KV heads of earlier ones ({NUM_SHARED}), and sgate "
+            "train has no gates for such groups yet; convert it with a mask of another tool"
         )

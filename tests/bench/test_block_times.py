@@ -27,7 +27,7 @@ from sgate_serve.environment import hardware
 from sgate_serve.errors import EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS
 from sgate_serve.plan.block_times import BlockTimes
-from tests.families.zoo import VARIANTS, ZOO, Variant, build
+from tests.families.zoo import ON_ENGINES, ZOO, Variant, build
 from tests.plan.test_block_times import TIMES
 from tests.small_llama import dense_llama, save
 from tests.training.masks.test_coupled_selection import spec_of
@@ -96,7 +96,7 @@ def test_noise_leaves_time_outside_the_blocks() -> None:
 # Blocks of mixtures are not timed, nor recurrent ones, nor those of layers with two kinds of heads.
 TIMED = [
     variant
-    for variant in VARIANTS
+    for variant in ON_ENGINES
     if FAMILIES[variant.family].mixture is None
     and FAMILIES[variant.family].recurrence is None
     and not FAMILIES[variant.family].has_heads_by_type

@@ -23,13 +23,13 @@ from sgate_serve.plan import Plan
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.engines.drive import decode, prefill
-from tests.families.zoo import VARIANTS, ZOO, Variant, build
+from tests.families.zoo import ON_ENGINES, ZOO, Variant, build
 from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import random_tokens
 
 Values = dict[str, NDArray[np.float32]]
 
-SUPPORTED = [v for v in VARIANTS if v.name != "longrope"]
+SUPPORTED = [v for v in ON_ENGINES if v.name != "longrope"]
 LLAMA = ZOO["llama"][0]
 OPTIONS = SlotOptions(slots=1, max_model_len=64, threads=1)
 TOLERANCE = 1e-4

@@ -27,7 +27,7 @@ from sgate_serve.errors import CheckpointError, EngineError
 from sgate_serve.onnx_format.precision import PRECISIONS, Precision
 from tests.converters.integer_blocks import dequantized
 from tests.families.test_equivalence import converted
-from tests.families.zoo import VARIANTS, ZOO, Variant, build
+from tests.families.zoo import ON_ENGINES, ZOO, Variant, build
 from tests.small_llama import (
     Kept,
     dense_llama,
@@ -39,15 +39,11 @@ from tests.small_llama import (
 
 Floats = NDArray[np.float32]
 
-DECODERS = [v for v in VARIANTS if v.task == "causal-lm" and v.name != "longrope"]
+DECODERS = [v for v in ON_ENGINES if v.task == "causal-lm" and v.name != "longrope"]
 NAMES = {
     *("llama-plain", "qwen2-tied", "qwen3-biased-sliding", "gemma2-soft-capped", "gpt2-tied"),
-    *(
-        "qwen3_5_text-biased-half-rotary",
-        "qwen2_moe-shared",
-        "glm4_moe-normalized",
-        "gpt_oss-alternating",
-    ),
+    *("qwen3_5_text-biased-half-rotary", "qwen2_moe-shared", "glm4_moe-normalized"),
+    *("gpt_oss-alternating", "gemma4_text-experts"),
 }
 # Wider than the blocks of 4 and of 8 bits.
 WIDE = {"hidden_size": 192, "moe_intermediate_size": 160, "shared_expert_intermediate_size": 160}

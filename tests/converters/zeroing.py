@@ -74,7 +74,7 @@ class Weights:
 
     def store(self) -> None:
         for (layer, role), bias in self.biases.items():
-            experts = self._block(layer).get_submodule("experts")
+            experts = self._experts_of(layer)
             both = experts.get_parameter("gate_up_proj_bias").data[:, int(role == UP) :: 2]
             both.copy_(bias.view_as(both))
         for (layer, role, kind), copy in self.copies.items():
@@ -91,7 +91,7 @@ class Weights:
 
     def _experts(self, layer: int, role: str) -> list[torch.Tensor]:
         """Return views of a role's matrix in each expert of transformers' stock class."""
-        experts: Any = self._block(layer).get_submodule("experts")
+        experts: Any = self._experts_of(layer)
         if self._are_transposed:
             both, half = experts.gate_up_proj.data, int(role == UP)
             stack = experts.down_proj.data if role == DOWN else both[..., half::2]
@@ -109,7 +109,7 @@ class Weights:
     @property
     def _are_transposed(self) -> bool:
         mixture = self.spec.family.mixture
-        return mixture is not None and mixture.is_stacked
+        return mixture is not None and mixture.stacks == "alternate"
 
     def bias(self, layer: int, role: str) -> torch.Tensor | None:
         """Return a role's bias; of experts those of all units, or of down [hidden, experts]."""
@@ -119,16 +119,16 @@ class Weights:
         return None if bias is None else self._rows(bias, layer, role, "bias")
 
     def _expert_biases(self, layer: int, role: str) -> torch.Tensor:
-        experts = self._block(layer).get_submodule("experts")
+        experts = self._experts_of(layer)
         if role == DOWN:
             return experts.get_parameter("down_proj_bias").data.T
         both = experts.get_parameter("gate_up_proj_bias").data[:, int(role == UP) :: 2]
         return self.biases.setdefault((layer, role), both.reshape(-1))
 
-    def _block(self, layer: int) -> nn.Module:
-        name = name_in(self.model, self.spec.family, f"model.layers.{layer}.mlp")
-        block: nn.Module = self.model.get_submodule(name)
-        return block
+    def _experts_of(self, layer: int) -> nn.Module:
+        name = name_in(self.model, self.spec.family, self.spec.family.experts_name(layer))
+        experts: nn.Module = self.model.get_submodule(name)
+        return experts
 
 
 Random = np.random.Generator
@@ -197,8 +197,9 @@ def few_units(weights: Weights, random: Random) -> None:
 
 
 def _of_heads(weights: Weights, layer: int, random: Random) -> str:
-    roles = [QUERY, KEY, weights.spec.layers[layer].value_role, OUTPUT]
-    return str(random.choice(with_gates(weights, layer, roles)))
+    shape = weights.spec.layers[layer]
+    own = [KEY, shape.value_role] if shape.has_keys else []
+    return str(random.choice(with_gates(weights, layer, [QUERY, *own, OUTPUT])))
 
 
 def whole_heads(weights: Weights, random: Random) -> None:

@@ -25,6 +25,7 @@ from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import TensorHeader
 from sgate_serve.loaders.logits import load_onnx
+from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.models import AUTO_CLASSES
 
 Outputs = NDArray[np.float32]
@@ -105,7 +106,8 @@ BASES: dict[str, Config] = {
     "gemma3_text": GEMMA | {"sliding_window_pattern": 2, "rope_local_base_freq": 20.0},
     "gemma4_text": GROUPED
     | {"sliding_window": WINDOW, "global_head_dim": 8, "num_global_key_value_heads": 1}
-    | {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0},
+    | {"attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "enable_moe_block": True}
+    | {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 12},
     "olmo2": DECODER,
     "olmo3": DECODER | {"num_hidden_layers": 4, "sliding_window": WINDOW},
     "gpt2": SIZES | {"n_embd": 32, "n_inner": 24, "n_layer": 2, "n_head": 4, "n_positions": 64},
@@ -204,6 +206,10 @@ class OurReading:
             folder = self.root / f"graph-{len(self.known)}"
             write_config(config, folder)
             save_file(tensors, folder / SINGLE_FILE)
+            if spec.for_torch_alone is not None:
+                # The shapes of the tensors are ours, and transformers takes no others.
+                self.known[key] = TorchModel.converted(folder).logits(TOKENS)
+                return self.known[key]
             engine = load_onnx(Checkpoint.open(folder))
             self.known[key] = engine.logits(TOKENS)
             engine.close()

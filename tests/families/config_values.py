@@ -53,6 +53,9 @@ FOLLOWED: dict[str, Any] = {
     "first_k_dense_replace": 0,
     "use_qk_norm": True,
     "num_experts_per_tok": 1,
+    "top_k_experts": 1,
+    "enable_moe_block": False,
+    "hidden_size_per_layer_input": 8,
     "moe_intermediate_size": 20,
     "shared_expert_intermediate_size": 20,
     "norm_topk_prob": True,
@@ -134,8 +137,6 @@ REFUSED: dict[str, Any] = {
     "topk_group": 2,
     "num_mtp_layers": 2,
     "num_kv_shared_layers": 1,
-    "hidden_size_per_layer_input": 8,
-    "enable_moe_block": True,
 }
 # Without effect on inference in any family. Dropout is off then, and the weights are those stored.
 WITHOUT_EFFECT: dict[str, Any] = {
@@ -180,7 +181,6 @@ WITHOUT_EFFECT: dict[str, Any] = {
     # Without the parts that they are about.
     "vocab_size_per_layer_input": 4,
     "use_double_wide_mlp": True,
-    "top_k_experts": 2,
     # Layers here use the first.
     "number_of_conv_states": 2,
     "reorder_and_upcast_attn": True,

@@ -1,9 +1,23 @@
 """Random values for what transformers starts as ones or zeros, so that leaving it out shows."""
 
+from collections.abc import Callable, Mapping
+
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 HYBRID_NORMS = ("Qwen3_5RMSNorm", "Qwen3_5MoeRMSNorm", "Qwen3NextRMSNorm")
+# By the ending of a name.
+DRAWN: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "bias": lambda values: values.normal_(0, 0.1),
+    # They compete with scores.
+    "sinks": lambda values: values.normal_(0, 1),
+    # So slowly that a state remembers a whole batch.
+    "A_log": lambda values: values.uniform_(-3, 0),
+    # They multiply what a router reads, and the shares that it gives.
+    "router.scale": lambda values: values.uniform_(0.5, 1.5),
+    "per_expert_scale": lambda values: values.uniform_(0.5, 1.5),
+}
 
 
 def randomize(model: PreTrainedModel) -> None:
@@ -17,14 +31,9 @@ def randomize(model: PreTrainedModel) -> None:
             center = 0.0 if adds_to_1 else 1.0
             module.weight.data.uniform_(center - 0.5, center + 0.5)
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.normal_(0, 0.1)
-        # They compete with scores.
-        elif name.endswith("sinks"):
-            parameter.data.normal_(0, 1)
-        elif name.endswith("A_log"):
-            # So slowly that a state remembers a whole batch.
-            parameter.data.uniform_(-3, 0)
+        for ending, draw in DRAWN.items():
+            if name.endswith(ending):
+                draw(parameter.data)
     for name, buffer in model.named_buffers():
         # It multiplies the stream after a layer.
         if name.endswith("layer_scalar"):

@@ -184,6 +184,10 @@ def test_a_field_left_out_has_the_default_of_its_class(
             ModelSpec.from_config(config, "config.json")
         config["vocab_size"] = full["vocab_size"]
     write_config(config, tmp_path)
+    if key in OF_EXPERTS and full[key] is None:
+        with pytest.raises(CheckpointError, match=f"{key} must be a whole number, found None"):
+            check_reading(tmp_path)
+        return
     with refusal(family, {key}):
         check_reading(tmp_path)
 
@@ -204,9 +208,13 @@ def refusal(family: str, left_out: set[str]) -> AbstractContextManager[Any]:
     return pytest.raises(CheckpointError, match=f"{keys.pop()} .* is not supported for family")
 
 
+# A class that need not have experts has no number of them.
+OF_EXPERTS = {"num_experts", "top_k_experts", "moe_intermediate_size"}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 PLAIN = {"rope_type": "default", "rope_theta": 5.0}
 TURNED = {"rope_type": "proportional", "rope_theta": 50.0, "factor": 2.0}
+# The second layer reads the keys of the first.
+SHARED = {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2}
 # Spellings that meet in one config; the old one wins where transformers lets it.
 MEETING: list[tuple[str, Config]] = [
     ("llama", {"rope_scaling": LINEAR, "rope_parameters": {"rope_theta": 3.0}}),
@@ -247,6 +255,9 @@ MEETING: list[tuple[str, Config]] = [
     ("gemma4_text", {"per_layer_config": {}, "head_dim": 12}),
     ("gemma4_text", {"num_global_key_value_heads": None, "use_bidirectional_attention": "vision"}),
     ("gemma4_text", {"attention_k_eq_v": False, "num_global_key_value_heads": 4}),
+    ("gemma4_text", SHARED | {"enable_moe_block": False}),
+    ("gemma4_text", SHARED | {"use_double_wide_mlp": True}),
+    ("gemma4_text", {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 40}),
     ("gemma4_text", {"rope_parameters": {"sliding_attention": PLAIN, "full_attention": TURNED}}),
     (
         "gemma4_text",
@@ -337,6 +348,12 @@ CONTRADICTING: list[tuple[str, Config, str]] = [
     ),
     ("gemma4_text", {"use_bidirectional_attention": "all"}, 'must be "vision", which a model of'),
     ("gemma4_text", {"global_head_dim": None}, "global_head_dim must be .*, found null"),
+    (
+        "gemma4_text",
+        {"num_kv_shared_layers": 2},
+        "num_kv_shared_layers 2 of 2 layers: layer 0 reads the keys of an earlier layer, and none",
+    ),
+    ("gemma4_text", {"top_k_experts": 9}, "top_k_experts 9 of 8 experts; a token uses at least"),
     ("gemma4_text", {"head_dim": 0}, "head_dim 0 must be even and positive"),
     ("gemma4_text", {"num_key_value_heads": 3}, "has 4 query heads, not a multiple of its 3 KV"),
     ("olmo3", {"rope_scaling": {**YARN, "truncate": False}}, "rope_parameters: truncate false is"),

@@ -26,11 +26,11 @@ from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
 from tests.converters.test_convert import random_gates, write_gates
 from tests.families.small_models import small_model
-from tests.families.zoo import VARIANTS, ZOO, Variant, build, token_batch
+from tests.families.zoo import ON_ENGINES, VARIANTS, ZOO, Variant, build, token_batch
 
 DECODERS = [variant for variant in VARIANTS if variant.task == CAUSAL_LM]
 # A graph of longrope ends at the original length, which is 6 here.
-ON_ONNX = [variant for variant in VARIANTS if variant.name != "longrope"]
+ON_ONNX = [variant for variant in ON_ENGINES if variant.name != "longrope"]
 # The layer without attention is the first, the other one for the first variant of a family as well.
 FIRST_OF_FAMILY = [variants[0] for variants in ZOO.values()]
 

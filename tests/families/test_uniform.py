@@ -33,7 +33,7 @@ transformers.utils.logging.set_verbosity_error()
 for line in sys.stdin.read().splitlines():
     folder, auto = line.split("\\t")
     # Grouped products need widths of whole 16 bytes.
-    is_mixture = any(name in folder for name in ("moe", "mixtral", "gpt_oss"))
+    is_mixture = any(name in folder for name in ("moe", "mixtral", "gpt_oss", "gemma4"))
     kernels = {"experts_implementation": "eager"} if is_mixture else {}
     kernels |= {"attn_implementation": "eager", "output_loading_info": True}
     model, report = getattr(transformers, auto).from_pretrained(
@@ -114,10 +114,13 @@ def test_process_without_this_package_gets_the_masked_dense_logits(
     masked = open_masked(case.root / "base", case.root / "gates")
     expected = logits64(dense_model(masked, torch.float64), token_batch(variant, 0))
     np.testing.assert_allclose(case.found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
-    # A family with mixtures has two kinds of layers, and so has one with two kinds of heads.
+    # Mixtures are a kind of layers of their own, and so are those with other heads or without keys.
     shape, dense = case.plan.layers[0].shape, masked.spec.layers[0]
     spec = masked.spec
-    kinds = {(bool(one.experts), spec.head_type(index)) for index, one in enumerate(spec.layers)}
+    kinds = {
+        (bool(one.experts), spec.head_type(index), one.has_keys)
+        for index, one in enumerate(spec.layers)
+    }
     assert len({layer.shape for layer in case.plan.layers}) == len(kinds)
     # Where no width is stated, hidden size / heads is the width of a head, so all heads stay. So do
     # they where one norm spans them.

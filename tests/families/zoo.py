@@ -6,8 +6,7 @@ with a large spread, so that an error in any tensor shows.
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -18,7 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests.families.gemma_zoo import GEMMA_ZOO
 from tests.families.random_weights import randomize
+from tests.families.variant import Task, Variant
 from tests.families.zoo_configs import (
     BIASES,
     CLAMPED,
@@ -26,8 +27,6 @@ from tests.families.zoo_configs import (
     DISTILBERT,
     ENCODER,
     EXPERTS,
-    GEMMA,
-    GEMMA4,
     GLM_EXPERTS,
     GPT2,
     GPT_OSS,
@@ -48,7 +47,9 @@ from tests.families.zoo_configs import (
     YARN,
 )
 
-Task = Literal["causal-lm", "classification", "base"]
+__all__ = ["AUTO_CLASSES", "LENGTH", "ON_ENGINES", "VARIANTS", "ZOO", "Task", "Variant"]
+__all__ += ["build", "padded_batch", "token_batch"]
+
 LENGTH = 12
 
 AUTO_CLASSES: dict[Task, Any] = {
@@ -56,19 +57,6 @@ AUTO_CLASSES: dict[Task, Any] = {
     "classification": AutoModelForSequenceClassification,
     "base": AutoModel,
 }
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A model to build: `name` says which feature is on, `config` holds transformers' fields."""
-
-    family: str
-    name: str
-    task: Task
-    config: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return f"{self.family}-{self.name}"
 
 
 ZOO: Mapping[str, list[Variant]] = {
@@ -143,43 +131,7 @@ ZOO: Mapping[str, list[Variant]] = {
         Variant("phi3", "longrope", "causal-lm", DECODER | LONGROPE),
         Variant("phi3", "sliding", "causal-lm", DECODER | {"sliding_window": WINDOW}),
     ],
-    "gemma2": [
-        Variant("gemma2", "soft-capped", "causal-lm", GEMMA | {"attn_logit_softcapping": 3.0}),
-        Variant(
-            "gemma2",
-            "biased-uncapped",
-            "causal-lm",
-            GEMMA
-            | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-            | {"attention_bias": True, "tie_word_embeddings": False}
-            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-        ),
-    ],
-    "gemma3_text": [
-        Variant("gemma3_text", "pattern", "causal-lm", GEMMA | {"sliding_window_pattern": 3}),
-        Variant(
-            "gemma3_text",
-            "biased-untied",
-            "causal-lm",
-            GEMMA
-            | {"final_logit_softcapping": None, "attention_bias": True}
-            | {"tie_word_embeddings": False}
-            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-        ),
-    ],
-    "gemma4_text": [
-        Variant("gemma4_text", "keys-are-values", "causal-lm", GEMMA4),
-        Variant(
-            "gemma4_text",
-            "biased-untied",
-            "causal-lm",
-            GEMMA4
-            | {"final_logit_softcapping": None, "attention_bias": True}
-            | {"attention_k_eq_v": False, "tie_word_embeddings": False}
-            | {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
-        ),
-        Variant("gemma4_text", "biased-base", "base", GEMMA4 | {"attention_bias": True}),
-    ],
+    **GEMMA_ZOO,
     "olmo2": [
         Variant("olmo2", "tied", "causal-lm", DECODER | {"tie_word_embeddings": True}),
         Variant(
@@ -366,6 +318,8 @@ ZOO: Mapping[str, list[Variant]] = {
     ],
 }
 VARIANTS = [variant for variants in ZOO.values() for variant in variants]
+# Layers that share keys and values run on torch alone.
+ON_ENGINES = [one for one in VARIANTS if not one.config.get("num_kv_shared_layers")]
 
 
 def build(variant: Variant, seed: int, **overrides: Any) -> PreTrainedModel:

@@ -39,6 +39,20 @@ GEMMA4 = {key: value for key, value in GEMMA.items() if key != "query_pre_attn_s
     "hidden_size_per_layer_input": 0,
     "layer_types": ["sliding_attention", "full_attention", "full_attention"],
 }
+GEMMA4_EXPERTS = GEMMA4 | {"enable_moe_block": True, "moe_intermediate_size": 16}
+GEMMA4_EXPERTS |= {"num_experts": 5, "top_k_experts": 2}
+# Layer 3 reads the keys and values of layer 2, and layer 4 those of layer 1.
+GEMMA4_SHARED = GEMMA4 | {"num_hidden_layers": 5, "num_kv_shared_layers": 2}
+# Norms over inputs that are nearly zero would show the rounding of each engine.
+GEMMA4_SHARED |= {"hidden_size_per_layer_input": 12, "rms_norm_eps": 1e-3}
+GEMMA4_SHARED |= {"vocab_size_per_layer_input": VOCABULARY}
+GEMMA4_SHARED |= {"use_double_wide_mlp": True, "attention_k_eq_v": False}
+GEMMA4_SHARED |= {
+    "layer_types": [
+        *("sliding_attention", "full_attention", "sliding_attention"),
+        *("sliding_attention", "full_attention"),
+    ]
+}
 # Two heads attend for each KV head, and in recurrent layers four values share a key.
 HYBRID: dict[str, Any] = DECODER | {
     "head_dim": 16,

@@ -65,6 +65,15 @@ MIXTURES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
         "routed_scaling_factor": 1.5,
     },
+    "gemma4_text": {
+        **_SIZES,
+        **_QWEN,
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+        "hidden_size_per_layer_input": 0,
+        "sliding_window": 7,
+        "global_head_dim": 16,
+    },
     "gpt_oss": {
         **_SIZES,
         "num_local_experts": 6,
@@ -83,7 +92,7 @@ def small_mixture(family: str, seed: int = 0) -> PreTrainedModel:
         config, experts_implementation="eager"
     ).eval()
     for name, parameter in model.named_parameters():
-        if name.endswith(("mlp.gate.weight", "mlp.router.weight")):
+        if name.endswith(("mlp.gate.weight", "mlp.router.weight", "router.proj.weight")):
             torch.nn.init.normal_(parameter, std=0.5)
         elif name.endswith("proj_bias"):
             torch.nn.init.normal_(parameter, std=0.1)

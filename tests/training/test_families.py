@@ -11,7 +11,7 @@ from sgate_serve.training import TrainOptions, train
 from sgate_serve.training.train_options import COUPLED, ROW_COL
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
-from tests.families.zoo import ZOO, build
+from tests.families.zoo import ZOO, Variant, build
 from tests.text_model import SENTENCES, write_tokenizer
 
 WIDTHS = {
@@ -21,20 +21,24 @@ WIDTHS = {
         "intermediate_size",
     ),
 }
+# Layers with inputs of their own, which all tunings but that of whole models leave alone.
+INPUTS = next(one for one in ZOO["gemma4_text"] if one.name == "shared-keys-inputs")
+INPUTS = replace(INPUTS, config={**INPUTS.config, "num_kv_shared_layers": 0})
 RUNS = [
-    (family, gates, recovery)
+    (ZOO[family][0], gates, recovery)
     for family in WIDTHS
     for gates, recovery in ((COUPLED, "bias"), (ROW_COL, "lora"))
     if gates == COUPLED or FAMILIES[family].recurrence is None
 ]
+RUNS += [(INPUTS, COUPLED, "full"), (INPUTS, COUPLED, "lora")]
 
 
-@pytest.mark.parametrize(("family", "gates", "recovery"), RUNS)
+@pytest.mark.parametrize(("variant", "gates", "recovery"), RUNS, ids=str)
 def test_gates_train_convert_and_verify(
-    family: str, gates: str, recovery: str, tmp_path: Path
+    variant: Variant, gates: str, recovery: str, tmp_path: Path
 ) -> None:
-    variant = ZOO[family][0]
-    sizes = {**variant.config, "vocab_size": 400, WIDTHS[family]: 96}
+    sizes = {**variant.config, "vocab_size": 400, WIDTHS[variant.family]: 96}
+    sizes |= {"vocab_size_per_layer_input": 400} if variant is INPUTS else {}
     build(replace(variant, config=sizes), seed=0).save_pretrained(tmp_path / "base")
     write_tokenizer(tmp_path / "base")
     (tmp_path / "text.txt").write_text("\n\n".join(SENTENCES * 60), encoding="utf-8")

@@ -62,6 +62,10 @@ class ModelContext:
             )
         if spec.family.recurrent_layers:
             check_recurrent(vllm_config)
+        if (what := spec.for_torch_alone) is not None:
+            raise EngineError(
+                f"{model_config.model} has {what}, and the plugin has none yet; use --engine torch"
+            )
         if any(layer.experts for layer in spec.layers):
             check_mixture(spec, vllm_config)
         compilation = vllm_config.compilation_config

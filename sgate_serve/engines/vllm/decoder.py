@@ -15,7 +15,7 @@ from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.pooler import DispatchPooler
 from vllm.model_executor.layers.pooler.seqwise import LastPool
@@ -40,12 +40,14 @@ from sgate_serve.engines.vllm.attention import (
     head_sinks,
     rotary,
 )
+from sgate_serve.engines.vllm.branch import UnevenBranch
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.engines.vllm.loading import load_weights
 from sgate_serve.engines.vllm.mixture import UnevenMixture
 from sgate_serve.engines.vllm.mlp import UnevenMLP
+from sgate_serve.engines.vllm.norms import add_and_norm, residual_norm, rms_norm
 from sgate_serve.engines.vllm.recurrence import UnevenRecurrence
 
 Stream = tuple[torch.Tensor, torch.Tensor | None]
@@ -75,8 +77,7 @@ class UnevenDecoderLayer(nn.Module):
             make = UnevenRecurrence if shape.is_recurrent else decoder_attention
             self.blocks[ATTENTION] = make(model, layer, prefix)
         if shape.mlp_units:
-            kind = UnevenMixture if shape.experts else UnevenMLP
-            self.blocks[MLP] = kind(model, layer, f"{prefix}.mlp")
+            self.blocks[MLP] = decoder_mlp(model, layer, f"{prefix}.mlp")
         for block in self.blocks:
             if block in model.spec.family.norms:
                 self.norms[block] = residual_norm(model)
@@ -95,7 +96,7 @@ class UnevenDecoderLayer(nn.Module):
                 hidden, residual = add_and_norm(self.norms[name], hidden, residual)
             else:
                 residual = hidden = hidden if residual is None else hidden + residual
-            hidden = self._added(name, positions, hidden)
+            hidden = self._added(name, positions, hidden, residual)
         if self.scale is None:
             return hidden, residual
         # A number per layer multiplies the whole stream.
@@ -110,13 +111,18 @@ class UnevenDecoderLayer(nn.Module):
             # The first norm adds; from then on the stream is whole.
             normed, hidden = add_and_norm(self.norms[name], hidden, residual)
             residual = None
-            deltas.append(self._added(name, positions, normed))
+            deltas.append(self._added(name, positions, normed, hidden))
         return (reduce(torch.add, deltas), hidden) if deltas else (hidden, residual)
 
-    def _added(self, name: str, positions: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+    def _added(
+        self, name: str, positions: torch.Tensor, normed: torch.Tensor, stream: torch.Tensor
+    ) -> torch.Tensor:
         """Return what a block adds to the stream."""
         block = self.blocks[name]
-        y: torch.Tensor = block(positions, normed) if name == ATTENTION else block(normed)
+        if name == ATTENTION:
+            y: torch.Tensor = block(positions, normed)
+        else:
+            y = block(normed, stream) if isinstance(block, UnevenBranch) else block(normed)
         y = self.post_norms[name](y) if name in self.post_norms else y
         return y if self.factor == 1 else y * self.factor
 
@@ -261,6 +267,15 @@ class UnevenDecoderEmbedder(UnevenDecoder):
         self.pooler = DispatchPooler.for_embedding(vllm_config.model_config.pooler_config)
 
 
+def decoder_mlp(model: ModelContext, layer: LayerContext, prefix: str) -> nn.Module:
+    """Build the MLP of one layer, or its experts."""
+    kind: type[nn.Module] = UnevenMLP
+    if model.spec.layers[layer.index].experts:
+        has_branch = model.spec.family.branch(layer.index) is not None
+        kind = UnevenBranch if has_branch else UnevenMixture
+    return kind(model, layer, prefix)
+
+
 def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> UnevenAttention:
     """Build the attention block of one layer."""
     spec, width, sinks = model.spec, layer.shape.stored.head_dim, head_sinks(layer)
@@ -286,29 +301,3 @@ def decoder_attention(model: ModelContext, layer: LayerContext, prefix: str) -> 
     if spec.family.has_value_norm:
         parts["value_norm"] = RMSNorm(width, eps=spec.norm_eps, has_weight=False)
     return UnevenAttention(layer, core, f"{prefix}.self_attn", sinks, **parts)
-
-
-def residual_norm(model: ModelContext) -> nn.Module:
-    """Build a norm over the stream: LayerNorm, or RMSNorm over the width before removal."""
-    spec = model.spec
-    if spec.family.norm == "layer":
-        return nn.LayerNorm(spec.hidden_size, eps=spec.norm_eps)
-    # n/h · Σx²/n = Σx²/h, so epsilon grows by n/h = gain², and loading multiplies weights by gain.
-    return rms_norm(model, spec.hidden_size, spec.norm_eps * spec.norm_gain**2)
-
-
-def rms_norm(model: ModelContext, size: int, eps: float) -> nn.Module:
-    return (GemmaRMSNorm if model.spec.family.norm_offset else RMSNorm)(size, eps=eps)
-
-
-def add_and_norm(
-    norm: nn.Module, hidden: torch.Tensor, residual: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the normalized stream and the stream itself, hidden + residual."""
-    if residual is None:
-        return norm(hidden), hidden
-    if isinstance(norm, nn.LayerNorm):
-        residual = hidden + residual
-        return norm(residual), residual
-    normed: tuple[torch.Tensor, torch.Tensor] = norm(hidden, residual)
-    return normed

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from sgate_serve.architecture.family import Mixture
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
+from sgate_serve.architecture.mixture import Mixture
 from sgate_serve.architecture.parts import Rows
 from sgate_serve.architecture.shapes import Lowered
 from sgate_serve.architecture.spec import ModelSpec

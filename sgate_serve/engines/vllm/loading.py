@@ -15,6 +15,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.names import canonical_name
+from sgate_serve.engines.vllm.branch import UnevenBranch
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.heads import SequenceHead, key_of
 from sgate_serve.engines.vllm.layer import SCALE, Tensors
@@ -130,6 +131,8 @@ def _layer_norms(layer: Any, context: ModelContext) -> Places:
     }
     for name, norm in layer.post_norms.items():
         modules[f"{family.layer_name(index)}.{family.post_norms[name]}"] = (norm, gain)
+    branches = (block for block in layer.blocks.values() if isinstance(block, UnevenBranch))
+    modules |= {name: (norm, gain) for branch in branches for name, norm in branch.norms()}
     if ATTENTION in layer.blocks and _recurrence(layer) is None:
         attention = layer.blocks[ATTENTION]
         if (sinks := spec.sinks(index)) is not None:

@@ -40,20 +40,13 @@ class UnevenMixture(nn.Module):
         shape = model.spec.layers[layer.index]
         self.width = round_up(self.hidden_size, ALIGNMENT)
         self.units = round_up(max(1, *shape.experts), ALIGNMENT * _num_shards(layer))
-        num_experts, routing, mixture = len(shape.experts), dict[str, Any](), layer.mixture
-        self.router: nn.Module = _choice(
-            self.hidden_size, num_experts, f"{prefix}.gate", bias=mixture.has_biased_router
-        )
+        mixture = layer.mixture
+        self.router = self.make_router(model, len(shape.experts), f"{prefix}.gate")
         self.is_clamped = model.spec.clamped_units is not None
-        if self.is_clamped:
-            routing["has_bias"] = True
-        if model.spec.correction(layer.index) is not None:
-            self.router = CorrectedChoice(self.hidden_size, num_experts)
-            num_experts, routing = self.router.num_experts, self.router.settings
-            routing["routed_scaling_factor"] = model.spec.routed_scaling
         self.experts = _fused_experts(
-            **routing,
-            num_experts=num_experts,
+            **({"has_bias": True} if self.is_clamped else {}),
+            **getattr(self.router, "settings", {}),
+            num_experts=getattr(self.router, "num_experts", len(shape.experts)),
             top_k=shape.top_k,
             hidden_size=self.width,
             intermediate_size=self.units,
@@ -70,7 +63,14 @@ class UnevenMixture(nn.Module):
         if shape.shared_units:
             self.shared = UnevenMLP(model, _of_shared(layer), f"{prefix}.shared_expert")
             if mixture.shared_gate is not None:
-                self.shared_gate = _choice(self.hidden_size, 1, f"{prefix}.shared_expert_gate")
+                self.shared_gate = choice(self.hidden_size, 1, f"{prefix}.shared_expert_gate")
+
+    def make_router(self, model: ModelContext, num_experts: int, prefix: str) -> nn.Module:
+        """Build what gives the logits of experts; it may know how vLLM is to choose by them."""
+        if model.spec.correction(self.layer.index) is not None:
+            return CorrectedChoice(self.hidden_size, num_experts, model.spec.routed_scaling)
+        has_bias = self.layer.mixture.has_biased_router
+        return choice(self.hidden_size, num_experts, prefix, bias=has_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return [tokens, hidden], to be added to the residual stream."""
@@ -81,10 +81,15 @@ class UnevenMixture(nn.Module):
             shared = self.shared(x)
             if self.shared_gate is not None:
                 shared = torch.sigmoid(self.shared_gate(x)[0]) * shared
+        y = self.routed(x, scores)
+        return y if shared is None else y + shared
+
+    def routed(self, x: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return what the chosen experts make of `x`; vLLM may overwrite that."""
         if self.width != self.hidden_size:
             x = nn.functional.pad(x, (0, self.width - self.hidden_size))
-        y = self.experts(hidden_states=x, router_logits=scores)[..., : self.hidden_size]
-        return y if shared is None else y + shared
+        y: torch.Tensor = self.experts(hidden_states=x, router_logits=scores)
+        return y[..., : self.hidden_size]
 
     def choices(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield the router and the shared expert's gate by their names in the folder."""
@@ -149,9 +154,9 @@ class CorrectedChoice(nn.Module):
     there is a second that it never chooses, of zeros.
     """
 
-    def __init__(self, hidden_size: int, num_experts: int) -> None:
+    def __init__(self, hidden_size: int, num_experts: int, factor: float) -> None:
         super().__init__()
-        self.num_experts = max(2, num_experts)
+        self.num_experts, self.factor = max(2, num_experts), factor
         weight = torch.empty(num_experts, hidden_size, dtype=torch.float32)
         self.weight = nn.Parameter(weight, requires_grad=False)
         correction = torch.full((self.num_experts,), -torch.inf, dtype=torch.float32)
@@ -168,6 +173,7 @@ class CorrectedChoice(nn.Module):
             "num_expert_group": 1,
             "topk_group": 1,
             "router_logits_dtype": torch.float32,
+            "routed_scaling_factor": self.factor,
         }
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
@@ -198,7 +204,7 @@ def _fused_experts(**settings: Any) -> Any:
     return FusedMoEFactory(**settings)
 
 
-def _choice(hidden_size: int, outputs: int, prefix: str, *, bias: bool = False) -> ReplicatedLinear:
+def choice(hidden_size: int, outputs: int, prefix: str, *, bias: bool = False) -> ReplicatedLinear:
     """Return the linear of a router or a gate, which are never quantized."""
     return ReplicatedLinear(hidden_size, outputs, bias=bias, prefix=prefix)
 

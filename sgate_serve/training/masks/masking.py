@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sgate_serve.gates.keys import GateSite
-from sgate_serve.models.experts import chosen_among, is_router
+from sgate_serve.models.routers import chosen_among, is_router
 from sgate_serve.plan import Masks
 
 Source = Callable[[], Tensor]
@@ -72,7 +72,7 @@ def masked_by(model: nn.Module, masks: Masks) -> Iterator[None]:
 
     Routers never choose the experts whose rows are closed.
     """
-    routers = {name for name in masks if is_router(model.get_submodule(name))}
+    routers = {name for name in masks if is_router(model, name)}
     linears = {name: gate for name, gate in masks.items() if name not in routers}
     device = next(model.parameters()).device
     with ExitStack() as stack:

@@ -150,6 +150,9 @@ def _biases(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
 
 
 def _all_but_embeddings(model: nn.Module, spec: ModelSpec) -> tuple[str, ...]:
-    # What corrects a router's choice is no parameter: nothing is differentiable in it.
-    left_out = {*embedding_tensors(spec), *map(spec.correction, range(len(spec.layers)))}
+    # What corrects a router's choice is no parameter, for nothing is differentiable in it, and
+    # neither is what multiplies the stream after a layer.
+    layers = range(len(spec.layers))
+    buffers = {*map(spec.correction, layers), *map(spec.family.scale_name, layers)}
+    left_out = {*embedding_tensors(spec), *buffers}
     return tuple(name for name in spec.tensor_shapes() if name not in left_out)

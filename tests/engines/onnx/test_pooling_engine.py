@@ -27,11 +27,11 @@ from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.names import META_PADDING_POSITION
 from sgate_serve.text.pooling import Pooling
-from tests.families.zoo import VARIANTS, ZOO, Variant, build
+from tests.families.zoo import ON_ENGINES, ZOO, Variant, build
 from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import dense_llama, save
 
-POOLING_MODELS = [variant for variant in VARIANTS if variant.task != "causal-lm"]
+POOLING_MODELS = [variant for variant in ON_ENGINES if variant.task != "causal-lm"]
 LENGTHS = (3, 17, 1, 8, 30)
 ONE_THREAD = PoolingOptions(threads=1)
 

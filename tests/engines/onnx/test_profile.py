@@ -26,7 +26,7 @@ from sgate_serve.engines.work import (
 from sgate_serve.onnx_format.names import GRAPH_FILE
 from sgate_serve.onnx_format.precision import precision_named, suited_to
 from tests.converters.test_to_onnx_lowered import converted, row_col_gates, write_base
-from tests.families.zoo import VARIANTS, Variant, build
+from tests.families.zoo import ON_ENGINES, Variant, build
 
 PRODUCTS = ("FusedMatMul", "MatMul", "MatMulNBits", "MatMulIntegerToFloat", "Gemm")
 
@@ -39,7 +39,7 @@ def products(path: Path, spec: ModelSpec) -> Counter[Work]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", ON_ENGINES, ids=lambda variant: variant.name)
 def test_nodes_work_on_the_tensors_that_they_read(
     tmp_path: Path, variant: Variant, precision: str
 ) -> None:

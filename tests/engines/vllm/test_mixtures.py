@@ -42,6 +42,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "glm4_moe": CHOOSING
     | {"n_routed_experts": 6, "moe_intermediate_size": 37, "routed_scaling_factor": 1.5}
     | {"head_dim": 16, "use_qk_norm": True, "first_k_dense_replace": 0},
+    "gemma4_text": QWEN
+    | {"enable_moe_block": True, "top_k_experts": 2, "hidden_size_per_layer_input": 0}
+    | {"head_dim": 16, "global_head_dim": 16, "sliding_window": 5},
     "gpt_oss": CHOOSING
     | {"num_local_experts": 6, "head_dim": 16, "sliding_window": 5, "initializer_range": 0.5},
 }
@@ -190,6 +193,7 @@ def test_time_in_experts_is_that_of_units(tmp_path: Path) -> None:
     [
         ("qwen3_moe", "Qwen3MoeForCausalLM"),
         ("glm4_moe", "Glm4MoeForCausalLM"),
+        ("gemma4_text", "Gemma4ForCausalLM"),
         ("gpt_oss", "GptOssForCausalLM"),
     ],
 )
@@ -197,7 +201,8 @@ def test_a_uniform_mixture_loads_as_the_stock_class(
     family: str, architecture: str, tmp_path: Path
 ) -> None:
     # On CPU, vLLM takes clamped units in multiples of 32 alone.
-    wide = CONFIGS[family] | {"hidden_size": 64, "head_dim": 32, "intermediate_size": 64}
+    wide = CONFIGS[family] | {"hidden_size": 64, "intermediate_size": 64}
+    wide |= dict.fromkeys(("head_dim", "global_head_dim"), 32)
     wide |= {"initializer_range": 0.2}
     build(Variant(family, "uniform", "causal-lm", wide), 0).save_pretrained(tmp_path / "base")
     base = Checkpoint.open(tmp_path / "base")

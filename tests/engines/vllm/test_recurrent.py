@@ -225,8 +225,8 @@ def test_settings_that_recurrent_layers_lack(words: list[str], message: str, fol
         pass
 
 
-@pytest.mark.parametrize("pieces", [(150,), (1, 64, 65, 1, 19), (1,) * 4])
-def test_the_rule_in_pieces_is_that_of_transformers(pieces: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("pieces", [[150], [1, 64, 65, 1, 19], [1] * 4], ids=str)
+def test_the_rule_in_pieces_is_that_of_transformers(pieces: list[int]) -> None:
     from sgate_serve.engines.vllm.delta_rule import delta_rule, unit
 
     torch.manual_seed(0)
