@@ -243,16 +243,17 @@ class _Layer:
         return sum(self.dims[role][0] for role in self.roles[module])
 
     def _gives_heads(self, module: str) -> bool:
-        return self.pads and self.roles[module][0] in READERS[ATTENTION]
+        return self.roles[module][0] in READERS[ATTENTION]
 
     def _takes_heads(self, module: str) -> bool:
-        return self.pads and self.roles[module][0] == OUTPUT
+        return self.roles[module][0] == OUTPUT
 
     def _padded(self, size: int, is_heads: bool) -> int:
-        return size // self.heads.head_dim * self.heads.width if is_heads else size
+        pads = is_heads and self.pads
+        return size // self.heads.head_dim * self.heads.width if pads else size
 
     def _places(self, size: int, is_heads: bool) -> Positions:
-        if is_heads:
+        if is_heads and self.pads:
             return self.heads.positions(size // self.heads.head_dim)
         return np.arange(size, dtype=np.int64)
 
@@ -300,7 +301,7 @@ class _Layer:
         inputs = self._inputs(modules[0])
         stored = [self.spec.module_shape(self.layer, module) for module in modules]
         pads_rows = is_padded and self._gives_heads(modules[0])
-        pads_columns = inputs is None and self._takes_heads(modules[0])
+        pads_columns = inputs is None and self.pads and self._takes_heads(modules[0])
 
         def weight() -> Array:
             return np.concatenate([part(module) for module in modules])
