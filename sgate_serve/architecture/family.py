@@ -108,6 +108,8 @@ class Mixture:
     # Stock files have one tensor for each role and layer, as the class does: those of gate and up
     # alternate in its last axis, and matrices are (in, out). The names are those of the class.
     is_stacked: bool = False
+    # Stock files may have these stacks in 4 bits (MXFP4).
+    is_packed: bool = False
     # Units are (up + 1) · gate · sigmoid(alpha · gate), both clamped, by fields of the config.
     has_clamped_units: bool = False
     # The stock block returns the shares next to its output.

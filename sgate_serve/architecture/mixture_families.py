@@ -128,6 +128,7 @@ GPT_OSS = replace(
         units="intermediate_size",
         has_biased_router=True,
         is_stacked=True,
+        is_packed=True,
         has_clamped_units=True,
         returns_shares=True,
     ),

@@ -18,6 +18,7 @@ from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.fitting import fit, further_layers, is_unused
 from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
 from sgate_serve.checkpoint.int8 import (
+    CONFIG_KEY,
     SCALE,
     check_scale,
     check_weight,
@@ -27,6 +28,7 @@ from sgate_serve.checkpoint.int8 import (
 )
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.missing import why_missing
+from sgate_serve.checkpoint.mxfp4 import NOTE, is_mxfp4, is_packed_name, with_packed_stacks
 from sgate_serve.checkpoint.names import canonical_names
 from sgate_serve.checkpoint.other_layouts import describe_folder
 from sgate_serve.checkpoint.ragged import normalize_config
@@ -46,8 +48,8 @@ class Checkpoint:
     `tensors` are keyed by the names that a model with a head gives them; each keeps the name that
     it has in its file. `config` describes the tensors. It differs from config.json
     (`stored_config`) if another tool stored layers of uneven width, which `layout` then says in
-    words, or if a head is not tied that should be. In an int8 folder the linears inside the blocks
-    are int8 with scales.
+    words, if a head is not tied that should be, or if experts are in 4 bits (`is_packed`), which
+    read as bf16. In an int8 folder the linears inside the blocks are int8 with scales.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Checkpoint:
     stored_config: Mapping[str, Any]
     layout: str | None = None
     is_int8: bool = False
+    is_packed: bool = False
 
     @classmethod
     def open(cls, location: str | Path) -> "Checkpoint":
@@ -70,18 +73,22 @@ class Checkpoint:
             raise CheckpointError(f"{source} is missing: {describe_folder(folder)}")
         stored = read_json(source)
         check_side_files(folder, stored)
-        quantized = is_int8(stored, str(source))
+        packed = is_mxfp4(stored, str(source))
+        plain = {key: value for key, value in stored.items() if not packed or key != CONFIG_KEY}
+        quantized = is_int8(plain, str(source))
         headers = read_headers(folder)
+        said = [NOTE] if packed and any(map(is_packed_name, headers)) else []
+        headers = with_packed_stacks(headers) if packed else headers
         if not quantized:
             check_plain_weights(headers, folder)
-        tensors = canonical_names(headers, stored)
-        config, layout = normalize_config(stored, tensors, str(source))
+        tensors = canonical_names(headers, plain)
+        config, layout = normalize_config(plain, tensors, str(source))
         spec = ModelSpec.from_config(config, str(source))
         fitted = fit(config, spec, tensors)
         checkpoint = cls(
-            folder, fitted.config, fitted.spec, fitted.tensors, stored, layout, quantized
+            folder, fitted.config, fitted.spec, fitted.tensors, stored, layout, quantized, packed
         )
-        for note in (*([layout] if layout else []), *fitted.notes, *checkpoint.check()):
+        for note in (*said, *([layout] if layout else []), *fitted.notes, *checkpoint.check()):
             _note(folder, note)
         return checkpoint
 
@@ -190,7 +197,7 @@ class Checkpoint:
     @property
     def is_stacked(self) -> bool:
         """Say whether the files hold all experts of a layer in one tensor."""
-        return any(info.in_file is not info for info in self.tensors.values())
+        return any(info.in_files != (info,) for info in self.tensors.values())
 
     @property
     def num_bytes(self) -> int:

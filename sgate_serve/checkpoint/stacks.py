@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from sgate_serve.architecture.family import DOWN, GATE, UP, Family
-from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
+from sgate_serve.checkpoint.mxfp4 import PackedStack
+from sgate_serve.checkpoint.tensor_files import Array, TensorInfo
 from sgate_serve.errors import CheckpointError
 
 # The names of the class, for both: [experts, in, out].
@@ -74,13 +75,15 @@ class StackedTensor(TensorInfo):
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return self.stack.num_bytes * math.prod(self.shape) // math.prod(self.stack.shape)
 
     @property
-    def in_file(self) -> TensorInfo:
-        return self.stack
+    def in_files(self) -> tuple[TensorInfo, ...]:
+        return self.stack.in_files
 
     def read(self) -> Array:
+        if isinstance(self.stack, PackedStack):
+            return self.stack.part(self.slot.of)
         # Its values are far apart in the stack: once is enough.
         return np.ascontiguousarray(self.slot.of(self.stack.read()))
 
