@@ -31,8 +31,9 @@ from sgate_serve.engines.contract import (
 from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.engines.request_checks import check_request
 from sgate_serve.engines.sampling import Logits
+from sgate_serve.engines.vllm.device import has_gpu
 from sgate_serve.engines.vllm.precision import RECURRENT_IN_BF16
-from sgate_serve.engines.vllm.start import engine_args, has_gpu, start_engine, stop_engine
+from sgate_serve.engines.vllm.start import engine_args, start_engine, stop_engine
 from sgate_serve.errors import EngineError, RequestError
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision
 

@@ -18,6 +18,7 @@ from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from sgate_serve.engines.vllm.device import has_gpu
 from sgate_serve.errors import EngineError
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.sentence_files import MODEL_FILE
@@ -36,9 +37,10 @@ def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the keys of config.json that vLLM must read differently, with their values.
 
     Raises EngineError if `arguments` override the config too, for other weights than those that
-    transformers loads, and for a default prompt.
+    transformers loads, for experts in 4 bits without a GPU, and for a default prompt.
     """
     model = Checkpoint.open(folder)
+    _check_packed(model)
     _check_files(model)
     _check_prompt(model)
     _check_stock_class(model)
@@ -53,6 +55,15 @@ def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
             "need; write that into its config.json"
         )
     return found
+
+
+def _check_packed(model: Checkpoint) -> None:
+    """Raise EngineError for experts in 4 bits on CPU, where vLLM has no kernel for them."""
+    if model.is_packed and not has_gpu():
+        raise EngineError(
+            f"{model.folder}: vLLM computes with experts in 4 bits on GPUs alone; give what `sgate "
+            f"convert {model.folder} --out NEW` writes, or choose another engine"
+        )
 
 
 def _check_prompt(model: Checkpoint) -> None:
@@ -102,7 +113,7 @@ def _is_plain_yarn(rope: Rope | None) -> bool:
 
 def _check_files(model: Checkpoint) -> None:
     """Raise EngineError for files of weights that vLLM would load instead or in addition."""
-    read = {info.file for info in model.tensors.values()}
+    read = {stored.file for info in model.tensors.values() for stored in info.in_files}
     index = model.folder / INDEX_FILE
     is_sharded = {file.name for file in read} != {SINGLE_FILE}
     strangers = {

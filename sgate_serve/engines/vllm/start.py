@@ -99,10 +99,3 @@ def environment(**values: str) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def has_gpu() -> bool:
-    """Return whether the installed vLLM finds a GPU."""
-    from vllm.platforms import current_platform
-
-    return bool(current_platform.is_cuda_alike() or current_platform.is_xpu())

@@ -16,6 +16,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.server.server_options import ServerOptions
 from tests.engines.drive import prompt
 from tests.engines.vllm.start import vllm_engine
+from tests.families.mxfp4_folders import pack_folder
 from tests.families.zoo import ZOO, build
 from tests.text.test_pooling import write_modules
 
@@ -75,6 +76,17 @@ def test_default_prompt_of_an_embedding_model_is_refused(tmp_path: Path) -> None
     path.write_text(json.dumps({**prompts, "default_prompt_name": "query"}))
     with pytest.raises(EngineError, match="has the default prompt 'q: ', which vLLM does not put"):
         config_overrides(tmp_path, [])
+
+
+def test_experts_in_4_bits_are_refused_on_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgate_serve.engines.vllm.reading.has_gpu", lambda: False)
+    sizes = {"hidden_size": 64, "intermediate_size": 32}
+    build(ZOO["gpt_oss"][0], 0, **sizes).save_pretrained(tmp_path / "floats")
+    packed = pack_folder(tmp_path / "floats", tmp_path / "packed")
+    with pytest.raises(EngineError, match=r"packed: vLLM computes .* 4 bits on GPUs alone; give "):
+        config_overrides(packed, [])
 
 
 @pytest.mark.parametrize(
