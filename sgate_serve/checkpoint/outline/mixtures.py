@@ -42,7 +42,8 @@ class Mixture:
     """The experts of one block: their numbers, units and router, as the headers have them."""
 
     numbers: set[int] = field(default_factory=set)
-    num_stacked: int = 0
+    # By the name of a stack inside the block, how many experts it holds.
+    stacks: dict[str, int] = field(default_factory=dict)
     units: set[int] = field(default_factory=set)
     router_rows: int | None = None
     biases: dict[str, int] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Mixture:
     @property
     def size(self) -> int:
         """The number of experts, those that are missing between others included."""
-        return max((self.num_stacked, *(number + 1 for number in self.numbers)))
+        return max((*self.stacks.values(), *(number + 1 for number in self.numbers)))
 
 
 def mixtures_of(tensors: Tensors) -> dict[str, Mixture]:
@@ -63,7 +64,8 @@ def mixtures_of(tensors: Tensors) -> dict[str, Mixture]:
             if match["part"] in READS_INPUT and match["kind"] == "weight" and info.shape:
                 mixture.units.add(info.shape[0])
         elif (match := STACKED.fullmatch(name)) and len(info.shape) > 1:
-            found[match["block"]].num_stacked = info.shape[0]
+            own = name.removeprefix(f"{match['block']}.")
+            found[match["block"]].stacks[own] = info.shape[0]
     _add_routers(found, tensors)
     return dict(found)
 
@@ -89,8 +91,11 @@ def mixture_faults(config: AnyConfig, mixtures: Mapping[str, Mixture]) -> Iterat
 
 def _within(mixture: Mixture, config: AnyConfig) -> Iterator[str]:
     size = mixture.size
-    if not mixture.num_stacked and (missing := gaps(mixture.numbers, size)):
+    if not mixture.stacks and (missing := gaps(mixture.numbers, size)):
         yield f"of {size} experts there are no tensors of {missing}; number them anew"
+    for stack, own in mixture.stacks.items():
+        if own != size:
+            yield f"{stack} holds {own} experts, and another stack {size}; keep the same in all"
     if len(mixture.units) > 1:
         yield (
             f"its experts have {min(mixture.units)} to {max(mixture.units)} units; stock engines "
