@@ -31,7 +31,8 @@ from sgate_serve.checkpoint.missing import why_missing
 from sgate_serve.checkpoint.mxfp4 import NOTE, is_mxfp4, is_packed_name, with_packed_stacks
 from sgate_serve.checkpoint.names import canonical_names
 from sgate_serve.checkpoint.other_layouts import describe_folder
-from sgate_serve.checkpoint.ragged import normalize_config
+from sgate_serve.checkpoint.ragged import Normalize, normalize_config
+from sgate_serve.checkpoint.ragged.puzzle import Puzzle
 from sgate_serve.checkpoint.side_files import check_plain_weights, check_side_files
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, FLOAT_DTYPES, Array, TensorInfo
 from sgate_serve.checkpoint.weights_files import read_headers
@@ -73,16 +74,19 @@ class Checkpoint:
             raise CheckpointError(f"{source} is missing: {describe_folder(folder)}")
         stored = read_json(source)
         check_side_files(folder, stored)
-        packed = is_mxfp4(stored, str(source))
-        plain = {key: value for key, value in stored.items() if not packed or key != CONFIG_KEY}
-        quantized = is_int8(plain, str(source))
+        puzzle = Puzzle.of(stored, str(source))
+        own = stored if puzzle is None else puzzle.stock
+        packed = is_mxfp4(own, str(source))
+        stock = {key: value for key, value in own.items() if not packed or key != CONFIG_KEY}
+        quantized = is_int8(stock, str(source))
         headers = read_headers(folder)
         said = [NOTE] if packed and any(map(is_packed_name, headers)) else []
         headers = with_packed_stacks(headers) if packed else headers
         if not quantized:
             check_plain_weights(headers, folder)
-        tensors = canonical_names(headers, plain)
-        config, layout = normalize_config(plain, tensors, str(source))
+        tensors = canonical_names(headers, stock)
+        normalize: Normalize = normalize_config if puzzle is None else puzzle.normalized
+        config, layout = normalize(stock, tensors, str(source))
         spec = ModelSpec.from_config(config, str(source))
         fitted = fit(config, spec, tensors)
         checkpoint = cls(

@@ -90,7 +90,10 @@ def test_a_base_in_4_bits_trains_converts_and_verifies(
     options = replace(options, base=str(packed))
     assert train(options).metrics["removed"] == pytest.approx(0.25, abs=0.04)
     base = options.out / "base"
-    assert Checkpoint.open(base).config == Checkpoint.open(packed).config | {"dtype": "float32"}
+    assert Checkpoint.open(base).config == {
+        **Checkpoint.open(packed).config,
+        "dtype": "float32",
+    }
     convert(ConvertOptions(str(base), tmp_path / "out", options.out))
     found = verify(VerifyOptions(str(base), str(tmp_path / "out"), options.out, "torch"))
     assert found.passed and found.base_read_alike, found.difference

@@ -16,6 +16,7 @@ from sgate_serve.checkpoint.outline.config import (
     AnyConfig,
 )
 from sgate_serve.checkpoint.outline.faults import Fault, gaps
+from sgate_serve.checkpoint.outline.layers import LAYER
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
@@ -84,7 +85,11 @@ def mixture_faults(config: AnyConfig, mixtures: Mapping[str, Mixture]) -> Iterat
     """Yield what contradicts itself inside a mixture, or contradicts the config."""
     for block, mixture in mixtures.items():
         yield from (Fault(block, how) for how in _within(mixture, config))
-        yield from (Fault(block, how) for how in _against(mixture, config))
+        stated = _of_block(config, block)
+        if stated is None:
+            yield from (Fault(block, how) for how in _against(mixture, config))
+        elif stated != mixture.size:
+            yield Fault(block, f"it has {mixture.size} experts, but block_configs says {stated}")
     if mixtures:
         yield from _choice_faults(config, min(mixture.size for mixture in mixtures.values()))
 
@@ -111,6 +116,15 @@ def _within(mixture: Mixture, config: AnyConfig) -> Iterator[str]:
                 f"{name.rpartition('.')[2]} has {length} values for {size} experts; keep those of "
                 "the kept experts"
             )
+
+
+def _of_block(config: AnyConfig, block: str) -> int | None:
+    """Return how many experts one of Puzzle's `block_configs` gives a mixture, if one does."""
+    match = LAYER.match(f"{block}.")
+    index = -1 if match is None else int(match["number"])
+    entry = config.blocks[index] if 0 <= index < len(config.blocks) else None
+    stated = entry.get("num_local_experts") if isinstance(entry, Mapping) else None
+    return stated if isinstance(stated, int) else None
 
 
 def _against(mixture: Mixture, config: AnyConfig) -> Iterator[str]:
