@@ -111,6 +111,15 @@ def test_it_is_pruned(puzzle: tuple[Path, Any], tmp_path: Path) -> None:
         convert(ConvertOptions(str(base.folder), tmp_path / "u", target=Target(uniform=True)))
 
 
+def test_caches_of_a_fixed_size_are_refused(puzzle: tuple[Path, Any], tmp_path: Path) -> None:
+    """Their last key is not that of the last token."""
+    convert(ConvertOptions(str(puzzle[0]), tmp_path / "out"))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    ids = torch.from_numpy(TOKENS)[None]
+    with pytest.raises(CheckpointError, match="windows of several sizes need eager attention and"):
+        model.generate(ids, max_new_tokens=2, cache_implementation="static")
+
+
 def test_headers_agree_with_the_blocks(puzzle: tuple[Path, Any], tmp_path: Path) -> None:
     assert Outline.of(puzzle[0]).faults == ()
 
