@@ -23,7 +23,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.sentence_files import MODEL_FILE
 
-# The settings that vLLM's class of GPT-OSS needs; it reads one more.
+# The settings that vLLM's attention with sinks needs; it reads one more.
 YARN_FIELDS = frozenset(
     {
         *("rope_type", "rope_theta", "factor", "beta_fast", "beta_slow"),
@@ -78,11 +78,8 @@ def _check_prompt(model: Checkpoint) -> None:
 
 
 def _check_stock_class(model: Checkpoint) -> None:
-    """Raise EngineError for a stock folder whose config vLLM's own class does not follow.
-
-    Its class of GPT-OSS has windows, biases, units and a type of rope of its own.
-    """
-    if model.spec.clamped_units is None or model.config.get("model_type") == SGATE_MODEL_TYPE:
+    """Raise EngineError for a stock folder whose config vLLM's own class does not follow."""
+    if model.config.get("model_type") == SGATE_MODEL_TYPE:
         return
     if (field := next(_unfollowed(model.spec), None)) is not None:
         raise EngineError(
@@ -92,9 +89,15 @@ def _check_stock_class(model: Checkpoint) -> None:
 
 
 def _unfollowed(spec: ModelSpec) -> Iterator[str]:
-    """Yield the fields of a GPT-OSS config that are not what vLLM's class takes for granted."""
-    if spec.clamped_units != PUBLISHED:
+    """Yield the fields of a config that are not what vLLM's class takes for granted.
+
+    Units are clamped by fixed numbers, and attention with sinks has windows, biases and a type of
+    rope of its own.
+    """
+    if spec.clamped_units not in (None, PUBLISHED):
         yield "swiglu_alpha and swiglu_limit"
+    if spec.family.sinks is None:
+        return
     if any((window is None) != bool(index % 2) for index, window in enumerate(spec.windows)):
         yield "layer_types, and has a window in every other layer from the first"
     if not spec.biased_roles.issuperset(ATTENTION_ROLES):
