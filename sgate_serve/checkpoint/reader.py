@@ -14,6 +14,7 @@ import numpy as np
 
 from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.fitting import fit, further_layers, is_unused
 from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
@@ -34,6 +35,7 @@ from sgate_serve.checkpoint.other_layouts import describe_folder
 from sgate_serve.checkpoint.ragged import Normalize, normalize_config
 from sgate_serve.checkpoint.ragged.puzzle import Puzzle
 from sgate_serve.checkpoint.side_files import check_plain_weights, check_side_files
+from sgate_serve.checkpoint.stacks import part_in_words
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, FLOAT_DTYPES, Array, TensorInfo
 from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.errors import CheckpointError
@@ -107,13 +109,13 @@ class Checkpoint:
             found = self.tensors.get(name)
             if found is None:
                 raise CheckpointError(
-                    f"{self.folder}: tensor {name} is missing: "
+                    f"{self.folder}: {self._in_files(name)} is missing: "
                     f"{why_missing(name, self.spec, self.tensors)}"
                 )
             if found.shape != shape:
                 raise CheckpointError(
-                    f"{found.file}: tensor {name} has shape {list(found.shape)}, config.json "
-                    f"implies {list(shape)}"
+                    f"{found.file}: tensor {name}{found.origin} has shape {list(found.shape)}, "
+                    f"config.json implies {list(shape)}"
                 )
             self._check_content(name, found)
         others = sorted(set(self.tensors) - set(expected))
@@ -121,11 +123,17 @@ class Checkpoint:
         num_further = further_layers(self.config, self.spec)
         for name in others:
             if not is_unused(name, self.spec, num_further):
+                stray = self.tensors[name]
                 raise CheckpointError(
-                    f"{self.tensors[name].file}: tensor {name} is not part of family "
+                    f"{stray.file}: tensor {name}{stray.origin} is not part of family "
                     f"{self.spec.family.name} with this config.json"
                 )
         return [_unused_note(others, self.spec)] if others else []
+
+    def _in_files(self, name: str) -> str:
+        """Return what the files would have of a tensor, in words: our own have no stacks."""
+        is_own = self.stored_config.get("model_type") == SGATE_MODEL_TYPE
+        return f"tensor {name}" if is_own else part_in_words(name, self.spec.family)
 
     def check_unquantized(self) -> None:
         """Raise CheckpointError for int8 weights: pruning and training need the floats."""
@@ -142,7 +150,7 @@ class Checkpoint:
             check_weight(name, info)
         elif info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"{info.file}: tensor {name} is stored as {info.dtype}; "
+                f"{info.file}: tensor {name}{info.origin} is stored as {info.dtype}; "
                 "give the unquantized checkpoint (F32, F16 or BF16)"
             )
         elif name.endswith(f".{SCALE}"):

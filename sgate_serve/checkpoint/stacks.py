@@ -57,6 +57,12 @@ def slot_of(name: str, family: Family) -> Slot | None:
     return Slot(stack, int(match["number"]), columns, is_matrix)
 
 
+def part_in_words(name: str, family: Family) -> str:
+    """Return what of a stock folder's files a tensor of the family is."""
+    slot = slot_of(name, family)
+    return f"tensor {name}" if slot is None else f"expert {slot.expert} of tensor {slot.stack}"
+
+
 def stack_shape(slot: Slot, shape: tuple[int, ...], num_experts: int) -> tuple[int, ...]:
     """Return the shape of the stack of tensors of this `shape`."""
     width = shape[0] * (slot.columns.step or 1)

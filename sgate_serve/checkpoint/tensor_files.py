@@ -71,6 +71,12 @@ class TensorInfo:
         """What the files have: this tensor, the one that it is a part of, or several."""
         return (self,)
 
+    @property
+    def origin(self) -> str:
+        """For messages, where the files have it if they have no tensor of its name."""
+        names = [stored.name for stored in self.in_files]
+        return "" if names == [self.name] else f" (in {' and '.join(names)})"
+
     def read(self) -> Array:
         """Return a read-only view of the tensor, memory-mapped from the file."""
         if self.start == self.end:

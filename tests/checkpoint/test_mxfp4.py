@@ -242,7 +242,7 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     ),
     "fewer experts": (
         both(cut(f"{STACK}_blocks", 4), cut(f"{STACK}_scales", 4)),
-        "tensor model.layers.0.mlp.experts.4.gate_proj.weight is missing",
+        f"and expert 4 of tensor {STACK} is missing; is a shard lost",
         f"{LAYER}.mlp: experts.gate_up_proj_blocks holds 4 experts, and another stack 5",
     ),
     "in floats, too": (
@@ -257,12 +257,12 @@ BROKEN: dict[str, tuple[Change, str, str]] = {
     ),
     "another hidden size": (
         narrow,
-        "has shape",
+        "embed_tokens.weight has shape [97, 64], config.json implies [97, 32]",
         f"{STACK}_blocks (and 2 more): it has 64 inputs, but config.json says hidden_size 32",
     ),
     "short bias": (
         cut(f"{STACK}_bias", 5, 62),
-        "has shape",
+        f"experts.0.gate_proj.bias (in {STACK}_bias) has shape [31], config.json implies [32]",
         f"{STACK}_bias: it has shape [5, 62] for 64 outputs",
     ),
 }

@@ -284,6 +284,16 @@ def test_files_that_cannot_be_read_are_refused(
         Checkpoint.open(tmp_path)
 
 
+def test_a_value_that_is_no_number_is_named_by_its_stack(tmp_path: Path) -> None:
+    build(VARIANT, seed=0).save_pretrained(tmp_path / "base")
+    tensors = load_file(tmp_path / "base" / WEIGHTS)
+    tensors[f"{LAYER}.mlp.experts.gate_up_proj"][1, 0, 3] = np.nan
+    save_file(tensors, tmp_path / "base" / WEIGHTS, {"format": "pt"})
+    stack = rf"{LAYER}.mlp.experts.gate_up_proj"
+    with pytest.raises(CheckpointError, match=rf"1.up_proj.weight \(in {stack}\) holds NaN or inf"):
+        convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out"))
+
+
 def test_int8_folders_are_refused(tmp_path: Path) -> None:
     build(VARIANT, seed=0).save_pretrained(tmp_path / "base")
     options = ConvertOptions(str(tmp_path / "base"), tmp_path / "out", precision="int8")

@@ -21,6 +21,7 @@ from sgate_serve.architecture.sgate_config import (
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.checkpoint.ragged.widths import StoredTensor
+from sgate_serve.checkpoint.stacks import part_in_words
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 
@@ -96,8 +97,8 @@ def _stored_shape(family: Family, index: int, stated: LayerShape, tensors: Tenso
     beyond = f"{family.expert_linear(index, router.shape[0], DOWN)}.weight"
     if beyond in tensors:
         raise CheckpointError(
-            f"{router.file}: tensor {name} has {router.shape[0]} rows, but there is {beyond}; keep "
-            "as many rows as experts, in their order"
+            f"{router.file}: tensor {name} has {router.shape[0]} rows, but there is "
+            f"{part_in_words(beyond, family)}; keep as many rows as experts, in their order"
         )
     where = f"{router.file}: tensor {name} has {router.shape[0]} rows, one for each expert"
     experts = tuple(
@@ -130,8 +131,8 @@ def _units(family: Family, index: int, expert: int | None, where: str, tensors: 
         tensor = tensors.get(name)
         if tensor is None:
             raise CheckpointError(
-                f"{where}, and tensor {name} is missing; is a shard lost, or was a row of the "
-                "router left behind?"
+                f"{where}, and {part_in_words(name, family)} is missing; is a shard lost, or was a "
+                "row of the router left behind?"
             )
         if len(tensor.shape) != 2:
             raise CheckpointError(f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}")
@@ -140,8 +141,8 @@ def _units(family: Family, index: int, expert: int | None, where: str, tensors: 
     for name, shape in readers:
         if shape[0] != across[1]:
             raise CheckpointError(
-                f"{where}; {down} has {across[1]} columns and {name} {shape[0]} rows: cut the "
-                "linears of an expert alike"
+                f"{where}; {part_in_words(down, family)} has {across[1]} columns and "
+                f"{part_in_words(name, family)} {shape[0]} rows: cut the linears of an expert alike"
             )
     return across[1]
 
