@@ -117,7 +117,8 @@ class MaskedCheckpoint:
         value = info.read()
         if not is_finite(value):
             raise CheckpointError(
-                f"{info.file}: tensor {name} holds NaN or infinite values; repair the checkpoint"
+                f"{info.file}: tensor {name}{info.origin} holds NaN or infinite values; repair the "
+                "checkpoint"
             )
         module, _, kind = name.rpartition(".")
         if kind == "weight" and name not in self.deltas and module in self.base.spec.lowered:

@@ -15,6 +15,7 @@ from sgate_serve.architecture.family import Family
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
+    narrower_windows,
     sgate_config,
     stock_config,
     uneven_experts,
@@ -126,4 +127,5 @@ def _sgate_block(spec: ModelSpec, base_model_type: str) -> SgateBlock:
         lowered=spec.lowered,
         expert_units=uneven_experts(spec.layers),
         shared_units=unstated_shared(spec.family, spec.layers),
+        windows=narrower_windows(spec.windows),
     )

@@ -12,6 +12,7 @@ from itertools import product
 from converters.rules.facts import Flags
 from converters.rules.layer_state import LayerState
 from sgate_serve.architecture.family import LINEAR_ATTENTION
+from sgate_serve.architecture.sgate_config import narrower_windows
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.architecture.stock_shape import is_stock_shape
@@ -81,6 +82,7 @@ def common_widths(
     5. Where its config says how many times as wide as another the shared expert is, it is.
     Raises PlanError, naming the layer or the sizes, if there are no such widths.
     """
+    _check_windows(spec)
     _check_counts(states, spec)
     kinds = [spec.head_type(state.index) for state in states]
     bounds = {
@@ -241,6 +243,16 @@ def _each(choose: Callable[[int, int], int], one: Widths, other: Widths) -> Widt
 
 def _sizes(widths: Widths) -> tuple[int, ...]:
     return tuple(vars(widths).values())
+
+
+def _check_windows(spec: ModelSpec) -> None:
+    """Raise PlanError for windows of several sizes, of which a stock class has one."""
+    if narrower_windows(spec.windows):
+        sizes = sorted({window for window in spec.windows if window is not None})
+        raise PlanError(
+            f"--uniform: there are windows of {' and '.join(map(str, sizes))} tokens, and a stock "
+            f"{spec.head.model_class} has those of one size; leave --uniform out"
+        )
 
 
 def _check_room(state: LayerState, least: Widths) -> None:

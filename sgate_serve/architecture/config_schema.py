@@ -82,9 +82,10 @@ SGATE_FIELDS: Mapping[str, Kind] = {
     "lowered": OBJECT,
     "expert_units": OBJECT,
     "shared_units": OBJECT,
+    "windows": OBJECT,
 }
-# What the block says of mixtures, by the numbers of their layers.
-BY_LAYER: Mapping[str, Kind] = {"expert_units": INDICES, "shared_units": WHOLE}
+# What the block says of single layers, by their numbers.
+BY_LAYER: Mapping[str, Kind] = {"expert_units": INDICES, "shared_units": WHOLE, "windows": SIZE}
 LOWERED_FIELDS: Mapping[str, Kind] = {"rows": SIZE, "columns": SIZE}
 # Keys with which transformers reads another file or builds something else, unless they have one of
 # these values. Most are not fields of any class.

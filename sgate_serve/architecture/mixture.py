@@ -68,6 +68,8 @@ class Mixture:
     # of gate and up share one: their columns "alternate", and matrices are (in, out); or they are
     # "halves", the rows of the gate first, of (out, in).
     stacks: Literal["alternate", "halves"] | None = None
+    # Stock files may have these stacks in 4 bits (MXFP4).
+    is_packed: bool = False
     # Units are (up + 1) · gate · sigmoid(alpha · gate), both clamped, by fields of the config.
     has_clamped_units: bool = False
     # The stock block returns the shares next to its output.

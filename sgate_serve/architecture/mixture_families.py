@@ -104,6 +104,8 @@ GPT_OSS = replace(
         **dict.fromkeys(MLP_ROLES, True),
     },
     sinks="self_attn.sinks",
+    # Scales of a KV cache in 8 bits, which no weight depends on.
+    ignored_suffixes=(*LLAMA.ignored_suffixes, *(f"_attn.{name}_scale" for name in "qkv")),
     windows="typed",
     divides_hidden_size=False,
     keys={**LLAMA.keys, "num_experts": "num_local_experts"},
@@ -129,6 +131,7 @@ GPT_OSS = replace(
         units="intermediate_size",
         has_biased_router=True,
         stacks="alternate",
+        is_packed=True,
         has_clamped_units=True,
         returns_shares=True,
     ),

@@ -42,6 +42,8 @@ class SgateBlock:
     expert_units: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     # By layer, the widths of shared experts, where the config of the family does not state one.
     shared_units: Mapping[int, int] = field(default_factory=dict)
+    # By layer, windows that are narrower than the config's.
+    windows: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "SgateBlock":
@@ -63,6 +65,7 @@ class SgateBlock:
             shared_units={
                 int(layer): width for layer, width in (block.get("shared_units") or {}).items()
             },
+            windows={int(layer): window for layer, window in (block.get("windows") or {}).items()},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +88,8 @@ class SgateBlock:
             }
         if self.shared_units:
             block["shared_units"] = {str(layer): w for layer, w in self.shared_units.items()}
+        if self.windows:
+            block["windows"] = {str(layer): window for layer, window in self.windows.items()}
         return block
 
 
@@ -181,6 +186,12 @@ class LayerSizes:
 def uneven_experts(layers: Sequence[LayerShape]) -> dict[int, tuple[int, ...]]:
     """Return the widths of experts, by layer, where they differ in their layer."""
     return {i: shape.experts for i, shape in enumerate(layers) if len(set(shape.experts)) > 1}
+
+
+def narrower_windows(windows: Sequence[int | None]) -> dict[int, int]:
+    """Return the windows, by layer, that are narrower than the widest, which a config states."""
+    widest = max((window for window in windows if window is not None), default=0)
+    return {i: window for i, window in enumerate(windows) if window not in (None, widest)}
 
 
 def unstated_shared(family: Family, layers: Sequence[LayerShape]) -> dict[int, int]:

@@ -8,6 +8,7 @@ from sgate_serve.architecture.sgate_config import (
     HEAD_DIM,
     KV_HEADS,
     UNITS,
+    narrower_windows,
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.architecture.spec import ModelSpec
@@ -23,6 +24,8 @@ def is_stock_shape(spec: ModelSpec) -> bool:
     if not _has_stock_layers(spec) or not first.num_heads or not first.mlp_units:
         return False
     if spec.extra_biases or spec.lowered or spec.norm_size != spec.hidden_size:
+        return False
+    if narrower_windows(spec.windows):
         return False
     if spec.head_units != spec.hidden_size:
         return False

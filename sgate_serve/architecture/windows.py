@@ -9,6 +9,7 @@ from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
 from sgate_serve.architecture.layer_types import stated_layer_types
 from sgate_serve.architecture.rope import rotates
+from sgate_serve.architecture.sgate_config import SgateBlock
 from sgate_serve.errors import CheckpointError
 from sgate_serve.json_fields import SIZE, check_fields
 
@@ -16,9 +17,27 @@ from sgate_serve.json_fields import SIZE, check_fields
 def layer_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterator[int | None]:
     """Yield each layer's sliding window in tokens, None for full attention.
 
-    Raises CheckpointError for a layer that slides without a window, and for settings that
-    transformers follows only in part.
+    Raises CheckpointError for a layer that slides without a window, for settings that transformers
+    follows only in part, and where the block `sgate` gives a window to a layer that has none.
     """
+    narrower = dict(SgateBlock.read(get.values).windows)
+    for index, window in enumerate(_stated_windows(get, family, num_layers)):
+        own = narrower.pop(index, window)
+        if own != window and (own is None or window is None or own > window):
+            raise CheckpointError(
+                f"{get.source}: sgate.windows gives layer {index} {own} tokens, and the other "
+                f"fields {window or 'no window'}; convert the base checkpoint again"
+            )
+        yield own
+    if narrower:
+        raise CheckpointError(
+            f"{get.source}: sgate.windows names layer {min(narrower)} of {num_layers}; convert the "
+            "base checkpoint again"
+        )
+
+
+def _stated_windows(get: ConfigReader, family: Family, num_layers: int) -> Iterator[int | None]:
+    """Yield each layer's window by the fields of its family."""
     if family.recurrence is not None:
         yield from [None] * num_layers
         return

@@ -58,5 +58,5 @@ def digest_of(config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> s
 
 def _in_files(tensors: Mapping[str, TensorInfo]) -> list[TensorInfo]:
     """Return the tensors that the files have, each once, by name."""
-    found = {info.in_file.name: info.in_file for info in tensors.values()}
+    found = {stored.name: stored for info in tensors.values() for stored in info.in_files}
     return [found[name] for name in sorted(found)]

@@ -1,7 +1,8 @@
 """W8A8 int8 folders in the layout of compressed-tensors: names, config, checks and values.
 
 The linears inside the blocks are int8 with one scale per output row; nothing else is quantized. Any
-other `quantization_config` is refused by name. The format is docs/format.md, "int8".
+other `quantization_config` but that of `mxfp4.py` is refused by name. The format is docs/format.md,
+"int8".
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ GROUP: Mapping[str, Any] = {
     "weights": {**EIGHT_BITS, "strategy": "channel", "dynamic": False},
     "input_activations": {**EIGHT_BITS, "strategy": "token", "dynamic": True},
 }
-METHOD, MXFP4 = "quant_method", "mxfp4"
+METHOD = "quant_method"
 FORMAT = "int-quantized"
 CONFIG: Mapping[str, Any] = {
     METHOD: "compressed-tensors",
@@ -60,13 +61,6 @@ def is_int8(config: Mapping[str, Any], source: str) -> bool:
     block = config.get(CONFIG_KEY)
     if block is None:
         return False
-    if block.get(METHOD) == MXFP4:
-        raise CheckpointError(
-            f"{source}: {CONFIG_KEY}: {METHOD} {MXFP4} is not read; write the weights in bf16: "
-            "load the folder in transformers with dtype=torch.bfloat16 and "
-            "quantization_config=Mxfp4Config(dequantize=True), and give what its "
-            "save_pretrained(NEW, save_original_format=False) writes"
-        )
     difference = next(_differences(block), None)
     if difference is not None:
         raise CheckpointError(

@@ -14,10 +14,12 @@ import numpy as np
 
 from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
+from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.fitting import fit, further_layers, is_unused
 from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
 from sgate_serve.checkpoint.int8 import (
+    CONFIG_KEY,
     SCALE,
     check_scale,
     check_weight,
@@ -27,10 +29,13 @@ from sgate_serve.checkpoint.int8 import (
 )
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.missing import why_missing
+from sgate_serve.checkpoint.mxfp4 import NOTE, is_mxfp4, is_packed_name, with_packed_stacks
 from sgate_serve.checkpoint.names import canonical_names
 from sgate_serve.checkpoint.other_layouts import describe_folder
-from sgate_serve.checkpoint.ragged import normalize_config
+from sgate_serve.checkpoint.ragged import Normalize, normalize_config
+from sgate_serve.checkpoint.ragged.puzzle import Puzzle
 from sgate_serve.checkpoint.side_files import check_plain_weights, check_side_files
+from sgate_serve.checkpoint.stacks import part_in_words
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, FLOAT_DTYPES, Array, TensorInfo
 from sgate_serve.checkpoint.weights_files import read_headers
 from sgate_serve.errors import CheckpointError
@@ -46,8 +51,8 @@ class Checkpoint:
     `tensors` are keyed by the names that a model with a head gives them; each keeps the name that
     it has in its file. `config` describes the tensors. It differs from config.json
     (`stored_config`) if another tool stored layers of uneven width, which `layout` then says in
-    words, or if a head is not tied that should be. In an int8 folder the linears inside the blocks
-    are int8 with scales.
+    words, if a head is not tied that should be, or if experts are in 4 bits (`is_packed`), which
+    read as bf16. In an int8 folder the linears inside the blocks are int8 with scales.
     """
 
     folder: Path
@@ -57,6 +62,7 @@ class Checkpoint:
     stored_config: Mapping[str, Any]
     layout: str | None = None
     is_int8: bool = False
+    is_packed: bool = False
 
     @classmethod
     def open(cls, location: str | Path) -> "Checkpoint":
@@ -70,18 +76,25 @@ class Checkpoint:
             raise CheckpointError(f"{source} is missing: {describe_folder(folder)}")
         stored = read_json(source)
         check_side_files(folder, stored)
-        quantized = is_int8(stored, str(source))
+        puzzle = Puzzle.of(stored, str(source))
+        own = stored if puzzle is None else puzzle.stock
+        packed = is_mxfp4(own, str(source))
+        stock = {key: value for key, value in own.items() if not packed or key != CONFIG_KEY}
+        quantized = is_int8(stock, str(source))
         headers = read_headers(folder)
+        said = [NOTE] if packed and any(map(is_packed_name, headers)) else []
+        headers = with_packed_stacks(headers) if packed else headers
         if not quantized:
             check_plain_weights(headers, folder)
-        tensors = canonical_names(headers, stored)
-        config, layout = normalize_config(stored, tensors, str(source))
+        tensors = canonical_names(headers, stock)
+        normalize: Normalize = normalize_config if puzzle is None else puzzle.normalized
+        config, layout = normalize(stock, tensors, str(source))
         spec = ModelSpec.from_config(config, str(source))
         fitted = fit(config, spec, tensors)
         checkpoint = cls(
-            folder, fitted.config, fitted.spec, fitted.tensors, stored, layout, quantized
+            folder, fitted.config, fitted.spec, fitted.tensors, stored, layout, quantized, packed
         )
-        for note in (*([layout] if layout else []), *fitted.notes, *checkpoint.check()):
+        for note in (*said, *([layout] if layout else []), *fitted.notes, *checkpoint.check()):
             _note(folder, note)
         return checkpoint
 
@@ -96,13 +109,13 @@ class Checkpoint:
             found = self.tensors.get(name)
             if found is None:
                 raise CheckpointError(
-                    f"{self.folder}: tensor {name} is missing: "
+                    f"{self.folder}: {self._in_files(name)} is missing: "
                     f"{why_missing(name, self.spec, self.tensors)}"
                 )
             if found.shape != shape:
                 raise CheckpointError(
-                    f"{found.file}: tensor {name} has shape {list(found.shape)}, config.json "
-                    f"implies {list(shape)}"
+                    f"{found.file}: tensor {name}{found.origin} has shape {list(found.shape)}, "
+                    f"config.json implies {list(shape)}"
                 )
             self._check_content(name, found)
         others = sorted(set(self.tensors) - set(expected))
@@ -110,11 +123,17 @@ class Checkpoint:
         num_further = further_layers(self.config, self.spec)
         for name in others:
             if not is_unused(name, self.spec, num_further):
+                stray = self.tensors[name]
                 raise CheckpointError(
-                    f"{self.tensors[name].file}: tensor {name} is not part of family "
+                    f"{stray.file}: tensor {name}{stray.origin} is not part of family "
                     f"{self.spec.family.name} with this config.json"
                 )
         return [_unused_note(others, self.spec)] if others else []
+
+    def _in_files(self, name: str) -> str:
+        """Return what the files would have of a tensor, in words: our own have no stacks."""
+        is_own = self.stored_config.get("model_type") == SGATE_MODEL_TYPE
+        return f"tensor {name}" if is_own else part_in_words(name, self.spec.family)
 
     def check_unquantized(self) -> None:
         """Raise CheckpointError for int8 weights: pruning and training need the floats."""
@@ -131,7 +150,7 @@ class Checkpoint:
             check_weight(name, info)
         elif info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(
-                f"{info.file}: tensor {name} is stored as {info.dtype}; "
+                f"{info.file}: tensor {name}{info.origin} is stored as {info.dtype}; "
                 "give the unquantized checkpoint (F32, F16 or BF16)"
             )
         elif name.endswith(f".{SCALE}"):
@@ -190,7 +209,7 @@ class Checkpoint:
     @property
     def is_stacked(self) -> bool:
         """Say whether the files hold all experts of a layer in one tensor."""
-        return any(info.in_file is not info for info in self.tensors.values())
+        return any(info.in_files != (info,) for info in self.tensors.values())
 
     @property
     def num_bytes(self) -> int:

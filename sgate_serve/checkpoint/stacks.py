@@ -18,7 +18,8 @@ import numpy as np
 
 from sgate_serve.architecture.family import DOWN, GATE, UP, Family
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
-from sgate_serve.checkpoint.tensor_files import DTYPES, Array, TensorInfo
+from sgate_serve.checkpoint.mxfp4 import PackedStack
+from sgate_serve.checkpoint.tensor_files import Array, TensorInfo
 from sgate_serve.errors import CheckpointError
 
 WEIGHT, BIAS = "weight", "bias"
@@ -73,6 +74,12 @@ def slot_of(name: str, family: Family) -> Slot | None:
     return class_slot(name, family) if is_stacked else None
 
 
+def part_in_words(name: str, family: Family) -> str:
+    """Return what of a stock folder's files a tensor of the family is."""
+    slot = slot_of(name, family)
+    return f"tensor {name}" if slot is None else f"expert {slot.expert} of tensor {slot.stack}"
+
+
 def stack_shape(slot: Slot, shape: tuple[int, ...], num_experts: int) -> tuple[int, ...]:
     """Return the shape of the stack of tensors of this `shape`."""
     own = (shape[0] if slot.role == DOWN else 2 * shape[0], *shape[1:])
@@ -91,13 +98,15 @@ class StackedTensor(TensorInfo):
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return self.stack.num_bytes * math.prod(self.shape) // math.prod(self.stack.shape)
 
     @property
-    def in_file(self) -> TensorInfo:
-        return self.stack
+    def in_files(self) -> tuple[TensorInfo, ...]:
+        return self.stack.in_files
 
     def read(self) -> Array:
+        if isinstance(self.stack, PackedStack):
+            return self.stack.part(self.slot.of)
         # Its values may be far apart in the stack: once is enough.
         return np.ascontiguousarray(self.slot.of(self.stack.read()))
 

@@ -67,9 +67,15 @@ class TensorInfo:
         return self.end - self.start
 
     @property
-    def in_file(self) -> "TensorInfo":
-        """The tensor that the file has: this one, or the one that it is a part of."""
-        return self
+    def in_files(self) -> "tuple[TensorInfo, ...]":
+        """What the files have: this tensor, the one that it is a part of, or several."""
+        return (self,)
+
+    @property
+    def origin(self) -> str:
+        """For messages, where the files have it if they have no tensor of its name."""
+        names = [stored.name for stored in self.in_files]
+        return "" if names == [self.name] else f" (in {' and '.join(names)})"
 
     def read(self) -> Array:
         """Return a read-only view of the tensor, memory-mapped from the file."""

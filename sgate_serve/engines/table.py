@@ -143,7 +143,7 @@ def choose_engine(name: str) -> str:
 def _best_engine() -> tuple[str, str]:
     if missing_modules(ENGINES[VLLM]):
         return ONNX, "vLLM is not installed"
-    if import_object("sgate_serve.engines.vllm.machine:has_gpu")():
+    if import_object("sgate_serve.engines.vllm.device:has_gpu")():
         return VLLM, "vLLM is installed and finds a GPU"
     return ONNX, "vLLM is installed but finds no GPU"
 

@@ -22,7 +22,14 @@ from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.models import AUTO_CLASSES
 from sgate_serve.models.experts import without_router_loss
-from sgate_serve.models.loading import built_model, config_from, config_of, fill, load_model
+from sgate_serve.models.loading import (
+    built_model,
+    config_from,
+    config_of,
+    fill,
+    load_model,
+    loaded_by,
+)
 from sgate_serve.models.names import name_in
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
@@ -73,8 +80,7 @@ class TorchModel:
         if base.spec.family.mixture is not None:
             kernels["experts_implementation"] = "eager"
         with hidden_bars():
-            model = auto.from_pretrained(base.folder, dtype=torch.float32, **kernels)
-        return cls(model, base.spec)
+            return cls(loaded_by(auto, base.folder, **kernels), base.spec)
 
     @classmethod
     def rewritten(cls, masked: MaskedCheckpoint, plan: Plan) -> "TorchModel":

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from sgate_serve.architecture.family import CAUSAL_LM, CLASSIFICATION, SLIDING_ATTENTION
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.rope import LONGROPE, OLD_TYPE, PARTIAL, Rope
-from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX
+from sgate_serve.architecture.sgate_config import BLOCK, SGATE_CLASS_PREFIX
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
@@ -227,7 +227,8 @@ def _window(config: PreTrainedConfig, index: int) -> int | None:
     has_types = "layer_types" in config.__dataclass_fields__
     if has_types and config.layer_types[index] != SLIDING_ATTENTION:
         return None
-    window: int | None = config.sliding_window
+    narrower = (getattr(config, BLOCK, None) or {}).get("windows") or {}
+    window: int | None = narrower.get(str(index), config.sliding_window)
     return window
 
 

@@ -4,11 +4,12 @@ The config is the checkpoint's own: transformers may be unable to load the one i
 """
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, Mxfp4Config, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sgate_serve.architecture.spec import ModelSpec
@@ -51,7 +52,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     differ slightly from those of an engine that computes in int8.
     """
     tensors = float_tensors(checkpoint) if checkpoint.is_int8 else None
-    if checkpoint.layout is not None and checkpoint.is_stacked:
+    if checkpoint.is_packed or (checkpoint.layout is not None and checkpoint.is_stacked):
         # Uneven experts are modules of their own, which have no tensors in such files.
         names = checkpoint.spec.tensor_shapes()
         tensors = ((name, checkpoint.read(name)) for name in names)
@@ -61,6 +62,21 @@ def load_model(checkpoint: Checkpoint) -> Any:
         return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
             checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32
         )
+
+
+def loaded_by(auto: Any, folder: Path, **options: Any) -> Any:
+    """Load a stock folder in fp32 as an auto class of transformers does alone.
+
+    Experts in 4 bits become bf16 first, also on machines that have kernels for them.
+    """
+    is_packed = Checkpoint.open(folder).is_packed
+    if is_packed:
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    model = auto.from_pretrained(folder, dtype=torch.float32, **options).float()
+    if is_packed:
+        # By these, save_pretrained would look for the blocks again, and write no experts.
+        del model._weight_conversions
+    return model
 
 
 def float_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:

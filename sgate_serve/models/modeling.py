@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import ATTENTION, MLP, Family
+from sgate_serve.architecture.sgate_config import narrower_windows
 from sgate_serve.architecture.shapes import LayerShape, Lowered
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
@@ -31,6 +32,7 @@ from sgate_serve.models.layers import (
 from sgate_serve.models.names import name_in
 from sgate_serve.models.recurrence import narrow_recurrence
 from sgate_serve.models.routers import narrow_router
+from sgate_serve.models.windows import narrow_window
 
 
 def uneven_model(stock: type[PreTrainedModel], config: type) -> type[PreTrainedModel]:
@@ -74,7 +76,7 @@ def shrink(model: PreTrainedModel) -> None:
             "from_pretrained: compressed-tensors does not support linears with index vectors; load "
             "this int8 folder by sgate_serve.models.loading.load_model"
         )
-    caches = _cache_indices(spec)
+    caches, narrower = _cache_indices(spec), narrower_windows(spec.windows)
     for index, shape in enumerate(spec.layers):
         if shape.experts:
             _narrow_mixture(model, spec, index)
@@ -84,6 +86,8 @@ def shrink(model: PreTrainedModel) -> None:
                 model.set_submodule(own, _linear(spec, index, module))
         if shape.num_heads:
             _narrow_attention(model, spec, index, caches.get(index))
+            if (window := narrower.get(index)) is not None:
+                narrow_window(_find(model, spec.family, index, ATTENTION), window)
         for block in shape.skipped_blocks:
             _skip(model, spec.family, index, block)
     _state_positions(model, spec, [*caches.values()])
@@ -120,13 +124,14 @@ def _cache_indices(spec: ModelSpec) -> dict[int, int]:
     transformers takes the length of the past from the first layer of each type (full or sliding).
     So the first layer of the type that still has attention uses that slot.
     """
-    first: dict[int | None, int] = {}
+    first: dict[bool, int] = {}
     own = [index for index, shape in enumerate(spec.layers) if not shape.is_recurrent]
+    slides = [window is not None for window in spec.windows]
     for index in own:
-        first.setdefault(spec.windows[index], index)
+        first.setdefault(slides[index], index)
     shapes = spec.layers
     attending = [index for index in own if shapes[index].num_heads and shapes[index].has_keys]
-    return {index: first.pop(spec.windows[index], index) for index in attending}
+    return {index: first.pop(slides[index], index) for index in attending}
 
 
 def _linear(spec: ModelSpec, index: int, module: str) -> nn.Module:

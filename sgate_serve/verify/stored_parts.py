@@ -74,7 +74,7 @@ def compare_stored_parts(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint) 
         expected = _files_in(writer.staging)
         file = next(_different_files(writer.staging, expected, out.folder), None)
         file = file or gguf_difference(masked, plan, out)
-    weights = {info.file.name for info in out.tensors.values()}
+    weights = {stored.file.name for info in out.tensors.values() for stored in info.in_files}
     others = _files_in(out.folder) - expected - weights - OWN_FILES
     return StoredParts(
         tensor=None if tensor is None else describe_tensor(out.spec, tensor),
@@ -93,7 +93,9 @@ def first_different_tensor(masked: MaskedCheckpoint, plan: Plan, out: Checkpoint
     small, written_name = pruned_spec(plan, masked.spec), masked.base.written_name
     for header, array in zip(headers, arrays, strict=True):
         info = out.tensors.get(header.name)
-        if info is None or info.in_file.name != written_name(file_name(header.name, small)):
+        if info is None:
+            return header.name
+        if [each.name for each in info.in_files] != [written_name(file_name(header.name, small))]:
             return header.name
         stored = info.read()
         if array.shape != stored.shape or DTYPE_NAMES[array.dtype] != DTYPE_NAMES[stored.dtype]:

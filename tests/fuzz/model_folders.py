@@ -17,6 +17,7 @@ from sgate_serve.gates import Gates
 from sgate_serve.gates.keys import linear_sites
 from sgate_serve.verify.certificate import CERTIFICATE_FILE, Verification
 from tests.checkpoint.ragged.layouts import rewrite_config
+from tests.checkpoint.ragged.puzzle_folder import stock_model
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama",
@@ -108,6 +109,7 @@ def write_folders(root: Path) -> Folders:
         write_foreign(folders, layout)
     write_lowered(folders)
     write_sized(folders)
+    stock_model(folders.root / "puzzle")
     int8 = folders.root / "int8"
     convert(ConvertOptions(str(folders.base), int8, folders.gates, precision="int8"))
     certificate = json.dumps(CERTIFICATE.to_json())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sgate_serve.training.phases.tuning import closed_linears
 from sgate_serve.training.tasks.causal_lm import load_frozen
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
+from tests.families.mxfp4_folders import pack_folder
 from tests.small_llama import random_tokens
 from tests.training.small_mixtures import MIXTURES, mixture_run, small_mixture
 from tests.training.small_run import small_run
@@ -70,6 +72,31 @@ def test_a_mixture_trains_converts_and_verifies(way: str, family: str, tmp_path:
     convert(ConvertOptions(str(base.folder), tmp_path / "out", options.out, to=to))
     found = verify(VerifyOptions(str(base.folder), str(tmp_path / "out"), options.out, engine))
     assert found.passed and found.tensors_equal, found.difference
+
+
+def test_a_base_in_4_bits_trains_converts_and_verifies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps on the dense model write it as a base of its own, in floats."""
+    monkeypatch.setitem(MIXTURES, "gpt_oss", {**MIXTURES["gpt_oss"], "intermediate_size": 32})
+    options = mixture_run(tmp_path, "gpt_oss", **BY_REAP, dense_steps=2)
+    packed = pack_folder(Path(options.base), tmp_path / "packed")
+    copytree(
+        options.base,
+        packed,
+        ignore=ignore_patterns("*.safetensors", "config.json"),
+        dirs_exist_ok=True,
+    )
+    options = replace(options, base=str(packed))
+    assert train(options).metrics["removed"] == pytest.approx(0.25, abs=0.04)
+    base = options.out / "base"
+    assert Checkpoint.open(base).config == {
+        **Checkpoint.open(packed).config,
+        "dtype": "float32",
+    }
+    convert(ConvertOptions(str(base), tmp_path / "out", options.out))
+    found = verify(VerifyOptions(str(base), str(tmp_path / "out"), options.out, "torch"))
+    assert found.passed and found.base_read_alike, found.difference
 
 
 @pytest.mark.parametrize("family", MIXTURES)

@@ -16,6 +16,7 @@ from sgate_serve.checkpoint.outline.config import (
     AnyConfig,
 )
 from sgate_serve.checkpoint.outline.faults import Fault, gaps
+from sgate_serve.checkpoint.outline.layers import LAYER
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
@@ -42,7 +43,8 @@ class Mixture:
     """The experts of one block: their numbers, units and router, as the headers have them."""
 
     numbers: set[int] = field(default_factory=set)
-    num_stacked: int = 0
+    # By the name of a stack inside the block, how many experts it holds.
+    stacks: dict[str, int] = field(default_factory=dict)
     units: set[int] = field(default_factory=set)
     router_rows: int | None = None
     biases: dict[str, int] = field(default_factory=dict)
@@ -50,7 +52,7 @@ class Mixture:
     @property
     def size(self) -> int:
         """The number of experts, those that are missing between others included."""
-        return max((self.num_stacked, *(number + 1 for number in self.numbers)))
+        return max((*self.stacks.values(), *(number + 1 for number in self.numbers)))
 
 
 def mixtures_of(tensors: Tensors) -> dict[str, Mixture]:
@@ -63,7 +65,8 @@ def mixtures_of(tensors: Tensors) -> dict[str, Mixture]:
             if match["part"] in READS_INPUT and match["kind"] == "weight" and info.shape:
                 mixture.units.add(info.shape[0])
         elif (match := STACKED.fullmatch(name)) and len(info.shape) > 1:
-            found[match["block"]].num_stacked = info.shape[0]
+            own = name.removeprefix(f"{match['block']}.")
+            found[match["block"]].stacks[own] = info.shape[0]
     _add_routers(found, tensors)
     return dict(found)
 
@@ -82,15 +85,22 @@ def mixture_faults(config: AnyConfig, mixtures: Mapping[str, Mixture]) -> Iterat
     """Yield what contradicts itself inside a mixture, or contradicts the config."""
     for block, mixture in mixtures.items():
         yield from (Fault(block, how) for how in _within(mixture, config))
-        yield from (Fault(block, how) for how in _against(mixture, config))
+        stated = _of_block(config, block)
+        if stated is None:
+            yield from (Fault(block, how) for how in _against(mixture, config))
+        elif stated != mixture.size:
+            yield Fault(block, f"it has {mixture.size} experts, but block_configs says {stated}")
     if mixtures:
         yield from _choice_faults(config, min(mixture.size for mixture in mixtures.values()))
 
 
 def _within(mixture: Mixture, config: AnyConfig) -> Iterator[str]:
     size = mixture.size
-    if not mixture.num_stacked and (missing := gaps(mixture.numbers, size)):
+    if not mixture.stacks and (missing := gaps(mixture.numbers, size)):
         yield f"of {size} experts there are no tensors of {missing}; number them anew"
+    for stack, own in mixture.stacks.items():
+        if own != size:
+            yield f"{stack} holds {own} experts, and another stack {size}; keep the same in all"
     if len(mixture.units) > 1:
         yield (
             f"its experts have {min(mixture.units)} to {max(mixture.units)} units; stock engines "
@@ -106,6 +116,15 @@ def _within(mixture: Mixture, config: AnyConfig) -> Iterator[str]:
                 f"{name.rpartition('.')[2]} has {length} values for {size} experts; keep those of "
                 "the kept experts"
             )
+
+
+def _of_block(config: AnyConfig, block: str) -> int | None:
+    """Return how many experts one of Puzzle's `block_configs` gives a mixture, if one does."""
+    match = LAYER.match(f"{block}.")
+    index = -1 if match is None else int(match["number"])
+    entry = config.blocks[index] if 0 <= index < len(config.blocks) else None
+    stated = entry.get("num_local_experts") if isinstance(entry, Mapping) else None
+    return stated if isinstance(stated, int) else None
 
 
 def _against(mixture: Mixture, config: AnyConfig) -> Iterator[str]:

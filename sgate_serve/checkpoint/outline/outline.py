@@ -14,6 +14,7 @@ from sgate_serve.checkpoint.outline.config import AnyConfig
 from sgate_serve.checkpoint.outline.faults import grouped
 from sgate_serve.checkpoint.outline.layers import layer_faults, stack_of
 from sgate_serve.checkpoint.outline.mixtures import Mixture, mixture_faults, mixtures_of
+from sgate_serve.checkpoint.outline.packed import packed_faults
 from sgate_serve.checkpoint.outline.tables import table_faults
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo, is_name
 from sgate_serve.checkpoint.weights_files import read_headers
@@ -58,6 +59,7 @@ class Outline:
         found = [
             *layer_faults(self.config, self.stack),
             *(() if is_own else mixture_faults(self.config, self.mixtures)),
+            *packed_faults(self.config, self.tensors),
             *table_faults(self.config, self.tensors),
         ]
         return tuple(grouped(found))

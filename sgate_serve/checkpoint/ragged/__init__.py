@@ -5,7 +5,7 @@ Ambiguous checkpoints are refused, such as one that fits two values of head_dim.
 read from disk or logged. Layouts: docs/format.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sgate_serve.architecture.config_schema import check_config
@@ -34,7 +34,12 @@ MODEL_TYPES: Mapping[str, str] = {"nemotron-nas": "llama", "deci": "llama"}
 LEFT_OUT = frozenset({"auto_map"})
 SIZES = (HEADS, KV_HEADS, HEAD_DIM, UNITS)
 
-__all__ = ["normalize_config"]
+# From a config, tensors and the file's name to a config that describes them, and the layout.
+Normalize = Callable[
+    [Mapping[str, Any], Mapping[str, StoredTensor], str], tuple[Mapping[str, Any], str | None]
+]
+
+__all__ = ["Normalize", "normalize_config"]
 
 
 def normalize_config(

@@ -4,7 +4,7 @@ A router has one row for each expert, and an expert's down projection one column
 Attention has the widths that the config states.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,15 @@ from sgate_serve.architecture.recurrent_layers import with_recurrent_layers
 from sgate_serve.architecture.sgate_config import (
     LayerSizes,
     SgateBlock,
+    narrower_windows,
     sgate_config,
     uneven_experts,
     unstated_shared,
 )
 from sgate_serve.architecture.shapes import LayerShape
 from sgate_serve.checkpoint.ragged.widths import StoredTensor
+from sgate_serve.checkpoint.stacks import part_in_words
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
 
 Tensors = Mapping[str, StoredTensor]
@@ -35,23 +38,45 @@ def normalize_mixtures(
 
     Raises CheckpointError if the files hold an expert without its router, or the reverse.
     """
+    stated, found = stored_shapes(config, family, tensors, source)
+    if found == stated:
+        return config, None
+    words = f"{family.name} checkpoint, experts of each layer from the tensor shapes"
+    return uneven_mixture(config, family, found), words
+
+
+def stored_shapes(
+    config: Mapping[str, Any], family: Family, tensors: Tensors, source: str
+) -> tuple[list[LayerShape], list[LayerShape]]:
+    """Return the shapes of all layers as the config states them, and as the files have them."""
     get = ConfigReader(config, source, family)
     family = with_recurrent_layers(get, family)
     # Windows do not change the widths of a mixture.
     stated = list(dense_shapes(get, family, [None] * get.integer("num_hidden_layers")))
     found = [_stored_shape(family, index, each, tensors) for index, each in enumerate(stated)]
-    if found == stated:
-        return config, None
-    hidden = get.integer("hidden_size")
-    sizes = LayerSizes(family, tuple(found), hidden, hidden)
+    return stated, found
+
+
+def uneven_mixture(
+    config: Mapping[str, Any],
+    family: Family,
+    layers: Sequence[LayerShape],
+    windows: Sequence[int | None] = (),
+) -> dict[str, Any]:
+    """Return our own config of a mixture with these layers, and windows if they are of any size."""
+    hidden = ConfigReader(config, CONFIG_FILE, family).integer("hidden_size")
+    sizes = LayerSizes(family, tuple(layers), hidden, hidden)
     top = sizes.top_level()
     stale = {name for key in top for name in family.synonyms(key)}
     stock = {key: value for key, value in config.items() if key not in stale} | top
-    shared = unstated_shared(family, found)
-    uneven = uneven_experts(found)
-    block = SgateBlock(family.name, family.name, expert_units=uneven, shared_units=shared)
-    words = f"{family.name} checkpoint, experts of each layer from the tensor shapes"
-    return sgate_config(stock, sizes, block), words
+    block = SgateBlock(
+        family.name,
+        family.name,
+        expert_units=uneven_experts(layers),
+        shared_units=unstated_shared(family, layers),
+        windows=narrower_windows(windows),
+    )
+    return sgate_config(stock, sizes, block)
 
 
 def _stored_shape(family: Family, index: int, stated: LayerShape, tensors: Tensors) -> LayerShape:
@@ -69,8 +94,8 @@ def _stored_shape(family: Family, index: int, stated: LayerShape, tensors: Tenso
     beyond = f"{family.expert_linear(index, router.shape[0], DOWN)}.weight"
     if beyond in tensors:
         raise CheckpointError(
-            f"{router.file}: tensor {name} has {router.shape[0]} rows, but there is {beyond}; keep "
-            "as many rows as experts, in their order"
+            f"{router.file}: tensor {name} has {router.shape[0]} rows, but there is "
+            f"{part_in_words(beyond, family)}; keep as many rows as experts, in their order"
         )
     where = f"{router.file}: tensor {name} has {router.shape[0]} rows, one for each expert"
     experts = tuple(
@@ -103,8 +128,8 @@ def _units(family: Family, index: int, expert: int | None, where: str, tensors: 
         tensor = tensors.get(name)
         if tensor is None:
             raise CheckpointError(
-                f"{where}, and tensor {name} is missing; is a shard lost, or was a row of the "
-                "router left behind?"
+                f"{where}, and {part_in_words(name, family)} is missing; is a shard lost, or was a "
+                "row of the router left behind?"
             )
         if len(tensor.shape) != 2:
             raise CheckpointError(f"{tensor.file}: tensor {name} has shape {list(tensor.shape)}")
@@ -113,7 +138,7 @@ def _units(family: Family, index: int, expert: int | None, where: str, tensors: 
     for name, shape in readers:
         if shape[0] != across[1]:
             raise CheckpointError(
-                f"{where}; {down} has {across[1]} columns and {name} {shape[0]} rows: cut the "
-                "linears of an expert alike"
+                f"{where}; {part_in_words(down, family)} has {across[1]} columns and "
+                f"{part_in_words(name, family)} {shape[0]} rows: cut the linears of an expert alike"
             )
     return across[1]

@@ -8,6 +8,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.platforms import current_platform
 
 from sgate_serve.architecture.gated_units import PUBLISHED
+from sgate_serve.architecture.sgate_config import SgateBlock
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.layer import LayerContext
 from sgate_serve.errors import EngineError
@@ -31,6 +32,11 @@ def read_spec(config: dict[str, Any], source: str) -> ModelSpec:
         "sliding_window": config.get("max_position_embeddings"),
         "use_sliding_window": True,
     }
+    if SgateBlock.read(config).windows:
+        raise EngineError(
+            f"{source}: --disable-sliding-window limits texts to the widest window, and some "
+            "layers have a narrower one; leave it out"
+        )
     spec = ModelSpec.from_config(config | unlimited, source)
     return replace(spec, windows=(None,) * len(spec.layers))
 

@@ -18,12 +18,12 @@ from sgate_serve.architecture.sgate_config import SGATE_CLASS_PREFIX, SGATE_MODE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
-from sgate_serve.engines.vllm.machine import has_gpu
+from sgate_serve.engines.vllm.device import has_gpu
 from sgate_serve.errors import EngineError
 from sgate_serve.text.pooling import Pooling
 from sgate_serve.text.sentence_files import MODEL_FILE
 
-# The settings that vLLM's class of GPT-OSS needs; it reads one more.
+# The settings that vLLM's attention with sinks needs; it reads one more.
 YARN_FIELDS = frozenset(
     {
         *("rope_type", "rope_theta", "factor", "beta_fast", "beta_slow"),
@@ -37,9 +37,10 @@ def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the keys of config.json that vLLM must read differently, with their values.
 
     Raises EngineError if `arguments` override the config too, for other weights than those that
-    transformers loads, and for a default prompt.
+    transformers loads, for experts in 4 bits without a GPU, and for a default prompt.
     """
     model = Checkpoint.open(folder)
+    _check_packed(model)
     _check_files(model)
     _check_prompt(model)
     _check_stock_class(model)
@@ -68,6 +69,15 @@ def _own_class(model: Checkpoint) -> dict[str, Any]:
     return {"architectures": [f"{SGATE_CLASS_PREFIX}{model.spec.head.model_class}"]}
 
 
+def _check_packed(model: Checkpoint) -> None:
+    """Raise EngineError for experts in 4 bits on CPU, where vLLM has no kernel for them."""
+    if model.is_packed and not has_gpu():
+        raise EngineError(
+            f"{model.folder}: vLLM computes with experts in 4 bits on GPUs alone; give what `sgate "
+            f"convert {model.folder} --out NEW` writes, or choose another engine"
+        )
+
+
 def _check_prompt(model: Checkpoint) -> None:
     """Raise EngineError for an embedding model whose texts have a prompt in front."""
     prompt = Pooling.of(model.folder).prompt if model.spec.task == BASE else ""
@@ -80,11 +90,8 @@ def _check_prompt(model: Checkpoint) -> None:
 
 
 def _check_stock_class(model: Checkpoint) -> None:
-    """Raise EngineError for a stock folder whose config vLLM's own class does not follow.
-
-    Its class of GPT-OSS has windows, biases, units and a type of rope of its own.
-    """
-    if model.spec.clamped_units is None or model.config.get("model_type") == SGATE_MODEL_TYPE:
+    """Raise EngineError for a stock folder whose config vLLM's own class does not follow."""
+    if model.config.get("model_type") == SGATE_MODEL_TYPE:
         return
     if (field := next(_unfollowed(model.spec), None)) is not None:
         raise EngineError(
@@ -94,9 +101,15 @@ def _check_stock_class(model: Checkpoint) -> None:
 
 
 def _unfollowed(spec: ModelSpec) -> Iterator[str]:
-    """Yield the fields of a GPT-OSS config that are not what vLLM's class takes for granted."""
-    if spec.clamped_units != PUBLISHED:
+    """Yield the fields of a config that are not what vLLM's class takes for granted.
+
+    Units are clamped by fixed numbers, and attention with sinks has windows, biases and a type of
+    rope of its own.
+    """
+    if spec.clamped_units not in (None, PUBLISHED):
         yield "swiglu_alpha and swiglu_limit"
+    if spec.family.sinks is None:
+        return
     if any((window is None) != bool(index % 2) for index, window in enumerate(spec.windows)):
         yield "layer_types, and has a window in every other layer from the first"
     if not spec.biased_roles.issuperset(ATTENTION_ROLES):
@@ -115,7 +128,7 @@ def _is_plain_yarn(rope: Rope | None) -> bool:
 
 def _check_files(model: Checkpoint) -> None:
     """Raise EngineError for files of weights that vLLM would load instead or in addition."""
-    read = {info.file for info in model.tensors.values()}
+    read = {stored.file for info in model.tensors.values() for stored in info.in_files}
     index = model.folder / INDEX_FILE
     is_sharded = {file.name for file in read} != {SINGLE_FILE}
     strangers = {

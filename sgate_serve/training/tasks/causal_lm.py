@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +18,7 @@ from sgate_serve.data.documents import (
 from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.errors import TrainingError
+from sgate_serve.models.loading import loaded_by
 from sgate_serve.training.tasks.evaluate import causal_lm_metrics
 from sgate_serve.training.tasks.frozen_model import frozen_model
 from sgate_serve.training.tasks.training_data import Samples, TrainingData, block_samples
@@ -73,5 +73,4 @@ def read_data(base: Checkpoint, options: TrainOptions) -> TrainingData:
 
 def load_frozen(folder: Path) -> nn.Module:
     """Load a frozen causal LM in fp32, on the GPU if there is one."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return frozen_model(model, folder)
+    return frozen_model(loaded_by(AutoModelForCausalLM, folder), folder)

@@ -17,6 +17,7 @@ from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.data.records import Example, read_examples
 from sgate_serve.errors import TrainingError
+from sgate_serve.models.loading import loaded_by
 from sgate_serve.progress import counted
 from sgate_serve.training.tasks.evaluate import classifier_metrics
 from sgate_serve.training.tasks.frozen_model import frozen_model
@@ -66,9 +67,7 @@ class ClassificationTask:
                 "problem_type": SINGLE_LABEL if self.labels.names else REGRESSION,
             }
         set_seed(self._seed)
-        model: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder, dtype=torch.float32, **options
-        )
+        model = loaded_by(AutoModelForSequenceClassification, folder, **options)
         model.config.pad_token_id = self.data.pad_token
         return frozen_model(model, folder)
 

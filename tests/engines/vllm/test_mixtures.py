@@ -24,6 +24,7 @@ from sgate_serve.errors import EngineError
 from sgate_serve.gates.keys import EXPERTS, HEADS, MLP_UNITS, gate_sites
 from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.plan import Target
+from tests.checkpoint.ragged.puzzle_folder import stock_model
 from tests.converters.test_convert import write_gates
 from tests.engines.drive import greedy, prompt, run
 from tests.engines.vllm.start import vllm_engine, worker_engine
@@ -186,6 +187,15 @@ def test_time_in_experts_is_that_of_units(tmp_path: Path) -> None:
     for phase in attribute(models, "vllm", workload).values():
         for one in phase.values():
             assert all({PROJECTIONS, ATTENDING, UNITS} <= layer.keys() for layer in one.layers)
+
+
+def test_layers_have_windows_of_their_own(tmp_path: Path) -> None:
+    stock_model(tmp_path / "base", head_dim=32)
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out"))
+    with vllm_engine(tmp_path / "out") as engine:
+        found = engine.logits(TOKENS)
+    masked = TorchModel.masked_dense(open_masked(tmp_path / "base", None))
+    np.testing.assert_allclose(found, masked.logits(TOKENS), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

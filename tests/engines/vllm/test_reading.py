@@ -11,11 +11,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.vllm.reading import config_overrides
 from sgate_serve.errors import EngineError
 from sgate_serve.server.server_options import ServerOptions
+from tests.checkpoint.ragged.puzzle_folder import stock_model
 from tests.engines.drive import prompt
 from tests.engines.vllm.start import vllm_engine
+from tests.families.mxfp4_folders import pack_folder
 from tests.families.zoo import ZOO, build
 from tests.text.test_pooling import write_modules
 
@@ -77,6 +80,17 @@ def test_default_prompt_of_an_embedding_model_is_refused(tmp_path: Path) -> None
         config_overrides(tmp_path, [])
 
 
+def test_experts_in_4_bits_are_refused_on_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgate_serve.engines.vllm.reading.has_gpu", lambda: False)
+    sizes = {"hidden_size": 64, "intermediate_size": 32}
+    build(ZOO["gpt_oss"][0], 0, **sizes).save_pretrained(tmp_path / "floats")
+    packed = pack_folder(tmp_path / "floats", tmp_path / "packed")
+    with pytest.raises(EngineError, match=r"packed: vLLM computes .* 4 bits on GPUs alone; give "):
+        config_overrides(packed, [])
+
+
 @pytest.mark.parametrize(
     "family",
     ["gemma2", "gemma3_text", "gemma4_text", "gpt_oss", "olmo3", "qwen2", "qwen3", "smollm3"],
@@ -89,6 +103,15 @@ def test_a_window_that_vllm_takes_out_leaves_the_kinds_of_layers(family: str) ->
     without = read_spec(config | {"sliding_window": None}, "config")
     assert any(with_window.windows)
     assert without == replace(with_window, windows=(None,) * len(with_window.layers))
+
+
+def test_windows_of_several_sizes_cannot_be_taken_out(tmp_path: Path) -> None:
+    from sgate_serve.engines.vllm.config import read_spec
+
+    stock_model(tmp_path / "base")
+    config = dict(Checkpoint.open(tmp_path / "base").config) | {"sliding_window": None}
+    with pytest.raises(EngineError, match=r"c.json: --disable-sliding-window limits .*; leave it"):
+        read_spec(config, "c.json")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What vLLM finds on this machine."""
+"""What the installed vLLM runs on."""
 
 
 def has_gpu() -> bool:
