@@ -15,6 +15,8 @@ import numpy as np
 from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.text_part import text_part
+from sgate_serve.architecture.wholes import Whole
 from sgate_serve.checkpoint.fitting import fit, further_layers, is_unused
 from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
 from sgate_serve.checkpoint.int8 import (
@@ -27,7 +29,7 @@ from sgate_serve.checkpoint.int8 import (
 )
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.missing import why_missing
-from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.names import canonical_names, left_out, text_tensors
 from sgate_serve.checkpoint.other_layouts import describe_folder
 from sgate_serve.checkpoint.ragged import normalize_config
 from sgate_serve.checkpoint.side_files import check_plain_weights, check_side_files
@@ -46,8 +48,8 @@ class Checkpoint:
     `tensors` are keyed by the names that a model with a head gives them; each keeps the name that
     it has in its file. `config` describes the tensors. It differs from config.json
     (`stored_config`) if another tool stored layers of uneven width, which `layout` then says in
-    words, or if a head is not tied that should be. In an int8 folder the linears inside the blocks
-    are int8 with scales.
+    words, if a head is not tied that should be, or if the folder holds a `whole`, of which this is
+    the text part. In an int8 folder the linears inside the blocks are int8 with scales.
     """
 
     folder: Path
@@ -57,6 +59,7 @@ class Checkpoint:
     stored_config: Mapping[str, Any]
     layout: str | None = None
     is_int8: bool = False
+    whole: Whole | None = None
 
     @classmethod
     def open(cls, location: str | Path) -> "Checkpoint":
@@ -71,17 +74,26 @@ class Checkpoint:
         stored = read_json(source)
         check_side_files(folder, stored)
         quantized = is_int8(stored, str(source))
-        headers = read_headers(folder)
+        headers, part = read_headers(folder), text_part(stored, str(source))
         if not quantized:
             check_plain_weights(headers, folder)
-        tensors = canonical_names(headers, stored)
-        config, layout = normalize_config(stored, tensors, str(source))
-        spec = ModelSpec.from_config(config, str(source))
+        tensors = canonical_names(text_tensors(headers, part), part.config)
+        config, layout = normalize_config(part.config, tensors, part.source)
+        spec = ModelSpec.from_config(config, part.source)
         fitted = fit(config, spec, tensors)
         checkpoint = cls(
-            folder, fitted.config, fitted.spec, fitted.tensors, stored, layout, quantized
+            folder,
+            fitted.config,
+            fitted.spec,
+            fitted.tensors,
+            stored,
+            layout=layout,
+            is_int8=quantized,
+            whole=part.whole,
         )
-        for note in (*([layout] if layout else []), *fitted.notes, *checkpoint.check()):
+        others = None if part.whole is None else left_out(headers, part.whole)
+        notes = (note for note in (others, layout) if note is not None)
+        for note in (*notes, *fitted.notes, *checkpoint.check()):
             _note(folder, note)
         return checkpoint
 
@@ -159,8 +171,11 @@ class Checkpoint:
     def written_name(self, name: str) -> str:
         """Return the name that a tensor of the model has in this folder's files.
 
-        A head keeps the name that it has there: other programs know no other.
+        A head keeps the name that it has there: other programs know no other. The text part of a
+        whole is written as a model of its own.
         """
+        if self.whole is not None:
+            return name
         if name == f"{self.spec.family.head}.weight" and name in self.tensors:
             return self.tensors[name].name
         prefix = f"{self.spec.family.prefix}."

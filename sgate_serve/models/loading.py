@@ -3,7 +3,7 @@
 The config is the checkpoint's own: transformers may be unable to load the one in the file.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weights
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -51,8 +52,10 @@ def load_model(checkpoint: Checkpoint) -> Any:
     differ slightly from those of an engine that computes in int8.
     """
     tensors = float_tensors(checkpoint) if checkpoint.is_int8 else None
-    if checkpoint.layout is not None and checkpoint.is_stacked:
-        # Uneven experts are modules of their own, which have no tensors in such files.
+    is_uneven_stack = checkpoint.layout is not None and checkpoint.is_stacked
+    if tensors is None and (is_uneven_stack or checkpoint.whole is not None):
+        # Uneven experts are modules of their own, which have no tensors in such files; and the
+        # class of the text alone would miss most names in the files of a whole, and not stop.
         names = checkpoint.spec.tensor_shapes()
         tensors = ((name, checkpoint.read(name)) for name in names)
     if tensors is not None:
@@ -61,6 +64,19 @@ def load_model(checkpoint: Checkpoint) -> Any:
         return AUTO_CLASSES[checkpoint.spec.task].from_pretrained(
             checkpoint.folder, config=config_of(checkpoint), dtype=torch.float32
         )
+
+
+def new_classifier(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """Build a classifier of the text part of a whole in fp32; its head is random.
+
+    `settings` are fields of its config, such as the names of labels.
+    """
+    config = config_from({**checkpoint.config, **settings})
+    model: PreTrainedModel = AUTO_CLASSES[CLASSIFICATION].from_config(config, dtype=torch.float32)
+    spec = checkpoint.spec
+    names = (name for name in spec.tensor_shapes() if name not in spec.head.tensors)
+    fill(model, spec, ((name, checkpoint.read(name)) for name in names))
+    return model
 
 
 def float_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Array]]:

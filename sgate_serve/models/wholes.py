@@ -1,0 +1,42 @@
+"""The text part of a model of text and images as transformers itself takes it out of the whole.
+
+The class of the whole reads the folder, by its own rules for the names of tensors. Its stack and
+its head then become those of the class of the text alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig
+
+from sgate_serve.architecture.config_field import TIED_KEY
+from sgate_serve.architecture.text_part import OUTER_IDS
+
+
+def text_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of the text in that of a whole; the config of a text model as it is.
+
+    What a whole takes from its own level is set in the part.
+    """
+    text: PreTrainedConfig = config.get_text_config()
+    if text is not config:
+        setattr(text, TIED_KEY, getattr(config, TIED_KEY))
+        for key in OUTER_IDS:
+            if (own := getattr(config, key, None)) is not None:
+                setattr(text, key, own)
+    return text
+
+
+def load_text_part(folder: Path, **options: Any) -> Any:
+    """Load a whole with the class that its config names, and return its text part as a causal LM.
+
+    `options` go to `from_pretrained`. Raises what transformers raises.
+    """
+    whole: Any = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    with torch.device("meta"):
+        text: Any = AutoModelForCausalLM.from_config(text_config_of(whole.config))
+    text.config.architectures = [type(text).__name__]
+    setattr(text, text.base_model_prefix, whole.get_decoder())
+    text.set_output_embeddings(whole.get_output_embeddings())
+    return text.eval()
