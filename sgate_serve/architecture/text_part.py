@@ -106,3 +106,10 @@ def _check_text(text: Mapping[str, Any] | None, whole: Whole, source: str) -> No
             f"{where}: model_type {brief(text['model_type'])} is not supported in such a model; "
             f"expected {whole.family}"
         )
+    for key in whole.ignored:
+        if text.get(key) is not None:
+            raise CheckpointError(
+                f"{where}: {key} {brief(text[key])} is not supported: transformers' "
+                f"{whole.model_class} ignores it, and its class of the text alone does not, so "
+                "which model is meant is unknown; remove it"
+            )

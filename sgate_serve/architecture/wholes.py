@@ -20,6 +20,8 @@ class Whole:
     names: Mapping[str, str]
     # Beginnings of the names of all else: images, sound, and what joins them to the text.
     others: tuple[str, ...]
+    # Fields of the text that the class of the text alone follows and that of the whole ignores.
+    ignored: tuple[str, ...] = ()
     # What its config class takes where `tie_word_embeddings` is left out.
     ties_head: bool = False
     # transformers' class of the text alone reads files with these names too, and ignores `others`.
@@ -42,12 +44,15 @@ class Whole:
 NESTED = {"model.language_model.": "model."}
 
 
-def _llava(model_type: str, model_class: str, family: str) -> Whole:
+def _llava(
+    model_type: str, model_class: str, family: str, *, ignored: tuple[str, ...] = ()
+) -> Whole:
     """Return a whole whose class follows LLaVA's: older files have other names."""
     older = {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."}
     parts = ("vision_tower.", "multi_modal_projector.")
     others = (*(f"model.{part}" for part in parts), *parts)
-    return Whole(model_type, model_class, family, {**NESTED, **older}, others, ties_head=True)
+    names = {**NESTED, **older}
+    return Whole(model_type, model_class, family, names, others, ignored, ties_head=True)
 
 
 _WHOLES = (
@@ -59,7 +64,12 @@ _WHOLES = (
         others=("model.visual.",),
         is_read_alone=True,
     ),
-    _llava("gemma3", "Gemma3ForConditionalGeneration", "gemma3_text"),
+    _llava(
+        "gemma3",
+        "Gemma3ForConditionalGeneration",
+        "gemma3_text",
+        ignored=("final_logit_softcapping",),
+    ),
     Whole(
         "gemma4",
         "Gemma4ForConditionalGeneration",

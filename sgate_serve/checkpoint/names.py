@@ -46,10 +46,10 @@ def text_tensors(tensors: Mapping[str, TensorInfo], part: TextPart) -> dict[str,
         for whole in alone:
             tensors = _renamed(tensors, whole)
         return dict(tensors)
-    prefix = f"{FAMILIES[part.whole.family].prefix}."
+    family = FAMILIES[part.whole.family]
     for name, info in tensors.items():
         is_known = part.whole.has_text(name) or part.whole.has_other(name)
-        if name.startswith(prefix) and not is_known:
+        if not is_known and canonical_name(name, family).startswith(f"{family.prefix}."):
             raise CheckpointError(
                 f"{info.file}: tensor {name} is not part of a {part.whole.model_class}, whose text "
                 f"has names like {next(iter(part.whole.names))}…; save the model from transformers"

@@ -12,6 +12,11 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 
 from sgate_serve.architecture.config_field import TIED_KEY
 from sgate_serve.architecture.text_part import OUTER_IDS
+from sgate_serve.errors import CheckpointError
+
+# Of what tokens hold the place of, by the names of the config's fields.
+MEDIA = ("image", "video", "audio")
+NUM_IDS = 32
 
 
 def text_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -31,7 +36,8 @@ def text_config_of(config: PreTrainedConfig) -> PreTrainedConfig:
 def load_text_part(folder: Path, **options: Any) -> Any:
     """Load a whole with the class that its config names, and return its text part as a causal LM.
 
-    `options` go to `from_pretrained`. Raises what transformers raises.
+    `options` go to `from_pretrained`. Raises what transformers raises, and CheckpointError if the
+    class of the text computes otherwise than that of the whole.
     """
     whole: Any = AutoModelForImageTextToText.from_pretrained(folder, **options)
     with torch.device("meta"):
@@ -39,4 +45,19 @@ def load_text_part(folder: Path, **options: Any) -> Any:
     text.config.architectures = [type(text).__name__]
     setattr(text, text.base_model_prefix, whole.get_decoder())
     text.set_output_embeddings(whole.get_output_embeddings())
-    return text.eval()
+    _check_alike(whole.eval(), text.eval(), folder)
+    return text
+
+
+@torch.inference_mode()
+def _check_alike(whole: Any, text: Any, folder: Path) -> None:
+    """Compare both on the first ids that stand for no image or sound."""
+    names = (f"{medium}_token_id" for medium in MEDIA)
+    placeholders = {getattr(whole.config, name, None) for name in names}
+    ids = [one for one in range(text.config.vocab_size) if one not in placeholders][:NUM_IDS]
+    expected, found = (model(torch.tensor([ids])).logits for model in (whole, text))
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4):
+        raise CheckpointError(
+            f"{folder}: the text part of a {type(whole).__name__} computes otherwise as a "
+            f"{type(text).__name__}, by {(found - expected).abs().max():.2g}"
+        )
