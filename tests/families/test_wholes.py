@@ -23,6 +23,8 @@ from sgate_serve.errors import CheckpointError, EngineError, GatesError
 from sgate_serve.gates import Gates
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
+from sgate_serve.models.loading import new_classifier
+from sgate_serve.models.wholes import load_text_part
 from sgate_serve.text.tokenization import read_stop_token_ids
 from sgate_serve.training import TrainOptions, train
 from sgate_serve.verify.verification import verify
@@ -180,6 +182,13 @@ def test_heads_are_tied_as_in_the_whole(
     )
 
 
+def test_a_text_part_that_computes_otherwise_is_noticed(tmp_path: Path) -> None:
+    text = {**whole_config("gemma3")["text_config"], "final_logit_softcapping": 2.0}
+    saved(build_whole("gemma3", text_config=text), tmp_path, has_old_names=True)
+    with pytest.raises(CheckpointError, match="Gemma3ForConditionalGeneration computes otherwise"):
+        load_text_part(tmp_path)
+
+
 @ALL
 def test_every_command_says_once_what_is_left_out(
     model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -307,6 +316,16 @@ def test_tensors_that_the_class_of_the_whole_would_not_find_are_refused(
     save_file(weights, tmp_path / WEIGHTS, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(tmp_path)
+
+
+def test_a_new_classifier_has_the_stack_of_the_whole(tmp_path: Path) -> None:
+    model: Any = build_whole("qwen3_5")
+    base = Checkpoint.open(saved(model, tmp_path, has_old_names=True))
+    made: Any = new_classifier(base, {"num_labels": 5, "id2label": dict(enumerate("abcde"))})
+    assert made.score.weight.shape == (5, base.spec.hidden_size)
+    stack = model.get_decoder().state_dict()
+    assert made.model.state_dict().keys() == stack.keys()
+    assert all(torch.equal(made.model.state_dict()[name], stack[name]) for name in stack)
 
 
 def test_vllm_is_not_given_a_whole(tmp_path: Path) -> None:
