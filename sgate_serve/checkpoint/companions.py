@@ -7,6 +7,7 @@ from typing import Any
 
 from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
+from sgate_serve.architecture.wholes import WHOLES
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
 from sgate_serve.json_fields import read_json
@@ -21,6 +22,8 @@ from sgate_serve.text.tokenizer_files import (
     read_settings,
 )
 
+# What AutoProcessor loads for a folder, in a key of tokenizer_config.json.
+PROCESSOR_CLASS = "processor_class"
 COMPANION_FILES = (
     "generation_config.json",
     TOKENIZER_CONFIG_FILE,
@@ -63,14 +66,19 @@ def restated_settings(source: Path, config: Mapping[str, Any]) -> dict[str, Any]
 
     AutoTokenizer partly goes by the model type, which it does not know in a converted folder
     (`model_type: "sgate"`), and which is another one in the text part of a whole. So the class that
-    it chooses for the base is stated where it would choose another one.
+    it chooses for the base is stated where it would choose another one. The text part has no
+    processor of images.
     """
     if not any((source / name).is_file() for name in VOCABULARY_FILES):
         return None
     settings, path = read_settings(source), source / CONFIG_FILE
-    meant = chosen_class(read_json(path) if path.is_file() else config, settings)
+    stored = read_json(path) if path.is_file() else config
+    meant = chosen_class(stored, settings)
     is_stock = config.get("model_type") != SGATE_MODEL_TYPE
     known = config if is_stock else {"tokenizer_class": config.get("tokenizer_class")}
-    if meant == chosen_class(known, settings):
-        return None
-    return {**settings, "tokenizer_class": meant}
+    own = dict(settings)
+    if str(stored.get("model_type")) in WHOLES:
+        own.pop(PROCESSOR_CLASS, None)
+    if meant != chosen_class(known, settings):
+        own["tokenizer_class"] = meant
+    return None if own == settings else own

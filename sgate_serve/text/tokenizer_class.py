@@ -27,11 +27,13 @@ CLASS_OF_TYPE: Mapping[str, str] = {
     "phi3": PLAIN,
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
-    **dict.fromkeys(("qwen3_5", "qwen3_5_text"), "Qwen3_5Tokenizer"),
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"
+    ),
     "roberta": "RobertaTokenizer",
 }
 # Model types for which transformers distrusts the `tokenizer_class` of the files.
-OVERRULES = frozenset({"phi3", "qwen2", "qwen3_5"})
+OVERRULES = frozenset({"phi3", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"})
 
 # The classes that sgate-serve builds (tokenizer_pipelines.py), and other names of them.
 BUILT = frozenset(

@@ -286,11 +286,11 @@ def test_converted_folder_is_read_like_its_base(tmp_path: Path, kind: str) -> No
 
 def test_the_text_part_of_a_whole_is_read_like_the_whole(tmp_path: Path) -> None:
     """AutoTokenizer heeds the class that published files state for the one, not for the other."""
-    write(tmp_path, "qwen3.5", {})
+    write(tmp_path, "qwen3.5", {"processor_class": "Qwen3VLProcessor"})
     base = TextCodec.load(tmp_path)
     config = {"model_type": "qwen3_5_text"}
     written = restated_settings(tmp_path, config)
-    assert written is not None and written["tokenizer_class"] == "Qwen3_5Tokenizer"
+    assert written == {"tokenizer_class": "Qwen3_5Tokenizer"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(written), encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert restated_settings(tmp_path, config) is None
