@@ -18,6 +18,7 @@ from transformers import (
 from converters.convert import ConvertOptions, convert, open_masked
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.wholes import WHOLES
+from sgate_serve.checkpoint.outline.outline import Outline
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.errors import CheckpointError, EngineError, GatesError
 from sgate_serve.gates import Gates
@@ -187,6 +188,22 @@ def test_a_text_part_that_computes_otherwise_is_noticed(tmp_path: Path) -> None:
     saved(build_whole("gemma3", text_config=text), tmp_path, has_old_names=True)
     with pytest.raises(CheckpointError, match="Gemma3ForConditionalGeneration computes otherwise"):
         load_text_part(tmp_path)
+
+
+@ALL
+def test_published_files_have_no_faults(model_type: str, tmp_path: Path) -> None:
+    """They leave out what is the default of a class, and have layers that predict tokens."""
+    saved(build_whole(model_type), tmp_path, has_old_names=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    if WHOLES[model_type].ties_head and "lm_head" not in str(load_file(tmp_path / WEIGHTS).keys()):
+        del config["tie_word_embeddings"], config["text_config"]["tie_word_embeddings"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    layer = {"mtp.layers.0.mlp.down_proj.weight": np.zeros((48, 30), np.float32)}
+    weights = load_file(tmp_path / WEIGHTS) | (layer if model_type == "qwen3_5" else {})
+    save_file(weights, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    outline = Outline.of(tmp_path)
+    assert outline.is_supported and not outline.faults
+    assert len(outline.stack) == len(Checkpoint.open(tmp_path).spec.layers)
 
 
 @ALL

@@ -37,6 +37,7 @@ JSON_FILES = (
     "lowered/config.json",
     "lowered/sgate_plan.json",
     "int8/config.json",
+    "whole/config.json",
     "shards/model.safetensors.index.json",
     *(f"{layout}/config.json" for layout in FOREIGN),
 )
@@ -48,6 +49,7 @@ SAFETENSORS_FILES = (
     "stock/model.safetensors",
     "lowered/model.safetensors",
     "int8/model.safetensors",
+    "whole/model.safetensors",
 )
 BASES = {"pruned": "base", "sized": "base", "int8": "base", "lowered": "encoder"}
 CASES: tuple[tuple[str, Mutator], ...] = (
