@@ -55,15 +55,13 @@ def _llava(
     return Whole(model_type, model_class, family, names, others, ignored, ties_head=True)
 
 
+def _qwen(model_type: str, model_class: str, family: str) -> Whole:
+    others = ("model.visual.",)
+    return Whole(model_type, model_class, family, NESTED, others, is_read_alone=True)
+
+
 _WHOLES = (
-    Whole(
-        "qwen3_5",
-        "Qwen3_5ForConditionalGeneration",
-        "qwen3_5_text",
-        names=NESTED,
-        others=("model.visual.",),
-        is_read_alone=True,
-    ),
+    _qwen("qwen3_5", "Qwen3_5ForConditionalGeneration", "qwen3_5_text"),
     _llava(
         "gemma3",
         "Gemma3ForConditionalGeneration",
