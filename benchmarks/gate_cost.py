@@ -118,7 +118,7 @@ def _train(options: CostOptions, variant: str, folder: Path) -> int:
     )
     base = Checkpoint.open(options.base)
     task = TASKS[options.task](base, training)
-    model = task.open_model(base.folder)
+    model = task.open_model(base)
     phase = Phase.of(training, folder / "work", options.steps, training.rate_of(LORA))
     before = memory_of(os.getpid())["rss_bytes"]
     if variant == LORA_STEP:

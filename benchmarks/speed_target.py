@@ -69,7 +69,7 @@ def run(options: SpeedTargetOptions) -> dict[str, Any]:
     times = known_block_times(model, "onnx", options.precision)
     training = _training(options)
     task = CausalLMTask(model, training)
-    network = task.open_model(model.folder)
+    network = task.open_model(model)
     batches = task.data.shuffled_batches(training.batch_size, SCORING_BATCHES, training.seed)
     sites = unit_sites(model.spec)
     compute = partial(fisher_scores, network, sites, batches)

@@ -7,7 +7,7 @@ Paper: arXiv 2412.12951.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.names import mask_names
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
 from sgate_serve.gates import Gates
@@ -28,7 +28,7 @@ def read(source: GatesSource, base: Checkpoint) -> Gates:
     that do not fit `base`.
     """
     found = ForeignGates(TITLE, source.location)
-    for name, info in canonical_names(source.tensors, base.config).items():
+    for name, info in mask_names(source.tensors, base.config).items():
         mark = next(filter(name.endswith, MARKS), None)
         if mark is not None:
             found.logits[name.removesuffix(mark) + SIDES[mark]] = info

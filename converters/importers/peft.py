@@ -7,7 +7,7 @@ the wrapped linear; they and `modules_to_save` are stored as whole tensors.
 
 from converters.importers.logits import ForeignGates, to_gates
 from converters.importers.source import GatesSource
-from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.names import mask_names
 from sgate_serve.checkpoint.other_layouts import ADAPTER_CONFIG
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import TensorInfo
@@ -31,7 +31,7 @@ def read(source: GatesSource, base: Checkpoint) -> Gates:
     """
     check_config(source)
     found = ForeignGates(TITLE, source.location)
-    for name, info in canonical_names(_own_names(source), base.config).items():
+    for name, info in mask_names(_own_names(source), base.config).items():
         mark = next(filter(name.endswith, MARKS), None)
         if mark is not None:
             found.logits[name.removesuffix(mark) + SIDES[mark]] = info

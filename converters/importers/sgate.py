@@ -1,12 +1,19 @@
 """Our own gates folder, as `sgate train` writes it; `sgate_serve.gates` owns the format."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar
 
 from converters.importers.source import GatesSource
+from sgate_serve.architecture.wholes import wholes_of
 from sgate_serve.checkpoint.reader import Checkpoint
+from sgate_serve.errors import GatesError
 from sgate_serve.gates import GATES_FILE, Gates
 
 logger = logging.getLogger(__name__)
+
+Entry = TypeVar("Entry")
 
 TITLE = "sgate gates folder"
 FILES = (GATES_FILE,)
@@ -23,4 +30,25 @@ def read(source: GatesSource, base: Checkpoint) -> Gates:
             gates.source,
             base.folder,
         )
-    return gates
+    return replace(
+        gates,
+        values=_named_alone(gates.values, base, gates.source),
+        deltas=_named_alone(gates.deltas, base, gates.source),
+        order=_named_alone(gates.order, base, gates.source),
+    )
+
+
+def _named_alone(entries: Mapping[str, Entry], base: Checkpoint, source: str) -> dict[str, Entry]:
+    """Return entries whose keys may name modules of a whole by the names of its text part alone.
+
+    Raises GatesError for one that is there under both names.
+    """
+    found = dict[str, Entry]()
+    for key, entry in entries.items():
+        own = key
+        for whole in wholes_of(base.spec.family.name):
+            own = whole.text_name(own)
+        if own in found:
+            raise GatesError(f"{source}: two keys mean {own}, one of them is {key}; keep one")
+        found[own] = entry
+    return found

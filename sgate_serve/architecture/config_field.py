@@ -46,6 +46,7 @@ def without(fields: Fields, name: str) -> dict[str, ConfigField]:
     return {key: field for key, field in fields.items() if key != name}
 
 
+TIED_KEY = "tie_word_embeddings"
 EVERY: Fields = {
     "transformers_version": nullable(TEXT),
     "architectures": nullable(TEXTS),
@@ -63,7 +64,7 @@ EVERY: Fields = {
     "pad_token_id": nullable(INTEGER),
     "bos_token_id": nullable(INTEGER),
     "eos_token_id": nullable(TOKEN_IDS),
-    "tie_word_embeddings": ConfigField(FLAG, False),
+    TIED_KEY: ConfigField(FLAG, False),
 }
 DECODER: Fields = {
     **EVERY,

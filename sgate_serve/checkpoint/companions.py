@@ -7,7 +7,10 @@ from typing import Any
 
 from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
+from sgate_serve.architecture.wholes import WHOLES
+from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.checkpoint.writer import FolderWriter
+from sgate_serve.json_fields import read_json
 from sgate_serve.text.chat_template import TEMPLATE_DIR, TEMPLATE_FILE
 from sgate_serve.text.sentence_files import module_files
 from sgate_serve.text.tokenizer_class import chosen_class
@@ -19,6 +22,8 @@ from sgate_serve.text.tokenizer_files import (
     read_settings,
 )
 
+# What AutoProcessor loads for a folder, in a key of tokenizer_config.json.
+PROCESSOR_CLASS = "processor_class"
 COMPANION_FILES = (
     "generation_config.json",
     TOKENIZER_CONFIG_FILE,
@@ -60,14 +65,20 @@ def restated_settings(source: Path, config: Mapping[str, Any]) -> dict[str, Any]
     """Return the tokenizer_config.json to write beside `config`; None to copy that of `source`.
 
     AutoTokenizer partly goes by the model type, which it does not know in a converted folder
-    (`model_type: "sgate"`). So the class that it chooses for the base is stated where it would
-    choose another one.
+    (`model_type: "sgate"`), and which is another one in the text part of a whole. So the class that
+    it chooses for the base is stated where it would choose another one. The text part has no
+    processor of images.
     """
-    has_tokenizer = any((source / name).is_file() for name in VOCABULARY_FILES)
-    if not has_tokenizer or config.get("model_type") != SGATE_MODEL_TYPE:
+    if not any((source / name).is_file() for name in VOCABULARY_FILES):
         return None
-    settings = read_settings(source)
-    meant = chosen_class(config, settings)
-    if meant == chosen_class({"tokenizer_class": config.get("tokenizer_class")}, settings):
-        return None
-    return {**settings, "tokenizer_class": meant}
+    settings, path = read_settings(source), source / CONFIG_FILE
+    stored = read_json(path) if path.is_file() else config
+    meant = chosen_class(stored, settings)
+    is_stock = config.get("model_type") != SGATE_MODEL_TYPE
+    known = config if is_stock else {"tokenizer_class": config.get("tokenizer_class")}
+    own = dict(settings)
+    if str(stored.get("model_type")) in WHOLES:
+        own.pop(PROCESSOR_CLASS, None)
+    if meant != chosen_class(known, settings):
+        own["tokenizer_class"] = meant
+    return None if own == settings else own

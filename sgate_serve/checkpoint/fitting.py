@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from sgate_serve.architecture.config_field import TIED_KEY
 from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import BASE, KEY, VALUE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE, TensorInfo
 
 FURTHER_LAYERS = "num_mtp_layers"
-TIED_KEY = "tie_word_embeddings"
 # Values compared at a time: both tensors are mapped, and most differ early.
 COMPARED = 2**22
 

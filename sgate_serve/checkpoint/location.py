@@ -18,6 +18,7 @@ HUB_FILES = (
     "*.model",
     "model.safetensors",
     "model-*.safetensors",
+    "model.safetensors-*.safetensors",
     "*/model.safetensors",
 )
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})

@@ -6,6 +6,8 @@ from typing import Any
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.family import Family
 from sgate_serve.architecture.sgate_config import stored_family
+from sgate_serve.architecture.text_part import TextPart
+from sgate_serve.architecture.wholes import Whole, wholes_of
 from sgate_serve.checkpoint.stacks import unstacked
 from sgate_serve.checkpoint.tensor_files import TensorInfo
 from sgate_serve.errors import CheckpointError
@@ -28,11 +30,67 @@ def canonical_names(
     for name, info in tensors.items():
         own = canonical_name(name, family)
         if own in found:
-            raise CheckpointError(
-                f"{info.file}: {name} and {found[own].name} are both {own}; keep one of them"
-            )
+            raise _doubled(info, found[own], own)
         found[own] = info
     return unstacked(found, family, config.get("model_type"))
+
+
+def text_tensors(tensors: Mapping[str, TensorInfo], part: TextPart) -> dict[str, TensorInfo]:
+    """Return the tensors of the text in a folder, by the names of a model of text alone.
+
+    transformers' class of the text alone reads files of some wholes too. Raises CheckpointError for
+    a tensor of the stack that is not named as the whole's class wants it.
+    """
+    if part.whole is None:
+        alone = (one for one in wholes_of(str(part.config.get("model_type"))) if one.is_read_alone)
+        for whole in alone:
+            tensors = _renamed(tensors, whole)
+        return dict(tensors)
+    family = FAMILIES[part.whole.family]
+    for name, info in tensors.items():
+        is_known = part.whole.has_text(name) or part.whole.has_other(name)
+        if not is_known and canonical_name(name, family).startswith(f"{family.prefix}."):
+            raise CheckpointError(
+                f"{info.file}: tensor {name} is not part of a {part.whole.model_class}, whose text "
+                f"has names like {next(iter(part.whole.names))}…; save the model from transformers"
+            )
+    return _renamed(tensors, part.whole)
+
+
+def mask_names(
+    tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> Mapping[str, TensorInfo]:
+    """Return tensors of masks by the names of a model with a head, and of text alone.
+
+    Tools that gate a whole name its modules, whatever transformers reads.
+    """
+    for whole in wholes_of(str(stored_family(config))):
+        tensors = _renamed(tensors, whole)
+    return canonical_names(tensors, config)
+
+
+def left_out(tensors: Mapping[str, TensorInfo], whole: Whole | None) -> list[str]:
+    """Say how many tensors of a whole are no text, and how large they are, if there are any."""
+    if whole is None:
+        return []
+    others = [info.num_bytes for name, info in tensors.items() if whole.has_other(name)]
+    if not others:
+        return []
+    return [
+        f"the text part of a {whole.model_type} model is read; {len(others)} tensors of images or "
+        f"sound ({sum(others):,} bytes) are left out"
+    ]
+
+
+def _renamed(tensors: Mapping[str, TensorInfo], whole: Whole) -> dict[str, TensorInfo]:
+    found = dict[str, TensorInfo]()
+    for name, info in tensors.items():
+        own = whole.text_name(name)
+        if own in found:
+            raise _doubled(info, found[own], own)
+        if not whole.has_other(name):
+            found[own] = info
+    return found
 
 
 def canonical_name(name: str, family: Family) -> str:
@@ -43,6 +101,12 @@ def canonical_name(name: str, family: Family) -> str:
     for files, stock in ({} if family.mixture is None else family.mixture.renames).items():
         own = own.replace(f".{stock}.", f".{files}.")
     return f"{family.prefix}.{own}" if own.startswith(_stack_names(family)) else own
+
+
+def _doubled(info: TensorInfo, other: TensorInfo, own: str) -> CheckpointError:
+    return CheckpointError(
+        f"{info.file}: {info.name} and {other.name} are both {own}; keep one of them"
+    )
 
 
 def _stack_names(family: Family) -> tuple[str, ...]:

@@ -16,6 +16,8 @@ from sgate_serve.architecture.family import ATTENTION
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.text_part import text_part
+from sgate_serve.architecture.wholes import Whole
 from sgate_serve.checkpoint.fitting import fit, further_layers, is_unused
 from sgate_serve.checkpoint.identity import digest_of, fingerprint_of
 from sgate_serve.checkpoint.int8 import (
@@ -30,7 +32,7 @@ from sgate_serve.checkpoint.int8 import (
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.missing import why_missing
 from sgate_serve.checkpoint.mxfp4 import NOTE, is_mxfp4, is_packed_name, with_packed_stacks
-from sgate_serve.checkpoint.names import canonical_names
+from sgate_serve.checkpoint.names import canonical_names, left_out, text_tensors
 from sgate_serve.checkpoint.other_layouts import describe_folder
 from sgate_serve.checkpoint.ragged import Normalize, normalize_config
 from sgate_serve.checkpoint.ragged.puzzle import Puzzle
@@ -51,8 +53,9 @@ class Checkpoint:
     `tensors` are keyed by the names that a model with a head gives them; each keeps the name that
     it has in its file. `config` describes the tensors. It differs from config.json
     (`stored_config`) if another tool stored layers of uneven width, which `layout` then says in
-    words, if a head is not tied that should be, or if experts are in 4 bits (`is_packed`), which
-    read as bf16. In an int8 folder the linears inside the blocks are int8 with scales.
+    words, if a head is not tied that should be, if experts are in 4 bits (`is_packed`), which read
+    as bf16, or if the folder holds a `whole`, of which this is the text part. In an int8 folder the
+    linears inside the blocks are int8 with scales.
     """
 
     folder: Path
@@ -63,6 +66,7 @@ class Checkpoint:
     layout: str | None = None
     is_int8: bool = False
     is_packed: bool = False
+    whole: Whole | None = None
 
     @classmethod
     def open(cls, location: str | Path) -> "Checkpoint":
@@ -81,20 +85,30 @@ class Checkpoint:
         packed = is_mxfp4(own, str(source))
         stock = {key: value for key, value in own.items() if not packed or key != CONFIG_KEY}
         quantized = is_int8(stock, str(source))
-        headers = read_headers(folder)
-        said = [NOTE] if packed and any(map(is_packed_name, headers)) else []
+        headers, part = read_headers(folder), text_part(stock, str(source))
+        notes = [NOTE] if packed and any(map(is_packed_name, headers)) else []
+        notes += left_out(headers, part.whole)
         headers = with_packed_stacks(headers) if packed else headers
         if not quantized:
             check_plain_weights(headers, folder)
-        tensors = canonical_names(headers, stock)
+        tensors = canonical_names(text_tensors(headers, part), part.config)
         normalize: Normalize = normalize_config if puzzle is None else puzzle.normalized
-        config, layout = normalize(stock, tensors, str(source))
-        spec = ModelSpec.from_config(config, str(source))
+        config, layout = normalize(part.config, tensors, part.source)
+        spec = ModelSpec.from_config(config, part.source)
         fitted = fit(config, spec, tensors)
         checkpoint = cls(
-            folder, fitted.config, fitted.spec, fitted.tensors, stored, layout, quantized, packed
+            folder,
+            fitted.config,
+            fitted.spec,
+            fitted.tensors,
+            stored,
+            layout=layout,
+            is_int8=quantized,
+            is_packed=packed,
+            whole=part.whole,
         )
-        for note in (*said, *([layout] if layout else []), *fitted.notes, *checkpoint.check()):
+        notes += [] if layout is None else [layout]
+        for note in (*notes, *fitted.notes, *checkpoint.check()):
             _note(folder, note)
         return checkpoint
 
@@ -178,8 +192,11 @@ class Checkpoint:
     def written_name(self, name: str) -> str:
         """Return the name that a tensor of the model has in this folder's files.
 
-        A head keeps the name that it has there: other programs know no other.
+        A head keeps the name that it has there: other programs know no other. The text part of a
+        whole is written as a model of its own.
         """
+        if self.whole is not None:
+            return name
         if name == f"{self.spec.family.head}.weight" and name in self.tensors:
             return self.tensors[name].name
         prefix = f"{self.spec.family.prefix}."

@@ -34,6 +34,7 @@ from sgate_serve.models.names import name_in
 from sgate_serve.models.progress import hidden_bars
 from sgate_serve.models.refusals import refusals_named
 from sgate_serve.models.routers import RoutingMargins, close_experts
+from sgate_serve.models.wholes import load_text_part
 from sgate_serve.onnx_format.precision import FP32, PRECISIONS
 from sgate_serve.plan import Plan
 from sgate_serve.plan.placement import pruned_spec
@@ -73,14 +74,17 @@ class TorchModel:
     def by_transformers(cls, base: Checkpoint) -> "TorchModel":
         """Load a base as its auto class does alone: transformers reads the config and the tensors.
 
-        Attention is eager, which applies every setting of a config. Raises what transformers raises
-        for a folder that it cannot load.
+        Of a whole it is the class of the whole, and its text part is taken. Attention is eager,
+        which applies every setting of a config. Raises what transformers raises for a folder that
+        it cannot load.
         """
-        auto, kernels = AUTO_CLASSES[base.spec.task], {"attn_implementation": "eager"}
+        kernels = {"attn_implementation": "eager"}
         if base.spec.family.mixture is not None:
             kernels["experts_implementation"] = "eager"
+        auto = AUTO_CLASSES[base.spec.task]
+        load = auto.from_pretrained if base.whole is None else load_text_part
         with hidden_bars():
-            return cls(loaded_by(auto, base.folder, **kernels), base.spec)
+            return cls(loaded_by(load, base, **kernels), base.spec)
 
     @classmethod
     def rewritten(cls, masked: MaskedCheckpoint, plan: Plan) -> "TorchModel":

@@ -22,6 +22,7 @@ from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX
 from sgate_serve.architecture.rope import LONGROPE, OLD_TYPE, PARTIAL, Rope
 from sgate_serve.architecture.sgate_config import BLOCK, SGATE_CLASS_PREFIX
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.text_part import text_part
 from sgate_serve.checkpoint.int8 import CONFIG_KEY
 from sgate_serve.checkpoint.tensor_files import CONFIG_FILE
 from sgate_serve.errors import CheckpointError
@@ -31,6 +32,7 @@ from sgate_serve.models.experts import stacked_place
 from sgate_serve.models.names import name_in
 from sgate_serve.models.refusals import refusals_named
 from sgate_serve.models.routers import choice_of
+from sgate_serve.models.wholes import text_config_of
 
 ACTIVATIONS = ("act_fn", "activation_fn", "act", "intermediate_act_fn", "activation")
 EPSILONS = ("variance_epsilon", "eps")
@@ -51,11 +53,13 @@ def check_reading(folder: Path, source: Path | None = None) -> None:
     reason for refusing the config.
     """
     source = source or folder / CONFIG_FILE
-    spec = ModelSpec.from_config(read_json(folder / CONFIG_FILE), str(source))
+    part = text_part(read_json(folder / CONFIG_FILE), str(source))
+    spec = ModelSpec.from_config(part.config, part.source)
     with refusals_named(source), _quiet():
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+        config = text_config_of(config)
         if hasattr(config, CONFIG_KEY):
             # Only weights are quantized: the classes and constants are those of the float model.
             del config.quantization_config

@@ -3,8 +3,7 @@
 The config is the checkpoint's own: transformers may be unable to load the one in the file.
 """
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, Mxfp4Config, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from sgate_serve.architecture.family import CLASSIFICATION
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.int8 import CONFIG_KEY, SCALE, dequantize, int8_weights
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -52,8 +52,12 @@ def load_model(checkpoint: Checkpoint) -> Any:
     differ slightly from those of an engine that computes in int8.
     """
     tensors = float_tensors(checkpoint) if checkpoint.is_int8 else None
-    if checkpoint.is_packed or (checkpoint.layout is not None and checkpoint.is_stacked):
-        # Uneven experts are modules of their own, which have no tensors in such files.
+    is_uneven_stack = checkpoint.layout is not None and checkpoint.is_stacked
+    is_apart = checkpoint.is_packed or is_uneven_stack or checkpoint.whole is not None
+    if tensors is None and is_apart:
+        # Experts in 4 bits and uneven ones are modules of their own, which have no tensors in such
+        # files; and the class of the text alone would miss most names in the files of a whole, and
+        # not stop.
         names = checkpoint.spec.tensor_shapes()
         tensors = ((name, checkpoint.read(name)) for name in names)
     if tensors is not None:
@@ -64,18 +68,30 @@ def load_model(checkpoint: Checkpoint) -> Any:
         )
 
 
-def loaded_by(auto: Any, folder: Path, **options: Any) -> Any:
-    """Load a stock folder in fp32 as an auto class of transformers does alone.
+def loaded_by(load: Callable[..., Any], checkpoint: Checkpoint, **options: Any) -> Any:
+    """Load a stock folder in fp32 as a function of transformers does alone.
 
     Experts in 4 bits become bf16 first, also on machines that have kernels for them.
     """
-    is_packed = Checkpoint.open(folder).is_packed
-    if is_packed:
+    if checkpoint.is_packed:
         options["quantization_config"] = Mxfp4Config(dequantize=True)
-    model = auto.from_pretrained(folder, dtype=torch.float32, **options).float()
-    if is_packed:
+    model = load(checkpoint.folder, dtype=torch.float32, **options).float()
+    if checkpoint.is_packed:
         # By these, save_pretrained would look for the blocks again, and write no experts.
         del model._weight_conversions
+    return model
+
+
+def new_classifier(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> PreTrainedModel:
+    """Build a classifier of the text part of a whole in fp32; its head is random.
+
+    `settings` are fields of its config, such as the names of labels.
+    """
+    config = config_from({**checkpoint.config, **settings})
+    model: PreTrainedModel = AUTO_CLASSES[CLASSIFICATION].from_config(config, dtype=torch.float32)
+    spec = checkpoint.spec
+    names = (name for name in spec.tensor_shapes() if name not in spec.head.tensors)
+    fill(model, spec, ((name, checkpoint.read(name)) for name in names))
     return model
 
 

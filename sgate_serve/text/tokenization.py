@@ -282,14 +282,18 @@ def _cleaned_up(text: str) -> str:
 def read_stop_token_ids(folder: Path, codec: TextCodec | None) -> frozenset[int]:
     """Return every id that ends a generation; name the other defaults that are not applied.
 
-    The sources are `eos_token_id` of generation_config.json, or else of config.json, and the
-    tokenizer's `eos_token`. Raises CheckpointError for an invalid id.
+    The sources are `eos_token_id` of generation_config.json, or else of config.json (or its text
+    part), and the tokenizer's `eos_token`. Raises CheckpointError for an invalid id.
     """
     warn_unapplied(folder)
     ids: set[int] = set()
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        value = read_json(path).get("eos_token_id") if path.exists() else None
+        stored = read_json(path) if path.exists() else {}
+        text = stored.get("text_config")
+        levels = (stored, text if isinstance(text, Mapping) else {})
+        stated = (level.get("eos_token_id") for level in levels)
+        value = next((ids for ids in stated if ids is not None), None)
         if value is not None:
             ids.update(_token_ids(value, path))
             break

@@ -23,14 +23,17 @@ CLASS_OF_TYPE: Mapping[str, str] = {
     "gemma3": "GemmaTokenizer",
     "gemma3_text": "GemmaTokenizer",
     "gpt2": "GPT2Tokenizer",
-    "mistral": PLAIN,
+    **dict.fromkeys(("mistral", "mistral3"), PLAIN),
     "phi3": PLAIN,
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), "Qwen3_5Tokenizer"
+    ),
     "roberta": "RobertaTokenizer",
 }
 # Model types for which transformers distrusts the `tokenizer_class` of the files.
-OVERRULES = frozenset({"phi3", "qwen2"})
+OVERRULES = frozenset({"phi3", "qwen2", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text"})
 
 # The classes that sgate-serve builds (tokenizer_pipelines.py), and other names of them.
 BUILT = frozenset(
@@ -42,6 +45,7 @@ BUILT = frozenset(
         "GemmaTokenizer",
         "LlamaTokenizer",
         "Qwen2Tokenizer",
+        "Qwen3_5Tokenizer",
         "RobertaTokenizer",
         "XLMRobertaTokenizer",
     }
@@ -79,7 +83,7 @@ UNSUPPORTED_NAMES = """
     MBartTokenizer MLukeTokenizer MPNetTokenizer MarianTokenizer MarkupLMTokenizer MgpstrTokenizer
     MyT5Tokenizer NllbTokenizer NougatTokenizer OpenAIGPTTokenizer PLBartTokenizer ParakeetTokenizer
     PegasusTokenizer PerceiverTokenizer PhobertTokenizer Pop2PianoTokenizer ProphetNetTokenizer
-    Qwen3_5Tokenizer RagTokenizer ReformerTokenizer RemBertTokenizer RoCBertTokenizer
+    RagTokenizer ReformerTokenizer RemBertTokenizer RoCBertTokenizer
     RoFormerTokenizer SeamlessM4TTokenizer Siglip2Tokenizer SiglipTokenizer Speech2TextTokenizer
     SpeechT5Tokenizer SplinterTokenizer T5Tokenizer TapasTokenizer Tipsv2Tokenizer UdopTokenizer
     VideoPrismTokenizer VitsTokenizer Wav2Vec2CTCTokenizer Wav2Vec2PhonemeCTCTokenizer

@@ -6,6 +6,7 @@ its own, shaped by tokenizer_config.json. Each entry here does what the class of
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -16,6 +17,10 @@ END_OF_TEXT = "<|endoftext|>"
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Here the marks of a letter belong to its word.
+QWEN3_5_WORDS = QWEN2_WORDS.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
 )
 
 Settings = Mapping[str, Any]
@@ -100,13 +105,13 @@ def _neox(vocabulary: Vocabulary, settings: Settings) -> Tokenizer:
     return tokenizer
 
 
-def _qwen2(vocabulary: Vocabulary, settings: Settings) -> Tokenizer:
+def _qwen(words: str, vocabulary: Vocabulary, settings: Settings) -> Tokenizer:
     tokenizer = Tokenizer(_byte_level_model(vocabulary))
     tokenizer.normalizer = normalizers.NFC()
     adds_space = bool(settings.get("add_prefix_space", False))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated"),
+            pre_tokenizers.Split(Regex(words), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=adds_space, use_regex=False),
         ]
     )
@@ -202,6 +207,18 @@ _BERT = Pipeline(
     _bert_frame,
     marks_segments=True,
 )
+_QWEN2 = Pipeline(
+    BPE,
+    partial(_qwen, QWEN2_WORDS),
+    {
+        "unk_token": END_OF_TEXT,
+        "bos_token": None,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+    },
+    is_byte_level=True,
+    registers_all=True,
+)
 PIPELINES: Mapping[str, Pipeline] = {
     "BertTokenizer": _BERT,
     "DistilBertTokenizer": replace(_BERT, marks_segments=False),
@@ -221,18 +238,8 @@ PIPELINES: Mapping[str, Pipeline] = {
         },
     ),
     "LlamaTokenizer": Pipeline(BPE, _llama, _SENTENCE),
-    "Qwen2Tokenizer": Pipeline(
-        BPE,
-        _qwen2,
-        {
-            "unk_token": END_OF_TEXT,
-            "bos_token": None,
-            "eos_token": END_OF_TEXT,
-            "pad_token": END_OF_TEXT,
-        },
-        is_byte_level=True,
-        registers_all=True,
-    ),
+    "Qwen2Tokenizer": _QWEN2,
+    "Qwen3_5Tokenizer": replace(_QWEN2, build=partial(_qwen, QWEN3_5_WORDS), registers_all=False),
     "RobertaTokenizer": Pipeline(BPE, _byte_level, _ROBERTA, _roberta_frame, is_byte_level=True),
     "XLMRobertaTokenizer": Pipeline(UNIGRAM, _xlm_roberta, _ROBERTA, _xlm_roberta_frame),
 }

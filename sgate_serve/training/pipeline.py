@@ -151,7 +151,7 @@ def _train(
 ) -> tuple[Gates, dict[str, Array], dict[str, Scores]]:
     """Return the gates, the tensors that changed, and the scores after each stage."""
     with activity("loading the model", is_brief=True):
-        model = task.open_model(base.folder)
+        model = task.open_model(base)
 
     def scores(stage: str, masks: Masks = MappingProxyType({})) -> Scores:
         with autocast(options):

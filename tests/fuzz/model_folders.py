@@ -10,6 +10,7 @@ import numpy as np
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.architecture.spec import ModelSpec
+from sgate_serve.architecture.wholes import WHOLES
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import TensorHeader, new_folder
@@ -38,6 +39,8 @@ CONFIG: dict[str, Any] = {
 }
 # Layouts of other tools, each in a folder with that name.
 FOREIGN = ("stock", "per_layer_config", "block_configs", "lists")
+# A model of text and images whose text part is nearly that model.
+WHOLE, LLAMA_ONLY = "mistral3", ("attention_bias", "mlp_bias")
 ENCODER: dict[str, Any] = {
     "model_type": "bert",
     "architectures": ["BertForSequenceClassification"],
@@ -110,6 +113,7 @@ def write_folders(root: Path) -> Folders:
     write_lowered(folders)
     write_sized(folders)
     stock_model(folders.root / "puzzle")
+    write_whole(folders.root / "whole")
     int8 = folders.root / "int8"
     convert(ConvertOptions(str(folders.base), int8, folders.gates, precision="int8"))
     certificate = json.dumps(CERTIFICATE.to_json())
@@ -127,6 +131,23 @@ def write_model(
         writer.write_json("config.json", config)
         arrays = (rng.standard_normal(shape).astype(np.float32) for shape in shapes.values())
         writer.write_weights(headers, arrays, shard_bytes)
+
+
+def write_whole(folder: Path) -> None:
+    """Write a model of text and images: its text part, and a tensor of its images."""
+    text = {key: value for key, value in CONFIG.items() if key not in LLAMA_ONLY}
+    text["model_type"] = WHOLES[WHOLE].family
+    shapes = dict(ModelSpec.from_config(text, "config.json").tensor_shapes())
+    named = {name.replace("model.", "model.language_model.", 1): s for name, s in shapes.items()}
+    headers = [
+        TensorHeader(name, "F32", shape)
+        for name, shape in {**named, "vision_tower.patches.weight": (4, 4)}.items()
+    ]
+    with new_folder(folder) as writer:
+        config = {"model_type": WHOLE, "text_config": text, "tie_word_embeddings": True}
+        writer.write_json("config.json", config)
+        arrays = (np.ones(header.shape, np.float32) for header in headers)
+        writer.write_weights(headers, arrays, 2**30)
 
 
 def write_lowered(folders: Folders) -> None:

@@ -38,6 +38,7 @@ JSON_FILES = (
     "lowered/sgate_plan.json",
     "int8/config.json",
     "puzzle/config.json",
+    "whole/config.json",
     "shards/model.safetensors.index.json",
     *(f"{layout}/config.json" for layout in FOREIGN),
 )
@@ -50,6 +51,7 @@ SAFETENSORS_FILES = (
     "lowered/model.safetensors",
     "int8/model.safetensors",
     "puzzle/model.safetensors",
+    "whole/model.safetensors",
 )
 BASES = {"pruned": "base", "sized": "base", "int8": "base", "lowered": "encoder"}
 CASES: tuple[tuple[str, Mutator], ...] = (

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from sgate_serve.architecture.wholes import WHOLES
 from sgate_serve.checkpoint.companions import restated_settings
 from sgate_serve.errors import CheckpointError
 from sgate_serve.text.tokenization import TextCodec
@@ -28,6 +29,7 @@ TEXTS = [
     "a<tool>b <tool> c",
     "<s>[CLS]</s>[SEP]<mask>[MASK]<|endoftext|><|im_start|>user",
     "café naïve e\u0301 é 你好世界 座った 🚀👩\u200d👧 \x00\x07",
+    "नमस्ते",
     "x .\ny ?  don 't ' n't",
     "\n\n  tabs\tand\r\nlines 12345",
     "",
@@ -267,10 +269,11 @@ def test_converted_folder_is_read_like_its_base(tmp_path: Path, kind: str) -> No
     write(tmp_path, kind, {})
     base = TextCodec.load(tmp_path)
     model_type = KINDS[kind][1]
-    block = {"version": 2, "family": model_type, "base_model_type": model_type}
+    family = WHOLES[model_type].family if model_type in WHOLES else model_type
+    block = {"version": 2, "family": family, "base_model_type": family}
     config = {"model_type": "sgate", "sgate": block}
-    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     written = restated_settings(tmp_path, config)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     if written is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(written), encoding="utf-8")
     converted = TextCodec.load(tmp_path)
@@ -279,6 +282,22 @@ def test_converted_folder_is_read_like_its_base(tmp_path: Path, kind: str) -> No
     assert converted is not None
     for text in (*TEXTS, *CORPUS[:3]):
         assert base.encode(text) == converted.encode(text) == tuple(theirs(text)["input_ids"])
+
+
+def test_the_text_part_of_a_whole_is_read_like_the_whole(tmp_path: Path) -> None:
+    """AutoTokenizer heeds the class that published files state for the one, not for the other."""
+    write(tmp_path, "qwen3.5", {"processor_class": "Qwen3VLProcessor"})
+    base = TextCodec.load(tmp_path)
+    config = {"model_type": "qwen3_5_text"}
+    written = restated_settings(tmp_path, config)
+    assert written == {"tokenizer_class": "Qwen3_5Tokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(written), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert restated_settings(tmp_path, config) is None
+    text, theirs = TextCodec.load(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert base is not None and text is not None
+    for words in (*TEXTS, *CORPUS[:3]):
+        assert base.encode(words) == text.encode(words) == tuple(theirs(words)["input_ids"])
 
 
 @pytest.mark.parametrize("stage", ["sequence", "single"])

@@ -72,7 +72,7 @@ def test_what_is_measured_is_what_is_stored(options: TrainOptions) -> None:
     train(replace(options, learning_rate=0.05))
     scores = json.loads((options.out / "metrics.json").read_text())["scores"]
     gates = Gates.read(options.out)
-    model = load_frozen(base.folder)
+    model = load_frozen(base)
     with torch.no_grad():
         for name, info in gates.deltas.items():
             values = torch.from_numpy(np.asarray(info.read(), np.float32))

@@ -114,7 +114,7 @@ def test_a_masked_mixture_is_the_reference_and_its_router_learns(
     gates = Gates("by hand", family, "coupled", base.fingerprint, values)
     gates.write(tmp_path / "gates")
     expected = TorchModel.masked_dense(open_masked(tmp_path / "base", tmp_path / "gates"))
-    model, ids = load_frozen(tmp_path / "base"), torch.from_numpy(TOKENS)[None]
+    model, ids = load_frozen(Checkpoint.open(tmp_path / "base")), torch.from_numpy(TOKENS)[None]
     dense = TorchModel.by_transformers(base).logits(TOKENS)
     with torch.no_grad():
         np.testing.assert_allclose(model(input_ids=ids).logits[0], dense, rtol=1e-4, atol=1e-5)

@@ -135,7 +135,7 @@ def check_promises(options: TrainOptions) -> dict[str, Any]:
     held_out = read_data(base, options).held_out
     recovered = causal_lm_metrics(masked_with_deltas(base, gates), held_out, 0)["loss"]
     assert loss_of(metrics, "recovered") == pytest.approx(recovered.value, abs=1e-4)
-    dense = causal_lm_metrics(load_frozen(base.folder), held_out, 0)["loss"]
+    dense = causal_lm_metrics(load_frozen(base), held_out, 0)["loss"]
     assert loss_of(metrics, "dense") == pytest.approx(dense.value, abs=1e-4)
     assert not run_dir_of(options.out).exists()
     return metrics

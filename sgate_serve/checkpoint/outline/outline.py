@@ -9,6 +9,7 @@ from typing import Any
 
 from sgate_serve.architecture.families import FAMILIES
 from sgate_serve.architecture.sgate_config import SGATE_MODEL_TYPE, stored_family
+from sgate_serve.architecture.wholes import WHOLES
 from sgate_serve.checkpoint.location import find_folder
 from sgate_serve.checkpoint.outline.config import AnyConfig
 from sgate_serve.checkpoint.outline.faults import grouped
@@ -68,7 +69,7 @@ class Outline:
     def is_supported(self) -> bool:
         """Whether the family is one that converts; its folder may still not load."""
         name = stored_family(self.config.values)
-        return isinstance(name, str) and name in FAMILIES
+        return isinstance(name, str) and (name in FAMILIES or name in WHOLES)
 
     @property
     def model_type(self) -> str:

@@ -36,10 +36,12 @@ OVERRIDES_FLAG = "--hf-overrides"
 def config_overrides(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the keys of config.json that vLLM must read differently, with their values.
 
-    Raises EngineError if `arguments` override the config too, for other weights than those that
-    transformers loads, for experts in 4 bits without a GPU, and for a default prompt.
+    Raises EngineError if `arguments` override the config too, for a model of text and images, for
+    other weights than those that transformers loads, for experts in 4 bits without a GPU, and for a
+    default prompt.
     """
     model = Checkpoint.open(folder)
+    _check_alone(model)
     _check_packed(model)
     _check_files(model)
     _check_prompt(model)
@@ -75,6 +77,13 @@ def _check_packed(model: Checkpoint) -> None:
         raise EngineError(
             f"{model.folder}: vLLM computes with experts in 4 bits on GPUs alone; give what `sgate "
             f"convert {model.folder} --out NEW` writes, or choose another engine"
+def _check_alone(model: Checkpoint) -> None:
+    """Raise EngineError for the text part of a whole, of which vLLM would load all."""
+    if model.whole is not None:
+        raise EngineError(
+            f"{model.folder} is a {model.whole.model_class}, and vLLM would load its other parts "
+            f"too; write the text part alone with `sgate convert {model.folder} --out DIR`, and "
+            "give DIR"
         )
 
 

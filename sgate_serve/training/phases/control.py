@@ -74,7 +74,7 @@ def file_of(task: TrainingTask, options: TrainOptions, digest: str) -> Path:
 
 def _train_and_measure(task: TrainingTask, base: Checkpoint, options: TrainOptions) -> Scores:
     with activity("loading the model", is_brief=True):
-        model = task.open_model(base.folder)
+        model = task.open_model(base)
     untouched = untouched_tensors(base.spec, [options.recovery])
     distillation = Distillation.of(model, options.distill, untouched)
     rate = options.rate_of(options.recovery)

@@ -15,7 +15,6 @@ from sgate_serve.checkpoint.companions import copy_companions
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import SINGLE_FILE
 from sgate_serve.checkpoint.writer import new_folder
-from sgate_serve.json_fields import read_json
 from sgate_serve.models.experts import stacked_state
 from sgate_serve.progress import activity
 from sgate_serve.training.phases.recovery import recover
@@ -47,7 +46,7 @@ def train_dense_base(task: TrainingTask, base: Checkpoint, options: TrainOptions
     folder = run_dir / BASE_DIR
     if not (folder / SINGLE_FILE).exists():
         with activity("loading the model", is_brief=True):
-            model = task.open_model(base.folder)
+            model = task.open_model(base)
         if steps:
             tuning = Tuning(LORA, options.rank_for(base.spec.hidden_size), options.seed)
             rate = options.rate_of(LORA)
@@ -55,7 +54,7 @@ def train_dense_base(task: TrainingTask, base: Checkpoint, options: TrainOptions
             recover(model, spec_of(model), {}, tuning, task.data, phase)
         if processes().is_main_process:
             with activity("saving the dense base", is_brief=True):
-                write_base(model, base.folder, folder)
+                write_base(model, base, folder)
     processes().wait_for_everyone()
     return Checkpoint.open(folder)
 
@@ -67,15 +66,15 @@ def spec_of(model: nn.Module) -> ModelSpec:
     return ModelSpec.from_config(config.to_dict() | names, f"config of {type(model).__name__}")
 
 
-def write_base(model: nn.Module, source: Path, folder: Path) -> None:
+def write_base(model: nn.Module, source: Checkpoint, folder: Path) -> None:
     """Write a model folder with the tokenizer and other companion files of `source`, atomically."""
-    restore_config(model, read_json(source / "config.json"))
+    restore_config(model, source.config)
     with new_folder(folder) as writer:
         saved: Any = model
         spec = spec_of(model)
         state = stacked_state(saved.state_dict(), spec.family)
         saved.save_pretrained(writer.staging, state_dict=state, max_shard_size="1000GB")
-        copy_companions(source, writer, spec.task, saved.config.to_dict())
+        copy_companions(source.folder, writer, spec.task, saved.config.to_dict())
         writer.last = [SINGLE_FILE]
 
 

@@ -1,7 +1,5 @@
 """The causal-lm task: packed blocks of text, measured by loss and perplexity."""
 
-from pathlib import Path
-
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -18,7 +16,7 @@ from sgate_serve.data.documents import (
 from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.errors import TrainingError
-from sgate_serve.models.loading import loaded_by
+from sgate_serve.models.loading import load_model, loaded_by
 from sgate_serve.training.tasks.evaluate import causal_lm_metrics
 from sgate_serve.training.tasks.frozen_model import frozen_model
 from sgate_serve.training.tasks.training_data import Samples, TrainingData, block_samples
@@ -40,8 +38,8 @@ class CausalLMTask:
         self.needs_head, self.num_labels = False, 0
         self.notes = self.data.notes
 
-    def open_model(self, folder: Path) -> nn.Module:
-        return load_frozen(folder)
+    def open_model(self, base: Checkpoint) -> nn.Module:
+        return load_frozen(base)
 
     def metrics(self, model: nn.Module, samples: Samples) -> Metrics:
         return causal_lm_metrics(model, samples, self.data.pad_token)
@@ -71,6 +69,8 @@ def read_data(base: Checkpoint, options: TrainOptions) -> TrainingData:
     return TrainingData(train, measured(held_out), notes=notes, elsewhere=elsewhere)
 
 
-def load_frozen(folder: Path) -> nn.Module:
+def load_frozen(base: Checkpoint) -> nn.Module:
     """Load a frozen causal LM in fp32, on the GPU if there is one."""
-    return frozen_model(loaded_by(AutoModelForCausalLM, folder), folder)
+    if base.whole is not None:
+        return frozen_model(load_model(base).eval(), base)
+    return frozen_model(loaded_by(AutoModelForCausalLM.from_pretrained, base), base)

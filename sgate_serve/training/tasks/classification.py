@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from sgate_serve.data.hub import HELD_OUT
 from sgate_serve.data.metrics import Metrics
 from sgate_serve.data.records import Example, read_examples
 from sgate_serve.errors import TrainingError
-from sgate_serve.models.loading import loaded_by
+from sgate_serve.models.loading import loaded_by, new_classifier
 from sgate_serve.progress import counted
 from sgate_serve.training.tasks.evaluate import classifier_metrics
 from sgate_serve.training.tasks.frozen_model import frozen_model
@@ -55,7 +54,7 @@ class ClassificationTask:
         self.notes: tuple[str, ...] = (note,) if full else ()
         self._seed = options.seed
 
-    def open_model(self, folder: Path) -> nn.Module:
+    def open_model(self, base: Checkpoint) -> nn.Module:
         """Load a frozen classifier in fp32, on the GPU if there is one; a new head is random."""
         options: dict[str, Any] = {}
         if self.needs_head:
@@ -67,9 +66,12 @@ class ClassificationTask:
                 "problem_type": SINGLE_LABEL if self.labels.names else REGRESSION,
             }
         set_seed(self._seed)
-        model = loaded_by(AutoModelForSequenceClassification, folder, **options)
+        if base.whole is None:
+            model = loaded_by(AutoModelForSequenceClassification.from_pretrained, base, **options)
+        else:
+            model = new_classifier(base, options).eval()
         model.config.pad_token_id = self.data.pad_token
-        return frozen_model(model, folder)
+        return frozen_model(model, base)
 
     def metrics(self, model: nn.Module, samples: Samples) -> Metrics:
         return classifier_metrics(model, samples, self.data.pad_token)

@@ -1,6 +1,5 @@
 """What every model of a run goes through once transformers has loaded it."""
 
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,14 +13,14 @@ from sgate_serve.training.precision import best_device
 TURNED_OFF = ("use_cache", "output_router_logits")
 
 
-def frozen_model(model: Any, folder: Path) -> nn.Module:
-    """Freeze a model of `folder`, on the GPU if there is one.
+def frozen_model(model: Any, base: Checkpoint) -> nn.Module:
+    """Freeze a model of `base`, on the GPU if there is one.
 
     Its modules get the names that files have, also where its class stacks the experts of a mixture.
     """
     for name in TURNED_OFF:
         if hasattr(model.config, name) or name == "use_cache":
             setattr(model.config, name, False)
-    unstack(model, Checkpoint.open(folder).spec)
+    unstack(model, base.spec)
     frozen: nn.Module = model.requires_grad_(False).to(best_device())
     return frozen

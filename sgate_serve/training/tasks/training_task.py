@@ -1,7 +1,6 @@
 """The tasks of `--task`: their interface, and the table of implementations."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 from torch import nn
@@ -27,7 +26,7 @@ class TrainingTask(Protocol):
     num_labels: int
     notes: tuple[str, ...]
 
-    def open_model(self, folder: Path) -> nn.Module:
+    def open_model(self, base: Checkpoint) -> nn.Module:
         """Load a frozen model in fp32, on the GPU if there is one."""
 
     def metrics(self, model: nn.Module, samples: Samples) -> Metrics:
