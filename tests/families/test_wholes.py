@@ -81,13 +81,19 @@ def test_the_text_part_computes_what_the_whole_does(
 
 
 def _closed_units(base: Checkpoint) -> dict[str, np.ndarray[Any, Any]]:
+    """Close units of the MLPs, of mixtures those of the shared expert."""
     random = np.random.default_rng(1)
-    return {
-        f"{base.spec.family.layer_name(index)}.mlp_units": (
-            random.random(layer.mlp_units) > 0.2 + 0.2 * index
-        ).astype(np.float32)
-        for index, layer in enumerate(base.spec.layers)
-    }
+    found = {}
+    for index, units in enumerate(_units(base)):
+        module = ".mlp.shared_expert" if base.spec.layers[index].experts else ""
+        kept = random.random(units) > 0.2 + 0.2 * index
+        name = base.spec.family.layer_name(index)
+        found[f"{name}{module}.mlp_units"] = kept.astype(np.float32)
+    return found
+
+
+def _units(base: Checkpoint) -> list[int]:
+    return [layer.shared_units or layer.mlp_units for layer in base.spec.layers]
 
 
 def _write_gates(base: Checkpoint, values: dict[str, Any], folder: Path) -> Path:
@@ -98,7 +104,7 @@ def _write_gates(base: Checkpoint, values: dict[str, Any], folder: Path) -> Path
 @ALL
 def test_masked_wholes_become_smaller_models_of_text(model_type: str, tmp_path: Path) -> None:
     """Gates may name the modules of the whole; zeros in its own weights are the reference."""
-    variant = 1 if model_type != "qwen3_5" else 0
+    variant = 0 if model_type.startswith("qwen") else 1
     model: Any = build_whole(model_type, variant)
     base = Checkpoint.open(saved(model, tmp_path / "base", has_old_names=True))
     units = _closed_units(base)
@@ -107,10 +113,11 @@ def test_masked_wholes_become_smaller_models_of_text(model_type: str, tmp_path: 
     gates = _write_gates(base, of_whole, tmp_path / "gates")
     with torch.no_grad():
         for layer, closed in zip(model.get_decoder().layers, units.values(), strict=True):
-            layer.mlp.down_proj.weight[:, torch.from_numpy(closed) == 0] = 0
+            mlp = getattr(layer.mlp, "shared_expert", layer.mlp)
+            mlp.down_proj.weight[:, torch.from_numpy(closed) == 0] = 0
     convert(ConvertOptions(str(base.folder), tmp_path / "out", gates))
     out = Checkpoint.open(tmp_path / "out")
-    assert [layer.mlp_units for layer in out.spec.layers] == [int(v.sum()) for v in units.values()]
+    assert _units(out) == [int(kept.sum()) for kept in units.values()]
     found = TorchModel.converted(out.folder).logits(IDS)
     assert np.abs(found - logits_of(model, IDS)).max() < 1e-4
     for given in (gates, alone):

@@ -77,6 +77,9 @@ def _check_packed(model: Checkpoint) -> None:
         raise EngineError(
             f"{model.folder}: vLLM computes with experts in 4 bits on GPUs alone; give what `sgate "
             f"convert {model.folder} --out NEW` writes, or choose another engine"
+        )
+
+
 def _check_alone(model: Checkpoint) -> None:
     """Raise EngineError for the text part of a whole, of which vLLM would load all."""
     if model.whole is not None:
