@@ -240,8 +240,8 @@ def test_the_rule_in_pieces_is_that_of_transformers(pieces: list[int]) -> None:
     )
     found = []
     for part in zip(
-        *(torch.split(each, pieces, 2) for each in (unit(query) * 10**-0.5, unit(key), value)),
-        *(torch.split(each, pieces, 2) for each in (decay, renewal)),
+        *(torch.split(each, [*pieces], 2) for each in (unit(query) * 10**-0.5, unit(key), value)),
+        *(torch.split(each, [*pieces], 2) for each in (decay, renewal)),
         strict=True,
     ):
         read, state = delta_rule(state, *part)
