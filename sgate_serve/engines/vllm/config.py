@@ -64,7 +64,7 @@ class ModelContext:
         if spec.family.recurrent_layers:
             raise EngineError(
                 f"{model_config.model}: {RECURRENT_IN_BF16}, so that uneven ones could not be "
-                "verified, and the plugin has none; use --engine onnx"
+                "verified, and the plugin has none; use --engine torch"
             )
         if any(layer.experts for layer in spec.layers):
             check_mixture(spec, vllm_config)

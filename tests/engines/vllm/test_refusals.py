@@ -65,7 +65,7 @@ def test_gemma_in_float16(tmp_path: Path) -> None:
 
 def test_recurrent_layers(tmp_path: Path) -> None:
     folder = converted(ZOO["qwen3_5_text"][0], tmp_path, skip=0)["out"]
-    message = "layers on CPU in bfloat16 alone, .* the plugin has none; use --engine onnx"
+    message = "layers on CPU in bfloat16 alone, .* the plugin has none; use --engine torch"
     with pytest.raises(EngineError, match=message), vllm_engine(folder, []):
         pass
 
