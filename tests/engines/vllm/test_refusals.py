@@ -70,6 +70,14 @@ def test_recurrent_layers(tmp_path: Path) -> None:
         pass
 
 
+def test_shared_keys(tmp_path: Path) -> None:
+    variant = next(one for one in ZOO["gemma4_text"] if one.name == "shared-keys-inputs")
+    folder = converted(variant, tmp_path, skip=0)["out"]
+    message = "layers without keys of their own .num_kv_shared_layers., and the plugin has none"
+    with pytest.raises(EngineError, match=message), vllm_engine(folder, []):
+        pass
+
+
 @ON_CPU
 def test_a_stock_model_with_recurrent_layers_is_not_compared(tmp_path: Path) -> None:
     build(ZOO["qwen3_5_text"][0], 0).save_pretrained(tmp_path)
