@@ -13,6 +13,8 @@ from converters.second_reading import check_with_transformers
 from converters.stacking import is_stacked, stacked_arrays, stacked_headers
 from sgate_serve.architecture.family import Family
 from sgate_serve.architecture.sgate_config import (
+    GLOBAL_HEAD_DIM,
+    GLOBAL_KV_HEADS,
     LayerSizes,
     SgateBlock,
     narrower_windows,
@@ -104,6 +106,8 @@ def hf_config(masked: MaskedCheckpoint, plan: Plan) -> dict[str, Any]:
     config["dtype"] = TORCH_DTYPES[masked.dtype(f"{family.embedding}.weight")]
     if is_stock_shape(spec):
         return config | heads_by_type(spec) | stock_units(spec)
+    # Each layer states its own heads.
+    config = {k: v for k, v in config.items() if k not in (GLOBAL_HEAD_DIM, GLOBAL_KV_HEADS)}
     if ROUTER_LOSS in config:
         # Its stock code cannot count experts whose number differs by layer.
         config[ROUTER_LOSS] = False

@@ -26,7 +26,8 @@ def revive(
 
     `common` are the widths that all layers have; by default each layer has its own.
     """
-    if not state.shape.has_keys and not state.has(ATTENTION):
+    is_idle = not state.has(ATTENTION) and not _writes_only_a_bias(facts, state, ATTENTION)
+    if is_idle and not state.shape.has_keys:
         # The KV heads are another layer's, which may keep them.
         state = replace(state, kv_heads=np.zeros_like(state.kv_heads))
     state, constant = keep_constant_blocks(facts, state)
@@ -58,7 +59,7 @@ def keep_constant_blocks(facts: ModelFacts, state: LayerState) -> Revived:
     elif _writes_only_a_bias(facts, state, MLP):
         state = replace(state, mlp_units=_first(state.mlp_units.size, 1))
         revivals.append(Revival("mlp_units", (0,), reason))
-    if _writes_only_a_bias(facts, state, ATTENTION):
+    if _writes_only_a_bias(facts, state, ATTENTION) and not state.kv_heads.any():
         size = state.shape.queries_per_kv
         heads, kv_heads = _first(state.heads.size, size), _first(state.kv_heads.size, 1)
         state = replace(state, heads=heads, kv_heads=kv_heads)

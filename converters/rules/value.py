@@ -5,7 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters.rules.findings import Finding, LayerView
-from sgate_serve.architecture.family import OUTPUT, OUTPUT_GATE, VALUE
+from converters.rules.layer_state import LayerState
+from converters.rules.stream import block_output
+from sgate_serve.architecture.family import ATTENTION, OUTPUT, OUTPUT_GATE, VALUE
 
 
 def dead_value_dims(view: LayerView) -> Iterator[Finding]:
@@ -61,11 +63,9 @@ def dead_heads(view: LayerView) -> Iterator[Finding]:
        values.
     3. Where one norm spans the queries, or the keys, of all heads, those of every head count in the
        scores of the others: heads are removed only all together.
-    4. A layer that shares its KV heads keeps all heads if its output has a bias: without a head it
-       would keep a KV head for that, which the others may have lost.
     """
     layer = view.layer
-    if not layer.attends or (view.sharing and layer.spec.has_bias(layer.index, OUTPUT)):
+    if not layer.attends:
         return
     unread = layer.per_group(layer.live_zeros[OUTPUT].columns)
     silent = ~layer.value_dims[:, None, :]
@@ -82,9 +82,16 @@ def dead_kv_heads(view: LayerView) -> Iterator[Finding]:
     """Remove KV heads without a living query head (rule 4).
 
     1. Only the query heads of its group read a KV head, those of all layers that share it.
+    2. Shared ones stay if one of the layers writes an output bias: without heads it still attends
+       for that.
     """
     layer = view.layer
-    if layer.kv_heads.any():
+    if layer.kv_heads.any() and not any(map(_writes_a_bias, view.sharing)):
         readers = view.sharing or (layer,)
         groups = (one.heads.reshape(layer.shape.num_kv_heads, -1).any(axis=1) for one in readers)
         yield Finding("kv_heads", ~np.logical_or.reduce([*groups]), "no query head is left")
+
+
+def _writes_a_bias(layer: LayerState) -> bool:
+    has_bias = layer.spec.has_bias(layer.index, OUTPUT)
+    return has_bias and bool((block_output(layer, ATTENTION) & layer.hidden).any())

@@ -93,9 +93,14 @@ def test_values_that_only_a_reader_reads_stay(tmp_path: Path) -> None:
     assert plan.layers[SOURCE].value_dims == tuple(range(3, 2 * WIDTH))
 
 
-def test_an_output_with_a_bias_keeps_its_heads(tmp_path: Path) -> None:
-    plan = check(Example(BIASED, change=unread([READER], GROUP)), tmp_path)
-    assert plan.layers[READER].heads == (0, 1, 2, 3)
+@pytest.mark.parametrize("layers", [[SOURCE], [READER], [SOURCE, READER]])
+def test_a_layer_that_writes_a_bias_alone_keeps_a_head_for_each_kv_head(
+    layers: list[int], tmp_path: Path
+) -> None:
+    plan = check(Example(BIASED, change=unread(layers, slice(None))), tmp_path)
+    for index in (SOURCE, READER):
+        assert plan.layers[index].kv_heads == (0, 1)
+        assert plan.layers[index].heads == ((0, 2) if index in layers else (0, 1, 2, 3))
 
 
 def test_a_dimension_that_only_inputs_write_stays(tmp_path: Path) -> None:

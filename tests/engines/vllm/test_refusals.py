@@ -61,6 +61,14 @@ def test_gemma_in_float16(tmp_path: Path) -> None:
         pass
 
 
+def test_shared_keys(tmp_path: Path) -> None:
+    variant = next(one for one in ZOO["gemma4_text"] if one.name == "shared-keys-inputs")
+    folder = converted(variant, tmp_path, skip=0)["out"]
+    message = "layers without keys of their own .num_kv_shared_layers., and the plugin has none"
+    with pytest.raises(EngineError, match=message), vllm_engine(folder, []):
+        pass
+
+
 @pytest.mark.parametrize("name", ["mlp.up_proj.weight", "input_layernorm.weight", "norm.weight"])
 def test_a_missing_tensor_is_named(name: str, llama: Path) -> None:
     path = llama / "model.safetensors"
