@@ -14,7 +14,7 @@ from sgate_serve.architecture.config_reader import ConfigReader
 from sgate_serve.architecture.family import FULL_ATTENTION, SLIDING_ATTENTION, Family
 from sgate_serve.errors import CheckpointError
 
-LONGROPE, YARN, DEFAULT_TYPE = "longrope", "yarn", "default"
+LONGROPE, YARN, PROPORTIONAL, DEFAULT_TYPE = "longrope", "yarn", "proportional", "default"
 PARTIAL, ORIGINAL_LENGTH = "partial_rotary_factor", "original_max_position_embeddings"
 TRUNCATE = "truncate"
 THETA, LOCAL_THETA, TYPE, OLD_TYPE = "rope_theta", "rope_local_base_freq", "rope_type", "type"
@@ -25,7 +25,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
     DEFAULT_TYPE: (),
     "linear": ("factor",),
     "dynamic": ("factor",),
-    "proportional": (),
+    PROPORTIONAL: (),
     YARN: ("factor", ORIGINAL_LENGTH),
     "llama3": ("factor", ORIGINAL_LENGTH, "low_freq_factor", "high_freq_factor"),
     LONGROPE: ("short_factor", "long_factor", ORIGINAL_LENGTH),
@@ -33,7 +33,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 
 
 # With these types a partial rotation changes nothing, or rotates the rest by nothing.
-SHARES = (DEFAULT_TYPE, "proportional")
+SHARES = (DEFAULT_TYPE, PROPORTIONAL)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def layer_ropes(
         read = _of_layer_type if family.has_rope_by_type else _of_every_layer
         settings = _completed(read(get, layer_type), get, family, num_positions)
         _check_settings(settings, get, family, head_dims[types.index(layer_type)])
-        share = settings.get(PARTIAL, 1.0) if family.has_partial_rotation else 1.0
+        # That type turns pairs of whole heads, some of them by no angle.
+        is_partial = family.has_partial_rotation and settings[TYPE] != PROPORTIONAL
+        share = settings.get(PARTIAL, 1.0) if is_partial else 1.0
         ropes[layer_type] = Rope(_with_factor(settings, num_positions), float(share))
     if family.has_unrotated_layers:
         _check_switches(get, len(types))

@@ -39,8 +39,6 @@ EPSILONS = ("variance_epsilon", "eps")
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size")
 PARALLEL = "use_parallel_residual"
 INDEX_ENDINGS = (f".{IN_INDEX}", f".{OUT_INDEX}")
-# Neither side rotates by a fixed number of dimensions.
-PROPORTIONAL = "proportional"
 # One constant: the name of its field, our value, and transformers'.
 Pair = tuple[str, Any, Any]
 
@@ -255,9 +253,8 @@ def _ropes(spec: ModelSpec, model: PreTrainedModel) -> Iterator[Pair]:
         unread = set() if spec.family.has_partial_rotation else {PARTIAL}
         for key in sorted({*ours, *theirs} - unread):
             yield f"{key} of layer {index}", ours.get(key), theirs.get(key)
-        if rope.rope_type != PROPORTIONAL:
-            pairs = -(-spec.rotary_dims(index) // 2)
-            yield f"rotary pairs of layer {index}", pairs, len(getattr(rotary, f"{prefix}inv_freq"))
+        pairs = -(-spec.rotary_dims(index) // 2)
+        yield f"rotary pairs of layer {index}", pairs, len(getattr(rotary, f"{prefix}inv_freq"))
 
 
 def _settings(rope: Rope) -> dict[str, Any]:

@@ -274,6 +274,10 @@ MEETING: list[tuple[str, Config]] = [
     ("gpt_neox", {"rope_scaling": LINEAR, "rope_parameters": {"partial_rotary_factor": 0.5}}),
     ("gpt_neox", {"rope_scaling": YARN, "rotary_pct": 0.5, "original_max_position_embeddings": 8}),
     ("gpt_neox", {"rope_scaling": LLAMA3, "original_max_position_embeddings": 8}),
+    *[
+        (family, {"rope_parameters": {**TURNED, "partial_rotary_factor": 0.5}})
+        for family in ("gpt_neox", "glm4_moe", "qwen3_5_text", "qwen3_next")
+    ],
     ("bert", {"head_dim": 4, "pad_token_id": -1}),
     ("roberta", {"pad_token_id": 2}),
     ("modernbert", {"sliding_window": 2, "local_attention": 12}),
