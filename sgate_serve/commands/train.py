@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sgate_serve.bench.text_table import table_lines
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.commands.flags import add_flags, options_from
 from sgate_serve.commands.output import how_to_continue, load_plots, print_lines
 from sgate_serve.loaders.gguf_folder import model_folder
@@ -92,7 +93,8 @@ def summary_lines(result: TrainResult, options: TrainOptions) -> Iterator[str]:
     base = result.out / "base" if has_base else options.base
     if has_base:
         yield f"the gates are for {base}, the model trained here before anything was removed"
-    yield f"next: sgate convert {base} --gates {result.out} --to hf,onnx --out {result.out}-pruned"
+    to = "hf,onnx" if Checkpoint.open(str(base)).spec.for_torch_alone is None else "hf"
+    yield f"next: sgate convert {base} --gates {result.out} --to {to} --out {result.out}-pruned"
 
 
 def speed_line(speed: Mapping[str, Any]) -> str:

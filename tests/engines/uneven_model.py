@@ -64,6 +64,8 @@ FAMILIES = {
     "gpt_neox": ZOO["gpt_neox"][0],
     "gpt_oss": ZOO["gpt_oss"][1],
     "qwen3_5_text": ZOO["qwen3_5_text"][1],
+    "qwen3_5_moe_text": ZOO["qwen3_5_moe_text"][0],
+    "qwen3_next": ZOO["qwen3_next"][0],
 }
 RECURRENT = "qwen3_5_text"
 

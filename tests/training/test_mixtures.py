@@ -67,7 +67,7 @@ def test_a_mixture_trains_converts_and_verifies(way: str, family: str, tmp_path:
     assert bool(closed) == (options.gates == "experts")
     assert not closed & {name.removesuffix(".weight") for name in gates.deltas}
     assert metrics["removed"] == pytest.approx(options.weight_target, abs=0.02)
-    has_graph = way == "reap" and base.spec.family.recurrence is None
+    has_graph = way == "reap"
     engine, to = ("onnx", ("hf", "onnx")) if has_graph else ("torch", ("hf",))
     convert(ConvertOptions(str(base.folder), tmp_path / "out", options.out, to=to))
     found = verify(VerifyOptions(str(base.folder), str(tmp_path / "out"), options.out, engine))

@@ -27,10 +27,11 @@ from sgate_serve.architecture.family import (
     RENEWAL,
     VALUE,
 )
+from sgate_serve.architecture.recurrent_layers import channel_spans
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.engines.vllm.config import ModelContext
 from sgate_serve.engines.vllm.delta_rule import convolved, delta_rule, unit
-from sgate_serve.engines.vllm.layer import LayerContext, spread, take_rows
+from sgate_serve.engines.vllm.layer import LayerContext, spread
 from sgate_serve.engines.vllm.linears import readers, writer
 
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]
@@ -71,11 +72,8 @@ class UnevenRecurrence(nn.Module, MambaBase):
             compilation.splitting_ops.append(OP)
 
     def _load_channels(self, parameter: nn.Parameter, stored: torch.Tensor) -> None:
-        spec, index = self.layer.spec, self.layer.index
-        own = [
-            self._of_shard(role, take_rows(stored, spec.role_rows(index, role)))
-            for role in CONVOLVED
-        ]
+        spans = channel_spans(self.layer.spec.layers[self.layer.index])
+        own = [self._of_shard(role, stored[spans[role]]) for role in CONVOLVED]
         parameter.data.copy_(torch.cat(own))
 
     def _load_heads(self, parameter: nn.Parameter, stored: torch.Tensor) -> None:

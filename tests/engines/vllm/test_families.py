@@ -36,8 +36,8 @@ SLICED = [
     if str(variant)
     in (
         *("llama-plain", "llama-classifier", "phi3-longrope", "gemma2-soft-capped"),
-        *("gpt2-tied", "gpt_neox-pythia", "qwen3_5_text-tied", "bert-pooled"),
-        *("distilbert-classifier", "modernbert-biased-mean-classifier"),
+        *("gpt2-tied", "gpt_neox-pythia", "qwen3_5_text-tied", "qwen3_next-tied"),
+        *("bert-pooled", "distilbert-classifier", "modernbert-biased-mean-classifier"),
     )
 ]
 
