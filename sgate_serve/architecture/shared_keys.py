@@ -46,17 +46,18 @@ def source_of(layers: Sequence[LayerShape], windows: Windows, index: int) -> int
     """Return the layer whose keys and values a layer reads, mostly its own."""
     if layers[index].has_keys:
         return index
-    earlier = range(index)
-    own = (i for i in earlier if layers[i].has_keys and windows[i] == windows[index])
-    return max(own)
+    earlier = (i for i in range(index) if layers[i].has_keys and windows[i] == windows[index])
+    return max(earlier)
 
 
 def sharing_layers(layers: Sequence[LayerShape], windows: Windows) -> Iterator[tuple[int, ...]]:
     """Yield, for each layer, all that read the keys that it reads; none if it is alone."""
     sources = [source_of(layers, windows, index) for index in range(len(layers))]
+    readers: dict[int, list[int]] = {}
+    for index, source in enumerate(sources):
+        readers.setdefault(source, []).append(index)
     for source in sources:
-        readers = tuple(index for index, read in enumerate(sources) if read == source)
-        yield readers if len(readers) > 1 else ()
+        yield tuple(readers[source]) if len(readers[source]) > 1 else ()
 
 
 def check_shared_keys(layers: Sequence[LayerShape], windows: Windows, source: str) -> None:

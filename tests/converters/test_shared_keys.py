@@ -1,5 +1,6 @@
 """Layers of Gemma 4 that read the keys and values of an earlier layer, and inputs of their own."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +11,13 @@ from safetensors.numpy import load_file, save_file
 
 from converters.convert import ConvertOptions, convert
 from sgate_serve.architecture.family import DOWN, OUTPUT, VALUE
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.errors import EngineError, PlanError, TrainingError
+from sgate_serve.cli import main
+from sgate_serve.errors import CheckpointError, EngineError, PlanError, TrainingError
 from sgate_serve.plan import Plan, Target
 from sgate_serve.training import TrainOptions, train
-from tests.converters.exactness import Example, check
+from tests.converters.exactness import Example, check, write_base
 from tests.converters.test_mixtures import WEIGHTS
 from tests.converters.zeroing import Weights, unwrite
 from tests.families.zoo import ZOO, build
@@ -132,6 +135,25 @@ def test_keys_that_nothing_reads_are_left_out(tmp_path: Path) -> None:
     stored[name] = np.zeros((2 * WIDTH, 48), np.float32)
     save_file(stored, tmp_path / WEIGHTS, {"format": "pt"})
     assert name not in Checkpoint.open(tmp_path).spec.tensor_shapes()
+
+
+def test_a_config_whose_layers_read_other_heads_is_refused(tmp_path: Path) -> None:
+    write_base(Example(VARIANT, change=unread([SOURCE, READER], GROUP)), tmp_path / "base")
+    convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out"))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["per_layer_config"][f"{READER}"]["num_key_value_heads"] = 2
+    message = "layer 3 reads 2 KV heads of an earlier layer, which has 1; convert the base"
+    with pytest.raises(CheckpointError, match=message):
+        ModelSpec.from_config(config, "config.json")
+
+
+def test_a_plan_of_such_layers_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_base(Example(VARIANT, change=unread([SOURCE], slice(None))), tmp_path)
+    assert main(["plan", str(tmp_path), "--explain"]) == 0
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "each KV head keeps 1 query head" in capsys.readouterr().out
 
 
 def test_what_does_not_run_such_layers_says_so(tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ GEMMA4 = {key: value for key, value in GEMMA.items() if key != "query_pre_attn_s
     "layer_types": ["sliding_attention", "full_attention", "full_attention"],
 }
 GEMMA4_EXPERTS = GEMMA4 | {"enable_moe_block": True, "moe_intermediate_size": 16}
-GEMMA4_EXPERTS |= {"num_experts": 5, "top_k_experts": 2}
+# Norms over outputs that are nearly zero would show the rounding of each engine.
+GEMMA4_EXPERTS |= {"num_experts": 5, "top_k_experts": 2, "rms_norm_eps": 1e-3}
 # Layer 3 reads the keys and values of layer 2, and layer 4 those of layer 1.
 GEMMA4_SHARED = GEMMA4 | {"num_hidden_layers": 5, "num_kv_shared_layers": 2}
 # Norms over inputs that are nearly zero would show the rounding of each engine.

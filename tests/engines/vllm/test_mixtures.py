@@ -96,7 +96,7 @@ def test_uneven_experts_generate_the_same_tokens(family: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss", "gemma4_text"])
 def test_shards_divide_the_units_of_every_expert(family: str, tmp_path: Path) -> None:
     spec = Checkpoint.open(uneven(family, tmp_path)).spec
     assert any(width % 2 for width in spec.layers[0].experts)
