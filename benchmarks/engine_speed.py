@@ -215,8 +215,9 @@ def run(options: EngineOptions) -> dict[str, Any]:
     root = Path(options.dir)
     os.environ["SGATE_CACHE"] = str(root / "cache")
     shown = replace(options, llama_python="", genai_python="", openvino_python="", dir="")
-    begun = _kept(root / "options.json", partial(asdict, shown))
-    if begun != asdict(shown):
+    models = replace(shown, groups="")
+    begun = _kept(root / "options.json", partial(asdict, models))
+    if begun != asdict(models):
         raise SystemExit(f"{root} was started with other options; give another --dir")
     figures = _kept(root / "figures.json", partial(make_models, root, options))
     results = {
