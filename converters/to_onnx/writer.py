@@ -143,6 +143,7 @@ def build_graph(
     Raises EngineError for an activation, rope type or precision that no graph can express.
     """
     check_activation(checkpoint.spec.activation)
+    _check_layers(checkpoint)
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
     model = build_decoder(checkpoint, precision, moments, exponents, scales)

@@ -12,7 +12,7 @@ from sgate_serve.engines.table import VLLM
 from sgate_serve.errors import RequestError
 from tests.engines.drive import Answer, greedy, load_of, prompt, run, step
 from tests.engines.ladder import ladder
-from tests.engines.uneven_model import RECURRENT, SIZES, Case, LoadEngine, UnevenModel
+from tests.engines.uneven_model import SIZES, Case, LoadEngine, UnevenModel
 from tests.small_llama import random_tokens
 
 
@@ -72,10 +72,11 @@ def test_requests_that_begin_alike_get_the_reference_tokens(
 
 
 def skip_without_drafts(engine: LoadedEngine, case: Case) -> None:
-    message = {
-        VLLM: "drafted_tokens is not supported by this engine",
-        RECURRENT: "`prompt_lookup_num_tokens` needs .* a model without recurrent layers",
-    }.get(case.engine if case.engine == VLLM else case.family)
+    message = None
+    if case.engine == VLLM:
+        message = "drafted_tokens is not supported by this engine"
+    elif case.is_recurrent:
+        message = "`prompt_lookup_num_tokens` needs .* a model without recurrent layers"
     if message is not None:
         with pytest.raises(RequestError, match=message):
             engine.add(Request("a", prompt(5), replace(greedy(4), drafted_tokens=2)))

@@ -32,9 +32,10 @@ def events_of(engine: SlotEngine, *requests: Request) -> dict[str, list[TokenEve
 def check_logprobs(logprobs: TokenLogprobs, expected: torch.Tensor, num_top: int) -> None:
     assert logprobs.logprob == pytest.approx(float(expected[logprobs.token]), abs=1e-4)
     assert logprobs.rank == int((expected >= expected[logprobs.token]).sum())
-    values, indices = expected.topk(num_top)
-    assert [token for token, _ in logprobs.top] == indices.tolist()
-    np.testing.assert_allclose([value for _, value in logprobs.top], values, atol=1e-4)
+    # Of tokens that are equally likely, as after one whose embedding is zero, torch takes any.
+    values, top = expected.topk(num_top).values, dict(logprobs.top)
+    np.testing.assert_allclose(list(top.values()), values, atol=1e-4)
+    np.testing.assert_allclose(expected[list(top)], values, atol=1e-4)
 
 
 def reference(served: UnevenModel, tokens: list[int]) -> torch.Tensor:

@@ -40,6 +40,11 @@ class Case(NamedTuple):
     int8_cache: bool = False
 
     @property
+    def is_recurrent(self) -> bool:
+        own = FAMILIES.get(self.family)
+        return own is not None and own.is_recurrent
+
+    @property
     def error(self) -> float:
         """The largest relative error of logits; a sum in another order may round a step away."""
         return 1e-2 if self.int8_cache else 1e-4

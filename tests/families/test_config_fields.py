@@ -184,7 +184,7 @@ def test_a_field_left_out_has_the_default_of_its_class(
             ModelSpec.from_config(config, "config.json")
         config["vocab_size"] = full["vocab_size"]
     write_config(config, tmp_path)
-    if key in OF_EXPERTS and full[key] is None:
+    if key in OF_EXPERTS and full.get(key, 0) is None:
         with pytest.raises(CheckpointError, match=f"{key} must be a whole number, found None"):
             check_reading(tmp_path)
         return

@@ -25,3 +25,7 @@ class Variant:
     def has_experts(self) -> bool:
         mixture = FAMILIES[self.family].mixture
         return mixture is not None and (not mixture.switch or bool(self.config.get(mixture.switch)))
+
+    @property
+    def is_recurrent(self) -> bool:
+        return FAMILIES[self.family].recurrence is not None

@@ -28,10 +28,10 @@ def test_a_changed_weight_is_bisected_to_its_layer(family: str, tmp_path: Path) 
     engine, prompt = TorchModel.converted(out), token_batch(variant, 0)[0].numpy()
     nothing = "after the last layer: the final norm or the head"
     assert first_different_layer(reference, engine, prompt, plan) == nothing
-    own_family = reference.spec.family
     parameters = dict(engine.model.named_parameters())
-    writers = (f"{own_family.linear(1, role)}.weight" for role in (DOWN, OUTPUT))
-    names = [name.removeprefix(f"{own_family.prefix}.") for name in writers]
+    writers = [part.module for role in (DOWN, OUTPUT) for part in reference.spec.parts(1, role)]
+    prefix = f"{reference.spec.family.prefix}."
+    names = [f"{name.removeprefix(prefix)}.weight" for name in writers]
     with torch.no_grad():
         for name, parameter in parameters.items():
             if name.endswith(tuple(names)):
