@@ -28,6 +28,7 @@ from typing import Any
 from benchmarks.command import command_line, run_script
 from benchmarks.contenders.running import ROOT, Contender, Worker
 from benchmarks.contenders.tokenizer import write_tokenizer
+from benchmarks.engine_tables import GROUPS, OURS
 from benchmarks.masks import coupled_values, write_pruned
 from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
@@ -48,7 +49,7 @@ from sgate_serve.environment import hardware, library_versions
 from sgate_serve.options import option
 from sgate_serve.progress import activity, counted
 
-REFERENCE = "ours int4 dense"
+REFERENCE = f"{OURS}int4 dense"
 PRUNED = {"p30": 0.3}
 W8A8 = "w8a8"
 OPENVINO = {"int4": "int4", "int8": "int8", "float": "fp16"}
@@ -147,14 +148,14 @@ def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Conten
     """Return group → name → contender, the reference first."""
     ours = {
         precision: {
-            f"ours {precision} {model}": Contender(
+            f"{OURS}{precision} {model}": Contender(
                 sys.executable, "onnx", root / model, ("--precision", precision)
             )
             for model in ("dense", *PRUNED)
         }
-        for precision in ("int4", "int8", "fp32")
+        for precision in GROUPS.values()
     }
-    others: dict[str, dict[str, Contender]] = {"int4": {}, "int8": {}, "float": {}}
+    others: dict[str, dict[str, Contender]] = {group: {} for group in GROUPS}
     if options.llama_python:
         for group, name in (("int4", "q4_0"), ("int8", "q8_0")):
             contender = Contender(options.llama_python, "llama.cpp", root / name)
@@ -171,10 +172,9 @@ def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Conten
         others["int8"]["vLLM W8A8"] = Contender(sys.executable, "vllm", root / W8A8)
         others["float"]["vLLM bf16"] = Contender(sys.executable, "vllm", root / "dense")
     first = {REFERENCE: ours["int4"][REFERENCE]}
-    pairs = (("int4", "int4"), ("int8", "int8"), ("float", "fp32"))
     return {
         group: {**first, **others[group], **ours[precision]}
-        for group, precision in pairs
+        for group, precision in GROUPS.items()
         if group in options.groups.split(",")
     }
 

@@ -122,7 +122,8 @@ class Family:
     optional: Mapping[str, str] = field(default_factory=dict)
     # Some or all layers have experts instead of an MLP.
     mixture: Mixture | None = None
-    # Some layers carry a state instead of attending; which, a model's config says.
+    # Some layers carry a state instead of attending; which, a model's config says. It is here since
+    # names depend on it; whoever needs no names asks `LayerShape.is_recurrent`.
     recurrence: Recurrence | None = None
     recurrent_layers: frozenset[int] = frozenset()
     # Endings of tensor names in old checkpoints, and the endings that they have now.

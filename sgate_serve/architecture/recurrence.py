@@ -7,7 +7,7 @@ such is in its config.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-# Added to the sum of squares whose root a query and a key are divided by.
+# Added to the sum of squares whose root a query and a key are divided by; fixed in transformers.
 UNIT_EPSILON = 1e-6
 
 

@@ -1,4 +1,4 @@
-"""The architecture of one model, read from its config: its widths and the constants of its forward.
+"""The architecture of one model, read from its config, and the tensors that follow from it.
 
 One frozen value for a stock dense model and for an `sgate` folder alike. A config of an unsupported
 family, or one whose values contradict each other, is refused here.
@@ -6,7 +6,7 @@ family, or one whose values contradict each other, is refused here.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,17 +19,12 @@ from sgate_serve.architecture.family import (
     BLOCKS,
     CAUSAL_LM,
     DOWN,
-    FULL_ATTENTION,
-    LINEAR_ATTENTION,
     MLP_ROLES,
     OUTPUT,
-    SLIDING_ATTENTION,
     Axes,
-    Family,
-    TaskHead,
 )
-from sgate_serve.architecture.gated_units import ClampedUnits
 from sgate_serve.architecture.layer_tensors import IN_INDEX, OUT_INDEX, model_tensors
+from sgate_serve.architecture.model_constants import ModelConstants
 from sgate_serve.architecture.parts import (
     Part,
     Rows,
@@ -40,68 +35,16 @@ from sgate_serve.architecture.parts import (
 )
 from sgate_serve.architecture.pruned_parts import check_pruned
 from sgate_serve.architecture.recurrent_layers import recurrent_axes, with_recurrent_layers
-from sgate_serve.architecture.rope import Rope, layer_ropes
+from sgate_serve.architecture.rope import layer_ropes
 from sgate_serve.architecture.sgate_config import SgateBlock, layer_shapes
-from sgate_serve.architecture.shapes import LayerShape, Lowered
-from sgate_serve.architecture.shared_keys import NUM_SHARED, check_shared_keys
+from sgate_serve.architecture.shapes import Lowered
+from sgate_serve.architecture.shared_keys import check_shared_keys
 from sgate_serve.architecture.windows import layer_windows
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """One model's architecture: sizes, what each layer holds, and the constants of its forward."""
-
-    family: Family
-    task: str
-    layers: tuple[LayerShape, ...]
-    hidden_size: int
-    # What residual RMS norms divide by: the hidden size before residual dimensions were removed.
-    norm_size: int
-    vocab_size: int
-    num_positions: int
-    num_types: int
-    num_labels: int
-    head_units: int
-    tied_head: bool
-    biased_roles: frozenset[str]
-    has_norm_bias: bool
-    # The family's tensors outside the layers, and its part on top, as far as the config has them.
-    outside: Mapping[str, Axes]
-    on_top: TaskHead
-
-    # The forward. Scales, windows and ropes have one entry per layer; a window is in tokens (of an
-    # encoder, to each side), None for full attention, and a rope is None in layers that do not
-    # rotate.
-    norm_eps: float
-    activation: str
-    attention_scales: tuple[float, ...]
-    windows: tuple[int | None, ...]
-    ropes: tuple[Rope | None, ...]
-    attention_softcap: float | None
-    logit_softcap: float | None
-    embedding_multiplier: float = 1.0
-    residual_multiplier: float = 1.0
-    logit_divisor: float = 1.0
-    first_position: int = 0
-    # Whether both blocks of a layer read the stream before it, which then adds both.
-    has_parallel_blocks: bool = False
-    # Whether the shares of the experts that a token uses add up to 1, before they are multiplied.
-    norm_topk_prob: bool = False
-    routed_scaling: float = 1.0
-    # How units are gated, where that is not act(gate) · up.
-    clamped_units: ClampedUnits | None = None
-    # How many tokens the convolution of a recurrent layer sees.
-    kernel: int = 0
-    # The width of the vectors that layers read besides the stream, and the rows of their table.
-    input_width: int = 0
-    input_vocab: int = 0
-
-    # What pruning changed besides widths: biases that the family does not have, and modules that
-    # store fewer rows or columns than their dimensions and have index vectors.
-    extra_biases: frozenset[str] = frozenset()
-    lowered: Mapping[str, Lowered] = field(default_factory=dict)
-    # Base models are often saved without their pooler; a config cannot say so, the files do.
-    lacks_pooler: bool = False
+class ModelSpec(ModelConstants):
+    """One model's architecture: its constants, and the names and shapes of its tensors."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], source: str) -> "ModelSpec":
@@ -161,66 +104,12 @@ class ModelSpec:
         spec.check(source)
         return spec
 
-    @property
-    def head(self) -> TaskHead:
-        """The part on top of the stack for this model's task."""
-        return replace(self.on_top, tensors={}) if self.lacks_pooler else self.on_top
-
-    @property
-    def is_encoder(self) -> bool:
-        """Say whether every token attends to all others, so that the model does not decode."""
-        return self.family.is_encoder
-
-    @property
-    def max_positions(self) -> int:
-        """The longest sequence; RoBERTa's position table has rows before the first position."""
-        return self.num_positions - self.first_position
-
-    @property
-    def embedding_scale(self) -> float | None:
-        """The factor on embeddings: for Gemma the square root of the width before removal."""
-        if self.family.scales_embeddings:
-            return float(self.norm_size**0.5)
-        return None if self.embedding_multiplier == 1 else self.embedding_multiplier
-
-    @property
-    def norm_gain(self) -> float:
-        """The factor missing from a stock RMS norm over the narrowed stream.
-
-        It divides by the width that is left instead of the width before removal.
-        """
-        return float((self.norm_size / self.hidden_size) ** 0.5)
-
-    def rotary_dims(self, index: int) -> int:
-        """Return how many dimensions of each head rotate in a layer; they are the first ones."""
-        rope = self.ropes[index]
-        return 0 if rope is None else int(self.layers[index].head_dim * rope.rotated_share)
-
-    def head_type(self, index: int) -> str:
-        """Return the type of a layer, where layers of a type have heads of their own; else one."""
-        if self.layers[index].is_recurrent:
-            return LINEAR_ATTENTION
-        has_window = self.windows[index] is not None
-        return SLIDING_ATTENTION if self.family.has_heads_by_type and has_window else FULL_ATTENTION
-
-    @property
-    def for_torch_alone(self) -> str | None:
-        """Say what the layers have that no other engine runs yet, by the field of the config."""
-        if not all(layer.has_keys for layer in self.layers):
-            return f"layers without keys of their own ({NUM_SHARED})"
-        inputs = self.family.layer_inputs
-        return None if inputs is None else f"layers with inputs of their own ({inputs.width})"
-
     def check(self, source: str) -> None:
         """Raise CheckpointError if head counts or widths contradict each other."""
         for index, layer in enumerate(self.layers):
             layer.check(f"{source}: layer {index}", rotates=self.ropes[index] is not None)
         check_shared_keys(self.layers, self.windows, source)
         check_pruned(self, source)
-
-    @property
-    def has_uniform_layers(self) -> bool:
-        return len(set(self.layers)) <= 1
 
     def linear_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Return the (out, in) dimensions of every role in a layer, lowered or not."""

@@ -85,17 +85,15 @@ class Checkpoint:
         packed = is_mxfp4(own, str(source))
         stock = {key: value for key, value in own.items() if not packed or key != CONFIG_KEY}
         quantized = is_int8(stock, str(source))
-        headers, part = read_headers(folder), text_part(stock, str(source))
-        notes = [NOTE] if packed and any(map(is_packed_name, headers)) else []
-        notes += left_out(headers, part.whole)
-        headers = with_packed_stacks(headers) if packed else headers
+        stored_tensors, notes = _read_tensors(folder, packed)
+        part = text_part(stock, str(source))
+        notes += left_out(stored_tensors, part.whole)
         if not quantized:
-            check_plain_weights(headers, folder)
-        tensors = canonical_names(text_tensors(headers, part), part.config)
+            check_plain_weights(stored_tensors, folder)
+        tensors = canonical_names(text_tensors(stored_tensors, part), part.config)
         normalize: Normalize = normalize_config if puzzle is None else puzzle.normalized
         config, layout = normalize(part.config, tensors, part.source)
-        spec = ModelSpec.from_config(config, part.source)
-        fitted = fit(config, spec, tensors)
+        fitted = fit(config, ModelSpec.from_config(config, part.source), tensors)
         checkpoint = cls(
             folder,
             fitted.config,
@@ -245,6 +243,15 @@ class Checkpoint:
         Files are read once and the result is remembered until they change.
         """
         return digest_of(self.stored_config, self.tensors)
+
+
+def _read_tensors(folder: Path, is_packed: bool) -> tuple[Mapping[str, TensorInfo], list[str]]:
+    """Return the tensors in the files, those in 4 bits as stacks, and a note if there are such."""
+    headers = read_headers(folder)
+    if not is_packed:
+        return headers, []
+    notes = [NOTE] if any(map(is_packed_name, headers)) else []
+    return with_packed_stacks(headers), notes
 
 
 def _unused_note(names: list[str], spec: ModelSpec) -> str:

@@ -42,7 +42,7 @@ def open_base(options: TrainOptions) -> Checkpoint:
 
 def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
     """Raise TrainingError for experts that a base lacks, or an option that experts do not have."""
-    if not any(layer.experts for layer in base.spec.layers):
+    if not base.spec.has_experts:
         if options.gates == EXPERTS:
             raise TrainingError(
                 f"--gates experts: {base.folder} is not a mixture of experts; use --gates coupled"
@@ -70,11 +70,11 @@ def _check_mixture(base: Checkpoint, options: TrainOptions) -> None:
 
 def _check_timed(base: Checkpoint, options: TrainOptions) -> None:
     """Raise TrainingError for a target of speed where blocks are of a kind that is not timed."""
-    family = base.spec.family
+    spec = base.spec
     kinds = {
-        "is a mixture of experts": any(layer.experts for layer in base.spec.layers),
-        "has recurrent layers": bool(family.recurrent_layers),
-        "has heads of two widths": family.has_heads_by_type,
+        "is a mixture of experts": spec.has_experts,
+        "has recurrent layers": spec.has_recurrent_layers,
+        "has heads of two widths": spec.family.has_heads_by_type,
     }
     if options.target_speedup is not None and any(kinds.values()):
         what = next(kind for kind, has in kinds.items() if has)
@@ -86,7 +86,7 @@ def _check_timed(base: Checkpoint, options: TrainOptions) -> None:
 
 def _check_recurrent(base: Checkpoint, options: TrainOptions) -> None:
     """Raise TrainingError for an option that needs every layer to attend."""
-    if base.spec.family.recurrent_layers and options.gates == ROW_COL:
+    if base.spec.has_recurrent_layers and options.gates == ROW_COL:
         raise TrainingError(
             f"--gates row-col: {base.folder} has recurrent layers, whose rows and columns are not "
             "gated yet; use --gates coupled"

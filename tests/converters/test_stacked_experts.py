@@ -156,42 +156,6 @@ def test_sinks_go_with_their_heads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(new, old[2:])
 
 
-def restacked(weights: dict[str, Any], counts: list[int]) -> dict[str, Any]:
-    """Return tensors of single experts as transformers stacks them."""
-    found = {name: value for name, value in weights.items() if ".experts." not in name}
-    for layer, count in enumerate(counts):
-        block = f"model.layers.{layer}.mlp.experts"
-        for kind, ending in (("weight", ""), ("bias", "_bias")):
-            gate, up, down = (
-                np.stack([weights[f"{block}.{number}.{name}.{kind}"].T for number in range(count)])
-                for name in ("gate_proj", "up_proj", "down_proj")
-            )
-            both = np.stack([gate, up], axis=-1)
-            found[f"{block}.gate_up_proj{ending}"] = both.reshape(*gate.shape[:-1], -1)
-            found[f"{block}.down_proj{ending}"] = np.ascontiguousarray(down)
-    return found
-
-
-def test_uneven_stacks_of_other_tools_are_counted_by_the_tensors(tmp_path: Path) -> None:
-    base, out, foreign = (tmp_path / name for name in ("base", "out", "foreign"))
-    build(VARIANT, seed=0).save_pretrained(base)
-    kept = {0: closed(1), 1: closed(0, 2), 2: closed(1, 2, 3, 4)}
-    gates = {f"model.layers.{layer}.experts": values for layer, values in kept.items()}
-    write_gates(Checkpoint.open(base), tmp_path / "gates", **gates)
-    convert(ConvertOptions(str(base), out, tmp_path / "gates"))
-    foreign.mkdir()
-    (foreign / "config.json").write_text((base / "config.json").read_text())
-    save_file(restacked(load_file(out / WEIGHTS), [4, 3, 1]), foreign / WEIGHTS, {"format": "pt"})
-    ours, theirs = Checkpoint.open(out), Checkpoint.open(foreign)
-    assert theirs.spec == ours.spec and theirs.layout is not None
-    tokens = token_batch(VARIANT, 0)[0].numpy()
-    one, other = (TorchModel.converted(folder).logits(tokens) for folder in (out, foreign))
-    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
-    convert(ConvertOptions(str(foreign), tmp_path / "again"))
-    result = verify(VerifyOptions(str(foreign), str(tmp_path / "again"), None, "torch"))
-    assert result.passed, result.difference
-
-
 def test_a_stock_result_has_stacks_and_is_pruned_again(tmp_path: Path) -> None:
     """As REAP writes it: with fewer experts, which the config counts."""
     build(VARIANT, seed=0).save_pretrained(tmp_path / "base")

@@ -45,38 +45,54 @@ def test_stacks_are_read_as_transformers_reads_them(variant: Variant, tmp_path: 
     assert result.passed and result.tensors_equal, result.difference
 
 
-def restacked(weights: dict[str, Any], counts: list[int]) -> dict[str, Any]:
+def restacked(weights: dict[str, Any], counts: list[int], *, alternates: bool) -> dict[str, Any]:
     """Return tensors of single experts as transformers stacks them."""
     found = {name: value for name, value in weights.items() if ".experts." not in name}
     for layer, count in enumerate(counts):
         block = f"model.layers.{layer}.mlp.experts"
-        gate, up, down = (
-            np.stack([weights[f"{block}.{number}.{name}.weight"] for number in range(count)])
-            for name in ("gate_proj", "up_proj", "down_proj")
-        )
-        found[f"{block}.gate_up_proj"] = np.concatenate([gate, up], axis=1)
-        found[f"{block}.down_proj"] = down
+        for kind, ending in (("weight", ""), ("bias", "_bias")):
+            if f"{block}.0.down_proj.{kind}" not in weights:
+                continue
+            gate, up, down = (
+                np.stack([weights[f"{block}.{number}.{name}.{kind}"] for number in range(count)])
+                for name in ("gate_proj", "up_proj", "down_proj")
+            )
+            both = np.concatenate([gate, up], axis=1)
+            if alternates:
+                both = np.stack([gate, up], axis=2).reshape(both.shape)
+            stacks = {f"gate_up_proj{ending}": both, f"down_proj{ending}": down}
+            if alternates and kind == "weight":
+                stacks = {name: stack.swapaxes(1, 2) for name, stack in stacks.items()}
+            found |= {f"{block}.{name}": stack.copy() for name, stack in stacks.items()}
     return found
 
 
-def test_uneven_stacks_of_other_tools_are_counted_by_the_tensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", [VARIANT, ZOO["gpt_oss"][0]], ids=str)
+def test_uneven_stacks_of_other_tools_are_counted_by_the_tensors(
+    variant: Variant, tmp_path: Path
+) -> None:
     """As REAP may leave them: other experts in each layer, and the dense number in config.json."""
     base, out, foreign = (tmp_path / name for name in ("base", "out", "foreign"))
-    stacked = write_stacked(VARIANT, base)
+    stacked = write_stacked(variant, base)
     kept = {0: closed(1), 1: closed(0, 2), 2: closed(1, 2, 3, 4)}
     gates = {f"model.layers.{layer}.experts": values for layer, values in kept.items()}
     write_gates(stacked, tmp_path / "gates", **gates)
     convert(ConvertOptions(str(base), out, tmp_path / "gates"))
     foreign.mkdir()
     (foreign / "config.json").write_text((base / "config.json").read_text())
-    save_file(restacked(load_file(out / WEIGHTS), [4, 3, 1]), foreign / WEIGHTS, {"format": "pt"})
+    alternates = variant.family == "gpt_oss"
+    tensors = restacked(load_file(out / WEIGHTS), [4, 3, 1], alternates=alternates)
+    save_file(tensors, foreign / WEIGHTS, {"format": "pt"})
     ours, theirs = Checkpoint.open(out), Checkpoint.open(foreign)
     assert theirs.spec == ours.spec and theirs.layout is not None
     assert [len(layer.experts) for layer in theirs.spec.layers] == [4, 3, 1]
     assert [layer.top_k for layer in theirs.spec.layers] == [2, 2, 1]
-    tokens = token_batch(VARIANT, 0)[0].numpy()
+    tokens = token_batch(variant, 0)[0].numpy()
     one, other = (TorchModel.converted(folder).logits(tokens) for folder in (out, foreign))
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    convert(ConvertOptions(str(foreign), tmp_path / "again"))
+    result = verify(VerifyOptions(str(foreign), str(tmp_path / "again"), None, "torch"))
+    assert result.passed, result.difference
 
 
 def both(tensors: dict[str, Any]) -> None:

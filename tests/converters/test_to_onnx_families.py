@@ -23,7 +23,7 @@ from sgate_serve.loaders.torch_model import TorchModel
 from sgate_serve.onnx_format.names import MAX_CHUNK
 from sgate_serve.verify.verification import verify
 from sgate_serve.verify.verify_options import VerifyOptions
-from tests.converters.test_stacked_experts import restacked
+from tests.converters.test_stacks_in_files import restacked
 from tests.families.zoo import ZOO, build
 from tests.families.zoo_configs import VOCABULARY
 from tests.small_llama import random_tokens
@@ -176,7 +176,8 @@ def test_removed_residual_dimensions(tmp_path: Path, family: str) -> None:
         elif post_norms and name.endswith(post_norms):
             tensor[dead] = -1
     if base.is_stacked:
-        tensors = restacked(tensors, [len(layer.experts) for layer in base.spec.layers])
+        counts = [len(layer.experts) for layer in base.spec.layers]
+        tensors = restacked(tensors, counts, alternates=True)
     save_file(tensors, base.folder / "model.safetensors", metadata={"format": "pt"})
     out = tmp_path / "out"
     convert(ConvertOptions(str(base.folder), out, to=("hf", "onnx")))

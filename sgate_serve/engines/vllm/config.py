@@ -66,13 +66,13 @@ class ModelContext:
             raise EngineError(
                 f"family {spec.family.name} overflows in float16; serve it with --dtype bfloat16"
             )
-        if spec.family.recurrent_layers:
+        if spec.has_recurrent_layers:
             check_recurrent(vllm_config)
         if (what := spec.for_torch_alone) is not None:
             raise EngineError(
                 f"{model_config.model} has {what}, and the plugin has none yet; use --engine torch"
             )
-        if any(layer.experts for layer in spec.layers):
+        if spec.has_experts:
             check_mixture(spec, vllm_config)
         compilation = vllm_config.compilation_config
         if spec.lowered and compilation.mode and "all" in compilation.custom_ops:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import torch
 
+from sgate_serve.architecture.recurrence import UNIT_EPSILON
+
 # Tokens that are solved at once, as in transformers: the work for each grows with it.
 CHUNK = 64
-# Under the root of the norms of query and key; fixed in transformers, too.
-UNIT_EPS = 1e-6
 
 
 def convolved(
@@ -55,7 +55,7 @@ def delta_rule(
 
 def unit(x: torch.Tensor) -> torch.Tensor:
     """Return vectors [..., width] of length 1."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + UNIT_EPS)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + UNIT_EPSILON)
 
 
 def _chunks(length: int) -> Iterator[slice]:

@@ -66,7 +66,7 @@ def _own_class(model: Checkpoint) -> dict[str, Any]:
     On CPU, vLLM 0.32 computes recurrent layers in bfloat16 alone, in heads of 64 or 128 dimensions.
     """
     is_stock = model.config.get("model_type") != SGATE_MODEL_TYPE
-    if not is_stock or not model.spec.family.recurrent_layers or has_gpu():
+    if not is_stock or not model.spec.has_recurrent_layers or has_gpu():
         return {}
     return {"architectures": [f"{SGATE_CLASS_PREFIX}{model.spec.head.model_class}"]}
 

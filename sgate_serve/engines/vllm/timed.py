@@ -66,7 +66,7 @@ class TimedVllm:
             torch.set_num_threads(threads)
         model = Checkpoint.open(folder)
         spec = model.spec
-        if model.is_int8 and any(layer.experts for layer in spec.layers):
+        if model.is_int8 and spec.has_experts:
             raise EngineError(
                 f"{folder}: vLLM would hold its int8 experts in floats, so that no ideal is known; "
                 "compare folders without int8, or measure on the onnx engine"
