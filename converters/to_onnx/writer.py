@@ -145,7 +145,6 @@ def build_graph(
     """
     check_layers(checkpoint.spec, checkpoint.folder)
     check_activation(checkpoint.spec.activation)
-    _check_layers(checkpoint)
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
     model = build_decoder(checkpoint, precision, moments, exponents, scales)
