@@ -108,14 +108,9 @@ def convert(options: ConvertOptions) -> Plan:
     masked = open_masked(options.checkpoint, options.gates, options.precision, options.gates_kind)
     if options.sizes:
         ordered_gates(masked)
+    _check_model(masked, options)
     if masked.base.layout is None:
         check_with_transformers(masked.base.folder)
-    if options.precision == INT8:
-        check_quantizable(masked.spec.family)
-    if GGUF in options.to:
-        from converters.to_gguf.writer import check_model
-
-        check_model(masked.spec, masked.base.folder)
     with new_folder(options.out) as writer:
         plan = make_plan(masked, options.target, options.index_price)
         plan = replace(plan, base_digest=masked.base.digest)
@@ -158,6 +153,23 @@ def _check_formats(options: ConvertOptions) -> None:
         )
     if GGUF in options.to:
         check_installed("--to gguf needs", EXTRAS[GGUF], GGUF, PlanError)
+
+
+def _check_model(masked: MaskedCheckpoint, options: ConvertOptions) -> None:
+    """Raise SgateError if a format or the precision has no place for the model.
+
+    That takes no time, and what transformers says of its config takes seconds.
+    """
+    if options.precision == INT8:
+        check_quantizable(masked.spec.family)
+    if GGUF in options.to:
+        from converters.to_gguf.writer import check_model
+
+        check_model(masked.spec, masked.base.folder)
+    if "onnx" in options.to:
+        from converters.to_onnx import check_layers
+
+        check_layers(masked.spec, masked.base.folder)
 
 
 def _with_chosen_precision(options: ConvertOptions, spec: ModelSpec) -> ConvertOptions:

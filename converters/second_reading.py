@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from sgate_serve.environment import missing_packages
+from sgate_serve.progress import activity
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ def check_with_transformers(folder: Path, source: Path | None = None) -> None:
     if missing_packages(("torch", "transformers")):
         return
     try:
-        from sgate_serve.models.config_check import check_reading
+        with activity("loading torch and transformers", is_brief=True):
+            from sgate_serve.models.config_check import check_reading
     except ImportError as error:
         logger.warning("transformers cannot be imported, so it checks no config: %s", error)
         return

@@ -19,6 +19,7 @@ from converters.to_onnx.rescaling import (
     measured_exponents,
     norm_readers,
 )
+from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.digests import file_digest
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -140,8 +141,9 @@ def build_graph(
 
     With `moments`, weights of 4 bits are rounded for what they multiply. Linears that read a norm
     with `exponents` are multiplied in rows. With `scales`, the KV cache is in int8.
-    Raises EngineError for an activation, rope type or precision that no graph can express.
+    Raises EngineError for layers, an activation, rope type or precision that no graph can express.
     """
+    check_layers(checkpoint.spec, checkpoint.folder)
     check_activation(checkpoint.spec.activation)
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
@@ -151,11 +153,11 @@ def build_graph(
     return model
 
 
-def _check_layers(checkpoint: Checkpoint) -> None:
-    """Refuse layers of kinds that graphs do not have."""
-    if (what := checkpoint.spec.for_torch_alone) is not None:
+def check_layers(spec: ModelSpec, folder: Path) -> None:
+    """Raise EngineError for layers of kinds that graphs do not have."""
+    if (what := spec.for_torch_alone) is not None:
         raise EngineError(
-            f"{checkpoint.folder} has {what}, and ONNX graphs have none yet; convert without onnx "
+            f"{folder} has {what}, and ONNX graphs have none yet; convert without onnx "
             "in --to, and serve and verify with --engine torch"
         )
 

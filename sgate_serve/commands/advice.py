@@ -25,10 +25,11 @@ def next_step(base: Checkpoint, gates: Path | None, figures: Figures) -> str | N
         )
     if _is_pruned(base):
         return f"nothing to remove: {base.folder} is pruned already, so serve it as it is"
+    as_it_is = "" if base.whole is None else ", so `sgate convert` writes its text part as it is"
     return (
-        f"nothing to remove: no row or column of {base.folder} is zero; find out what it can do "
-        f"without, with `sgate train {base.folder} --data TEXT.txt --target 0.3 --out GATES`, and "
-        "come back with --gates GATES"
+        f"nothing to remove: no row or column of {base.folder} is zero{as_it_is}; find out what it "
+        f"can do without, with `sgate train {base.folder} --data TEXT.txt --target 0.3 --out "
+        "GATES`, and come back with --gates GATES"
     )
 
 

@@ -10,6 +10,7 @@ from sgate_serve.environment import check_installed
 from sgate_serve.errors import EngineError, writing
 from sgate_serve.loaders.gguf_folder import model_folder
 from sgate_serve.loaders.sized_folder import open_size
+from sgate_serve.progress import activity
 from sgate_serve.verify.certificate import CERTIFICATE_FILE, certificate_line, good_certificate
 from sgate_serve.verify.verify_options import VerifyOptions
 
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if not is_base:
         check_file(folder / CERTIFICATE_FILE)
         check_writable(folder)
-    from sgate_serve.verify.verification import verify
+    with activity("loading torch and transformers", is_brief=True):
+        from sgate_serve.verify.verification import verify
 
     result = verify(options)
     kept = None if result.passed else good_certificate(folder, result.base_fingerprint)

@@ -286,5 +286,8 @@ def _read_metadata(file: Path) -> dict[str, str]:
         )
     for name in ("method", "family", "granularity", "base_fingerprint"):
         if name not in metadata:
-            raise GatesError(f"{file}: metadata lacks {name}; write it with this release")
+            raise GatesError(
+                f"{file}: metadata lacks {name}; docs/format.md (the gates folder) lists what it "
+                "says, and `sgate inspect BASE --json` the fingerprint of a base"
+            )
     return metadata

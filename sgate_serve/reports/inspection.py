@@ -79,6 +79,7 @@ class Inspection:
         report: dict[str, Any] = {
             "family": spec.family.name,
             "model_type": self.folder.config["model_type"],
+            "fingerprint": self.folder.fingerprint,
             "layout": self.folder.layout,
             "precision": precision(self.folder),
             "parameters": spec.num_parameters,
@@ -93,6 +94,7 @@ class Inspection:
                     "heads": layer.num_heads,
                     "kv_heads": layer.num_kv_heads,
                     "head_dim": layer.head_dim,
+                    **({"recurrent": True} if layer.is_recurrent else {}),
                     **_experts(layer),
                 }
                 for layer in spec.layers
@@ -162,7 +164,9 @@ class Inspection:
             if advice is not None:
                 yield advice
         yield from map(size_line, report["sizes"])
-        if self.sliced is None:
+        if self.plan is None and self.certificate is None:
+            yield "not converted yet: run `sgate convert THIS_FOLDER [--gates G] --out OUT`"
+        elif self.sliced is None:
             yield certificate_line(self.certificate)
         else:
             yield certificate_line(self.certificate, "{} --keep {:g}".format(*self.sliced))
@@ -193,15 +197,16 @@ def _experts(layer: LayerShape) -> dict[str, Any]:
 
 
 def _in_words(layer: Mapping[str, Any]) -> str:
-    """Say how many experts a layer's units belong to."""
+    """Say whether a layer is recurrent, and how many experts its units belong to."""
+    recurrent = "  recurrent" if "recurrent" in layer else ""
     if "expert_units" not in layer:
-        return ""
+        return recurrent
     widths = layer["expert_units"]
     least, most = min(widths), max(widths)
     units = f"{most}" if least == most else f"{least} to {most}"
     shared = ", and a shared one" if "shared_expert_units" in layer else ""
     experts = f"{len(widths)} expert{'s' if len(widths) > 1 else ''}"
-    return f"  {experts} of {units} units, {layer['experts_per_token']} a token{shared}"
+    return f"{recurrent}  {experts} of {units} units, {layer['experts_per_token']} a token{shared}"
 
 
 def precision(folder: Checkpoint) -> str:

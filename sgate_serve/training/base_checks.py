@@ -98,5 +98,5 @@ def _check_shared_keys(base: Checkpoint) -> None:
     if not all(layer.has_keys for layer in base.spec.layers):
         raise TrainingError(
             f"{base.folder}: layers read the KV heads of earlier ones ({NUM_SHARED}), and sgate "
-            "train has no gates for such groups yet; convert it with a mask of another tool"
+            "train has no gates for such groups yet; convert it with a mask of your own"
         )
