@@ -149,7 +149,7 @@ def _common_units(state: LayerState, common: Widths) -> list[int]:
     """Return the width of a layer's MLP, or of each of its experts, under common widths."""
     if not state.shape.experts:
         return [common.mlp_units * state.shape.mlp_factor]
-    shared = [common.shared_units] if state.shape.shared_units else []
+    shared = [common.shared_units * state.shape.mlp_factor] if state.shape.shared_units else []
     return [common.expert_units] * len(state.shape.experts) + shared
 
 

@@ -180,7 +180,7 @@ def _widths(
     if not shape.experts:
         return Widths(*heads, -(-units[0] // shape.mlp_factor), absent, absent, absent)
     routed = max(units[: len(shape.experts)])
-    shared = units[len(shape.experts)] if shape.shared_units else absent
+    shared = -(-units[len(shape.experts)] // shape.mlp_factor) if shape.shared_units else absent
     return Widths(*heads, absent, num_experts, routed, shared)
 
 
@@ -313,7 +313,8 @@ def with_widths(shape: LayerShape, widths: Widths) -> LayerShape:
     found = replace(shape, num_heads=heads, num_kv_heads=widths.kv_heads)
     if not shape.experts:
         return replace(found, mlp_units=widths.mlp_units * shape.mlp_factor)
-    units = widths.experts * widths.expert_units + (shape.shared_units and widths.shared_units)
+    shared = widths.shared_units * shape.mlp_factor if shape.shared_units else 0
+    units = widths.experts * widths.expert_units + shared
     return replace(
         found,
         mlp_units=units,

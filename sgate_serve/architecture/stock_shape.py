@@ -50,7 +50,12 @@ def stock_units(spec: ModelSpec) -> dict[str, int]:
     """Return how a stock config states the width of MLPs, where some are a multiple of it."""
     if all(layer.mlp_factor == 1 for layer in spec.layers):
         return {}
-    return {UNITS: next(one.mlp_units // one.mlp_factor for one in spec.layers if not one.experts)}
+    return {UNITS: _own_units(spec.layers[0]) // spec.layers[0].mlp_factor}
+
+
+def _own_units(layer: LayerShape) -> int:
+    """Return the width of a layer's MLP, which experts may be beside."""
+    return layer.shared_units if layer.experts else layer.mlp_units
 
 
 def _by_head_type(spec: ModelSpec) -> dict[str, list[LayerShape]]:
@@ -75,10 +80,11 @@ def _has_stock_heads(spec: ModelSpec) -> bool:
 def _has_stock_layers(spec: ModelSpec) -> bool:
     """Say whether all layers of a kind are alike: mixtures, recurrent ones, and others."""
     mixtures = [layer for layer in spec.layers if layer.experts]
-    experts = {(layer.experts, layer.top_k, layer.shared_units) for layer in mixtures}
+    experts = {(layer.experts, layer.top_k) for layer in mixtures}
+    shared = {divmod(layer.shared_units, layer.mlp_factor) for layer in mixtures}
     widths = {divmod(one.mlp_units, one.mlp_factor) for one in spec.layers if not one.experts}
     heads = {layer.num_heads for layer in spec.layers if not layer.is_recurrent}
-    if any(len(kind) > 1 for kind in (experts, widths, heads)):
+    if any(len(kind) > 1 for kind in (experts, shared, widths, heads)):
         return False
     mixture = spec.family.mixture
     for layer in mixtures[:1]:
@@ -86,7 +92,7 @@ def _has_stock_layers(spec: ModelSpec) -> bool:
             return False
         if mixture is not None and not _has_stock_mixture(layer, mixture):
             return False
-    if any(rest for _, rest in widths):
+    if any(rest for _, rest in widths | shared):
         return False
     has_blocks = all(layer.num_heads and layer.mlp_units for layer in spec.layers)
     return has_blocks and _has_stock_heads(spec)

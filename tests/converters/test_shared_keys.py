@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.converters.exactness import Example, check, write_base
 from tests.converters.test_mixtures import WEIGHTS
 from tests.converters.zeroing import Weights, unwrite
 from tests.families.zoo import ZOO, build
+from tests.families.zoo_configs import GEMMA4_EXPERTS
 
 (VARIANT,) = (one for one in ZOO["gemma4_text"] if one.name == "shared-keys-inputs")
 (BIASED,) = (one for one in ZOO["gemma4_text"] if one.name == "biased-shared-keys")
@@ -126,6 +128,24 @@ def test_the_doubled_mlp_is_even_in_a_stock_folder(tmp_path: Path) -> None:
     assert [one.shape.mlp_units for one in plan.layers] == [23] * 3 + [46] * 2
     plan = exact(change, tmp_path / "uneven")
     assert [one.shape.mlp_units for one in plan.layers] == [23] * 3 + [39] * 2
+
+
+def test_experts_beside_mlps_of_twice_the_width_have_a_stock_config(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        for layer, num_closed in enumerate((7, 9, 8, 13, 20)):
+            down = weights.matrix(layer, DOWN)
+            # The MLP comes after the experts, of 16 units each.
+            down[:, 5 * 16 : 5 * 16 + num_closed] = 0
+
+    config = dict(VARIANT.config) | {
+        key: GEMMA4_EXPERTS[key]
+        for key in ("enable_moe_block", "moe_intermediate_size", "num_experts", "top_k_experts")
+    }
+    both = replace(VARIANT, config=config)
+    uniform = Example(both, change=change, target=Target(uniform=True), index_price=None)
+    plan = check(uniform, tmp_path)
+    # The widest is half of 47, of the fourth layer.
+    assert [one.shape.shared_units for one in plan.layers] == [24] * 3 + [48] * 2
 
 
 def test_keys_that_nothing_reads_are_left_out(tmp_path: Path) -> None:
