@@ -70,6 +70,7 @@ NARROW: Mapping[str, tuple[str, ...]] = {
     "sgate_serve/server": (
         "sgate_serve.__version__",
         "sgate_serve.engines.contract",
+        "sgate_serve.environment",
         "sgate_serve.errors",
         "sgate_serve.json_fields",
         "sgate_serve.options",

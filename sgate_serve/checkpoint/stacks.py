@@ -169,7 +169,7 @@ def _check_stack(
     if not is_matrix:
         axes.remove("in")
     if len(info.shape) != len(axes) or 0 in info.shape or info.shape[axes.index("out")] % num_roles:
-        pairs = ", where gate and up alternate in the last" if alternates else ", gate before up"
+        pairs = f", out being gate {'and up by turns' if alternates else 'before up'}"
         raise CheckpointError(
             f"{info.file}: tensor {name} has shape {list(info.shape)}, expected "
             f"[{', '.join(axes)}]{pairs if num_roles > 1 else ''}; save the model from transformers"

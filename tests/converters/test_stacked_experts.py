@@ -224,7 +224,7 @@ def same(tensors: dict[str, Any]) -> None:
         (
             odd,
             {},
-            "gate_up_proj_bias has shape [5, 63], expected [experts, out], where gate and up",
+            "has shape [5, 63], expected [experts, out], out being gate and up by turns; save the",
         ),
         (flat, {}, "experts.down_proj has shape [5, 48], expected [experts, in, out]; save the"),
         (

@@ -115,7 +115,7 @@ def fewer(tensors: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (both, "gate_up_proj holds all experts of its layer, and model.layers.0.mlp.experts.3.up"),
-        (odd, "gate_up_proj has shape [5, 33, 48], expected [experts, out, in], gate before up"),
+        (odd, "gate_up_proj has shape [5, 33, 48], expected [experts, out, in], out being gate"),
         (flat, "experts.down_proj has shape [5, 48], expected [experts, out, in]; save the model"),
         (fewer, "has 5 rows, one for each expert, and tensor model.layers.0.mlp.experts.4.down"),
     ],
