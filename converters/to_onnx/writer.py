@@ -158,7 +158,7 @@ def check_layers(spec: ModelSpec, folder: Path) -> None:
     if (what := spec.for_torch_alone) is not None:
         raise EngineError(
             f"{folder} has {what}, and ONNX graphs have none yet; convert without onnx "
-            "in --to, and serve and verify with --engine torch"
+            "in --to, and give other commands --engine torch"
         )
 
 

@@ -175,6 +175,8 @@ def test_convert_verify_inspect(
     base: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gates, out = ("--gates", tmp_path / "gates"), tmp_path / "out"
+    status, text, _ = run(capsys, "inspect", base.folder)
+    assert status == 0 and "not converted yet: run `sgate convert THIS_FOLDER" in text
     status, text, _ = run(capsys, "convert", base.folder, *gates, "--out", out)
     assert status == 0 and "closed gates removed" in text
     status, text, _ = run(capsys, "inspect", out)
@@ -182,7 +184,9 @@ def test_convert_verify_inspect(
     status, text, _ = run(capsys, "verify", base.folder, *gates, out, "--engine", "torch")
     assert status == 0 and text.endswith("verified\n")
     status, text, _ = run(capsys, "inspect", out, "--json", "--plot", tmp_path / "w.png")
-    assert json.loads(text)["certificate"]["passed"] is True
+    report = json.loads(text)
+    assert report["certificate"]["passed"] is True
+    assert report["fingerprint"] == Checkpoint.open(out).fingerprint
     assert (tmp_path / "w.png").stat().st_size > 1000
 
 

@@ -126,7 +126,7 @@ def test_files_whose_experts_do_not_fit_are_refused(tmp_path: Path) -> None:
     tensors, name = load_file(tmp_path / WEIGHTS), f"{LAYER}.experts.gate_up_proj"
     tensors[name] = np.ascontiguousarray(tensors[name][:, :-1])
     save_file(tensors, tmp_path / WEIGHTS, {"format": "pt"})
-    message = r"has shape \[5, 31, 48\], expected \[experts, out, in\], gate before up"
+    message = r"has shape \[5, 31, 48\], expected \[experts, out, in\], out being gate before up"
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(tmp_path)
 

@@ -126,7 +126,7 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
 def test_incomplete_metadata_is_refused(tmp_path: Path) -> None:
     metadata = {"format": "sgate-gates", "version": "1", "method": "m", "family": "llama"}
     write_tensors(tmp_path / GATES_FILE, [], [], metadata)
-    with pytest.raises(GatesError, match="metadata lacks granularity"):
+    with pytest.raises(GatesError, match=r"lacks granularity; .*`sgate inspect BASE --json`"):
         Gates.read(tmp_path)
 
 
