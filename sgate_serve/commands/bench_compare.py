@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
     dense, pruned = Checkpoint.open(args.dense), open_size(args.pruned, args.keep)
     beside = {name: Checkpoint.open(folder) for name, folder in folders.items()}
     workload = workload_from(args, dense.spec.task)
-    own = ComparisonRun(dense, pruned, choose_engine(args.engine), workload, beside)
+    chosen = choose_engine(args.engine, dense.spec.for_torch_alone)
+    own = ComparisonRun(dense, pruned, chosen, workload, beside)
     _check_undrafted(own)
     explains = args.explain or args.report is not None
     if explains:

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     arguments = tuple(args.engine_arguments)
     workload = options_from(args, workload_class, engine_arguments=arguments)
     models = [Checkpoint.open(folder) for folder in args.models]
-    own = OfflineRun(models, choose_engine(args.engine), workload)
+    chosen = choose_engine(args.engine, models[0].spec.for_torch_alone)
+    own = OfflineRun(models, chosen, workload)
 
     def report(*, is_interrupted: bool) -> None:
         record = own.record(is_interrupted=is_interrupted)

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if options.log_format == "json":
         start_logging(options.log_format)  # whoever reads the log reads its first lines too
     model = open_size(args.out, args.keep)
-    engine = choose_engine(args.engine)
+    engine = choose_engine(args.engine, model.spec.for_torch_alone)
     names = ServedNames.of(args.out, options.served_model_name)
     own_server = ENGINES[engine].server
     if own_server is not None:

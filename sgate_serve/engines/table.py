@@ -24,7 +24,7 @@ from sgate_serve.errors import EngineError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-AUTO, ONNX, VLLM = "auto", "onnx", "vllm"
+AUTO, ONNX, TORCH, VLLM = "auto", "onnx", "torch", "vllm"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ ENGINES: Mapping[str, EngineRow] = MappingProxyType(
             profiled="sgate_serve.engines.onnx.profile:profiled",
             machine_rates="sgate_serve.engines.onnx.machine:machine_rates",
         ),
-        "torch": EngineRow(
+        TORCH: EngineRow(
             generation="sgate_serve.engines.torch:TorchEngine",
             reads="model",
             when="transformers in fp32, one sequence at a time; not for speed",
@@ -126,15 +126,18 @@ def import_object(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def choose_engine(name: str) -> str:
+def choose_engine(name: str, for_torch_alone: str | None = None) -> str:
     """Check `name` and return it; "auto" becomes vLLM if it has a GPU, else ONNX Runtime.
 
-    The choice for "auto" is logged with its reason.
+    For a model that has what no other engine runs, given in words, "auto" becomes torch. The choice
+    is logged with its reason.
     """
     if name != AUTO:
         check_engine(name)
         return name
     chosen, reason = _best_engine()
+    if for_torch_alone is not None:
+        chosen, reason = TORCH, f"the others have no {for_torch_alone}"
     check_engine(chosen)
     logger.info("engine auto: %s (%s)", chosen, reason)
     return chosen

@@ -38,7 +38,7 @@ def load_slot_engine(name: str, model: Checkpoint, options: SlotOptions) -> Slot
     Raises EngineError for an engine that is unknown, not installed, or cannot run the model.
     """
     check_generative(model)
-    name = choose_engine(name)
+    name = choose_engine(name, model.spec.for_torch_alone)
     draft = None if options.draft is None else open_draft(model, options)
     engine = _load_slots(name, model, options.without_draft())
     if draft is not None:

@@ -50,7 +50,7 @@ def load_timed(
     Raises EngineError as `load_slot_engine` does, and for arguments that the sizes dictate.
     """
     check_generative(model)
-    name = choose_engine(name)
+    name = choose_engine(name, model.spec.for_torch_alone)
     timed_class = ENGINES[name].timed
     if timed_class is None:
         options = timed_options(name, sizes, engine_arguments)

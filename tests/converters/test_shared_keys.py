@@ -15,7 +15,9 @@ from sgate_serve.architecture.family import DOWN, OUTPUT, VALUE
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.cli import main
+from sgate_serve.engines.engine_options import SlotOptions
 from sgate_serve.errors import CheckpointError, EngineError, PlanError, TrainingError
+from sgate_serve.loaders.serving import load_slot_engine
 from sgate_serve.plan import Plan, Target
 from sgate_serve.training import TrainOptions, train
 from tests.converters.exactness import Example, check, write_base
@@ -185,6 +187,9 @@ def test_what_does_not_run_such_layers_says_so(tmp_path: Path) -> None:
         message = f"^{re.escape(str(folder))} has .*{words}.*, and ONNX graphs have none yet"
         with pytest.raises(EngineError, match=message):
             convert(options)
+        engine = load_slot_engine("auto", Checkpoint.open(folder), SlotOptions(1, 8, threads=1))
+        assert engine.name == "torch"
+        engine.close()
     shared = str(tmp_path / "num_kv_shared_layers")
     with pytest.raises(PlanError, match=re.escape("no engine with shards runs uneven ones")):
         convert(ConvertOptions(shared, tmp_path / "two", target=Target(tensor_parallel=2)))

@@ -40,7 +40,9 @@ def test_auto_takes_vllm_where_it_has_a_gpu_and_says_why(
     monkeypatch.setattr("sgate_serve.engines.table.import_object", lambda target: lambda: has_gpu)
     with caplog.at_level(logging.INFO):
         assert choose_engine("auto") == expected
+        assert choose_engine("auto", "layers of a kind") == "torch"
     assert f"engine auto: {expected} ({reason})" in caplog.text
+    assert "engine auto: torch (the others have no layers of a kind)" in caplog.text
 
 
 def test_auto_never_falls_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
