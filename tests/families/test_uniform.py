@@ -131,10 +131,10 @@ def test_process_without_this_package_gets_the_masked_dense_logits(
     stays = 2 if has_lone_group and OUTPUT in spec.biased_roles else stays
     # Of the KV heads that layers share, each closes another.
     stays = stays if all(layer.has_keys for layer in spec.layers) else 2
-    assert (shape.num_heads, shape.num_kv_heads) == (
-        dense.num_heads * stays // 2,
-        dense.num_kv_heads * stays // 2,
-    )
+    assert shape.num_kv_heads == dense.num_kv_heads * stays // 2
+    heads = dense.num_heads * stays // 2
+    # All of a recurrent head may happen to be closed by its rows.
+    assert shape.num_heads == heads or (dense.is_recurrent and 0 < shape.num_heads < heads)
     assert shape.mlp_units < dense.mlp_units
     figures = Figures.of(case.plan, spec)
     assert figures.removed == figures.index_free and figures.revived > 0

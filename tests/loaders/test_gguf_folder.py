@@ -68,7 +68,7 @@ def test_a_file_is_the_model_that_it_was_written_from(
     expected = TorchModel.converted(tmp_path / "own").logits(tokens)
     np.testing.assert_allclose(found, expected, atol=1e-5 * float(np.abs(expected).max()))
     stored = Checkpoint.open(folder)
-    assert stored.spec.family is family
+    assert stored.spec.family == family
     assert str(tmp_path) not in (Path(folder) / "config.json").read_text()
 
 
