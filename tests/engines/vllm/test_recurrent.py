@@ -207,22 +207,25 @@ def rule_of_vllm(dtype: torch.dtype, width: int) -> torch.Tensor:
     return found
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--mamba-cache-dtype=float16"], "keep their states in float32; leave --mamba-cache-dty"),
-        (
-            [
-                '--speculative-config={"method": "ngram", "num_speculative_tokens": 2, '
-                '"prompt_lookup_max": 3}'
-            ],
-            "cannot go back to before a drafted token; leave --speculative-config out",
-        ),
-    ],
-)
-def test_settings_that_recurrent_layers_lack(words: list[str], message: str, folder: Path) -> None:
-    with pytest.raises(EngineError, match=message), vllm_engine(folder, words):
+def test_states_have_one_type(folder: Path) -> None:
+    message = "keep their states in float32; leave --mamba-cache-dty"
+    with (
+        pytest.raises(EngineError, match=message),
+        vllm_engine(folder, ["--mamba-cache-dtype=float16"]),
+    ):
         pass
+
+
+def test_drafts_are_refused(folder: Path) -> None:
+    """Asked of the settings alone: vLLM loads numba to draft, and then starts no other engine."""
+    from sgate_serve.engines.vllm.config import check_recurrent
+    from sgate_serve.engines.vllm.start import engine_args
+
+    ngrams = '{"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}'
+    args = engine_args(folder, [f"--speculative-config={ngrams}"])
+    message = "cannot go back to before a drafted token; leave --speculative-config out"
+    with pytest.raises(EngineError, match=message):
+        check_recurrent(args.create_engine_config())
 
 
 @pytest.mark.parametrize("pieces", [[150], [1, 64, 65, 1, 19], [1] * 4], ids=str)
