@@ -191,6 +191,7 @@ def blocks(records: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {
         "README.md": {
             "results": results,
+            "engines": "\n".join(engine_summary_rows(records[ENGINE_RUNS[0]])),
             "smollm2-summary": smollm2_sentence(records[SMOLLM2]),
             "smollm2-classifier": classifier_sentence(records[SMOLLM2_CLASSIFIER]),
         },
