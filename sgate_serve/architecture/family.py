@@ -225,7 +225,8 @@ class Family:
         if layer not in self.recurrent_layers:
             return self.linears
         assert self.recurrence is not None, "only such a family has recurrent layers"
-        return self.recurrence.linears
+        of_mlp = {role: name for role, name in self.linears.items() if role in MLP_ROLES}
+        return {**self.recurrence.linears, **of_mlp}
 
     def linear(self, layer: int, role: str) -> str:
         """Return the module name of a role's linear, such as `model.layers.3.mlp.down_proj`."""

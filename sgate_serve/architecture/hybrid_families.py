@@ -28,7 +28,6 @@ _DELTA_RULE = Recurrence(
         RENEWAL: "linear_attn.in_proj_b",
         DECAY: "linear_attn.in_proj_a",
         OUTPUT: "linear_attn.out_proj",
-        **{role: LLAMA.linears[role] for role in MLP_ROLES},
     },
     convolution="linear_attn.conv1d",
     decay="linear_attn.A_log",
@@ -78,7 +77,7 @@ QWEN3_NEXT = replace(
         linears={
             **dict.fromkeys((QUERY, KEY, VALUE, OUTPUT_GATE), "linear_attn.in_proj_qkvz"),
             **dict.fromkeys((RENEWAL, DECAY), "linear_attn.in_proj_ba"),
-            **{role: _DELTA_RULE.linears[role] for role in (OUTPUT, *MLP_ROLES)},
+            OUTPUT: _DELTA_RULE.linears[OUTPUT],
         },
         alternates_by_key_head=True,
     ),

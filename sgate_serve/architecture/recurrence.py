@@ -15,7 +15,7 @@ UNIT_EPSILON = 1e-6
 class Recurrence:
     """Where a family keeps its recurrent layers; names are inside a layer.
 
-    `block` stands in the place of attention, and `linears` in the place of the family's. A causal
+    `block` stands in the place of attention, and `linears` in that of its linears. A causal
     convolution follows each row of query, key and value, which share one module. A head has a
     value, an output gate, and the two numbers that say how much of its state a token renews and
     keeps; several heads share a query and a key, as they share a key and a value in attention.

@@ -214,9 +214,7 @@ def _of_shared(layer: LayerContext) -> LayerContext:
     spec, mixture = layer.spec, layer.spec.family.mixture
     assert mixture is not None, "only such a family has experts"
     own = {role: f"{mixture.shared}.{name}" for role, name in mixture.linears.items()}
-    # Recurrent layers would have linears of their own.
-    linears, none = {**spec.family.linears, **own}, frozenset[int]()
-    family = replace(spec.family, linears=linears, recurrent_layers=none)
+    family = replace(spec.family, linears={**spec.family.linears, **own})
     dense = spec.layers[layer.index]
     shape = replace(dense, mlp_units=dense.shared_units, experts=(), top_k=0)
     narrow = replace(spec, family=family, layers=(shape,) * len(spec.layers))
