@@ -1,10 +1,10 @@
 """What the forms of int8 products cost a model, and how fast they are.
 
 `python -m benchmarks.int8 --model MODEL --text A.txt,B.txt --json FILE` builds the int8 graph of a
-real decoder in every form: all products in blocks; those that read a norm in rows; and these
-rescaled, as conversions write them on CPUs with AMX. It records the held-out perplexity of each on
-every text. Then it compares the speed of the random model of `sgate_serve.demo.shape` in the three
-forms, interleaved in one run.
+real decoder in every form: products in blocks; in rows; and in rows with rescaled norms, as
+conversions write them on CPUs with VNNI or AMX. It records the held-out perplexity of each on every
+text. Then it compares the speed of the random model of `sgate_serve.demo.shape` in the three forms,
+interleaved in one run.
 """
 
 import tempfile
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.command import command_line, run_script
 from benchmarks.precision import linked, perplexity_of, speed_record
 from benchmarks.shapes import DemoShape
-from converters.to_onnx.rescaling import norm_readers
+from converters.to_onnx.rescaling import NO_EXPONENTS
 from converters.to_onnx.writer import build_graph, rescaling_exponents, save_graph
 from sgate_serve.bench.compare import compare
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -96,15 +96,12 @@ def speed(root: Path, options: Int8Options) -> dict[str, Any]:
 def write_form(model: Checkpoint, folder: Path, form: str) -> None:
     """Write a graph of the model in one form."""
     folder.mkdir(parents=True)
-    graph = build_graph(model, PRECISIONS["fp32" if form == FP32 else "int8"])
-    if form == RESCALED:
-        exponents = rescaling_exponents(model, folder, graph)
-    else:
-        none = np.zeros(model.spec.hidden_size, np.int32)
-        exponents = dict.fromkeys(norm_readers(model) if form == ROWS else (), none)
-    if exponents:
-        graph = build_graph(model, PRECISIONS["int8"], exponents=exponents)
-    save_graph(graph, folder)
+    precision = PRECISIONS["fp32" if form == FP32 else "int8"]
+    held = replace(precision, in_rows=form in (ROWS, RESCALED))
+    exponents = NO_EXPONENTS
+    if form in (BLOCKS, RESCALED):
+        exponents = rescaling_exponents(model, held, folder)
+    save_graph(build_graph(model, held, exponents=exponents), folder)
 
 
 def with_form(source: Path, folder: Path, form: str) -> Checkpoint:

@@ -6,18 +6,17 @@ Both are streamed: peak memory is about twice the largest matrix in fp32.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
 from converters.to_onnx.integer_blocks import Blocks, dequantized_4_bits, spans
 from converters.to_onnx.matrices import PARTS, matrices_of_4_bits
-from converters.to_onnx.rescaling import Exponents, stored_exponents
+from converters.to_onnx.rescaling import Exponents, norm_readers, stored_exponents
 from converters.to_onnx.rope import TABLE_PREFIX
 from converters.to_onnx.writer import build_graph, rescaling_exponents
-from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.errors import SgateError
@@ -38,16 +37,18 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
 
     None means that building it from the checkpoint gives the same graph. Rotary tables may differ
     by the rounding of fp32, since CPUs compute cosines differently, and weights of 4 bits by about
-    a step. Powers of two between norms and products in rows may be the next to those that are
+    a step. Powers of two between norms and their readers may be the next to those that are
     measured here, as they follow from activations. Anything else must be equal.
     """
     try:
-        stored, built = ir.load(folder / names.GRAPH_FILE), build_graph(checkpoint, precision)
-        if precision.name == INT8:
-            exponents = stored_exponents(checkpoint, stored, built)
-            if (norm := _unsuitable(checkpoint, built, exponents)) is not None:
+        stored = ir.load(folder / names.GRAPH_FILE)
+        held = replace(precision, in_rows=names.META_IN_ROWS in stored.metadata_props)
+        built = build_graph(checkpoint, held)
+        if names.META_RESCALED in stored.metadata_props:
+            exponents = stored_exponents(norm_readers(checkpoint, held), stored, built)
+            if (norm := _unsuitable(checkpoint, held, exponents)) is not None:
                 return f"weight {norm}.weight is not that of the folder's tensors"
-            built = build_graph(checkpoint, precision, exponents=exponents)
+            built = build_graph(checkpoint, held, exponents=exponents)
         return next(_differences(stored, built), None)
     except SgateError:
         raise
@@ -55,12 +56,11 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
         return f"it cannot be read ({error})"
 
 
-def _unsuitable(checkpoint: Checkpoint, built: ir.Model, exponents: Exponents) -> str | None:
+def _unsuitable(
+    checkpoint: Checkpoint, precision: Precision, exponents: Exponents
+) -> str | None:
     """Return the first norm whose exponents are not about those that would be chosen now."""
-    if not exponents:
-        return None
-    with TemporaryDirectory(prefix="sgate-rescaling-") as folder:
-        measured = rescaling_exponents(checkpoint, Path(folder), built)
+    measured = rescaling_exponents(checkpoint, precision)
     return next((n for n, own in exponents.items() if np.abs(own - measured[n]).max() > 1), None)
 
 

@@ -94,7 +94,7 @@ class _Decoder:
             if (scale := family.scale_name(index)) is not None:
                 stream.scale(self.stored(scale, 1))
             stream.end_layer(index)
-        normed = stream.normalize(self.norms.over_stream(f"{family.final_norm}"))
+        normed = stream.normalize(self.norms.over_stream(self.final_norm))
         if self.generates:
             self.head(normed)
         else:
@@ -158,10 +158,8 @@ class _Decoder:
         return x if factor == 1 else self.graph.node("Mul", [x, self.number(factor)])[0]
 
     def embed(self) -> ir.Value:
-        # A tied head has the embedding's name, so both share one initializer.
         spec = self.spec
-        embedding = linears.table(self.checkpoint, spec.family.embedding, spec.vocab_size)
-        embedded = self.products.rows(embedding, self.input_ids)
+        embedded = self.table_rows(f"{spec.family.embedding}")
         if spec.embedding_scale is not None:
             (embedded,) = self.graph.node("Mul", [embedded, self.number(spec.embedding_scale)])
         if spec.family.position_table is None:
@@ -169,6 +167,18 @@ class _Decoder:
         positions = self.graph.input(names.POSITION_IDS, ir.DataType.INT64, ["t"])
         rows = linears.position_table(self.checkpoint)
         return self.graph.node("Add", [embedded, self.products.rows(rows, positions)])[0]
+
+    def table_rows(self, name: str) -> ir.Value:
+        """Return the embeddings of the tokens; with a tied head, from its one matrix."""
+        if not self.spec.tied_head:
+            table = linears.table(self.checkpoint, name, self.spec.vocab_size)
+            return self.products.rows(table, self.input_ids)
+        (table,) = self.head_linear.matrices
+        rows = self.products.rows(table, self.input_ids)
+        if (exponents := self.exponents.get(self.final_norm)) is None:
+            return rows
+        powers = self.graph.constant(f"{name}.powers", np.ldexp(np.float32(1), -exponents))
+        return self.graph.node("Mul", [rows, powers])[0]
 
     def attention(self, index: int, x: ir.Value) -> ir.Value:
         shape, heads = self.spec.layers[index], HeadLayout.of(self.spec, index)
@@ -240,6 +250,18 @@ class _Decoder:
         """Rescale a linear that reads the norm before a block if that is."""
         family = self.spec.family
         norm = family.norm_name(index, block) if block in family.norms else ""
+        return self.rescaled_after(norm, linear)
+
+    @cached_property
+    def head_linear(self) -> linears.Linear:
+        return self.rescaled_after(self.final_norm, linears.head(self.checkpoint))
+
+    @property
+    def final_norm(self) -> str:
+        return f"{self.spec.family.final_norm}"
+
+    def rescaled_after(self, norm: str, linear: linears.Linear) -> linears.Linear:
+        """Return a linear that reads a norm, rescaled if that is."""
         return linears.rescaled(linear, self.exponents[norm]) if norm in self.exponents else linear
 
     def query_key_value(self, index: int, packed: ir.Value) -> list[ir.Value | None]:
@@ -284,7 +306,7 @@ class _Decoder:
         """Compute the logits of the requested tokens only: the head is the largest matrix."""
         logit_index = self.graph.input(names.LOGIT_INDEX, ir.DataType.INT64, ["n"])
         (wanted,) = self.graph.node("Gather", [x, logit_index], {"axis": 0})
-        logits = self.products.linear(linears.head(self.checkpoint), wanted)
+        logits = self.products.linear(self.head_linear, wanted)
         logits = self.softcapped(self.divided(self.graph.in_fp32(logits)))
         self.graph.output_in_fp32(logits, names.LOGITS, ["n", self.spec.vocab_size])
 

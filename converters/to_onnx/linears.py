@@ -37,8 +37,7 @@ class Matrix:
 
     `scales` [out, 1] belong to weights that are stored as int8. `is_outer` is true for embeddings
     and for linears on top, false for the linears inside the blocks, which have `roles`. A matrix
-    `of_expert` multiplies any number of tokens, by itself; one `in_rows` is rounded to int8 with
-    one scale for each row, and its tokens with one each, whatever the precision.
+    `of_expert` multiplies any number of tokens, by itself.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Matrix:
     is_outer: bool = False
     roles: tuple[str, ...] = ()
     of_expert: bool = False
-    in_rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,18 +98,12 @@ def takes_all_inputs(linear: Linear) -> bool:
 
 
 def rescaled(linear: Linear, exponents: Array) -> Linear:
-    """Multiply the columns by 2^exponents [in], of a linear that takes all inputs.
-
-    It then multiplies in rows, unless it is in floats in any case.
-    """
+    """Multiply the columns by 2^exponents [in], of a linear that takes all inputs."""
 
     def changed(matrix: Matrix) -> Matrix:
         # Rows of other columns need other scales than those that they are stored with.
         return replace(
-            matrix,
-            weight=lambda: np.ldexp(matrix.weight(), exponents),
-            scales=None,
-            in_rows=IN_FLOATS.isdisjoint(matrix.roles),
+            matrix, weight=lambda: np.ldexp(matrix.weight(), exponents), scales=None
         )
 
     return replace(linear, matrices=tuple(map(changed, linear.matrices)))

@@ -1,8 +1,8 @@
 """Matrices [out, in] in the graph's precision: their initializers, products and row lookups.
 
 Integer products are `MatMulNBits`, which rounds the activations of each token separately, in
-blocks, or `MatMulIntegerToFloat` with one scale for each token: in encoders, and in linears that
-read a rescaled norm. An operator with one scale for all tokens would let requests affect each
+blocks, or `MatMulIntegerToFloat` with one scale for each token: in encoders, and in most linears
+of decoders on some CPUs. An operator with one scale for all tokens would let requests affect each
 other. A tied head has the embedding's name, and so its initializers.
 """
 
@@ -27,6 +27,7 @@ from converters.to_onnx.integer_blocks import (
     round_to_8_bits,
 )
 from converters.to_onnx.linears import Matrix
+from sgate_serve.architecture.family import DOWN
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.errors import CheckpointError
 from sgate_serve.onnx_format.names import MICROSOFT
@@ -62,12 +63,11 @@ class Matrices:
 
     def multiply(self, matrix: Matrix, x: ir.Value, bias: ir.Value | None) -> ir.Value:
         """Return x Wᵀ + b, [..., out]."""
-        has_blocks = self._precision.block is not None
         if not IN_FLOATS.isdisjoint(matrix.roles):
             product = self._multiply_floats(matrix, x)
-        elif matrix.in_rows or (not has_blocks and self._bits(matrix) == 8):
+        elif self._is_in_rows(matrix):
             product = self._multiply_rows(matrix, x)
-        elif has_blocks:
+        elif self._precision.block is not None:
             return self._multiply_blocks(matrix, x, bias)
         else:
             product = self._multiply_floats(matrix, x)
@@ -118,6 +118,18 @@ class Matrices:
         values, scales, zeros = self._blocks(matrix, block)
         inputs = [x, values, scales, zeros, None, bias]
         return self._graph.node("MatMulNBits", inputs, attributes, domain=MICROSOFT)[0]
+
+    def _is_in_rows(self, matrix: Matrix) -> bool:
+        """Return whether a matrix of 8 bits has one scale for each row instead of blocks.
+
+        Experts have blocks: in most calls they multiply few tokens, or none. So has what multiplies
+        the units of an MLP in decoders: a few are far larger than the others, other ones for each
+        token, so that a scale for all of a token makes most of them coarse.
+        """
+        if self._precision.block is None:
+            return self._bits(matrix) == 8
+        has_blocks = matrix.is_outer or matrix.of_expert or DOWN in matrix.roles
+        return self._precision.in_rows and not has_blocks
 
     def _multiply_rows(self, matrix: Matrix, x: ir.Value) -> ir.Value:
         """Return x Wᵀ in int8, with one scale for each row of W and one for each token.

@@ -1,9 +1,10 @@
 """Powers of two between the channels of a norm and the columns of the linear that reads it.
 
 An int8 product in rows rounds a token with one scale, which a few large channels would make coarse
-for all others. So each channel of a norm's output is divided by a power of two, and the column that
-multiplies it is multiplied by the same: in floats no bit of the product changes. Exponents even out
-what the channels reach and what the columns hold (SmoothQuant, arXiv 2211.10438, with alpha 1/2).
+for all others; one in blocks has a scale for each block, and the others of theirs suffer. So each
+channel of a norm's output is divided by a power of two, and the column that multiplies it is
+multiplied by the same: in floats no bit of the product changes. Exponents even out what the
+channels reach and what the columns hold (SmoothQuant, arXiv 2211.10438).
 
 What a channel reaches hardly depends on the text: exponents of random tokens serve as well as those
 of prose, so that a graph needs neither a tokenizer nor data.
@@ -21,34 +22,48 @@ from converters.to_onnx.integer_blocks import Floats
 from converters.to_onnx.linears import (
     Linear,
     first_linear,
+    head,
     recurrent_shares,
     takes_all_inputs,
 )
 from converters.to_onnx.rope import max_positions
-from sgate_serve.architecture.family import ATTENTION, MLP
+from sgate_serve.architecture.family import ATTENTION, CAUSAL_LM, MLP
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.onnx_format.precision import Precision
 
 # Norm → the exponents [hidden] by which its channels are divided.
 Exponents = Mapping[str, NDArray[np.int32]]
 NO_EXPONENTS: Exponents = MappingProxyType({})
 
 NUM_BLOCKS, SEQ_LEN = 8, 256
+# How much of the difference between channels goes into the weights: more than half, as these have a
+# scale for each row. The head is in blocks, and can be the table of embeddings as well.
+ALPHA, HEAD_ALPHA = 0.7, 0.5
 LARGEST_EXPONENT = 15
 # A smaller weight of a norm, or one that is no number, keeps the exponent 0.
 LEAST_WEIGHT = 1e-30
 
 
-def norm_readers(checkpoint: Checkpoint) -> dict[str, Linear]:
-    """Return norm → the linear that alone reads it, all channels of it, in one product.
+def norm_readers(checkpoint: Checkpoint, precision: Precision) -> dict[str, Linear]:
+    """Return norm → the linear of 8 bits that alone reads it, to be rescaled in a precision.
 
-    Routers and experts share what they read, a matrix without all columns has other channels, and
-    the norms of encoders are the stream itself. In a recurrent layer a few rows in floats read the
-    norm besides.
+    That is the head in every one with integers, and in rows what reads the norm before a block.
+    """
+    if checkpoint.spec.is_encoder or precision.block is None:
+        return {}
+    inside = _readers_in_blocks(checkpoint) if precision.in_rows else {}
+    has_head = checkpoint.spec.task == CAUSAL_LM
+    return {**inside, f"{checkpoint.spec.family.final_norm}": head(checkpoint)} if has_head else inside
+
+
+def _readers_in_blocks(checkpoint: Checkpoint) -> dict[str, Linear]:
+    """Return norm → the linear that reads it alone, all channels of it, in one product.
+
+    Routers and experts share what they read, and a matrix without all columns has other channels.
+    In a recurrent layer a few rows in floats read the norm besides.
     """
     spec, family = checkpoint.spec, checkpoint.spec.family
-    if spec.is_encoder:
-        return {}
     linears = {
         family.norm_name(index, block): first_linear(checkpoint, index, block)
         for index, shape in enumerate(spec.layers)
@@ -68,39 +83,49 @@ def _takes_all_inputs(checkpoint: Checkpoint, index: int, block: str) -> bool:
     return all(map(takes_all_inputs, readers))
 
 
-def measured_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> Exponents:
+def measured_exponents(
+    checkpoint: Checkpoint, readers: Mapping[str, Linear], folder: Path, model: ir.Model
+) -> Exponents:
     """Return the exponents that suit `model`, a graph without any, stored in `folder`."""
     from converters.to_onnx.input_statistics import largest_values
 
-    readers = norm_readers(checkpoint)
     outputs = {norm: _output_of(model, norm) for norm in readers}
     reached = largest_values(folder, list(outputs.values()), random_tokens(checkpoint))
     exponents = {}
     for norm, linear in readers.items():
-        column = np.abs(linear.matrices[0].weight()).max(axis=0)
-        found = suitable_exponents(reached[outputs[norm]], column)
+        (matrix,) = linear.matrices
+        column = np.abs(matrix.weight()).max(axis=0)
+        alpha = HEAD_ALPHA if matrix.is_outer else ALPHA
+        found = suitable_exponents(reached[outputs[norm]], column, alpha)
         exponents[norm] = np.where(_can_be_divided(_weight(model, norm)), found, 0)
     return exponents
 
 
-def suitable_exponents(reached: Floats, column: Floats) -> NDArray[np.int32]:
-    """Return exponents e [in] of which 2^e is about sqrt(reached / column); 0 where either is."""
+def suitable_exponents(reached: Floats, column: Floats, alpha: float) -> NDArray[np.int32]:
+    """Return exponents e [in] of which 2^e is about reached^alpha / column^(1 - alpha).
+
+    Those of most channels are near 0, and that of a channel is 0 where either is.
+    """
     is_live = (reached > 0) & (column > 0)
-    one, other = (
-        np.log2(each, out=np.zeros_like(each), where=is_live) for each in (reached, column)
-    )
-    return _whole((one - other) / 2)
+    if not is_live.any():
+        return np.zeros(len(reached), np.int32)
+    wanted = alpha * np.log2(reached[is_live]) - (1 - alpha) * np.log2(column[is_live])
+    exponents = np.zeros(len(reached))
+    exponents[is_live] = wanted - np.median(wanted)
+    return _whole(exponents)
 
 
-def stored_exponents(checkpoint: Checkpoint, stored: ir.Model, built: ir.Model) -> Exponents:
-    """Return the exponents of a stored int8 graph, given the one that is built without any.
+def stored_exponents(
+    readers: Mapping[str, Linear], stored: ir.Model, built: ir.Model
+) -> Exponents:
+    """Return the exponents of a stored graph, given the one that is built without any.
 
-    They are the quotients of its norms' weights. A norm whose reader has no rows has none.
+    They are the quotients of its norms' weights.
     """
     exponents = {}
-    for norm, linear in norm_readers(checkpoint).items():
+    for norm in readers:
         whole, divided = (_weight(model, norm) for model in (built, stored))
-        if _is_in_rows(stored, linear) and divided.shape == whole.shape:
+        if divided.shape == whole.shape:
             is_live = _can_be_divided(whole) & np.isfinite(divided) & (divided != 0)
             quotients = np.divide(whole, divided, out=np.ones_like(whole), where=is_live)
             exponents[norm] = _whole(np.log2(np.abs(quotients)))
@@ -115,12 +140,6 @@ def random_tokens(checkpoint: Checkpoint) -> NDArray[np.int64]:
     """Return tokens [n, s], always the same."""
     shape = (NUM_BLOCKS, min(SEQ_LEN, max_positions(checkpoint.spec)))
     return np.random.default_rng(0).integers(0, checkpoint.spec.vocab_size, shape)
-
-
-def _is_in_rows(model: ir.Model, linear: Linear) -> bool:
-    values = model.graph.initializers.get(f"{linear.matrices[0].name}.values")
-    tensor = None if values is None else values.const_value
-    return tensor is not None and tensor.dtype == ir.DataType.INT8
 
 
 def _can_be_divided(weight: Array) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +28,7 @@ from sgate_serve.errors import EngineError, SgateError
 from sgate_serve.onnx_format.names import (
     GRAPH_FILE,
     META_IN_ROWS,
+    META_RESCALED,
     META_WEIGHTS_DIGEST,
     WEIGHTS_FILE,
 )
@@ -43,7 +45,7 @@ def write_onnx(
     """Write `model.onnx` and `model.onnx.data` of a stock or `sgate` checkpoint into `folder`.
 
     Weights are streamed: peak memory is about twice the largest matrix in fp32, but 4 bits also
-    need the model in fp32 (`input_moments`), products in rows the model in int8
+    need the model in fp32 (`input_moments`), integers of decoders the model in int8
     (`rescaling_exponents`), and an int8 KV cache the model without one (`cache_scales`).
     `model.onnx` is written last, so its presence means that both are complete, and records the
     digest of the weights. Raises EngineError if it exists already, or for a model that the graph or
@@ -55,25 +57,27 @@ def write_onnx(
     model = build_graph(checkpoint, precision)  # raises before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     with input_moments(checkpoint, folder, model) as moments:
-        exponents = NO_EXPONENTS
-        if precision.in_rows:
-            exponents = rescaling_exponents(checkpoint, folder, model)
+        exponents = rescaling_exponents(checkpoint, precision, folder)
         scales = cache_scales(checkpoint, folder, precision) if precision.int8_cache else NO_SCALES
         if moments is not None or exponents or scales:
             model = build_graph(checkpoint, precision, moments, exponents, scales)
         save_graph(model, folder)
 
 
-def rescaling_exponents(checkpoint: Checkpoint, folder: Path, model: ir.Model) -> Exponents:
-    """Return the exponents for `model`, a graph of the checkpoint in int8 without any.
+def rescaling_exponents(
+    checkpoint: Checkpoint, precision: Precision, folder: Path | None = None
+) -> Exponents:
+    """Return the exponents for a graph of the checkpoint in a precision.
 
-    The graph reads tokens for it, from a temporary folder inside `folder`.
+    One in int8, in blocks, reads tokens for it, from a temporary folder inside `folder`.
     """
-    if not norm_readers(checkpoint):
+    readers = norm_readers(checkpoint, precision)
+    if not readers:
         return NO_EXPONENTS
+    model = build_graph(checkpoint, PRECISIONS[INT8])
     with TemporaryDirectory(prefix=".rescaling-", dir=folder) as written:
         save_graph(model, Path(written))
-        return measured_exponents(checkpoint, Path(written), model)
+        return measured_exponents(checkpoint, readers, Path(written), model)
 
 
 def cache_scales(checkpoint: Checkpoint, folder: Path, precision: Precision) -> CacheScales:
@@ -82,7 +86,7 @@ def cache_scales(checkpoint: Checkpoint, folder: Path, precision: Precision) -> 
     One without such a cache reads tokens for it, from a temporary folder inside `folder`; one in
     int8 instead of one in 4 bits that is not rounded for what it multiplies.
     """
-    model = build_graph(checkpoint, precision)
+    model = build_graph(checkpoint, replace(precision, in_rows=False))
     if matrices_of_4_bits(model):
         model = build_graph(checkpoint, PRECISIONS[INT8])
     with TemporaryDirectory(prefix=".cache-scales-", dir=folder) as written:
@@ -139,8 +143,8 @@ def build_graph(
 ) -> ir.Model:
     """Return the graph of a checkpoint; weights are read and rounded when it is saved.
 
-    With `moments`, weights of 4 bits are rounded for what they multiply. Linears that read a norm
-    with `exponents` are multiplied in rows. With `scales`, the KV cache is in int8.
+    With `moments`, weights of 4 bits are rounded for what they multiply. Norms with `exponents` and
+    what reads them are rescaled. With `scales`, the KV cache is in int8.
     Raises EngineError for layers, an activation, rope type or precision that no graph can express.
     """
     check_layers(checkpoint.spec, checkpoint.folder)
@@ -148,8 +152,10 @@ def build_graph(
     if checkpoint.spec.is_encoder:
         return build_encoder(checkpoint, precision)
     model = build_decoder(checkpoint, precision, moments, exponents, scales)
-    if exponents:
+    if precision.in_rows:
         model.metadata_props[META_IN_ROWS] = "1"
+    if exponents:
+        model.metadata_props[META_RESCALED] = "1"
     return model
 
 

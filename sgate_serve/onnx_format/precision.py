@@ -1,6 +1,6 @@
 """The number formats of ONNX graphs, by their names in `--precision`."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -36,7 +36,7 @@ class Precision:
     finer: tuple[str, ...] = ()
     # How many weights share a scale in experts, which multiply any number of tokens.
     expert_block: int | None = None
-    # Whether linears that read a norm have one scale a row, and one a token, instead of blocks.
+    # Whether linears inside the blocks have one scale a row, and one a token, instead of blocks.
     in_rows: bool = False
     # Whether keys and values are held in int8 instead of the floats that norms are in.
     int8_cache: bool = False
@@ -100,9 +100,13 @@ ENCODER_PRECISIONS: Mapping[str, Precision] = MappingProxyType(
 )
 
 
-def suited_to(precision: Precision, flags: Container[str]) -> Precision:
+# Instructions of x86 CPUs that add products of unsigned and signed bytes in 32 bits.
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+def suited_to(precision: Precision, flags: Iterable[str]) -> Precision:
     """Return the form of a decoder's precision that is fastest on a CPU with these instructions."""
-    if precision == PRECISIONS[INT8] and "amx_int8" in flags:
+    if precision.name == INT8 and precision.block is not None and not VNNI.isdisjoint(flags):
         return replace(precision, in_rows=True)
     return precision
 

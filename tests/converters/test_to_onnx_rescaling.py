@@ -42,12 +42,10 @@ def with_large_channels() -> LlamaForCausalLM:
 def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     model, tokens = with_large_channels(), random_tokens(40)
     checkpoint, exact = save(model, tmp_path / "model"), reference_logits(model, tokens)
-    unscaled = {norm: np.zeros(48, np.int32) for norm in norm_readers(checkpoint)}
-    assert len(unscaled) == 2 * len(checkpoint.spec.layers)
-    graphs = {
-        "blocks": build_graph(checkpoint, INT8),
-        "unscaled": build_graph(checkpoint, INT8, exponents=unscaled),
-    }
+    # The norms before the blocks, and the one before the head.
+    assert len(norm_readers(checkpoint, ROWS)) == 2 * len(checkpoint.spec.layers) + 1
+    assert list(norm_readers(checkpoint, INT8)) == ["model.norm"]
+    graphs = {"blocks": build_graph(checkpoint, INT8), "unscaled": build_graph(checkpoint, ROWS)}
     for name, graph in graphs.items():
         (tmp_path / name).mkdir()
         save_graph(graph, tmp_path / name)
@@ -65,10 +63,10 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     # A block of 64 is coarse too, where large channels are in it.
     assert 5 * errors["rescaled"] < min(errors["unscaled"], errors["blocks"])
     assert errors["rescaled"] < 0.1
-    # A graph of another CPU or of an older release has blocks only, and is as right.
+    # A graph of another CPU has blocks only, one of an older release no rescaled norm: they are as
+    # right.
     for name in errors:
-        is_right = first_difference(checkpoint, tmp_path / name, INT8) is None
-        assert is_right == (name != "unscaled")
+        assert first_difference(checkpoint, tmp_path / name, INT8) is None
 
 
 @pytest.mark.parametrize("part", ["input_layernorm.weight", "qkv.values", "qkv.scales"])
@@ -91,9 +89,14 @@ def test_another_weight_is_found(part: str, tmp_path: Path) -> None:
 
 
 def test_exponents_even_out_channels_and_columns() -> None:
-    reached = np.array([64, 1, 0, 8, 1e30, 1e-30], np.float32)
-    column = np.array([1, 16, 1, 0, 1e-10, 1], np.float32)
-    np.testing.assert_array_equal(suitable_exponents(reached, column), [3, -2, 0, 0, 15, -15])
+    reached = np.array([64, 1, 0, 8, 1e30, 1e-30, 1], np.float32)
+    column = np.array([1, 16, 1, 0, 1e-10, 1, 1], np.float32)
+    even = suitable_exponents(reached, column, 0.5)
+    np.testing.assert_array_equal(even, [3, -2, 0, 0, 15, -15, 0])
+    # Four times as large in all channels, or of another share: 64^(3/4) / 1, 1 / 16^(1/4).
+    np.testing.assert_array_equal(suitable_exponents(4 * reached, column, 0.5), even)
+    assert list(suitable_exponents(reached, column, 0.75)[:2]) == [4, -1]
+    assert not suitable_exponents(0 * reached, column, 0.5).any()
 
 
 @pytest.mark.parametrize(("precision", "offset"), [("fp32", 0), ("int8", 6)])
@@ -106,19 +109,20 @@ def test_rows_that_a_conversion_would_not_write_are_found(
     model.model.layers[0].mlp.gate_proj.weight.data[:, 7] = 0
     model.model.layers[0].mlp.up_proj.weight.data[:, 7] = 0
     checkpoint = save(model, tmp_path / "model")
-    exponents = {norm: np.full(48, 0, np.int32) for norm in norm_readers(checkpoint)}
+    exponents = {norm: np.full(48, 0, np.int32) for norm in norm_readers(checkpoint, ROWS)}
     for own in exponents.values():
         own[7] = offset
     (tmp_path / "onnx").mkdir()
-    graph = build_graph(checkpoint, PRECISIONS[precision], exponents=exponents)
-    save_graph(graph, tmp_path / "onnx")
+    save_graph(build_graph(checkpoint, ROWS, exponents=exponents), tmp_path / "onnx")
     assert first_difference(checkpoint, tmp_path / "onnx", PRECISIONS[precision]) is not None
 
 
-def test_rows_are_for_int8_on_cpus_with_amx() -> None:
-    with_amx = {"amx_int8", "avx512_vnni"}
-    assert suited_to(INT8, with_amx) == ROWS
-    for name in ("fp32", "fp16", "int4"):
-        assert suited_to(PRECISIONS[name], with_amx) == PRECISIONS[name]
-    assert suited_to(precision_named("int8", is_encoder=True), with_amx).block is None
-    assert suited_to(INT8, {"avx512_vnni"}) == INT8
+def test_rows_are_for_int8_on_cpus_with_vnni() -> None:
+    for flag in ("amx_int8", "avx512_vnni", "avx_vnni"):
+        assert suited_to(INT8, {"avx2", flag}) == ROWS
+        for name in ("fp32", "fp16", "int4"):
+            assert suited_to(PRECISIONS[name], {flag}) == PRECISIONS[name]
+        assert suited_to(precision_named("int8", is_encoder=True), {flag}).block is None
+    with_cache = replace(INT8, int8_cache=True)
+    assert suited_to(with_cache, {"avx512_vnni"}) == replace(with_cache, in_rows=True)
+    assert suited_to(INT8, {"avx2", "avx512f", "amx_bf16"}) == INT8

@@ -11,6 +11,7 @@ import platform
 from pathlib import Path
 
 from sgate_serve.environment import cpu_flags
+from sgate_serve.onnx_format.precision import VNNI
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,6 @@ PRODUCT = "MatMulIntegerToFloat"
 # The inputs of PRODUCT, by position: activations and weights, their scales, their zero points.
 WEIGHT, ZERO, WEIGHT_ZERO = 1, 4, 5
 X86 = {"x86_64", "amd64", "i686"}
-VNNI = {"avx512_vnni", "avx_vnni", "amx_int8"}
 SIGN_BIT = 128
 
 

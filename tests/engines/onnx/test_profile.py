@@ -7,7 +7,6 @@ import onnx_ir as ir
 import pytest
 
 from converters.to_onnx import write_onnx
-from converters.to_onnx.rescaling import norm_readers
 from sgate_serve.architecture.spec import ModelSpec
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.profile import node_work
@@ -65,9 +64,7 @@ def test_nodes_work_on_the_tensors_that_they_read(
     assert {work.kind for work in found} <= {PROJECTIONS, UNITS, HEAD}
     kinds = {work.kind for work in works.values()}
     assert EMBEDDING in kinds and OTHER not in kinds and INDEX not in kinds
-    # Products in blocks round inside.
-    in_rows = spec.is_encoder or bool(norm_readers(base))
-    assert (ROUNDING in kinds) == (precision == "int8" and in_rows)
+    assert (ROUNDING in kinds) == (precision == "int8")
 
 
 def test_index_work_is_apart_from_its_product(tmp_path: Path) -> None:
