@@ -56,9 +56,7 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
         return f"it cannot be read ({error})"
 
 
-def _unsuitable(
-    checkpoint: Checkpoint, precision: Precision, exponents: Exponents
-) -> str | None:
+def _unsuitable(checkpoint: Checkpoint, precision: Precision, exponents: Exponents) -> str | None:
     """Return the first norm whose exponents are not about those that would be chosen now."""
     measured = rescaling_exponents(checkpoint, precision)
     return next((n for n, own in exponents.items() if np.abs(own - measured[n]).max() > 1), None)

@@ -102,9 +102,7 @@ def rescaled(linear: Linear, exponents: Array) -> Linear:
 
     def changed(matrix: Matrix) -> Matrix:
         # Rows of other columns need other scales than those that they are stored with.
-        return replace(
-            matrix, weight=lambda: np.ldexp(matrix.weight(), exponents), scales=None
-        )
+        return replace(matrix, weight=lambda: np.ldexp(matrix.weight(), exponents), scales=None)
 
     return replace(linear, matrices=tuple(map(changed, linear.matrices)))
 

@@ -50,14 +50,16 @@ def norm_readers(checkpoint: Checkpoint, precision: Precision) -> dict[str, Line
 
     That is the head in every one with integers, and in rows what reads the norm before a block.
     """
-    if checkpoint.spec.is_encoder or precision.block is None:
+    spec = checkpoint.spec
+    if spec.is_encoder or precision.block is None:
         return {}
-    inside = _readers_in_blocks(checkpoint) if precision.in_rows else {}
-    has_head = checkpoint.spec.task == CAUSAL_LM
-    return {**inside, f"{checkpoint.spec.family.final_norm}": head(checkpoint)} if has_head else inside
+    readers = _readers_inside(checkpoint) if precision.in_rows else {}
+    if spec.task == CAUSAL_LM:
+        readers[f"{spec.family.final_norm}"] = head(checkpoint)
+    return readers
 
 
-def _readers_in_blocks(checkpoint: Checkpoint) -> dict[str, Linear]:
+def _readers_inside(checkpoint: Checkpoint) -> dict[str, Linear]:
     """Return norm → the linear that reads it alone, all channels of it, in one product.
 
     Routers and experts share what they read, and a matrix without all columns has other channels.
@@ -115,9 +117,7 @@ def suitable_exponents(reached: Floats, column: Floats, alpha: float) -> NDArray
     return _whole(exponents)
 
 
-def stored_exponents(
-    readers: Mapping[str, Linear], stored: ir.Model, built: ir.Model
-) -> Exponents:
+def stored_exponents(readers: Mapping[str, Linear], stored: ir.Model, built: ir.Model) -> Exponents:
     """Return the exponents of a stored graph, given the one that is built without any.
 
     They are the quotients of its norms' weights.

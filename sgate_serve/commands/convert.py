@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     hint = next_step(Checkpoint.open(args.checkpoint), args.gates, Figures(**report["figures"]))
     print_lines(line for line in (hint, grouped_advice(plan)) if line is not None)
     if report["onnx"] is not None:
-        rows = ", in rows as this CPU has AMX" if "in_rows" in report["onnx"] else ""
+        rows = ", in rows as this CPU has VNNI" if "in_rows" in report["onnx"] else ""
         graph = f"ONNX graph in {report['onnx']['precision']}{rows}"
         print(f"HF layout in {report['precision']}, {graph}")
     print_lines(map(size_line, report["sizes"]))

@@ -63,7 +63,7 @@ def onnx_folder(
         else:
             logger.info("onnx graph of %s in %s found in %s", model.folder, wanted.name, target)
             return target
-    how = f"{wanted.name}, in rows as this CPU has AMX," if wanted.in_rows else wanted.name
+    how = f"{wanted.name}, in rows as this CPU has VNNI," if wanted.in_rows else wanted.name
     how += " with an int8 KV cache" if int8_cache else ""
     logger.info("building the onnx graph of %s in %s in %s", model.folder, how, target)
     build_onnx(model, target, wanted)

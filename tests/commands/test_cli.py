@@ -70,12 +70,12 @@ def test_int4_is_the_graphs_alone_and_shown(
 def test_int8_in_rows_is_said_to_be_for_this_cpu(
     base: Checkpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("converters.convert.cpu_flags", lambda: ("amx_int8",))
+    monkeypatch.setattr("converters.convert.cpu_flags", lambda: ("avx512_vnni",))
     out = base.folder.with_name("rows")
     words = ("convert", base.folder, "--to", "hf,onnx", "--precision", "int8", "--out", out)
     status, shown, err = run(capsys, *words)
     assert status == 0, err
-    last = "HF layout in int8, ONNX graph in int8, in rows as this CPU has AMX"
+    last = "HF layout in int8, ONNX graph in int8, in rows as this CPU has VNNI"
     assert shown.splitlines()[-1] == last
     assert "ONNX graph: int8 in rows and blocks of 64, " in run(capsys, "inspect", out)[1]
     # Which form a graph has is not for the CPU that verifies it to say.
