@@ -115,22 +115,21 @@ def int8_rows(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {form} | {' | '.join(cells)} |"
 
 
-def choice_rows(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the speed over int4 of both forms of int8, and of both precisions by turns, by run.
+def choice_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the speed over int4 of both forms of int8, and of both precisions by turns.
 
     The last columns are a lone stream's requests, computed from decoding and prefill; so is the
-    last row of a run, of 4 bits for generated tokens and rows for prompts.
+    last row, of 4 bits for generated tokens and rows for prompts.
     """
     columns = [*PHASES.values(), *(f"{n} : 1" for n in PROMPT_SHARES)]
-    yield f"| run | over int4 | MB | {' | '.join(columns)} |"
-    yield "|---" * (len(columns) + 3) + "|"
-    for run, record in records.items():
-        for name, size, cells in _choice_cells(record):
-            yield f"| {run} | {name} | {size} | {' | '.join(cells)} |"
+    yield f"| over int4 | MB | {' | '.join(columns)} |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for name, size, cells in _choice_cells(record):
+        yield f"| {name} | {size} | {' | '.join(cells)} |"
 
 
 def _choice_cells(record: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield name, size in MB and speeds of each row of one run."""
+    """Yield name, size in MB and speeds of each row."""
     speeds, floor = record["speed"]["speedups"], record["speed"]["floor"]
     sizes = {name: size / 1e6 for name, size in record["bytes"].items()}
     yield "int4 again", f"{sizes['int4']:.0f}", [*map(interval_cell, floor.values()), "", ""]

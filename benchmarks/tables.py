@@ -65,7 +65,7 @@ SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_
 SMOLLM2_LONG, SMOLLM2_CLASSIFIER = "smollm2_long", "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 INT8, HUGE_PAGES = "int8", "huge_pages"
-CHOICES = {"first": "int4_or_int8", "second, busier": "int4_or_int8_busier"}
+INT4_OR_INT8 = "int4_or_int8"
 KV_CACHE, START = "kv_cache", "start"
 SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
@@ -173,7 +173,7 @@ def read_records() -> dict[str, Any]:
         SMOLLM2_CLASSIFIER,
         INT4_DENSE,
         INT8,
-        *CHOICES.values(),
+        INT4_OR_INT8,
         HUGE_PAGES,
         KV_CACHE,
         START,
@@ -230,9 +230,7 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
         "int4": "\n".join(int4_rows(records[INT4_DENSE], records[INT4_PRUNED])),
         "int8": "\n".join(int8_rows(records[INT8])),
-        "int4-or-int8": "\n".join(
-            choice_rows({run: records[name] for run, name in CHOICES.items()})
-        ),
+        "int4-or-int8": "\n".join(choice_rows(records[INT4_OR_INT8])),
         "huge-pages": "\n".join(huge_page_rows(records[HUGE_PAGES])),
         "kv-cache-quality": "\n".join(kv_quality_rows(records[KV_CACHE])),
         "kv-cache-memory": kv_memory_sentence(records[KV_CACHE]),

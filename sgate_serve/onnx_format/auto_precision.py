@@ -50,8 +50,7 @@ BY_INSTRUCTIONS: Mapping[str, Choice] = MappingProxyType(
         ),
         "avx512_vnni": Choice(
             INT4,
-            "this CPU has AVX-512 VNNI without AMX, with which int4 decodes faster and reads "
-            "prompts no slower",
+            "this CPU has AVX-512 VNNI without AMX, with which int4 decodes one stream faster",
         ),
         "avx_vnni": Choice(
             INT4, "this CPU has AVX-VNNI; nothing was measured with that, and int4 reads less"
