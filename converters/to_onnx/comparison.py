@@ -44,7 +44,8 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
         stored = ir.load(folder / names.GRAPH_FILE)
         held = replace(precision, in_rows=names.META_IN_ROWS in stored.metadata_props)
         built = build_graph(checkpoint, held)
-        if names.META_RESCALED in stored.metadata_props:
+        # Older graphs in blocks have no rescaled norm; one in rows without is too coarse.
+        if held.in_rows or names.META_RESCALED in stored.metadata_props:
             exponents = stored_exponents(norm_readers(checkpoint, held), stored, built)
             if (norm := _unsuitable(checkpoint, held, exponents)) is not None:
                 return f"weight {norm}.weight is not that of the folder's tensors"

@@ -159,7 +159,7 @@ class _Decoder:
 
     def embed(self) -> ir.Value:
         spec = self.spec
-        embedded = self.table_rows(f"{spec.family.embedding}")
+        embedded = self.token_rows()
         if spec.embedding_scale is not None:
             (embedded,) = self.graph.node("Mul", [embedded, self.number(spec.embedding_scale)])
         if spec.family.position_table is None:
@@ -168,10 +168,11 @@ class _Decoder:
         rows = linears.position_table(self.checkpoint)
         return self.graph.node("Add", [embedded, self.products.rows(rows, positions)])[0]
 
-    def table_rows(self, name: str) -> ir.Value:
+    def token_rows(self) -> ir.Value:
         """Return the embeddings of the tokens; with a tied head, from its one matrix."""
+        name, count = f"{self.spec.family.embedding}", self.spec.vocab_size
         if not self.spec.tied_head:
-            table = linears.table(self.checkpoint, name, self.spec.vocab_size)
+            table = linears.table(self.checkpoint, name, count)
             return self.products.rows(table, self.input_ids)
         (table,) = self.head_linear.matrices
         rows = self.products.rows(table, self.input_ids)
