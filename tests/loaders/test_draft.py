@@ -107,7 +107,9 @@ def test_the_same_tokens_may_be_written_otherwise(model: Checkpoint, tmp_path: P
     write_tokenizer(again.folder)
     file = again.folder / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()), indent=1, sort_keys=True))
-    load_slot_engine("torch", model, SlotOptions(2, 40, 1, 8, draft=str(again.folder))).close()
+    engine = load_slot_engine("torch", model, SlotOptions(2, 40, 1, 8, draft=str(again.folder)))
+    assert engine.drafter is not None
+    engine.close()
 
 
 def test_only_the_first_model_of_a_server_gets_drafts(model: Checkpoint, child: Checkpoint) -> None:
