@@ -10,7 +10,8 @@ measured again.
 `--llama_python` is an interpreter with llama-cpp-python, gguf, ml_dtypes and safetensors,
 `--genai_python` one with onnxruntime-genai and the packages of its model builder, and
 `--openvino_python` one with openvino-genai and optimum-intel; vLLM runs in the current interpreter.
-An engine without an interpreter is left out. benchmarks/contenders lists the tested versions.
+An engine without an interpreter is left out. In vLLM the pruned model is measured too, with our
+plugin. benchmarks/contenders lists the tested versions.
 """
 
 import json
@@ -28,7 +29,7 @@ from typing import Any
 from benchmarks.command import command_line, run_script
 from benchmarks.contenders.running import ROOT, Contender, Worker
 from benchmarks.contenders.tokenizer import write_tokenizer
-from benchmarks.engine_tables import GROUPS, OURS
+from benchmarks.engine_tables import GROUPS, OURS, inside
 from benchmarks.masks import coupled_values, write_pruned
 from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
@@ -52,6 +53,7 @@ from sgate_serve.progress import activity, counted
 REFERENCE = f"{OURS}int4 dense"
 PRUNED = {"p30": 0.3}
 W8A8 = "w8a8"
+PRUNED_W8A8 = f"p30-{W8A8}"
 OPENVINO = {"int4": "int4", "int8": "int8", "float": "fp16"}
 
 
@@ -124,7 +126,8 @@ def make_models(root: Path, options: EngineOptions) -> dict[str, Any]:
         for name, fraction in PRUNED.items()
     }
     if options.vllm:
-        convert(ConvertOptions(str(dense), root / W8A8, precision=INT8))
+        for folder, gates in ((W8A8, None), (PRUNED_W8A8, root / "p30-gates")):
+            convert(ConvertOptions(str(dense), root / folder, gates, precision=INT8))
     if options.llama_python:
         _run_module(options.llama_python, "benchmarks.contenders.gguf_files", dense, root)
     if options.genai_python:
@@ -169,8 +172,12 @@ def contenders(root: Path, options: EngineOptions) -> dict[str, dict[str, Conten
             name = "OpenVINO bf16" if group == "float" else f"OpenVINO {width}"
             others[group][name] = Contender(options.openvino_python, "openvino", folder)
     if options.vllm:
-        others["int8"]["vLLM W8A8"] = Contender(sys.executable, "vllm", root / W8A8)
-        others["float"]["vLLM bf16"] = Contender(sys.executable, "vllm", root / "dense")
+        for group, name, dense, pruned in (
+            ("int8", "vLLM W8A8", W8A8, PRUNED_W8A8),
+            ("float", "vLLM bf16", "dense", "p30"),
+        ):
+            others[group][name] = Contender(sys.executable, "vllm", root / dense)
+            others[group][inside(name)] = Contender(sys.executable, "vllm", root / pruned)
     first = {REFERENCE: ours["int4"][REFERENCE]}
     return {
         group: {**first, **others[group], **ours[precision]}

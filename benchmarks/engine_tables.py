@@ -12,6 +12,11 @@ GROUPS = {"int4": "int4", "int8": "int8", "float": "fp32"}
 OURS = "ours "
 
 
+def inside(engine: str) -> str:
+    """Return the name of our pruned model, with 30% removed, in another engine."""
+    return f"{OURS}in {engine}"
+
+
 def engine_summary_rows(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield the short table: our dense model, and with 30% removed, over each other engine."""
     phases = phases_of(record)
@@ -23,6 +28,9 @@ def engine_summary_rows(record: Mapping[str, Any]) -> Iterator[str]:
             cells = (_over(results[phase], precision, name) for phase in phases)
             width = "" if name.endswith(precision) else f" ({precision} here)"
             yield f"| {name}{width} | {' | '.join(cells)} |"
+            if (own := inside(name)) in results[phases[0]]:
+                cells = (f"→ {speed_over(results[phase], own, name):.2f}×" for phase in phases)
+                yield f"| {name} (our plugin in it) | {' | '.join(cells)} |"
 
 
 def engine_rows(record: Mapping[str, Any]) -> Iterator[str]:
@@ -33,18 +41,21 @@ def engine_rows(record: Mapping[str, Any]) -> Iterator[str]:
     yield "|---" * (len(phases) + 1) + "|"
     for group, results in record["results"].items():
         dense = f"{OURS}{GROUPS[group]} dense"
-        shown = {name: name for name in (*others_of(results), dense)}
+        shown: dict[str, str] = {}
+        for name in others_of(results):
+            shown |= {name: name, inside(name): "30% removed, by our plugin"}
+        shown[dense] = dense
         shown |= {
             f"{OURS}{GROUPS[group]} {model}": f"{figures['removed']:.0%} removed"
             for model, figures in record["figures"].items()
         }
-        for name, label in shown.items():
+        for name in filter(results[phases[0]].__contains__, shown):
             cells = (
                 f"{results[phase][name]['tokens_per_second']:.0f} "
                 f"({speed_over(results[phase], name, dense):.2f}×)"
                 for phase in phases
             )
-            yield f"| {label} | {' | '.join(cells)} |"
+            yield f"| {shown[name]} | {' | '.join(cells)} |"
 
 
 def phases_of(record: Mapping[str, Any]) -> list[str]:

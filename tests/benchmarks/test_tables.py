@@ -31,8 +31,8 @@ def test_speeds_are_medians_over_rounds() -> None:
 
 
 def test_engines_are_compared_at_the_same_width() -> None:
-    times = {"ours int4 dense": 1.0, "llama.cpp Q8_0": 4.0}
-    times |= {"ours int8 dense": 2.0, "ours int8 p30": 1.4}
+    times = {"ours int4 dense": 1.0, "llama.cpp Q8_0": 4.0, "vLLM W8A8": 1.0}
+    times |= {"ours in vLLM W8A8": 0.8, "ours int8 dense": 2.0, "ours int8 p30": 1.4}
     one = phase(**{name: [value, value] for name, value in times.items()})
     record = {
         "options": {"hidden": 896, "layers": 24},
@@ -43,11 +43,17 @@ def test_engines_are_compared_at_the_same_width() -> None:
     assert header == "| hidden 896 × 24 layers, tokens/s | batch 8 | prefill 512 |"
     assert rows == [
         "| llama.cpp Q8_0 | 2 (0.50×) | 2 (0.50×) |",
+        "| vLLM W8A8 | 10 (2.00×) | 10 (2.00×) |",
+        "| 30% removed, by our plugin | 12 (2.50×) | 12 (2.50×) |",
         "| ours int8 dense | 5 (1.00×) | 5 (1.00×) |",
         "| 30% removed | 7 (1.43×) | 7 (1.43×) |",
     ]
-    _, _, row = engine_summary_rows(record)
-    assert row == "| llama.cpp Q8_0 (int8 here) | 2.00× → 2.86× | 2.00× → 2.86× |"
+    _, _, *rows = engine_summary_rows(record)
+    assert rows == [
+        "| llama.cpp Q8_0 (int8 here) | 2.00× → 2.86× | 2.00× → 2.86× |",
+        "| vLLM W8A8 (int8 here) | 0.50× → 0.71× | 0.50× → 0.71× |",
+        "| vLLM W8A8 (our plugin in it) | → 1.25× | → 1.25× |",
+    ]
 
 
 def test_requests_take_the_time_of_their_tokens() -> None:
