@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.engine_tables import phase_name
 from sgate_serve.gates.keys import EXPERTS
 
 PHASES = {"decode_batch_1": "decode, batch 1", "decode_batch_8": "batch 8", "prefill": "prefill"}
 LONE, PROMPT = "decode_batch_1", "prefill"
 # Prompt tokens for each generated one of the requests that are shown.
 PROMPT_SHARES = (4, 16)
+ATTENTION = "GroupQueryAttention"
 # The text on which choices of the int4 graph are compared.
 INT4_TEXT = "python_docs"
 ENCODERS = {
@@ -113,6 +115,51 @@ def int8_rows(record: Mapping[str, Any]) -> Iterator[str]:
         own = speeds.get(form)
         cells += ["" if own is None else interval_cell(own[phase]) for phase in PHASES]
         yield f"| {form} | {' | '.join(cells)} |"
+
+
+def operator_rows(record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each operator's share of a call and, of products, the multiply-adds a second.
+
+    Multiply-adds are in billions. Operators without a product but attention are one row.
+    """
+    cells = {
+        f"{precision}, {phase_name(phase)}": _by_kind(operators)
+        for precision, phases in record["precisions"].items()
+        for phase, operators in phases.items()
+    }
+    yield f"| share of the time (multiply-adds/s) | {' | '.join(cells)} |"
+    yield "|---" * (len(cells) + 1) + "|"
+    for kind in dict.fromkeys(kind for found in cells.values() for kind in found):
+        shown = [_share_cell(found, kind) for found in cells.values()]
+        yield f"| {kind} | {' | '.join(shown)} |"
+
+
+def onednn_sentence(record: Mapping[str, Any]) -> str:
+    """Say how many billions of multiply-adds a second oneDNN does in the same products."""
+    by_format = []
+    for name, speeds in record["onednn"].items():
+        own = (f"{speed / 1e9:.0f} ({phase_name(phase)})" for phase, speed in speeds.items())
+        by_format.append(f"{' and '.join(own)} in {name}")
+    return f"oneDNN, in torch, multiplies matrices of these sizes at {', '.join(by_format)}."
+
+
+def _by_kind(operators: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Return kind of operator → share of the time, and multiply-adds a second."""
+    total = sum(own["seconds"] for own in operators.values())
+    products = sorted(name for name, own in operators.items() if own["multiply_adds"])
+    shown = {name: operators[name] for name in (*products, ATTENTION)}
+    shares = {
+        name: (own["seconds"] / total, own["multiply_adds"] / own["seconds"])
+        for name, own in shown.items()
+    }
+    return shares | {"all others": (1 - sum(share for share, _ in shares.values()), 0.0)}
+
+
+def _share_cell(found: Mapping[str, tuple[float, float]], kind: str) -> str:
+    if kind not in found:
+        return ""
+    share, speed = found[kind]
+    return f"{share:.0%} ({speed / 1e9:.0f})" if speed else f"{share:.0%}"
 
 
 def choice_rows(record: Mapping[str, Any]) -> Iterator[str]:
