@@ -137,7 +137,9 @@ def make_models(root: Path, options: EngineOptions) -> dict[str, Any]:
     if options.openvino_python:
         export = ("optimum.commands.optimum_cli", "export", "openvino", "--model", dense)
         for width in OPENVINO.values():
-            words = ("--task", "text-generation-with-past", "--weight-format", width)
+            words = ["--task", "text-generation-with-past", "--weight-format", width]
+            if width == "int4":  # smaller groups where the default of 128 does not divide a width
+                words += ["--group-size-fallback", "adjust"]
             _run_module(options.openvino_python, *export, *words, root / f"openvino-{width}")
     return figures
 
