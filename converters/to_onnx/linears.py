@@ -37,7 +37,8 @@ class Matrix:
 
     `scales` [out, 1] belong to weights that are stored as int8. `is_outer` is true for embeddings
     and for linears on top, false for the linears inside the blocks, which have `roles`. A matrix
-    `of_expert` multiplies any number of tokens, by itself.
+    `of_expert` multiplies any number of tokens, by itself. `has_even_inputs` says that no few
+    inputs are known to be far larger than the others, so that one scale suits a whole token.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Matrix:
     is_outer: bool = False
     roles: tuple[str, ...] = ()
     of_expert: bool = False
+    has_even_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,12 @@ def rescaled(linear: Linear, exponents: Array) -> Linear:
     """Multiply the columns by 2^exponents [in], of a linear that takes all inputs."""
 
     def changed(matrix: Matrix) -> Matrix:
-        # Rows of other columns need other scales than those that they are stored with.
-        return replace(matrix, weight=lambda: np.ldexp(matrix.weight(), exponents), scales=None)
+        return replace(
+            matrix,
+            weight=lambda: np.ldexp(matrix.weight(), exponents),
+            scales=None,  # rows of other columns need others than those that they are stored with
+            has_even_inputs=True,
+        )
 
     return replace(linear, matrices=tuple(map(changed, linear.matrices)))
 
@@ -321,6 +327,8 @@ class _Layer:
             scales if has_scales else None,
             roles=tuple(role for module in modules for role in self.roles[module]),
             of_expert=self.spec.expert_of(modules[0]) is not None,
+            # The heads of recurrent layers are multiplied by gates, like the units of an MLP.
+            has_even_inputs=self._takes_heads(modules[0]) and self.pads,
         )
 
     def _bias(self, modules: Sequence[str]) -> Read | None:

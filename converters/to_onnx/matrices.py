@@ -27,7 +27,6 @@ from converters.to_onnx.integer_blocks import (
     round_to_8_bits,
 )
 from converters.to_onnx.linears import Matrix
-from sgate_serve.architecture.family import DOWN
 from sgate_serve.checkpoint.tensor_files import Array
 from sgate_serve.errors import CheckpointError
 from sgate_serve.onnx_format.names import MICROSOFT
@@ -122,14 +121,13 @@ class Matrices:
     def _is_in_rows(self, matrix: Matrix) -> bool:
         """Return whether a matrix of 8 bits has one scale for each row instead of blocks.
 
-        Experts have blocks: in most calls they multiply few tokens, or none. So has what multiplies
-        the units of an MLP in decoders: a few are far larger than the others, other ones for each
-        token, so that a scale for all of a token makes most of them coarse.
+        A decoder has blocks where a few inputs are far larger than the others, for which one scale
+        for all of a token would be coarse: so are channels of the stream that are not rescaled,
+        and units of an MLP, other ones for each token.
         """
         if self._precision.block is None:
             return self._bits(matrix) == 8
-        has_blocks = matrix.is_outer or matrix.of_expert or DOWN in matrix.roles
-        return self._precision.in_rows and not has_blocks
+        return self._precision.in_rows and matrix.has_even_inputs and not matrix.is_outer
 
     def _multiply_rows(self, matrix: Matrix, x: ir.Value) -> ir.Value:
         """Return x Wᵀ in int8, with one scale for each row of W and one for each token.

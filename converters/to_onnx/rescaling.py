@@ -59,6 +59,15 @@ def norm_readers(checkpoint: Checkpoint, precision: Precision) -> dict[str, Line
     return readers
 
 
+def zero_exponents(checkpoint: Checkpoint, precision: Precision) -> Exponents:
+    """Return exponents of 0 for all that is rescaled in a precision.
+
+    A graph with them has the operators of one with measured exponents, and so its speed.
+    """
+    zeros = np.zeros(checkpoint.spec.hidden_size, np.int32)
+    return dict.fromkeys(norm_readers(checkpoint, precision), zeros)
+
+
 def _readers_inside(checkpoint: Checkpoint) -> dict[str, Linear]:
     """Return norm → the linear that reads it alone, all channels of it, in one product.
 

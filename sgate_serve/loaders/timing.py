@@ -126,11 +126,13 @@ def _threads(name: str, given: int | None, sizes: TimedSizes) -> int | None:
 def write_timed_graph(model: Checkpoint, precision: Precision) -> None:
     """Write the graph of a model of random weights into its folder, to be timed.
 
-    Weights of 4 bits are rounded without regard to what they multiply, which takes no time here and
+    Nothing is rounded or rescaled with regard to what it multiplies, which takes no time here and
     changes none later.
     """
+    from converters.to_onnx.rescaling import zero_exponents
     from converters.to_onnx.writer import build_graph, save_graph
 
     folder = model.folder / ONNX_DIR
     folder.mkdir()
-    save_graph(build_graph(model, precision), folder)
+    exponents = zero_exponents(model, precision)
+    save_graph(build_graph(model, precision, exponents=exponents), folder)

@@ -25,7 +25,7 @@ META_CAPACITY = "sgate.capacity"
 META_NUM_LAYERS = "sgate.num_layers"
 META_PRECISION = "sgate.precision"  # fp32, fp16, int8 or int4
 META_BLOCK = "sgate.block"  # how many weights of a row share a scale; 0: no scales by block
-META_IN_ROWS = "sgate.in_rows"  # "1" where linears inside the blocks are in rows, not in blocks
+META_IN_ROWS = "sgate.in_rows"  # "1" where most linears inside the blocks are in rows
 META_RESCALED = "sgate.rescaled"  # "1" where norms are divided by powers of two
 # Tokens of a row get the same logits in every call whose t and n are multiples of this.
 META_ROW_MULTIPLE = "sgate.row_multiple"

@@ -36,7 +36,7 @@ class Precision:
     finer: tuple[str, ...] = ()
     # How many weights share a scale in experts, which multiply any number of tokens.
     expert_block: int | None = None
-    # Whether linears inside the blocks have one scale a row, and one a token, instead of blocks.
+    # Whether most linears inside the blocks have one scale a row and one a token, not blocks.
     in_rows: bool = False
     # Whether keys and values are held in int8 instead of the floats that norms are in.
     int8_cache: bool = False

@@ -213,19 +213,27 @@ def test_a_tied_embedding_is_stored_once(precision: str, tmp_path: Path) -> None
     assert sizes[1] - sizes[0] == 1000 * -(-48 // width) * (width + 4)
 
 
-def test_an_int8_folder_gives_its_own_numbers_to_products_in_blocks(tmp_path: Path) -> None:
-    """Those in rows are rounded again, as their columns are rescaled."""
+@pytest.mark.parametrize(("precision", "role"), [("int8", "down"), (f"int8{ROWS}", "output")])
+def test_an_int8_folder_gives_its_own_numbers_to_what_is_not_rescaled(
+    precision: str, role: str, tmp_path: Path
+) -> None:
+    """In blocks as in rows."""
     save(dense_llama(), tmp_path / "base")
     convert(ConvertOptions(str(tmp_path / "base"), tmp_path / "out", precision="int8"))
     out = Checkpoint.open(tmp_path / "out")
-    write_onnx(out, tmp_path / "onnx", PRECISIONS["int8"])
+    write_onnx(out, tmp_path / "onnx", held(precision))
     graph = ir.load(tmp_path / "onnx" / "model.onnx").graph
+    module = {"down": "mlp.down_proj", "output": "self_attn.o_proj"}[role]
     values, scales = (
-        out.read(f"model.layers.1.mlp.down_proj.{part}") for part in ("weight", "weight_scale")
+        out.read(f"model.layers.1.{module}.{part}") for part in ("weight", "weight_scale")
     )
-    name = "model.layers.1.down"
+    name = f"model.layers.1.{role}"
     read = {part: graph.initializers[f"{name}.{part}"].const_value for part in ("values", "scales")}
     found = {part: value.numpy() for part, value in read.items() if value is not None}
+    if precision.endswith(ROWS):
+        np.testing.assert_array_equal(found["values"].T, values)
+        np.testing.assert_array_equal(found["scales"], scales[:, 0])
+        return
     own = found["values"].reshape(len(values), -1)[:, : values.shape[1]].astype(np.int64) - 128
     np.testing.assert_array_equal(own, values)
     np.testing.assert_array_equal(found["scales"], np.broadcast_to(scales, found["scales"].shape))

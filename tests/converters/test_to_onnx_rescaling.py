@@ -11,13 +11,16 @@ from transformers import LlamaForCausalLM
 
 from converters.to_onnx import write_onnx
 from converters.to_onnx.comparison import first_difference
-from converters.to_onnx.rescaling import norm_readers, suitable_exponents
-from converters.to_onnx.writer import build_graph, save_graph
+from converters.to_onnx.rescaling import norm_readers, suitable_exponents, zero_exponents
+from converters.to_onnx.writer import build_graph, rescaling_exponents, save_graph
+from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.engine import GraphInfo, load_runner
 from sgate_serve.engines.runner import all_logits
 from sgate_serve.onnx_format.names import GRAPH_FILE
-from sgate_serve.onnx_format.precision import PRECISIONS, precision_named, suited_to
+from sgate_serve.onnx_format.precision import PRECISIONS, Precision, precision_named, suited_to
 from tests.converters.test_to_onnx_precision import SIZES, error_of_most
+from tests.families.test_equivalence import converted
+from tests.families.zoo import ON_ENGINES
 from tests.small_llama import dense_llama, random_tokens, reference_logits, save
 
 INT8 = PRECISIONS["int8"]
@@ -45,7 +48,11 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     # The norms before the blocks, and the one before the head.
     assert len(norm_readers(checkpoint, ROWS)) == 2 * len(checkpoint.spec.layers) + 1
     assert list(norm_readers(checkpoint, INT8)) == ["model.norm"]
-    graphs = {"blocks": build_graph(checkpoint, INT8), "unscaled": build_graph(checkpoint, ROWS)}
+    zeros = zero_exponents(checkpoint, ROWS)
+    graphs = {
+        "blocks": build_graph(checkpoint, INT8),
+        "unscaled": build_graph(checkpoint, ROWS, exponents=zeros),
+    }
     for name, graph in graphs.items():
         (tmp_path / name).mkdir()
         save_graph(graph, tmp_path / name)
@@ -68,6 +75,60 @@ def test_large_channels_do_not_make_the_others_coarse(tmp_path: Path) -> None:
     for name in errors:
         is_right = first_difference(checkpoint, tmp_path / name, INT8) is None
         assert is_right == (name != "unscaled")
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("held", [INT8, ROWS, PRECISIONS["int4"]], ids=["int8", "rows", "int4"])
+def test_large_channels_before_the_head_do_not_either(
+    held: Precision, tied: bool, tmp_path: Path
+) -> None:
+    model, tokens = dense_llama(tie_word_embeddings=tied), random_tokens(40)
+    model.model.norm.weight.data[torch.tensor([3, 17])] *= 300
+    model.lm_head.weight.data[:, [3, 17]] /= 300
+    checkpoint, exact = save(model, tmp_path / "model"), reference_logits(model, tokens)
+    assert checkpoint.spec.tied_head == tied
+    (tmp_path / "unscaled").mkdir()
+    unscaled = build_graph(checkpoint, held, exponents=zero_exponents(checkpoint, held))
+    save_graph(unscaled, tmp_path / "unscaled")
+    write_onnx(checkpoint, tmp_path / "rescaled", held)
+    errors = {
+        name: error_of_most(all_logits(load_runner(tmp_path / name, SIZES), tokens), exact)
+        for name in ("unscaled", "rescaled")
+    }
+    exponents = rescaling_exponents(checkpoint, held, tmp_path)["model.norm"]
+    assert min(exponents[[3, 17]]) > 2
+    assert errors["rescaled"] < 0.5 * errors["unscaled"], errors
+    assert first_difference(checkpoint, tmp_path / "rescaled", held) is None
+
+
+def in_rows(checkpoint: Checkpoint) -> list[set[str]]:
+    """Return what is multiplied in rows in each layer, by the names of roles."""
+    graph = build_graph(checkpoint, ROWS, exponents=zero_exponents(checkpoint, ROWS)).graph
+    weights = (node.inputs[1] for node in graph if node.op_type == "MatMulIntegerToFloat")
+    found: list[set[str]] = [set() for _ in checkpoint.spec.layers]
+    for weight in weights:
+        assert weight is not None
+        *_, layer, roles, _ = f"{weight.name}".split(".")
+        found[int(layer)].add(roles)
+    return found
+
+
+def test_only_even_inputs_are_multiplied_in_rows(tmp_path: Path) -> None:
+    """A few channels of the stream are large where no norm before a block can be rescaled."""
+    every = {"query_key_value", "output", "gate_up"}
+    assert in_rows(save(dense_llama(), tmp_path / "llama")) == [every] * 3
+    for name, options in (("llama-plain", {"index_price": 0}), ("olmo2-tied", {})):
+        (tmp_path / name).mkdir()
+        variant = next(v for v in ON_ENGINES if str(v) == name)
+        out = Checkpoint.open(converted(variant, tmp_path / name, 1, **options)["out"])
+        assert any(layer.num_heads for layer in out.spec.layers)
+        assert set.union(*in_rows(out)) == {"output"}, name
+    variant = next(v for v in ON_ENGINES if str(v) == "qwen3_5_text-biased-half-rotary")
+    out = Checkpoint.open(converted(variant, tmp_path, 1)["out"])
+    with_heads = [(i, layer) for i, layer in enumerate(out.spec.layers) if layer.num_heads]
+    assert {layer.is_recurrent for _, layer in with_heads} == {False, True}
+    roles = in_rows(out)
+    assert all(("output" in roles[i]) == (not layer.is_recurrent) for i, layer in with_heads)
 
 
 @pytest.mark.parametrize("part", ["input_layernorm.weight", "qkv.values", "qkv.scales"])
@@ -110,7 +171,7 @@ def test_rows_that_a_conversion_would_not_write_are_found(
     model.model.layers[0].mlp.gate_proj.weight.data[:, 7] = 0
     model.model.layers[0].mlp.up_proj.weight.data[:, 7] = 0
     checkpoint = save(model, tmp_path / "model")
-    exponents = {norm: np.full(48, 0, np.int32) for norm in norm_readers(checkpoint, ROWS)}
+    exponents = {norm: own.copy() for norm, own in zero_exponents(checkpoint, ROWS).items()}
     for own in exponents.values():
         own[7] = offset
     (tmp_path / "onnx").mkdir()
