@@ -2,7 +2,8 @@
 
 Weights of 4 bits need only be near the folder's: they are rounded for what they multiply, which
 CPUs compute with other last bits, so that some are rounded the other way.
-Both are streamed: peak memory is about twice the largest matrix in fp32.
+Both are streamed: peak memory is about twice the largest matrix in fp32; but integers of decoders
+need the model in int8, on disk and in memory, to measure what is rescaled.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from converters.to_onnx.rope import TABLE_PREFIX
 from converters.to_onnx.writer import build_graph, rescaling_exponents
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.environment import cache_dir
 from sgate_serve.errors import SgateError
 from sgate_serve.onnx_format import names
 from sgate_serve.onnx_format.precision import Precision
@@ -59,7 +61,9 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
 
 def _unsuitable(checkpoint: Checkpoint, precision: Precision, exponents: Exponents) -> str | None:
     """Return the first norm whose exponents are not about those that would be chosen now."""
-    measured = rescaling_exponents(checkpoint, precision)
+    scratch = cache_dir()
+    scratch.mkdir(parents=True, exist_ok=True)
+    measured = rescaling_exponents(checkpoint, precision, scratch)
     return next((n for n, own in exponents.items() if np.abs(own - measured[n]).max() > 1), None)
 
 

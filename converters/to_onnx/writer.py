@@ -64,9 +64,7 @@ def write_onnx(
         save_graph(model, folder)
 
 
-def rescaling_exponents(
-    checkpoint: Checkpoint, precision: Precision, folder: Path | None = None
-) -> Exponents:
+def rescaling_exponents(checkpoint: Checkpoint, precision: Precision, folder: Path) -> Exponents:
     """Return the exponents for a graph of the checkpoint in a precision.
 
     One in int8, in blocks, reads tokens for it, from a temporary folder inside `folder`.

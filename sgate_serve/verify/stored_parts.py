@@ -1,7 +1,8 @@
 """The stored parts of a converted folder against what the conversion of its base would write.
 
 Tensors, `config.json`, the files next to them and the ONNX graph are compared exactly, one tensor
-or weight at a time: peak memory is about twice the largest matrix.
+or weight at a time: peak memory is about twice the largest matrix, and for the graph of a decoder
+with integers the model in int8.
 """
 
 import filecmp
