@@ -8,9 +8,15 @@ from sgate_serve.bench.block_times import measure_block_times
 from sgate_serve.checkpoint.cached_json import cached_file, read_cached, write_cached
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.table import ONNX, check_engine
-from sgate_serve.environment import hardware, library_versions
+from sgate_serve.environment import cpu_flags, hardware, library_versions
 from sgate_serve.errors import EngineError
-from sgate_serve.onnx_format.precision import FP32, PRECISIONS, Precision, precision_named
+from sgate_serve.onnx_format.precision import (
+    FP32,
+    PRECISIONS,
+    Precision,
+    precision_named,
+    suited_to,
+)
 from sgate_serve.plan.block_times import BlockTimes
 from sgate_serve.progress import activity, age_of
 
@@ -43,7 +49,7 @@ def precision_on(engine: str, name: str, *, is_encoder: bool) -> Precision:
     """Return the precision of a model to time; raise EngineError if the engine lacks it."""
     check_engine(engine)
     if engine == ONNX:
-        return precision_named(name, is_encoder=is_encoder)
+        return suited_to(precision_named(name, is_encoder=is_encoder), cpu_flags())
     if engine != TORCH:
         raise EngineError(f"engine {engine}: blocks are timed on {ONNX} and {TORCH} only")
     if name != FP32:

@@ -11,7 +11,7 @@ from sgate_serve.onnx_format.auto_precision import AUTO, check_precision_name
 from sgate_serve.onnx_format.precision import PRECISIONS
 from sgate_serve.options import flag_of, option, whole
 
-DEVICES = ("cpu", "cuda")
+CPU, CUDA = DEVICES = ("cpu", "cuda")
 CACHE_DTYPES = (AUTO, INT8)
 DEFAULT_DRAFT_TOKENS = 3
 GRAPH_PRECISIONS = f"{', '.join(PRECISIONS)} or {AUTO}"
@@ -71,7 +71,7 @@ class OnnxOptions(SlotOptions):
     kv_cache_dtype: str = option(
         AUTO, "auto or int8: keys and values as the graph's floats, or in a quarter of fp32's bytes"
     )
-    device: str = option("cpu", f"{' or '.join(DEVICES)}; cuda is untested")
+    device: str = option(CPU, f"{' or '.join(DEVICES)}; cuda is untested")
     precision: str | None = option(None, PRECISION_HELP)
     batch_invariant: bool = option(
         False, "int4: a lone stream's tokens do not depend on whether others run beside it; slower"

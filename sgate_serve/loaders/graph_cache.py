@@ -39,7 +39,11 @@ def has_onnx(model: Checkpoint) -> bool:
 
 
 def onnx_folder(
-    model: Checkpoint, precision: str | None = None, *, int8_cache: bool = False
+    model: Checkpoint,
+    precision: str | None = None,
+    *,
+    int8_cache: bool = False,
+    is_for_cpu: bool = True,
 ) -> Path:
     """Return the folder of a model's ONNX graph in `precision`, by default `graph_precision`'s.
 
@@ -52,7 +56,7 @@ def onnx_folder(
         if wanted == graph_precision(model):
             check_weights(model.folder / ONNX_DIR)
             return model.folder / ONNX_DIR
-    wanted = suited_to(wanted, cpu_flags())
+    wanted = suited_to(wanted, cpu_flags() if is_for_cpu else ())
     target = cache_dir() / ONNX_DIR / cache_key(model, wanted)
     if (target / GRAPH_FILE).exists():
         try:

@@ -8,7 +8,7 @@ from sgate_serve.architecture.family import BASE, CAUSAL_LM
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.drafter import Drafter
-from sgate_serve.engines.engine_options import OnnxOptions, PoolingOptions, SlotOptions
+from sgate_serve.engines.engine_options import CPU, OnnxOptions, PoolingOptions, SlotOptions
 from sgate_serve.engines.model_protocols import LoadedPoolingEngine
 from sgate_serve.engines.slot_engine import SlotEngine
 from sgate_serve.engines.table import (
@@ -93,7 +93,12 @@ def engine_folder(name: str, model: Checkpoint, options: SlotOptions | PoolingOp
         if isinstance(options, PoolingOptions):
             return onnx_folder(model, options.precision)
         own = OnnxOptions.of(options)
-        return onnx_folder(model, own.precision, int8_cache=own.kv_cache_dtype == INT8)
+        return onnx_folder(
+            model,
+            own.precision,
+            int8_cache=own.kv_cache_dtype == INT8,
+            is_for_cpu=own.device == CPU,
+        )
     return model.folder
 
 

@@ -199,11 +199,18 @@ def test_a_damaged_cache_is_measured_anew(
     base: Checkpoint, measured: list[str], content: str
 ) -> None:
     known(base, "onnx", "int8")
-    file = times_file(base.spec, "onnx", INT8)
+    file = times_file(base.spec, "onnx", precision_on("onnx", "int8", is_encoder=False))
     file.write_text(content, encoding="latin-1")
     assert known(base, "onnx", "int8") == TIMES
     assert measured == ["onnx int8"] * 2
     assert BlockTimes.from_json(json.loads(file.read_text())) == TIMES
+
+
+def test_int8_is_timed_in_the_form_that_this_cpu_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, in_rows in ((["avx512_vnni"], True), (["avx2"], False)):
+        monkeypatch.setattr("sgate_serve.bench.known_block_times.cpu_flags", lambda own=flags: own)
+        assert precision_on("onnx", "int8", is_encoder=False).in_rows == in_rows
+        assert not precision_on("onnx", "int4", is_encoder=False).in_rows
 
 
 def test_the_key_is_the_machine_the_engine_the_precision_and_the_shape(

@@ -16,6 +16,7 @@ from sgate_serve.errors import CheckpointError
 from sgate_serve.loaders.graph_cache import cache_key, onnx_folder
 from sgate_serve.loaders.logits import load_onnx
 from sgate_serve.loaders.torch_model import TorchModel
+from sgate_serve.onnx_format.names import GRAPH_FILE, META_IN_ROWS
 from sgate_serve.onnx_format.precision import PRECISIONS
 from tests.small_llama import dense_llama, random_tokens, save
 
@@ -118,6 +119,15 @@ def test_a_graph_in_the_folder_must_be_of_its_model(
 def test_an_edit_that_no_graph_depends_on_keeps_it(own_graph: Checkpoint) -> None:
     edit_config(own_graph, eos_token_id=[3, 4], id2label={"0": "yes", "1": "no"})
     assert onnx_folder(Checkpoint.open(own_graph.folder)) == own_graph.folder / "onnx"
+
+
+def test_rows_are_for_cpus_with_vnni(model: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sgate_serve.loaders.graph_cache.cpu_flags", lambda: ["avx512_vnni"])
+    folders = [onnx_folder(model, "int8", is_for_cpu=is_for_cpu) for is_for_cpu in (True, False)]
+    monkeypatch.setattr("sgate_serve.loaders.graph_cache.cpu_flags", lambda: ["avx2"])
+    folders.append(onnx_folder(model, "int8"))
+    graphs = [ir.load(folder / GRAPH_FILE) for folder in folders]
+    assert [META_IN_ROWS in graph.metadata_props for graph in graphs] == [True, False, False]
 
 
 def test_a_damaged_graph_in_the_cache_is_built_again(

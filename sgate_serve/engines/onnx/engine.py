@@ -15,10 +15,10 @@ import numpy as np
 import onnxruntime as ort
 
 from sgate_serve.checkpoint.int8 import INT8
-from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
+from sgate_serve.engines.engine_options import CPU, OnnxOptions, SlotOptions
 from sgate_serve.engines.model_protocols import Floats, Tokens
 from sgate_serve.engines.onnx.graph_metadata import GraphMetadata, cannot_run
-from sgate_serve.engines.onnx.kv_cache import CPU, bytes_per_token, cache_dtypes
+from sgate_serve.engines.onnx.kv_cache import bytes_per_token, cache_dtypes
 from sgate_serve.engines.onnx.runner import (
     OnnxRunner,
     RunnerSizes,

@@ -14,10 +14,10 @@ import onnxruntime as ort
 
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.engines.engine_options import CPU
 from sgate_serve.onnx_format.one_call import past_inputs
 from sgate_serve.onnx_format.precision import FP16, FP32
 
-CPU, CUDA = "cpu", "cuda"
 DTYPES = {np.dtype(np.float32): FP32, np.dtype(np.float16): FP16, np.dtype(np.int8): INT8}
 
 

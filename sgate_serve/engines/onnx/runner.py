@@ -16,9 +16,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from sgate_serve.checkpoint.tensor_files import Array
+from sgate_serve.engines.engine_options import CPU, CUDA
 from sgate_serve.engines.onnx.graph_metadata import REMEDY, REMEDY_IN_CACHE, cannot_run
 from sgate_serve.engines.onnx.integer_products import for_this_cpu
-from sgate_serve.engines.onnx.kv_cache import CPU, CUDA, KvCache
+from sgate_serve.engines.onnx.kv_cache import KvCache
 from sgate_serve.engines.onnx.shared_calls import calls_of
 from sgate_serve.engines.onnx.states import SlotStates
 from sgate_serve.engines.runner import TokenChunk

@@ -12,12 +12,11 @@ from converters.convert import ConvertOptions, convert, open_masked
 from converters.to_onnx import write_onnx
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.contract import Request
-from sgate_serve.engines.engine_options import OnnxOptions, SlotOptions
+from sgate_serve.engines.engine_options import CPU, OnnxOptions, SlotOptions
 from sgate_serve.engines.onnx import engine as onnx
 from sgate_serve.engines.onnx import runner as onnx_runner
 from sgate_serve.engines.onnx import shared_calls
 from sgate_serve.engines.onnx.engine import OnnxEngine, load_runner
-from sgate_serve.engines.onnx.kv_cache import CPU
 from sgate_serve.engines.onnx.shared_calls import calls_of
 from sgate_serve.engines.runner import TokenChunk, all_logits
 from sgate_serve.errors import EngineError
