@@ -1,11 +1,10 @@
 """Where the time of a prompt and of a batch goes, by operator, and how fast each multiplies.
 
 `python -m benchmarks.operators --json FILE` runs the graph of a random Llama-shaped model in every
-precision under ONNX Runtime's profiler. Beside it, torch multiplies matrices of the same sizes by
-oneDNN, in int8 and bf16, in the same process: what other engines on this CPU are built on.
+precision under ONNX Runtime's profiler. After it, torch multiplies matrices of the sizes of its
+MLPs by oneDNN, in int8 and bf16, which other engines on this CPU are built on.
 """
 
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -23,12 +21,13 @@ import torch
 from benchmarks.command import command_line, run_script
 from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
+from converters.to_onnx.rescaling import zero_exponents
 from converters.to_onnx.writer import build_graph, save_graph
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.engine_options import OnnxOptions
 from sgate_serve.engines.onnx.engine import load_runner
-from sgate_serve.engines.onnx.profile import NODE, SUFFIX
+from sgate_serve.engines.onnx.profile import SUFFIX, node_events
 from sgate_serve.engines.onnx.runner import PROFILE, OnnxRunner
 from sgate_serve.engines.runner import TokenChunk
 from sgate_serve.environment import cpu_flags, hardware, library_versions, num_cpus
@@ -62,22 +61,22 @@ def run(options: OperatorsOptions) -> dict[str, Any]:
             "command": command_line("operators", options),
             "options": asdict(options),
             "precisions": found,
-            "onednn": onednn_speeds(options),
+            "onednn": onednn_times(options),
             "hardware": hardware(),
             "versions": library_versions(),
         }
 
 
 def profiled(root: Path, precision: str, phase: str, options: OperatorsOptions) -> dict[str, Any]:
-    """Return operator → its seconds and multiply-adds in one call, the median of all calls.
+    """Return operator → its seconds in each call, and its multiply-adds.
 
     Multiply-adds are counted for products with weights, whose names say the bits of a weight.
     """
-    folder = root / precision
+    folder, model = root / precision, Checkpoint.open(root / "dense")
     if not folder.exists():
         held = suited_to(precision_named(precision), cpu_flags())
         folder.mkdir()
-        save_graph(build_graph(Checkpoint.open(root / "dense"), held), folder)
+        save_graph(build_graph(model, held, exponents=zero_exponents(model, held)), folder)
     rows, tokens = PHASES[phase]
     token = PROFILE.set(root / "nodes")
     try:
@@ -88,11 +87,8 @@ def profiled(root: Path, precision: str, phase: str, options: OperatorsOptions) 
     bits = _bits_of(folder / GRAPH_FILE)
     calls = [_by_operator(call, bits) for call in _calls(runner.session)[-options.rounds :]]
     return {
-        name: {
-            "seconds": median(call[name][0] for call in calls),
-            "multiply_adds": calls[0][name][1],
-        }
-        for name in calls[0]
+        name: {"seconds": [call[name][0] for call in calls], "multiply_adds": multiplied}
+        for name, (_, multiplied) in calls[0].items()
     }
 
 
@@ -120,16 +116,14 @@ def _bits_of(graph: Path) -> Mapping[str, int]:
 
 def _calls(session: Any) -> list[list[dict[str, Any]]]:
     """Stop the profiler; return the nodes of each call, which run in the order of their numbers."""
-    events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     calls: list[list[dict[str, Any]]] = []
     last = float("inf")
-    for event in sorted(events, key=lambda event: event["ts"]):
-        if event.get("cat") == NODE and event["name"].endswith(SUFFIX):
-            number = int(event["args"]["node_index"])
-            if number <= last:
-                calls.append([])
-            calls[-1].append(event)
-            last = number
+    for event in node_events(session):
+        number = int(event["args"]["node_index"])
+        if number <= last:
+            calls.append([])
+        calls[-1].append(event)
+        last = number
     return calls
 
 
@@ -157,34 +151,43 @@ def _shape(values: Sequence[Mapping[str, list[int]]]) -> list[int]:
     return next(iter(values[0].values()))
 
 
-def onednn_speeds(options: OperatorsOptions) -> dict[str, dict[str, float]]:
-    """Return number format → phase → multiply-adds a second of an MLP's products in torch."""
+def onednn_times(options: OperatorsOptions) -> dict[str, Any]:
+    """Return number format → phase → the seconds of an MLP's products in all layers.
+
+    Every layer has matrices of its own, in the layout that oneDNN prepares for the phase.
+    """
     torch.set_num_threads(num_cpus())
-    found: dict[str, dict[str, float]] = {"int8": {}, "bf16": {}}
+    found: dict[str, dict[str, Any]] = {"int8": {}, "bf16": {}}
+    sizes = ((2 * options.mlp, options.hidden), (options.hidden, options.mlp))
     for phase, (rows, tokens) in PHASES.items():
+        pairs = options.layers * sum(rows * tokens * prod(size) for size in sizes)
         for name, product in (("int8", _int8_product), ("bf16", _bf16_product)):
-            sizes = ((2 * options.mlp, options.hidden), (options.hidden, options.mlp))
-            works = [product(rows * tokens, *size) for size in sizes]
-            seconds = [sum(_seconds(work) for work in works) for _ in range(options.rounds)]
-            pairs = 3 * rows * tokens * options.hidden * options.mlp
-            found[name][phase] = pairs / median(seconds)
+            works = [product(rows * tokens, *size) for _ in range(options.layers) for size in sizes]
+            seconds = [_seconds(works) for _ in range(options.rounds)]
+            found[name][phase] = {"seconds": seconds, "multiply_adds": pairs}
     return found
 
 
 def _int8_product(rows: int, outputs: int, inputs: int) -> Callable[[], object]:
-    x = torch.randint(-127, 127, (rows, inputs), dtype=torch.int8)
-    weight = torch.randint(-127, 127, (inputs, outputs), dtype=torch.int8)
-    return lambda: torch._int_mm(x, weight)
+    """Multiply bytes by signed bytes with a scale for each row of weights, into floats."""
+    x = torch.randint(0, 255, (rows, inputs), dtype=torch.uint8)
+    weight = torch.randint(-127, 127, (outputs, inputs), dtype=torch.int8)
+    packed = torch.ops.onednn.qlinear_prepack(weight, [rows, inputs])
+    ones, zeros = torch.ones(outputs), torch.zeros(outputs, dtype=torch.int64)
+    scales = (1.0, 128, packed, ones, zeros, None, 1.0, 0, torch.float32)
+    return lambda: torch.ops.onednn.qlinear_pointwise(x, *scales, "none", [], "")
 
 
 def _bf16_product(rows: int, outputs: int, inputs: int) -> Callable[[], object]:
     x, weight = (torch.randn(size, inputs, dtype=torch.bfloat16) for size in (rows, outputs))
-    return lambda: torch.nn.functional.linear(x, weight)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(works: Sequence[Callable[[], object]]) -> float:
     start = time.perf_counter()
-    work()
+    for work in works:
+        work()
     return time.perf_counter() - start
 
 

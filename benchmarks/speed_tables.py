@@ -1,6 +1,7 @@
 """The tables of docs/speed.md, made from their records."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.engine_tables import phase_name
@@ -115,6 +116,8 @@ def int8_rows(record: Mapping[str, Any]) -> Iterator[str]:
         own = speeds.get(form)
         cells += ["" if own is None else interval_cell(own[phase]) for phase in PHASES]
         yield f"| {form} | {' | '.join(cells)} |"
+    again = (interval_cell(floor) for floor in record["speed"]["floor"].values())
+    yield f"| blocks of 64 again |{' |' * len(exact)} {' | '.join(again)} |"
 
 
 def operator_rows(record: Mapping[str, Any]) -> Iterator[str]:
@@ -137,22 +140,26 @@ def operator_rows(record: Mapping[str, Any]) -> Iterator[str]:
 def onednn_sentence(record: Mapping[str, Any]) -> str:
     """Say how many billions of multiply-adds a second oneDNN does in the same products."""
     by_format = []
-    for name, speeds in record["onednn"].items():
-        own = (f"{speed / 1e9:.0f} ({phase_name(phase)})" for phase, speed in speeds.items())
-        by_format.append(f"{' and '.join(own)} in {name}")
-    return f"oneDNN, in torch, multiplies matrices of these sizes at {', '.join(by_format)}."
+    for name, phases in record["onednn"].items():
+        speeds = ((phase, _speed(own) / 1e9) for phase, own in phases.items())
+        cells = (f"{speed:.0f} ({phase_name(phase)})" for phase, speed in speeds)
+        by_format.append(f"{' and '.join(cells)} in {name}")
+    return f"oneDNN, in torch, multiplies the matrices of the MLPs at {', '.join(by_format)}."
 
 
-def _by_kind(operators: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+def _by_kind(operators: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
     """Return kind of operator → share of the time, and multiply-adds a second."""
-    total = sum(own["seconds"] for own in operators.values())
+    total = sum(median(own["seconds"]) for own in operators.values())
     products = sorted(name for name, own in operators.items() if own["multiply_adds"])
     shown = {name: operators[name] for name in (*products, ATTENTION)}
-    shares = {
-        name: (own["seconds"] / total, own["multiply_adds"] / own["seconds"])
-        for name, own in shown.items()
-    }
+    shares = {name: (median(own["seconds"]) / total, _speed(own)) for name, own in shown.items()}
     return shares | {"all others": (1 - sum(share for share, _ in shares.values()), 0.0)}
+
+
+def _speed(work: Mapping[str, Any]) -> float:
+    """Return multiply-adds a second, of the median of all times."""
+    speed: float = work["multiply_adds"] / median(work["seconds"])
+    return speed
 
 
 def _share_cell(found: Mapping[str, tuple[float, float]], kind: str) -> str:

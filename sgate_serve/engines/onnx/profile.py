@@ -59,15 +59,20 @@ class OnnxProfiler:
         self._start_ns = time.perf_counter_ns() - min(abs(now - start) for now in clocks)
 
     def take(self) -> Sequence[Piece]:
-        events = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
-        nodes = [event for event in events if event.get("cat") == NODE]
-        nodes = [event for event in nodes if event["name"].endswith(SUFFIX)]
         pieces, work = [], Work(OTHER)
-        for event in sorted(nodes, key=lambda event: event["ts"]):
+        for event in node_events(self._session):
             work = self._work.get(event["name"].removesuffix(SUFFIX), work)
             start = self._start_ns + 1000 * event["ts"]
             pieces.append(Piece(work, start, event["dur"] / 1e6))
         return pieces
+
+
+def node_events(session: Any) -> list[dict[str, Any]]:
+    """Stop a session's profiler; return the event of each node that ran, in the order of starts."""
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes = (event for event in events if event.get("cat") == NODE)
+    ran = (event for event in nodes if event["name"].endswith(SUFFIX))
+    return sorted(ran, key=lambda event: event["ts"])
 
 
 @contextmanager
