@@ -39,6 +39,8 @@ from benchmarks.speed_tables import (
     int8_rows,
     interval_cell,
     mixture_rows,
+    onednn_sentence,
+    operator_rows,
     operator_sentence,
     overhead_rows,
     precision_rows,
@@ -65,7 +67,7 @@ SMOLLM2, SMOLLM2_SHORT, SMOLLM2_RECOVERY = "smollm2", "smollm2_short", "smollm2_
 SMOLLM2_LONG, SMOLLM2_CLASSIFIER = "smollm2_long", "smollm2_classifier"
 INT4_DENSE, INT4_PRUNED = "int4_dense", "int4_pruned"
 INT8, HUGE_PAGES = "int8", "huge_pages"
-INT4_OR_INT8 = "int4_or_int8"
+INT4_OR_INT8, OPERATORS = "int4_or_int8", "operators"
 KV_CACHE, START = "kv_cache", "start"
 SPEED_TARGET = "speed_target"
 GATE_COST, BALANCE = "gate_cost", "encoder_balance"
@@ -75,7 +77,7 @@ QUALITY_RECORDS = {
     QUALITY_LM: "perplexity",
     QUALITY_LM_SHORT: "perplexity",
 }
-ENGINE_RUNS = ("engines_896", "engines_2048")
+ENGINE_RUNS = ("engines_896", "engines_576", "engines_2048")
 OVERHEAD_RUNS = ("server_overhead_fp32", "server_overhead_int4")
 SPEED_RUNS = ("encoders", "precision", *OVERHEAD_RUNS)
 ZERO_MASKED = {"zero_masked": "30% as zeros"}
@@ -174,6 +176,7 @@ def read_records() -> dict[str, Any]:
         INT4_DENSE,
         INT8,
         INT4_OR_INT8,
+        OPERATORS,
         HUGE_PAGES,
         KV_CACHE,
         START,
@@ -225,6 +228,8 @@ def speed_blocks(records: Mapping[str, Any]) -> dict[str, str]:
         "mixtures": "\n".join(mixture_rows(records["mixtures"])),
         "mixture-operator": operator_sentence(records["mixtures"]),
         **{name: "\n".join(engine_rows(records[name])) for name in ENGINE_RUNS},
+        "operators": "\n".join(operator_rows(records[OPERATORS])),
+        "onednn": onednn_sentence(records[OPERATORS]),
         "encoders": "\n".join(encoder_rows(records["encoders"])),
         "precision": "\n".join(precision_rows(records["precision"])),
         "quantizers": "\n".join(quantizer_rows(records["precision"])),
