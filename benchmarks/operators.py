@@ -130,6 +130,7 @@ def _calls(session: Any) -> list[list[dict[str, Any]]]:
 def _by_operator(
     call: Iterable[Mapping[str, Any]], bits: Mapping[str, int]
 ) -> dict[str, tuple[float, int]]:
+    """Return operator → its seconds in a call, and its multiply-adds."""
     found: dict[str, tuple[float, int]] = {}
     for event in call:
         arguments, name = event["args"], event["args"]["op_name"]
@@ -154,14 +155,18 @@ def _shape(values: Sequence[Mapping[str, list[int]]]) -> list[int]:
 def onednn_times(options: OperatorsOptions) -> dict[str, Any]:
     """Return number format → phase → the seconds of an MLP's products in all layers.
 
-    Every layer has matrices of its own, in the layout that oneDNN prepares for the phase.
+    Every layer has matrices of its own, in the layout that oneDNN prepares for the phase. bf16 is
+    left out on CPUs for which oneDNN has none.
     """
     torch.set_num_threads(num_cpus())
-    found: dict[str, dict[str, Any]] = {"int8": {}, "bf16": {}}
+    products = {"int8": _int8_product}
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        products["bf16"] = _bf16_product
+    found: dict[str, dict[str, Any]] = {name: {} for name in products}
     sizes = ((2 * options.mlp, options.hidden), (options.hidden, options.mlp))
     for phase, (rows, tokens) in PHASES.items():
         pairs = options.layers * sum(rows * tokens * prod(size) for size in sizes)
-        for name, product in (("int8", _int8_product), ("bf16", _bf16_product)):
+        for name, product in products.items():
             works = [product(rows * tokens, *size) for _ in range(options.layers) for size in sizes]
             seconds = [_seconds(works) for _ in range(options.rounds)]
             found[name][phase] = {"seconds": seconds, "multiply_adds": pairs}
