@@ -9,6 +9,7 @@ need the model in int8, on disk and in memory, to measure what is rescaled.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -61,10 +62,19 @@ def first_difference(checkpoint: Checkpoint, folder: Path, precision: Precision)
 
 def _unsuitable(checkpoint: Checkpoint, precision: Precision, exponents: Exponents) -> str | None:
     """Return the first norm whose exponents are not about those that would be chosen now."""
-    scratch = cache_dir()
-    scratch.mkdir(parents=True, exist_ok=True)
-    measured = rescaling_exponents(checkpoint, precision, scratch)
+    with _scratch_folder() as scratch:
+        measured = rescaling_exponents(checkpoint, precision, Path(scratch))
     return next((n for n, own in exponents.items() if np.abs(own - measured[n]).max() > 1), None)
+
+
+def _scratch_folder() -> "TemporaryDirectory[str]":
+    """Create a folder in the cache, which has room for models, or else where the system has it."""
+    prefix = ".compared-"
+    try:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        return TemporaryDirectory(prefix=prefix, dir=cache_dir())
+    except OSError:
+        return TemporaryDirectory(prefix=prefix)
 
 
 def _differences(stored: ir.Model, built: ir.Model) -> Iterator[str]:

@@ -115,9 +115,9 @@ def measured_exponents(
 def suitable_exponents(reached: Floats, column: Floats, alpha: float) -> NDArray[np.int32]:
     """Return exponents e [in] of which 2^e is about reached^alpha / column^(1 - alpha).
 
-    Those of most channels are near 0, and that of a channel is 0 where either is.
+    Those of most channels are near 0, and that of a channel is 0 where either is, or is infinite.
     """
-    is_live = (reached > 0) & (column > 0)
+    is_live = (reached > 0) & (column > 0) & np.isfinite(reached)
     if not is_live.any():
         return np.zeros(len(reached), np.int32)
     wanted = alpha * np.log2(reached[is_live]) - (1 - alpha) * np.log2(column[is_live])

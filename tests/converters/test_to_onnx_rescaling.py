@@ -159,6 +159,17 @@ def test_exponents_even_out_channels_and_columns() -> None:
     np.testing.assert_array_equal(suitable_exponents(4 * reached, column, 0.5), even)
     assert list(suitable_exponents(reached, column, 0.75)[:2]) == [4, -1]
     assert not suitable_exponents(0 * reached, column, 0.5).any()
+    assert not suitable_exponents(np.full(7, np.inf, np.float32), column, 0.5).any()
+
+
+def test_graphs_are_compared_without_a_cache_that_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = save(dense_llama(), tmp_path / "model")
+    write_onnx(checkpoint, tmp_path / "onnx", ROWS)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SGATE_CACHE", str(tmp_path / "file" / "cache"))
+    assert first_difference(checkpoint, tmp_path / "onnx", INT8) is None
 
 
 @pytest.mark.parametrize(("precision", "offset"), [("fp32", 0), ("int8", 6)])
