@@ -41,6 +41,8 @@ NUM_BLOCKS, SEQ_LEN = 8, 256
 # scale for each row. The head is in blocks, and can be the table of embeddings as well.
 ALPHA, HEAD_ALPHA = 0.7, 0.5
 LARGEST_EXPONENT = 15
+# In SmolLM2's head no row is larger, inside its blocks a few are.
+LARGEST_ROW = 4
 # A smaller weight of a norm, or one that is no number, keeps the exponent 0.
 LEAST_WEIGHT = 1e-30
 
@@ -105,11 +107,26 @@ def measured_exponents(
     exponents = {}
     for norm, linear in readers.items():
         (matrix,) = linear.matrices
-        column = np.abs(matrix.weight()).max(axis=0)
+        column = largest_of_columns(matrix.weight())
         alpha = HEAD_ALPHA if matrix.is_outer else ALPHA
         found = suitable_exponents(reached[outputs[norm]], column, alpha)
         exponents[norm] = np.where(_can_be_divided(_weight(model, norm)), found, 0)
     return exponents
+
+
+def largest_of_columns(weight: Array) -> Floats:
+    """Return the largest magnitude of each column of a matrix [out, in].
+
+    A row far larger than most has a scale of its own, and must not decide for the others: its
+    largest weight counts as at most LARGEST_ROW times the median of the rows.
+    """
+    magnitudes: Floats = np.abs(weight)
+    rows = magnitudes.max(axis=1, keepdims=True)
+    if rows.any():
+        most = LARGEST_ROW * np.median(rows[rows > 0])
+        magnitudes *= np.minimum(rows, most) / np.where(rows > 0, rows, 1)
+    found: Floats = magnitudes.max(axis=0)
+    return found
 
 
 def suitable_exponents(reached: Floats, column: Floats, alpha: float) -> NDArray[np.int32]:

@@ -11,7 +11,12 @@ from transformers import LlamaForCausalLM
 
 from converters.to_onnx import write_onnx
 from converters.to_onnx.comparison import first_difference
-from converters.to_onnx.rescaling import norm_readers, suitable_exponents, zero_exponents
+from converters.to_onnx.rescaling import (
+    largest_of_columns,
+    norm_readers,
+    suitable_exponents,
+    zero_exponents,
+)
 from converters.to_onnx.writer import build_graph, rescaling_exponents, save_graph
 from sgate_serve.checkpoint.reader import Checkpoint
 from sgate_serve.engines.onnx.engine import GraphInfo, load_runner
@@ -160,6 +165,14 @@ def test_exponents_even_out_channels_and_columns() -> None:
     assert list(suitable_exponents(reached, column, 0.75)[:2]) == [4, -1]
     assert not suitable_exponents(0 * reached, column, 0.5).any()
     assert not suitable_exponents(np.full(7, np.inf, np.float32), column, 0.5).any()
+
+
+def test_a_row_does_not_decide_for_the_others() -> None:
+    weight = np.array([[1, 2, 0, 1], [-2, 1, 0, 1], [1, 1, 0, 2], [0, 0, 0, 0]], np.float32)
+    np.testing.assert_array_equal(largest_of_columns(weight), [2, 2, 0, 2])
+    weight[3] = [1000, 0, -4000, 2000]  # as if it were [2, 0, -8, 4]
+    np.testing.assert_array_equal(largest_of_columns(weight), [2, 2, 8, 4])
+    assert not largest_of_columns(0 * weight).any()
 
 
 def test_graphs_are_compared_without_a_cache_that_can_be_written(
