@@ -43,19 +43,21 @@ def engine_rows(record: Mapping[str, Any]) -> Iterator[str]:
         dense = f"{OURS}{GROUPS[group]} dense"
         shown: dict[str, str] = {}
         for name in others_of(results):
-            shown |= {name: name, inside(name): "30% removed, by our plugin"}
+            shown[name] = name
+            if inside(name) in results[phases[0]]:
+                shown[inside(name)] = "30% removed, by our plugin"
         shown[dense] = dense
         shown |= {
             f"{OURS}{GROUPS[group]} {model}": f"{figures['removed']:.0%} removed"
             for model, figures in record["figures"].items()
         }
-        for name in filter(results[phases[0]].__contains__, shown):
+        for name, label in shown.items():
             cells = (
                 f"{results[phase][name]['tokens_per_second']:.0f} "
                 f"({speed_over(results[phase], name, dense):.2f}×)"
                 for phase in phases
             )
-            yield f"| {shown[name]} | {' | '.join(cells)} |"
+            yield f"| {label} | {' | '.join(cells)} |"
 
 
 def phases_of(record: Mapping[str, Any]) -> list[str]:

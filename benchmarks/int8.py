@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.command import command_line, run_script
 from benchmarks.precision import linked, perplexity_of, speed_record
 from benchmarks.shapes import DemoShape
-from converters.to_onnx.rescaling import NO_EXPONENTS, zero_exponents
+from converters.to_onnx.rescaling import zero_exponents
 from converters.to_onnx.writer import build_graph, rescaling_exponents, save_graph
 from sgate_serve.bench.compare import compare
 from sgate_serve.checkpoint.reader import Checkpoint
@@ -98,8 +98,9 @@ def write_form(model: Checkpoint, folder: Path, form: str) -> None:
     folder.mkdir(parents=True)
     precision = PRECISIONS["fp32" if form == FP32 else "int8"]
     held = replace(precision, in_rows=form in (ROWS, RESCALED))
-    exponents = zero_exponents(model, held) if form == ROWS else NO_EXPONENTS
-    if form in (BLOCKS, RESCALED):
+    if form == ROWS:
+        exponents = zero_exponents(model, held)
+    else:
         exponents = rescaling_exponents(model, held, folder)
     save_graph(build_graph(model, held, exponents=exponents), folder)
 

@@ -19,26 +19,23 @@ import onnx_ir as ir
 import torch
 
 from benchmarks.command import command_line, run_script
+from benchmarks.precision import linked
 from benchmarks.shapes import LlamaShape
 from benchmarks.synthetic import write_noise
-from converters.to_onnx.rescaling import zero_exponents
-from converters.to_onnx.writer import build_graph, save_graph
 from sgate_serve.checkpoint.int8 import INT8
 from sgate_serve.checkpoint.reader import Checkpoint
-from sgate_serve.engines.engine_options import OnnxOptions
-from sgate_serve.engines.onnx.engine import load_runner
-from sgate_serve.engines.onnx.profile import SUFFIX, node_events
-from sgate_serve.engines.onnx.runner import PROFILE, OnnxRunner
-from sgate_serve.engines.runner import TokenChunk
+from sgate_serve.engines.onnx.profile import PRODUCTS, SUFFIX, node_events, profiled
+from sgate_serve.engines.table import ONNX
+from sgate_serve.engines.timed import TimedSizes
 from sgate_serve.environment import cpu_flags, hardware, library_versions, num_cpus
-from sgate_serve.onnx_format.names import GRAPH_FILE
+from sgate_serve.loaders.timing import load_timed, write_timed_graph
+from sgate_serve.onnx_format.names import GRAPH_FILE, ONNX_DIR
 from sgate_serve.onnx_format.precision import FP32, INT4, precision_named, suited_to
 from sgate_serve.options import option
 from sgate_serve.progress import activity, counted
 
 # Phase → rows of a call, and new tokens of each.
 PHASES = {"prefill_512": (1, 512), "decode_batch_32": (32, 1)}
-PRODUCTS = ("MatMulNBits", "MatMulIntegerToFloat", "FusedMatMul", "MatMul")
 CONTEXT = 64
 
 
@@ -56,7 +53,7 @@ def run(options: OperatorsOptions) -> dict[str, Any]:
         cells = [(precision, phase) for precision in (INT4, INT8, FP32) for phase in PHASES]
         found: dict[str, dict[str, Any]] = defaultdict(dict)
         for precision, phase in counted(cells, "phase"):
-            found[precision][phase] = profiled(Path(root), precision, phase, options)
+            found[precision][phase] = profiles(Path(root), precision, phase, options)
         return {
             "command": command_line("operators", options),
             "options": asdict(options),
@@ -67,45 +64,35 @@ def run(options: OperatorsOptions) -> dict[str, Any]:
         }
 
 
-def profiled(root: Path, precision: str, phase: str, options: OperatorsOptions) -> dict[str, Any]:
+def profiles(root: Path, precision: str, phase: str, options: OperatorsOptions) -> dict[str, Any]:
     """Return operator → its seconds in each call, and its multiply-adds.
 
     Multiply-adds are counted for products with weights, whose names say the bits of a weight.
     """
-    folder, model = root / precision, Checkpoint.open(root / "dense")
-    if not folder.exists():
+    folder = root / precision
+    if folder.exists():
+        model = Checkpoint.open(folder)
+    else:
+        model = linked(root / "dense", folder)
         held = suited_to(precision_named(precision), cpu_flags())
-        folder.mkdir()
-        save_graph(build_graph(model, held, exponents=zero_exponents(model, held)), folder)
+        write_timed_graph(model, held)
     rows, tokens = PHASES[phase]
-    token = PROFILE.set(root / "nodes")
-    try:
-        runner = load_runner(folder, OnnxOptions(slots=rows, max_model_len=CONTEXT + 512))
-    finally:
-        PROFILE.reset(token)
-    _run_calls(runner, rows, tokens, options)
-    bits = _bits_of(folder / GRAPH_FILE)
-    calls = [_by_operator(call, bits) for call in _calls(runner.session)[-options.rounds :]]
+    sizes = TimedSizes(rows, CONTEXT + max(tokens, options.rounds))
+    generator = np.random.default_rng(options.seed)
+    with profiled(lambda: load_timed(ONNX, model, sizes), model.spec) as (timed, _):
+        if tokens == 1:
+            timed.decode_seconds(rows, CONTEXT, options.rounds, generator)
+        else:
+            for _ in range(options.rounds):
+                timed.prefill_seconds(tokens, generator)
+        bits = _bits_of(folder / ONNX_DIR / GRAPH_FILE)
+        every = _calls(timed.model.runner.session)
+        timed.close()
+    calls = [_by_operator(call, bits) for call in every[-options.rounds :]]
     return {
         name: {"seconds": [call[name][0] for call in calls], "multiply_adds": multiplied}
         for name, (_, multiplied) in calls[0].items()
     }
-
-
-def _run_calls(runner: OnnxRunner, rows: int, tokens: int, options: OperatorsOptions) -> None:
-    generator = np.random.default_rng(options.seed)
-
-    def chunk(slot: int, count: int) -> TokenChunk:
-        return TokenChunk(slot, generator.integers(0, options.vocab_size, count).tolist())
-
-    is_decoding = tokens == 1
-    if is_decoding:
-        for slot in range(rows):
-            runner.forward([chunk(slot, CONTEXT)])
-    for _ in range(options.rounds):
-        runner.forward([chunk(slot, tokens) for slot in range(rows)])
-        if not is_decoding:
-            runner.release(0)
 
 
 def _bits_of(graph: Path) -> Mapping[str, int]:
@@ -135,7 +122,7 @@ def _by_operator(
     for event in call:
         arguments, name = event["args"], event["args"]["op_name"]
         pairs = 0
-        if name in PRODUCTS:
+        if name.startswith(PRODUCTS):
             inputs, outputs = (
                 _shape(arguments[f"{put}_type_shape"]) for put in ("input", "output")
             )
